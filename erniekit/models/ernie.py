@@ -1,0 +1,105 @@
+"""An ERNIE 4.5 model of any family over one packed row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from erniekit.models.attention import Attend, DocumentAttention
+from erniekit.models.config import ErnieConfig
+from erniekit.models.decoder import Decoder, DecoderOutput
+from erniekit.models.layers import Linear
+from erniekit.models.resampler import Resampler
+from erniekit.models.rope import decoder_rotation
+from erniekit.models.vision import VisionTower
+from erniekit.moe.router import ModalityIndex
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """What the model needs of a packed row, on the host.
+
+    `input_ids` int64 [T]; `position_ids` int64 [3, T]; `modality` int8 [T] (0 text, 1 vision);
+    `cu_seqlens` int32 [D + 1]; `patches` [P, patch_dim], uint8 as decoded or float32 already normalised;
+    `grid_thw` int32 [N, 3]; `media_positions` int64 [M], the places of vision features, in the media's order.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    modality: np.ndarray
+    cu_seqlens: np.ndarray
+    patches: np.ndarray
+    grid_thw: np.ndarray
+    media_positions: np.ndarray
+
+
+class ErnieModel(nn.Layer):
+    """Parameters are named and shaped as in the Hub's `-PT` checkpoints of the same family."""
+
+    def __init__(self, config: ErnieConfig, dtype: str = "float32") -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
+        self.model = Decoder(config, dtype)
+        if config.vision is not None:
+            self.vision_model = VisionTower(config.vision, dtype)
+            self.model.resampler_model = Resampler(config.vision, config.hidden_size, config.rms_norm_eps, dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype)
+
+    def forward(self, row: RowInputs, attend: Attend | None = None) -> DecoderOutput:
+        """Hidden states of every position. `attend` replaces the row's own document attention (generation)."""
+        x = self.model.embed_tokens(paddle.to_tensor(row.input_ids))
+        if len(row.grid_thw):
+            features = self.vision_features(row.patches, row.grid_thw)
+            if features.shape[0] != len(row.media_positions):
+                raise ValueError(
+                    f"{len(row.media_positions)} placeholder tokens for {features.shape[0]} vision features"
+                )
+            x = paddle.scatter(x, paddle.to_tensor(row.media_positions), features.astype(x.dtype))
+        if attend is None:
+            attend = DocumentAttention(row.cu_seqlens, causal=True, heads=self.config.num_attention_heads)
+        rotation = decoder_rotation(paddle.to_tensor(row.position_ids), self.config)
+        return self.model(x, rotation, ModalityIndex(row.modality), attend)
+
+    def vision_features(self, patches: np.ndarray, grid_thw: np.ndarray) -> Tensor:
+        """Patches [P, patch_dim] of int [N, 3] pictures and videos -> features [media tokens, hidden]."""
+        pixels = paddle.to_tensor(patches)
+        if patches.dtype == np.uint8:
+            pixels = self._normalize(pixels)
+        hidden = self.vision_model(pixels.astype(self.dtype), grid_thw)
+        return self.model.resampler_model(hidden, grid_thw)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> [n, vocab]."""
+        return paddle.matmul(hidden, self.output_weight, transpose_y=True)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[vocab, hidden]: the head's own weight, or the embedding where they are tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
+    def recompute(self) -> bool:
+        """Whether decoder layers are computed again in the backward pass instead of keeping their activations."""
+        return bool(self.model.recompute)
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.model.recompute = value
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [P, channels * size * size] -> float32, zero mean and unit deviation by channel."""
+        vision = self.config.vision
+        assert vision is not None
+        area = vision.patch_size**2
+        mean = np.repeat(np.array(self.image_mean, np.float32), area)
+        std = np.repeat(np.array(self.image_std, np.float32), area)
+        return (pixels.astype("float32") / 255.0 - paddle.to_tensor(mean)) / paddle.to_tensor(std)

@@ -1,0 +1,63 @@
+"""Rotary position embeddings of the decoder (1-D and 3-D) and of the vision tower (2-D). Angles are float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from erniekit.models.config import VISION_ROPE_THETA, ErnieConfig, VisionConfig
+
+
+def decoder_rotation(position_ids: Tensor, config: ErnieConfig) -> Tensor:
+    """Rotation of every pair of channels, as complex64 [T, 1, head_dim / 2].
+
+    `position_ids` int64 [3, T] hold time, height and width. In VL models pair i follows height where i is
+    even, width where it is odd, and time in the last `mrope_section[2]` pairs; elsewhere all follow time.
+    Agrees with transformers' Ernie4_5_VLMoeTextRotaryEmbedding and Ernie4_5RotaryEmbedding.
+    """
+    pairs = config.head_dim // 2
+    frequencies = config.rope_theta ** (-np.arange(pairs, dtype=np.float32) * 2 / config.head_dim)
+    axis = np.zeros(pairs, np.int64)
+    if config.mrope_section is not None:
+        spatial = pairs - config.mrope_section[2]
+        axis[:spatial:2], axis[1:spatial:2] = 1, 2
+    positions = paddle.index_select(position_ids, paddle.to_tensor(axis), axis=0).t().astype("float32")
+    angles = positions * paddle.to_tensor(frequencies.astype(np.float32))
+    return paddle.complex(paddle.cos(angles), paddle.sin(angles)).unsqueeze(1)
+
+
+def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate neighbouring channels (x0, x1), (x2, x3), ... of [T, heads, head_dim] by `decoder_rotation`.
+
+    One complex product: on CPU about five times as fast as the form with sine, cosine and a flip.
+    """
+    tokens, heads, width = x.shape
+    pairs = paddle.as_complex(x.astype("float32").reshape([tokens, heads, width // 2, 2]))
+    return paddle.as_real(pairs * rotation).reshape([tokens, heads, width]).astype(x.dtype)
+
+
+def vision_rotation(grid_thw: np.ndarray, vision: VisionConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 [P, 1, head_dim / 2], of every patch of pictures and videos int [N, 3].
+
+    The first half of the angles follows the patch's row, the second its column; patches come in the order of
+    the spatial merge. Agrees with transformers' Ernie4_5_VLMoeVisionRotaryEmbedding.
+    """
+    merge = vision.spatial_merge_size
+    coordinates = []
+    for frames, height, width in grid_thw.tolist():
+        rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        grid = np.stack([rows, columns], -1).reshape(height // merge, merge, width // merge, merge, 2)
+        coordinates.append(np.tile(grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2), (frames, 1)))
+    quarter = vision.hidden_size // vision.num_heads // 4
+    frequencies = VISION_ROPE_THETA ** (-np.arange(quarter, dtype=np.float32) / quarter)
+    angles = np.concatenate(coordinates)[:, :, None] * frequencies.astype(np.float32)
+    angles = angles.reshape(-1, 1, 2 * quarter).astype(np.float32)
+    return paddle.to_tensor(np.cos(angles)), paddle.to_tensor(np.sin(angles))
+
+
+def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate channel i with channel i + head_dim / 2 of [P, heads, head_dim] by `vision_rotation`."""
+    first, second = paddle.split(x.astype("float32"), 2, axis=-1)
+    rotated = paddle.concat([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return rotated.astype(x.dtype)
