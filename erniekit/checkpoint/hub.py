@@ -1,0 +1,266 @@
+"""Safetensors in the Hub's layout, read and written one tensor at a time.
+
+Reading and writing hold one tensor in memory beside the model, whatever the size of the checkpoint:
+the format (https://huggingface.co/docs/safetensors) puts all names, shapes and offsets into a JSON header,
+so that both directions are plain seeks. Arrays keep the element type of the disk; bfloat16, which numpy
+lacks, travels as uint16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erniekit.errors import CheckpointError
+from erniekit.models.specs import TensorSpec
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+DEFAULT_SHARD_BYTES = 5 << 30
+NUMPY_TYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_HEADER_LIMIT = 100 << 20
+_BLOCK = 1 << 20
+# Tensors of the multi-token-prediction head, which fine-tuning and inference leave out.
+_NOT_TRAINED = re.compile(r"(^|\.)mtp_")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies on disk. `offset` and `nbytes` are in bytes from the start of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Read the header of one safetensors file. Raises CheckpointError where it is damaged or cut off."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+                raise CheckpointError(f"{file}: not a safetensors file, or cut off ({size} bytes)")
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise CheckpointError(f"{file}: its safetensors header is damaged") from None
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        if entry["dtype"] not in NUMPY_TYPES:
+            raise CheckpointError(f"{file}: {name} has the element type {entry['dtype']}, which is not supported")
+        if 8 + length + end > size:
+            raise CheckpointError(f"{file}: cut off: {name} ends at byte {8 + length + end} of {size}")
+        tensors[name] = TensorInfo(
+            name, entry["dtype"], tuple(entry["shape"]), file, 8 + length + begin, end - begin
+        )
+    return tensors
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The shards of a checkpoint directory: those that its index names, else its one safetensors file."""
+    index = directory / INDEX_FILE
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise CheckpointError(f"{index}: not a valid index of shards") from None
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{directory}: the index names shards that are not there: {', '.join(missing)}")
+        return [directory / name for name in names]
+    if (directory / SINGLE_FILE).is_file():
+        return [directory / SINGLE_FILE]
+    shards = sorted(directory.glob("model-*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{directory}: holds no weights ({INDEX_FILE} or {SINGLE_FILE})")
+    return shards
+
+
+def read_index(directory: str | Path) -> dict[str, TensorInfo]:
+    """Name -> place of every tensor of a checkpoint directory, from the shards' own headers."""
+    directory = Path(directory)
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(directory):
+        header = read_header(file)
+        twice = sorted(set(header) & set(tensors))
+        if twice:
+            raise CheckpointError(f"{file}: {twice[0]} is also in {tensors[twice[0]].file.name}")
+        tensors.update(header)
+    index = directory / INDEX_FILE
+    if index.is_file():
+        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        if listed - set(tensors):
+            raise CheckpointError(
+                f"{directory}: the index lists tensors that no shard holds:\n" + _name_list(listed - set(tensors))
+            )
+    return tensors
+
+
+def read_array(info: TensorInfo) -> np.ndarray:
+    """Read one tensor into memory of its own, in the element type of the disk (BF16 as uint16)."""
+    array = np.empty(info.shape, NUMPY_TYPES[info.dtype])
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset)
+        # A 0-d array has no buffer view of its own; reshape gives it one.
+        if stream.readinto(memoryview(array.reshape(-1)).cast("B")) != info.nbytes:
+            raise CheckpointError(f"{info.file}: cut off inside {info.name}")
+    return array
+
+
+def bfloat16_to_float32(array: np.ndarray) -> np.ndarray:
+    """Widen bfloat16 (uint16) to float32; exact."""
+    wide = np.zeros((*array.shape, 2), np.uint16)
+    wide[..., 1] = array
+    return wide.view(np.float32)[..., 0]
+
+
+def float32_to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Narrow float32 to bfloat16 (uint16), round to nearest even. NaN stays NaN."""
+    source = np.ascontiguousarray(array, np.float32).reshape(-1)
+    result = np.empty(source.shape, np.uint16)
+    # In blocks, so that the temporaries stay small beside a large tensor.
+    for start in range(0, source.size, _BLOCK):
+        values = source[start : start + _BLOCK]
+        bits = values.view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        result[start : start + _BLOCK] = np.where(np.isnan(values), 0x7FC0, rounded)
+    return result.reshape(array.shape)
+
+
+def as_dtype(array: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Convert between the floating element types of safetensors ("F32", "BF16", "F16")."""
+    if source == target:
+        return array
+    wide = bfloat16_to_float32(array) if source == "BF16" else array.astype(np.float32, copy=False)
+    if target == "BF16":
+        return float32_to_bfloat16(wide)
+    return wide.astype(NUMPY_TYPES[target], copy=False)
+
+
+def check_against(
+    found: dict[str, TensorInfo], wanted: Iterable[TensorSpec], where: str, *, partial: bool = False
+) -> None:
+    """Compare names and shapes. Raises one CheckpointError that lists all that is missing, extra or misshapen.
+
+    Tensors of the multi-token-prediction head may be there and are not used. A tied `lm_head.weight` may be
+    there as well: some tools write it. `partial` accepts missing names.
+    """
+    shapes = {spec.name: spec.shape for spec in wanted}
+    extra = {n for n in set(found) - set(shapes) if not _NOT_TRAINED.search(n) and n != "lm_head.weight"}
+    missing = set() if partial else set(shapes) - set(found)
+    wrong = [n for n in sorted(set(shapes) & set(found)) if found[n].shape != shapes[n]]
+    problems = []
+    if missing:
+        lines = _name_list(f"{name} {list(shapes[name])}" for name in missing)
+        problems.append(f"{len(missing)} tensors are missing:\n{lines}")
+    if extra:
+        lines = _name_list(f"{name} {list(found[name].shape)}" for name in extra)
+        problems.append(f"{len(extra)} tensors do not belong to this architecture:\n{lines}")
+    if wrong:
+        lines = _name_list(f"{n} is {list(found[n].shape)}, config.json wants {list(shapes[n])}" for n in wrong)
+        problems.append(f"{len(wrong)} tensors have another shape:\n{lines}")
+    if problems:
+        raise CheckpointError(f"{where}: the weights do not fit config.json\n" + "\n".join(problems))
+
+
+def _name_list(names: Iterable[str], limit: int = 12) -> str:
+    ordered = sorted(names)
+    shown = [f"  {name}" for name in ordered[:limit]]
+    if len(ordered) > limit:
+        shown.append(f"  ... and {len(ordered) - limit} more")
+    return "\n".join(shown)
+
+
+def write_safetensors(
+    file: Path,
+    specs: Sequence[TensorSpec],
+    get: Callable[[str], np.ndarray],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write one safetensors file, asking `get(name)` for each array when its turn comes.
+
+    Each array must have its spec's shape and the numpy form of its element type.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        end = offset + spec_bytes(spec)
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little"))
+        stream.write(encoded)
+        for spec in specs:
+            array = get(spec.name)
+            if array.shape != spec.shape or array.dtype != NUMPY_TYPES[spec.dtype]:
+                raise ValueError(
+                    f"{spec.name}: got {array.dtype} {list(array.shape)} for {spec.dtype} {list(spec.shape)}"
+                )
+            stream.write(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_shards(
+    directory: str | Path,
+    specs: Sequence[TensorSpec],
+    get: Callable[[str], np.ndarray],
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[Path]:
+    """Write `model-0000i-of-0000n.safetensors` and their index, streaming; returns the shards.
+
+    A shard is closed before it would grow past `max_shard_bytes`; a larger tensor gets a shard of its own.
+    """
+    directory = Path(directory)
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec_bytes(spec) > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec_bytes(spec)
+    files, weight_map = [], {}
+    for number, shard in enumerate(shards, 1):
+        file = directory / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(file, shard, get)
+        files.append(file)
+        weight_map.update({spec.name: file.name for spec in shard})
+    total = sum(spec_bytes(spec) for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def spec_bytes(spec: TensorSpec) -> int:
+    """Bytes that a tensor takes on disk."""
+    return spec.size * np.dtype(NUMPY_TYPES[spec.dtype]).itemsize

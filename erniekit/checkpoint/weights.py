@@ -1,0 +1,70 @@
+"""Between a model in memory and its tensors on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from erniekit.checkpoint.hub import as_dtype, check_against, read_array, read_index, write_shards
+from erniekit.models.config import ErnieConfig
+from erniekit.models.factory import build_model
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.specs import TensorSpec, parameter_specs
+
+DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """The tensor's values as numpy holds them (bfloat16 as uint16); on CPU a view of its memory, not a copy."""
+    tensor = tensor.detach()
+    if tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16:
+        return np.from_dlpack(tensor)
+    return tensor.numpy()
+
+
+def spec_of(name: str, tensor: Tensor) -> TensorSpec:
+    """Name, element type and shape of a tensor in memory."""
+    return TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def assign(tensor: Tensor, array: np.ndarray, dtype: str) -> None:
+    """Fill a parameter in place from an array of the given element type, converting to the parameter's own."""
+    array = as_dtype(array, dtype, DTYPE_NAMES[tensor.dtype])
+    if tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16:
+        np.from_dlpack(tensor.detach())[...] = array
+    else:
+        value = paddle.to_tensor(array, dtype="uint16" if tensor.dtype == paddle.bfloat16 else None)
+        tensor.set_value(value.view(tensor.dtype) if tensor.dtype == paddle.bfloat16 else value)
+
+
+def load_weights(model: ErnieModel, directory: str | Path) -> None:
+    """Fill every parameter from a checkpoint directory, one tensor at a time.
+
+    Raises CheckpointError that lists all tensors which are missing, extra or misshapen.
+    """
+    found = read_index(directory)
+    parameters = dict(model.named_parameters())
+    check_against(found, (spec_of(n, p) for n, p in parameters.items()), str(directory))
+    for name, parameter in parameters.items():
+        assign(parameter, read_array(found[name]), found[name].dtype)
+
+
+def load_model(directory: str | Path, dtype: str = "float32") -> ErnieModel:
+    """Build the model that `config.json` describes and load its weights, computing in `dtype`."""
+    config = ErnieConfig.from_dir(directory)
+    # Before memory is taken for a model that the files do not fit.
+    check_against(read_index(directory), parameter_specs(config), str(directory))
+    model = build_model(config, dtype)
+    load_weights(model, directory)
+    return model
+
+
+def save_weights(model: ErnieModel, directory: str | Path, *, only: Callable[[str], bool] | None = None) -> None:
+    """Write the parameters, in their own element types, as shards in the Hub's layout."""
+    parameters = {n: p for n, p in model.named_parameters() if only is None or only(n)}
+    specs = [spec_of(name, parameter) for name, parameter in parameters.items()]
+    write_shards(directory, specs, lambda name: array_of(parameters[name]))
