@@ -1,0 +1,1 @@
+"""Low-rank adapters: which modules they attach to, how they compute, how they are stored and merged."""

@@ -1,0 +1,123 @@
+"""Adapter files in PEFT's form: `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddle import Tensor, nn
+
+from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, write_safetensors
+from erniekit.checkpoint.weights import array_of, assign, spec_of
+from erniekit.errors import CheckpointError
+from erniekit.models.specs import TensorSpec
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter directory says of itself. `base_path` is the model directory that it was trained on."""
+
+    base_path: str
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+def is_adapter_directory(directory: str | Path) -> bool:
+    """Whether a directory holds an adapter instead of a whole model."""
+    return (Path(directory) / CONFIG_FILE).is_file()
+
+
+def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
+    """What an adapter file holds: all low-rank matrices, and base parameters that are trained (the router)."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name or not parameter.stop_gradient
+    }
+
+
+def write_adapter(
+    directory: str | Path,
+    model: nn.Layer,
+    *,
+    base_path: str,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str],
+) -> None:
+    """Write the adapters of a model to a directory that exists."""
+    directory = Path(directory)
+    parameters = adapter_parameters(model)
+    whole = sorted({n.rpartition(".")[0] for n in parameters if ".lora_" not in n})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": list(targets),
+        "modules_to_save": whole or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    specs = []
+    for name, parameter in parameters.items():
+        spec = spec_of(name, parameter)
+        specs.append(TensorSpec(PREFIX + name, spec.dtype, spec.shape))
+    write_safetensors(
+        directory / WEIGHTS_FILE, specs, lambda name: array_of(parameters[name.removeprefix(PREFIX)])
+    )
+
+
+def read_adapter_config(directory: str | Path) -> AdapterConfig:
+    """Read `adapter_config.json`. Raises CheckpointError naming what is missing."""
+    file = Path(directory) / CONFIG_FILE
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return AdapterConfig(
+            base_path=str(raw["base_model_name_or_path"]),
+            rank=int(raw["r"]),
+            alpha=float(raw["lora_alpha"]),
+            dropout=float(raw.get("lora_dropout", 0.0)),
+            targets=tuple(raw["target_modules"]),
+        )
+    except OSError:
+        raise CheckpointError(f"{file}: not found") from None
+    except KeyError as error:
+        raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{file}: not a valid adapter configuration") from None
+
+
+def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
+    """Place of every tensor of an adapter file, by the model's own name."""
+    file = Path(directory) / WEIGHTS_FILE
+    return {name.removeprefix(PREFIX): info for name, info in read_header(file).items()}
+
+
+def load_adapter(model: nn.Layer, directory: str | Path) -> None:
+    """Fill the adapters of a model that `apply_lora` prepared. Raises CheckpointError where they do not fit."""
+    found = read_adapter_index(directory)
+    parameters = adapter_parameters(model)
+    differing = sorted(set(found) ^ set(parameters))
+    if differing:
+        side = "only the file has" if differing[0] in found else "the file lacks"
+        raise CheckpointError(f"{directory}: the adapter does not fit this model: {side} {differing[0]}")
+    for name, parameter in parameters.items():
+        if found[name].shape != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{directory}: {name} is {list(found[name].shape)}, the model wants {list(parameter.shape)}"
+            )
+        assign(parameter, read_array(found[name]), found[name].dtype)

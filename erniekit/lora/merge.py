@@ -1,0 +1,66 @@
+"""Fold adapters into the weights that they were trained on, one tensor at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
+from erniekit.errors import CheckpointError
+from erniekit.lora.adapters import read_adapter_config, read_adapter_index
+
+
+class AdapterMerge:
+    """Merged values of base tensors.
+
+    `W' = W + (alpha / rank) B A`, computed in float32 and rounded once to W's own element type. Tensors that
+    the adapter file holds whole (a trained router) replace those of the base. `finish` must be called at the
+    end: it makes sure that every adapter found its weight.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.config = read_adapter_config(directory)
+        self._tensors = read_adapter_index(directory)
+        self.modules = {name.partition(".lora_A.")[0] for name in self._tensors if ".lora_A." in name}
+        self.whole = {name for name in self._tensors if ".lora_" not in name}
+        halves = {name.partition(".lora_B.")[0] for name in self._tensors if ".lora_B." in name}
+        if halves != self.modules:
+            name = min(halves ^ self.modules)
+            raise CheckpointError(f"{directory}: {name} has only one of lora_A and lora_B")
+        self._merged: set[str] = set()
+
+    def __call__(self, info: TensorInfo) -> np.ndarray:
+        """The value of one base tensor after merging, in the element type of `info`."""
+        module = info.name.removesuffix(".weight")
+        if info.name in self.whole:
+            self._merged.add(info.name)
+            return as_dtype(read_array(self._tensors[info.name]), self._tensors[info.name].dtype, info.dtype)
+        base = read_array(info)
+        if module not in self.modules or not info.name.endswith(".weight"):
+            return base
+        down, up = (self._float32(f"{module}.lora_{half}.weight") for half in "AB")
+        if (up.shape[0], down.shape[1]) != info.shape:
+            raise CheckpointError(
+                f"{self.directory}: the adapter of {module} is for a weight of "
+                f"{[up.shape[0], down.shape[1]]}, the base has {list(info.shape)}"
+            )
+        delta = (up * (self.config.alpha / self.config.rank)) @ down
+        delta += as_dtype(base, info.dtype, "F32")
+        self._merged.add(module)
+        return as_dtype(delta, "F32", info.dtype)
+
+    def finish(self) -> int:
+        """The number of merged adapters. Raises CheckpointError unless it equals the number of those present."""
+        left = sorted((self.modules | self.whole) - self._merged)
+        if left:
+            raise CheckpointError(
+                f"{self.directory}: {len(left)} of {len(self.modules | self.whole)} adapters have no weight in the "
+                f"base model, e.g. {left[0]}; is this the base that they were trained on?"
+            )
+        return len(self.modules)
+
+    def _float32(self, name: str) -> np.ndarray:
+        info = self._tensors[name]
+        return as_dtype(read_array(info), info.dtype, "F32")

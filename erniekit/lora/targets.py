@@ -1,0 +1,91 @@
+"""Which modules of a model get adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from paddle import nn
+
+from erniekit.errors import ConfigError
+from erniekit.lora.layers import LoraLinear
+from erniekit.models.layers import Linear
+
+
+@dataclass(frozen=True)
+class LoraMatch:
+    """One adapted module and the number of values that its adapter trains."""
+
+    module: str
+    in_features: int
+    out_features: int
+    params: int
+
+
+@dataclass(frozen=True)
+class LoraGroup:
+    """Matches that differ only in layer or expert number, for the table that is printed before training."""
+
+    pattern: str
+    modules: int
+    params: int
+
+
+def find_targets(model: nn.Layer, targets: Sequence[str]) -> dict[str, Linear]:
+    """Linear modules by name whose last name part equals a target, or whose full name matches it as a pattern.
+
+    Raises ConfigError for each target that matches nothing, naming what there is.
+    """
+    linears = {
+        name: layer
+        for name, layer in model.named_sublayers()
+        if isinstance(layer, Linear) and not name.endswith((".lora_A", ".lora_B"))
+    }
+    found: dict[str, Linear] = {}
+    for target in targets:
+        matched = [name for name in linears if name.rpartition(".")[2] == target or fnmatchcase(name, target)]
+        if not matched:
+            raise ConfigError(f"lora.targets: {target!r} matches no module of this model. {_known(linears, target)}")
+        found.update({name: linears[name] for name in matched})
+    return {name: layer for name, layer in linears.items() if name in found}
+
+
+def apply_lora(
+    model: nn.Layer, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+) -> list[LoraMatch]:
+    """Freeze the model and put an adapter on every matched module. Raises ConfigError where a target matches nothing."""
+    modules = find_targets(model, targets)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    sublayers = dict(model.named_sublayers())
+    matches = []
+    for name, base in modules.items():
+        parent, _, child = name.rpartition(".")
+        adapter = LoraLinear(base, rank, alpha, dropout)
+        adapter.reset(seed, name)
+        (sublayers[parent] if parent else model).add_sublayer(child, adapter)
+        size = rank * (base.in_features + base.out_features)
+        matches.append(LoraMatch(name, base.in_features, base.out_features, size))
+    return matches
+
+
+def group_matches(matches: Sequence[LoraMatch]) -> list[LoraGroup]:
+    """Matches with every number in their names written as `*`, counted."""
+    groups: dict[str, list[LoraMatch]] = {}
+    for match in matches:
+        groups.setdefault(_pattern(match.module), []).append(match)
+    return [LoraGroup(pattern, len(group), sum(m.params for m in group)) for pattern, group in groups.items()]
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _known(linears: dict[str, Linear], target: str) -> str:
+    names = sorted({name.rpartition(".")[2] for name in linears if not name.rpartition(".")[2].isdigit()})
+    near = get_close_matches(target, names, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Module names: {', '.join(names)}; or a pattern such as 'model.layers.*.self_attn.*'"

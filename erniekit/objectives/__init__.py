@@ -1,0 +1,1 @@
+"""Objectives: a packed batch in, sums of losses and counts out."""

@@ -1,0 +1,73 @@
+"""Cross entropy of the language model, over the positions that carry loss and a few rows at a time."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+# The one call that gives loss and softmax from a single kernel; Paddle has called it deprecated since 2.0,
+# and what it points to returns no softmax.
+warnings.filterwarnings("ignore", message="(?s).*softmax_with_cross_entropy", category=DeprecationWarning)
+warnings.filterwarnings("ignore", message="(?s).*softmax_with_cross_entropy", category=UserWarning)
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    """Sum of negative log-likelihoods, float32 scalar, without ever holding [N, vocab] logits.
+
+    `hidden` [N, H] holds only positions that carry loss, `weight` [V, H] the output head, `labels` int64 [N].
+    Logits, their softmax and their gradients exist for `chunk` rows at a time; gradients are taken in the
+    forward pass, so that nothing is computed twice. Softmax and sums are float32.
+    """
+    wanted = paddle.is_grad_enabled()
+    return _ChunkedCrossEntropy.apply(
+        hidden,
+        weight,
+        labels,
+        chunk,
+        wanted and not hidden.stop_gradient,
+        wanted and not weight.stop_gradient,
+    )
+
+
+class _ChunkedCrossEntropy(paddle.autograd.PyLayer):
+    """The loss is a plain sum, so its gradients are known up to the factor that arrives in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, for_hidden: bool, for_weight: bool
+    ) -> Tensor:
+        total = paddle.zeros([], "float32")
+        grad_hidden: list[Tensor] = []
+        grad_weight: Tensor | None = None
+        for start in range(0, hidden.shape[0], chunk):
+            rows, targets = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(-1)
+            logits = paddle.matmul(rows, weight, transpose_y=True).astype("float32")
+            nll, softmax = F.softmax_with_cross_entropy(logits, targets, return_softmax=True)
+            total = total + nll.sum()
+            if not (for_hidden or for_weight):
+                continue
+            ones = paddle.full(targets.shape, -1.0, "float32")
+            error = paddle.put_along_axis(softmax, targets, ones, 1, reduce="add").astype(rows.dtype)
+            if for_hidden:
+                grad_hidden.append(paddle.matmul(error, weight))
+            if for_weight:
+                part = paddle.matmul(error, rows, transpose_x=True).astype("float32")
+                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+        ctx.grad_hidden = paddle.concat(grad_hidden) if grad_hidden else None
+        ctx.grad_weight = grad_weight
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden_type, weight_type = ctx.dtypes
+        grad_hidden, grad_weight = ctx.grad_hidden, ctx.grad_weight
+        return (
+            None if grad_hidden is None else (grad_hidden * grad.astype(hidden_type)),
+            None if grad_weight is None else (grad_weight * grad).astype(weight_type),
+            None,
+        )
