@@ -19,7 +19,7 @@ from erniekit.models.rope import rotate_pairs
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 # Queries whose scores exist at one time; longer documents go in chunks, which also skips the keys after them.
-_QUERY_CHUNK = 512
+_QUERY_CHUNK = 256
 # Scores of one batch of documents, all heads: bounds memory where a row holds many documents.
 _MAX_SCORES = 1 << 25
 # Causal documents may share a batch if the shorter is padded by no more than this many positions or this share.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+
+from erniekit.models.rms_norm import rms_norm
 
 
 class Linear(nn.Layer):
@@ -60,7 +60,7 @@ class RMSNorm(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, width] -> [T, width]."""
-        return _RMSNormFunction.apply(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Mlp(nn.Layer):
@@ -75,27 +75,6 @@ class Mlp(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
-class _RMSNormFunction(paddle.autograd.PyLayer):
-    """Forward and backward by hand: about 1.5 times as fast on CPU as the composed form, and two tensors kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.astype("float32")
-        scale = paddle.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).astype(x.dtype) * weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, weight, scale = ctx.saved_tensor()
-        grad = grad.astype("float32")
-        normal = x.astype("float32") * scale
-        inner = grad * weight.astype("float32")
-        grad_x = scale * (inner - normal * (inner * normal).mean(-1, keepdim=True))
-        grad_weight = None if weight.stop_gradient else (grad * normal).sum(0).astype(weight.dtype)
-        return grad_x.astype(x.dtype), grad_weight
 
 
 def _zeros(layer: nn.Layer, shape: list[int], dtype: str) -> Tensor:

@@ -11,8 +11,7 @@ from paddle import Tensor
 
 # The one call that gives loss and softmax from a single kernel; Paddle has called it deprecated since 2.0,
 # and what it points to returns no softmax.
-warnings.filterwarnings("ignore", message="(?s).*softmax_with_cross_entropy", category=DeprecationWarning)
-warnings.filterwarnings("ignore", message="(?s).*softmax_with_cross_entropy", category=UserWarning)
+warnings.filterwarnings("ignore", message="(?s).*softmax_with_cross_entropy")
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:

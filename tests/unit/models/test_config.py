@@ -1,0 +1,128 @@
+"""config.json in its four forms, and the tensors that follow from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.errors import CheckpointError
+from erniekit.models.config import ErnieConfig
+from erniekit.models.factory import build_model
+from erniekit.models.specs import is_router_tensor, parameter_specs
+
+DENSE: dict[str, Any] = dict(
+    model_type="ernie4_5",
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+)
+MOE = DENSE | dict(
+    model_type="ernie4_5_moe",
+    num_hidden_layers=4,
+    moe_num_experts=3,
+    moe_k=2,
+    moe_intermediate_size=8,
+    moe_num_shared_experts=2,
+    moe_layer_start_index=1,
+    moe_layer_end_index=-1,
+)
+FLAT = MOE | dict(
+    model_type="ernie4_5_moe_vl",
+    moe_num_experts=[3, 3],
+    moe_intermediate_size=[8, 4],
+    moe_layer_start_index=[1, 1],
+    moe_layer_end_index=[5, 3],
+    rope_scaling={"type": "default", "mrope_section": [1, 1, 2]},
+    im_patch_id=9,
+    image_start_token_id=14,
+    image_end_token_id=15,
+    video_start_token_id=16,
+    video_end_token_id=17,
+    vision_config=dict(
+        depth=1, hidden_size=8, mlp_ratio=2, num_heads=2, patch_size=14, in_channels=3, spatial_merge_size=2
+    ),
+)
+
+
+def _nested() -> dict[str, Any]:
+    text = {key: value for key, value in FLAT.items() if key not in ("vision_config", "rope_scaling")}
+    text |= dict(moe_num_experts=3, mlp_layer_types=["dense", "sparse", "sparse", "sparse"])
+    text |= dict(rope_parameters={"rope_theta": 500000.0, "mrope_section": [1, 1, 2]})
+    vision = FLAT["vision_config"] | dict(intermediate_size=16, temporal_merge_size=2)
+    tokens = {key: FLAT[key] for key in FLAT if key.endswith("_token_id")}
+    names = dict(model_type="ernie4_5_vl_moe", image_token_id=9, video_token_id=20)
+    return names | tokens | dict(text_config=text, vision_config=vision)
+
+
+def test_flat_and_nested_forms_describe_the_same_model() -> None:
+    flat, nested = ErnieConfig.from_json(FLAT), ErnieConfig.from_json(_nested())
+    assert flat.moe == nested.moe
+    assert flat.moe is not None and flat.moe.sparse_layers == (1, 2, 3)
+    assert flat.vision == nested.vision
+    assert flat.mrope_section == nested.mrope_section == (1, 1, 2)
+    assert flat.media is not None and flat.media.video_placeholder == 9
+    assert nested.media is not None and nested.media.video_placeholder == 20
+
+
+def test_newer_rope_parameters_are_read() -> None:
+    assert ErnieConfig.from_json(DENSE | dict(rope_parameters={"rope_theta": 1234.0})).rope_theta == 1234.0
+
+
+@pytest.mark.parametrize(("start", "end", "interval", "layers"), [(1, -1, 1, (1, 2, 3)), (0, 2, 2, (1,)), (3, 3, 1, (3,))])
+def test_which_layers_have_experts(start: int, end: int, interval: int, layers: tuple[int, ...]) -> None:
+    keys = dict(moe_layer_start_index=start, moe_layer_end_index=end, moe_layer_interval=interval)
+    moe = ErnieConfig.from_json(MOE | keys).moe
+    assert moe is not None and moe.sparse_layers == layers
+
+
+@pytest.mark.parametrize("raw", [DENSE, MOE, MOE | dict(moe_num_shared_experts=0, tie_word_embeddings=False), FLAT])
+def test_specs_are_the_parameters_of_the_model(raw: dict[str, Any]) -> None:
+    config = ErnieConfig.from_json(raw)
+    specs = {spec.name: (spec.shape, spec.dtype) for spec in parameter_specs(config, "BF16")}
+    parameters = dict(build_model(config, "bfloat16").named_parameters())
+    assert specs.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        dtype = "F32" if is_router_tensor(name) else "BF16"
+        assert specs[name] == (tuple(parameter.shape), dtype)
+        assert str(parameter.dtype).endswith("float32" if dtype == "F32" else "bfloat16"), name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(model_type="llama"), "not an ERNIE 4.5 model"),
+        (dict(hidden_size=None), "config.json"),
+        (dict(moe_k=9), "moe_k 9 must be between 1 and moe_num_experts 3"),
+        (dict(moe_num_experts=[3, 4]), "same number of experts"),
+        (dict(moe_intermediate_size=8), "has 2 of them"),
+        (dict(rope_scaling={"mrope_section": [2, 1, 1]}), "mrope_section"),
+        (dict(num_attention_heads=3, num_key_value_heads=2), "not a multiple"),
+        (dict(use_bias=True), "use_bias"),
+        (dict(temporal_conv_size=4), "only 2 is known"),
+    ],
+)
+def test_what_cannot_be_is_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        ErnieConfig.from_json(FLAT | change)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    raw = {key: value for key, value in DENSE.items() if key != "num_hidden_layers"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="config.json: key 'num_hidden_layers' is missing"):
+        ErnieConfig.from_dir(tmp_path)
+
+
+def test_broken_or_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not found"):
+        ErnieConfig.from_dir(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
+    with pytest.raises(CheckpointError, match=r"config.json:2: not valid JSON"):
+        ErnieConfig.from_dir(tmp_path)
