@@ -1,0 +1,78 @@
+# Everything is installed into .venv; nothing outside this directory is changed.
+#
+#   make quickstart            install, train a small vision-language model, export it, prove that it loads
+#   make quickstart VERIFY=0   the same without PyTorch and the comparison with transformers
+#   make test                  everything that must pass before a commit
+#
+# PYTHON=...      the Python to make .venv with (3.11 is what is tested)
+# TORCH_ARGS=...  arguments of the installation of PyTorch; its usual Linux wheel brings several GB of CUDA
+#                 libraries, so `--index-url` with PyTorch's index of CPU wheels saves time and space
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VERIFY ?= 1
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+VENV_STAMP := .venv/.stamp-venv
+CORE_STAMP := .venv/.stamp-core
+TORCH_STAMP := .venv/.stamp-torch
+DEV_STAMP := .venv/.stamp-dev
+
+# On a terminal one line shows what pip is at; elsewhere only errors are shown.
+define install
+@if [ -t 1 ]; then \
+	$(PIP) install $(1) | while IFS= read -r line; do printf '\r\033[K  %.76s' "$$line"; done; printf '\r\033[K'; \
+else \
+	$(PIP) install --quiet $(1); \
+fi
+endef
+
+.PHONY: help quickstart test lint clean
+
+help:
+	@sed -n 's|^#   make|  make|p' Makefile
+
+quickstart: $(CORE_STAMP) $(if $(filter-out 0,$(VERIFY)),$(TORCH_STAMP))
+	@examples/quickstart.sh $(VERIFY)
+
+test: lint
+	@echo "Running the tests ..."
+	@$(BIN)/python -m pytest
+
+lint: $(DEV_STAMP)
+	@echo "Checking style, imports and types ..."
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV_STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v < (3, 13) and \
+		f"erniekit needs Python 3.11 or 3.12; {sys.executable} is {v.major}.{v.minor}. Say which: make PYTHON=...")'
+	@echo "Making .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+$(CORE_STAMP): $(VENV_STAMP) setup.cfg pyproject.toml
+	@echo "Installing erniekit and PaddlePaddle into .venv (0.2 GB to download) ..."
+	$(call install,-e .)
+	@touch $@
+
+$(TORCH_STAMP): $(CORE_STAMP)
+	@echo "Installing PyTorch into .venv, to compare exports with transformers (VERIFY=0 leaves it out) ..."
+	$(call install,$(TORCH) $(TORCH_ARGS))
+	$(call install,-e '.[verify]')
+	@touch $@
+
+$(DEV_STAMP): $(TORCH_STAMP)
+	@echo "Installing the developers' tools into .venv ..."
+	$(call install,-e '.[dev]')
+	@touch $@

@@ -1,0 +1,34 @@
+"""The configuration of a run: its schema, and how it is read from YAML and the command line."""
+
+from erniekit.config.load import dump_config, load_config
+from erniekit.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    LogConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ParameterGroup,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "LogConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ParameterGroup",
+    "ScheduleConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,219 @@
+"""The words of configuration errors: what a key allows, and which key was probably meant."""
+
+import difflib
+import json
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from erniekit.config.schema import Config
+from erniekit.config.source import KeyPath, dotted
+
+OTHER_NAMES = {
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "compute_type": "model.dtype",
+    "torch_dtype": "model.dtype",
+    "bf16": "model.dtype",
+    "freeze_config": "model.freeze",
+    "freeze_vision_tower": "model.freeze",
+    "fine_tuning": "lora.enabled",
+    "finetuning_type": "lora.enabled",
+    "use_lora": "lora.enabled",
+    "lora_rank": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target": "lora.targets",
+    "lora_target_modules": "lora.targets",
+    "target_modules": "lora.targets",
+    "train_dataset_path": "data.train",
+    "train_dataset": "data.train",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "eval_dataset_path": "data.eval",
+    "val_dataset": "data.eval",
+    "eval_dataset": "data.eval",
+    "train_dataset_type": "data.format",
+    "dataset_type": "data.format",
+    "chat_template": "data.template",
+    "max_seq_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "max_seqlen": "data.max_length",
+    "pad_to_max_seqlen": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "per_device_train_batch_size": "data.max_length",
+    "micro_batch_size": "data.max_length",
+    "batch_size": "data.max_length",
+    "random_shuffle": "data.shuffle",
+    "dataloader_num_workers": "data.workers",
+    "image_max_pixels": "data.max_pixels",
+    "image_min_pixels": "data.min_pixels",
+    "loss_subbatch_seqlen": "loss.chunk_tokens",
+    "lr": "optimizer.learning_rate",
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
+    "adam_epsilon": "optimizer.epsilon",
+    "clip_grad": "optimizer.max_grad_norm",
+    "lr_scheduler": "schedule.type",
+    "lr_scheduler_type": "schedule.type",
+    "min_lr": "schedule.min_learning_rate",
+    "output_dir": "train.output_dir",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "gradient_accumulation_steps": "train.rows_per_step",
+    "gradient_checkpointing": "train.recompute",
+    "recompute_granularity": "train.recompute",
+    "eval_steps": "train.eval_every",
+    "use_cpu": "parallel.device",
+    "save_steps": "checkpoint.save_every",
+    "save_total_limit": "checkpoint.keep",
+    "logging_steps": "log.every",
+    "report_to": "log.tensorboard",
+}
+"""Names of the same thing in ERNIEKit and other trainers."""
+
+
+class Target(NamedTuple):
+    """What a key path leads to: the annotation, its constraints and the description."""
+
+    annotation: Any
+    constraints: tuple[Any, ...] = ()
+    description: str = ""
+
+
+def _known_keys() -> dict[str, FieldInfo]:
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        f"{section}.{name}": field
+        for section, model in sections.items()
+        if isinstance(model, type) and issubclass(model, BaseModel)
+        for name, field in model.model_fields.items()
+    }
+
+
+KNOWN_KEYS = _known_keys()
+"""Every `section.key` of the schema with its field."""
+
+
+def _flatten(metadata: Iterator[Any] | tuple[Any, ...] | list[Any]) -> Iterator[Any]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from _flatten(item.metadata)
+        else:
+            yield item
+
+
+def _unwrap(annotation: Any, constraints: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...], bool]:
+    """The type without Annotated and None, its constraints, and whether null is allowed."""
+    nullable = False
+    while True:
+        if get_origin(annotation) is Annotated:
+            constraints += tuple(_flatten(annotation.__metadata__))
+            annotation = annotation.__origin__
+        elif get_origin(annotation) in (Union, types.UnionType):
+            nullable = True
+            (annotation,) = (member for member in get_args(annotation) if member is not type(None))
+        else:
+            return annotation, constraints, nullable
+
+
+def target_of(path: KeyPath) -> Target | None:
+    """What a key path leads to in the schema; None where it leads nowhere."""
+    target = Target(Config)
+    for part in path:
+        kind, _, _ = _unwrap(target.annotation)
+        if isinstance(part, int):
+            if get_origin(kind) is not list:
+                return None
+            target = Target(get_args(kind)[0])
+        elif isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+            found = kind.model_fields[part]
+            target = Target(found.annotation, tuple(_flatten(found.metadata)), found.description or "")
+        else:
+            return None
+    return target
+
+
+def allowed(target: Target) -> str:
+    """What may be written, in words: "a whole number above 0 or null"."""
+    kind, constraints, nullable = _unwrap(target.annotation, target.constraints)
+    return _allowed_type(kind, constraints) + (" or null" if nullable else "")
+
+
+def _allowed_type(kind: Any, constraints: tuple[Any, ...]) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is list:
+        item, _, _ = _unwrap(get_args(kind)[0])
+        what = "texts" if item is str else "sections"
+        at_least = " with at least one item" if any(isinstance(c, MinLen) for c in constraints) else ""
+        return f"a list of {what}{at_least}"
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return "text that is not empty" if any(isinstance(c, MinLen) for c in constraints) else "text"
+    if kind in (int, float):
+        bounds = " and ".join(_bounds(constraints))
+        return ("a whole number" if kind is int else "a number") + (f" {bounds}" if bounds else "")
+    return "a section with keys of its own"
+
+
+def _bounds(constraints: tuple[Any, ...]) -> Iterator[str]:
+    for bound in constraints:
+        if isinstance(bound, Gt):
+            yield f"above {bound.gt}"
+        elif isinstance(bound, Ge):
+            yield f"of at least {bound.ge}"
+        elif isinstance(bound, Lt):
+            yield f"below {bound.lt}"
+        elif isinstance(bound, Le):
+            yield f"of at most {bound.le}"
+
+
+def shown(value: Any) -> str:
+    """A value as it looks in YAML, on one line and not too long."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "an empty list" if not value else "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest_choice(target: Target, value: Any) -> str | None:
+    """The choice of a list of choices that is most like `value`."""
+    kind, _, _ = _unwrap(target.annotation)
+    if get_origin(kind) is not Literal:
+        return None
+    return _closest(str(value).lower(), list(get_args(kind)))
+
+
+def meant(path: KeyPath) -> str:
+    """For an unknown key: "did you mean ...?", or the keys that exist at its place."""
+    last = str(path[-1])
+    parent = target_of(path[:-1])
+    kind = None if parent is None else _unwrap(parent.annotation)[0]
+    siblings = list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+    near = _closest(last, siblings)
+    beside = None if near is None else dotted((*path[:-1], near))
+    if len(path) <= 2:
+        if last in OTHER_NAMES:
+            key = OTHER_NAMES[last]
+            return f"did you mean `{key}`? {KNOWN_KEYS[key].description}"
+        by_name = {key.split(".")[1]: key for key in KNOWN_KEYS}
+        joined = {key.replace(".", "_"): key for key in KNOWN_KEYS}
+        elsewhere = by_name.get(last) or joined.get(_closest(last, list(joined)) or "")
+        elsewhere = elsewhere or by_name.get(_closest(last, list(by_name)) or "")
+        beside = last if last in Config.model_fields else by_name.get(last) or beside or elsewhere
+    return f"did you mean `{beside}`?" if beside else "allowed here: " + ", ".join(siblings)
+
+
+def _closest(word: str, words: list[str]) -> str | None:
+    matches = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    return matches[0] if matches else None

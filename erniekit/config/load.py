@@ -1,0 +1,185 @@
+"""Reads a configuration: YAML files that extend each other, then overrides, then the schema.
+
+All problems are reported at once, one line each, with file and line, the full key, what is allowed and the
+nearest known key.
+"""
+
+import copy
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from erniekit.config import hints
+from erniekit.config.schema import CONFLICT, Config, Conflict
+from erniekit.config.source import (
+    KeyPath,
+    Place,
+    Problem,
+    Settings,
+    dotted,
+    dump_yaml,
+    parse_override,
+    parse_yaml,
+)
+from erniekit.errors import ConfigError
+
+_SECTIONS = tuple(Config.model_fields)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file, what it extends, and `section.key=value` overrides on top.
+
+    `extends:` names one file or a list, relative to the file that says so; later files win over earlier ones
+    and the file itself over all. Mappings are merged, lists and values replaced. Paths of models, data and
+    output stay as written: they are relative to the working directory.
+    Raises ConfigError with one line for each problem.
+    """
+    origin = str(path)
+    settings = _read_file(origin, chain=())
+    for text in overrides:
+        override = parse_override(text)
+        if "extends" in override.values:
+            override = Settings(
+                problems=[Problem(override.places[("extends",)], "extends", "can only be set in a file")]
+            )
+        settings.merge(override)
+    return _validated(settings, origin)
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration, defaults resolved, as YAML that `load_config` reads back to an equal one."""
+    return dump_yaml(config.model_dump())
+
+
+def _read_file(origin: str, chain: tuple[str, ...]) -> Settings:
+    """One file on top of what it extends. `chain`: the files that led here, outermost first."""
+    try:
+        text = Path(origin).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{origin}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{origin}: is a directory, not a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{origin}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{origin}: cannot be read: {error.strerror}") from None
+
+    own = parse_yaml(text, origin)
+    for name in _SECTIONS:
+        # A section whose keys are all commented out is null in YAML: it says nothing.
+        if name in own.values and own.values[name] is None:
+            own.values[name] = {}
+
+    settings = Settings()
+    place = own.places.get(("extends",))
+    for base in _base_files(own, origin):
+        base_chain = (*chain, origin)
+        if any(os.path.realpath(base) == os.path.realpath(file) for file in base_chain):
+            names = " -> ".join((*base_chain, base))
+            raise ConfigError(f"{place}: extends: files extend each other in a circle: {names}")
+        if not os.path.isfile(base):
+            own.problems.append(Problem(place or Place(origin, 1), "extends", f"no such file: {base}"))
+            continue
+        settings.merge(_read_file(base, base_chain))
+    settings.merge(own)
+    return settings
+
+
+def _base_files(own: Settings, origin: str) -> list[str]:
+    """The files that `extends` names, and takes the key out of the settings."""
+    if "extends" not in own.values:
+        return []
+    value = own.values.pop("extends")
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        message = f"must be a file or a list of files, got {hints.shown(value)}"
+        own.problems.append(Problem(own.places[("extends",)], "extends", message))
+        return []
+    return [os.path.normpath(os.path.join(os.path.dirname(origin), name)) for name in names]
+
+
+def _validated(settings: Settings, origin: str) -> Config:
+    for name in _SECTIONS:
+        settings.values.setdefault(name, {})
+    top = Place(origin, 1)
+    problems = list(settings.problems)
+    try:
+        config = Config.model_validate(settings.values)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems += (_problem(detail, settings, top) for detail in details if detail["type"] != CONFLICT)
+        for conflict in _conflicts(details) or _conflicts_beside(settings.values, details):
+            place = settings.place_of(tuple(conflict.keys[0].split("."))) or top
+            problems.append(Problem(place, conflict.keys[0], conflict.message))
+    if problems:
+        raise ConfigError(_report(problems, settings, origin))
+    return config
+
+
+def _report(problems: Iterable[Problem], settings: Settings, origin: str) -> str:
+    """One problem as it is; several as a list, the file itself first, then its bases, then overrides."""
+    unique = list(dict.fromkeys(problems))
+    lines = [str(problem) for problem in sorted(unique, key=lambda p: _reading_order(p.place, origin))]
+    if len(lines) == 1:
+        return lines[0]
+    return "\n  ".join([f"{origin}: {len(lines)} problems", *lines])
+
+
+def _reading_order(place: Place, origin: str) -> tuple[int, str, int]:
+    rank = 0 if place.origin == origin else 2 if place.line is None else 1
+    return rank, place.origin, place.line or 0
+
+
+def _problem(detail: ErrorDetails, settings: Settings, top: Place) -> Problem:
+    path: KeyPath = detail["loc"]
+    place = settings.place_of(path) or top
+    key, target = dotted(path), hints.target_of(path)
+    if detail["type"] == "extra_forbidden" or target is None:
+        return Problem(place, key, f"unknown key; {hints.meant(path)}")
+    if detail["type"] == "missing":
+        return Problem(place, key, f"is required: {hints.allowed(target)}. {target.description}")
+    value = detail["input"]
+    message = f"must be {hints.allowed(target)}, got {hints.shown(value)}"
+    if (choice := hints.nearest_choice(target, value)) is not None:
+        message += f"; did you mean `{choice}`?"
+    elif isinstance(value, bool) and f"{key}.enabled" in hints.KNOWN_KEYS:
+        message += f"; did you mean `{key}.enabled`?"
+    return Problem(place, key, message)
+
+
+def _conflicts(details: Iterable[ErrorDetails]) -> list[Conflict]:
+    return [c for detail in details if detail["type"] == CONFLICT for c in detail["ctx"]["conflicts"]]
+
+
+def _conflicts_beside(values: dict[str, Any], details: Iterable[ErrorDetails]) -> list[Conflict]:
+    """Broken rules among the settings that are right by themselves, though others are not.
+
+    The schema checks its rules only when every field is valid. So the wrong ones are replaced by defaults (or
+    a stand-in where there is none), and rules that look at any of these are left out.
+    """
+    repaired = copy.deepcopy(values)
+    replaced: set[str] = set()
+    for detail in details:
+        section, *rest = (str(part) for part in detail["loc"])
+        if section not in _SECTIONS:
+            repaired.pop(section, None)
+        elif not rest or not isinstance(repaired[section], dict):
+            repaired[section] = {}
+            replaced |= {key for key in hints.KNOWN_KEYS if key.startswith(f"{section}.")}
+        else:
+            repaired[section].pop(rest[0], None)
+            replaced.add(f"{section}.{rest[0]}")
+    for key, field in hints.KNOWN_KEYS.items():
+        section, name = key.split(".")
+        if field.is_required() and name not in repaired[section]:
+            repaired[section][name] = "stand-in"
+    try:
+        Config.model_validate(repaired)
+    except ValidationError as error:
+        found = _conflicts(error.errors(include_url=False))
+        return [conflict for conflict in found if replaced.isdisjoint(conflict.keys)]
+    return []

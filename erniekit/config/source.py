@@ -1,0 +1,229 @@
+"""YAML as settings that remember where each of them was written.
+
+Scalars follow YAML 1.2: `1e-5` is a number, and only `true` and `false` are booleans, so that `yes`, `on` or
+a leading zero never change their meaning silently. Keys that are set twice, tags and values that contain
+themselves are problems, each with its line.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import yaml
+
+from erniekit.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+KeyPath = tuple[str | int, ...]
+
+
+class Place(NamedTuple):
+    """Where a setting was written: a file and its line (from 1), or the command line."""
+
+    origin: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.origin if self.line is None else f"{self.origin}:{self.line}"
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: where, the dotted key (may be empty) and a sentence."""
+
+    place: Place
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.key}: {self.message}" if self.key else f"{self.place}: {self.message}"
+
+
+@dataclass
+class Settings:
+    """Nested values with the place of every key and list item."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def merge(self, over: "Settings") -> None:
+        """Put `over` on top: mappings are merged key by key, everything else is replaced."""
+        self.problems += over.problems
+        self._merge_mapping(self.values, over.values, over, ())
+
+    def _merge_mapping(
+        self, values: dict[str, Any], over_values: dict[str, Any], over: "Settings", path: KeyPath
+    ) -> None:
+        for key, value in over_values.items():
+            here = (*path, key)
+            if isinstance(value, dict) and isinstance(values.get(key), dict):
+                self.places[here] = over.places[here]
+                self._merge_mapping(values[key], value, over, here)
+                continue
+            self.places = {p: place for p, place in self.places.items() if p[: len(here)] != here}
+            self.places |= {p: place for p, place in over.places.items() if p[: len(here)] == here}
+            values[key] = value
+
+    def place_of(self, path: KeyPath) -> Place | None:
+        """The place of `path`, or of the nearest mapping or list around it that was written anywhere."""
+        while path:
+            if path in self.places:
+                return self.places[path]
+            path = path[:-1]
+        return None
+
+
+def dotted(path: KeyPath) -> str:
+    """`("optimizer", "groups", 0, "match")` as people write it: `optimizer.groups[0].match`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own name and form)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either this project or another reader of YAML would take for something else."""
+
+
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+_TAG = "tag:yaml.org,2002:"
+for _name, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+    _Dumper.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """YAML that `parse_yaml` reads back to equal values, keys in their given order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def parse_yaml(text: str, origin: str) -> Settings:
+    """Settings of one YAML document. A syntax error, or anything but a mapping, raises ConfigError."""
+    node = _compose(text, origin)
+    if node is None:
+        raise ConfigError(f"{origin}: is empty; a configuration has sections such as model, data and train")
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{origin}:{line}: must be sections with keys (a mapping), not {_kind(node)}")
+    reader = _Reader(origin)
+    reader.settings.values = reader.value(node, ())
+    return reader.settings
+
+
+def parse_override(text: str) -> Settings:
+    """Settings of one `section.key=value`, the value in YAML. A malformed one is kept as a problem."""
+    place = Place(COMMAND_LINE)
+    key, equals, value = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        message = f"{text!r} is not KEY=VALUE, such as optimizer.learning_rate=1e-4"
+        return Settings(problems=[Problem(place, "", message)])
+    try:
+        node = _compose(value, COMMAND_LINE)
+    except ConfigError:
+        return Settings(problems=[Problem(place, key, f"its value is not valid YAML: {value}")])
+    reader = _Reader(COMMAND_LINE)
+    inner: Any = None if node is None else reader.value(node, path)
+    for depth in range(len(path), 0, -1):
+        reader.settings.places[path[:depth]] = place
+        inner = {path[depth - 1]: inner}
+    reader.settings.values = inner
+    return reader.settings
+
+
+def _compose(text: str, origin: str) -> yaml.Node | None:
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(origin, None if mark is None else mark.line + 1)
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(
+            f"{Place(origin, line)}: not valid YAML: character {error.character!r} is not allowed"
+        ) from None
+    return node
+
+
+def _kind(node: yaml.Node) -> str:
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+
+
+class _Reader:
+    """Turns nodes into values and notes the place of each."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.settings = Settings()
+        self._open: list[yaml.Node] = []
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        if any(node is outer for outer in self._open):
+            self._problem(node, path, "contains itself")
+            return None
+        self._open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return dict(self._items(node, path))
+            if isinstance(node, yaml.SequenceNode):
+                return [self._item(child, (*path, i)) for i, child in enumerate(node.value)]
+            return self._scalar(node, path)
+        finally:
+            self._open.pop()
+
+    def _items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, Any]]:
+        first_line: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._problem(key_node, path, f"a key must be a word, not {_kind(key_node)}")
+                continue
+            key = key_node.value
+            if key in first_line:
+                self._problem(key_node, (*path, key), f"is set twice, first in line {first_line[key]}")
+                continue
+            first_line[key] = key_node.start_mark.line + 1
+            self.settings.places[(*path, key)] = self._place(key_node)
+            yield key, self.value(value_node, (*path, key))
+
+    def _item(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.settings.places[path] = self._place(node)
+        return self.value(node, path)
+
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        text, kind = node.value, node.tag.removeprefix(_TAG)
+        try:
+            if kind == "float":
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            if kind == "int":
+                return int(text)
+        except ValueError:
+            self._problem(node, path, f"{text[:40]!r} is not a number")
+            return None
+        if kind == "bool":
+            return text.lower() == "true"
+        if kind == "null":
+            return None
+        if kind != "str":
+            self._problem(node, path, f"the tag {node.tag!r} is not supported")
+        return text
+
+    def _place(self, node: yaml.Node) -> Place:
+        return Place(self.origin, None if self.origin == COMMAND_LINE else node.start_mark.line + 1)
+
+    def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+        self.settings.problems.append(Problem(self._place(node), dotted(path), message))

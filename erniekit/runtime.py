@@ -1,0 +1,101 @@
+"""Device, threads, memory allocation, maths library and seeds: set once, here.
+
+`prepare_environment` must run before Paddle is imported (the command line does so for every command),
+`configure` once before the first computation.
+"""
+
+import ctypes
+import os
+import random
+import warnings
+from pathlib import Path
+
+from erniekit.errors import ConfigError
+
+# Parameters of glibc's mallopt(3), from its malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def prepare_environment() -> None:
+    """Settings that only work before Paddle is imported, or before it computes. Idempotent."""
+    # Importing Paddle looks for a C++ compiler cache and warns; nothing here is compiled.
+    warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
+    # Paddle warns about any other value at import. `configure` sets the number of threads without a variable;
+    # a library that reads it, such as torch, must be told its threads by whoever imports it.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if _is_amd():
+        # MKL's own choice of kernels is 2 to 3 times slower on AMD, and much slower after an AdamW step.
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    tune_malloc()
+
+
+def tune_malloc() -> bool:
+    """Let glibc keep and reuse large freed blocks; returns whether it did. Idempotent.
+
+    By default each buffer above 32 MiB is a fresh mapping whose pages the kernel must zero again at every
+    step: a third of the time of softmax or attention on a CPU. Blocks of 1 GiB and more are still mapped and
+    returned. Where the C library is not glibc (macOS, musl) there is no such setting: nothing is done.
+    """
+    try:
+        is_glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):
+        is_glibc = False
+    if not is_glibc:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # Before 2.35 glibc refuses thresholds above 32 MiB: then that is the best there is.
+    mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    kept = mallopt(_M_TRIM_THRESHOLD, -1)  # never give the top of the heap back
+    padded = mallopt(_M_TOP_PAD, 256 << 20)  # grow in large steps; untouched pages cost nothing
+    return bool(mapped and kept and padded)
+
+
+def configure(device: str, threads: int | None, seed: int) -> str:
+    """Set device, CPU threads and all seeds; returns "cpu" or "gpu".
+
+    `device`: auto, cpu or gpu. `threads`: CPU threads for the calling thread's operators, None for one on
+    each core that this process may use. Raises ConfigError where a GPU is asked for and there is none.
+    """
+    prepare_environment()
+    import numpy as np
+    import paddle
+
+    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if device == "gpu" and not has_gpu:
+        reason = (
+            "no GPU is visible" if paddle.is_compiled_with_cuda() else "the CPU wheel of Paddle is installed"
+        )
+        raise ConfigError(
+            f"parallel.device is gpu, but {reason}; use cpu or auto, or see the README for GPUs"
+        )
+    chosen = "gpu" if has_gpu and device != "cpu" else "cpu"
+    paddle.set_device(chosen)
+    paddle.base.core.set_num_threads(threads or usable_cores())
+    if chosen == "cpu":
+        # Paddle's copies of strided views are generic loops: a transpose that is read once is 30 to 50 times
+        # as slow as the transpose kernel that it replaces, and a whole training step takes twice as long.
+        paddle.set_flags({"FLAGS_use_stride_kernel": False})
+
+    random.seed(seed)
+    np.random.seed(seed)
+    paddle.seed(seed)
+    return chosen
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on (its affinity, not all of the machine's)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _is_amd() -> bool:
+    try:
+        with _CPUINFO.open(encoding="ascii", errors="replace") as file:
+            return "AuthenticAMD" in file.read(4096)
+    except FileNotFoundError:  # not Linux
+        return False

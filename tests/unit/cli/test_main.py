@@ -1,0 +1,116 @@
+"""The command as a user starts it: speed of its help, exit statuses, and errors without tracebacks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from erniekit import __version__
+from erniekit.cli import main
+from erniekit.cli.main import COMMANDS
+
+ERNIEKIT = Path(sys.executable).with_name("erniekit")
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ERNIEKIT, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    seconds = []
+    for _ in range(5):
+        before = os.times()
+        result = run("--help")
+        after = os.times()
+        # Processor time, so that a busy machine does not count; on an idle one it is the time that one waits.
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        seconds.append(used)
+    assert result.returncode == 0
+    for name, command in COMMANDS.items():
+        assert name in result.stdout and command.summary in result.stdout
+    assert min(seconds) < 0.3
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['erniekit', '--help']\nfrom erniekit.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'paddle', 'numpy', 'pydantic', 'rich', 'transformers', 'torch', 'yaml'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_loads_no_paddle(name: str) -> None:
+    code = (
+        f"import sys\nsys.argv = ['erniekit', {name!r}, '--help']\nfrom erniekit.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as error:\n    print('status', error.code)\n"
+        "print(sorted({'paddle', 'transformers', 'torch'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-2:] == ["status 0", "[]"]
+    assert result.stdout.startswith(f"Usage: erniekit {name} ")
+
+
+def test_version_and_module_form() -> None:
+    assert run("--version").stdout == f"erniekit {__version__}\n"
+    result = subprocess.run([sys.executable, "-m", "erniekit", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"erniekit {__version__}\n")
+
+
+def test_wrong_usage_exits_2() -> None:
+    unknown = run("trian")
+    assert unknown.returncode == 2
+    assert "No such command 'trian'. Did you mean 'train'?" in unknown.stderr
+    assert run().returncode == 2
+    assert run("train").returncode == 2
+    weights = run("train", "x.yaml", "--no-weights")
+    assert weights.returncode == 2
+    assert "it is only for --dry-run" in weights.stderr
+
+
+def test_train_help_shows_examples() -> None:
+    result = run("train", "--help")
+    assert result.returncode == 0
+    assert "erniekit train run.yaml optimizer.learning_rate=1e-4" in result.stdout
+    assert "erniekit train run.yaml --resume" in result.stdout
+
+
+def test_errors_of_a_configuration_exit_1_without_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {path: m}\ntrain: {output_dir: out}\nmax_seq_len: 3\n")
+    result = run("train", path, "data.train=a.jsonl")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"error: {path}:3: max_seq_len: unknown key; did you mean `data.max_length`? "
+        "Tokens in a packed row: the micro-batch.\n"
+    )
+    missing = run("train", tmp_path / "no.yaml")
+    assert (missing.returncode, missing.stderr) == (1, f"error: {tmp_path / 'no.yaml'}: no such file\n")
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int | str | None:
+    """The exit status of a command that raises `error`."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(main.Command, "load", lambda self: fail)
+    monkeypatch.setattr(sys, "argv", ["erniekit", "verify"])
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    return caught.value.code
+
+
+def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main(monkeypatch, KeyboardInterrupt()) == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_main(monkeypatch, ZeroDivisionError())

@@ -1,0 +1,45 @@
+"""`erniekit train` hands a checked configuration and its switches to the training job."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from erniekit.cli.train import train
+from erniekit.config import Config
+from erniekit.errors import ConfigError
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the training job was called with; it answers with the status of an interrupted run."""
+    from erniekit.train import job
+
+    received: list[dict[str, Any]] = []
+
+    def run_training(config: Config, **switches: bool) -> int:
+        received.append({"config": config} | switches)
+        return 130
+
+    monkeypatch.setattr(job, "run_training", run_training)
+    return received
+
+
+def test_configuration_and_switches_arrive(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out}\n")
+    with pytest.raises(typer.Exit) as ended:
+        train(path, ["optimizer.learning_rate=1e-4"], resume=True)
+    assert ended.value.exit_code == 130
+    with pytest.raises(typer.Exit):
+        train(path, dry_run=True, no_weights=True)
+    assert calls[0]["config"].optimizer.learning_rate == 1e-4
+    assert (calls[0]["resume"], calls[0]["dry_run"], calls[0]["no_weights"]) == (True, False, False)
+    assert (calls[1]["resume"], calls[1]["dry_run"], calls[1]["no_weights"]) == (False, True, True)
+
+
+def test_nothing_starts_with_a_wrong_configuration(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        train(tmp_path / "no.yaml")
+    assert not calls

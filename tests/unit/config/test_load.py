@@ -1,0 +1,416 @@
+"""Files, `extends` and overrides: what is merged, and every kind of error with its file and line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from erniekit.config import Config, load_config
+from erniekit.errors import ConfigError
+
+Write = Callable[[str, str], Path]
+
+MINIMAL = "model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out}\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a file of the test's directory, which is the working directory; returns its relative path."""
+    monkeypatch.chdir(tmp_path)
+
+    def _write(name: str, text: str) -> Path:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    """The lines of the error, without the heading that several problems have."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    lines = str(caught.value).split("\n  ")
+    if len(lines) > 1:
+        assert lines[0] == f"{path}: {len(lines) - 1} problems"
+        return lines[1:]
+    return lines
+
+
+def test_minimal_file_gets_defaults(write: Write) -> None:
+    config = load_config(write("run.yaml", MINIMAL))
+    assert config.model.path == "m"
+    assert config.data.train == ["a.jsonl"]
+    assert config.data.max_length == 8192
+    assert config.optimizer.learning_rate == 1e-5
+    assert config.lora.targets[0] == "q_proj"
+
+
+def test_numbers_as_people_write_them(write: Write) -> None:
+    text = MINIMAL + "optimizer: {learning_rate: 1e-5, weight_decay: 1, epsilon: 1.E-8, beta1: .5}\n"
+    optimizer = load_config(write("run.yaml", text)).optimizer
+    assert optimizer.learning_rate == 1e-5
+    assert optimizer.weight_decay == 1.0 and isinstance(optimizer.weight_decay, float)
+    assert optimizer.epsilon == 1e-8
+    assert optimizer.beta1 == 0.5
+
+
+def test_text_stays_text(write: Write) -> None:
+    text = "model: {path: yes}\ndata: {train: 2024-01-01, shuffle: false}\ntrain: {output_dir: '1e5'}\n"
+    config = load_config(write("run.yaml", text))
+    assert (config.model.path, config.data.train, config.train.output_dir) == ("yes", ["2024-01-01"], "1e5")
+
+
+def test_overrides_win_and_are_yaml(write: Write) -> None:
+    config = load_config(
+        write("run.yaml", MINIMAL + "lora: {enabled: true, rank: 4}\n"),
+        [
+            "optimizer.learning_rate=1e-4",
+            "data.train=[a.jsonl,b.jsonl]",
+            "train.max_steps=7",
+            "train.max_steps=9",
+            "lora={rank: 16}",
+            "model.path=a=b",
+            "parallel.threads=",
+        ],
+    )
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.data.train == ["a.jsonl", "b.jsonl"]
+    assert config.train.max_steps == 9
+    assert (config.lora.enabled, config.lora.rank) == (True, 16)
+    assert config.model.path == "a=b"
+    assert config.parallel.threads is None
+
+
+def test_section_without_keys_says_nothing(write: Write) -> None:
+    write("base.yaml", MINIMAL + "log: {every: 5}\n")
+    assert load_config(write("run.yaml", "extends: base.yaml\nlog:\n  # every: 3\nlora:\n")).log.every == 5
+
+
+def test_extends_merges_sections_and_replaces_lists(write: Write) -> None:
+    write(
+        "base/top.yaml", "data: {train: [x, y], max_length: 16}\nlog: {every: 2}\ntrain: {output_dir: out}\n"
+    )
+    write("base/mid.yaml", "extends: top.yaml\nlog: {every: 3, tensorboard: false}\n")
+    write("other.yaml", "model: {path: other}\nlog: {every: 4}\n")
+    config = load_config(
+        write("runs/run.yaml", "extends: [../base/mid.yaml, ../other.yaml]\ndata: {train: [z]}\n")
+    )
+    assert config.data.train == ["z"]
+    assert config.data.max_length == 16
+    assert (config.log.every, config.log.tensorboard) == (4, False)
+    assert config.model.path == "other"
+
+
+def test_extends_in_a_circle(write: Write) -> None:
+    write("b.yaml", "log: {every: 2}\nextends: sub/../a.yaml\n")
+    assert problems(write("a.yaml", "extends: b.yaml\n")) == [
+        "b.yaml:2: extends: files extend each other in a circle: a.yaml -> b.yaml -> a.yaml"
+    ]
+
+
+def test_extends_must_name_files(write: Write) -> None:
+    assert problems(write("a.yaml", MINIMAL + "extends: [3]\n")) == [
+        "a.yaml:4: extends: must be a file or a list of files, got a list"
+    ]
+    assert problems(write("a.yaml", MINIMAL + "extends: no.yaml\n")) == [
+        "a.yaml:4: extends: no such file: no.yaml"
+    ]
+    assert problems(write("b.yaml", MINIMAL), "extends=a.yaml") == [
+        "command line: extends: can only be set in a file"
+    ]
+
+
+def test_problems_of_a_base_name_its_file(write: Write) -> None:
+    write("base.yaml", "log:\n  every: 0\n  evry: 1\n")
+    assert problems(write("run.yaml", "extends: base.yaml\n" + MINIMAL)) == [
+        "base.yaml:2: log.every: must be a whole number above 0, got 0",
+        "base.yaml:3: log.evry: unknown key; did you mean `log.every`?",
+    ]
+    # What the file itself says in its place is right, so the base's mistake is gone.
+    assert problems(write("run.yaml", "extends: base.yaml\nlog: {every: 1}\n" + MINIMAL)) == [
+        "base.yaml:3: log.evry: unknown key; did you mean `log.every`?"
+    ]
+
+
+def test_what_is_replaced_leaves_no_place_behind(write: Write) -> None:
+    write("base.yaml", "optimizer:\n  groups:\n  - match: a\n")
+    [problem] = problems(
+        write("run.yaml", "extends: base.yaml\noptimizer: {groups: [{weight_decay: 1}]}\n" + MINIMAL)
+    )
+    assert problem.startswith("run.yaml:2: optimizer.groups[0].match: is required")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "run.yaml: is empty; a configuration has sections such as model, data and train"),
+        ("# nothing\n", "run.yaml: is empty; a configuration has sections such as model, data and train"),
+        ("\n- a\n- b\n", "run.yaml:2: must be sections with keys (a mapping), not a list"),
+        ("run\n", "run.yaml:1: must be sections with keys (a mapping), not a single value"),
+        ("model:\n  path: [a\ndata: 1\n", "run.yaml:3: not valid YAML: expected ',' or ']', but got ':'"),
+        (
+            "model:\n\tpath: a\n",
+            "run.yaml:2: not valid YAML: found character '\\t' that cannot start any token",
+        ),
+        ("a: 1\n---\nb: 1\n", "run.yaml:2: not valid YAML: but found another document"),
+        ("a: 1\nb: \x01\n", "run.yaml:2: not valid YAML: character 1 is not allowed"),
+    ],
+)
+def test_files_that_are_no_configuration(write: Write, text: str, message: str) -> None:
+    assert problems(write("run.yaml", text)) == [message]
+
+
+def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
+    path = write("run.yaml", "")
+    path.write_bytes(b"model: \xff\n")
+    assert problems(path) == ["run.yaml: is not UTF-8 text (byte 7)"]
+    assert problems(Path("no.yaml")) == ["no.yaml: no such file"]
+    assert problems(Path(".")) == [".: is a directory, not a YAML file"]
+    assert problems(path / "run.yaml") == ["run.yaml/run.yaml: cannot be read: Not a directory"]
+
+
+def test_key_set_twice(write: Write) -> None:
+    assert problems(write("run.yaml", MINIMAL + "log:\n  every: 1\n  every: 2\n")) == [
+        "run.yaml:6: log.every: is set twice, first in line 5"
+    ]
+    assert problems(write("run.yaml", MINIMAL + "log: {}\nlog: {}\n")) == [
+        "run.yaml:5: log: is set twice, first in line 4"
+    ]
+
+
+def test_yaml_that_is_not_plain_values(write: Write) -> None:
+    text = MINIMAL + (
+        "optimizer:\n  groups: &loop\n  - *loop\n? [a, b]\n: 1\n"
+        "log:\n  every: !!python/name:os.system x\nloss:\n  chunk_tokens: !!int abc\n"
+    )
+    found = problems(write("run.yaml", text))
+    assert "run.yaml:5: optimizer.groups[0]: contains itself" in found
+    assert "run.yaml:7: a key must be a word, not a list" in found
+    assert (
+        "run.yaml:10: log.every: the tag 'tag:yaml.org,2002:python/name:os.system' is not supported" in found
+    )
+    assert "run.yaml:12: loss.chunk_tokens: 'abc' is not a number" in found
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train: {epochs: abc}", 'train.epochs: must be a whole number above 0, got "abc"'),
+        ("train: {epochs: '3'}", 'train.epochs: must be a whole number above 0, got "3"'),
+        ("train: {epochs: 1.0}", "train.epochs: must be a whole number above 0, got 1.0"),
+        ("train: {epochs: true}", "train.epochs: must be a whole number above 0, got true"),
+        ("train: {epochs: 0}", "train.epochs: must be a whole number above 0, got 0"),
+        ("train: {epochs: null}", "train.epochs: must be a whole number above 0, got null"),
+        ("train: {epochs: [1]}", "train.epochs: must be a whole number above 0, got a list"),
+        ("train: {max_steps: -1}", "train.max_steps: must be a whole number above 0 or null, got -1"),
+        ("train: {recompute: yes}", 'train.recompute: must be true or false, got "yes"'),
+        ("train: {recompute: 1}", "train.recompute: must be true or false, got 1"),
+        (
+            "train: {seed: -1}",
+            "train.seed: must be a whole number of at least 0 and below 4294967296, got -1",
+        ),
+        ("optimizer: {learning_rate: fast}", 'optimizer.learning_rate: must be a number above 0, got "fast"'),
+        ("optimizer: {learning_rate: 0}", "optimizer.learning_rate: must be a number above 0, got 0"),
+        ("optimizer: {learning_rate: true}", "optimizer.learning_rate: must be a number above 0, got true"),
+        (
+            "optimizer: {weight_decay: .inf}",
+            "optimizer.weight_decay: must be a number of at least 0, got Infinity",
+        ),
+        ("optimizer: {beta1: 1}", "optimizer.beta1: must be a number of at least 0 and below 1, got 1"),
+        ("lora: {dropout: 1.0}", "lora.dropout: must be a number of at least 0 and below 1, got 1.0"),
+        ("lora: {rank: 0}", "lora.rank: must be a whole number above 0, got 0"),
+        ("lora: {alpha: 0}", "lora.alpha: must be a number above 0 or null, got 0"),
+        (
+            "lora: {targets: []}",
+            "lora.targets: must be a list of texts with at least one item, got an empty list",
+        ),
+        (
+            "lora: true",
+            "lora: must be a section with keys of its own, got true; did you mean `lora.enabled`?",
+        ),
+        ("log: [1]", "log: must be a section with keys of its own, got a list"),
+        (
+            "schedule: {type: cosin}",
+            "schedule.type: must be one of cosine, linear, constant, wsd, "
+            'got "cosin"; did you mean `cosine`?',
+        ),
+        ("schedule: {type: 3}", "schedule.type: must be one of cosine, linear, constant, wsd, got 3"),
+        (
+            "schedule: {warmup_ratio: 2}",
+            "schedule.warmup_ratio: must be a number of at least 0 and of at most 1, got 2",
+        ),
+        ("data: {eval: {a: 1}}", "data.eval: must be a list of texts, got a mapping"),
+        ("data: {eval: [a, 3]}", "data.eval[1]: must be text that is not empty, got 3"),
+        ("data: {eval: ''}", 'data.eval[0]: must be text that is not empty, got ""'),
+        (
+            "optimizer: {groups: [{learning_rate_ratio: 1}]}",
+            "optimizer.groups[0].match: is required: text that is not empty. "
+            "fnmatch pattern over parameter names; the first group that matches wins.",
+        ),
+        (
+            "optimizer: {groups: [{match: a}, {match: b, weight_decay: x}]}",
+            'optimizer.groups[1].weight_decay: must be a number of at least 0 or null, got "x"',
+        ),
+    ],
+)
+def test_values_that_are_not_allowed(write: Write, line: str, message: str) -> None:
+    section, _, value = line.partition(": ")
+    write("base.yaml", MINIMAL)
+    assert problems(write("run.yaml", f"extends: base.yaml\n\n{line}\n")) == [f"run.yaml:3: {message}"]
+    assert problems(Path("base.yaml"), f"{section}={value}") == [f"command line: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("optimizer.learnin_rate", "did you mean `optimizer.learning_rate`?"),
+        ("learning_rate", "did you mean `optimizer.learning_rate`?"),
+        ("train.learning_rate", "did you mean `optimizer.learning_rate`?"),
+        ("learning_rte", "did you mean `optimizer.learning_rate`?"),
+        ("optimiser", "did you mean `optimizer`?"),
+        ("train.checkpoint", "did you mean `checkpoint`?"),
+        ("rank", "did you mean `lora.rank`?"),
+        ("lora_rnk", "did you mean `lora.rank`?"),
+        ("train.save_every", "did you mean `checkpoint.save_every`?"),
+        ("max_seq_len", "did you mean `data.max_length`? Tokens in a packed row: the micro-batch."),
+        ("data.cutoff_len", "did you mean `data.max_length`? Tokens in a packed row: the micro-batch."),
+        ("lora_rank", "did you mean `lora.rank`? Rank of each adapter."),
+        (
+            "optimizer.zzz",
+            "allowed here: learning_rate, weight_decay, beta1, beta2, epsilon, max_grad_norm, groups",
+        ),
+        (
+            "zzz",
+            "allowed here: model, lora, data, loss, optimizer, schedule, train, parallel, checkpoint, log",
+        ),
+    ],
+)
+def test_unknown_keys(write: Write, key: str, hint: str) -> None:
+    assert problems(write("run.yaml", MINIMAL), f"{key}=1") == [f"command line: {key}: unknown key; {hint}"]
+
+
+def test_unknown_key_of_a_list_item(write: Write) -> None:
+    text = MINIMAL + "optimizer:\n  groups:\n  - match: a\n    learning_rate_rtio: 2\n    lr: 3\n"
+    assert problems(write("run.yaml", text)) == [
+        "run.yaml:7: optimizer.groups[0].learning_rate_rtio: unknown key; "
+        "did you mean `optimizer.groups[0].learning_rate_ratio`?",
+        "run.yaml:8: optimizer.groups[0].lr: unknown key; "
+        "allowed here: match, learning_rate_ratio, weight_decay",
+    ]
+
+
+def test_missing_keys(write: Write) -> None:
+    model, output = problems(write("run.yaml", "\nlog:\n  every: 1\ntrain:\n  epochs: 1\ndata: {train: a}\n"))
+    assert model.startswith("run.yaml:1: model.path: is required: text that is not empty. Local directory")
+    assert output.startswith("run.yaml:4: train.output_dir: is required: text that is not empty. Directory")
+
+
+def test_malformed_overrides(write: Write) -> None:
+    path = write("run.yaml", MINIMAL)
+    example = "is not KEY=VALUE, such as optimizer.learning_rate=1e-4"
+    assert problems(path, "log.every") == [f"command line: 'log.every' {example}"]
+    assert problems(path, "=3") == [f"command line: '=3' {example}"]
+    assert problems(path, "log..every=3") == [f"command line: 'log..every=3' {example}"]
+    assert problems(path, "log.every=[1") == ["command line: log.every: its value is not valid YAML: [1"]
+    assert problems(path, "model.path.x=3") == [
+        "command line: model.path: must be text that is not empty, got a mapping"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "train:\n  eval_every: 5",
+            "run.yaml:4: train.eval_every: needs held-out files in data.eval, which is empty",
+        ),
+        (
+            "lora:\n  rank: 16",
+            "run.yaml:4: lora.rank: has no effect while lora.enabled is false; "
+            "remove it, or set lora.enabled: true",
+        ),
+        (
+            "lora:\n  train_router: true",
+            "run.yaml:4: lora.train_router: has no effect while lora.enabled is false; "
+            "remove it, or set lora.enabled: true",
+        ),
+        (
+            "schedule:\n  warmup_steps: 11\ntrain:\n  max_steps: 10",
+            "run.yaml:4: schedule.warmup_steps: 11 steps of warm-up do not fit into train.max_steps, "
+            "which is 10",
+        ),
+        (
+            "schedule:\n  min_learning_rate: 1e-3\noptimizer:\n  learning_rate: 1e-4",
+            "run.yaml:4: schedule.min_learning_rate: 0.001 is above optimizer.learning_rate, which is 0.0001",
+        ),
+        (
+            "schedule:\n  min_learning_rate: 1e-3",
+            "run.yaml:4: schedule.min_learning_rate: 0.001 is above optimizer.learning_rate, which is 1e-05",
+        ),
+        (
+            "schedule:\n  warmup_steps: 1\n  warmup_ratio: 0.1",
+            "run.yaml:5: schedule.warmup_ratio: cannot be set together with schedule.warmup_steps; "
+            "keep one of them",
+        ),
+        (
+            "data:\n  max_pixels: 100\n  min_pixels: 200",
+            "run.yaml:5: data.min_pixels: 200 is above data.max_pixels, which is 100",
+        ),
+        (
+            "model: {dtype: bfloat16}\nparallel: {device: cpu}",
+            "run.yaml:3: model.dtype: bfloat16 cannot be computed with parallel.device cpu "
+            "(Paddle has no such kernels); use float32 or auto",
+        ),
+    ],
+)
+def test_settings_that_exclude_each_other(write: Write, text: str, message: str) -> None:
+    write("base.yaml", MINIMAL)
+    assert problems(write("run.yaml", f"extends: base.yaml\n\n{text}\n")) == [message]
+
+
+def test_a_conflict_names_the_place_that_made_it(write: Write) -> None:
+    path = write("run.yaml", MINIMAL + "lora: {enabled: true, rank: 16}\n")
+    assert problems(path, "lora.enabled=false") == [
+        "run.yaml:4: lora.rank: has no effect while lora.enabled is false; "
+        "remove it, or set lora.enabled: true"
+    ]
+
+
+def test_all_problems_at_once(write: Write) -> None:
+    """Wrong values, unknown keys and conflicts among the right ones; none that follow from the wrong ones."""
+    text = """\
+train:
+  epochs: many
+  output_dir: out
+  eval_every: 3
+lora: true
+schedule:
+  warmup_steps: 5
+  warmup_ratio: 0.5
+  min_learning_rate: 1.0
+optimizer:
+  learning_rate: fast
+dta: 3
+model: {path: m}
+data: {train: a.jsonl}
+"""
+    assert problems(write("run.yaml", text), "log.every=0") == [
+        'run.yaml:2: train.epochs: must be a whole number above 0, got "many"',
+        "run.yaml:4: train.eval_every: needs held-out files in data.eval, which is empty",
+        "run.yaml:5: lora: must be a section with keys of its own, got true; did you mean `lora.enabled`?",
+        "run.yaml:8: schedule.warmup_ratio: cannot be set together with schedule.warmup_steps; "
+        "keep one of them",
+        'run.yaml:11: optimizer.learning_rate: must be a number above 0, got "fast"',
+        "run.yaml:12: dta: unknown key; did you mean `data`?",
+        "command line: log.every: must be a whole number above 0, got 0",
+    ]
+
+
+def test_default_sections_equal_empty_ones(write: Write) -> None:
+    config = load_config(write("run.yaml", MINIMAL))
+    built = Config.model_validate(
+        {"model": {"path": "m"}, "data": {"train": "a.jsonl"}, "train": {"output_dir": "out"}}
+    )
+    assert config == built

@@ -1,0 +1,92 @@
+"""The schema by itself: documentation, immutability, and a dump that reads back to the same run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from erniekit.config import Config, dump_config, load_config
+from erniekit.config.hints import KNOWN_KEYS, OTHER_NAMES
+
+REQUIRED: dict[str, Any] = {"model": {"path": "m"}, "data": {"train": ["a"]}, "train": {"output_dir": "out"}}
+
+
+def test_every_field_is_described() -> None:
+    assert len(KNOWN_KEYS) > 40
+    for key, field in KNOWN_KEYS.items():
+        assert field.description and field.description.endswith((".", ")")), key
+
+
+def test_other_names_lead_to_keys_and_are_not_keys() -> None:
+    assert set(OTHER_NAMES.values()) <= set(KNOWN_KEYS)
+    ours = {key.split(".")[1] for key in KNOWN_KEYS}
+    clashes = {name for name in OTHER_NAMES if name in ours and OTHER_NAMES[name].split(".")[1] != name}
+    assert not clashes
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = Config.model_validate(REQUIRED)
+    with pytest.raises(ValidationError):
+        config.train.epochs = 2  # type: ignore[misc]
+
+
+def test_rules_hold_in_python_too() -> None:
+    with pytest.raises(ValidationError, match=r"train\.eval_every: needs held-out files"):
+        Config.model_validate(REQUIRED | {"train": {"output_dir": "out", "eval_every": 3}})
+
+
+def test_dump_holds_every_key_in_order(tmp_path: Path) -> None:
+    text = dump_config(Config.model_validate(REQUIRED))
+    sections = [line.rstrip(":") for line in text.splitlines() if not line.startswith((" ", "-"))]
+    assert sections == list(Config.model_fields)
+    for key in KNOWN_KEYS:
+        assert f"  {key.split('.')[1]}:" in text
+
+
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["1e5", "010", "08", "yes", "null", "~", "1_000", "0x1", "2024-01-01", "1:30", ".5", " a ", "#"]
+    ),
+    st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    path=TEXTS,
+    train=st.lists(TEXTS, min_size=1, max_size=3),
+    rate=st.floats(min_value=1e-30, max_value=1e30, allow_nan=False),
+    pattern=TEXTS,
+    steps=st.none() | st.integers(min_value=1, max_value=10**12),
+    lora=st.booleans(),
+)
+def test_dump_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory,
+    path: str,
+    train: list[str],
+    rate: float,
+    pattern: str,
+    steps: int | None,
+    lora: bool,
+) -> None:
+    config = Config.model_validate(
+        {
+            "model": {"path": path, "freeze": [pattern]},
+            "data": {"train": train},
+            "train": {"output_dir": "out", "max_steps": steps},
+            "lora": {"enabled": lora, "rank": 16 if lora else 8},
+            "optimizer": {
+                "learning_rate": rate,
+                "groups": [
+                    {"match": pattern, "weight_decay": rate},
+                    {"match": "*", "learning_rate_ratio": 0.01},
+                ],
+            },
+        }
+    )
+    file = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file) == config

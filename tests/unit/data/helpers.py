@@ -1,0 +1,155 @@
+"""Small checkpoints, pictures and data files, made on the spot, for the tests of erniekit.data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from erniekit.data.conversation import Conversation, ImagePart, Message, Part, ReasoningPart, TextPart
+
+# Present where the developers work, absent in a user's clone.
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+
+TEXT = """The capital of France is Paris. Paris is a city. The answer is Paris, the answer is seven.
+User: what is in the picture? Assistant: a small cat and two green apples on a table.
+Assistant: Paris Assistant: Paris Assistant: seven Assistant: seven
+One plus one is two, two plus two is four, ten minus three is seven. Digits 0 1 2 3 4 5 6 7 8 9.
+今天天气很好，图片里有一只猫和两个苹果。北京是中国的首都。
+"""
+SPECIAL = [
+    "<unk>", "<s>", "</s>", "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|image@placeholder|>",
+    "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|VIDEO_START|>", "<|VIDEO_END|>",
+    "<think>", "</think>",
+]  # fmt: skip
+TEXT_TEMPLATE = (
+    "{{ '<|begin_of_sentence|>' }}{%- for m in messages -%}"
+    "{%- if m.role == 'user' -%}{{ 'User: ' + m.content + '\\n' }}"
+    "{%- elif m.role == 'assistant' -%}{{ 'Assistant: ' + m.content + '<|end_of_sentence|>' }}"
+    "{%- else -%}{{ m.content + '\\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'Assistant: ' }}{%- endif -%}"
+)
+VL_TEMPLATE = (
+    "{{ '<|begin_of_sentence|>' }}{%- set n = namespace(i=0) -%}{%- for m in messages -%}"
+    "{%- if m.role == 'user' -%}{{ 'User: ' }}{%- if m.content is string -%}{{ m.content }}{%- else -%}"
+    "{%- for c in m.content -%}{%- if c.type == 'text' -%}{{ c.text }}{%- else -%}{%- set n.i = n.i + 1 -%}"
+    "Picture {{ n.i }}:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{%- elif m.role == 'assistant' -%}{{ '\\nAssistant: ' + m.content + '<|end_of_sentence|>' }}"
+    "{%- else -%}{{ m.content + '\\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\\nAssistant: <think>\\n\\n</think>\\n\\n' }}{%- endif -%}"
+)
+THINKING_TEMPLATE = VL_TEMPLATE.replace("Assistant: <think>\\n\\n</think>\\n\\n", "Assistant: \\n<think>\\n")
+CHAT_TEMPLATES = {"text": TEXT_TEMPLATE, "vl": VL_TEMPLATE, "thinking": THINKING_TEMPLATE}
+
+
+def make_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer of ERNIE's kind, in which the space before a word merges with it."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=True)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL + byte_tokens, show_progress=False)
+    tokenizer.train_from_iterator(TEXT.split("\n"), trainer)
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        chat_template=chat_template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_checkpoint(
+    directory: Path, kind: str, chat_template: str | None = None, eos_token_id: int | list[int] = 2
+) -> Path:
+    """A checkpoint directory without weights. kind: "text", "vl" or "thinking"."""
+    tokenizer = make_tokenizer(CHAT_TEMPLATES[kind] if chat_template is None else chat_template or None)
+    tokenizer.save_pretrained(directory)
+    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
+    config: dict[str, Any] = {"model_type": "ernie4_5"}
+    if kind != "text":
+        config = {
+            "model_type": "ernie4_5_moe_vl",
+            "im_patch_id": ids["<|IMAGE_PLACEHOLDER|>"],
+            "image_start_token_id": ids["<|IMAGE_START|>"],
+            "image_end_token_id": ids["<|IMAGE_END|>"],
+            "video_start_token_id": ids["<|VIDEO_START|>"],
+            "video_end_token_id": ids["<|VIDEO_END|>"],
+        }
+        write_json(directory / "preprocessor_config.json", PROCESSOR)
+    write_json(directory / "config.json", config)
+    write_json(directory / "generation_config.json", {"eos_token_id": eos_token_id})
+    return directory
+
+
+PROCESSOR = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "min_pixels": 3136,
+    "max_pixels": 1003520,
+    "patch_size": 14,
+    "merge_size": 2,
+}
+
+
+def write_json(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def write_lines(path: Path, records: Sequence[Any]) -> Path:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def noise(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """A picture of smooth noise."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR).convert(mode)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
+
+
+def chat(*turns: tuple[str, Any] | tuple[str, Any, bool], sample_id: str = "f:1") -> Conversation:
+    """A conversation of (role, content) or (role, content, trained); content: string, bytes (picture) or parts."""
+    messages = []
+    for role, content, *trained in turns:
+        items = content if isinstance(content, list) else [content]
+        parts: tuple[Part, ...] = tuple(_part(item) for item in items)
+        messages.append(Message(role, parts, trained[0] if trained else role == "assistant"))  # type: ignore[arg-type]
+    return Conversation(tuple(messages), sample_id)
+
+
+def _part(item: str | bytes | ReasoningPart) -> Part:
+    if isinstance(item, bytes):
+        return ImagePart(item)
+    return item if isinstance(item, ReasoningPart) else TextPart(item)
+
+
+def qa(question: Any, answer: str = "seven", **extra: Any) -> dict[str, Any]:
+    """A record of format messages with one question."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": turns, **extra}

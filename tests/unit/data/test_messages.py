@@ -1,0 +1,137 @@
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.data.conversation import Conversation, ImagePart, ReasoningPart, SampleError, TextPart
+from erniekit.data.formats import parse_record
+from tests.unit.data.helpers import data_uri, encoded, noise, qa
+
+BASE = Path("/data")
+
+
+def parse(record: Any, format: str = "auto") -> Conversation:
+    return parse_record(record, format=format, base_dir=BASE, sample_id="f.jsonl:7")
+
+
+def assistant(**keys: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **keys}]}
+
+
+def test_text_chat_is_kept_as_it_stands() -> None:
+    turns = [("system", "be brief"), ("user", "  q \n"), ("assistant", "a"), ("user", ""), ("assistant", " b ")]
+    found = parse({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert found.sample_id == "f.jsonl:7"
+    assert [(m.role, m.parts) for m in found.messages] == [(role, (TextPart(text),)) for role, text in turns]
+    assert [m.trained for m in found.messages] == [False, False, True, False, True]
+
+
+def test_parts_of_every_kind() -> None:
+    png = encoded(noise(8, 8))
+    plain = base64.b64encode(png).decode()
+    content = [
+        {"type": "text", "text": "<image>"},
+        {"type": "image_url", "image_url": {"url": "a/b.png"}},
+        {"type": "image_url", "image_url": "/abs/c.png"},
+        {"type": "image_url", "image_url": {"url": "file:///abs/d.png"}},
+        {"type": "image", "image": "data:image/png;base64," + plain},
+        {"type": "image", "image": plain},
+        {"type": "image", "image": {"bytes": plain}},
+        {"type": "image", "image": {"path": "e.png", "bytes": None}},
+    ]
+    sources = ["/data/a/b.png", "/abs/c.png", "/abs/d.png", png, png, png, "/data/e.png"]
+    assert parse(qa(content)).messages[0].parts == (TextPart("<image>"), *map(ImagePart, sources))
+
+
+def test_marks_take_the_pictures_of_the_record_in_order() -> None:
+    turns = [
+        {"role": "user", "content": "<image>who?<image>"},
+        {"role": "assistant", "content": "<image> is my answer"},
+        {"role": "user", "content": "and\n<image>\n?"},
+        {"role": "assistant", "content": "b"},
+    ]
+    found = parse({"messages": turns, "images": ["1.jpg", "2.jpg", "3.jpg"]})
+    one, two, three = (ImagePart(f"/data/{n}.jpg") for n in (1, 2, 3))
+    assert found.messages[0].parts == (one, TextPart("who?"), two)
+    assert found.messages[1].parts == (TextPart("<image> is my answer"),)
+    assert found.messages[2].parts == (TextPart("and\n"), three, TextPart("\n?"))
+
+
+@pytest.mark.parametrize(
+    ("record", "marks", "pictures"),
+    [
+        (qa("<image><image>", images=["1.jpg"]), 2, 1),
+        (qa("<image>", images=["1.jpg", "2.jpg"]), 1, 2),
+        (qa("<image>?"), 1, 0),
+        (qa("no mark", images=["1.jpg"]), 0, 1),
+    ],
+)
+def test_marks_and_pictures_must_be_equal_in_number(record: Any, marks: int, pictures: int) -> None:
+    with pytest.raises(SampleError, match=rf"f\.jsonl:7: {marks} <image> mark.* {pictures} picture"):
+        parse(record)
+
+
+def test_reasoning_comes_first() -> None:
+    assert parse(assistant(reasoning_content="hm")).messages[1].parts == (ReasoningPart("hm"), TextPart("a"))
+    assert parse(assistant(reasoning_content=None)).messages[1].parts == (TextPart("a"),)
+
+
+@pytest.mark.parametrize(
+    ("keys", "trained"),
+    [({}, True), ({"loss": True}, True), ({"loss": False}, False), ({"weight": 0}, False), ({"weight": 1}, True)],
+)
+def test_loss_of_one_message_can_be_switched_off(keys: dict[str, Any], trained: bool) -> None:
+    assert parse(assistant(**keys)).messages[1].trained is trained
+
+
+BAD = [
+    ({"messages": [{"role": "bot", "content": "x"}]}, "unknown role", "message 1: unknown role 'bot'; allowed"),
+    ({"messages": [{"content": "x"}]}, "unknown role", "message 1: no role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "not supported", 'role "tool" is not supported yet'),
+    ({"messages": []}, "bad record", "at least one message"),
+    ({"messages": "hello"}, "bad record", "must be a list"),
+    ({"messages": ["hello"]}, "bad record", "message 1 must be an object"),
+    ({"messages": [{"role": "user"}]}, "bad record", 'has no "content"'),
+    (qa(None), "bad record", r"message 1 \(user\): content must be a string or a list of parts, it is null"),
+    (qa(3), "bad record", "it is of type int"),
+    (qa("q", ""), "bad record", "message 2: the assistant's answer is empty"),
+    (qa(["x"]), "bad record", "message 1, part 1: type must be"),
+    (qa([{"type": "text"}]), "bad record", '"text" must be a string'),
+    (qa([{"type": "image"}]), "bad record", 'needs the key "image"'),
+    (qa([{"type": "image", "image": 3}]), "bad record", "must be a path, a data: URI or base64"),
+    (qa([{"type": "image", "image": {}}]), "bad record", 'needs "url", "path" or "bytes"'),
+    (qa([{"type": "image", "image": {"path": 3}}]), "bad record", 'the "path" of a picture must be a string'),
+    (qa([{"type": "image", "image": "data:image/png,abc"}]), "bad image", "must be base64"),
+    (qa([{"type": "image", "image": "data:image/png;base64,a?c"}]), "bad image", "base64 text is damaged"),
+    (qa([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]), "not supported", "not fetched .*https"),
+    (qa([{"type": "video", "video": "a.mp4"}]), "not supported", '"video" are not supported yet'),
+    (qa("q", images="1.jpg"), "bad record", '"images" must be a list'),
+    (qa("q", tools=[{"name": "f"}]), "not supported", '"tools" is not supported yet'),
+    (qa("q", videos=["a.mp4"]), "not supported", '"videos" is not supported yet'),
+    (assistant(tool_calls=[{"id": 1}]), "not supported", "tool calls are not supported yet"),
+    (assistant(loss=1), "bad record", '"loss" must be true or false'),
+    (assistant(weight=0.5), "bad record", '"weight" must be 0 or 1'),
+    (assistant(reasoning_content=3), "bad record", '"reasoning_content" must be a string'),
+    ({"messages": [{"role": "user", "content": "q", "loss": True}]}, "bad record", "only the assistant's messages"),
+    (
+        {"messages": [{"role": "system", "content": [{"type": "image", "image": data_uri(noise(8, 8))}]}]},
+        "bad record",
+        "a picture can only be in a user message",
+    ),
+    ([1], "bad record", "must be a JSON object, this is an array"),
+    ({"question": "q", "answer": "a"}, "unknown format", 'expected .*"messages".*"text_info".*found: "question", "answer"'),
+]
+
+
+@pytest.mark.parametrize(("record", "reason", "message"), BAD)
+def test_bad_records_say_what_is_wrong_and_where(record: Any, reason: str, message: str) -> None:
+    with pytest.raises(SampleError, match=message) as caught:
+        parse(record)
+    assert str(caught.value).startswith("f.jsonl:7: ")
+    assert caught.value.reason == reason
+
+
+def test_a_named_format_does_not_take_the_other() -> None:
+    with pytest.raises(SampleError, match=r'expected the key "text_info" \(format erniekit\); found: "messages"'):
+        parse(qa("q"), format="erniekit")

@@ -1,0 +1,24 @@
+"""What the first and the second signal do."""
+
+import os
+import signal
+
+import pytest
+
+from erniekit.train.guard import InterruptGuard
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_noted_and_the_second_stops_at_once(number: signal.Signals, status: int) -> None:
+    told: list[str] = []
+    before = signal.getsignal(number)
+    with InterruptGuard(told.append) as guard:
+        assert guard.exit_status == 0
+        os.kill(os.getpid(), number)
+        assert guard.requested == number
+        assert guard.exit_status == status
+        assert len(told) == 1 and "again" in told[0]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            signal.sigtimedwait([], 1)
+    assert signal.getsignal(number) == before

@@ -1,0 +1,137 @@
+"""Write `data/digits`: 1,797 real handwritten digits as image chats, for training and for a held-out test.
+
+    python tools/datasets/make_digits.py [--output data/digits]
+
+Needs scikit-learn (`pip install scikit-learn`), whose `load_digits` is a copy of the test set of "Optical Recognition
+of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository,
+https://doi.org/10.24432/C50P49, CC BY 4.0). Nothing is downloaded. The files come out byte for byte the same on every
+machine: pictures are written by the encoder below, and the order comes from one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import random
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEED = 20240601
+HELDOUT_PER_CLASS = 30
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# (question, answer): a question fixes the wording of its answer, so that exact match is a fair measure.
+PHRASINGS: tuple[tuple[str, str], ...] = (
+    ("Which digit is this?", "{digit}"),
+    ("Read the digit in the picture.", "{digit}"),
+    ("Give the digit and nothing else.", "{digit}"),
+    ("What number is written here?", "The number is {digit}."),
+    ("What does the picture show?", "The picture shows a handwritten {digit}."),
+    ("Name this digit in one word.", "{word}"),
+    ("Write the digit as a word.", "{word}"),
+    ("图片里是哪个数字？", "图片里的数字是{digit}。"),
+)
+
+Chat = tuple[bytes, str, str]
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """An 8-bit grey PNG of `pixels` [height, width] uint8, stored without compression: the same bytes everywhere."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    # One stored block, written out: what zlib's compressors make of the same rows differs between its versions.
+    stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
+    body = stored + struct.pack(">I", zlib.adler32(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def load_pictures() -> list[tuple[bytes, int]]:
+    """Every picture of the set as (PNG, digit), in the set's own order; ink is white on black."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise SystemExit("error: this script needs scikit-learn; install it with: pip install scikit-learn") from None
+    digits = load_digits()
+    # Ink is counted from 0 to 16 in the set.
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return [(encode_png(pixels), int(digit)) for pixels, digit in zip(grey, digits.target, strict=True)]
+
+
+def split_chats(pictures: list[tuple[bytes, int]], seed: int = SEED) -> tuple[list[Chat], list[Chat]]:
+    """(train, held-out) as (PNG, question, answer); held-out has the same number of each digit.
+
+    Each picture is in one chat only. Within a digit the phrasings take turns, so that all are equally frequent.
+    """
+    if len({png for png, _ in pictures}) != len(pictures):
+        raise SystemExit("error: the set holds a picture twice; train and held-out could share it")
+    generator = random.Random(seed)
+    by_digit: dict[int, list[bytes]] = defaultdict(list)
+    for png, digit in pictures:
+        by_digit[digit].append(png)
+    train: list[Chat] = []
+    heldout: list[Chat] = []
+    for digit in sorted(by_digit):
+        group = by_digit[digit]
+        generator.shuffle(group)
+        for index, png in enumerate(group):
+            question, answer = PHRASINGS[(index + digit) % len(PHRASINGS)]
+            chat = (png, question, answer.format(digit=digit, word=WORDS[digit]))
+            (heldout if index < HELDOUT_PER_CLASS else train).append(chat)
+    generator.shuffle(train)
+    generator.shuffle(heldout)
+    return train, heldout
+
+
+def as_messages(chat: Chat) -> dict[str, Any]:
+    """One sample in OpenAI's form: the picture as a data URL among the parts of the user's message."""
+    png, question, answer = chat
+    url = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]}
+
+
+def as_erniekit(chat: Chat) -> dict[str, Any]:
+    """One sample in ERNIEKit's form: texts with tags, and the picture (plain base64) before text 0."""
+    png, question, answer = chat
+    return {
+        "text_info": [{"text": question, "tag": "mask"}, {"text": answer, "tag": "no_mask"}],
+        "image_info": [{"matched_text_index": 0, "image_url": base64.b64encode(png).decode("ascii")}],
+    }
+
+
+def write_lines(file: Path, chats: list[Chat], form: Callable[[Chat], dict[str, Any]]) -> None:
+    """Write one JSON object a line (UTF-8, LF)."""
+    lines = [json.dumps(form(chat), ensure_ascii=False, separators=(",", ":")) + "\n" for chat in chats]
+    file.write_bytes("".join(lines).encode("utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write data/digits from scikit-learn's copy of the UCI digits.")
+    root = Path(__file__).resolve().parents[2]
+    parser.add_argument("--output", type=Path, default=root / "data" / "digits", help="directory to write into")
+    output: Path = parser.parse_args().output
+    train, heldout = split_chats(load_pictures())
+    half = (len(train) + 1) // 2
+    output.mkdir(parents=True, exist_ok=True)
+    for name, chats, form in (
+        ("train.jsonl", train[:half], as_messages),
+        ("train_erniekit.jsonl", train[half:], as_erniekit),
+        ("heldout.jsonl", heldout, as_messages),
+    ):
+        write_lines(output / name, chats, form)
+        print(f"{output / name}: {len(chats)} pictures, {(output / name).stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
