@@ -1,0 +1,251 @@
+"""Training checkpoints: directories that are complete or not there at all.
+
+A checkpoint is written aside as `.checkpoint-000123.tmp`, brought to disk and renamed to `checkpoint-000123`,
+where 123 is the number of optimizer steps that it holds. Its files:
+
+- the weights: shards and index in the Hub's layout beside `config.json`, tokenizer and processor files, so
+  that the directory is a model by itself; or `adapter_config.json` and `adapter_model.safetensors` in PEFT's
+  form;
+- `optimizer.safetensors`: moments by parameter name;
+- `trainer_state.json`: everything else, and the size of every file, by which an incomplete copy is known.
+
+Random generators need no file: each row's randomness follows from the run's seed and the number of rows that
+were drawn, both in `trainer_state.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, weight_files, write_safetensors
+from erniekit.errors import CheckpointError
+from erniekit.models.specs import TensorSpec
+
+STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d{6,})")
+_SIDE_SUFFIXES = {".json", ".jinja", ".model", ".py", ".txt"}
+_NOT_SIDE_FILES = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json$")
+_FINGERPRINT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands.
+
+    `step` optimizer steps and `rows` packed rows are done, over `tokens` tokens of which `loss_tokens`
+    carried loss. `loader` is the position in the data, `window` the figures that are not logged yet.
+    `identity` maps config keys to what must be the same for a run to be continued; `config` is the resolved
+    configuration and `schedule` the inputs of the learning rate, both to tell what has changed. `base_model`
+    is the directory of the base.
+    """
+
+    step: int
+    rows: int
+    tokens: int
+    loss_tokens: int
+    seed: int
+    loader: dict[str, Any]
+    window: dict[str, Any]
+    schedule: dict[str, Any]
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    base_model: str
+    erniekit_version: str
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint directory and, where it is incomplete, what is wrong with it."""
+
+    path: Path
+    step: int
+    problem: str | None
+
+
+def checkpoint_name(step: int) -> str:
+    """The directory name of the checkpoint after `step` steps."""
+    return f"checkpoint-{step:06d}"
+
+
+def write_checkpoint(
+    run: Path,
+    state: TrainerState,
+    *,
+    write_weights: Callable[[Path], None],
+    optimizer_specs: Sequence[TensorSpec],
+    optimizer_array: Callable[[str], np.ndarray],
+) -> Path:
+    """Write one checkpoint below the run directory and return its path.
+
+    `write_weights` fills a directory with all that is not named here. Nothing bears the final name before all
+    of it is on disk. Raises CheckpointError where the disk does not take it; earlier checkpoints are
+    untouched.
+    """
+    final = run / checkpoint_name(state.step)
+    aside = run / f".{final.name}.tmp"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_weights(aside)
+        write_safetensors(aside / OPTIMIZER_FILE, optimizer_specs, optimizer_array)
+        files = {str(f.relative_to(aside)): f.stat().st_size for f in sorted(aside.rglob("*")) if f.is_file()}
+        content = {"format": FORMAT, **asdict(state), "files": files}
+        (aside / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for file in [*files, STATE_FILE]:
+            _sync(aside / file)
+        _sync(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+        _sync(run)
+    except OSError as error:
+        raise CheckpointError(f"{aside}: the checkpoint cannot be written: {error.strerror}") from error
+    return final
+
+
+def find_checkpoints(run: Path) -> list[FoundCheckpoint]:
+    """All checkpoints of a run, newest first. Directories that are still aside do not count."""
+    if not run.is_dir():
+        return []
+    found = []
+    for path in run.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append(FoundCheckpoint(path, int(match[1]), _problem(path)))
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, None where there is none."""
+    return next((found.path for found in find_checkpoints(run) if found.problem is None), None)
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the `keep` newest complete checkpoints, and what older attempts left behind."""
+    found = find_checkpoints(run)
+    complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
+    if not complete:
+        return
+    for checkpoint in found:
+        if checkpoint not in complete and checkpoint.step < complete[0].step:
+            shutil.rmtree(checkpoint.path)
+    for aside in run.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(aside)
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Read `trainer_state.json`. Raises CheckpointError where it is absent, damaged, or of another form."""
+    problem = _problem(checkpoint)
+    if problem is not None:
+        raise CheckpointError(f"{checkpoint}: not a complete training checkpoint: {problem}")
+    content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    if content.pop("format", None) != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint / STATE_FILE}: written by another version of erniekit; use that version"
+        )
+    del content["files"]
+    try:
+        return TrainerState(**content)
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint / STATE_FILE}: not a trainer state: {error}") from None
+
+
+def read_optimizer(checkpoint: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
+    """The names in `optimizer.safetensors`, and a function that reads one of them (float32)."""
+    tensors: dict[str, TensorInfo] = read_header(checkpoint / OPTIMIZER_FILE)
+    return list(tensors), lambda name: read_array(tensors[name])
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:
+    """Raise CheckpointError, naming the configuration keys, where a run is not the one that was saved."""
+    lines = []
+    for key in sorted(set(saved) | set(current)):
+        before, now = saved.get(key), current.get(key)
+        if before == now:
+            continue
+        told = f"was {_short(before)}, is now {_short(now)}"
+        if isinstance(now, dict) or isinstance(before, dict):
+            told = "the content is not what the run began with"
+        lines.append(f"  {key}: {told}")
+    if lines:
+        raise CheckpointError(
+            f"{where}: cannot be resumed with this configuration:\n" + "\n".join(lines) + "\n"
+            "Use the settings of the run (config.yaml in its directory), or a new train.output_dir."
+        )
+
+
+def fingerprint(parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """A digest of content for `TrainerState.identity`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return {"digest": digest.hexdigest()}
+
+
+def model_fingerprint(directory: Path) -> dict[str, Any]:
+    """Digest of a model directory: its `config.json`, and size, head and tail of each weight file.
+
+    Reads at most 2 MiB a file, so that it costs little for the largest models.
+    """
+
+    def parts() -> Iterable[bytes]:
+        yield (directory / "config.json").read_bytes()
+        for file in weight_files(directory):
+            size = file.stat().st_size
+            yield f"{file.name} {size}".encode()
+            with file.open("rb") as stream:
+                yield stream.read(_FINGERPRINT_BYTES)
+                stream.seek(max(0, size - _FINGERPRINT_BYTES))
+                yield stream.read()
+
+    return fingerprint(parts())
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy what belongs to a model besides its weights: config, tokenizer, templates, processor files."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix in _SIDE_SUFFIXES and not _NOT_SIDE_FILES.search(file.name):
+            shutil.copyfile(file, target / file.name)
+
+
+def _problem(checkpoint: Path) -> str | None:
+    try:
+        content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        files = dict(content["files"])
+    except FileNotFoundError:
+        return f"{STATE_FILE} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{STATE_FILE} is damaged"
+    for name, size in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Training: composing a run, its steps, and what it tells and saves."""

@@ -1,0 +1,199 @@
+"""One training run, from its configuration to its last checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from erniekit.checkpoint.state import TrainerState, check_identity, newest_checkpoint, read_state
+from erniekit.config import Config, dump_config
+from erniekit.objectives.sft import SftObjective
+from erniekit.runtime import configure
+from erniekit.train.guard import InterruptGuard
+from erniekit.train.inputs import Inputs, load_inputs
+from erniekit.train.loop import Loop, LoopSettings, Progress, evaluation_loss
+from erniekit.train.monitor import Monitor
+from erniekit.train.optimizer import AdamW, GroupRule
+from erniekit.train.plan import RunPlan, describe_run, plan_run
+from erniekit.train.prepare import Prepared, compute_dtype, prepare_model, preview_model
+from erniekit.train.progress import Reporter, make_reporter
+from erniekit.train.saving import (
+    Saver,
+    changed_settings,
+    check_new_run,
+    checkpoint_to_resume,
+    restore,
+    run_identity,
+)
+
+CONFIG_FILE = "config.yaml"
+
+
+def run_training(
+    config: Config, *, resume: bool = False, dry_run: bool = False, no_weights: bool = False
+) -> int:
+    """Train as `config` says, or with `dry_run` only say what would be done; returns the process's exit
+    status.
+
+    That is 0, or after an interrupt 130 (Ctrl-C) or 143 (SIGTERM), when the run was saved and can be resumed.
+    `resume` continues from the newest complete checkpoint in train.output_dir. `no_weights`, with `dry_run`,
+    leaves out what needs files that are not there. Raises ErnieKitError for whatever is wrong with config,
+    data or files.
+    """
+    reporter = make_reporter()
+    if dry_run:
+        _dry_run(config, reporter.say, no_weights)
+        return 0
+    return _train(config, resume, reporter)
+
+
+def _train(config: Config, resume: bool, reporter: Reporter) -> int:
+    run = Path(config.train.output_dir)
+    if not resume:
+        check_new_run(run)
+    checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
+    state = read_state(checkpoint) if checkpoint is not None else None
+    device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
+    dtype = compute_dtype(config, device)
+    inputs = load_inputs(config, reporter.say)
+    try:
+        plan = plan_run(config, inputs.train)
+        for line in describe_run(plan, config, inputs.encoder.template.name):
+            reporter.say(line)
+        identity = run_identity(config, dtype, inputs.train.dataset.fingerprint)
+        if checkpoint is not None and state is not None:
+            check_identity(state.identity, identity, checkpoint)
+            _say_changes(checkpoint, state, config, reporter.say)
+        prepared = prepare_model(config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say)
+        optimizer = make_optimizer(config, prepared)
+        progress = Progress()
+        if checkpoint is not None and state is not None:
+            progress = restore(checkpoint, state, optimizer, inputs.train)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+        saver = Saver(
+            run, config, prepared.model, optimizer, inputs.train, plan.schedule, identity, reporter.say
+        )
+        monitor = Monitor(run, tensorboard=config.log.tensorboard, start_step=progress.step)
+        try:
+            loop = make_loop(config, plan, prepared, optimizer, inputs, monitor, reporter, saver, progress)
+            return _run(loop, run, reporter.say)
+        finally:
+            monitor.close()
+    finally:
+        inputs.close()
+
+
+def _run(loop: Loop, run: Path, say: Callable[[str], None]) -> int:
+    again = f"  erniekit train {shlex.quote(str(run / CONFIG_FILE))} --resume"
+    with InterruptGuard(say) as guard:
+        try:
+            loop.run(guard)
+        except KeyboardInterrupt:
+            newest = newest_checkpoint(run)
+            if newest is None:
+                say("Stopped at once. Nothing was saved yet.")
+            else:
+                say(f"Stopped at once; what came after {newest.name} is lost. Continue with:\n{again}")
+            return guard.exit_status
+    done, total = loop.progress.step, loop.settings.total_steps
+    if guard.requested is not None and not loop.finished:
+        say(f"Stopped after step {done} of {total}. Continue with:\n{again}")
+    else:
+        newest = newest_checkpoint(run)
+        say(f"Done: {done} steps, {loop.progress.tokens:,} tokens. The trained model is {newest}")
+    return guard.exit_status
+
+
+def make_optimizer(config: Config, prepared: Prepared) -> AdamW:
+    """AdamW over the trained parameters, with the groups of the configuration."""
+    settings = config.optimizer
+    return AdamW(
+        prepared.trained,
+        weight_decay=settings.weight_decay,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        rules=[GroupRule(g.match, g.learning_rate_ratio, g.weight_decay) for g in settings.groups],
+    )
+
+
+def make_loop(
+    config: Config,
+    plan: RunPlan,
+    prepared: Prepared,
+    optimizer: AdamW,
+    inputs: Inputs,
+    monitor: Monitor,
+    reporter: Reporter,
+    save: Callable[[Progress], None],
+    progress: Progress,
+) -> Loop:
+    """The loop over everything that was prepared."""
+    model, heldout, loader = prepared.model, inputs.heldout, inputs.train
+    objective = SftObjective(model, config.loss.chunk_tokens)
+
+    def evaluate() -> dict[str, float]:
+        assert heldout is not None
+        return {"eval/loss": evaluation_loss(model, objective, heldout.iter_rows_once())}
+
+    return Loop(
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=plan.schedule,
+        rows=loader,
+        settings=LoopSettings(
+            total_steps=plan.total_steps,
+            rows_per_step=config.train.rows_per_step,
+            epochs=plan.epochs,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            seed=config.train.seed,
+            log_every=config.log.every,
+            eval_every=config.train.eval_every,
+            save_every=config.checkpoint.save_every,
+        ),
+        monitor=monitor,
+        reporter=reporter,
+        save=save,
+        evaluate=evaluate if heldout is not None else None,
+        epoch=lambda: loader.epoch + loader.row / loader.rows_per_epoch(loader.epoch),
+        progress=progress,
+    )
+
+
+def _say_changes(checkpoint: Path, state: TrainerState, config: Config, say: Callable[[str], None]) -> None:
+    say(f"resuming from {checkpoint}, after step {state.step}")
+    changes = changed_settings(state.config, config.model_dump())
+    if changes:
+        say("settings that differ from those of the checkpoint:")
+        for line in changes:
+            say(f"  {line}")
+
+
+def _dry_run(config: Config, say: Callable[[str], None], no_weights: bool) -> None:
+    say(dump_config(config).rstrip())
+    say("")
+    device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
+    dtype = compute_dtype(config, device)
+    model = Path(config.model.path)
+    unchecked = []
+    if no_weights and not (model / "config.json").is_file():
+        unchecked.append(f"the model ({model} has no config.json): lora.targets, model.freeze, memory")
+    else:
+        preview_model(config, dtype, say, weights=not no_weights)
+    absent = [path for path in [*config.data.train, *config.data.eval] if not Path(path).is_file()]
+    if no_weights and not (model / "tokenizer_config.json").is_file():
+        unchecked.append(f"the data ({model} has no tokenizer): samples, rows, steps")
+    elif no_weights and absent:
+        unchecked.append(f"the data ({', '.join(absent)} not there): samples, rows, steps")
+    else:
+        inputs = load_inputs(config, say)
+        for line in describe_run(plan_run(config, inputs.train), config, inputs.encoder.template.name):
+            say(line)
+    if no_weights:
+        say("not checked: the weights")
+    for line in unchecked:
+        say(f"not checked: {line}")
+    say("The configuration is valid. Nothing was trained (--dry-run).")

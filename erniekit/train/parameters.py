@@ -1,0 +1,84 @@
+"""Which parameters of a model are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from erniekit.errors import ConfigError
+
+# Patterns over parameter names. A part's adapters bear its name, so that they are frozen with it.
+PARTS: dict[str, tuple[str, ...]] = {
+    "vision": ("vision_model.*",),
+    "resampler": ("model.resampler_model.*",),
+    "language": ("model.embed_tokens.*", "model.layers.*", "model.norm.*", "lm_head.*"),
+    "router": ("*.mlp.gate.weight", "*.mlp.gate.weight_1"),
+}
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to. A router belongs to "router" alone, not to "language"."""
+    if _matches(name, PARTS["router"]):
+        return "router"
+    return next(part for part in ("vision", "resampler", "language") if _matches(name, PARTS[part]))
+
+
+def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
+    """The names that `model.freeze` covers: parts by their names, anything else as an fnmatch pattern.
+
+    Raises ConfigError for an entry that covers nothing, naming what is near.
+    """
+    frozen: set[str] = set()
+    for entry in freeze:
+        covered = {
+            name for name in names if (part_of(name) == entry if entry in PARTS else fnmatchcase(name, entry))
+        }
+        if not covered:
+            raise ConfigError(f"model.freeze: {entry!r} {_why_nothing(names, entry)}")
+        frozen |= covered
+    return frozen
+
+
+def router_names(names: Iterable[str]) -> set[str]:
+    """The names of the routers' weights."""
+    return {name for name in names if part_of(name) == "router"}
+
+
+def trained_names(
+    names: Sequence[str], *, freeze: Sequence[str], adapters: bool = False, train_router: bool = False
+) -> list[str]:
+    """Of all parameters, those that a run trains, in their order.
+
+    Without `adapters` that is everything, with them only low-rank matrices and, with `train_router`, the
+    routers; less what `freeze` covers, and never the correction bias of a router, which no gradient reaches.
+    Raises ConfigError as `frozen_names` does, for a router that is not there, and where nothing is left.
+    """
+    frozen = frozen_names(names, freeze)
+    routers = {name for name in names if part_of(name) == "router"}
+    if train_router and not routers:
+        raise ConfigError("lora.train_router: this model has no router")
+    chosen = []
+    for name in names:
+        if adapters:
+            wanted = ".lora_A." in name or ".lora_B." in name or (train_router and name in routers)
+        else:
+            wanted = not name.endswith("e_score_correction_bias")
+        if wanted and name not in frozen:
+            chosen.append(name)
+    if not chosen:
+        raise ConfigError("there is nothing to train: model.freeze covers every parameter")
+    return chosen
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _why_nothing(names: Sequence[str], entry: str) -> str:
+    if entry in PARTS:
+        parts = ", ".join(sorted({part_of(name) for name in names}))
+        return f"is no part of this model, which has: {parts}"
+    near = get_close_matches(entry, [*PARTS, *names], n=3, cutoff=0.4)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    return f"is neither a part ({', '.join(PARTS)}) nor a pattern that matches a parameter{hint}"

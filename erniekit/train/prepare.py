@@ -1,0 +1,128 @@
+"""The model of a run: its weights, its adapters, and which of its parameters are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+
+from erniekit.checkpoint.hub import check_against, read_index
+from erniekit.checkpoint.weights import load_model, spec_of
+from erniekit.config import Config, LoraConfig
+from erniekit.data.vision import ImageSpec
+from erniekit.lora.adapters import load_adapter
+from erniekit.lora.targets import LoraMatch, apply_lora, find_targets
+from erniekit.models.config import ErnieConfig
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.factory import build_model, parameter_specs
+from erniekit.models.specs import TensorSpec
+from erniekit.train.parameters import trained_names
+from erniekit.train.plan import describe_lora, describe_model, plan_model
+
+_DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be trained, and its trained parameters in the model's order."""
+
+    model: ErnieModel
+    trained: list[tuple[str, paddle.Tensor]]
+
+
+def compute_dtype(config: Config, device: str) -> str:
+    """The dtype of weights and computation: model.dtype; "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if device == "gpu" else "float32"
+
+
+def lora_alpha(lora: LoraConfig) -> float:
+    """lora.alpha, or its default of twice the rank."""
+    return 2.0 * lora.rank if lora.alpha is None else lora.alpha
+
+
+def prepare_model(
+    config: Config,
+    dtype: str,
+    image_spec: ImageSpec | None,
+    checkpoint: Path | None,
+    say: Callable[[str], None],
+) -> Prepared:
+    """Load the model, put adapters on it, mark what is trained, and say so.
+
+    `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. Raises
+    CheckpointError where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
+    """
+    lora = config.lora
+    weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
+    say(f"model: loading {weights} in {dtype}")
+    model = load_model(weights, dtype)
+    model.recompute = config.train.recompute
+    if image_spec is not None:
+        model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
+    matches: list[LoraMatch] = []
+    if lora.enabled:
+        matches = apply_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora_alpha(lora),
+            dropout=lora.dropout,
+            targets=lora.targets,
+            seed=config.train.seed,
+        )
+    parameters = dict(model.named_parameters())
+    specs = [spec_of(name, parameter) for name, parameter in parameters.items()]
+    trained = _trained(config, specs)
+    for name, parameter in parameters.items():
+        parameter.stop_gradient = name not in trained
+    if lora.enabled and checkpoint is not None:
+        load_adapter(model, checkpoint)
+    _describe(config, matches, specs, trained, say)
+    return Prepared(model, [(name, parameters[name]) for name in trained])
+
+
+def preview_model(config: Config, dtype: str, say: Callable[[str], None], *, weights: bool) -> None:
+    """Say what `prepare_model` would do, from `config.json` and, with `weights`, the headers of the weight
+    files.
+
+    No parameter takes memory, whatever the size of the model. Raises as `prepare_model` does.
+    """
+    architecture = ErnieConfig.from_dir(config.model.path)
+    specs = parameter_specs(architecture, _DTYPE_NAMES[dtype])
+    if weights:
+        check_against(read_index(config.model.path), specs, config.model.path)
+    matches: list[LoraMatch] = []
+    if config.lora.enabled:
+        with paddle.LazyGuard():
+            model = build_model(architecture, dtype)
+        for module, linear in find_targets(model, config.lora.targets).items():
+            inner, outer, rank = linear.in_features, linear.out_features, config.lora.rank
+            matches.append(LoraMatch(module, inner, outer, rank * (inner + outer)))
+            specs.append(TensorSpec(f"{module}.lora_A.weight", _DTYPE_NAMES[dtype], (rank, inner)))
+            specs.append(TensorSpec(f"{module}.lora_B.weight", _DTYPE_NAMES[dtype], (outer, rank)))
+    _describe(config, matches, specs, _trained(config, specs), say)
+
+
+def _trained(config: Config, specs: Sequence[TensorSpec]) -> list[str]:
+    return trained_names(
+        [spec.name for spec in specs],
+        freeze=config.model.freeze,
+        adapters=config.lora.enabled,
+        train_router=config.lora.train_router,
+    )
+
+
+def _describe(
+    config: Config,
+    matches: Sequence[LoraMatch],
+    specs: Sequence[TensorSpec],
+    trained: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    plan = plan_model(specs, trained, rows_per_step=config.train.rows_per_step)
+    lines = describe_lora(matches, config.lora.rank) if config.lora.enabled else []
+    for line in [*lines, *describe_model(plan)]:
+        say(line)

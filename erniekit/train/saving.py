@@ -1,0 +1,143 @@
+"""Saving a run, and taking it up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erniekit import __version__
+from erniekit.checkpoint.state import (
+    TrainerState,
+    copy_side_files,
+    find_checkpoints,
+    model_fingerprint,
+    prune_checkpoints,
+    read_optimizer,
+    write_checkpoint,
+)
+from erniekit.checkpoint.weights import save_weights
+from erniekit.config import Config
+from erniekit.data.loader import RowLoader
+from erniekit.errors import CheckpointError, ConfigError
+from erniekit.lora.adapters import write_adapter
+from erniekit.models.ernie import ErnieModel
+from erniekit.train.figures import Window
+from erniekit.train.loop import Progress
+from erniekit.train.optimizer import AdamW
+from erniekit.train.prepare import lora_alpha
+from erniekit.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes checkpoints of a run and removes those that are not to be kept."""
+
+    run: Path
+    config: Config
+    model: ErnieModel
+    optimizer: AdamW
+    loader: RowLoader
+    schedule: Schedule
+    identity: dict[str, Any]
+    say: Callable[[str], None]
+
+    def __call__(self, progress: Progress) -> None:
+        """Save `progress` with all that belongs to it."""
+        state = TrainerState(
+            step=progress.step,
+            rows=progress.rows,
+            tokens=progress.tokens,
+            loss_tokens=progress.loss_tokens,
+            seed=self.config.train.seed,
+            loader=self.loader.state_dict(),
+            window=progress.window.as_dict(),
+            schedule=self.schedule.as_dict(),
+            identity=self.identity,
+            config=self.config.model_dump(),
+            base_model=self.config.model.path,
+            erniekit_version=__version__,
+        )
+        path = write_checkpoint(
+            self.run,
+            state,
+            write_weights=self._write_weights,
+            optimizer_specs=self.optimizer.state_specs(),
+            optimizer_array=self.optimizer.state_reader(),
+        )
+        prune_checkpoints(self.run, self.config.checkpoint.keep)
+        self.say(f"saved {path}")
+
+    def _write_weights(self, directory: Path) -> None:
+        lora = self.config.lora
+        if lora.enabled:
+            write_adapter(
+                directory,
+                self.model,
+                base_path=self.config.model.path,
+                rank=lora.rank,
+                alpha=lora_alpha(lora),
+                dropout=lora.dropout,
+                targets=lora.targets,
+            )
+        else:
+            copy_side_files(Path(self.config.model.path), directory)
+            save_weights(self.model, directory)
+
+
+def run_identity(config: Config, dtype: str, data_fingerprint: str) -> dict[str, Any]:
+    """What must be the same for a run to be continued, by configuration key."""
+    return {
+        "model.path": model_fingerprint(Path(config.model.path)),
+        "model.dtype": dtype,
+        "model.freeze": config.model.freeze,
+        **{f"lora.{key}": value for key, value in config.lora.model_dump().items()},
+        "data.train": {"digest": data_fingerprint},
+        "data.max_length": config.data.max_length,
+        "data.shuffle": config.data.shuffle,
+        "train.rows_per_step": config.train.rows_per_step,
+        "train.seed": config.train.seed,
+    }
+
+
+def checkpoint_to_resume(run: Path, say: Callable[[str], None]) -> Path:
+    """The newest complete checkpoint of a run. Raises CheckpointError where there is none."""
+    found = find_checkpoints(run)
+    for checkpoint in found:
+        if checkpoint.problem is None:
+            return checkpoint.path
+        say(f"passing over {checkpoint.path}, which is incomplete: {checkpoint.problem}")
+    raise CheckpointError(
+        f"{run}: there is no complete checkpoint to resume from. "
+        "Start without --resume, with train.output_dir empty or not there"
+    )
+
+
+def check_new_run(run: Path) -> None:
+    """Raise ConfigError where the directory of a new run holds something."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(
+            f"train.output_dir: {run} is not empty. Add --resume to continue the run in it, or choose "
+            "another directory for a new one (train.output_dir=...)"
+        )
+
+
+def restore(checkpoint: Path, state: TrainerState, optimizer: AdamW, loader: RowLoader) -> Progress:
+    """Put optimizer and loader where the checkpoint left them. Raises CheckpointError or DataError."""
+    names, read = read_optimizer(checkpoint)
+    optimizer.load_state(state.step, names, read)
+    loader.load_state_dict(state.loader)
+    return Progress(state.step, state.rows, state.tokens, state.loss_tokens, Window(**state.window))
+
+
+def changed_settings(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines that name each setting with its value before and now. Both are resolved configurations."""
+    lines = []
+    for key, now in current.items():
+        before = saved.get(key)
+        if isinstance(now, dict) and isinstance(before, dict):
+            lines += changed_settings(before, now, f"{prefix}{key}.")
+        elif before != now:
+            lines.append(f"{prefix}{key}: {before} -> {now}")
+    return lines

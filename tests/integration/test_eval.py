@@ -1,0 +1,125 @@
+"""`erniekit eval` as a user runs it: on runs, checkpoints and adapters, with good and bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from erniekit.checkpoint.state import newest_checkpoint
+from erniekit.cli.main import main
+from erniekit.train.job import run_training
+from tests.integration.training_setup import chats, make_config, make_model, write_chats
+
+SAMPLES = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chats(tmp_path_factory.mktemp("data") / "chats.jsonl", chats(SAMPLES))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A model that has learnt these few chats by heart."""
+    directory = tmp_path_factory.mktemp("eval")
+    model = make_model(directory / "base")
+    settings = {"train__max_steps": 40, "data__max_length": 450, "schedule__type": "constant"}
+    config = make_config(directory / "run", model, data, **settings, train__rows_per_step=1)
+    assert run_training(config) == 0
+    return directory / "run"
+
+
+@pytest.fixture
+def erniekit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process; gives exit status, standard output and error output."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["erniekit", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_a_run_answers_what_it_has_learnt(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.jsonl"
+    status, out, err = erniekit(
+        "eval", run, "--data", data, "--output", predictions, "--min-exact-match", 0.95
+    )
+    assert (status, err) == (0, "")
+    assert f"exact match {SAMPLES} of {SAMPLES} (100.0%)" in out
+    assert str(newest_checkpoint(run)) in out
+    assert f"answers: {SAMPLES} of {SAMPLES} samples" in out
+    records = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert [record["id"] for record in records] == [f"{data}:{line}" for line in range(1, SAMPLES + 1)]
+    assert all(record["match"] and record["answer"] == record["expected"] for record in records)
+    assert all(record["expected"].startswith("It is ") for record in records)
+
+
+def test_fewer_than_asked_for_is_an_error_after_the_report(erniekit, run: Path, tmp_path: Path) -> None:
+    samples = chats(SAMPLES)[:4]
+    samples[1]["messages"][-1]["content"] = "It is purple."
+    file = write_chats(tmp_path / "wrong.jsonl", samples)
+    status, out, err = erniekit("eval", run, "--data", file, "--min-exact-match", 0.9)
+    assert status == 1
+    assert "exact match 3 of 4 (75.0%)" in out
+    assert f"{file}:2: expected 'It is purple.', answered 'It is " in out
+    assert err == "error: exact match 75.00% is below the wanted 90.00%\n"
+    status, out, _ = erniekit("eval", run, "--data", file, "--limit", 1, "--batch", 1, "--max-new-tokens", 2)
+    assert status == 0
+    assert "exact match 0 of 1 (0.0%)" in out and "(cut off)" in out
+
+
+def test_a_checkpoint_and_an_adapter(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    settings = {"lora__enabled": True, "train__max_steps": 1, "optimizer__learning_rate": 1e-5}
+    assert run_training(make_config(tmp_path / "lora", checkpoint, data, **settings)) == 0
+    for path in (checkpoint, tmp_path / "lora"):
+        status, out, err = erniekit("eval", path, "--data", data, "--data", data)
+        assert (status, err) == (0, "")
+        assert f"exact match {2 * SAMPLES} of {2 * SAMPLES}" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no samples|has no samples"),
+        ('{"messages": [{"role": "user", "content": "Hello"}]}\n', "bad.jsonl:1: the chat ends with a user"),
+        ('{"messages": [{"role": "us\n', "bad.jsonl:1: not valid JSON"),
+    ],
+)
+def test_bad_data_is_named(erniekit, run: Path, tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content, encoding="utf-8")
+    status, _, err = erniekit("eval", run, "--data", file)
+    assert status == 1
+    assert err.startswith("error: ")
+    assert any(part in err for part in message.split("|"))
+
+
+def test_what_is_missing_is_named(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+    status, _, err = erniekit("eval", tmp_path / "nowhere", "--data", data)
+    assert (status, err.split(":")[0]) == (1, "error") and "nowhere: no such directory" in err
+    status, _, err = erniekit("eval", run, "--data", tmp_path / "none.jsonl")
+    assert (status, err.split(":")[0]) == (1, "error") and "none.jsonl" in err
+    missing = chats(2)
+    missing[1]["messages"][0]["content"][0]["image_url"]["url"] = "gone.png"
+    status, _, err = erniekit("eval", run, "--data", write_chats(tmp_path / "missing.jsonl", missing))
+    assert status == 1 and "missing.jsonl:2" in err and "gone.png" in err
+    status, _, err = erniekit("eval", run, "--data", data, "--dtype", "bfloat16", "--device", "cpu")
+    assert status == 1 and "bfloat16 needs a GPU" in err
+
+
+def test_the_command_as_a_process(run: Path, tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("erniekit"), "eval", tmp_path, "--data", "x.jsonl"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    result = subprocess.run(command[:3], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2

@@ -1,0 +1,168 @@
+"""A resumed run is the run that never stopped: the same losses and weights, bit by bit; or it is refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from erniekit.checkpoint.hub import read_array, read_header
+from erniekit.checkpoint.state import newest_checkpoint
+from erniekit.errors import CheckpointError
+from erniekit.train.job import run_training
+from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
+
+FULL: dict[str, Any] = {}
+LORA = {"lora__enabled": True, "lora__dropout": 0.2, "lora__train_router": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "vl")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chats(tmp_path_factory.mktemp("data") / "train.jsonl", chats(16))
+
+
+def tensors(run: Path) -> dict[str, np.ndarray]:
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    return {
+        f"{file.name} {name}": read_array(info)
+        for file in sorted(checkpoint.glob("*.safetensors"))
+        for name, info in read_header(file).items()
+    }
+
+
+def copy_at(source: Path, target: Path, step: int) -> None:
+    """The run directory as a machine that failed some time after `step` leaves it."""
+    shutil.copytree(source, target)
+    for checkpoint in target.glob("checkpoint-*"):
+        if int(checkpoint.name[-6:]) > step:
+            shutil.rmtree(checkpoint)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    expected, found = tensors(one), tensors(other)
+    assert list(expected) == list(found)
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+
+
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
+def test_bit_identical_in_every_epoch(
+    tmp_path: Path, model: Path, data: Path, method: dict[str, Any]
+) -> None:
+    settings = {**method, "train__epochs": 3, "checkpoint__save_every": 1, "checkpoint__keep": 99}
+    whole = tmp_path / "whole"
+    run_training(make_config(whole, model, data, **settings))
+    lines = [line for line in read_log(whole) if "train/loss" in line]
+    later = [line["step"] for line in lines if line["epoch"] > 1]
+    assert len(lines) >= 6
+    for step in (1, later[0], lines[-2]["step"]):
+        part = tmp_path / f"part{step}"
+        copy_at(whole, part, step)
+        assert run_training(make_config(part, model, data, **settings), resume=True) == 0
+        assert_same_run(whole, part)
+
+
+def test_a_checkpoint_between_two_log_lines(tmp_path: Path, model: Path, data: Path) -> None:
+    settings = {"train__max_steps": 6, "log__every": 4, "checkpoint__save_every": 3}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run_training(make_config(whole, model, data, **settings))
+    copy_at(whole, part, 3)
+    run_training(make_config(part, model, data, **settings), resume=True)
+    assert_same_run(whole, part)
+    loads = [[v for k, v in line.items() if k.startswith("expert_load")] for line in read_log(whole)]
+    assert loads == [[v for k, v in line.items() if k.startswith("expert_load")] for line in read_log(part)]
+
+
+def test_an_incomplete_checkpoint_is_passed_over(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"train__max_steps": 4, "checkpoint__save_every": 1, "checkpoint__keep": 9}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run_training(make_config(whole, model, data, **settings))
+    shutil.copytree(whole, part)
+    shutil.copytree(part / "checkpoint-000004", part / ".checkpoint-000004.tmp")
+    (part / "checkpoint-000004" / "optimizer.safetensors").write_bytes(b"cut off")
+    (part / "checkpoint-000003" / "trainer_state.json").unlink()
+    capsys.readouterr()
+    run_training(make_config(part, model, data, **settings), resume=True)
+    told = capsys.readouterr().out
+    assert "passing over" in told
+    assert "checkpoint-000002, after step 2" in told
+    assert_same_run(whole, part)
+
+
+def test_another_run_is_refused_and_said_why(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    settings: dict[str, Any] = {"train__max_steps": 2, "checkpoint__save_every": 1, "lora__enabled": True}
+    run_training(make_config(run, model, data, **settings))
+    others: dict[str, dict[str, Any]] = {
+        "lora.rank: was 8, is now 4": {"lora__rank": 4},
+        "train.seed: was 42, is now 1": {"train__seed": 1},
+        "data.max_length: was 160, is now 200": {"data__max_length": 200},
+        "model.freeze: was [], is now": {"model__freeze": ["vision"]},
+        "data.train: the content is not": {
+            "data__train": str(write_chats(tmp_path / "x.jsonl", chats(16, 5)))
+        },
+        "model.path: the content is not": {"model__path": str(_other_model(model, tmp_path / "other"))},
+    }
+    for message, change in others.items():
+        with pytest.raises(CheckpointError) as caught:
+            run_training(make_config(run, model, data, **{**settings, **change}), resume=True)
+        text = str(caught.value)
+        assert message in text
+        assert text.count("\n  ") == 1, "only the key that changed is named"
+
+
+def test_other_settings_may_change_and_are_told(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run_training(make_config(run, model, data, train__max_steps=2))
+    capsys.readouterr()
+    longer = make_config(run, model, data, train__max_steps=3, optimizer__learning_rate=5e-4)
+    run_training(longer, resume=True)
+    told = capsys.readouterr().out
+    assert "optimizer.learning_rate: 0.001 -> 0.0005" in told
+    assert "train.max_steps: 2 -> 3" in told
+    assert [step for step, *_ in losses(run)] == [1, 2, 3]
+
+
+def test_a_finished_run_stays_as_it_is(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=2)
+    run_training(config)
+    before = losses(run)
+    capsys.readouterr()
+    assert run_training(config, resume=True) == 0
+    assert losses(run) == before
+    assert "Done: 2 steps" in capsys.readouterr().out
+
+
+def test_a_damaged_weight_file_is_an_error(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=1)
+    run_training(config)
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    shard = next(checkpoint.glob("model-*.safetensors"))
+    shard.write_bytes(b"\xff" * shard.stat().st_size)
+    with pytest.raises(CheckpointError, match=shard.name):
+        run_training(config, resume=True)
+
+
+def _other_model(model: Path, target: Path) -> Path:
+    shutil.copytree(model, target)
+    shard = next(target.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    return target

@@ -1,0 +1,357 @@
+"""Whole runs of small models: what they learn, leave behind, tell and refuse."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from erniekit.checkpoint.hub import read_array, read_index
+from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
+from erniekit.checkpoint.weights import load_model
+from erniekit.config import dump_config, load_config
+from erniekit.data.encode import make_encoder
+from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
+from erniekit.lora.adapters import read_adapter_config, read_adapter_index
+from erniekit.models.config import ErnieConfig
+from erniekit.models.factory import parameter_specs
+from erniekit.train.job import run_training
+from erniekit.train.loop import Loop
+from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "vl")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chats(tmp_path_factory.mktemp("data") / "train.jsonl", chats(16))
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    return {name: read_array(info) for name, info in read_index(directory).items()}
+
+
+def final(run: Path) -> Path:
+    found = newest_checkpoint(run)
+    assert found is not None
+    return found
+
+
+def test_full_training_end_to_end(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heldout = write_chats(tmp_path / "heldout.jsonl", chats(4, seed=9))
+    run = tmp_path / "run"
+    config = make_config(
+        run, model, data, train__epochs=6, data__eval=[str(heldout)], train__eval_every=8, log__every=2
+    )
+    assert run_training(config) == 0
+    told = capsys.readouterr().out
+
+    steps = losses(run)
+    assert steps[-1][1] < 0.5 * steps[0][1]
+    assert [step for step, *_ in steps] == [*range(2, steps[-1][0], 2), steps[-1][0]]
+    lines = read_log(run)
+    evaluations = [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
+    assert evaluations[0][0] == 8
+    assert evaluations[-1][0] == steps[-1][0]
+    assert evaluations[-1][1] < evaluations[0][1]
+    assert lines[-2]["epoch"] == 6.0
+    for name in ("train/loss_tokens", "train/tokens_per_second", "train/step_seconds", "memory/peak_gib"):
+        assert lines[0][name] > 0
+    assert lines[0]["expert_load/layer_1/text"] >= 1
+    assert lines[0]["expert_load/layer_1/vision"] >= 1
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in scalars] == [step for step, *_ in steps]
+    assert scalars[0][1] == pytest.approx(steps[0][1], rel=1e-6)
+    shares = events.Histograms("expert_share/layer_1/vision")[0].histogram_value
+    assert sum(shares.bucket) == pytest.approx(1)
+
+    assert load_config(run / "config.yaml") == config
+    checkpoint = final(run)
+    assert checkpoint.name == f"checkpoint-{steps[-1][0]:06d}"
+    assert str(checkpoint) in told
+    state = read_state(checkpoint)
+    assert state.tokens == lines[-2]["train/tokens_seen"]
+    assert not [entry for entry in run.iterdir() if entry.name.endswith(".tmp")]
+
+    # The checkpoint is a model by itself.
+    assert load_model(checkpoint).config == ErnieConfig.from_dir(model)
+    make_encoder(checkpoint)
+    trained, before = weights(checkpoint), weights(model)
+    unchanged = {name for name in before if np.array_equal(trained[name], before[name])}
+    assert unchanged == {name for name in before if name.endswith("e_score_correction_bias")}
+
+
+def test_lora_trains_adapters_alone(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=8, lora__enabled=True, lora__rank=4)
+    assert run_training(config) == 0
+    told = capsys.readouterr().out
+    assert "LoRA of rank 4 on" in told
+    assert "model.layers.*.mlp.experts.*.gate_proj" in told
+    steps = losses(run)
+    assert steps[-1][1] < steps[0][1]
+    checkpoint = final(run)
+    adapter = read_adapter_config(checkpoint)
+    assert (adapter.rank, adapter.alpha) == (4, 8.0)
+    names = read_adapter_index(checkpoint)
+    assert len(names) % 2 == 0
+    assert all(".lora_A." in name or ".lora_B." in name for name in names)
+    moved = [n for n, info in names.items() if ".lora_B." in n and read_array(info).any()]
+    assert any(".experts." in name for name in moved)
+    assert not list(checkpoint.glob("model*.safetensors"))
+
+
+def test_lora_with_routers(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run_training(
+        make_config(run, model, data, train__max_steps=2, lora__enabled=True, lora__train_router=True)
+    )
+    names = read_adapter_index(final(run))
+    before = weights(model)
+    routers = [name for name in names if ".lora_" not in name]
+    assert routers == ["model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.weight_1"]
+    assert all(not np.array_equal(read_array(names[name]), before[name]) for name in routers)
+
+
+def test_what_is_frozen_does_not_move(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    freeze = ["vision", "router", "model.layers.0.*"]
+    run_training(make_config(run, model, data, train__max_steps=2, model__freeze=freeze))
+    before, after = weights(model), weights(final(run))
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    prefixes = (
+        "vision_model.",
+        "model.layers.0.",
+        "model.layers.1.mlp.gate.",
+        "model.layers.1.mlp.moe_statics",
+    )
+    assert same == {name for name in before if name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
+def test_text_models(tmp_path: Path, shape: str) -> None:
+    model = make_model(tmp_path / "base", shape)
+    data = write_chats(tmp_path / "text.jsonl", chats(12, pictures=False))
+    run = tmp_path / "run"
+    assert run_training(make_config(run, model, data, train__epochs=4)) == 0
+    steps = losses(run)
+    assert steps[-1][1] < steps[0][1]
+
+
+def test_accumulation_equals_one_large_row(tmp_path: Path, model: Path) -> None:
+    data = write_chats(tmp_path / "four.jsonl", chats(4))
+    common: dict[str, Any] = {"train__epochs": 1, "data__shuffle": False}
+    for name, settings in (
+        ("apart", {"data__max_length": 90, "train__rows_per_step": 8}),
+        ("together", {"data__max_length": 800, "train__rows_per_step": 1}),
+    ):
+        run_training(make_config(tmp_path / name, model, data, **common, **settings))
+    apart, together = losses(tmp_path / "apart"), losses(tmp_path / "together")
+    assert read_state(final(tmp_path / "apart")).rows > 1
+    assert read_state(final(tmp_path / "together")).rows == 1
+    assert len(apart) == len(together) == 1
+    np.testing.assert_allclose(apart[0], together[0], rtol=2e-6)
+
+
+def test_recompute_changes_nothing(tmp_path: Path, model: Path, data: Path) -> None:
+    for name, recompute in (("kept", False), ("again", True)):
+        run_training(
+            make_config(tmp_path / name, model, data, train__max_steps=2, train__recompute=recompute)
+        )
+    assert losses(tmp_path / "kept") == losses(tmp_path / "again")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_training(make_config(tmp_path / "whole", model, data, train__max_steps=4))
+    step = Loop.step
+
+    def interrupted(loop: Loop) -> Any:
+        if loop.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(loop)
+
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=4)
+    monkeypatch.setattr(Loop, "step", interrupted)
+    assert run_training(config) == 130
+    told = capsys.readouterr().out
+    assert "SIGINT: finishing this step" in told
+    assert f"Stopped after step 2 of 4. Continue with:\n  erniekit train {run}/config.yaml --resume" in told
+    assert final(run).name == "checkpoint-000002"
+
+    monkeypatch.setattr(Loop, "step", step)
+    assert run_training(load_config(run / "config.yaml"), resume=True) == 0
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_sigterm_to_the_command(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(make_config(run, model, data, train__max_steps=2000)))
+    command = [sys.executable, "-m", "erniekit", "train"]
+    process = subprocess.Popen([*command, str(file)], stdout=subprocess.PIPE, text=True)
+    log = run / "log.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    done = read_state(final(run)).step
+    assert f"Stopped after step {done} of 2000." in told
+    hint = told.splitlines()[-1].split()
+    assert hint[:2] == ["erniekit", "train"]
+    assert hint[-1] == "--resume"
+    again = subprocess.run(
+        [*command, *hint[2:], f"train.max_steps={done + 1}"], capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 0, again.stderr
+    assert [step for step, *_ in losses(run)] == list(range(1, done + 2))
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = Loop.step
+
+    def interrupted(loop: Loop) -> Any:
+        if loop.progress.step == 1:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        return step(loop)
+
+    monkeypatch.setattr(Loop, "step", interrupted)
+    run = tmp_path / "run"
+    assert run_training(make_config(run, model, data, train__max_steps=4, checkpoint__save_every=1)) == 130
+    assert final(run).name == "checkpoint-000001"
+    assert "what came after checkpoint-000001 is lost" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path, data: Path) -> None:
+    model = make_model(tmp_path / "base")
+    info = read_index(model)["model.norm.weight"]
+    with info.file.open("r+b") as file:
+        file.seek(info.offset)
+        file.write(np.full(1, np.nan, np.float32).tobytes())
+    run = tmp_path / "run"
+    with pytest.raises(ErnieKitError, match=r"step 1: the (loss|gradient norm) is .*train\.jsonl:\d+"):
+        run_training(make_config(run, model, data, train__max_steps=2))
+    assert newest_checkpoint(run) is None
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "something").write_text("")
+    config = make_config(run, model, data, train__max_steps=1)
+    with pytest.raises(ConfigError, match=r"is not empty. Add --resume .* or choose another directory"):
+        run_training(config)
+    with pytest.raises(CheckpointError, match="no complete checkpoint to resume from"):
+        run_training(config, resume=True)
+
+
+def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    for settings, message in (
+        ({"model__freeze": ["visoin"]}, "model.freeze: 'visoin' is neither a part"),
+        ({"lora__enabled": True, "lora__targets": ["w_proj"]}, "lora.targets: 'w_proj' matches no module"),
+        ({"optimizer__groups": [{"match": "x.*"}]}, "optimizer.groups: 'x.*' matches no trained parameter"),
+    ):
+        for dry_run in (False, True):
+            if dry_run and "optimizer__groups" in settings:
+                continue
+            with pytest.raises(ConfigError) as caught:
+                run_training(make_config(run, model, data, **settings), dry_run=dry_run)
+            assert message in str(caught.value)
+            assert not run.exists()
+
+
+def test_dry_run_tells_everything_and_writes_nothing(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__epochs=3, schedule__warmup_ratio=0.1)
+    before = sorted(tmp_path.rglob("*"))
+    assert run_training(config, dry_run=True) == 0
+    told = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "  learning_rate: 0.001" in told
+    assert "training data: 16 samples" in told
+    assert "template ernie_vl" in told
+    assert "(3 epoch(s)), 2 row(s) each" in told
+    specs = parameter_specs(ErnieConfig.from_dir(model))
+    assert f"parameters: {sum(spec.size for spec in specs):,}, trained" in told
+    assert "memory: weights" in told
+
+
+def test_dry_run_with_lora_says_what_training_says(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(
+        tmp_path / "run", model, data, train__max_steps=1, lora__enabled=True, model__freeze=["vision"]
+    )
+    run_training(config, dry_run=True)
+    planned = capsys.readouterr().out.splitlines()
+    run_training(config)
+    done = capsys.readouterr().out.splitlines()
+    table = [line for line in done if line.startswith(("LoRA", "  model.", "parameters", "memory", "steps"))]
+    assert len(table) > 8
+    assert set(table) <= set(planned)
+
+
+def test_dry_run_without_model_and_data(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = make_config(tmp_path / "run", tmp_path / "no-model", tmp_path / "no.jsonl", train__max_steps=5)
+    assert run_training(absent, dry_run=True, no_weights=True) == 0
+    told = capsys.readouterr().out
+    assert "not checked: the model" in told
+    assert "not checked: the data" in told
+    with pytest.raises(CheckpointError, match="no-model"):
+        run_training(absent, dry_run=True)
+
+    some = make_config(tmp_path / "run", model, tmp_path / "no.jsonl", train__max_steps=5)
+    assert run_training(some, dry_run=True, no_weights=True) == 0
+    told = capsys.readouterr().out
+    assert "parameters: " in told
+    assert "no.jsonl not there" in told
+    assert "not checked: the weights" in told
+
+
+def test_old_checkpoints_are_removed(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run_training(
+        make_config(run, model, data, train__max_steps=4, checkpoint__save_every=1, checkpoint__keep=2)
+    )
+    kept = sorted(path.parent.name for path in run.glob(f"checkpoint-*/{STATE_FILE}"))
+    assert kept == ["checkpoint-000003", "checkpoint-000004"]

@@ -1,0 +1,138 @@
+"""`erniekit verify`: the same logits and answers in Paddle and transformers, and a status that says so."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from erniekit.checkpoint.hub import read_array, read_index, write_shards
+from erniekit.cli.verify import verify
+from erniekit.errors import CheckpointError, VerifyError
+from erniekit.export import verify as verify_module
+from erniekit.export.export import export_model
+from erniekit.export.verify import VerifyOptions, verify_model
+from erniekit.models.specs import TensorSpec
+from tests.integration.training_setup import chats, make_model, write_chats
+
+REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
+NEEDS_SHARED = pytest.mark.skipif(not REFERENCES.is_dir(), reason="no ../shared/reference_models beside this clone")
+PAIRS = [
+    ("dense", "ref_dense"),
+    ("moe", "ref_moe"),
+    ("vl_hub", "ref_vl"),
+    ("vl_hub", "ref_vl_video"),
+    ("vl_hub", "ref_vl_text"),
+    ("vl_hf", "ref_vl"),
+    ("vl_hf", "ref_vl_video"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exports by family, and the nested layout of the vision-language model."""
+    parent = tmp_path_factory.mktemp("exports")
+    found = {}
+    for family in ("dense", "moe", "vl"):
+        base = make_model(parent / f"base-{family}", f"tiny-{family}")
+        found[family] = export_model(base, parent / family).directory
+    found["nested"] = export_model(parent / "base-vl", parent / "nested", layout="transformers").directory
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chats(tmp_path_factory.mktemp("data") / "chats.jsonl", chats(5))
+
+
+@pytest.mark.parametrize("family", ["dense", "moe", "vl", "nested"])
+def test_logits_and_answers_are_those_of_transformers(
+    models: dict[str, Path], data: Path, tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    if family in ("dense", "moe"):
+        data = write_chats(tmp_path / "text.jsonl", chats(4, pictures=False))
+    verify(models[family], data=data, samples=3, max_new_tokens=6)
+    told = capsys.readouterr().out
+    assert "FAIL" not in told and told.endswith("result: ok\n")
+    assert "loading info empty" in told
+    assert "logits of a prompt with text" in told
+    assert ("logits of a prompt with image" in told) == (family in ("vl", "nested"))
+    assert "3 of 3 greedy answers are the same" in told
+
+
+def test_a_difference_between_the_two_fails(
+    models: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from erniekit.export import verify_transformers
+
+    def shifted(results: verify_transformers.Results) -> verify_transformers.Results:
+        return verify_transformers.Results([x + 0.01 for x in results.logits], [[5], *results.answers[1:]])
+
+    run = verify_transformers._run_paddle
+    monkeypatch.setattr(verify_transformers, "_run_paddle", lambda *inputs: shifted(run(*inputs)))
+    with pytest.raises(typer.Exit) as ended:
+        verify(models["vl"], data=data, samples=2, max_new_tokens=4)
+    assert ended.value.exit_code == 1
+    told = capsys.readouterr().out
+    assert "result: FAIL, 3 checks failed" in told
+    assert "1 of 2 greedy answers are the same" in told and f"{data}:1" in told
+
+
+def test_what_transformers_cannot_load_fails(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from erniekit.export import verify_transformers
+
+    monkeypatch.setattr(verify_transformers, "_load", lambda *_: (None, {"missing_keys": ["a.weight"]}))
+    checks = list(verify_transformers.compare_with_transformers(models["dense"]))
+    assert [check.status for check in checks] == ["FAIL"]
+    assert "a.weight" in checks[0].text
+
+
+def test_without_torch_it_says_so(models: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "has_torch", lambda: False)
+    checks = list(verify_model(models["moe"], VerifyOptions()))
+    assert all(check.status != "FAIL" for check in checks)
+    assert "pip install 'erniekit[verify]'" in checks[-1].text
+    for options in (VerifyOptions(transformers=True), VerifyOptions(data=data)):
+        with pytest.raises(VerifyError, match=r"erniekit\[verify\]"):
+            list(verify_model(models["moe"], options))
+
+
+def test_options_that_cannot_be_followed(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such directory"):
+        list(verify_model(tmp_path / "gone", VerifyOptions()))
+    with pytest.raises(VerifyError, match="--gradients"):
+        list(verify_model(models["dense"], VerifyOptions(gradients=tmp_path)))
+    with pytest.raises(VerifyError, match="--no-transformers"):
+        list(verify_model(models["dense"], VerifyOptions(data=tmp_path, transformers=False)))
+
+
+def test_broken_weights_are_found_by_their_shapes(models: dict[str, Path], tmp_path: Path) -> None:
+    model = export_model(models["vl"], tmp_path / "out").directory
+    tensors = {name: read_array(info) for name, info in read_index(model).items()}
+    name = "model.layers.1.mlp.gate.weight_1"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+    specs = [TensorSpec(key, "F32", value.shape) for key, value in tensors.items()]
+    write_shards(model, specs, lambda key: tensors[key])
+    with pytest.raises(typer.Exit):
+        verify(model)
+    assert any(name in check.text for check in verify_model(model, VerifyOptions()) if check.status == "FAIL")
+
+
+@NEEDS_SHARED
+@pytest.mark.parametrize(("model", "reference"), PAIRS)
+def test_reference_models(model: str, reference: str, capsys: pytest.CaptureFixture[str]) -> None:
+    gradients = REFERENCES / f"{reference}_grads.safetensors"
+    verify(
+        REFERENCES / model,
+        transformers=False,
+        reference=REFERENCES / f"{reference}.npz",
+        gradients=gradients if gradients.is_file() else None,
+    )
+    told = capsys.readouterr().out
+    assert "result: ok" in told
+    count = len(json.loads((REFERENCES / model / "model.safetensors.index.json").read_text())["weight_map"])
+    assert f"gradients of {count} parameters" in told

@@ -1,0 +1,322 @@
+"""The loop, on a model of one weight: what is divided by what, when things happen, and what stops it."""
+
+import math
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from erniekit.errors import DataError, ErnieKitError
+from erniekit.train.guard import InterruptGuard
+from erniekit.train.loop import Loop, LoopSettings, Progress, evaluation_loss, seed_row
+from erniekit.train.optimizer import AdamW
+from erniekit.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Row:
+    """Stands in for a PackedBatch: the loss of each token is its value times the weight."""
+
+    values: tuple[float, ...]
+    name: str
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        return np.zeros(2 * len(self.values), np.int64)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return len(self.values)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+@dataclass(frozen=True)
+class Output:
+    loss_sum: paddle.Tensor
+    expert_counts: dict[str, np.ndarray]
+
+
+class Rows:
+    """An endless source of the same rows, epoch after epoch."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows, self.drawn = rows, 0
+
+    @property
+    def epoch(self) -> int:
+        return self.drawn // len(self.rows)
+
+    def next_row(self) -> Any:
+        self.drawn += 1
+        return self.rows[(self.drawn - 1) % len(self.rows)]
+
+
+class Model(nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = self.create_parameter([1, 1], default_initializer=nn.initializer.Constant(1.0))
+
+    def forward(self, row: Any) -> Output:
+        values = nn.functional.dropout(paddle.to_tensor(row.values), 0.5, training=self.training)
+        loss = (self.weight * values).sum()
+        return Output(loss, {"layer_1/text": np.array([len(row.values), 0])})
+
+
+class Plain(Model):
+    def forward(self, row: Any) -> Output:
+        return Output((self.weight * paddle.to_tensor(row.values)).sum(), {})
+
+
+class Log:
+    """Takes the place of monitor and reporter."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[int, dict[str, float]]] = []
+        self.said: list[str] = []
+        self.ended = 0
+
+    def write(self, step: int, scalars: Mapping[str, float], **rest: Any) -> None:
+        self.written.append((step, {**scalars, **{k: v for k, v in rest.items() if v is not None}}))
+
+    def flush(self) -> None: ...
+
+    def begin(self, done: int, total: int) -> None: ...
+
+    def step(self, done: int, scalars: Mapping[str, float]) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+ROWS = [Row((1.0, 2.0, 3.0), "a:1"), Row((10.0,), "a:2"), Row((4.0, 4.0), "b:1")]
+
+
+def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Loop, Log, list[int]]:
+    log, saved = Log(), []
+    settings = {"total_steps": 4, "rows_per_step": 2, "epochs": None, "max_grad_norm": 0.0, "seed": 1}
+    extra = {key: changes.pop(key) for key in ("evaluate", "progress", "epoch") if key in changes}
+    options: Any = {
+        "model": model,
+        "objective": model,
+        "optimizer": AdamW([("weight", model.weight)], weight_decay=0.0),
+        "schedule": Schedule("constant", 0.1, 0.0, 100),
+        "rows": Rows(rows),
+        "settings": LoopSettings(**{**settings, **changes}),
+        "monitor": log,
+        "reporter": log,
+        "save": lambda progress: saved.append(progress.step),
+        **extra,
+    }
+    return Loop(**options), log, saved
+
+
+def run(loop: Loop) -> None:
+    with InterruptGuard(lambda text: None) as guard:
+        loop.run(guard)
+
+
+def test_the_loss_is_normalised_over_all_tokens_of_the_step() -> None:
+    loop, _, _ = make(Plain())
+    figures = loop.step()
+    # Rows of 3 and 1 tokens: (1 + 2 + 3 + 10) / 4, not the mean of the rows' means.
+    assert figures.loss_sum == 16.0
+    assert figures.loss_tokens == 4
+    assert figures.tokens == 8
+    assert figures.gradient_norm == 4.0
+    assert loop.progress == Progress(step=1, rows=2, tokens=8, loss_tokens=4)
+
+
+def test_one_row_or_several_give_the_same_update() -> None:
+    together, apart = Plain(), Plain()
+    make(together, [Row((1.0, 2.0, 3.0, 10.0), "x")], rows_per_step=1)[0].step()
+    make(apart)[0].step()
+    assert together.weight.item() == apart.weight.item() != 1.0
+
+
+def test_gradients_are_clipped_and_the_norm_is_that_before() -> None:
+    loop, _, _ = make(Plain(), max_grad_norm=0.5)
+    seen = []
+    step = loop.optimizer.step
+    loop.optimizer.step = lambda rate: (seen.append(loop.model.weight.grad.item()), step(rate))  # type: ignore
+    assert loop.step().gradient_norm == 4.0
+    assert seen == [0.5]
+    assert loop.model.weight.grad is None
+
+
+def test_epochs_end_the_run_with_a_shorter_step() -> None:
+    loop, log, saved = make(Plain(), epochs=1, total_steps=2)
+    run(loop)
+    assert (loop.progress.step, loop.progress.rows) == (2, 3)
+    assert [line["train/loss_tokens"] for _, line in log.written] == [4.0, 2.0]
+    assert saved == [2]
+
+
+def test_without_epochs_every_step_is_full() -> None:
+    loop, _, saved = make(Plain(), total_steps=3)
+    run(loop)
+    assert (loop.progress.step, loop.progress.rows) == (3, 6)
+    assert saved == [3]
+    assert loop.finished
+
+
+def test_fewer_rows_than_planned_end_the_run_early() -> None:
+    loop, log, saved = make(Plain(), epochs=1, total_steps=5, log_every=4)
+    run(loop)
+    assert loop.progress.step == 2
+    assert saved == [2]
+    assert [step for step, _ in log.written] == [2]
+
+
+def test_when_things_happen() -> None:
+    evaluations: list[int] = []
+
+    def evaluate() -> dict[str, float]:
+        evaluations.append(loop.progress.step)
+        return {"eval/loss": 1.5}
+
+    loop, log, saved = make(
+        Plain(), total_steps=7, log_every=3, eval_every=2, save_every=3, evaluate=evaluate, epoch=lambda: 0.25
+    )
+    run(loop)
+    assert [step for step, line in log.written if "train/loss" in line] == [3, 6, 7]
+    assert evaluations == [2, 4, 6, 7]
+    assert [step for step, line in log.written if "eval/loss" in line] == evaluations
+    assert saved == [3, 6, 7]
+    assert log.written[1][1]["epoch"] == 0.25
+    assert log.ended == 1
+    assert "step 7: eval/loss 1.5000" in log.said
+
+
+def test_the_last_step_is_saved_and_evaluated_once() -> None:
+    evaluations: list[dict[str, float]] = []
+
+    def evaluate() -> dict[str, float]:
+        evaluations.append({"eval/loss": 0.0})
+        return evaluations[-1]
+
+    loop, _, saved = make(Plain(), eval_every=4, save_every=4, evaluate=evaluate)
+    run(loop)
+    assert saved == [4]
+    assert len(evaluations) == 1
+
+
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
+    loop, _, saved = make(Plain(), evaluate=lambda: pytest.fail("no evaluation after an interrupt"))
+    objective = loop.objective
+
+    def interrupted(row: Any) -> Any:
+        if loop.progress.step == 1 and guard.requested is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(row)
+
+    loop.objective = interrupted
+    with InterruptGuard(lambda text: None) as guard:
+        loop.run(guard)
+    assert loop.progress.step == 2
+    assert saved == [2]
+    assert guard.exit_status == 143
+    assert not loop.finished
+
+
+def test_a_second_signal_stops_within_the_step_and_saves_nothing() -> None:
+    loop, log, saved = make(Plain())
+
+    def interrupted(row: Any) -> Any:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal must stop here")
+
+    loop.objective = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(loop)
+    assert saved == []
+    assert log.ended == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float) -> None:
+    model = Plain()
+    loop, log, saved = make(model, [ROWS[0], Row((1.0, bad), "bad.jsonl:7")])
+    with pytest.raises(ErnieKitError, match=r"step 1: the loss is not a finite number.*bad\.jsonl:7\."):
+        run(loop)
+    assert model.weight.item() == 1.0
+    assert saved == []
+    assert log.ended == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
+    model = Plain()
+    loop, _, saved = make(model)
+    model.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ErnieKitError, match=r"step 1: the gradient norm is inf with the samples a:1, a:2\."):
+        run(loop)
+    assert model.weight.item() == 1.0
+    assert saved == []
+
+
+def test_many_samples_are_named_in_part() -> None:
+    rows = [Row((math.nan,), f"f:{number}") for number in range(20)]
+    loop, _, _ = make(Plain(), rows, rows_per_step=20)
+    with pytest.raises(ErnieKitError, match="f:0, f:1, f:2, f:3, f:4, f:5, f:6, f:7 and 12 more"):
+        loop.step()
+
+
+def test_a_step_without_loss_is_an_error() -> None:
+    loop, _, _ = make(Plain(), [Row((), "empty:1")])
+    with pytest.raises(DataError, match="empty:1"):
+        loop.step()
+
+
+def test_dropout_depends_on_the_row_number_alone() -> None:
+    rows = [Row(tuple(float(k) for k in range(1, 40)), "a")] * 3
+    whole, _, _ = make(Model(), rows, total_steps=6)
+    losses = [whole.step().loss_sum for _ in range(6)]
+    assert len(set(losses)) == 6
+
+    first, _, _ = make(Model(), rows)
+    assert [first.step().loss_sum for _ in range(3)] == losses[:3]
+    state = {s.name: first.optimizer.state_reader()(s.name).copy() for s in first.optimizer.state_specs()}
+    paddle.seed(12345)
+    model = Model()
+    model.weight.set_value(first.model.weight.numpy())
+    second, _, _ = make(model, rows, progress=first.progress)
+    second.optimizer.load_state(3, state, state.__getitem__)
+    assert [second.step().loss_sum for _ in range(3)] == losses[3:]
+
+
+def test_row_seeds_differ_and_repeat() -> None:
+    def draw(seed: int, row: int) -> float:
+        seed_row(seed, row)
+        return float(paddle.rand([1]).item())
+
+    drawn = {(seed, row): draw(seed, row) for seed in (0, 1) for row in (0, 1, 2)}
+    assert len(set(drawn.values())) == 6
+    assert all(draw(*key) == value for key, value in drawn.items())
+
+
+def test_evaluation_is_without_dropout_and_leaves_training_on() -> None:
+    model = Model()
+    model.train()
+    assert evaluation_loss(model, model, ROWS) == pytest.approx(24 / 6)  # type: ignore[arg-type]
+    assert model.training
+    assert model.weight.grad is None
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    loop, log, saved = make(Plain(), total_steps=2, progress=Progress(step=2, rows=4))
+    run(loop)
+    assert saved == []
+    assert log.written == []
