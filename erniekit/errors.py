@@ -1,4 +1,7 @@
-"""Errors that are for people: what is wrong, where, and what to do. The command line prints them without a traceback."""
+"""Errors that are for people: what is wrong, where, and what to do.
+
+The command line prints them without a traceback.
+"""
 
 
 class ErnieKitError(Exception):

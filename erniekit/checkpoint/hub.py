@@ -74,7 +74,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             continue
         begin, end = entry["data_offsets"]
         if entry["dtype"] not in NUMPY_TYPES:
-            raise CheckpointError(f"{file}: {name} has the element type {entry['dtype']}, which is not supported")
+            raise CheckpointError(
+                f"{file}: {name} has the element type {entry['dtype']}, which is not supported"
+            )
         if 8 + length + end > size:
             raise CheckpointError(f"{file}: cut off: {name} ends at byte {8 + length + end} of {size}")
         tensors[name] = TensorInfo(
@@ -93,7 +95,9 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{index}: not a valid index of shards") from None
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
-            raise CheckpointError(f"{directory}: the index names shards that are not there: {', '.join(missing)}")
+            raise CheckpointError(
+                f"{directory}: the index names shards that are not there: {', '.join(missing)}"
+            )
         return [directory / name for name in names]
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
@@ -118,7 +122,8 @@ def read_index(directory: str | Path) -> dict[str, TensorInfo]:
         listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         if listed - set(tensors):
             raise CheckpointError(
-                f"{directory}: the index lists tensors that no shard holds:\n" + _name_list(listed - set(tensors))
+                f"{directory}: the index lists tensors that no shard holds:\n"
+                + _name_list(listed - set(tensors))
             )
     return tensors
 
@@ -129,7 +134,7 @@ def read_array(info: TensorInfo) -> np.ndarray:
     with info.file.open("rb") as stream:
         stream.seek(info.offset)
         # A 0-d array has no buffer view of its own; reshape gives it one.
-        if stream.readinto(memoryview(array.reshape(-1)).cast("B")) != info.nbytes:
+        if stream.readinto(array.reshape(-1).data.cast("B")) != info.nbytes:
             raise CheckpointError(f"{info.file}: cut off inside {info.name}")
     return array
 
@@ -184,7 +189,9 @@ def check_against(
         lines = _name_list(f"{name} {list(found[name].shape)}" for name in extra)
         problems.append(f"{len(extra)} tensors do not belong to this architecture:\n{lines}")
     if wrong:
-        lines = _name_list(f"{n} is {list(found[n].shape)}, config.json wants {list(shapes[n])}" for n in wrong)
+        lines = _name_list(
+            f"{n} is {list(found[n].shape)}, config.json wants {list(shapes[n])}" for n in wrong
+        )
         problems.append(f"{len(wrong)} tensors have another shape:\n{lines}")
     if problems:
         raise CheckpointError(f"{where}: the weights do not fit config.json\n" + "\n".join(problems))
@@ -225,7 +232,7 @@ def write_safetensors(
                 raise ValueError(
                     f"{spec.name}: got {array.dtype} {list(array.shape)} for {spec.dtype} {list(spec.shape)}"
                 )
-            stream.write(memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B"))
+            stream.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -11,8 +11,8 @@ from paddle import Tensor
 
 from erniekit.checkpoint.hub import as_dtype, check_against, read_array, read_index, write_shards
 from erniekit.models.config import ErnieConfig
-from erniekit.models.factory import build_model
 from erniekit.models.ernie import ErnieModel
+from erniekit.models.factory import build_model
 from erniekit.models.specs import TensorSpec, parameter_specs
 
 DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
@@ -63,7 +63,9 @@ def load_model(directory: str | Path, dtype: str = "float32") -> ErnieModel:
     return model
 
 
-def save_weights(model: ErnieModel, directory: str | Path, *, only: Callable[[str], bool] | None = None) -> None:
+def save_weights(
+    model: ErnieModel, directory: str | Path, *, only: Callable[[str], bool] | None = None
+) -> None:
     """Write the parameters, in their own element types, as shards in the Hub's layout."""
     parameters = {n: p for n, p in model.named_parameters() if only is None or only(n)}
     specs = [spec_of(name, parameter) for name, parameter in parameters.items()]

@@ -48,7 +48,9 @@ def find_targets(model: nn.Layer, targets: Sequence[str]) -> dict[str, Linear]:
     for target in targets:
         matched = [name for name in linears if name.rpartition(".")[2] == target or fnmatchcase(name, target)]
         if not matched:
-            raise ConfigError(f"lora.targets: {target!r} matches no module of this model. {_known(linears, target)}")
+            raise ConfigError(
+                f"lora.targets: {target!r} matches no module of this model. {_known(linears, target)}"
+            )
         found.update({name: linears[name] for name in matched})
     return {name: layer for name, layer in linears.items() if name in found}
 
@@ -56,7 +58,10 @@ def find_targets(model: nn.Layer, targets: Sequence[str]) -> dict[str, Linear]:
 def apply_lora(
     model: nn.Layer, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> list[LoraMatch]:
-    """Freeze the model and put an adapter on every matched module. Raises ConfigError where a target matches nothing."""
+    """Freeze the model and put an adapter on every matched module.
+
+    Raises ConfigError where a target matches nothing.
+    """
     modules = find_targets(model, targets)
     for parameter in model.parameters():
         parameter.stop_gradient = True

@@ -133,7 +133,9 @@ def batched_attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool
         seen = stop if causal else key.shape[1]
         whole = seen == key.shape[1]
         part = q if stop - start == length else q[:, :, :, start:stop]
-        chunks.append(_attend_chunk(part, k if whole else k[:, :, :seen], v if whole else v[:, :, :seen], causal))
+        chunks.append(
+            _attend_chunk(part, k if whole else k[:, :, :seen], v if whole else v[:, :, :seen], causal)
+        )
     output = chunks[0] if len(chunks) == 1 else paddle.concat(chunks, axis=3)
     return output.transpose([0, 3, 1, 2, 4]).reshape([documents, length, heads, width])
 

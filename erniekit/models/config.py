@@ -113,7 +113,9 @@ class ErnieConfig:
         """Read `config.json` of a checkpoint directory. Raises CheckpointError where it is absent or wrong."""
         file = Path(path) / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{file}: not found; a model directory holds config.json beside its weights")
+            raise CheckpointError(
+                f"{file}: not found; a model directory holds config.json beside its weights"
+            )
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -129,7 +131,9 @@ class ErnieConfig:
         family = FAMILY_OF_MODEL_TYPE.get(model_type or "")
         if family is None:
             known = ", ".join(FAMILY_OF_MODEL_TYPE)
-            raise CheckpointError(f"{where}: model_type {model_type!r} is not an ERNIE 4.5 model; known: {known}")
+            raise CheckpointError(
+                f"{where}: model_type {model_type!r} is not an ERNIE 4.5 model; known: {known}"
+            )
         nested = "text_config" in raw
         if nested and not isinstance(raw["text_config"], dict):
             raise CheckpointError(f"{where}: text_config must be an object")
@@ -203,7 +207,9 @@ def _moe(family: Family, text: dict[str, Any], layers: int) -> MoeConfig:
     experts = text["moe_num_experts"]
     if isinstance(experts, list):
         if len(set(experts)) != 1:
-            raise ValueError(f"moe_num_experts {experts}: text and vision must have the same number of experts")
+            raise ValueError(
+                f"moe_num_experts {experts}: text and vision must have the same number of experts"
+            )
         experts = experts[0]
     widths = text["moe_intermediate_size"]
     widths = tuple(int(w) for w in widths) if isinstance(widths, list) else (int(widths),)

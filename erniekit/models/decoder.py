@@ -62,6 +62,10 @@ class Decoder(nn.Layer):
     def forward(self, x: Tensor, rotation: Tensor, index: ModalityIndex, attend: Attend) -> DecoderOutput:
         """Embedded row [T, hidden] through all layers and the final norm."""
         expert_counts = {}
+        if self.recompute and self.training and x.stop_gradient:
+            # Under LoRA nothing before the first adapter needs a gradient, and Paddle's recompute warns of it.
+            x = x.detach()
+            x.stop_gradient = False
         for number, layer in enumerate(self.layers):
             if self.recompute and self.training:
                 x, counts = recompute(layer, x, rotation, index, attend, use_reentrant=False)

@@ -50,7 +50,9 @@ class ErnieModel(nn.Layer):
         self.model = Decoder(config, dtype)
         if config.vision is not None:
             self.vision_model = VisionTower(config.vision, dtype)
-            self.model.resampler_model = Resampler(config.vision, config.hidden_size, config.rms_norm_eps, dtype)
+            self.model.resampler_model = Resampler(
+                config.vision, config.hidden_size, config.rms_norm_eps, dtype
+            )
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype)
 

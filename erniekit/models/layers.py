@@ -12,7 +12,9 @@ from erniekit.models.rms_norm import rms_norm
 class Linear(nn.Layer):
     """`y = x W^T + b` with `weight` [out, in] as on the Hub, so that nothing is transposed on the way to disk."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = False, dtype: str = "float32") -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, dtype: str = "float32"
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = _zeros(self, [out_features, in_features], dtype)

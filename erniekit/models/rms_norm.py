@@ -35,6 +35,8 @@ class _CpuRMSNorm(paddle.autograd.PyLayer):
         values = np.from_dlpack(x.detach())
         scale = 1.0 / np.sqrt(np.einsum("td,td->t", values, values) / values.shape[1] + np.float32(eps))
         ctx.save_for_backward(x, weight)
+        # Asked here: under recomputation the tensor that comes back out of the context no longer knows.
+        ctx.trains_weight = not weight.stop_gradient
         ctx.scale = scale[:, None]
         output = values * ctx.scale
         output *= np.from_dlpack(weight.detach())
@@ -43,12 +45,12 @@ class _CpuRMSNorm(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weight = ctx.saved_tensor()
-        upstream = np.from_dlpack(grad.detach().contiguous())
-        normal = np.from_dlpack(x.detach()) * ctx.scale
-        inner = upstream * np.from_dlpack(weight.detach())
+        upstream: np.ndarray = np.from_dlpack(grad.detach().contiguous())
+        normal: np.ndarray = np.from_dlpack(x.detach()) * ctx.scale
+        inner: np.ndarray = upstream * np.from_dlpack(weight.detach())
         dot = np.einsum("td,td->t", inner, normal)[:, None] / normal.shape[1]
         grad_weight = None
-        if not weight.stop_gradient:
+        if ctx.trains_weight:
             grad_weight = paddle.from_dlpack((upstream * normal).sum(0))
         normal *= dot
         inner -= normal

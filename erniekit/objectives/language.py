@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
-
-# The one call that gives loss and softmax from a single kernel; Paddle has called it deprecated since 2.0,
-# and what it points to returns no softmax.
-warnings.filterwarnings("ignore", message="(?s).*softmax_with_cross_entropy")
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
@@ -32,12 +27,30 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk:
     )
 
 
+def _negative_log_likelihood(logits: Tensor, softmax: Tensor, targets: Tensor) -> Tensor:
+    """float32 [n, vocab] twice and int64 [n, 1] -> [n, 1].
+
+    The log of the normaliser is read off the likeliest entry, whose probability is at least 1 / vocab: exact
+    where the target's own probability is not a number that float32 holds. Paddle's cross entropy on CPU stops at
+    64 for every token and turns NaN into a finite loss.
+    """
+    best = logits.argmax(axis=-1, keepdim=True)
+    normalizer = paddle.index_sample(logits, best) - paddle.log(paddle.index_sample(softmax, best))
+    return normalizer - paddle.index_sample(logits, targets)
+
+
 class _ChunkedCrossEntropy(paddle.autograd.PyLayer):
     """The loss is a plain sum, so its gradients are known up to the factor that arrives in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, for_hidden: bool, for_weight: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk: int,
+        for_hidden: bool,
+        for_weight: bool,
     ) -> Tensor:
         total = paddle.zeros([], "float32")
         grad_hidden: list[Tensor] = []
@@ -45,12 +58,12 @@ class _ChunkedCrossEntropy(paddle.autograd.PyLayer):
         for start in range(0, hidden.shape[0], chunk):
             rows, targets = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(-1)
             logits = paddle.matmul(rows, weight, transpose_y=True).astype("float32")
-            nll, softmax = F.softmax_with_cross_entropy(logits, targets, return_softmax=True)
-            total = total + nll.sum()
+            softmax = F.softmax(logits, axis=-1)
+            total = total + _negative_log_likelihood(logits, softmax, targets).sum()
             if not (for_hidden or for_weight):
                 continue
-            ones = paddle.full(targets.shape, -1.0, "float32")
-            error = paddle.put_along_axis(softmax, targets, ones, 1, reduce="add").astype(rows.dtype)
+            minus_one = paddle.full(targets.shape, -1.0, "float32")
+            error = softmax.put_along_axis_(targets, minus_one, 1, reduce="add").astype(rows.dtype)
             if for_hidden:
                 grad_hidden.append(paddle.matmul(error, weight))
             if for_weight:

@@ -42,13 +42,17 @@ class Reference:
 
 def make_model(family: str, **overrides: Any) -> torch.nn.Module:
     """A seeded model; `overrides` go into the (text) configuration."""
-    common = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4)
+    common = dict(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4
+    )
     common |= dict(num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True)
     if family == "dense":
         model = Ernie4_5ForCausalLM(Ernie4_5Config(**common | dict(head_dim=32) | overrides))
     elif family == "moe":
         moe = dict(moe_num_experts=6, moe_k=2, moe_intermediate_size=32, moe_num_shared_experts=2)
-        model = Ernie4_5_MoeForCausalLM(Ernie4_5_MoeConfig(**common | moe | dict(moe_layer_start_index=1) | overrides))
+        model = Ernie4_5_MoeForCausalLM(
+            Ernie4_5_MoeConfig(**common | moe | dict(moe_layer_start_index=1) | overrides)
+        )
     else:
         model = Ernie4_5_VLMoeForConditionalGeneration(_vl_config(common, overrides))
     return seed_weights(model.float())
@@ -159,13 +163,22 @@ def flat_config(directory: Path) -> dict[str, Any]:
     text, vision = nested["text_config"], nested["vision_config"]
     sparse = [i for i, kind in enumerate(text["mlp_layer_types"]) if kind == "sparse"]
     experts, rope = text["moe_num_experts"], text["rope_parameters"]
-    keep = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    keep = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    )
     keep += "max_position_embeddings rms_norm_eps moe_intermediate_size moe_k moe_num_shared_experts"
     flat = {key: text[key] for key in keep.split()}
-    flat |= dict(model_type="ernie4_5_moe_vl", tie_word_embeddings=nested["tie_word_embeddings"], use_bias=False)
-    flat |= dict(rope_theta=rope["rope_theta"], rope_scaling={"type": "default", "mrope_section": rope["mrope_section"]})
+    flat |= dict(
+        model_type="ernie4_5_moe_vl", tie_word_embeddings=nested["tie_word_embeddings"], use_bias=False
+    )
+    flat |= dict(
+        rope_theta=rope["rope_theta"],
+        rope_scaling={"type": "default", "mrope_section": rope["mrope_section"]},
+    )
     flat |= dict(moe_num_experts=[experts, experts], moe_layer_start_index=[sparse[0]] * 2)
-    flat |= dict(moe_layer_end_index=[sparse[-1]] * 2, moe_layer_interval=1, im_patch_id=nested["image_token_id"])
+    flat |= dict(
+        moe_layer_end_index=[sparse[-1]] * 2, moe_layer_interval=1, im_patch_id=nested["image_token_id"]
+    )
     flat |= {key: nested[key] for key in nested if key.endswith(("_start_token_id", "_end_token_id"))}
     flat |= dict(spatial_conv_size=2, temporal_conv_size=2, use_temporal_conv=True)
     flat["vision_config"] = {key: vision[key] for key in ("depth", "hidden_size", "num_heads", "in_channels")}

@@ -14,7 +14,9 @@ from erniekit.export.reference import compare_with_reference
 from tests.numerics import hf
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
-NEEDS_SHARED = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/reference_models beside this clone")
+NEEDS_SHARED = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="no ../shared/reference_models beside this clone"
+)
 
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "dense": ("dense", {}, ["text"]),
@@ -33,7 +35,9 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "vl": ("vl", {}, ["text", "image", "video"]),
     "vl, top 3 of 5, no shared experts, other heads": (
         "vl",
-        dict(moe_num_experts=5, moe_k=3, moe_num_shared_experts=0, num_attention_heads=4, num_key_value_heads=4)
+        dict(
+            moe_num_experts=5, moe_k=3, moe_num_shared_experts=0, num_attention_heads=4, num_key_value_heads=4
+        )
         | dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[6, 6, 4]))
         | dict(vision=dict(num_heads=4, hidden_size=48, intermediate_size=96, depth=1)),
         ["image", "video"],

@@ -42,7 +42,9 @@ def _pack(rows: list[RowInputs]) -> RowInputs:
         cu_seqlens=starts.astype(np.int32),
         patches=np.concatenate([row.patches for row in rows]),
         grid_thw=np.concatenate([row.grid_thw for row in rows]),
-        media_positions=np.concatenate([row.media_positions + s for row, s in zip(rows, starts, strict=False)]),
+        media_positions=np.concatenate(
+            [row.media_positions + s for row, s in zip(rows, starts, strict=False)]
+        ),
     )
 
 
@@ -74,7 +76,9 @@ def test_recompute_changes_nothing(tmp_path: Path) -> None:
         model.recompute = recompute
         model.clear_gradients()
         model(row).hidden.square().sum().backward()
-        gradients.append({n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name in gradients[0]:
         np.testing.assert_allclose(gradients[1][name], gradients[0][name], rtol=1e-5, atol=1e-7, err_msg=name)

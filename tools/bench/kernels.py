@@ -31,7 +31,9 @@ Form = Callable[..., Tensor]
 
 def main() -> None:
     """Run every comparison and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=1024, help="length of the packed row")
     parser.add_argument("--repeats", type=int, default=15, help="timed runs of each form")
     arguments = parser.parse_args()

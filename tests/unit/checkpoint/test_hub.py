@@ -62,14 +62,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         "empty": b"",
     }
     file.write_bytes(changed[damage])
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         hub.read_index(tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     files = hub.write_shards(tmp_path, SPECS, ARRAYS.__getitem__, max_shard_bytes=50)
     files[1].unlink()
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
         hub.read_index(tmp_path)
 
 
@@ -79,7 +79,10 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
 
 
 def test_all_misfits_are_listed_at_once(tmp_path: Path) -> None:
-    save_file(ARRAYS | {"extra": np.zeros(2, np.float32), "model.mtp_block.0.w": np.zeros(1)}, tmp_path / "model.safetensors")
+    save_file(
+        ARRAYS | {"extra": np.zeros(2, np.float32), "model.mtp_block.0.w": np.zeros(1)},
+        tmp_path / "model.safetensors",
+    )
     wanted = [TensorSpec("a.weight", "F32", (4, 3)), *SPECS[1:], TensorSpec("gone", "F32", (5,))]
     with pytest.raises(CheckpointError) as caught:
         hub.check_against(hub.read_index(tmp_path), wanted, "here")
@@ -91,7 +94,7 @@ def test_all_misfits_are_listed_at_once(tmp_path: Path) -> None:
 
 
 def test_writing_refuses_an_array_that_is_not_what_was_announced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a.weight"):
+    with pytest.raises(ValueError, match=r"a\.weight"):
         hub.write_shards(tmp_path, SPECS[:1], lambda _: np.zeros((3, 3), np.float32))
 
 
@@ -121,7 +124,9 @@ print(json.dumps(result))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
+)
 def test_saving_and_loading_hold_one_tensor_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _MEMORY_SCRIPT, str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -28,7 +28,9 @@ def model() -> ErnieModel:
     rng = np.random.default_rng(0)
     for name, parameter in model.named_parameters():
         shift = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
-        parameter.set_value(paddle.to_tensor((rng.standard_normal(parameter.shape) * 0.2 + shift).astype("float32")))
+        parameter.set_value(
+            paddle.to_tensor((rng.standard_normal(parameter.shape) * 0.2 + shift).astype("float32"))
+        )
     return model
 
 

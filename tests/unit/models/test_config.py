@@ -75,14 +75,18 @@ def test_newer_rope_parameters_are_read() -> None:
     assert ErnieConfig.from_json(DENSE | dict(rope_parameters={"rope_theta": 1234.0})).rope_theta == 1234.0
 
 
-@pytest.mark.parametrize(("start", "end", "interval", "layers"), [(1, -1, 1, (1, 2, 3)), (0, 2, 2, (1,)), (3, 3, 1, (3,))])
+@pytest.mark.parametrize(
+    ("start", "end", "interval", "layers"), [(1, -1, 1, (1, 2, 3)), (0, 2, 2, (1,)), (3, 3, 1, (3,))]
+)
 def test_which_layers_have_experts(start: int, end: int, interval: int, layers: tuple[int, ...]) -> None:
     keys = dict(moe_layer_start_index=start, moe_layer_end_index=end, moe_layer_interval=interval)
     moe = ErnieConfig.from_json(MOE | keys).moe
     assert moe is not None and moe.sparse_layers == layers
 
 
-@pytest.mark.parametrize("raw", [DENSE, MOE, MOE | dict(moe_num_shared_experts=0, tie_word_embeddings=False), FLAT])
+@pytest.mark.parametrize(
+    "raw", [DENSE, MOE, MOE | dict(moe_num_shared_experts=0, tie_word_embeddings=False), FLAT]
+)
 def test_specs_are_the_parameters_of_the_model(raw: dict[str, Any]) -> None:
     config = ErnieConfig.from_json(raw)
     specs = {spec.name: (spec.shape, spec.dtype) for spec in parameter_specs(config, "BF16")}
@@ -116,7 +120,7 @@ def test_what_cannot_be_is_named(change: dict[str, Any], words: str) -> None:
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     raw = {key: value for key, value in DENSE.items() if key != "num_hidden_layers"}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="config.json: key 'num_hidden_layers' is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json: key 'num_hidden_layers' is missing"):
         ErnieConfig.from_dir(tmp_path)
 
 

@@ -89,5 +89,7 @@ def test_batches_bound_the_scores_in_memory(monkeypatch: pytest.MonkeyPatch) -> 
     output = attend(0, query, key, key)
     assert [group.documents for group in attend._plan[0]] == [2, 2, 1]
     np.testing.assert_allclose(
-        output[:10].numpy(), batched_attention(query[None, :10], key[None, :10], key[None, :10], causal=True)[0].numpy(), atol=1e-6
+        output[:10].numpy(),
+        batched_attention(query[None, :10], key[None, :10], key[None, :10], causal=True)[0].numpy(),
+        atol=1e-6,
     )

@@ -14,7 +14,9 @@ def _inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rng.standard_normal((50, 16)), rng.standard_normal((97, 16)) * 0.3, rng.integers(0, 97, 50)
 
 
-def _oracle(hidden: np.ndarray, weight: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def _oracle(
+    hidden: np.ndarray, weight: np.ndarray, labels: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
     logits = hidden @ weight.T
     logits -= logits.max(1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -51,3 +53,11 @@ def test_without_gradients_only_the_sum() -> None:
         loss = chunked_cross_entropy(h, w, paddle.to_tensor(labels), 16)
     assert loss.stop_gradient
     assert float(loss) == pytest.approx(_oracle(hidden, weight, labels)[0], rel=1e-6)
+
+
+def test_a_hopeless_token_costs_what_it_costs_and_nan_stays_nan() -> None:
+    weight = paddle.to_tensor(np.array([[0.0], [300.0]], "float32"))
+    labels = paddle.to_tensor([0])
+    assert float(chunked_cross_entropy(paddle.ones([1, 1]), weight, labels, 8)) == pytest.approx(300.0)
+    nan = chunked_cross_entropy(paddle.to_tensor([[float("nan")]]), weight, labels, 8)
+    assert np.isnan(float(nan))
