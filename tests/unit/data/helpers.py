@@ -23,7 +23,7 @@ TEXT = """The capital of France is Paris. Paris is a city. The answer is Paris, 
 User: what is in the picture? Assistant: a small cat and two green apples on a table.
 Assistant: Paris Assistant: Paris Assistant: seven Assistant: seven
 One plus one is two, two plus two is four, ten minus three is seven. Digits 0 1 2 3 4 5 6 7 8 9.
-今天天气很好，图片里有一只猫和两个苹果。北京是中国的首都。
+今天天气很好 图片里有一只猫和两个苹果。北京是中国的首都。
 """
 SPECIAL = [
     "<unk>", "<s>", "</s>", "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|image@placeholder|>",
@@ -41,7 +41,8 @@ VL_TEMPLATE = (
     "{{ '<|begin_of_sentence|>' }}{%- set n = namespace(i=0) -%}{%- for m in messages -%}"
     "{%- if m.role == 'user' -%}{{ 'User: ' }}{%- if m.content is string -%}{{ m.content }}{%- else -%}"
     "{%- for c in m.content -%}{%- if c.type == 'text' -%}{{ c.text }}{%- else -%}{%- set n.i = n.i + 1 -%}"
-    "Picture {{ n.i }}:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "Picture {{ n.i }}:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{%- endif -%}{%- endfor -%}"
+    "{%- endif -%}"
     "{%- elif m.role == 'assistant' -%}{{ '\\nAssistant: ' + m.content + '<|end_of_sentence|>' }}"
     "{%- else -%}{{ m.content + '\\n' }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '\\nAssistant: <think>\\n\\n</think>\\n\\n' }}{%- endif -%}"
@@ -96,7 +97,7 @@ def make_checkpoint(
     return directory
 
 
-PROCESSOR = {
+PROCESSOR: dict[str, Any] = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
     "min_pixels": 3136,
@@ -134,12 +135,13 @@ def data_uri(image: Image.Image) -> str:
 
 
 def chat(*turns: tuple[str, Any] | tuple[str, Any, bool], sample_id: str = "f:1") -> Conversation:
-    """A conversation of (role, content) or (role, content, trained); content: string, bytes (picture) or parts."""
+    """A conversation of (role, content[, trained]); content: text, picture, or a list of such."""
     messages = []
     for role, content, *trained in turns:
         items = content if isinstance(content, list) else [content]
         parts: tuple[Part, ...] = tuple(_part(item) for item in items)
-        messages.append(Message(role, parts, trained[0] if trained else role == "assistant"))  # type: ignore[arg-type]
+        carries_loss = trained[0] if trained else role == "assistant"
+        messages.append(Message(role, parts, carries_loss))  # type: ignore[arg-type]
     return Conversation(tuple(messages), sample_id)
 
 

@@ -27,7 +27,11 @@ def test_pictures_stand_before_the_text_of_their_index() -> None:
     assert [m.role for m in found.messages] == ["user", "assistant"] * 2
     assert [m.trained for m in found.messages] == [False, True] * 2
     assert found.messages[0].parts == (ImagePart("/data/2.jpg"), TextPart("q"))
-    assert found.messages[2].parts == (ImagePart("/data/1.jpg"), ImagePart(encoded(noise(8, 8))), TextPart("r"))
+    assert found.messages[2].parts == (
+        ImagePart("/data/1.jpg"),
+        ImagePart(encoded(noise(8, 8))),
+        TextPart("r"),
+    )
 
 
 def test_label_0_takes_the_loss_away() -> None:
@@ -51,24 +55,45 @@ def test_system_prompt_with_and_without_the_filler_after_it() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"text_info": []}, "at least one text"),
-    ({"text_info": [{"text": None, "tag": "mask"}]}, r'text_info\[0\] must be an object whose "text" is a string'),
+    (
+        {"text_info": [{"text": None, "tag": "mask"}]},
+        r'text_info\[0\] must be an object whose "text" is a string',
+    ),
     ({"text_info": [{"text": "q", "tag": "user"}]}, '"tag" must be'),
     ({"text_info": [{"text": "q", "tag": "no_mask"}]}, "tags must alternate"),
     ({"text_info": texts("q") * 2}, r"text_info\[1\]: tags must alternate"),
     ({"text_info": texts("q", "")}, "answer is empty"),
     ({"text_info": texts("q", "a"), "image_info": "x"}, '"image_info" must be a list'),
-    ({"text_info": texts("q", "a"), "image_info": [{}]}, r'image_info\[0\] must be an object with "image_url"'),
-    ({"text_info": texts("q", "a"), "image_info": [{"image_url": "1", "matched_text_index": 2}]}, "must be 0 to 1"),
-    ({"text_info": texts("q", "a"), "image_info": [{"image_url": "1", "matched_text_index": 1}]}, "not a user's text"),
+    (
+        {"text_info": texts("q", "a"), "image_info": [{}]},
+        r'image_info\[0\] must be an object with "image_url"',
+    ),
+    (
+        {"text_info": texts("q", "a"), "image_info": [{"image_url": "1", "matched_text_index": 2}]},
+        "must be 0 to 1",
+    ),
+    (
+        {"text_info": texts("q", "a"), "image_info": [{"image_url": "1", "matched_text_index": 1}]},
+        "not a user's text",
+    ),
     (
         {"text_info": texts("s", "", "q", "a"), "is_system": 1, "image_info": [{"image_url": "1"}]},
         r"text_info\[0\] is not a user's text",
     ),
     ({"text_info": texts("q", "a"), "image_info": [{"image_url": "http://x/1.png"}]}, "not fetched"),
-    ({"text_info": texts("q", "a"), "image_info": [{"image_url": "1", "image_type": "video"}]}, "not supported yet"),
-    ({"text_info": texts("q", "a"), "video_info": [{"image_url": "1.mp4"}]}, '"video_info" is not supported yet'),
+    (
+        {"text_info": texts("q", "a"), "image_info": [{"image_url": "1", "image_type": "video"}]},
+        "not supported yet",
+    ),
+    (
+        {"text_info": texts("q", "a"), "video_info": [{"image_url": "1.mp4"}]},
+        '"video_info" is not supported yet',
+    ),
     ({"text_info": texts("q", "a"), "tools": [{}]}, '"tools" is not supported yet'),
-    ({"text_info": [{"text": "q", "tag": "mask", "tool_response": 1}]}, '"tool_response" is not supported yet'),
+    (
+        {"text_info": [{"text": "q", "tag": "mask", "tool_response": 1}]},
+        '"tool_response" is not supported yet',
+    ),
 ]
 
 

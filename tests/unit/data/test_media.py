@@ -1,5 +1,6 @@
 import base64
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from erniekit.data.conversation import SampleError
-from erniekit.data.media import image_size, open_image
+from erniekit.data.media import image_size, open_image, resolve_source
 from tests.unit.data.helpers import encoded, noise
 
 
@@ -35,6 +36,7 @@ def test_orientation_is_applied_to_size_and_pixels_alike(format: str, orientatio
     np.testing.assert_array_equal(pixels(found), pixels(upright))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     source = encoded(noise(20, 30), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert image_size(source, "f:1") == (20, 30)
@@ -67,7 +69,11 @@ def test_transparency_is_white(mode: str) -> None:
     if mode == "P":
         source = encoded(image.convert("P", palette=Image.Palette.ADAPTIVE))
     elif mode in ("RGB", "L"):
-        key = (200, 0, 0) if mode == "RGB" else Image.new("RGB", (1, 1), (200, 0, 0)).convert("L").getpixel((0, 0))
+        key = (
+            (200, 0, 0)
+            if mode == "RGB"
+            else Image.new("RGB", (1, 1), (200, 0, 0)).convert("L").getpixel((0, 0))
+        )
         source = encoded(image.convert("RGB").convert(mode), transparency=key)
     else:
         source = encoded(image.convert(mode), "TIFF" if mode == "PA" else "PNG")
@@ -84,7 +90,7 @@ def test_16_bit_grey_keeps_its_high_byte() -> None:
 
 def test_floating_point_pixels_are_refused() -> None:
     source = encoded(Image.new("F", (4, 4)), "TIFF")
-    with pytest.raises(SampleError, match="f:1: .* pixels of type F: save it with 8 bits"):
+    with pytest.raises(SampleError, match=r"f:1: .* pixels of type F: save it with 8 bits"):
         open_image(source, "f:1")
 
 
@@ -109,7 +115,9 @@ def test_truncated_png(cut: int) -> None:
         open_image(encoded(noise(64, 64))[:cut], "f:1")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
 def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
@@ -118,17 +126,16 @@ def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_directory_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(SampleError, match="^f:1: cannot open the picture"):
+    with pytest.raises(SampleError, match=r"^f:1: cannot open the picture"):
         image_size(str(tmp_path), "f:1")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [9_500, 20_000])
 def test_decompression_bomb_is_refused(side: int) -> None:
     # Enough of a header: the size alone decides, nothing is decoded.
     small = encoded(Image.new("1", (8, 8)))
     header = side.to_bytes(4, "big") * 2
-    import zlib
-
     chunk = b"IHDR" + header + small[24:29]
     bomb = small[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + small[33:]
     for read in (image_size, open_image):
@@ -137,9 +144,25 @@ def test_decompression_bomb_is_refused(side: int) -> None:
 
 
 def test_base64_text_with_line_breaks() -> None:
-    from erniekit.data.media import resolve_source
-
     png = encoded(noise(8, 8))
     wrapped = base64.encodebytes(png).decode()
     assert "\n" in wrapped.strip()
     assert resolve_source("data:image/png;base64," + wrapped, Path("/"), "f:1") == png
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_damaged_bytes_never_give_another_error(format: str) -> None:
+    whole = encoded(noise(24, 32), format)
+    generator = np.random.default_rng(1)
+    refused = 0
+    for _ in range(300):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = generator.integers(0, len(damaged), 1 + int(generator.integers(0, 12)))
+        damaged[places] = generator.integers(0, 256, len(places))
+        try:
+            picture = open_image(damaged.tobytes(), "f:1")
+            assert (picture.height, picture.width) == image_size(damaged.tobytes(), "f:1")
+        except SampleError:
+            refused += 1
+    assert refused

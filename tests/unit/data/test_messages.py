@@ -20,7 +20,13 @@ def assistant(**keys: Any) -> dict[str, Any]:
 
 
 def test_text_chat_is_kept_as_it_stands() -> None:
-    turns = [("system", "be brief"), ("user", "  q \n"), ("assistant", "a"), ("user", ""), ("assistant", " b ")]
+    turns = [
+        ("system", "be brief"),
+        ("user", "  q \n"),
+        ("assistant", "a"),
+        ("user", ""),
+        ("assistant", " b "),
+    ]
     found = parse({"messages": [{"role": role, "content": text} for role, text in turns]})
     assert found.sample_id == "f.jsonl:7"
     assert [(m.role, m.parts) for m in found.messages] == [(role, (TextPart(text),)) for role, text in turns]
@@ -40,8 +46,9 @@ def test_parts_of_every_kind() -> None:
         {"type": "image", "image": {"bytes": plain}},
         {"type": "image", "image": {"path": "e.png", "bytes": None}},
     ]
-    sources = ["/data/a/b.png", "/abs/c.png", "/abs/d.png", png, png, png, "/data/e.png"]
-    assert parse(qa(content)).messages[0].parts == (TextPart("<image>"), *map(ImagePart, sources))
+    sources: list[str | bytes] = ["/data/a/b.png", "/abs/c.png", "/abs/d.png", png, png, png, "/data/e.png"]
+    images = tuple(ImagePart(source) for source in sources)
+    assert parse(qa(content)).messages[0].parts == (TextPart("<image>"), *images)
 
 
 def test_marks_take_the_pictures_of_the_record_in_order() -> None:
@@ -79,14 +86,24 @@ def test_reasoning_comes_first() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "trained"),
-    [({}, True), ({"loss": True}, True), ({"loss": False}, False), ({"weight": 0}, False), ({"weight": 1}, True)],
+    [
+        ({}, True),
+        ({"loss": True}, True),
+        ({"loss": False}, False),
+        ({"weight": 0}, False),
+        ({"weight": 1}, True),
+    ],
 )
 def test_loss_of_one_message_can_be_switched_off(keys: dict[str, Any], trained: bool) -> None:
     assert parse(assistant(**keys)).messages[1].trained is trained
 
 
 BAD = [
-    ({"messages": [{"role": "bot", "content": "x"}]}, "unknown role", "message 1: unknown role 'bot'; allowed"),
+    (
+        {"messages": [{"role": "bot", "content": "x"}]},
+        "unknown role",
+        "message 1: unknown role 'bot'; allowed",
+    ),
     ({"messages": [{"content": "x"}]}, "unknown role", "message 1: no role"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "not supported", 'role "tool" is not supported yet'),
     ({"messages": []}, "bad record", "at least one message"),
@@ -104,7 +121,11 @@ BAD = [
     (qa([{"type": "image", "image": {"path": 3}}]), "bad record", 'the "path" of a picture must be a string'),
     (qa([{"type": "image", "image": "data:image/png,abc"}]), "bad image", "must be base64"),
     (qa([{"type": "image", "image": "data:image/png;base64,a?c"}]), "bad image", "base64 text is damaged"),
-    (qa([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]), "not supported", "not fetched .*https"),
+    (
+        qa([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]),
+        "not supported",
+        "not fetched .*https",
+    ),
     (qa([{"type": "video", "video": "a.mp4"}]), "not supported", '"video" are not supported yet'),
     (qa("q", images="1.jpg"), "bad record", '"images" must be a list'),
     (qa("q", tools=[{"name": "f"}]), "not supported", '"tools" is not supported yet'),
@@ -113,14 +134,22 @@ BAD = [
     (assistant(loss=1), "bad record", '"loss" must be true or false'),
     (assistant(weight=0.5), "bad record", '"weight" must be 0 or 1'),
     (assistant(reasoning_content=3), "bad record", '"reasoning_content" must be a string'),
-    ({"messages": [{"role": "user", "content": "q", "loss": True}]}, "bad record", "only the assistant's messages"),
+    (
+        {"messages": [{"role": "user", "content": "q", "loss": True}]},
+        "bad record",
+        "only the assistant's messages",
+    ),
     (
         {"messages": [{"role": "system", "content": [{"type": "image", "image": data_uri(noise(8, 8))}]}]},
         "bad record",
         "a picture can only be in a user message",
     ),
     ([1], "bad record", "must be a JSON object, this is an array"),
-    ({"question": "q", "answer": "a"}, "unknown format", 'expected .*"messages".*"text_info".*found: "question", "answer"'),
+    (
+        {"question": "q", "answer": "a"},
+        "unknown format",
+        'expected .*"messages".*"text_info".*found: "question", "answer"',
+    ),
 ]
 
 
@@ -133,5 +162,7 @@ def test_bad_records_say_what_is_wrong_and_where(record: Any, reason: str, messa
 
 
 def test_a_named_format_does_not_take_the_other() -> None:
-    with pytest.raises(SampleError, match=r'expected the key "text_info" \(format erniekit\); found: "messages"'):
+    with pytest.raises(
+        SampleError, match=r'expected the key "text_info" \(format erniekit\); found: "messages"'
+    ):
         parse(qa("q"), format="erniekit")

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from erniekit.data.vision import ImageSpec, image_grid, num_tokens, patchify, sm
 from erniekit.errors import CheckpointError, ConfigError
 from tests.unit.data.helpers import PROCESSOR, SHARED, encoded, noise, write_json
 
-NESTED = {
+NESTED: dict[str, Any] = {
     "image_processor_type": "Ernie4_5_VLMoeImageProcessor",
     "size": {"shortest_edge": 3136, "longest_edge": 4842768},
     **{key: value for key, value in PROCESSOR.items() if not key.endswith("_pixels")},
@@ -40,7 +42,18 @@ def assert_equals_reference(image: Image.Image, source: str | bytes, spec: Image
     np.testing.assert_allclose(spec.normalise(patches), expected, rtol=0, atol=1e-5)
 
 
-SIZES = [(8, 8), (1, 1), (56, 56), (84, 112), (30, 1000), (1000, 30), (10, 2000), (333, 517), (55, 57), (14, 42)]
+SIZES = [
+    (8, 8),
+    (1, 1),
+    (56, 56),
+    (84, 112),
+    (30, 1000),
+    (1000, 30),
+    (10, 2000),
+    (333, 517),
+    (55, 57),
+    (14, 42),
+]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -51,8 +64,10 @@ def test_patches_equal_the_reference_processor(spec: ImageSpec, height: int, wid
 
 @pytest.mark.parametrize("max_pixels", [28 * 28, 28 * 28 * 7, 200_000])
 @pytest.mark.parametrize(("height", "width"), [(400, 400), (1000, 30), (517, 333)])
-def test_upper_limit_equals_the_reference_processor(height: int, width: int, max_pixels: int) -> None:
-    spec = ImageSpec(28 * 28, max_pixels, 14, 2, tuple(PROCESSOR["image_mean"]), tuple(PROCESSOR["image_std"]))  # type: ignore[arg-type]
+def test_upper_limit_equals_the_reference_processor(
+    spec: ImageSpec, height: int, width: int, max_pixels: int
+) -> None:
+    spec = dataclasses.replace(spec, min_pixels=28 * 28, max_pixels=max_pixels)
     image = noise(height, width)
     assert_equals_reference(image, encoded(image), spec)
 
@@ -114,11 +129,12 @@ def test_bad_specs(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json"):
         ImageSpec.from_checkpoint(tmp_path)
     path = tmp_path / "preprocessor_config.json"
-    for change, message in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"patch_size": None}, "int()"),
         ({"rescale_factor": 1.0}, "only 1/255"),
         ({"image_mean": [0.5]}, "3 values"),
-    ]:
+    ]
+    for change, message in changes:
         write_json(path, {**PROCESSOR, **change})
         with pytest.raises(CheckpointError, match=message):
             ImageSpec.from_checkpoint(tmp_path)

@@ -1,0 +1,88 @@
+"""One encoded sample: token ids, labels, and what follows from where its pictures stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture in a document.
+
+    source: path or encoded bytes; grid_thw: patches (1, h, w); start: index of its first placeholder, which
+    its start marker precedes; tokens: number of placeholders, which its end marker follows; merge_size:
+    patches a side of a token.
+    """
+
+    source: str | bytes
+    grid_thw: tuple[int, int, int]
+    start: int
+    tokens: int
+    merge_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An encoded sample of T tokens.
+
+    input_ids [T] int32; labels [T] int32, already shifted: the token that position t must predict, IGNORE if
+    none.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    media: tuple[Media, ...]
+    sample_id: str
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Positions with a label."""
+        return int(np.count_nonzero(self.labels != IGNORE))
+
+    @property
+    def modality(self) -> npt.NDArray[np.int8]:
+        """[T] int8: 1 for placeholders and their start and end markers, 0 for text."""
+        modality = np.zeros(len(self), np.int8)
+        for item in self.media:
+            modality[item.start - 1 : item.start + item.tokens + 1] = 1
+        return modality
+
+    @property
+    def media_positions(self) -> npt.NDArray[np.int64]:
+        """[M] int64: indices of the placeholders, picture by picture."""
+        spans = [np.arange(item.start, item.start + item.tokens) for item in self.media]
+        return np.concatenate(spans) if spans else np.zeros(0, np.int64)
+
+    @property
+    def position_ids(self) -> npt.NDArray[np.int64]:
+        """[3, T] int64 (t, h, w) for 3-D RoPE.
+
+        Text counts up by one on all three. In a picture t stays, h and w are its row and column of tokens;
+        what follows goes on max(rows, columns) later. Agrees with transformers'
+        Ernie4_5_VLMoeModel.get_rope_index.
+        """
+        positions = np.empty((3, len(self)), np.int64)
+        end, current = 0, 0
+        for item in self.media:
+            current = _count_up(positions, end, item.start, current)
+            end = item.start + item.tokens
+            rows, columns = item.grid_thw[1] // item.merge_size, item.grid_thw[2] // item.merge_size
+            positions[0, item.start : end] = current
+            positions[1, item.start : end] = current + np.repeat(np.arange(rows), columns)
+            positions[2, item.start : end] = current + np.tile(np.arange(columns), rows)
+            current += max(rows, columns)
+        _count_up(positions, end, len(self), current)
+        return positions
+
+
+def _count_up(positions: npt.NDArray[np.int64], start: int, end: int, current: int) -> int:
+    positions[:, start:end] = np.arange(current, current + end - start)
+    return current + end - start

@@ -1,0 +1,168 @@
+"""From a picture to the patches of the vision tower: its size, bicubic resampling, the order of patches.
+
+Agrees with transformers' models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe
+(Ernie4_5_VLMoeImageProcessorPil).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from erniekit.errors import CheckpointError, ConfigError
+
+Patches = npt.NDArray[np.uint8]
+_CHANNELS = 3
+# Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without pictures.
+PATCH_DIM = _CHANNELS * 14 * 14
+_LARGEST_ASPECT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a checkpoint wants its pictures.
+
+    min_pixels, max_pixels: bounds of the area after resizing; patch_size: pixels a side; merge_size: patches
+    a side that become one token; image_mean, image_std: per channel, of values in 0..1.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    merge_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise ConfigError(
+                f"data.min_pixels ({self.min_pixels}) must be at least 1 and at most data.max_pixels "
+                f"({self.max_pixels})"
+            )
+        if self.max_pixels < self.factor**2:
+            least = f"one token of {self.factor}x{self.factor} pixels"
+            raise ConfigError(f"data.max_pixels ({self.max_pixels}) must allow {least}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of one token: both sides of a resized picture are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch."""
+        return _CHANNELS * self.patch_size**2
+
+    @classmethod
+    def from_checkpoint(
+        cls, directory: Path, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> ImageSpec:
+        """The spec in preprocessor_config.json (or processor_config.json) of a checkpoint directory.
+
+        Reads both shapes: flat `min_pixels`/`max_pixels`, and `size` with `shortest_edge`/`longest_edge`
+        (areas, despite their names). min_pixels, max_pixels replace the checkpoint's. Raises CheckpointError.
+        """
+        path, found = _read_processor(directory)
+        size = found.get("size") or {}
+        try:
+            rescale = float(found.get("rescale_factor", 1 / 255))
+            if abs(rescale * 255 - 1) > 1e-6:
+                raise CheckpointError(f"{path}: rescale_factor is {rescale}; only 1/255 is supported")
+            mean, std = tuple(map(float, found["image_mean"])), tuple(map(float, found["image_std"]))
+            if len(mean) != _CHANNELS or len(std) != _CHANNELS:
+                raise CheckpointError(f"{path}: image_mean and image_std must have {_CHANNELS} values each")
+            return cls(
+                min_pixels=_area(min_pixels, found.get("min_pixels"), size, "shortest_edge"),
+                max_pixels=_area(max_pixels, found.get("max_pixels"), size, "longest_edge"),
+                patch_size=int(found["patch_size"]),
+                merge_size=int(found["merge_size"]),
+                image_mean=(mean[0], mean[1], mean[2]),
+                image_std=(std[0], std[1], std[2]),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{path}: the key {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def normalise(self, patches: Patches) -> npt.NDArray[np.float32]:
+        """Patches [P, patch_dim] as the tower takes them: (x / 255 - mean) / std per channel, float32."""
+        mean = np.repeat(np.asarray(self.image_mean), self.patch_size**2)
+        std = np.repeat(np.asarray(self.image_std), self.patch_size**2)
+        return ((patches / 255.0 - mean) / std).astype(np.float32)
+
+
+def _area(asked: int | None, flat: Any, size: dict[str, Any], edge: str) -> int:
+    if asked is not None:
+        return asked
+    return int(flat if flat is not None else size[edge])
+
+
+def _read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = Path(directory) / name
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: cannot be read: {error}") from error
+            return path, found.get("image_processor", found)
+    raise CheckpointError(
+        f"{directory}: no preprocessor_config.json, so it is not known how this model wants its pictures"
+    )
+
+
+def smart_resize(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """(height, width) to resize a picture to: multiples of spec.factor, area in bounds, aspect nearly kept.
+
+    Raises ValueError when one side is more than 200 times the other.
+    """
+    factor = spec.factor
+    if max(height, width) > _LARGEST_ASPECT * min(height, width):
+        raise ValueError(f"one side is more than {_LARGEST_ASPECT} times the other ({width}x{height} pixels)")
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > spec.max_pixels:
+        beta = math.sqrt(height * width / spec.max_pixels)
+        rows = max(factor, math.floor(height / beta / factor) * factor)
+        columns = max(factor, math.floor(width / beta / factor) * factor)
+    elif rows * columns < spec.min_pixels:
+        beta = math.sqrt(spec.min_pixels / (height * width))
+        rows = math.ceil(height * beta / factor) * factor
+        columns = math.ceil(width * beta / factor) * factor
+    return rows, columns
+
+
+def image_grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int, int]:
+    """Grid (1, h, w) in patches of a picture of that many pixels. Raises ValueError as smart_resize does."""
+    rows, columns = smart_resize(height, width, spec)
+    return 1, rows // spec.patch_size, columns // spec.patch_size
+
+
+def num_tokens(grid_thw: tuple[int, int, int], spec: ImageSpec) -> int:
+    """Placeholder tokens that an image of this grid takes in the text."""
+    t, h, w = grid_thw
+    return t * h * w // spec.merge_size**2
+
+
+def patchify(image: Image.Image, spec: ImageSpec) -> tuple[Patches, tuple[int, int, int]]:
+    """An RGB picture as (patches [P, patch_dim] uint8, grid (1, h, w)).
+
+    Patches come merge group by merge group, the values of one channel by channel: (gh, gw, mh, mw, C, ph,
+    pw). They stay uint8, a quarter of the bytes: ImageSpec.normalise, or the model, makes them what the tower
+    takes.
+    """
+    rows, columns = smart_resize(image.height, image.width, spec)
+    if (columns, rows) != image.size:
+        image = image.resize((columns, rows), Image.Resampling.BICUBIC)
+    merge, patch, factor = spec.merge_size, spec.patch_size, spec.factor
+    pixels = np.asarray(image).reshape(
+        rows // factor, merge, patch, columns // factor, merge, patch, _CHANNELS
+    )
+    patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, spec.patch_dim)
+    return patches, (1, rows // patch, columns // patch)
