@@ -1,0 +1,118 @@
+"""Load a model for use: from an export, a training checkpoint (whole or adapter), or a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, newest_checkpoint, read_state
+from erniekit.checkpoint.weights import load_model
+from erniekit.data.encode import Encoder, make_encoder
+from erniekit.data.vision import ImageSpec
+from erniekit.errors import CheckpointError
+from erniekit.lora.adapters import is_adapter_directory, load_adapter, read_adapter_config, read_adapter_index
+from erniekit.lora.targets import apply_lora
+from erniekit.models.ernie import ErnieModel
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is, before its weights are read.
+
+    `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (of
+    an adapter: its base). `template`, `min_pixels` and `max_pixels` are those of the training run where there
+    was one, else "auto", None, None.
+    """
+
+    checkpoint: Path
+    directory: Path
+    template: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def encoder(self, template: str | None = None) -> Encoder:
+        """The encoder that fits the model; `template` replaces the one of the training run."""
+        return make_encoder(self.directory, template or self.template, self.min_pixels, self.max_pixels)
+
+    def load(self, dtype: str = "float32") -> ErnieModel:
+        """The model itself, computing in `dtype`, in evaluation mode. Raises CheckpointError."""
+        model = load_model(self.directory, dtype)
+        if self.checkpoint != self.directory:
+            _add_adapter(model, self.checkpoint)
+        if model.config.vision is not None:
+            spec = ImageSpec.from_checkpoint(self.directory)
+            model.image_mean, model.image_std = spec.image_mean, spec.image_std
+        model.eval()
+        return model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its weights, and where it came from. `directory` holds its tokenizer and config.json."""
+
+    model: ErnieModel
+    source: ModelSource
+
+    @property
+    def directory(self) -> Path:
+        """See `ModelSource`."""
+        return self.source.directory
+
+
+def load_for_inference(path: str | Path, dtype: str = "float32") -> LoadedModel:
+    """Load the model of an export, a checkpoint or a run (its newest complete one). See `find_model`."""
+    source = find_model(path)
+    return LoadedModel(source.load(dtype), source)
+
+
+def find_model(path: str | Path) -> ModelSource:
+    """What a path that a user names stands for. An adapter goes on the base that its configuration names.
+
+    Raises CheckpointError where there is no model, no base, or a training checkpoint that is incomplete.
+    """
+    checkpoint = _checkpoint(Path(path))
+    directory = checkpoint
+    if is_adapter_directory(checkpoint):
+        directory = Path(read_adapter_config(checkpoint).base_path)
+        if not (directory / "config.json").is_file():
+            raise CheckpointError(
+                f"{checkpoint}: its base model {directory} is not there; a relative path counts from the "
+                "directory in which the command runs (base_model_name_or_path in adapter_config.json)"
+            )
+    if not (checkpoint / STATE_FILE).is_file():
+        return ModelSource(checkpoint, directory)
+    data = read_state(checkpoint).config["data"]
+    return ModelSource(checkpoint, directory, data["template"], data["min_pixels"], data["max_pixels"])
+
+
+def _checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; give an export, a checkpoint or a run's directory")
+    if is_adapter_directory(path) or (path / "config.json").is_file() or (path / STATE_FILE).is_file():
+        return path
+    newest = newest_checkpoint(path)
+    if newest is not None:
+        return newest
+    broken = [f"{found.path.name}: {found.problem}" for found in find_checkpoints(path)]
+    if broken:
+        raise CheckpointError(f"{path}: no checkpoint of this run is complete ({'; '.join(broken)})")
+    raise CheckpointError(f"{path}: holds no model (config.json), no adapter and no checkpoint of a run")
+
+
+def _add_adapter(model: ErnieModel, directory: Path) -> None:
+    adapter = read_adapter_config(directory)
+    # The seed is of no account: every value is read from the file.
+    apply_lora(
+        model,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        targets=adapter.targets,
+        seed=0,
+    )
+    # What the file holds whole was trained beside the adapters (the router), and is read like them.
+    whole = {name for name in read_adapter_index(directory) if ".lora_" not in name}
+    for name, parameter in model.named_parameters():
+        if name in whole:
+            parameter.stop_gradient = False
+    load_adapter(model, directory)
