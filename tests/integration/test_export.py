@@ -24,7 +24,9 @@ from tests.integration.training_setup import chats, make_config, make_model, wri
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 REFERENCES = SHARED / "reference_models"
-NEEDS_SHARED = pytest.mark.skipif(not REFERENCES.is_dir(), reason="no ../shared/reference_models beside this clone")
+NEEDS_SHARED = pytest.mark.skipif(
+    not REFERENCES.is_dir(), reason="no ../shared/reference_models beside this clone"
+)
 KINDS = {"dense": "dense", "moe": "moe", "vl_hub": "vl"}
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -17,7 +17,9 @@ from erniekit.models.specs import TensorSpec
 from tests.integration.training_setup import chats, make_model, write_chats
 
 REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
-NEEDS_SHARED = pytest.mark.skipif(not REFERENCES.is_dir(), reason="no ../shared/reference_models beside this clone")
+NEEDS_SHARED = pytest.mark.skipif(
+    not REFERENCES.is_dir(), reason="no ../shared/reference_models beside this clone"
+)
 PAIRS = [
     ("dense", "ref_dense"),
     ("moe", "ref_moe"),
@@ -81,7 +83,9 @@ def test_a_difference_between_the_two_fails(
     assert "1 of 2 greedy answers are the same" in told and f"{data}:1" in told
 
 
-def test_what_transformers_cannot_load_fails(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_transformers_cannot_load_fails(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     from erniekit.export import verify_transformers
 
@@ -91,7 +95,9 @@ def test_what_transformers_cannot_load_fails(models: dict[str, Path], monkeypatc
     assert "a.weight" in checks[0].text
 
 
-def test_without_torch_it_says_so(models: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_it_says_so(
+    models: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verify_module, "has_torch", lambda: False)
     checks = list(verify_model(models["moe"], VerifyOptions()))
     assert all(check.status != "FAIL" for check in checks)

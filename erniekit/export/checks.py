@@ -1,0 +1,277 @@
+"""Checks of a model directory that need neither weights in memory nor another engine."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from erniekit.checkpoint.hub import (
+    INDEX_FILE,
+    TensorInfo,
+    check_against,
+    read_header,
+    read_index,
+    weight_files,
+)
+from erniekit.errors import CheckpointError
+from erniekit.export.files import chat_template, read_json
+from erniekit.export.layouts import ARCHITECTURES, DTYPE_NAMES, HUB_MODEL_TYPES, NESTED_MODEL_TYPE
+from erniekit.lora.adapters import is_adapter_directory
+from erniekit.models.config import ErnieConfig
+from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+
+_DECODER_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *(
+        "vocab_size",
+        "rms_norm_eps",
+        "rope_theta",
+        "tie_word_embeddings",
+        "use_bias",
+        "max_position_embeddings",
+    ),
+)
+_MOE_KEYS = (
+    *("moe_num_experts", "moe_k", "moe_intermediate_size", "moe_num_shared_experts"),
+    *("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
+)
+_VISION_KEYS = (
+    *(
+        "im_patch_id",
+        "image_start_token_id",
+        "image_end_token_id",
+        "video_start_token_id",
+        "video_end_token_id",
+    ),
+    *("pixel_hidden_size", "spatial_conv_size", "temporal_conv_size", "use_temporal_conv", "rope_scaling"),
+    *("vision_config", "hidden_act"),
+)
+_NESTED_KEYS = (
+    *("text_config", "vision_config", "image_token_id", "video_token_id", "image_start_token_id"),
+    *("image_end_token_id", "video_start_token_id", "video_end_token_id"),
+)
+_TOKENIZER_ATTRIBUTES = (
+    *("image_token", "image_start_token", "image_end_token"),
+    *("video_token", "video_start_token", "video_end_token"),
+)
+# What other tools write for the vision tower and the language model, and no engine but transformers reads.
+_FOREIGN_PREFIXES = ("ernie.", "model.vision_model.", "model.vision_tower.", "model.language_model.")
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. A note is something to know that does not make the directory wrong."""
+
+    status: Literal["ok", "note", "FAIL"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.status:<4} {self.text}"
+
+
+def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check]:
+    """Files, config keys, tensors and shards; with `base`, also names, shapes and element types against it.
+
+    Goes on after a failed check as long as what follows can be looked at.
+    """
+    if is_adapter_directory(directory):
+        yield Check("FAIL", "the directory holds an adapter, not a model: export it first")
+        return
+    try:
+        config = ErnieConfig.from_dir(directory)
+    except CheckpointError as error:
+        yield Check("FAIL", str(error))
+        return
+    yield from _check_files(directory, config)
+    yield from _check_config(directory, config)
+    try:
+        tensors = read_index(directory)
+    except CheckpointError as error:
+        yield Check("FAIL", str(error))
+        return
+    yield from _check_tensors(directory, config, tensors)
+    yield from _check_shards(directory)
+    if base is not None:
+        yield from _check_base(tensors, base, parameter_specs(config))
+
+
+def _check_files(directory: Path, config: ErnieConfig) -> Iterator[Check]:
+    nested = config.raw["model_type"] == NESTED_MODEL_TYPE
+    needed = ["generation_config.json", "tokenizer_config.json"]
+    if config.family == "vl" and not (nested and (directory / "processor_config.json").is_file()):
+        needed.append("preprocessor_config.json")
+    missing = [name for name in needed if not (directory / name).is_file()]
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        missing.append("tokenizer.json or tokenizer.model")
+    if missing:
+        yield Check("FAIL", f"files that are missing: {', '.join(missing)}")
+    else:
+        yield Check("ok", f"files: config.json, {', '.join(needed)}, tokenizer")
+    if not (directory / "tokenizer.json").is_file():
+        yield Check(
+            "note", "no tokenizer.json: transformers and vLLM convert tokenizer.model when they load it"
+        )
+    if not (directory / "tokenizer.model").is_file():
+        yield Check("note", "no tokenizer.model: FastDeploy and llama.cpp do not load the directory")
+    if "tokenizer_config.json" not in missing and chat_template(directory) is None:
+        yield Check("note", "no chat template: engines' chat endpoints need one")
+    if config.family == "vl" and not nested and not list(directory.glob("processing_*.py")):
+        yield Check(
+            "note", "no processing_*.py: vLLM, SGLang and FastDeploy need the released model's remote code"
+        )
+
+
+def _check_config(directory: Path, config: ErnieConfig) -> Iterator[Check]:
+    problems = list(_config_problems(directory, config))
+    yield from (Check("FAIL", f"config.json: {problem}") for problem in problems)
+    if not problems:
+        yield Check("ok", "config.json has what each engine reads")
+    if config.raw["model_type"] == NESTED_MODEL_TYPE:
+        yield Check(
+            "note", "transformers' nested config: vLLM, SGLang and FastDeploy read the hub layout only"
+        )
+
+
+def _config_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
+    raw = config.raw
+    nested = raw["model_type"] == NESTED_MODEL_TYPE
+    wanted = ARCHITECTURES[config.family]
+    if raw.get("architectures") != [wanted]:
+        yield f"architectures is {raw.get('architectures')}; vLLM knows {[wanted]}"
+    if not nested and raw["model_type"] != HUB_MODEL_TYPES[config.family]:
+        yield f"model_type is {raw['model_type']!r}, not {HUB_MODEL_TYPES[config.family]!r}"
+    if "torch_dtype" in raw and "dtype" in raw:
+        yield "has both torch_dtype and dtype, which FastDeploy refuses"
+    elif "torch_dtype" not in raw and not ("dtype" in raw and raw.get("transformers_version")):
+        yield "states no torch_dtype: FastDeploy would take linear weights for transposed"
+    keys: tuple[str, ...] = _DECODER_KEYS
+    if nested:
+        keys = _NESTED_KEYS
+    elif config.family == "dense":
+        keys += ("head_dim",)
+    else:
+        keys += _MOE_KEYS + (_VISION_KEYS if config.family == "vl" else ())
+    missing = [key for key in keys if key not in raw]
+    if missing:
+        yield f"has no {', '.join(missing)}"
+    elif nested:
+        yield from _nested_problems(directory)
+    elif config.family != "dense":
+        yield from _flat_problems(directory, config)
+
+
+def _flat_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
+    raw = config.raw
+    end = raw["moe_layer_end_index"]
+    if -1 in (end if isinstance(end, list) else [end]):
+        yield "moe_layer_end_index is -1: FastDeploy reads the number as it is"
+    if raw.get("num_nextn_predict_layers"):
+        yield "num_nextn_predict_layers promises a multi-token-prediction head, which exports do not hold"
+    if config.family != "vl":
+        return
+    if "mrope_section" not in (raw["rope_scaling"] or {}):
+        yield "rope_scaling has no mrope_section: vLLM would give pictures 1-D positions without a word"
+    if raw["vision_config"].get("embed_dim") != raw["vision_config"].get("hidden_size"):
+        yield "vision_config.embed_dim is not its hidden_size, as vLLM demands"
+    if "auto_map" not in raw and list(directory.glob("configuration_*.py")):
+        yield "no auto_map, although the remote code is there"
+
+
+def _nested_problems(directory: Path) -> Iterator[str]:
+    file = directory / "tokenizer_config.json"
+    content = read_json(file) if file.is_file() else {}
+    missing = [name for name in _TOKENIZER_ATTRIBUTES if name not in content]
+    if missing:
+        yield f"(tokenizer_config.json) has no {', '.join(missing)}, which transformers' processor reads"
+
+
+def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, TensorInfo]) -> Iterator[Check]:
+    specs = parameter_specs(config)
+    foreign = [name for name in tensors if name.startswith(_FOREIGN_PREFIXES)]
+    if foreign:
+        yield Check(
+            "FAIL", f"{foreign[0]}: not a name of the released checkpoints; vLLM does not find such weights"
+        )
+    try:
+        check_against(tensors, specs, str(directory))
+        yield Check("ok", f"{len(specs)} tensors have the names and shapes that config.json asks for")
+    except CheckpointError as error:
+        yield Check("FAIL", str(error))
+    present = [tensors[spec.name] for spec in specs if spec.name in tensors]
+    narrow = [info for info in present if is_router_tensor(info.name) and info.dtype != "F32"]
+    if narrow:
+        yield Check(
+            "FAIL",
+            f"{narrow[0].name} is {narrow[0].dtype}: router tensors must be F32 ({len(narrow)} are not)",
+        )
+    sizes: Counter[str] = Counter()
+    for info in present:
+        if not is_router_tensor(info.name):
+            sizes[info.dtype] += info.nbytes
+    main = sizes.most_common(1)[0][0] if sizes else ""
+    stated = config.raw.get("torch_dtype") or config.raw.get("dtype")
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in Counter(info.dtype for info in present).items())
+    if DTYPE_NAMES.get(main) != stated:
+        yield Check(
+            "FAIL", f"config.json says {stated}, the tensors are {kinds}; export the model to make them agree"
+        )
+    elif not narrow:
+        yield Check("ok", f"element types: {kinds}; routers F32" if config.moe else f"element types: {kinds}")
+
+
+def _check_shards(directory: Path) -> Iterator[Check]:
+    where: dict[str, str] = {}
+    for file in weight_files(directory):
+        if _metadata(file).get("format") != "pt":
+            yield Check(
+                "FAIL", f"{file.name}: its metadata lacks format = pt, without which loaders refuse it"
+            )
+        where |= dict.fromkeys(read_header(file), file.name)
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        yield Check("ok", f"{len(where)} tensors in one file")
+        return
+    listed = read_json(index)["weight_map"]
+    wrong = sorted(name for name in set(listed) | set(where) if listed.get(name) != where.get(name))
+    if wrong:
+        yield Check("FAIL", f"{INDEX_FILE} and the shards disagree on {_some(wrong)}")
+    else:
+        yield Check("ok", f"the index agrees with the shards ({len(set(where.values()))})")
+
+
+def _check_base(tensors: dict[str, TensorInfo], base: Path, specs: list[TensorSpec]) -> Iterator[Check]:
+    try:
+        theirs = read_index(base)
+        check_against(theirs, specs, f"{base} (the base)")
+    except CheckpointError as error:
+        yield Check("FAIL", str(error))
+        return
+    common = [spec.name for spec in specs if spec.name in tensors]
+    wrong = [
+        f"{name} ({tensors[name].dtype}, base {theirs[name].dtype})"
+        for name in common
+        if tensors[name].dtype != theirs[name].dtype and not is_router_tensor(name)
+    ]
+    if wrong:
+        yield Check(
+            "FAIL", f"{len(wrong)} tensors have another element type than in the base: {_some(wrong)}"
+        )
+    else:
+        yield Check("ok", f"names, shapes and element types are those of the base {base}")
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    metadata: dict[str, Any] = header.get("__metadata__") or {}
+    return metadata
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

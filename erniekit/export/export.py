@@ -1,0 +1,307 @@
+"""Write a trained model as a directory that inference engines load.
+
+Tensors pass through memory one at a time: read, merged with their adapter, converted, written.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from erniekit.checkpoint.hub import (
+    DEFAULT_SHARD_BYTES,
+    TensorInfo,
+    as_dtype,
+    check_against,
+    read_array,
+    read_index,
+    spec_bytes,
+    write_shards,
+)
+from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, read_state
+from erniekit.data.encode import make_encoder
+from erniekit.errors import CheckpointError, ConfigError, DataError
+from erniekit.export.files import (
+    VIDEO_PLACEHOLDER,
+    carry_files,
+    drop_missing_code,
+    set_picture_bounds,
+    side_files,
+    token_id,
+    write_json,
+)
+from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
+from erniekit.lora.adapters import is_adapter_directory, read_adapter_config
+from erniekit.lora.merge import AdapterMerge
+from erniekit.models.config import ErnieConfig
+from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+_ELEMENT_TYPES = {name: element for element, name in DTYPE_NAMES.items()}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """What is exported: the weights of a directory, an adapter on top, side files from `files`.
+
+    `checkpoint` is the directory that was found. `base` is the model that training started from, None where
+    it is not known or not reachable; `trained` says whether the weights come from training, whose data
+    settings (section `data` of the configuration) are in `settings`.
+    """
+
+    checkpoint: Path
+    weights: Path
+    config: ErnieConfig
+    adapter: Path | None
+    base: Path | None
+    trained: bool
+    settings: dict[str, Any]
+
+    @property
+    def files(self) -> list[Path]:
+        """Directories to take side files from, the first that has a name first."""
+        return [self.weights] if self.base in (None, self.weights) else [self.weights, self.base]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Written: `nbytes` of weights, `merged` adapters, `replaced` tensors that the adapter held whole."""
+
+    directory: Path
+    source: ExportSource
+    tensors: int
+    shards: int
+    nbytes: int
+    dtypes: dict[str, int]
+    merged: int
+    replaced: int
+    warnings: tuple[str, ...]
+
+
+def export_model(
+    path: str | Path,
+    output: str | Path,
+    *,
+    layout: Layout = "hub",
+    dtype: DtypeChoice = "auto",
+    base: str | Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> ExportReport:
+    """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
+
+    `dtype` auto gives each tensor the element type that it has in the base; router tensors are always
+    float32. `base` replaces the base that the checkpoint names. Nothing bears the name `output` before all
+    of it is written. Raises CheckpointError where the input is incomplete, does not fit, or the output is
+    not empty.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(
+            f"{output}: is not an empty directory; choose another --output, or remove it first"
+        )
+    source = resolve_source(Path(path), None if base is None else Path(base))
+    tensors = read_index(source.weights)
+    wanted = parameter_specs(source.config)
+    check_against(tensors, wanted, str(source.weights))
+    specs = _output_specs(source, tensors, wanted, dtype)
+    merge = AdapterMerge(source.adapter) if source.adapter is not None else None
+    aside: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        aside.chmod(0o755)
+        warnings = _write_files(source, aside, layout, _main_dtype(specs))
+        shards = write_shards(aside, specs, _reader(tensors, specs, merge), max_shard_bytes)
+        merged = merge.finish() if merge is not None else 0
+        aside.replace(output)
+    except OSError as error:
+        raise CheckpointError(f"{output}: the export cannot be written: {error.strerror or error}") from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    dropped = len(set(tensors) - {spec.name for spec in wanted})
+    if dropped:
+        warnings.append(
+            f"{dropped} tensors that the model does not use are left out (multi-token prediction, or a copy "
+            "of tied weights)"
+        )
+    return ExportReport(
+        directory=output,
+        source=source,
+        tensors=len(specs),
+        shards=len(shards),
+        nbytes=sum(spec_bytes(spec) for spec in specs),
+        dtypes=dict(Counter(spec.dtype for spec in specs)),
+        merged=merged,
+        replaced=len(merge.whole) if merge is not None else 0,
+        warnings=tuple(warnings),
+    )
+
+
+def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
+    """Find the weights, the adapter and the base behind a path that a user names. Raises CheckpointError."""
+    path = _checkpoint(path)
+    state = read_state(path) if (path / STATE_FILE).is_file() else None
+    settings = state.config["data"] if state is not None else {}
+    if base is not None and not (base / "config.json").is_file():
+        raise CheckpointError(f"--base {base}: not a model directory: it has no config.json")
+    if is_adapter_directory(path):
+        base = base or Path(read_adapter_config(path).base_path)
+        if not (base / "config.json").is_file():
+            raise CheckpointError(
+                f"{path}: its base model {base} is not there (no config.json); say where it is with --base"
+            )
+        return ExportSource(path, base, ErnieConfig.from_dir(base), path, base, True, settings)
+    if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
+        base = Path(state.base_model)
+    return ExportSource(path, path, ErnieConfig.from_dir(path), None, base, state is not None, settings)
+
+
+def _checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
+    if is_adapter_directory(path) or (path / "config.json").is_file():
+        return path
+    found = find_checkpoints(path)
+    complete = [checkpoint.path for checkpoint in found if checkpoint.problem is None]
+    if complete:
+        return complete[0]
+    if found:
+        raise CheckpointError(
+            f"{path}: no checkpoint of this run is complete; {found[0].path.name}: {found[0].problem}"
+        )
+    raise CheckpointError(
+        f"{path}: neither a run (checkpoint-000123/) nor a model (config.json) nor an adapter "
+        "(adapter_config.json)"
+    )
+
+
+def describe(report: ExportReport) -> list[str]:
+    """What was written, as lines for people."""
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report.dtypes.items()))
+    files = "1 file" if report.shards == 1 else f"{report.shards} files"
+    lines = [
+        f"exported {report.source.checkpoint} to {report.directory}",
+        f"  {report.tensors} tensors ({kinds}), {report.nbytes / 1e6:,.1f} MB in {files}",
+    ]
+    if report.source.adapter is not None:
+        lines.append(f"  {report.merged} adapters merged into {report.source.weights}, all that there are")
+    if report.replaced:
+        lines.append(
+            f"  {report.replaced} tensors that were trained beside the adapters took the place of the base's"
+        )
+    return lines + [f"  note: {warning}" for warning in report.warnings]
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "5GB" (10^9 each), "512MiB" (2^20 each) or "1000000". Raises ConfigError."""
+    match = _SIZE.fullmatch(text.strip())
+    value = float(match[1]) if match else 0.0
+    if match is None or value <= 0:
+        raise ConfigError(f"{text!r} is not a size; write it as 5GB, 512MiB or a number of bytes")
+    return int(value * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+def _output_specs(
+    source: ExportSource, tensors: dict[str, TensorInfo], wanted: list[TensorSpec], choice: DtypeChoice
+) -> list[TensorSpec]:
+    base: dict[str, TensorInfo] = {}
+    if source.base is not None and source.base != source.weights:
+        base = read_index(source.base)
+        check_against(base, wanted, f"{source.base} (the base of {source.weights})")
+    raw = source.config.raw
+    stated = _ELEMENT_TYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")))
+
+    def element_type(spec: TensorSpec) -> str:
+        if is_router_tensor(spec.name):
+            return "F32"
+        if choice != "auto":
+            return _ELEMENT_TYPES[choice]
+        if base:
+            return base[spec.name].dtype
+        # Training on a CPU writes float32; config.json still says what the base was.
+        if source.trained and source.adapter is None and stated is not None:
+            return stated
+        return tensors[spec.name].dtype
+
+    specs = [replace(spec, dtype=element_type(spec)) for spec in wanted]
+    odd = next((spec for spec in specs if spec.dtype not in DTYPE_NAMES), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{source.weights}: {odd.name} has the element type {odd.dtype}; choose one with --dtype"
+        )
+    return specs
+
+
+def _main_dtype(specs: list[TensorSpec]) -> str:
+    """The element type of most values, routers aside: what `config.json` states."""
+    sizes: Counter[str] = Counter()
+    for spec in specs:
+        if not is_router_tensor(spec.name):
+            sizes[spec.dtype] += spec.size
+    return sizes.most_common(1)[0][0]
+
+
+def _reader(
+    tensors: dict[str, TensorInfo], specs: list[TensorSpec], merge: AdapterMerge | None
+) -> Callable[[str], np.ndarray]:
+    targets = {spec.name: spec.dtype for spec in specs}
+
+    def read(name: str) -> np.ndarray:
+        info = tensors[name]
+        array = read_array(info) if merge is None else merge(info)
+        return as_dtype(array, info.dtype, targets[name])
+
+    return read
+
+
+def _write_files(source: ExportSource, target: Path, layout: Layout, dtype: str) -> list[str]:
+    """Write everything but weights; returns warnings."""
+    config, settings = source.config, source.settings
+    warnings = carry_files(side_files(source.files), target, config, layout)
+    if config.family == "vl":
+        warnings += set_picture_bounds(target, settings.get("min_pixels"), settings.get("max_pixels"))
+    if source.trained and source.base is None:
+        warnings.append(
+            "the base model is not reachable: element types and files are those of the checkpoint"
+        )
+    if config.family == "vl" and layout == "transformers":
+        video = None if "text_config" in config.raw else token_id(target, VIDEO_PLACEHOLDER)
+        content = transformers_config(config, dtype, video)
+    else:
+        content = hub_config(config, dtype)
+        drop_missing_code(content, target)
+        if layout == "transformers":
+            warnings.append("text models have one layout: hub and transformers are the same")
+        if "text_config" in config.raw and config.media is not None:
+            warnings.append(
+                f"the hub layout has one placeholder for pictures and videos: video_token_id "
+                f"{config.media.video_placeholder} of the base is lost"
+            )
+    write_json(target / "config.json", content)
+    return warnings + _template_warnings(target, settings.get("template", "auto"))
+
+
+def _template_warnings(target: Path, trained: str) -> list[str]:
+    """What to say if engines will not prompt the model as it was trained."""
+    if trained == "auto":
+        return []
+    try:
+        carried = make_encoder(target).template.name
+    except DataError:
+        carried = "another"
+    if carried == trained:
+        return []
+    return [
+        f"training used data.template {trained}, the chat template that goes with the model is {carried}: "
+        "engines that use it will prompt the model in another way than it was trained"
+    ]

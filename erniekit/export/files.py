@@ -1,0 +1,315 @@
+"""What a model directory holds besides weights and `config.json`: tokenizer, processors, remote code.
+
+Files of the base are carried over as they are, but: what another layout spells differently is rewritten,
+references to remote code that is not there are removed, a missing `generation_config.json` is written from
+the end tokens of config and tokenizer, and the base's README, which is about the base, stays there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erniekit.checkpoint.state import STATE_FILE
+from erniekit.data.vision import ImageSpec
+from erniekit.errors import CheckpointError
+from erniekit.export.layouts import NESTED_MODEL_TYPE, Layout
+from erniekit.lora.adapters import CONFIG_FILE as ADAPTER_CONFIG
+from erniekit.models.config import ErnieConfig
+
+Json = dict[str, Any]
+
+FONT = "Roboto-Regular.ttf"
+VIDEO_PLACEHOLDER = "<|VIDEO_PLACEHOLDER|>"
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".pdparams",
+    ".pdopt",
+    ".onnx",
+)
+_LEFT_OUT = re.compile(
+    rf"^(\.|README|config\.json$|{re.escape(ADAPTER_CONFIG)}$|{re.escape(STATE_FILE)}$)|\.index\.json$"
+)
+# What the processor of each layout expands, in chat templates: (Hub, transformers).
+_PLACEHOLDERS = (
+    ("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>"),
+    ("<|video@placeholder|>", VIDEO_PLACEHOLDER),
+)
+# Attributes that transformers' Ernie4_5_VLMoeProcessor reads from its tokenizer.
+_MEDIA_ATTRIBUTES = {
+    "image_token": "<|IMAGE_PLACEHOLDER|>",
+    "image_start_token": "<|IMAGE_START|>",
+    "image_end_token": "<|IMAGE_END|>",
+    "video_token": VIDEO_PLACEHOLDER,
+    "video_start_token": "<|VIDEO_START|>",
+    "video_end_token": "<|VIDEO_END|>",
+}
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+
+
+def side_files(directories: Sequence[Path]) -> dict[str, Path]:
+    """Name -> path of every file to carry over; a name in several directories is taken from the first."""
+    found: dict[str, Path] = {}
+    for directory in directories:
+        for file in sorted(directory.iterdir()):
+            if file.is_file() and not file.name.endswith(_WEIGHTS) and not _LEFT_OUT.search(file.name):
+                found.setdefault(file.name, file)
+    return found
+
+
+def carry_files(files: dict[str, Path], target: Path, config: ErnieConfig, layout: Layout) -> list[str]:
+    """Write the files that belong beside an export's weights into `target`; returns warnings for people.
+
+    `config` is the base's. Raises CheckpointError where a file is missing that every engine needs.
+    """
+    _check_present(files, config)
+    nested_before = config.raw["model_type"] == NESTED_MODEL_TYPE
+    nested_after = config.family == "vl" and layout == "transformers"
+    for name, file in files.items():
+        if not (nested_after and name.endswith(".py")):
+            shutil.copyfile(file, target / name)
+    if nested_after and not nested_before:
+        _to_nested(target)
+    elif nested_before and not nested_after:
+        _to_flat(target)
+    for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+        if (target / name).is_file():
+            content = read_json(target / name)
+            if drop_missing_code(content, target):
+                write_json(target / name, content)
+    warnings = _warnings(target, config, nested_after)
+    if not (target / "generation_config.json").is_file():
+        write_json(target / "generation_config.json", _generation_config(target, config))
+        warnings.append("the base has no generation_config.json: wrote one with the end token of its config")
+    return warnings
+
+
+def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int | None) -> list[str]:
+    """Make the processor resize pictures as training did; None = as it does. Bounds are areas in pixels.
+
+    Returns what was changed, for people.
+    """
+    changes = []
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = directory / name
+        content = read_json(file) if file.is_file() else {}
+        processor = content.get("image_processor", content)
+        for key, edge, value in (
+            ("min_pixels", "shortest_edge", min_pixels),
+            ("max_pixels", "longest_edge", max_pixels),
+        ):
+            size = processor.get("size")
+            before = processor.get(key, size.get(edge) if isinstance(size, dict) else None)
+            if not processor or value is None or before == value:
+                continue
+            if isinstance(size, dict) and edge in size:
+                size[edge] = value
+            if key in processor or not isinstance(size, dict):
+                processor[key] = value
+            changes.append(f"{name}: {key} is {value}, as in training, instead of {before}")
+        if changes and processor:
+            write_json(file, content)
+    return changes
+
+
+def drop_missing_code(content: Json, directory: Path) -> bool:
+    """Remove from `auto_map` what names a Python file that is not in `directory`; returns whether it did.
+
+    A class in another repository ("owner/name--module.Class") needs no file here and is kept.
+    """
+    references = content.get("auto_map")
+    if not isinstance(references, dict):
+        return False
+    kept = {key: value for key, value in references.items() if _is_there(value, directory)}
+    if kept == references:
+        return False
+    content["auto_map"] = kept
+    if not kept:
+        del content["auto_map"]
+    return True
+
+
+def token_id(directory: Path, token: str) -> int | None:
+    """The id of a token in `tokenizer.json`; None where the file or the token is not there."""
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    for added in content.get("added_tokens", []):
+        if added["content"] == token:
+            return int(added["id"])
+    vocabulary = content.get("model", {}).get("vocab")
+    found = vocabulary.get(token) if isinstance(vocabulary, dict) else None
+    return None if found is None else int(found)
+
+
+def read_json(file: Path) -> Json:
+    """A JSON object. Raises CheckpointError where the file holds none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: must hold one JSON object")
+    return content
+
+
+def write_json(file: Path, content: Json) -> None:
+    """Write a JSON object, indented, in UTF-8."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def chat_template(directory: Path) -> str | None:
+    """Where the chat template of a model directory is: the name of the file; None where it has none."""
+    for name in _TEMPLATE_FILES:
+        file = directory / name
+        if file.is_file() and (name.endswith(".jinja") or read_json(file).get("chat_template")):
+            return name
+    return None
+
+
+def _check_present(files: dict[str, Path], config: ErnieConfig) -> None:
+    needed = [("tokenizer_config.json",), ("tokenizer.json", "tokenizer.model")]
+    if config.family == "vl":
+        needed.append(("preprocessor_config.json", "processor_config.json"))
+    for names in needed:
+        if not any(name in files for name in names):
+            raise CheckpointError(
+                f"the model has no {' or '.join(names)}, without which no engine loads it; "
+                "copy it there from the released model, or name a directory that has it with --base"
+            )
+
+
+def _is_there(reference: Any, directory: Path) -> bool:
+    names = reference if isinstance(reference, list) else [reference]
+    return all(
+        name is None or "--" in name or (directory / f"{name.partition('.')[0]}.py").is_file()
+        for name in names
+    )
+
+
+def _to_nested(target: Path) -> None:
+    """Rewrite the files of a flat VL base as transformers' own processor reads them."""
+    _rename_placeholders(target, 0, 1)
+    tokenizer = read_json(target / "tokenizer_config.json")
+    if "auto_map" in tokenizer or str(tokenizer.get("tokenizer_class", "")).startswith("Ernie"):
+        # The released class is remote code; these are what transformers reads the same files with.
+        generic = "PreTrainedTokenizerFast" if (target / "tokenizer.json").is_file() else "LlamaTokenizer"
+        tokenizer |= {"tokenizer_class": generic, "add_bos_token": False, "add_prefix_space": False}
+        tokenizer.pop("auto_map", None)
+    write_json(target / "tokenizer_config.json", tokenizer | _MEDIA_ATTRIBUTES)
+    spec = ImageSpec.from_checkpoint(target)
+    (target / "processor_config.json").unlink(missing_ok=True)
+    common = {
+        "processor_class": "Ernie4_5_VLMoeProcessor",
+        "patch_size": spec.patch_size,
+        "merge_size": spec.merge_size,
+    }
+    common |= {"image_mean": list(spec.image_mean), "image_std": list(spec.image_std)}
+    common |= {"do_convert_rgb": True, "do_resize": True, "resample": 3}
+    common |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    image = {"image_processor_type": "Ernie4_5_VLMoeImageProcessor", "temporal_patch_size": 1}
+    image["size"] = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    write_json(target / "preprocessor_config.json", common | image)
+    # Time stamps are drawn with a font that must then lie beside the file.
+    font = {"draw_on_frames": True, "font": FONT} if (target / FONT).is_file() else {"draw_on_frames": False}
+    video = {
+        "video_processor_type": "Ernie4_5_VLMoeVideoProcessor",
+        "temporal_patch_size": 2,
+        "do_sample_frames": True,
+    }
+    # Areas in pixels and numbers of frames are those of transformers' Ernie4_5_VLMoeVideoProcessor.
+    video |= {
+        "size": {"shortest_edge": 299 * 28 * 28, "longest_edge": 1196 * 28 * 28},
+        "min_frames": 16,
+        "max_frames": 180,
+    }
+    write_json(target / "video_preprocessor_config.json", common | video | font)
+
+
+def _to_flat(target: Path) -> None:
+    """Rewrite the files of a nested VL base as the Hub's remote code and erniekit read them."""
+    _rename_placeholders(target, 1, 0)
+    spec = ImageSpec.from_checkpoint(target)
+    for name in ("processor_config.json", "video_preprocessor_config.json"):
+        (target / name).unlink(missing_ok=True)
+    image = {
+        "image_mean": list(spec.image_mean),
+        "image_std": list(spec.image_std),
+        "rescale_factor": 1 / 255,
+    }
+    image |= {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "temporal_conv_size": 2}
+    image |= {"patch_size": spec.patch_size, "merge_size": spec.merge_size}
+    write_json(target / "preprocessor_config.json", image)
+
+
+def _rename_placeholders(target: Path, old: int, new: int) -> None:
+    for name in _TEMPLATE_FILES:
+        file = target / name
+        if not file.is_file():
+            continue
+        content = file.read_text(encoding="utf-8") if name.endswith(".jinja") else read_json(file)
+        if isinstance(content, str):
+            file.write_text(_with_placeholders(content, old, new), encoding="utf-8")
+        elif isinstance(content.get("chat_template"), str):
+            content["chat_template"] = _with_placeholders(content["chat_template"], old, new)
+            write_json(file, content)
+
+
+def _with_placeholders(template: str, old: int, new: int) -> str:
+    for names in _PLACEHOLDERS:
+        template = template.replace(names[old], names[new])
+    return template
+
+
+def _warnings(target: Path, config: ErnieConfig, nested: bool) -> list[str]:
+    warnings = []
+    if not (target / "tokenizer.json").is_file():
+        warnings.append(
+            "no tokenizer.json in the base: transformers and vLLM convert tokenizer.model when they load it"
+        )
+    if not (target / "tokenizer.model").is_file():
+        warnings.append("no tokenizer.model in the base: FastDeploy and llama.cpp need it")
+    if chat_template(target) is None:
+        warnings.append("no chat template in the base: engines' chat endpoints need one")
+    if config.family == "vl" and not nested and not list(target.glob("processing_*.py")):
+        warnings.append(
+            "no remote code in the base: vLLM, SGLang and FastDeploy need the released model's *.py files "
+            "for the hub layout of VL models"
+        )
+    if nested:
+        warnings.append("vLLM, SGLang and FastDeploy read the hub layout of VL models, not this one")
+        if token_id(target, VIDEO_PLACEHOLDER) is None:
+            warnings.append(f"the tokenizer has no {VIDEO_PLACEHOLDER}: videos cannot be told from pictures")
+    return warnings
+
+
+def _generation_config(target: Path, config: ErnieConfig) -> Json:
+    raw = config.raw | config.raw.get("text_config", {})
+    result = {
+        key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw.get(key) is not None
+    }
+    if "eos_token_id" not in result:
+        name = read_json(target / "tokenizer_config.json").get("eos_token")
+        found = token_id(target, name["content"] if isinstance(name, dict) else str(name))
+        if found is None:
+            raise CheckpointError(
+                "the model has no generation_config.json, and neither its config.json nor its tokenizer "
+                "names an end token: without one engines never stop; write generation_config.json with "
+                "eos_token_id"
+            )
+        result["eos_token_id"] = found
+    return result

@@ -1,0 +1,255 @@
+"""Hold Paddle's logits, loss and gradients for a checkpoint to stored ones of another implementation.
+
+A reference is an `.npz` with a batch of inputs, by the names that transformers' models take, and what came
+of it:
+
+    in_input_ids, in_attention_mask    int [B, T]
+    in_pixel_values, in_image_grid_thw, in_pixel_values_videos, in_video_grid_thw
+                                       float32 [P, patch_dim] normalised patches, int [N, 3] (VL models)
+    in_mm_token_type_ids, in_moe_mm_token_type_ids
+                                       int [B, T]: 0 text, 1 picture, 2 video; the second counts markers in
+    position_ids_thw                   int [3, B, T]; computed where absent
+    labels                             int [B, T], not shifted, -100 = none
+    logits                             float32 [B, T, vocab]
+    loss                               mean over all labels that a position predicts
+    grad_names, grad_norms             Hub names [K] and Euclidean norms [K] of the gradients of `loss`
+
+A safetensors file beside it may hold the gradients themselves, in Hub names.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from erniekit.checkpoint.hub import as_dtype, read_array, read_header
+from erniekit.checkpoint.weights import array_of, load_model
+from erniekit.errors import VerifyError
+from erniekit.models.config import VisionConfig
+from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.objectives.language import chunked_cross_entropy
+
+LOGITS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-3
+# Gradients smaller than this share of the largest are compared with the share instead of their own norm.
+_GRADIENT_FLOOR = 1e-6
+_CHUNK = 1024
+_IGNORED = -100
+_MEDIA = {1: ("in_pixel_values", "in_image_grid_thw"), 2: ("in_pixel_values_videos", "in_video_grid_thw")}
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ReferenceReport:
+    """How far Paddle is from a reference; None where the reference does not hold that part.
+
+    `logits_max_abs`: largest absolute difference; `loss_relative`: of the reference's loss; `gradient_worst`:
+    name and error, relative to the stored norm, of the parameter that differs most; `names_checked`:
+    parameters whose gradients were compared.
+    """
+
+    logits_max_abs: float
+    loss_relative: float | None
+    gradient_worst: tuple[str, float] | None
+    names_checked: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is within its tolerance (NaN is not)."""
+        return (
+            self.logits_max_abs <= LOGITS_TOLERANCE
+            and (self.loss_relative is None or self.loss_relative <= LOSS_TOLERANCE)
+            and (self.gradient_worst is None or self.gradient_worst[1] <= GRADIENT_TOLERANCE)
+        )
+
+
+def compare_with_reference(
+    directory: str | Path, npz: str | Path, gradients: str | Path | None = None
+) -> ReferenceReport:
+    """Run a model directory in Paddle (float32) on a reference's inputs and compare.
+
+    Raises CheckpointError where the model cannot be loaded, VerifyError where the reference is not in the
+    above form or does not belong to this model.
+    """
+    stored = _read(Path(npz))
+    model = load_model(directory)
+    model.eval()
+    return compare_model(model, stored, None if gradients is None else Path(gradients), str(npz))
+
+
+def compare_model(model: ErnieModel, stored: Arrays, gradients: Path | None, where: str) -> ReferenceReport:
+    """The comparison for a model in memory and a reference that was read; `where` names it in errors."""
+    row, kept = reference_row(stored, model.config.vision, where)
+    hidden = model(row).hidden
+    logits = _logits_difference(model, hidden.detach(), stored["logits"][kept], where)
+    loss_relative: float | None = None
+    worst: tuple[str, float] | None = None
+    names: tuple[str, ...] = ()
+    if "labels" in stored and "loss" in stored:
+        labels = _shifted(stored["labels"][kept], row.cu_seqlens)
+        positions = np.flatnonzero(labels != _IGNORED)
+        chosen = paddle.index_select(hidden, paddle.to_tensor(positions))
+        total = chunked_cross_entropy(
+            chosen, model.output_weight, paddle.to_tensor(labels[positions]), _CHUNK
+        )
+        loss = total / len(positions)
+        loss_relative = abs(float(loss) - float(stored["loss"])) / abs(float(stored["loss"]))
+        if "grad_names" in stored:
+            model.clear_gradients()
+            loss.backward()
+            names = tuple(str(name) for name in stored["grad_names"])
+            norms = {name: float(norm) for name, norm in zip(names, stored["grad_norms"], strict=True)}
+            worst = _worst_gradient(model, norms, gradients, where)
+    return ReferenceReport(logits, loss_relative, worst, names)
+
+
+def reference_row(stored: Arrays, vision: VisionConfig | None, where: str) -> tuple[RowInputs, np.ndarray]:
+    """A reference's batch as one packed row, and bool [B, T]: the positions in it, which are not padding."""
+    ids = _of(stored, "in_input_ids", where)
+    kept = stored.get("in_attention_mask", np.ones_like(ids)).astype(bool)
+    media = any(grid in stored for _, grid in _MEDIA.values())
+    if media and vision is None:
+        raise VerifyError(f"{where}: holds pictures, but the model is not a vision-language model")
+    zeros = np.zeros_like(ids)
+    kinds = _of(stored, "in_mm_token_type_ids", where) if media else zeros
+    modality = _of(stored, "in_moe_mm_token_type_ids", where) if media else zeros
+    grids = {kind: iter(stored.get(grid, np.zeros((0, 3), int))) for kind, (_, grid) in _MEDIA.items()}
+    pixels = {kind: stored.get(values) for kind, (values, _) in _MEDIA.items()}
+    used = dict.fromkeys(_MEDIA, 0)
+    positions, patches, order = [], [np.zeros((0, vision.patch_dim if vision else 0), np.float32)], []
+    for row_kinds, row_kept in zip(kinds, kept, strict=True):
+        blocks = []
+        for kind, count in _runs(row_kinds[row_kept]):
+            grid = next(grids[kind], None) if kind else None
+            if grid is not None:
+                values = pixels[kind]
+                assert values is not None
+                patches.append(values[used[kind] : used[kind] + grid.prod()])
+                used[kind] += int(grid.prod())
+                order.append(grid)
+            blocks.append((kind, count, grid))
+        positions.append(_positions(blocks, vision, where))
+    thw = (
+        stored["position_ids_thw"][:, kept] if "position_ids_thw" in stored else np.concatenate(positions, 1)
+    )
+    row = RowInputs(
+        input_ids=ids[kept].astype(np.int64),
+        position_ids=thw.astype(np.int64),
+        modality=(modality[kept] > 0).astype(np.int8),
+        cu_seqlens=np.concatenate([[0], np.cumsum(kept.sum(1))]).astype(np.int32),
+        patches=np.concatenate(patches).astype(np.float32),
+        grid_thw=np.array(order, np.int32).reshape(-1, 3),
+        media_positions=np.flatnonzero(kinds[kept] > 0).astype(np.int64),
+    )
+    return row, kept
+
+
+def _read(file: Path) -> Arrays:
+    try:
+        with np.load(file) as archive:
+            stored = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise VerifyError(f"{file}: cannot be read as an .npz of plain arrays: {error}") from None
+    _of(stored, "logits", str(file))
+    return stored
+
+
+def _of(stored: Arrays, name: str, where: str) -> np.ndarray:
+    if name not in stored:
+        raise VerifyError(f"{where}: holds no array {name!r}; it has {', '.join(sorted(stored))}")
+    return stored[name]
+
+
+def _runs(kinds: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(kind, length) of each stretch of tokens of one kind."""
+    for kind, group in groupby(kinds.tolist()):
+        yield kind, len(list(group))
+
+
+def _positions(
+    blocks: list[tuple[int, int, np.ndarray | None]], vision: VisionConfig | None, where: str
+) -> np.ndarray:
+    """Time, height and width of each token, int [3, T]. Agrees with `get_rope_index` of transformers'
+    Ernie4_5_VLMoeModel: text counts on; a picture or video spans a box from the current position, and the
+    text after it goes on from the box's longer side."""
+    columns, current = [], 0
+    for kind, count, grid in blocks:
+        if not kind:
+            columns.append(np.tile(np.arange(current, current + count), (3, 1)))
+            current += count
+            continue
+        if grid is None or vision is None:
+            raise VerifyError(f"{where}: has more stretches of picture tokens than pictures")
+        frames, height, width = (int(side) for side in grid)
+        box = (
+            frames // vision.temporal_merge_size if kind == 2 else frames,
+            height // vision.spatial_merge_size,
+            width // vision.spatial_merge_size,
+        )
+        if box[0] * box[1] * box[2] != count:
+            raise VerifyError(f"{where}: {count} picture tokens stand for a grid of {grid.tolist()} patches")
+        columns.append(np.indices(box).reshape(3, -1) + current)
+        current += max(box[1], box[2])
+    return np.concatenate(columns, axis=1)
+
+
+def _shifted(labels: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """Labels [T] moved to the position that predicts them; the last of each document predicts nothing."""
+    shifted = np.append(labels[1:], _IGNORED)
+    shifted[cu_seqlens[1:] - 1] = _IGNORED
+    return shifted
+
+
+def _logits_difference(model: ErnieModel, hidden: paddle.Tensor, wanted: np.ndarray, where: str) -> float:
+    if wanted.shape != (hidden.shape[0], model.config.vocab_size):
+        raise VerifyError(
+            f"{where}: logits of {list(wanted.shape)}, "
+            f"this model gives {[hidden.shape[0], model.config.vocab_size]}"
+        )
+    largest = 0.0
+    with paddle.no_grad():
+        for start in range(0, len(wanted), _CHUNK):
+            logits = model.logits(hidden[start : start + _CHUNK]).astype("float32").numpy()
+            # np.maximum lets NaN through, so that it fails the comparison.
+            largest = float(np.maximum(largest, np.abs(logits - wanted[start : start + _CHUNK]).max()))
+    return largest
+
+
+def _worst_gradient(
+    model: ErnieModel, norms: dict[str, float], file: Path | None, where: str
+) -> tuple[str, float]:
+    parameters = dict(model.named_parameters())
+    tensors = read_header(file) if file is not None else {}
+    for source, names in ((where, set(norms)), (str(file), set(tensors) if file is not None else set(norms))):
+        differing = sorted(names ^ set(parameters))
+        if differing:
+            side = "only the reference has" if differing[0] in names else "the reference lacks"
+            raise VerifyError(f"{source}: its gradients are not those of this model: {side} {differing[0]}")
+    floor = _GRADIENT_FLOOR * max(norms.values())
+    worst = ("", -1.0)
+    for name, norm in norms.items():
+        gradient = parameters[name].grad
+        shape = tuple(parameters[name].shape)
+        mine = np.zeros(shape, np.float32) if gradient is None else array_of(gradient)
+        error = abs(float(np.linalg.norm(mine)) - norm)
+        if name in tensors:
+            if tensors[name].shape != shape:
+                raise VerifyError(
+                    f"{file}: {name} is {list(tensors[name].shape)}, the model has {list(shape)}"
+                )
+            theirs = as_dtype(read_array(tensors[name]), tensors[name].dtype, "F32")
+            error = max(error, float(np.linalg.norm(mine - theirs)))
+        error /= max(norm, floor)
+        if not error <= worst[1]:
+            worst = (name, error)
+        if np.isnan(error):
+            break
+    return worst

@@ -1,0 +1,104 @@
+"""Prove that a model directory is what engines load, and that Paddle computes with it what others do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
+from erniekit.export.checks import Check, check_directory
+
+_INSTALL = "pip install 'erniekit[verify]'"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to look at besides the directory itself.
+
+    `base`: the model that it was trained from. `transformers`: compare with transformers; None = if torch is
+    installed. `data`: a file of chats whose first `samples` are answered by both, `max_new_tokens` each.
+    `reference` and `gradients`: stored outputs, see `erniekit.export.reference`.
+    """
+
+    base: Path | None = None
+    transformers: bool | None = None
+    data: Path | None = None
+    samples: int = 8
+    max_new_tokens: int = 64
+    reference: Path | None = None
+    gradients: Path | None = None
+
+
+def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Check]:
+    """Check a model directory, yielding each result as soon as it is known.
+
+    Raises VerifyError for options that cannot be followed, CheckpointError where the directory is not there.
+    """
+    directory = Path(directory)
+    _check_options(directory, options)
+    failed = False
+    for check in check_directory(directory, options.base):
+        failed = failed or check.status == "FAIL"
+        yield check
+    if failed:
+        # What is wrong on disk is wrong in memory, or cannot be loaded.
+        yield Check("note", "nothing was computed: the checks above come first")
+        return
+    if options.reference is not None:
+        yield from _catch(_check_reference(directory, options.reference, options.gradients))
+    if options.transformers is False:
+        yield Check("note", "not compared with transformers, as asked")
+    elif not has_torch():
+        yield Check("note", f"not compared with transformers: torch is not installed ({_INSTALL})")
+    else:
+        from erniekit.export.verify_transformers import compare_with_transformers
+
+        yield from _catch(
+            compare_with_transformers(directory, options.data, options.samples, options.max_new_tokens)
+        )
+
+
+def has_torch() -> bool:
+    """Whether transformers' models can run here."""
+    return find_spec("torch") is not None
+
+
+def _check_options(directory: Path, options: VerifyOptions) -> None:
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    if options.gradients is not None and options.reference is None:
+        raise VerifyError("--gradients belongs to --reference, which is not given")
+    if options.data is not None and options.transformers is False:
+        raise VerifyError("--data compares answers with transformers', which --no-transformers leaves out")
+    if (options.transformers or options.data is not None) and not has_torch():
+        raise VerifyError(f"comparing with transformers needs torch: {_INSTALL}")
+
+
+def _catch(checks: Iterator[Check]) -> Iterator[Check]:
+    """A problem that stops a part is that part's failed check."""
+    try:
+        yield from checks
+    except ErnieKitError as error:
+        yield Check("FAIL", str(error))
+
+
+def _check_reference(directory: Path, npz: Path, gradients: Path | None) -> Iterator[Check]:
+    from erniekit.export.reference import (
+        GRADIENT_TOLERANCE,
+        LOGITS_TOLERANCE,
+        LOSS_TOLERANCE,
+        compare_with_reference,
+    )
+
+    report = compare_with_reference(directory, npz, gradients)
+    compared = [(f"{npz.name}: logits differ by", report.logits_max_abs, LOGITS_TOLERANCE)]
+    if report.loss_relative is not None:
+        compared.append((f"{npz.name}: loss differs, relative, by", report.loss_relative, LOSS_TOLERANCE))
+    if report.gradient_worst is not None:
+        name, error = report.gradient_worst
+        told = f"{npz.name}: gradients of {len(report.names_checked)} parameters, worst {name}, differ by"
+        compared.append((told, error, GRADIENT_TOLERANCE))
+    for told, error, tolerance in compared:
+        yield Check("ok" if error <= tolerance else "FAIL", f"{told} {error:.2g} (allowed {tolerance:g})")

@@ -1,0 +1,197 @@
+"""Hold Paddle to transformers on a model directory: loading, logits of prompts, greedy answers.
+
+The one module that imports torch. One model is in memory at a time, in float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import torch
+import transformers
+from PIL import Image
+
+from erniekit.data.batch import PackedBatch
+from erniekit.data.conversation import Conversation, ImagePart, Message, TextPart
+from erniekit.data.document import Document
+from erniekit.data.encode import Encoder, make_encoder
+from erniekit.data.loader import load_row
+from erniekit.data.vision import ImageSpec
+from erniekit.export.checks import Check
+from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config
+from erniekit.inference.evaluate import load_samples
+from erniekit.inference.generate import Generator
+from erniekit.inference.load import load_for_inference
+from erniekit.inference.text import AnswerText
+from erniekit.models.config import ErnieConfig
+from erniekit.objectives.sft import row_inputs
+from erniekit.runtime import usable_cores
+
+# Absolute for logits up to 1, relative to the largest logit above.
+LOGITS_TOLERANCE = 1e-4
+_QUESTION = "What is in the picture? Describe it in one sentence. 图片里有什么 1 + 2 = ?"
+_PICTURE_SIDES = (84, 112)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of one implementation: logits [T, vocab] of each prompt, new tokens of each question."""
+
+    logits: list[np.ndarray]
+    answers: list[list[int]]
+
+
+def compare_with_transformers(
+    directory: Path, data: Path | None = None, samples: int = 8, max_new_tokens: int = 64
+) -> Iterator[Check]:
+    """Load a directory in transformers and in Paddle, and compare.
+
+    Prompts: a line of text and, for VL models, a generated picture. `data`: a file of chats, of which the
+    first `samples` are answered greedily by both. Raises ErnieKitError where data or tokenizer cannot be
+    used.
+    """
+    config = ErnieConfig.from_dir(directory)
+    encoder = make_encoder(directory)
+    prompts = {name: load_row([document], encoder.image_spec) for name, document in _prompts(encoder)}
+    chats = load_samples([data], encoder, limit=samples) if data is not None else []
+    questions = [chat.prompt for chat in chats]
+    text = AnswerText.from_checkpoint(directory)
+    torch.set_num_threads(usable_cores())
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model, problems = _load(directory, config)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        yield Check("FAIL", f"transformers cannot load it: {type(error).__name__}: {str(error)[:500]}")
+        return
+    if problems:
+        yield Check("FAIL", f"transformers' loading info is not empty: {problems}")
+        return
+    yield Check("ok", f"transformers {transformers.__version__} loads it, loading info empty")
+    inputs = (list(prompts.values()), questions, encoder.image_spec, text, max_new_tokens)
+    theirs = _run_transformers(model, *inputs)
+    del model
+    gc.collect()
+    ours = _run_paddle(directory, *inputs)
+    yield from map(_compare_logits, prompts, ours.logits, theirs.logits)
+    if chats:
+        yield _compare_answers([chat.sample_id for chat in chats], ours.answers, theirs.answers, text)
+
+
+def torch_inputs(batch: PackedBatch, spec: ImageSpec | None) -> dict[str, torch.Tensor]:
+    """One document as transformers' ERNIE models take it."""
+    ids = torch.from_numpy(batch.input_ids)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if len(batch.grid_thw):
+        assert spec is not None
+        kinds = torch.zeros_like(ids)
+        kinds[0, torch.from_numpy(batch.media_positions)] = 1
+        inputs["mm_token_type_ids"] = kinds.int()
+        inputs["moe_mm_token_type_ids"] = torch.from_numpy(batch.modality.astype(np.int32))[None]
+        inputs["pixel_values"] = torch.from_numpy(spec.normalise(batch.patches))
+        inputs["image_grid_thw"] = torch.from_numpy(batch.grid_thw.astype(np.int64))
+    return inputs
+
+
+def _prompts(encoder: Encoder) -> Iterator[tuple[str, Document]]:
+    text = TextPart(_QUESTION)
+    yield "text", encoder.encode_prompt(Conversation((Message("user", (text,), False),), "text prompt"))
+    if encoder.image_spec is not None:
+        picture = ImagePart(_picture())
+        chat = Conversation((Message("user", (picture, text), False),), "image prompt")
+        yield "image", encoder.encode_prompt(chat)
+
+
+def _picture() -> bytes:
+    """A PNG with smooth and with noisy parts."""
+    height, width = _PICTURE_SIDES
+    rows, columns = np.mgrid[0:height, 0:width]
+    smooth = np.stack([rows * 3, columns * 2, 255 - rows - columns], axis=-1)
+    noise = np.random.default_rng(0).integers(0, 64, (height, width, 3))
+    stream = io.BytesIO()
+    Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _load(directory: Path, config: ErnieConfig) -> tuple[Any, dict[str, list[str]]]:
+    """The model in float32, and what its loading reports as missing, unexpected, or of another shape."""
+    classes = {
+        "dense": transformers.Ernie4_5ForCausalLM,
+        "moe": transformers.Ernie4_5_MoeForCausalLM,
+        "vl": transformers.Ernie4_5_VLMoeForConditionalGeneration,
+    }
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "local_files_only": True}
+    if config.family == "vl" and config.raw["model_type"] != NESTED_MODEL_TYPE:
+        # transformers knows the flat form through remote code only, which is not run here.
+        options["config"] = transformers.Ernie4_5_VLMoeConfig(**transformers_config(config, "F32"))
+    model, info = classes[config.family].from_pretrained(str(directory), **options)
+    return model.eval(), {kind: sorted(map(str, names))[:4] for kind, names in info.items() if names}
+
+
+def _run_transformers(
+    model: Any,
+    prompts: Sequence[PackedBatch],
+    questions: Sequence[Document],
+    spec: ImageSpec | None,
+    text: AnswerText,
+    max_new_tokens: int,
+) -> Results:
+    # Written out, so that nothing of the directory's sampling settings comes in.
+    greedy = transformers.GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(text.eos_token_ids),
+        pad_token_id=text.eos_token_ids[0],
+    )
+    logits, answers = [], []
+    with torch.no_grad():
+        for batch in prompts:
+            logits.append(model(**torch_inputs(batch, spec)).logits[0].float().numpy())
+        for document in questions:
+            inputs = torch_inputs(load_row([document], spec), spec)
+            output = model.generate(**inputs, generation_config=greedy)
+            answers.append(output[0, len(document) :].tolist())
+    return Results(logits, answers)
+
+
+def _run_paddle(
+    directory: Path,
+    prompts: Sequence[PackedBatch],
+    questions: Sequence[Document],
+    spec: ImageSpec | None,
+    text: AnswerText,
+    max_new_tokens: int,
+) -> Results:
+    model = load_for_inference(directory).model
+    with paddle.no_grad():
+        logits = [model.logits(model(row_inputs(batch)).hidden).numpy() for batch in prompts]
+    generator = Generator(model, text.eos_token_ids, spec)
+    return Results(logits, generator.generate(questions, max_new_tokens) if questions else [])
+
+
+def _compare_logits(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
+    difference = float(np.abs(ours - theirs).max())
+    tolerance = LOGITS_TOLERANCE * max(1.0, float(np.abs(theirs).max()))
+    told = f"logits of a prompt with {name}: Paddle and transformers differ by {difference:.2g}"
+    return Check("ok" if difference <= tolerance else "FAIL", f"{told} at most (allowed {tolerance:.2g})")
+
+
+def _compare_answers(
+    names: Sequence[str], ours: Sequence[list[int]], theirs: Sequence[list[int]], text: AnswerText
+) -> Check:
+    differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    same = len(names) - len(differing)
+    told = f"{same} of {len(names)} greedy answers are the same in Paddle and transformers"
+    if not differing:
+        return Check("ok", told)
+    first = differing[0]
+    said = f"Paddle {text.decode(ours[first])!r}, transformers {text.decode(theirs[first])!r}"
+    return Check("FAIL", f"{told}; {names[first]}: {said}")

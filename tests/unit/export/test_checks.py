@@ -1,0 +1,143 @@
+"""Checks of a directory: quiet about what is right, and each fault has its own words."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.checkpoint.hub import INDEX_FILE, SINGLE_FILE, float32_to_bfloat16, read_array, read_index
+from erniekit.checkpoint.hub import write_safetensors as write_file
+from erniekit.export.checks import check_directory
+from erniekit.export.export import export_model
+from erniekit.export.verify import VerifyOptions, verify_model
+from erniekit.models.specs import TensorSpec
+from tests.unit.export.conftest import FAMILIES, Copy, change_json
+from tests.unit.export.test_export import rewrite, to_bfloat16
+
+
+def failures(directory: Path, base: Path | None = None) -> list[str]:
+    return [check.text for check in check_directory(directory, base) if check.status == "FAIL"]
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    return lambda directory: change_json(directory / "config.json", **changes)
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        for name in names:
+            (directory / name).unlink()
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        (directory / name).write_text(text)
+
+    return change
+
+
+def tensors(change: Any) -> Callable[[Path], None]:
+    return lambda directory: rewrite(directory, change)
+
+
+def without_metadata(directory: Path) -> None:
+    found = {name: (info, read_array(info)) for name, info in read_index(directory).items()}
+    specs = [TensorSpec(name, info.dtype, info.shape) for name, (info, _) in found.items()]
+    write_file(next(directory.glob("*.safetensors")), specs, lambda name: found[name][1], {"format": "np"})
+
+
+def wrong_index(directory: Path) -> None:
+    index = json.loads((directory / INDEX_FILE).read_text())
+    del index["weight_map"]["model.norm.weight"]
+    (directory / INDEX_FILE).write_text(json.dumps(index))
+
+
+def foreign_tower(directory: Path) -> None:
+    """What `save_pretrained` of transformers 5 writes for VL models."""
+    found = {name: read_array(info) for name, info in read_index(directory).items()}
+    renamed = {name.replace("vision_model.", "model.vision_model."): array for name, array in found.items()}
+    specs = [TensorSpec(name, "F32", array.shape) for name, array in renamed.items()]
+    for file in (next(directory.glob("*.safetensors")), directory / INDEX_FILE):
+        file.unlink()
+    write_file(directory / SINGLE_FILE, specs, lambda name: renamed[name])
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+GATE = "model.layers.1.mlp.gate.weight"
+FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "no generation config": ("dense", remove("generation_config.json"), "generation_config.json"),
+    "no tokenizer": ("moe", remove("tokenizer.json", "tokenizer.model"), "tokenizer.json or"),
+    "no processor": ("vl", remove("preprocessor_config.json"), "preprocessor_config.json"),
+    "architecture": ("dense", config(architectures=["Ernie4_5_ForCausalLM"]), "architectures"),
+    "both dtypes": ("moe", config(dtype="float32"), "both torch_dtype and dtype"),
+    "no dtype": ("moe", config(torch_dtype=None), "no torch_dtype"),
+    "other dtype": ("dense", config(torch_dtype="bfloat16"), "says bfloat16, the tensors are 20 F32"),
+    "no head_dim": ("dense", config(head_dim=None), "head_dim"),
+    "last layer -1": ("moe", config(moe_layer_end_index=-1), "moe_layer_end_index is -1"),
+    "prediction head": ("moe", config(num_nextn_predict_layers=1), "multi-token-prediction"),
+    "rope": ("vl", config(rope_scaling={"type": "default"}), "no mrope_section"),
+    "key": ("vl", config(use_temporal_conv=None), "use_temporal_conv"),
+    "not JSON": ("vl", write("config.json", "{"), "not valid JSON"),
+    "other layers": ("dense", config(num_hidden_layers=3), "tensors are missing"),
+    "transposed": (
+        "dense",
+        tensors(lambda n, i, a: (i.dtype, a.T if "up_proj" in n else a)),
+        "up_proj.weight is",
+    ),
+    "one missing": ("moe", tensors(lambda n, i, a: None if n == Q else (i.dtype, a)), Q),
+    "narrow router": (
+        "vl",
+        tensors(lambda n, i, a: ("BF16", float32_to_bfloat16(a)) if n == GATE else (i.dtype, a)),
+        f"{GATE} is BF16: router tensors must be F32",
+    ),
+    "no shard": ("dense", remove("model-00001-of-00001.safetensors"), "shards that are not there"),
+    "metadata": ("dense", without_metadata, "format = pt"),
+    "index": ("moe", wrong_index, "disagree on model.norm.weight"),
+    "foreign names": ("vl", foreign_tower, "model.vision_model.patch_embed.proj.weight: not a name"),
+    "adapter": ("dense", write("adapter_config.json", "{}"), "export it first"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["hub", "transformers"])
+def test_exports_are_right(models: dict[str, Path], tmp_path: Path, family: str, layout: Any) -> None:
+    export_model(models[family], tmp_path / "out", layout=layout)
+    checks = list(check_directory(tmp_path / "out", models[family]))
+    assert all(check.status != "FAIL" for check in checks), checks
+    texts = "\n".join(check.text for check in checks)
+    assert "element types are those of the base" in texts
+    assert ("vLLM, SGLang and FastDeploy" in texts) == (family == "vl")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults(copy: Copy, fault: str) -> None:
+    family, break_it, words = FAULTS[fault]
+    directory = copy(family)
+    assert failures(directory) == []
+    break_it(directory)
+    assert any(words in text for text in failures(directory)), failures(directory)
+
+
+def test_nested_configs_need_their_tokenizer_attributes(models: dict[str, Path], tmp_path: Path) -> None:
+    export_model(models["vl"], tmp_path / "out", layout="transformers")
+    change_json(tmp_path / "out" / "tokenizer_config.json", video_token=None)
+    assert any("no video_token" in text for text in failures(tmp_path / "out"))
+
+
+def test_another_element_type_than_the_base(copy: Copy, models: dict[str, Path]) -> None:
+    directory = copy("moe", torch_dtype="bfloat16")
+    rewrite(directory, to_bfloat16)
+    assert failures(directory) == []
+    assert any("another element type" in text for text in failures(directory, models["moe"]))
+    assert any("(the base)" in text for text in failures(directory, models["dense"]))
+
+
+def test_nothing_is_computed_with_a_wrong_directory(copy: Copy) -> None:
+    directory = copy("dense", architectures=["Other"])
+    checks = list(verify_model(directory, VerifyOptions()))
+    assert checks[-1].text.startswith("nothing was computed")
+    assert [check.status for check in checks].count("FAIL") == 1

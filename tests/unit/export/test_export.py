@@ -1,0 +1,272 @@
+"""What an export writes: values, element types, merged adapters; and that it writes nothing where it must not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from erniekit.checkpoint.hub import (
+    INDEX_FILE,
+    TensorInfo,
+    as_dtype,
+    float32_to_bfloat16,
+    read_array,
+    read_index,
+    write_shards,
+)
+from erniekit.checkpoint.weights import load_model
+from erniekit.config.schema import DataConfig
+from erniekit.data.vision import ImageSpec
+from erniekit.errors import CheckpointError, ConfigError
+from erniekit.export.export import describe, export_model, parse_size, resolve_source
+from erniekit.export.layouts import Layout
+from erniekit.lora.adapters import write_adapter
+from erniekit.lora.targets import apply_lora
+from erniekit.models.config import ErnieConfig
+from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+from tests.unit.export.conftest import FAMILIES, Copy, change_json
+
+
+def arrays(directory: Path) -> dict[str, np.ndarray]:
+    """All tensors, as float32."""
+    return {
+        name: as_dtype(read_array(info), info.dtype, "F32") for name, info in read_index(directory).items()
+    }
+
+
+def rewrite(directory: Path, change: Any) -> None:
+    """Write the weights of a model again: `change(name, info, array)` gives the new (dtype, array), or None."""
+    tensors: dict[str, TensorInfo] = read_index(directory)
+    new = {name: change(name, info, read_array(info)) for name, info in tensors.items()}
+    new = {name: value for name, value in new.items() if value is not None}
+    for file in directory.glob("*.safetensors"):
+        file.unlink()
+    specs = [TensorSpec(name, dtype, array.shape) for name, (dtype, array) in new.items()]
+    write_shards(directory, specs, lambda name: new[name][1])
+
+
+def to_bfloat16(name: str, info: TensorInfo, array: np.ndarray) -> tuple[str, np.ndarray]:
+    return ("F32", array) if is_router_tensor(name) else ("BF16", float32_to_bfloat16(array))
+
+
+def logits(model: ErnieModel) -> np.ndarray:
+    """Logits of a row of two documents, the second with a picture in VL models."""
+    config = model.config
+    rng = np.random.default_rng(0)
+    ids = rng.integers(10, 300, 12)
+    patches = rng.integers(0, 255, (16 if config.vision else 0, 588), dtype=np.uint8)
+    media = np.arange(6, 10) if config.vision else np.zeros(0, int)
+    modality = np.zeros(12, np.int8)
+    modality[media] = 1
+    grid = np.array([[1, 4, 4]] if config.vision else np.zeros((0, 3)), np.int32)
+    positions = np.tile(np.concatenate([np.arange(5), np.arange(7)]), (3, 1))
+    row = RowInputs(ids, positions, modality, np.array([0, 5, 12], np.int32), patches, grid, media)
+    with paddle.no_grad():
+        return model.logits(model(row).hidden).numpy()
+
+
+def train_adapter(base: Path, directory: Path, targets: list[str], router: bool = False) -> np.ndarray:
+    """Write an adapter with values of its own; returns the logits of the model that it makes."""
+    model = load_model(base)
+    apply_lora(model, rank=4, alpha=12.0, dropout=0.0, targets=targets, seed=0)
+    rng = np.random.default_rng(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.set_value(paddle.to_tensor(rng.normal(0, 0.1, parameter.shape).astype(np.float32)))
+        if router and name.endswith("gate.weight"):
+            parameter.stop_gradient = False
+            parameter.set_value(parameter + 0.1)
+    directory.mkdir()
+    write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=0.0, targets=targets)
+    model.eval()
+    return logits(model)
+
+
+def write_state(directory: Path, base: str, **data: Any) -> None:
+    """Make a model directory a training checkpoint."""
+    settings = DataConfig(train=["x"]).model_dump() | data
+    files = {file.name: file.stat().st_size for file in directory.iterdir()}
+    keys = ("step", "rows", "tokens", "loss_tokens", "seed", "loader", "window", "schedule", "identity")
+    state = dict.fromkeys(keys, 0) | {
+        "base_model": base,
+        "config": {"data": settings},
+        "erniekit_version": "0",
+    }
+    (directory / "trainer_state.json").write_text(json.dumps({"format": 1, **state, "files": files}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_comes_out_as_it_went_in(models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    report = export_model(models[family], tmp_path / "out", max_shard_bytes=1 << 20)
+    before, after = read_index(models[family]), read_index(tmp_path / "out")
+    assert list(after) == [spec.name for spec in parameter_specs(ErnieConfig.from_dir(tmp_path / "out"))]
+    for name, info in before.items():
+        assert after[name].dtype == info.dtype
+        np.testing.assert_array_equal(read_array(after[name]), read_array(info))
+    assert report.shards == len({info.file for info in after.values()}) > 1
+    assert report.tensors == len(before)
+    assert report.nbytes == sum(info.nbytes for info in before.values())
+    assert (report.merged, report.replaced) == (0, 0)
+    assert json.loads((tmp_path / "out" / INDEX_FILE).read_text())["metadata"]["total_size"] == report.nbytes
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_adapters_give_the_adapted_models_logits(
+    models: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    if family == "vl":
+        targets.append("vision_model.blocks.*.attn.qkv")
+    wanted = train_adapter(models[family], tmp_path / "adapter", targets, router=family != "dense")
+    report = export_model(tmp_path / "adapter", tmp_path / "out")
+    np.testing.assert_allclose(logits(load_model(tmp_path / "out")), wanted, atol=1e-4)
+    base = arrays(models[family])
+    changed = [name for name, array in arrays(tmp_path / "out").items() if (array != base[name]).any()]
+    assert len(changed) == report.merged + report.replaced
+    assert report.replaced == {"dense": 0, "moe": 1, "vl": 1}[family]
+    assert f"{report.merged} adapters merged" in "\n".join(describe(report))
+
+
+def test_adapters_of_another_base(models: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
+    train_adapter(models["dense"], tmp_path / "adapter", ["o_proj", "up_proj"])
+    narrow = copy("dense", "narrow", num_hidden_layers=1)
+    rewrite(narrow, lambda name, info, array: None if ".layers.1." in name else (info.dtype, array))
+    with pytest.raises(CheckpointError, match="2 of 4 adapters have no weight"):
+        export_model(tmp_path / "adapter", tmp_path / "out", base=narrow)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "narrow"]
+    change_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
+    with pytest.raises(CheckpointError, match="--base"):
+        export_model(tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert export_model(tmp_path / "adapter", tmp_path / "out", base=models["dense"]).merged == 4
+
+
+def test_element_types_follow_the_base(models: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
+    base = copy("moe", "base", torch_dtype="bfloat16")
+    rewrite(base, lambda n, i, a: ("F32", a) if n == "model.norm.weight" else to_bfloat16(n, i, a))
+    trained = copy("moe", "trained", torch_dtype="bfloat16")
+    write_state(trained, str(base))
+    export_model(trained, tmp_path / "auto")
+    source, written = arrays(trained), read_index(tmp_path / "auto")
+    for name, info in read_index(base).items():
+        assert written[name].dtype == info.dtype
+        rounded = as_dtype(source[name], "F32", info.dtype)
+        np.testing.assert_array_equal(read_array(written[name]), rounded)
+    assert json.loads((tmp_path / "auto" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+    export_model(trained, tmp_path / "wide", dtype="float32")
+    assert {info.dtype for info in read_index(tmp_path / "wide").values()} == {"F32"}
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["torch_dtype"] == "float32"
+    export_model(models["moe"], tmp_path / "narrow", dtype="bfloat16")
+    dtypes = {name: info.dtype for name, info in read_index(tmp_path / "narrow").items()}
+    assert all(dtype == ("F32" if is_router_tensor(name) else "BF16") for name, dtype in dtypes.items())
+
+
+def test_a_base_that_is_gone(copy: Copy, tmp_path: Path) -> None:
+    trained = copy("moe", "trained", torch_dtype="bfloat16")
+    write_state(trained, str(tmp_path / "gone"))
+    report = export_model(trained, tmp_path / "out")
+    assert any("not reachable" in warning for warning in report.warnings)
+    assert set(report.dtypes) == {"BF16", "F32"}
+
+
+def test_routers_are_wide_even_where_the_base_has_them_narrow(copy: Copy, tmp_path: Path) -> None:
+    base = copy("vl", "base", torch_dtype="bfloat16")
+    rewrite(base, lambda name, info, array: ("BF16", float32_to_bfloat16(array)))
+    export_model(base, tmp_path / "out")
+    for name, info in read_index(tmp_path / "out").items():
+        assert info.dtype == ("F32" if is_router_tensor(name) else "BF16")
+
+
+def test_unused_tensors_are_left_out(copy: Copy, tmp_path: Path) -> None:
+    base = copy("moe", num_nextn_predict_layers=1)
+    tensors = {name: (info.dtype, read_array(info)) for name, info in read_index(base).items()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors["model.mtp_block.0.norm.weight"] = ("F32", np.ones(4, np.float32))
+    specs = [TensorSpec(name, dtype, array.shape) for name, (dtype, array) in tensors.items()]
+    write_shards(base, specs, lambda name: tensors[name][1])
+    report = export_model(base, tmp_path / "out")
+    assert set(read_index(tmp_path / "out")) == set(tensors) - {
+        "lm_head.weight",
+        "model.mtp_block.0.norm.weight",
+    }
+    assert any(warning.startswith("2 tensors") for warning in report.warnings)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
+@pytest.mark.parametrize("fault", ["missing", "transposed", "extra"])
+def test_wrong_weights_are_named(copy: Copy, tmp_path: Path, fault: str) -> None:
+    base = copy("dense")
+    name = "model.layers.1.mlp.up_proj.weight"
+    if fault == "extra":
+        change_json(base / "config.json", num_hidden_layers=1)
+    else:
+        rewrite(
+            base,
+            lambda n, i, a: (i.dtype, a) if n != name else None if fault == "missing" else (i.dtype, a.T),
+        )
+    with pytest.raises(CheckpointError, match=name) as error:
+        export_model(base, tmp_path / "out")
+    assert {"missing": "missing", "transposed": "[256, 512]", "extra": "do not belong"}[fault] in str(
+        error.value
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_pictures_are_resized_as_in_training(copy: Copy, models: dict[str, Path], tmp_path: Path) -> None:
+    trained = copy("vl", "trained")
+    write_state(trained, str(models["vl"]), min_pixels=784, template="ernie_vl_thinking")
+    layouts: tuple[Layout, ...] = ("hub", "transformers")
+    for layout in layouts:
+        report = export_model(trained, tmp_path / layout, layout=layout)
+        assert ImageSpec.from_checkpoint(tmp_path / layout).min_pixels == 784
+        assert any("min_pixels is 784" in warning for warning in report.warnings)
+        assert any("ernie_vl_thinking" in warning for warning in report.warnings)
+
+
+def test_the_newest_complete_checkpoint_of_a_run(copy: Copy, models: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2, 3):
+        directory = copy("dense", f"run/checkpoint-{step:06d}")
+        write_state(directory, str(models["dense"]))
+    (run / "checkpoint-000003" / "tokenizer.json").unlink()
+    source = resolve_source(run)
+    assert source.checkpoint == source.weights == run / "checkpoint-000002"
+    assert source.base == models["dense"]
+    for step in (1, 2):
+        (run / f"checkpoint-{step:06d}" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-000003: tokenizer\.json is missing"):
+        resolve_source(run)
+
+
+def test_what_is_no_model_or_no_place(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such directory"):
+        export_model(tmp_path / "gone", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="neither a run"):
+        export_model(tmp_path, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="--base"):
+        export_model(models["dense"], tmp_path / "out", base=tmp_path)
+    with pytest.raises(CheckpointError, match="the base of"):
+        export_model(models["dense"], tmp_path / "out", base=models["moe"])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="not an empty directory"):
+        export_model(models["dense"], tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    export_model(models["dense"], tmp_path / "empty")
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_sizes() -> None:
+    assert parse_size("5GB") == 5 * 10**9
+    assert parse_size("512 MiB") == 512 << 20
+    assert parse_size("1.5kb") == 1500
+    assert parse_size("1000") == 1000
+    for wrong in ("", "GB", "5 apples", "-1GB", "0"):
+        with pytest.raises(ConfigError, match="not a size"):
+            parse_size(wrong)

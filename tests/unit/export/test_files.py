@@ -1,0 +1,216 @@
+"""What goes beside the weights of an export, and how it changes with the layout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.data.encode import make_encoder
+from erniekit.data.vision import ImageSpec
+from erniekit.errors import CheckpointError
+from erniekit.export.files import (
+    VIDEO_PLACEHOLDER,
+    carry_files,
+    drop_missing_code,
+    read_json,
+    set_picture_bounds,
+    side_files,
+    token_id,
+)
+from erniekit.export.layouts import hub_config, transformers_config
+from erniekit.models.config import ErnieConfig
+from tests.unit.export.conftest import Copy, change_json
+
+
+def carry(source: Path, target: Path, layout: Any = "hub") -> list[str]:
+    """Carry files and write the config, as an export does."""
+    target.mkdir()
+    config = ErnieConfig.from_dir(source)
+    warnings = carry_files(side_files([source]), target, config, layout)
+    nested = layout == "transformers" and config.family == "vl"
+    content = (
+        transformers_config(config, "F32", token_id(target, VIDEO_PLACEHOLDER))
+        if nested
+        else hub_config(config, "F32")
+    )
+    (target / "config.json").write_text(json.dumps(content))
+    return warnings
+
+
+def test_everything_but_weights_and_training_state_is_carried(copy: Copy, tmp_path: Path) -> None:
+    source = copy("vl")
+    kept = (
+        "modeling_x.py",
+        "Roboto-Regular.ttf",
+        "added_tokens.json",
+        "LICENSE",
+        "vocab.txt",
+        "chat_template.json",
+    )
+    left = (
+        "optimizer.safetensors",
+        "trainer_state.json",
+        "adapter_config.json",
+        "README.md",
+        ".gitattributes",
+    )
+    for name in (*kept, *left, "pytorch_model.bin", "pytorch_model.bin.index.json", "training_args.bin"):
+        (source / name).write_text("{}")
+    (source / "folder").mkdir()
+    names = set(side_files([source]))
+    assert set(kept) <= names
+    assert {
+        "tokenizer.json",
+        "tokenizer.model",
+        "generation_config.json",
+        "preprocessor_config.json",
+    } <= names
+    assert names - {file.name for file in source.iterdir()} == set()
+    assert not any(
+        n in left or n == "config.json" or n.endswith((".safetensors", ".bin", ".index.json")) for n in names
+    )
+
+
+def test_the_first_directory_that_has_a_file_wins(copy: Copy, tmp_path: Path) -> None:
+    first, second = copy("dense", "first"), copy("dense", "second")
+    (second / "extra.txt").write_text("x")
+    found = side_files([first, second])
+    assert found["tokenizer.json"] == first / "tokenizer.json"
+    assert found["extra.txt"] == second / "extra.txt"
+
+
+def test_hub_layout_keeps_files_byte_by_byte(models: dict[str, Path], tmp_path: Path) -> None:
+    for family, source in models.items():
+        carry(source, tmp_path / family)
+        for name in side_files([source]):
+            assert (tmp_path / family / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_transformers_layout_and_back(copy: Copy, tmp_path: Path) -> None:
+    source = copy("vl")
+    (source / "processing_x.py").write_text("")
+    change_json(source / "tokenizer_config.json", auto_map={"AutoTokenizer": ["processing_x.T", None]})
+    nested, flat = tmp_path / "nested", tmp_path / "flat"
+    assert any("read the hub layout" in warning for warning in carry(source, nested, "transformers"))
+    assert not list(nested.glob("*.py"))
+    template = (nested / "chat_template.jinja").read_text()
+    assert "<|IMAGE_PLACEHOLDER|>" in template and "@placeholder" not in template
+    tokenizer = read_json(nested / "tokenizer_config.json")
+    assert (
+        tokenizer["image_token"] == "<|IMAGE_PLACEHOLDER|>"
+        and tokenizer["video_end_token"] == "<|VIDEO_END|>"
+    )
+    assert "auto_map" not in tokenizer
+    processor = read_json(nested / "preprocessor_config.json")
+    assert processor["image_processor_type"] == "Ernie4_5_VLMoeImageProcessor"
+    assert set(processor["size"]) == {"shortest_edge", "longest_edge"}
+    assert read_json(nested / "video_preprocessor_config.json")["draw_on_frames"] is False
+    assert ImageSpec.from_checkpoint(nested) == ImageSpec.from_checkpoint(source)
+
+    assert any("remote code" in warning for warning in carry(nested, flat))
+    assert (flat / "chat_template.jinja").read_text() == (source / "chat_template.jinja").read_text()
+    assert not (flat / "video_preprocessor_config.json").exists()
+    assert ImageSpec.from_checkpoint(flat) == ImageSpec.from_checkpoint(source)
+    for directory in (nested, flat):
+        assert make_encoder(directory).template.name == "ernie_vl"
+
+
+def test_frames_are_drawn_on_where_the_font_is(copy: Copy, tmp_path: Path) -> None:
+    source = copy("vl")
+    (source / "Roboto-Regular.ttf").write_bytes(b"font")
+    carry(source, tmp_path / "out", "transformers")
+    video = read_json(tmp_path / "out" / "video_preprocessor_config.json")
+    assert video["draw_on_frames"] is True and (tmp_path / "out" / video["font"]).read_bytes() == b"font"
+
+
+def test_chat_template_inside_tokenizer_config(copy: Copy, tmp_path: Path) -> None:
+    source = copy("vl")
+    template = (source / "chat_template.jinja").read_text()
+    (source / "chat_template.jinja").unlink()
+    change_json(source / "tokenizer_config.json", chat_template=template)
+    carry(source, tmp_path / "out", "transformers")
+    written = read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"]
+    assert written == template.replace("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>").replace(
+        "<|video@placeholder|>", "<|VIDEO_PLACEHOLDER|>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "missing"),
+    [
+        ("dense", ["tokenizer_config.json"]),
+        ("moe", ["tokenizer.json", "tokenizer.model"]),
+        ("vl", ["preprocessor_config.json"]),
+    ],
+)
+def test_files_that_every_engine_needs(copy: Copy, tmp_path: Path, family: str, missing: list[str]) -> None:
+    source = copy(family)
+    for name in missing:
+        (source / name).unlink()
+    with pytest.raises(CheckpointError, match=missing[0]):
+        carry(source, tmp_path / "out")
+
+
+def test_files_that_some_engines_need_are_missed_aloud(copy: Copy, tmp_path: Path) -> None:
+    source = copy("moe")
+    (source / "tokenizer.model").unlink()
+    (source / "chat_template.jinja").unlink()
+    warnings = carry(source, tmp_path / "out")
+    assert any("tokenizer.model" in warning for warning in warnings)
+    assert any("chat template" in warning for warning in warnings)
+
+
+def test_missing_generation_config_is_written(copy: Copy, tmp_path: Path) -> None:
+    source = copy("dense")
+    (source / "generation_config.json").unlink()
+    assert any("generation_config.json" in warning for warning in carry(source, tmp_path / "a"))
+    assert read_json(tmp_path / "a" / "generation_config.json") == {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    change_json(source / "config.json", eos_token_id=None)
+    carry(source, tmp_path / "b")
+    assert read_json(tmp_path / "b" / "generation_config.json")["eos_token_id"] == 2  # the tokenizer's </s>
+    change_json(source / "tokenizer_config.json", eos_token="<gone>")
+    with pytest.raises(CheckpointError, match="end token"):
+        carry(source, tmp_path / "c")
+
+
+def test_references_to_code_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "here.py").write_text("")
+    content = {"auto_map": {"A": "here.A", "B": "gone.B", "C": ["here.C", None], "D": "owner/name--gone.D"}}
+    assert drop_missing_code(content, tmp_path)
+    assert content["auto_map"] == {"A": "here.A", "C": ["here.C", None], "D": "owner/name--gone.D"}
+    assert not drop_missing_code(content, tmp_path)
+    only: dict[str, Any] = {"auto_map": {"B": "gone.B"}}
+    assert drop_missing_code(only, tmp_path) and only == {}
+
+
+def test_picture_bounds_of_training_in_each_form(tmp_path: Path) -> None:
+    forms: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("preprocessor_config.json", {"min_pixels": 1, "max_pixels": 2}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 1, "longest_edge": 2}}),
+        ("processor_config.json", {"image_processor": {"size": {"shortest_edge": 1, "longest_edge": 2}}}),
+        ("preprocessor_config.json", {"min_pixels": 1, "size": {"shortest_edge": 1, "longest_edge": 2}}),
+    )
+    for number, (name, content) in enumerate(forms):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        common = {"patch_size": 14, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        target = content.get("image_processor", content)
+        target |= common
+        (directory / name).write_text(json.dumps(content))
+        assert set_picture_bounds(directory, None, None) == []
+        assert len(set_picture_bounds(directory, 784, 7840)) == 2
+        spec = ImageSpec.from_checkpoint(directory)
+        assert (spec.min_pixels, spec.max_pixels) == (784, 7840)
+        assert set_picture_bounds(directory, 784, 7840) == []
+
+
+def test_token_ids(models: dict[str, Path], tmp_path: Path) -> None:
+    ids = json.loads((models["vl"] / "config.json").read_text())
+    assert token_id(models["vl"], "<|IMAGE_START|>") == ids["image_start_token_id"]
+    assert token_id(models["vl"], "no such token") is None
+    assert token_id(tmp_path, "<s>") is None
