@@ -32,27 +32,37 @@ class _CpuRMSNorm(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        values = np.from_dlpack(x.detach())
+        values = _view(x)
         scale = 1.0 / np.sqrt(np.einsum("td,td->t", values, values) / values.shape[1] + np.float32(eps))
         ctx.save_for_backward(x, weight)
         # Asked here: under recomputation the tensor that comes back out of the context no longer knows.
         ctx.trains_weight = not weight.stop_gradient
         ctx.scale = scale[:, None]
-        output = values * ctx.scale
-        output *= np.from_dlpack(weight.detach())
-        return paddle.from_dlpack(output)
+        output = paddle.empty_like(x)
+        result = np.multiply(values, ctx.scale, out=_view(output))
+        result *= _view(weight)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weight = ctx.saved_tensor()
-        upstream: np.ndarray = np.from_dlpack(grad.detach().contiguous())
-        normal: np.ndarray = np.from_dlpack(x.detach()) * ctx.scale
-        inner: np.ndarray = upstream * np.from_dlpack(weight.detach())
+        upstream = _view(grad.contiguous())
+        normal = _view(x) * ctx.scale
+        grad_x = paddle.empty_like(x)
+        inner = np.multiply(upstream, _view(weight), out=_view(grad_x))
         dot = np.einsum("td,td->t", inner, normal)[:, None] / normal.shape[1]
         grad_weight = None
         if ctx.trains_weight:
-            grad_weight = paddle.from_dlpack((upstream * normal).sum(0))
+            grad_weight = paddle.empty_like(weight)
+            np.sum(upstream * normal, axis=0, out=_view(grad_weight))
         normal *= dot
         inner -= normal
         inner *= ctx.scale
-        return paddle.from_dlpack(inner), grad_weight
+        return grad_x, grad_weight
+
+
+def _view(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as numpy sees it. Results are written into memory that Paddle made, never the other way
+    round: numpy's is not aligned as the maths library wants it.
+    """
+    return np.from_dlpack(tensor.detach())

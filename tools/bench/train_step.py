@@ -93,14 +93,15 @@ def our_step(model: ErnieModel, batch: PackedBatch, chunk: int) -> Step:
 
     def step() -> None:
         (objective(batch).loss_sum / batch.num_loss_tokens).backward()
-        update(optimizer, [p for _, p in named])
+        update(optimizer)
 
     return step
 
 
-def update(optimizer: AdamW, parameters: list[paddle.Tensor]) -> None:
+def update(optimizer: AdamW) -> None:
     """Norm, clipping and AdamW."""
-    clip_gradients(parameters, gradient_norm(parameters), 1.0)
+    gradients = optimizer.gradients()
+    clip_gradients(gradients, gradient_norm(gradients), 1.0)
     optimizer.step(LEARNING_RATE)
     optimizer.clear_gradients()
 
@@ -234,7 +235,7 @@ def print_shares(model: ErnieModel, batch: PackedBatch, chunk: int, count: int) 
         "head and loss": lambda: chunked_cross_entropy(
             loss_rows, model.output_weight, labels, chunk
         ).backward(),
-        "optimizer": lambda: update(optimizer, [p for _, p in named]),
+        "optimizer": lambda: update(optimizer),
     }
     if len(batch.grid_thw):
         parts["vision"] = lambda: model.vision_features(batch.patches, batch.grid_thw).sum().backward()
