@@ -135,7 +135,7 @@ class ScheduleConfig(Section):
     """The learning rate over the run."""
 
     type: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        "cosine", description="Shape after warm-up. wsd: constant, then a linear fall (decay_ratio)."
+        "cosine", description="Shape after warm-up. wsd: constant, then a fall by 1 - sqrt (decay_ratio)."
     )
     warmup_steps: NotNegative = Field(0, description="Steps of linear warm-up.")
     warmup_ratio: Share = Field(0.0, description="Warm-up as a share of all steps, where warmup_steps is 0.")

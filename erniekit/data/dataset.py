@@ -63,12 +63,18 @@ class ErrorBudget:
         self.max_errors = max_errors
         # By sample id: a sample that fails in every epoch counts once.
         self.errors: dict[str, SampleError] = {}
+        # Told of each sample that is skipped, once; whoever trains sets it, since pictures fail late.
+        self.on_skip: Callable[[SampleError], None] | None = None
 
     def spend(self, error: SampleError) -> None:
         """Takes note of a wrong sample. Raises it, or DataError when there have been too many."""
         if self.on_error == "raise":
             raise error
-        self.errors.setdefault(error.sample_id, error)
+        if error.sample_id in self.errors:
+            return
+        self.errors[error.sample_id] = error
+        if self.on_skip is not None:
+            self.on_skip(error)
         if len(self.errors) > self.max_errors:
             counts = (
                 f"more than data.max_errors={self.max_errors} samples cannot be used ({self.by_reason()})"

@@ -11,7 +11,6 @@ there, the space that ends "Assistant: " may merge with the answer's first word.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -25,6 +24,7 @@ from erniekit.data.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.document import IGNORE, Document, Media
 from erniekit.data.media import describe, image_size
 from erniekit.data.template import BEGIN, TERMINATOR, MediaSpan, Span, Template, resolve_template
+from erniekit.data.tokenizer import load_tokenizer, read_json_object, stop_token_ids
 from erniekit.data.vision import ImageSpec, image_grid, num_tokens
 from erniekit.errors import CheckpointError
 
@@ -214,22 +214,15 @@ def make_encoder(
     sandboxes. template, min_pixels, max_pixels: as in config section data. Raises CheckpointError, DataError,
     ConfigError.
     """
-    # Here, because it takes seconds to import and most of the command line does without.
-    from transformers import PreTrainedTokenizerFast
-
     directory = Path(directory)
-    config = _read_json(directory / "config.json")
-    try:
-        # The generic class: AutoTokenizer would offer to run the code that VL checkpoints carry.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {error}") from error
+    config = read_json_object(directory / "config.json")
+    tokenizer = load_tokenizer(directory)
     media_tokens = _media_tokens(config, directory)
     spec = None if media_tokens is None else ImageSpec.from_checkpoint(directory, min_pixels, max_pixels)
     return Encoder(
         cast(Tokenizer, tokenizer),
         resolve_template(template, tokenizer, is_vl=media_tokens is not None),
-        eos_token_ids=_eos_token_ids(directory, config, tokenizer.eos_token_id),
+        eos_token_ids=stop_token_ids(directory, tokenizer.eos_token_id),
         media_tokens=media_tokens,
         image_spec=spec,
     )
@@ -250,23 +243,3 @@ def _media_tokens(config: dict[str, Any], directory: Path) -> MediaTokens | None
         )
     image_start, image_end, video_start, video_end = (config[key] for key in markers)
     return MediaTokens(config[image], image_start, image_end, config[video], video_start, video_end)
-
-
-def _eos_token_ids(directory: Path, config: dict[str, Any], tokenizer_eos: int | None) -> tuple[int, ...]:
-    """On which ids engines stop: generation_config.json's, else config.json's, else the tokenizer's."""
-    path = directory / "generation_config.json"
-    generation = _read_json(path) if path.is_file() else {}
-    for found in (generation.get("eos_token_id"), config.get("eos_token_id"), tokenizer_eos):
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
-    return ()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object")
-    return found

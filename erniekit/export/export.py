@@ -26,7 +26,7 @@ from erniekit.checkpoint.hub import (
     spec_bytes,
     write_shards,
 )
-from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, read_state
+from erniekit.checkpoint.state import STATE_FILE, read_state
 from erniekit.data.encode import make_encoder
 from erniekit.errors import CheckpointError, ConfigError, DataError
 from erniekit.export.files import (
@@ -39,6 +39,7 @@ from erniekit.export.files import (
     write_json,
 )
 from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
+from erniekit.inference.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory, read_adapter_config
 from erniekit.lora.merge import AdapterMerge
 from erniekit.models.config import ErnieConfig
@@ -149,7 +150,7 @@ def export_model(
 
 def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     """Find the weights, the adapter and the base behind a path that a user names. Raises CheckpointError."""
-    path = _checkpoint(path)
+    path = find_checkpoint(path)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
     settings = state.config["data"] if state is not None else {}
     if base is not None and not (base / "config.json").is_file():
@@ -164,25 +165,6 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
         base = Path(state.base_model)
     return ExportSource(path, path, ErnieConfig.from_dir(path), None, base, state is not None, settings)
-
-
-def _checkpoint(path: Path) -> Path:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
-    if is_adapter_directory(path) or (path / "config.json").is_file():
-        return path
-    found = find_checkpoints(path)
-    complete = [checkpoint.path for checkpoint in found if checkpoint.problem is None]
-    if complete:
-        return complete[0]
-    if found:
-        raise CheckpointError(
-            f"{path}: no checkpoint of this run is complete; {found[0].path.name}: {found[0].problem}"
-        )
-    raise CheckpointError(
-        f"{path}: neither a run (checkpoint-000123/) nor a model (config.json) nor an adapter "
-        "(adapter_config.json)"
-    )
 
 
 def describe(report: ExportReport) -> list[str]:
@@ -258,8 +240,9 @@ def _reader(
 
     def read(name: str) -> np.ndarray:
         info = tensors[name]
-        array = read_array(info) if merge is None else merge(info)
-        return as_dtype(array, info.dtype, targets[name])
+        if merge is not None:
+            return merge(info, targets[name])
+        return as_dtype(read_array(info), info.dtype, targets[name])
 
     return read
 

@@ -70,7 +70,7 @@ def find_model(path: str | Path) -> ModelSource:
 
     Raises CheckpointError where there is no model, no base, or a training checkpoint that is incomplete.
     """
-    checkpoint = _checkpoint(Path(path))
+    checkpoint = find_checkpoint(Path(path))
     directory = checkpoint
     if is_adapter_directory(checkpoint):
         directory = Path(read_adapter_config(checkpoint).base_path)
@@ -85,9 +85,13 @@ def find_model(path: str | Path) -> ModelSource:
     return ModelSource(checkpoint, directory, data["template"], data["min_pixels"], data["max_pixels"])
 
 
-def _checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
+    """The directory that holds weights or an adapter: `path` itself, or a run's newest complete checkpoint.
+
+    Raises CheckpointError where there is none.
+    """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give an export, a checkpoint or a run's directory")
+        raise CheckpointError(f"{path}: no such directory; give a model, a checkpoint or a run's directory")
     if is_adapter_directory(path) or (path / "config.json").is_file() or (path / STATE_FILE).is_file():
         return path
     newest = newest_checkpoint(path)

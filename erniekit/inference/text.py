@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from erniekit.data.tokenizer import load_tokenizer, stop_token_ids
 from erniekit.errors import CheckpointError
 
 
@@ -17,7 +17,7 @@ class Tokenizer(Protocol):
 
 
 class AnswerText:
-    """Reads generated ids as text. `eos_token_ids` are those on which engines stop, see `stop_token_ids`."""
+    """Reads generated ids as text. `eos_token_ids` are those on which engines stop."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...]) -> None:
         self.eos_token_ids = eos_token_ids
@@ -27,14 +27,11 @@ class AnswerText:
     @classmethod
     def from_checkpoint(cls, directory: str | Path) -> AnswerText:
         """Tokenizer and end tokens of a model directory. Raises CheckpointError."""
-        from transformers import PreTrainedTokenizerFast  # slow to import
-
-        try:
-            # The generic class, as in make_encoder: no code of the checkpoint runs.
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {error}") from error
-        return cls(tokenizer, stop_token_ids(Path(directory), tokenizer.eos_token_id))
+        tokenizer = load_tokenizer(directory)
+        stops = stop_token_ids(directory, tokenizer.eos_token_id)
+        if not stops:
+            raise CheckpointError(f"{directory}: no eos_token_id in generation_config.json: no answer would end")
+        return cls(tokenizer, stops)
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether the model ended the answer itself."""
@@ -49,23 +46,3 @@ class AnswerText:
         """`text` as the tokenizer gives it back, which differs where it normalises characters."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return str(self._backend.decode(ids, skip_special_tokens=False))
-
-
-def stop_token_ids(directory: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
-    """Ids that end an answer: generation_config.json's, else config.json's, else the tokenizer's.
-
-    Raises CheckpointError where there is none: generation would never end.
-    """
-    for name in ("generation_config.json", "config.json"):
-        file = directory / name
-        if not file.is_file():
-            continue
-        try:
-            found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{file}: cannot be read: {error}") from None
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
-    if tokenizer_eos is None:
-        raise CheckpointError(f"{directory}: no eos_token_id in generation_config.json: no answer would end")
-    return (tokenizer_eos,)

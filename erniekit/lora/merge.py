@@ -14,7 +14,7 @@ from erniekit.lora.adapters import read_adapter_config, read_adapter_index
 class AdapterMerge:
     """Merged values of base tensors.
 
-    `W' = W + (alpha / rank) B A`, computed in float32 and rounded once to W's own element type. Tensors that
+    `W' = W + (alpha / rank) B A`, computed in float32 and rounded once. Tensors that
     the adapter file holds whole (a trained router) replace those of the base. `finish` must be called at the
     end: it makes sure that every adapter found its weight.
     """
@@ -31,25 +31,24 @@ class AdapterMerge:
             raise CheckpointError(f"{directory}: {name} has only one of lora_A and lora_B")
         self._merged: set[str] = set()
 
-    def __call__(self, info: TensorInfo) -> np.ndarray:
-        """The value of one base tensor after merging, in the element type of `info`."""
+    def __call__(self, info: TensorInfo, dtype: str) -> np.ndarray:
+        """The value of one base tensor after merging, in the element type `dtype`."""
         module = info.name.removesuffix(".weight")
         if info.name in self.whole:
             self._merged.add(info.name)
-            return as_dtype(read_array(self._tensors[info.name]), self._tensors[info.name].dtype, info.dtype)
-        base = read_array(info)
+            return as_dtype(read_array(self._tensors[info.name]), self._tensors[info.name].dtype, dtype)
         if module not in self.modules or not info.name.endswith(".weight"):
-            return base
+            return as_dtype(read_array(info), info.dtype, dtype)
         down, up = (self._float32(f"{module}.lora_{half}.weight") for half in "AB")
         if (up.shape[0], down.shape[1]) != info.shape:
             raise CheckpointError(
                 f"{self.directory}: the adapter of {module} is for a weight of "
                 f"{[up.shape[0], down.shape[1]]}, the base has {list(info.shape)}"
             )
-        delta = (up * (self.config.alpha / self.config.rank)) @ down
-        delta += as_dtype(base, info.dtype, "F32")
+        merged = (up * (self.config.alpha / self.config.rank)) @ down
+        merged += as_dtype(read_array(info), info.dtype, "F32")
         self._merged.add(module)
-        return as_dtype(delta, "F32", info.dtype)
+        return as_dtype(merged, "F32", dtype)
 
     def finish(self) -> int:
         """The number of merged adapters. Raises CheckpointError unless it equals the number of those present."""

@@ -38,6 +38,8 @@ def load_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
         if loader is not None:
             for line in describe_data(name, loader.dataset.stats):
                 say(line)
+            # From here on: pictures that turn out to be damaged when they are decoded.
+            loader.dataset.budget.on_skip = lambda error: say(f"skipped: {error}")
     return Inputs(encoder, train, heldout)
 
 

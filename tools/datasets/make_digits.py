@@ -35,7 +35,7 @@ PHRASINGS: tuple[tuple[str, str], ...] = (
     ("What does the picture show?", "The picture shows a handwritten {digit}."),
     ("Name this digit in one word.", "{word}"),
     ("Write the digit as a word.", "{word}"),
-    ("图片里是哪个数字？", "图片里的数字是{digit}。"),
+    ("图片里是哪个数字？", "图片里的数字是{digit}。"),  # noqa: RUF001
 )
 
 Chat = tuple[bytes, str, str]
@@ -61,7 +61,9 @@ def load_pictures() -> list[tuple[bytes, int]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise SystemExit("error: this script needs scikit-learn; install it with: pip install scikit-learn") from None
+        raise SystemExit(
+            "error: this script needs scikit-learn; install it with: pip install scikit-learn"
+        ) from None
     digits = load_digits()
     # Ink is counted from 0 to 16 in the set.
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -117,9 +119,14 @@ def write_lines(file: Path, chats: list[Chat], form: Callable[[Chat], dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write data/digits from scikit-learn's copy of the UCI digits.")
+    """Write the files."""
+    parser = argparse.ArgumentParser(
+        description="Write data/digits from scikit-learn's copy of the UCI digits."
+    )
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument("--output", type=Path, default=root / "data" / "digits", help="directory to write into")
+    parser.add_argument(
+        "--output", type=Path, default=root / "data" / "digits", help="directory to write into"
+    )
     output: Path = parser.parse_args().output
     train, heldout = split_chats(load_pictures())
     half = (len(train) + 1) // 2

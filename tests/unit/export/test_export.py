@@ -247,7 +247,7 @@ def test_the_newest_complete_checkpoint_of_a_run(copy: Copy, models: dict[str, P
 def test_what_is_no_model_or_no_place(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such directory"):
         export_model(tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="neither a run"):
+    with pytest.raises(CheckpointError, match="holds no model"):
         export_model(tmp_path, tmp_path / "out")
     with pytest.raises(CheckpointError, match="--base"):
         export_model(models["dense"], tmp_path / "out", base=tmp_path)

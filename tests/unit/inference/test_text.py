@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from erniekit.data.tokenizer import stop_token_ids
 from erniekit.errors import CheckpointError
-from erniekit.inference.text import AnswerText, stop_token_ids
+from erniekit.inference.text import AnswerText
 from tests.unit.inference.helpers import make_model
 
 
@@ -43,8 +44,13 @@ def test_stop_tokens_are_those_of_the_first_file_that_names_them(tmp_path: Path)
         stop_token_ids(tmp_path, 5)
 
 
-def test_no_stop_token_and_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no eos_token_id"):
-        stop_token_ids(tmp_path, None)
+def test_no_stop_token_and_no_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    assert stop_token_ids(tmp_path, None) == ()
     with pytest.raises(CheckpointError, match="no tokenizer"):
+        AnswerText.from_checkpoint(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    with pytest.raises(CheckpointError, match="no answer would end"):
         AnswerText.from_checkpoint(tmp_path)

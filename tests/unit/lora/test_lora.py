@@ -135,7 +135,7 @@ def test_merged_weights_give_what_the_adapters_gave(model: ErnieModel, tmp_path:
     found = hub.read_index(base)
     merge = AdapterMerge(adapter)
     specs = [hub.TensorSpec(info.name, info.dtype, info.shape) for info in found.values()]
-    hub.write_shards(merged, specs, lambda name: merge(found[name]))
+    hub.write_shards(merged, specs, lambda name: merge(found[name], "F32"))
     assert merge.finish() == 4 + 3 * 18 + 1
     (merged / "config.json").write_text((base / "config.json").read_text())
     np.testing.assert_allclose(load_model(merged)(_row()).hidden.numpy(), expected, atol=2e-5)

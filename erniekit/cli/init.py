@@ -1,0 +1,86 @@
+"""`erniekit init`: makes a new model of a named shape, with random weights and a tokenizer of its own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erniekit.create.shapes import SHAPES
+
+
+def init(
+    shape: Annotated[str, typer.Argument(help=f"One of {', '.join(SHAPES)}.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", help="Directory to write; must be absent or empty.", show_default=False),
+    ],
+    tokenizer_text: Annotated[
+        list[Path],
+        typer.Option(
+            "--tokenizer-text",
+            metavar="FILE",
+            help="Plain text, or .json/.jsonl whose texts count; repeat it for more files.",
+            show_default=False,
+        ),
+    ],
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab-size",
+            metavar="N",
+            help="Rows of the embedding, and the most tokens of the tokenizer. Default: the shape's "
+            "(512 for tiny shapes).",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the weights.")] = 0,
+    std: Annotated[
+        float | None,
+        typer.Option(
+            "--std",
+            metavar="X",
+            help="Standard deviation of the initial weights. Default: 1 / sqrt(hidden_size).",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of config.json, such as num_hidden_layers=4 or vision_config.depth=3; repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Write config.json and the tokenizer only.")
+    ] = False,
+) -> None:
+    """Make a small model with random weights and a tokenizer.
+
+    The directory has the layout of the released checkpoints, so that every other command takes it. The same
+    arguments give the same bytes.
+
+    Examples:
+
+    \b
+      erniekit init tiny-vl --output runs/tiny --tokenizer-text data/digits/train.jsonl
+      erniekit init tiny-moe --output runs/moe --tokenizer-text notes.txt --vocab-size 2048 --set moe_k=3
+    """
+    from erniekit.create.create import create_model
+
+    made = create_model(
+        shape,
+        output,
+        tokenizer_text,
+        vocab_size=vocab_size,
+        seed=seed,
+        std=std,
+        overrides=settings or [],
+        weights=not no_weights,
+    )
+    size = "no weights written" if no_weights else f"{made.nbytes / 1e6:,.1f} MB"
+    typer.echo(
+        f"{output}: {shape}, {made.num_parameters:,} parameters ({size}), "
+        f"{made.num_tokens:,} tokens in a vocabulary of {made.config.vocab_size:,}, seed {seed}"
+    )

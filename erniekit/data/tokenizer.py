@@ -1,0 +1,47 @@
+"""A checkpoint's tokenizer, and the ids on which its answers end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erniekit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a model directory, from local files. Raises CheckpointError.
+
+    The generic class: AutoTokenizer would offer to run the code that VL checkpoints carry.
+    """
+    # Here, because it takes seconds to import and most of the command line does without.
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {error}") from error
+
+
+def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[int, ...]:
+    """On which ids engines stop: generation_config.json's, else config.json's, else the tokenizer's; () for none."""
+    for name in ("generation_config.json", "config.json"):
+        file = Path(directory) / name
+        found = read_json_object(file).get("eos_token_id") if file.is_file() else None
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (int(found),)
+    return () if tokenizer_eos is None else (tokenizer_eos,)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises CheckpointError naming it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: must hold a JSON object")
+    return found

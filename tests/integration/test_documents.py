@@ -1,0 +1,144 @@
+"""What README, data/README and --help tell people to type works, in a clone with nothing else beside it."""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.docs import configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/configuration.md"]
+COMMANDS = ["train", "eval", "export", "verify", "init"]
+# These make .venv, or run this very test; `examples/quickstart.sh` is what `make quickstart` runs then.
+MAKE = {"make quickstart", "make test", "make lint"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that git would give, with this environment's programs under .venv."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    target = tmp_path_factory.mktemp("clone")
+    for name in names:
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    programs = target / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "erniekit", "tensorboard"):
+        (programs / name).symlink_to(Path(sys.executable).parent / name)
+    return target
+
+
+def _run(command: list[str], clone: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{clone / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def quickstart(clone: Path) -> subprocess.CompletedProcess[str]:
+    compare = "1" if importlib.util.find_spec("torch") else "0"
+    return _run(["bash", "examples/quickstart.sh", compare], clone)
+
+
+@pytest.mark.timeout(900)
+def test_quickstart_reads_at_least_95_percent_and_loads(quickstart: subprocess.CompletedProcess[str]) -> None:
+    assert quickstart.returncode == 0, quickstart.stdout[-3000:] + quickstart.stderr[-3000:]
+    told = re.search(r"exact match (\d+) of (\d+)", quickstart.stdout)
+    assert told is not None
+    exact, asked = map(int, told.groups())
+    assert asked >= 290
+    assert exact >= 0.95 * asked
+    if importlib.util.find_spec("torch"):
+        assert re.search(r"ok .*20 .*answers|ok .*answers.*20", quickstart.stdout), quickstart.stdout[-3000:]
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Commands of all ```bash blocks, continuation lines joined."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield line.strip()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quickstart")
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_documents_run(document: str, clone: Path) -> None:
+    for command in _blocks((ROOT / document).read_text(encoding="utf-8")):
+        if command in MAKE:
+            continue
+        words = shlex.split(command, comments=True)
+        assert words[0] in ("erniekit", "python"), f"{document}: no test knows how to run {command!r}"
+        finished = _run(words, clone)
+        assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}"
+
+
+@pytest.mark.usefixtures("quickstart")
+def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProcess[str], clone: Path) -> None:
+    lines = quickstart.stdout.split("Next:\n")[1].splitlines()
+    commands = [
+        shlex.split(line.split("      ")[0]) for line in lines if line.strip().startswith(".venv/bin/")
+    ]
+    assert len(commands) == 3
+    for words in commands:
+        if words[0].endswith("tensorboard"):
+            assert any((clone / words[2]).glob("events.out.tfevents.*"))
+        else:
+            assert _run(words, clone).returncode == 0, words
+
+
+@pytest.fixture(scope="module")
+def help_texts() -> dict[str, str]:
+    texts = {}
+    for command in COMMANDS:
+        finished = subprocess.run(
+            [sys.executable, "-m", "erniekit", command, "--help"], capture_output=True, text=True, check=True
+        )
+        texts[command] = finished.stdout
+    return texts
+
+
+def _assert_known(command: str, help_texts: dict[str, str]) -> None:
+    words = shlex.split(command.split(" #")[0])
+    assert words[1] in COMMANDS, command
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert word in help_texts[words[1]], f"{command}: {words[1]} has no option {word}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_with_options_that_exist(command: str, help_texts: dict[str, str]) -> None:
+    examples = [
+        line.strip() for line in help_texts[command].splitlines() if line.strip().startswith("erniekit ")
+    ]
+    assert examples
+    for example in examples:
+        _assert_known(example, help_texts)
+
+
+def test_commands_in_running_text_exist(help_texts: dict[str, str]) -> None:
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for command in re.findall(r"`(erniekit [a-z][^`]*)`", text):
+            _assert_known(command, help_texts)
+
+
+def test_the_page_of_keys_is_that_of_the_schema() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == configuration.document(), "run python tools/docs/configuration.py"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+            assert "://" in link or ((ROOT / document).parent / link).exists(), f"{document}: {link}"

@@ -1,0 +1,173 @@
+"""The scripts in `tools/datasets` make what is in `data/`, and the data is what its README says."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erniekit.data.conversation import Conversation, ImagePart, TextPart
+from erniekit.data.formats import parse_record
+from erniekit.data.formats.reader import Record, read_records
+from erniekit.data.media import open_image
+
+ROOT = Path(__file__).resolve().parents[3]
+DIGITS, SAMPLES = ROOT / "data" / "digits", ROOT / "data" / "samples"
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_FILES = ("train.jsonl", "train_erniekit.jsonl", "heldout.jsonl")
+
+
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "datasets" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def chats(file: Path) -> list[Conversation]:
+    found = []
+    for record in read_records(file):
+        assert isinstance(record, Record)
+        parsed = parse_record(record.value, format="auto", base_dir=file.parent, sample_id=record.sample_id)
+        found.append(parsed)
+    return found
+
+
+def pictures(chat: Conversation) -> list[str | bytes]:
+    return [part.source for message in chat.messages for part in message.parts if isinstance(part, ImagePart)]
+
+
+def text(chat: Conversation, message: int) -> str:
+    return "".join(part.text for part in chat.messages[message].parts if isinstance(part, TextPart))
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, list[Conversation]]:
+    return {name: chats(DIGITS / name) for name in DIGIT_FILES}
+
+
+def test_every_digit_is_in_one_chat_only(digits: dict[str, list[Conversation]]) -> None:
+    assert [len(digits[name]) for name in DIGIT_FILES] == [749, 748, 300]
+    sources = [source for file in digits.values() for chat in file for source in pictures(chat)]
+    assert len(sources) == len(set(sources)) == 1797
+    pixels = {np.asarray(open_image(source, "")).tobytes() for source in sources}
+    assert len(pixels) == 1797
+
+
+def test_a_question_and_a_digit_fix_the_answer(digits: dict[str, list[Conversation]]) -> None:
+    answers: dict[str, set[str]] = {}
+    for file in digits.values():
+        for chat in file:
+            answers.setdefault(text(chat, 0), set()).add(text(chat, 1))
+    assert len(answers) == 8
+    for question, found in answers.items():
+        digit_of = [re.search("|".join([r"\d", *WORDS]), answer) for answer in found]
+        assert len(found) == 10, question
+        assert len({match.group() for match in digit_of if match}) == 10, question
+
+
+def test_heldout_is_balanced(digits: dict[str, list[Conversation]]) -> None:
+    words = {word: str(digit) for digit, word in enumerate(WORDS)}
+    held: Counter[str] = Counter()
+    for chat in digits["heldout.jsonl"]:
+        match = re.search("|".join([r"\d", *words]), text(chat, 1))
+        assert match is not None
+        held[words.get(match.group(), match.group())] += 1
+    assert held == dict.fromkeys("0123456789", 30)
+    questions = Counter(text(chat, 0) for chat in digits["heldout.jsonl"])
+    assert min(questions.values()) >= 35
+
+
+def test_digits_are_made_again_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    script = load_script("make_digits", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["make_digits.py", "--output", str(tmp_path)])
+    script.main()
+    for name in DIGIT_FILES:
+        assert (tmp_path / name).read_bytes() == (DIGITS / name).read_bytes(), name
+
+
+def test_digit_pictures_are_pngs_of_the_sets_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("make_digits", monkeypatch)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    image = Image.open(io.BytesIO(script.encode_png(pixels)))
+    assert image.mode == "L"
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_digit_answers_are_right(digits: dict[str, list[Conversation]]) -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    source = datasets.load_digits()
+    grey = np.rint(source.images * (255 / 16)).astype(np.uint8)
+    digit_of = {picture.tobytes(): int(digit) for picture, digit in zip(grey, source.target, strict=True)}
+    for chat in (chat for file in digits.values() for chat in file):
+        picture = np.asarray(open_image(pictures(chat)[0], ""))[..., 0]
+        digit = digit_of[picture.tobytes()]
+        answer = text(chat, 1)
+        assert str(digit) in answer or answer == WORDS[digit]
+
+
+def test_a_repeated_picture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("make_digits", monkeypatch)
+    with pytest.raises(SystemExit, match="twice"):
+        script.split_chats([(b"a", 1), (b"b", 2), (b"a", 1)])
+
+
+def test_samples_are_made_again_with_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("make_samples", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["make_samples.py", "--output", str(tmp_path)])
+    script.main()
+    for name in ("shapes.jsonl", "shapes_erniekit.json"):
+        assert (tmp_path / name).read_bytes() == (SAMPLES / name).read_bytes(), name
+    made, kept = (sorted((root / "images").iterdir()) for root in (tmp_path, SAMPLES))
+    assert [file.name for file in made] == [file.name for file in kept]
+    for one, other in zip(made, kept, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(other)))
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "images"),
+    [("text.jsonl", 48, 0), ("shapes.jsonl", 13, 19), ("shapes_erniekit.json", 12, 18)],
+)
+def test_samples_can_be_read(name: str, samples: int, images: int) -> None:
+    found = chats(SAMPLES / name)
+    assert len(found) == samples
+    sources = [source for chat in found for source in pictures(chat)]
+    assert len(sources) == images
+    for source in sources:
+        assert open_image(source, "").mode == "RGB"
+    assert all(chat.messages[-1].role == "assistant" and chat.messages[-1].trained for chat in found)
+    assert any(len(chat.messages) > 3 for chat in found)
+    assert any(chat.messages[0].role == "system" for chat in found)
+
+
+def json_blocks() -> list[dict[str, Any]]:
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", readme, re.DOTALL)]
+
+
+def test_the_examples_in_the_readme_are_read_as_they_say() -> None:
+    messages, erniekit = json_blocks()
+    for record in (messages, erniekit):
+        chat = parse_record(record, format="auto", base_dir=SAMPLES, sample_id="README")
+        (source,) = pictures(chat)
+        assert open_image(source, "").size == (96, 96)
+        assert [message.trained for message in chat.messages][-1]
+
+
+def test_erniekit_pictures_are_plain_base64() -> None:
+    record = json.loads((DIGITS / "train_erniekit.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert base64.b64decode(record["image_info"][0]["image_url"], validate=True).startswith(b"\x89PNG")

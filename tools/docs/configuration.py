@@ -1,0 +1,70 @@
+"""Write docs/configuration.md from the schema.
+
+    python tools/docs/configuration.py
+
+A test holds the file to the schema.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from erniekit.config import Config
+
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+INTRODUCTION = """# Configuration
+<!-- Written by tools/docs/configuration.py from erniekit/config/schema.py. -->
+
+A run is one YAML file. `extends: other.yaml` (or a list) takes over another file's keys, paths relative to the file;
+`erniekit train run.yaml optimizer.learning_rate=1e-4 data.train=[a.jsonl,b.jsonl]` changes keys on the command line.
+An unknown key is an error. `erniekit train run.yaml --dry-run` prints every value as it is resolved.
+"""
+
+
+def main() -> None:
+    """Write the file."""
+    TARGET.write_text(document(), encoding="utf-8")
+
+
+def document() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for name, field in Config.model_fields.items():
+        section: Any = field.annotation
+        parts.append(f"\n## {name}\n{_doc(section)}\n\n{_table(section)}".replace("\\\n", "\n"))
+        if name == "optimizer":
+            group = section.model_fields["groups"].annotation.__args__[0]
+            parts.append(f"\nEach of `groups`: {_doc(group)}\n\n{_table(group)}")
+    return "".join(parts)
+
+
+def _doc(section: Any) -> str:
+    return re.sub(r"\s+", " ", section.__doc__).strip()
+
+
+def _table(section: Any) -> str:
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for key, field in section.model_fields.items():
+        default = (
+            "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+        )
+        lines.append(f"| `{key}` | {default} | {field.description}{_choices(field.annotation)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) is not Literal:
+        return ""
+    return " One of " + ", ".join(f"`{choice}`" for choice in get_args(annotation)) + "."
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+if __name__ == "__main__":
+    main()
