@@ -30,7 +30,9 @@ class AnswerText:
         tokenizer = load_tokenizer(directory)
         stops = stop_token_ids(directory, tokenizer.eos_token_id)
         if not stops:
-            raise CheckpointError(f"{directory}: no eos_token_id in generation_config.json: no answer would end")
+            raise CheckpointError(
+                f"{directory}: no eos_token_id in generation_config.json: no answer would end"
+            )
         return cls(tokenizer, stops)
 
     def ended(self, ids: Sequence[int]) -> bool:

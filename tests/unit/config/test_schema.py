@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -63,6 +63,7 @@ TEXTS = st.one_of(
     steps=st.none() | st.integers(min_value=1, max_value=10**12),
     lora=st.booleans(),
 )
+@example(path="a", train=["\x85", "\u2028b"], rate=1.0, pattern="*", steps=None, lora=False)
 def test_dump_reads_back_equal(
     tmp_path_factory: pytest.TempPathFactory,
     path: str,
