@@ -33,8 +33,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, target / name)
     programs = target / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for name in ("python", "erniekit", "tensorboard"):
+    for name in ("erniekit", "tensorboard"):
         (programs / name).symlink_to(Path(sys.executable).parent / name)
+    # A link to the interpreter would not know its environment's packages.
+    (programs / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (programs / "python").chmod(0o755)
     return target
 
 
@@ -95,6 +98,18 @@ def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProces
             assert any((clone / words[2]).glob("events.out.tfevents.*"))
         else:
             assert _run(words, clone).returncode == 0, words
+
+
+@pytest.mark.usefixtures("quickstart")
+@pytest.mark.parametrize(
+    "arguments",
+    ["kernels.py --tokens 64 --repeats 1", "train_step.py --steps 1 --no-peer"],
+    ids=lambda a: a.split()[0],
+)
+def test_benches_run(arguments: str, clone: Path) -> None:
+    finished = _run(["python", *f"tools/bench/{arguments}".split()], clone)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert re.search(r"RMSNorm +[0-9.]+|ms a step", finished.stdout)
 
 
 @pytest.fixture(scope="module")
