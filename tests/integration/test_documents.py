@@ -86,6 +86,13 @@ def test_commands_of_documents_run(document: str, clone: Path) -> None:
         assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}"
 
 
+def test_the_configuration_in_the_readme_is_valid(clone: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (clone / "run.yaml").write_text(block)
+    finished = _run(["erniekit", "train", "run.yaml", "--dry-run", "--no-weights"], clone)
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.mark.usefixtures("quickstart")
 def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProcess[str], clone: Path) -> None:
     lines = quickstart.stdout.split("Next:\n")[1].splitlines()
