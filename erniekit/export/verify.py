@@ -10,7 +10,7 @@ from pathlib import Path
 from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
 from erniekit.export.checks import Check, check_directory
 
-_INSTALL = "pip install 'erniekit[verify]'"
+_INSTALL = "in erniekit's checkout: pip install -e '.[verify]'"
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_without_torch_it_says_so(
     monkeypatch.setattr(verify_module, "has_torch", lambda: False)
     checks = list(verify_model(models["moe"], VerifyOptions()))
     assert all(check.status != "FAIL" for check in checks)
-    assert "pip install 'erniekit[verify]'" in checks[-1].text
+    assert "pip install -e '.[verify]'" in checks[-1].text
     for options in (VerifyOptions(transformers=True), VerifyOptions(data=data)):
         with pytest.raises(VerifyError, match=r"erniekit\[verify\]"):
             list(verify_model(models["moe"], options))
