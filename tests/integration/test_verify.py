@@ -103,7 +103,7 @@ def test_without_torch_it_says_so(
     assert all(check.status != "FAIL" for check in checks)
     assert "pip install -e '.[verify]'" in checks[-1].text
     for options in (VerifyOptions(transformers=True), VerifyOptions(data=data)):
-        with pytest.raises(VerifyError, match=r"erniekit\[verify\]"):
+        with pytest.raises(VerifyError, match=r"\.\[verify\]"):
             list(verify_model(models["moe"], options))
 
 
