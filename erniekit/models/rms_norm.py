@@ -37,27 +37,27 @@ class _CpuRMSNorm(paddle.autograd.PyLayer):
         ctx.save_for_backward(x, weight)
         # Asked here: under recomputation the tensor that comes back out of the context no longer knows.
         ctx.trains_weight = not weight.stop_gradient
-        ctx.scale = scale[:, None]
+        ctx.scale = scale
         output = paddle.empty_like(x)
-        result = np.multiply(values, ctx.scale, out=_view(output))
+        result = np.multiply(values, scale[:, None], out=_view(output))
         result *= _view(weight)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weight = ctx.saved_tensor()
-        upstream = _view(grad.contiguous())
-        normal = _view(x) * ctx.scale
-        grad_x = paddle.empty_like(x)
-        inner = np.multiply(upstream, _view(weight), out=_view(grad_x))
-        dot = np.einsum("td,td->t", inner, normal)[:, None] / normal.shape[1]
+        values, upstream, scale = _view(x), _view(grad.contiguous()), ctx.scale
+        product = upstream * values
+        # Per row: mean of gradient * weight * normalised x, times what brings x to its place in the sum below.
+        share = (product @ _view(weight)) * scale**3 / values.shape[1]
         grad_weight = None
         if ctx.trains_weight:
             grad_weight = paddle.empty_like(weight)
-            np.sum(upstream * normal, axis=0, out=_view(grad_weight))
-        normal *= dot
-        inner -= normal
-        inner *= ctx.scale
+            np.matmul(scale, product, out=_view(grad_weight))
+        grad_x = paddle.empty_like(x)
+        result = np.multiply(upstream, _view(weight), out=_view(grad_x))
+        result *= scale[:, None]
+        result -= np.multiply(values, share[:, None], out=product)
         return grad_x, grad_weight
 
 
