@@ -86,6 +86,20 @@ def configure(device: str, threads: int | None, seed: int) -> str:
     return chosen
 
 
+def compute_dtype(dtype: str, device: str) -> str:
+    """ "float32" or "bfloat16": `dtype` itself, or for "auto" bfloat16 on a GPU and float32 on a CPU.
+
+    Raises ConfigError for bfloat16 on a CPU, for which Paddle has no kernels.
+    """
+    if dtype == "auto":
+        return "bfloat16" if device == "gpu" else "float32"
+    if (dtype, device) == ("bfloat16", "cpu"):
+        raise ConfigError(
+            "dtype bfloat16 needs a GPU: Paddle has no such kernels for CPUs; use float32 or auto"
+        )
+    return dtype
+
+
 def usable_cores() -> int:
     """CPU cores that this process may run on (its affinity, not all of the machine's)."""
     if hasattr(os, "sched_getaffinity"):

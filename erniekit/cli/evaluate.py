@@ -1,9 +1,31 @@
 """`erniekit eval`: answers held-out chats and counts exact matches."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from erniekit.inference.evaluate import Evaluation
+
+Format = Annotated[
+    Literal["auto", "messages", "erniekit"], typer.Option("--format", help="Format of the data files.")
+]
+Template = Annotated[
+    Literal["auto", "ernie", "ernie_vl", "ernie_vl_thinking"] | None,
+    typer.Option("--template", help="Chat template. Default: as in training, else told from the model."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option("--dtype", help="auto: bfloat16 on a GPU, float32 on a CPU."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "gpu"], typer.Option("--device", help="auto: a GPU where there is one.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: one for each usable core."),
+]
 
 
 def evaluate(
@@ -43,24 +65,11 @@ def evaluate(
             help="Exit with 1 if less is exact; 0.95 is 95%.",
         ),
     ] = None,
-    format: Annotated[
-        Literal["auto", "messages", "erniekit"], typer.Option("--format", help="Format of the data files.")
-    ] = "auto",
-    template: Annotated[
-        Literal["auto", "ernie", "ernie_vl", "ernie_vl_thinking"] | None,
-        typer.Option("--template", help="Chat template. Default: as in training, else told from the model."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        typer.Option("--dtype", help="auto: bfloat16 on a GPU, float32 on a CPU."),
-    ] = "auto",
-    device: Annotated[
-        Literal["auto", "cpu", "gpu"], typer.Option("--device", help="auto: a GPU where there is one.")
-    ] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: one for each usable core."),
-    ] = None,
+    format: Format = "auto",
+    template: Template = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Answer held-out chats and count exact matches.
 
@@ -73,17 +82,12 @@ def evaluate(
       erniekit eval runs/digits --data data/digits/heldout.jsonl
       erniekit eval exports/digits --data heldout.jsonl --output answers.jsonl --min-exact-match 0.95
     """
-    from erniekit.errors import ConfigError, VerifyError
-    from erniekit.runtime import configure
+    from erniekit.runtime import compute_dtype, configure
 
-    place = configure(device, threads, seed=0)
-    if dtype == "auto":
-        dtype = "bfloat16" if place == "gpu" else "float32"
-    if (place, dtype) == ("cpu", "bfloat16"):
-        raise ConfigError("--dtype bfloat16 needs a GPU: Paddle has no such kernels for CPUs; use float32")
+    computed = compute_dtype(dtype, configure(device, threads, seed=0))
 
-    from erniekit.inference.evaluate import describe_mistakes, load_samples, write_predictions
     from erniekit.inference.evaluate import evaluate as run
+    from erniekit.inference.evaluate import load_samples
     from erniekit.inference.load import find_model
     from erniekit.inference.progress import show_progress
     from erniekit.inference.text import AnswerText
@@ -93,7 +97,7 @@ def evaluate(
     # Before the weights: a mistake in the data should not have to wait for them.
     samples = load_samples(data, encoder, format=format, limit=limit)
     typer.echo(f"{source.checkpoint}: {len(samples):,} samples, template {encoder.template.name}")
-    loaded = source.load(dtype)
+    loaded = source.load(computed)
     with show_progress() as progress:
         result = run(
             loaded,
@@ -104,6 +108,14 @@ def evaluate(
             batch_size=batch,
             on_progress=progress,
         )
+    _report(result, output, min_exact_match)
+
+
+def _report(result: "Evaluation", output: Path | None, min_exact_match: float | None) -> None:
+    """Print what came out, and write the answers to `output`. Raises VerifyError where too few are exact."""
+    from erniekit.errors import VerifyError
+    from erniekit.inference.evaluate import describe_mistakes, write_predictions
+
     for line in describe_mistakes(result):
         typer.echo(line)
     if output is not None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from erniekit.checkpoint.state import TrainerState, check_identity, newest_checkpoint, read_state
 from erniekit.config import Config, dump_config
 from erniekit.objectives.sft import SftObjective
-from erniekit.runtime import configure
+from erniekit.runtime import compute_dtype, configure
 from erniekit.train.guard import InterruptGuard
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.loop import Loop, LoopSettings, Progress, evaluation_loss
 from erniekit.train.monitor import Monitor
 from erniekit.train.optimizer import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
-from erniekit.train.prepare import Prepared, compute_dtype, prepare_model, preview_model
+from erniekit.train.prepare import Prepared, prepare_model, preview_model
 from erniekit.train.progress import Reporter, make_reporter
 from erniekit.train.saving import (
     Saver,
@@ -55,7 +55,7 @@ def _train(config: Config, resume: bool, reporter: Reporter) -> int:
     checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
     state = read_state(checkpoint) if checkpoint is not None else None
     device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
-    dtype = compute_dtype(config, device)
+    dtype = compute_dtype(config.model.dtype, device)
     inputs = load_inputs(config, reporter.say)
     try:
         plan = plan_run(config, inputs.train)
@@ -176,7 +176,7 @@ def _dry_run(config: Config, say: Callable[[str], None], no_weights: bool) -> No
     say(dump_config(config).rstrip())
     say("")
     device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
-    dtype = compute_dtype(config, device)
+    dtype = compute_dtype(config.model.dtype, device)
     model = Path(config.model.path)
     unchecked = []
     if no_weights and not (model / "config.json").is_file():

@@ -40,11 +40,6 @@ def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
     return frozen
 
 
-def router_names(names: Iterable[str]) -> set[str]:
-    """The names of the routers' weights."""
-    return {name for name in names if part_of(name) == "router"}
-
-
 def trained_names(
     names: Sequence[str], *, freeze: Sequence[str], adapters: bool = False, train_router: bool = False
 ) -> list[str]:

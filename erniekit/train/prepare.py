@@ -32,13 +32,6 @@ class Prepared:
     trained: list[tuple[str, paddle.Tensor]]
 
 
-def compute_dtype(config: Config, device: str) -> str:
-    """The dtype of weights and computation: model.dtype; "auto" is bfloat16 on a GPU, float32 on a CPU."""
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    return "bfloat16" if device == "gpu" else "float32"
-
-
 def lora_alpha(lora: LoraConfig) -> float:
     """lora.alpha, or its default of twice the rank."""
     return 2.0 * lora.rank if lora.alpha is None else lora.alpha

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from erniekit.checkpoint.hub import TensorSpec, read_array, read_index, write_shards
-from tests.integration.training_setup import chats, make_model, write_chats
+from tests.integration.training_setup import chats, write_chats
 
 
 class Workplace:
@@ -36,11 +36,6 @@ class Workplace:
         """`erniekit train` as a process."""
         command = [sys.executable, "-m", "erniekit", "train", str(self.config), *overrides]
         return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("mistakes") / "model")
 
 
 @pytest.fixture

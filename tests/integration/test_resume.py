@@ -11,20 +11,10 @@ from erniekit.checkpoint.hub import read_array, read_header
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.errors import CheckpointError
 from erniekit.train.job import run_training
-from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
+from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 FULL: dict[str, Any] = {}
 LORA = {"lora__enabled": True, "lora__dropout": 0.2, "lora__train_router": True}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("base") / "vl")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chats(tmp_path_factory.mktemp("data") / "train.jsonl", chats(16))
 
 
 def tensors(run: Path) -> dict[str, np.ndarray]:

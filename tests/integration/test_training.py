@@ -26,16 +26,6 @@ from erniekit.train.loop import Loop
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("base") / "vl")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chats(tmp_path_factory.mktemp("data") / "train.jsonl", chats(16))
-
-
 def weights(directory: Path) -> dict[str, np.ndarray]:
     return {name: read_array(info) for name, info in read_index(directory).items()}
 

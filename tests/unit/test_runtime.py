@@ -90,3 +90,21 @@ def test_importing_paddle_is_quiet() -> None:
 
 def test_usable_cores_is_a_count() -> None:
     assert 1 <= runtime.usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "computed"),
+    [
+        ("auto", "cpu", "float32"),
+        ("auto", "gpu", "bfloat16"),
+        ("float32", "gpu", "float32"),
+        ("bfloat16", "gpu", "bfloat16"),
+    ],
+)
+def test_compute_dtype(dtype: str, device: str, computed: str) -> None:
+    assert runtime.compute_dtype(dtype, device) == computed
+
+
+def test_bfloat16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bfloat16 needs a GPU"):
+        runtime.compute_dtype("bfloat16", "cpu")
