@@ -36,7 +36,7 @@ class _CpuRMSNorm(paddle.autograd.PyLayer):
         scale = 1.0 / np.sqrt(np.einsum("td,td->t", values, values) / values.shape[1] + np.float32(eps))
         ctx.save_for_backward(x, weight)
         # Asked here: under recomputation the tensor that comes back out of the context no longer knows.
-        ctx.trains_weight = not weight.stop_gradient
+        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
         ctx.scale = scale
         output = paddle.empty_like(x)
         result = np.multiply(values, scale[:, None], out=_view(output))
@@ -44,16 +44,19 @@ class _CpuRMSNorm(paddle.autograd.PyLayer):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensor()
         values, upstream, scale = _view(x), _view(grad.contiguous()), ctx.scale
         product = upstream * values
-        # Per row: mean of gradient * weight * normalised x, times what brings x to its place in the sum below.
-        share = (product @ _view(weight)) * scale**3 / values.shape[1]
+        for_x, for_weight = ctx.wanted
         grad_weight = None
-        if ctx.trains_weight:
+        if for_weight:
             grad_weight = paddle.empty_like(weight)
             np.matmul(scale, product, out=_view(grad_weight))
+        if not for_x:
+            return None, grad_weight
+        # Per row: mean of gradient * weight * normalised x, times what brings x to its place in the sum below.
+        share = (product @ _view(weight)) * scale**3 / values.shape[1]
         grad_x = paddle.empty_like(x)
         result = np.multiply(upstream, _view(weight), out=_view(grad_x))
         result *= scale[:, None]

@@ -46,6 +46,14 @@ def test_rms_norm_with_a_frozen_weight_leaves_it_without_gradient() -> None:
     assert weight.grad is None
 
 
+def test_rms_norm_of_what_is_frozen_trains_its_weight() -> None:
+    x, weight = _random(5, 8), _random(8, seed=1)
+    weight.stop_gradient = False
+    rms_norm(x, weight, 1e-5).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+
+
 def _naive(cu_seqlens: list[int], causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """One mask over the whole row, keys and values repeated for their query heads."""
 
