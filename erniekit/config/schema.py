@@ -341,6 +341,11 @@ class ParallelConfig(Section):
         1,
         description="Processes that share the experts of a model (expert parallelism); the others are replicas.",
     )
+    context: Positive = Field(
+        1,
+        description="Processes that share each row, for rows too long for one (context parallelism): every one has a "
+        "part of the tokens, and for attention a part of the heads. Must divide the model's attention heads.",
+    )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600.0,
         description="Seconds that a process waits for others before the run ends and tells who is missing.",

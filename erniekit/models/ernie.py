@@ -10,6 +10,7 @@ from paddle import Tensor, nn
 
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import ErnieConfig
+from erniekit.models.context import Context, WholeRows
 from erniekit.models.decoder import Decoder, DecoderOutput
 from erniekit.models.layers import Linear
 from erniekit.models.resampler import Resampler
@@ -49,6 +50,7 @@ class ErnieModel(nn.Layer):
         self.config = config
         self.dtype = dtype
         self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
+        self.context: Context = WholeRows()
         self.model = Decoder(config, dtype)
         if config.vision is not None:
             self.vision_model = VisionTower(config.vision, dtype)
@@ -63,23 +65,29 @@ class ErnieModel(nn.Layer):
     ) -> DecoderOutput:
         """Hidden states of every position, and what routers did, with `terms` over the row's tokens.
 
-        `attend` replaces the row's own document attention (generation).
+        `attend` replaces the row's own document attention (generation). Where `context` shares rows, both are those
+        of this process's span.
         """
-        x = self.model.embed_tokens(paddle.to_tensor(row.input_ids))
+        part = self.context.part(row)
+        x = self.model.embed_tokens(paddle.to_tensor(part.input_ids))
         if len(row.grid_thw):
-            features = self.vision_features(row.patches, row.grid_thw)
-            if features.shape[0] != len(row.media_positions):
+            features = self.context.features(self.vision_features(part.patches, part.grid_thw), row)
+            if features.shape[0] != len(part.media_positions):
                 raise ValueError(
-                    f"{len(row.media_positions)} placeholder tokens for {features.shape[0]} vision features"
+                    f"{len(part.media_positions)} placeholder tokens for {features.shape[0]} vision features"
                 )
-            x = paddle.scatter(x, paddle.to_tensor(row.media_positions), features.astype(x.dtype))
+            x = paddle.scatter(x, paddle.to_tensor(part.media_positions), features.astype(x.dtype))
         if attend is None:
             attend = DocumentAttention(row.cu_seqlens, causal=True, heads=self.config.num_attention_heads)
-        rotation = decoder_rotation(paddle.to_tensor(row.position_ids), self.config)
-        return self.model(x, rotation, ModalityIndex(row.modality, row.valid), attend, terms)
+        attend = self.context.attend(attend, len(row.input_ids))
+        rotation = decoder_rotation(paddle.to_tensor(part.position_ids), self.config)
+        index = ModalityIndex(part.modality, part.valid, self.context.add)
+        return self.model(x, rotation, index, attend, terms)
 
     def vision_features(self, patches: np.ndarray, grid_thw: np.ndarray) -> Tensor:
         """Patches [P, patch_dim] of int [N, 3] pictures and videos -> features [media tokens, hidden]."""
+        if not len(grid_thw):
+            return self._no_features()
         pixels = paddle.to_tensor(patches)
         if patches.dtype == np.uint8:
             pixels = self._normalize(pixels)
@@ -103,6 +111,13 @@ class ErnieModel(nn.Layer):
     @recompute.setter
     def recompute(self, value: bool) -> None:
         self.model.recompute = value
+
+    def _no_features(self) -> Tensor:
+        """[0, hidden] of a process that has none of a row's pictures: with a gradient where the others' have one."""
+        features = paddle.zeros([0, self.config.hidden_size], self.dtype)
+        layers = (self.vision_model, self.model.resampler_model)
+        features.stop_gradient = all(p.stop_gradient for layer in layers for p in layer.parameters())
+        return features
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [P, channels * size * size] -> float32, zero mean and unit deviation by channel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +18,17 @@ class ModalityIndex:
     """Which tokens of a row are text and which are vision, as indices ready for gathering.
 
     `modality` int8 [T]: 0 text, 1 vision. `valid` False: the row only keeps step with other processes, and its
-    tokens count nowhere. Built once a row and used by every layer.
+    tokens count nowhere. `add` turns counts of these tokens into those of the whole row, where other processes have
+    the rest of it. Built once a row and used by every layer.
     """
 
-    def __init__(self, modality: np.ndarray, valid: bool = True) -> None:
-        self.valid = valid
+    def __init__(
+        self,
+        modality: np.ndarray,
+        valid: bool = True,
+        add: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> None:
+        self.valid, self.add = valid, add
         parts = [np.flatnonzero(modality == kind) for kind in (0, 1)]
         self.present = [kind for kind in (0, 1) if parts[kind].size]
         self.tokens: list[Tensor | None] = [None, None]
@@ -133,7 +140,7 @@ def route(
             trained = not gate.of(modality).stop_gradient
             wanted = RouterTerms(terms.balance and trained, terms.z and trained, terms.entropy)
             found[modality] = _over_tokens(logits, probabilities, moe.top_k, wanted)
-    sums = _by_modality(found, terms, moe)
+    sums = _by_modality(found, terms, moe, index.add)
     if index.restore is None:
         return Routing(experts[0], weights[0]), sums
     routing = Routing(
@@ -171,13 +178,15 @@ def _over_tokens(logits: Tensor, probabilities: Tensor, top_k: int, terms: Route
     return _OverTokens(mass, counts, z, entropy)
 
 
-def _by_modality(found: list[_OverTokens], terms: RouterTerms, moe: MoeConfig) -> RouterSums:
+def _by_modality(
+    found: list[_OverTokens], terms: RouterTerms, moe: MoeConfig, add: Callable[[Tensor], Tensor]
+) -> RouterSums:
     """Vectors over modalities, with zeros for what has nothing."""
     balance = z = entropy = None
     if terms.balance:
         mass = _stack([tokens.mass for tokens in found], [moe.num_experts], "float32")
         counts = _stack([tokens.counts for tokens in found], [moe.num_experts], "int64")
-        balance = balance_sum(mass, counts, moe.top_k)
+        balance = balance_sum(mass, add(counts), moe.top_k)
     if terms.z:
         z = _stack([tokens.z for tokens in found], [], "float32")
     if terms.entropy:

@@ -19,7 +19,7 @@ from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import PER, RowPairs
 from erniekit.objectives.preference import PER_TOKEN, PairLogps, PreferenceSettings, preference_loss
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
-from erniekit.objectives.sft import NO_ROUTER_LOSS, row_inputs
+from erniekit.objectives.sft import NO_ROUTER_LOSS, loss_positions, row_inputs
 from erniekit.objectives.totals import StepTotals, count_pairs
 
 # A row of D pairs -> float32 [2 D] log-probabilities of chosen and rejected answers in turn, without graph.
@@ -28,7 +28,7 @@ Reference = Callable[[PackedBatch], Tensor]
 
 @dataclass(frozen=True)
 class DpoOutput:
-    """One row of pairs.
+    """One row of pairs. Where processes share rows, `loss_sum` and `pairs` are zeros on all of them but one.
 
     `total` scalar with graph, the row's share of the loss of its step, router losses included; `loss_sum` float32
     scalar, the pure share times the step's pairs; `routing` None without experts or without totals.
@@ -46,26 +46,31 @@ def branch_logps(
 ) -> tuple[Tensor, DecoderOutput]:
     """Log-probabilities of the answers of a row, float32 [2 D], chosen and rejected in turn, and the model's output.
 
-    Each is summed over the positions of its branch that have a label.
+    Each is summed over the positions of its branch that have a label; where processes share rows, over those of all
+    of them, while the output is that of this one's span.
     """
     attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads)
     output = model(row_inputs(batch), attend=attend, terms=terms)
-    positions = np.flatnonzero(batch.labels != IGNORE)
-    hidden = paddle.index_select(output.hidden, paddle.to_tensor(positions))
-    labels = paddle.to_tensor(batch.labels[positions])
+    positions, labels = loss_positions(model, batch)
+    hidden = paddle.index_select(output.hidden, positions)
     logps = chunked_log_probs(hidden, model.output_weight, labels, chunk_tokens)
-    tokens = answer_tokens(batch)
+    tokens = answer_tokens(batch, *model.context.span(len(batch.labels)))
     if not len(tokens):
         return logps, output  # no pair, no label: empty, with the graph that a filler needs
-    return paddle.stack([part.sum() for part in paddle.split(logps, tokens.tolist())]), output
+    sums = paddle.stack([part.sum() for part in paddle.split(logps, tokens.tolist())])
+    return model.context.total(sums), output
 
 
-def answer_tokens(batch: PackedBatch) -> np.ndarray:
-    """int64 [2 D]: loss tokens of each branch, chosen and rejected in turn. The shared tokens have none."""
+def answer_tokens(batch: PackedBatch, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """int64 [2 D]: loss tokens of each branch, chosen and rejected in turn. The shared tokens have none.
+
+    Of those at positions from `start` up to `stop` (None: the row's end).
+    """
     ends = (
         np.stack([batch.branches[:, 1], batch.cu_seqlens[1:]], 1) if len(batch.branches) else batch.branches
     )
-    return np.diff(np.searchsorted(np.flatnonzero(batch.labels != IGNORE), ends.reshape(-1)), prepend=0)
+    found = start + np.flatnonzero(batch.labels[start:stop] != IGNORE)
+    return np.diff(np.searchsorted(found, ends.reshape(-1)), prepend=0)
 
 
 class DpoObjective:
@@ -117,7 +122,8 @@ class DpoObjective:
         else:
             total = logps.sum()
             figures = {name: paddle.zeros([], "float32") for name in self._names}
-        loss_sum = total.detach() * step_pairs
+        counted = self.model.context.counts
+        loss_sum = total.detach() * step_pairs * float(counted)
         routing = None
         if totals is not None and output.routers:
             sums = stack_sums(output.routers)
@@ -125,7 +131,8 @@ class DpoObjective:
             total = total if added is None else total + added
             routing = row_routing(self.model, output.routers, sums)
         counts = {"pairs": pairs, "chosen_tokens": chosen_tokens, "answer_tokens": int(tokens.sum())}
-        return DpoOutput(total, loss_sum, int(tokens.sum()), routing, RowPairs(figures, counts))
+        row = RowPairs(figures, counts)
+        return DpoOutput(total, loss_sum, int(tokens.sum()), routing, row if counted else row.nothing())
 
     def _used(self, summed: PairLogps, tokens: np.ndarray) -> PairLogps:
         """What the loss is of: sums, or means per token."""

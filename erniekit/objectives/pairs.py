@@ -30,6 +30,11 @@ class RowPairs:
     figures: Mapping[str, Tensor]
     counts: Mapping[str, int]
 
+    def nothing(self) -> RowPairs:
+        """The same names with zeros, of a row that another process counts."""
+        figures = {name: paddle.zeros_like(value) for name, value in self.figures.items()}
+        return RowPairs(figures, dict.fromkeys(self.counts, 0))
+
     def sums(self) -> dict[str, float]:
         """`figures` and `counts`, see `pair_means`; the same names for every row. Waits for the device."""
         values = paddle.stack(list(self.figures.values())).numpy().astype(np.float64).tolist()

@@ -24,7 +24,7 @@ Normalization = Literal["tokens", "token_balanced"]
 
 @dataclass(frozen=True)
 class SftOutput:
-    """One row.
+    """One row, or, where processes share rows, this one's span of it.
 
     `total` scalar with graph, the row's share of the loss of its step, router losses included; `loss_sum` float32
     scalar, the pure sum over the row's `num_loss_tokens` positions; `routing` None without experts or without
@@ -50,6 +50,14 @@ def row_inputs(batch: PackedBatch) -> RowInputs:
         media_positions=batch.media_positions,
         valid=not is_filler(batch),
     )
+
+
+def loss_positions(model: ErnieModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """int64 [n] each: positions with a label in the hidden states that `model` gives of a row, and their labels."""
+    start, stop = model.context.span(len(batch.labels))
+    labels = batch.labels[start:stop]
+    positions = np.flatnonzero(labels != IGNORE)
+    return paddle.to_tensor(positions), paddle.to_tensor(labels[positions])
 
 
 class SftObjective:
@@ -80,12 +88,11 @@ class SftObjective:
         """
         terms = NO_TERMS if totals is None else self.router_weights.terms
         output = self.model(row_inputs(batch), terms=terms)
-        positions = np.flatnonzero(batch.labels != IGNORE)
-        hidden = paddle.index_select(output.hidden, paddle.to_tensor(positions))
-        labels = paddle.to_tensor(batch.labels[positions])
+        positions, labels = loss_positions(self.model, batch)
+        hidden = paddle.index_select(output.hidden, positions)
         loss = chunked_cross_entropy(hidden, self.model.output_weight, labels, self.chunk_tokens)
         if totals is None:
-            return SftOutput(loss, loss, len(positions), None)
+            return SftOutput(loss, loss, len(labels), None)
         total = loss / (totals.loss_tokens if self.normalization == "tokens" else totals.positions)
         routing = None
         if output.routers:
@@ -93,4 +100,4 @@ class SftObjective:
             added = router_loss(sums, self.router_weights, totals)
             total = total if added is None else total + added
             routing = row_routing(self.model, output.routers, sums)
-        return SftOutput(total, loss.detach(), len(positions), routing)
+        return SftOutput(total, loss.detach(), len(labels), routing)

@@ -142,6 +142,17 @@ def gather_rows(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
     return rows
 
 
+def shared_sum(x: Tensor, group: Group) -> Tensor:
+    """The sum over all ranks of x, which has one shape everywhere; what comes of it must be the same everywhere.
+
+    The gradient of such a loss, counted once, is for each rank's x the one that arrives there.
+    """
+    if group.size == 1:
+        return x
+    total: Tensor = _SharedSum.apply(x, group)
+    return total
+
+
 class _AllToAllRows(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, send: list[int], recv: list[int], group: Group) -> Tensor:
@@ -164,6 +175,18 @@ class _GatherRows(PyLayer):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         counts, group = ctx.way
         return reduce_scatter_uneven(gradient, counts, group)
+
+
+class _SharedSum(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        total = x.clone()
+        all_reduce_(total, group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 @contextmanager

@@ -41,10 +41,11 @@ class Layout:
         """Ranks that hold the same experts."""
         return self.world // self.expert
 
-    def validate(self, experts: Sequence[int] | None = None) -> None:
+    def validate(self, experts: Sequence[int] | None = None, heads: tuple[int, int] | None = None) -> None:
         """Raise ConfigError for degrees that do not fit the processes or the model.
 
-        experts: number of experts of each modality, empty for a dense model, None where it is not known.
+        experts: number of experts of each modality, empty for a dense model; heads: of attention, and of keys and
+        values. None where they are not known.
         """
         for name, degree in (("expert", self.expert), ("context", self.context)):
             if self.world % degree:
@@ -52,6 +53,12 @@ class Layout:
                     f"parallel.{name} is {degree}, which does not divide the {_processes(self.world)} of this run "
                     f"(--devices); use {_choices(_divisors(self.world))}, or another number of --devices"
                 )
+        if heads is not None and not _shares_heads(self.context, *heads):
+            fitting = [degree for degree in _divisors(self.world) if _shares_heads(degree, *heads)]
+            raise ConfigError(
+                f"parallel.context is {self.context}, among which the model's {heads[0]} attention heads and "
+                f"{heads[1]} heads of keys and values cannot be shared; use {_choices(fitting)} with these --devices"
+            )
         if experts is None or self.expert == 1:
             return
         if not experts:
@@ -232,6 +239,12 @@ def _nccl_group(ranks: Sequence[int]) -> Any:
 
 def _processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
+
+
+def _shares_heads(processes: int, heads: int, kv_heads: int) -> bool:
+    """Whether each process can have as many heads, and what it needs of keys and values in whole heads: several of
+    its own, or one that it shares."""
+    return heads % processes == 0 and (kv_heads % processes == 0 or processes % kv_heads == 0)
 
 
 def _divisors(number: int) -> list[int]:

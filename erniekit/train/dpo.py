@@ -24,6 +24,7 @@ from erniekit.train.reference import (
     FrozenModel,
     Progress,
     WithoutAdapters,
+    alone,
     cache_references,
     cached_reference,
     model_key,
@@ -77,7 +78,7 @@ def make_reference(
 
     model: the one that is trained, adapters on it; load_base: loads config.model.path once more, as `model` was loaded.
     With dpo.reference "cached" the log-probabilities of all pairs of `datasets` are computed here, where they are not
-    known. Raises DataError.
+    known, by this process alone, with a copy that `load_base` loads for one process. Raises DataError.
     """
     if config.dpo.loss in REFERENCE_FREE:
         return None
@@ -97,17 +98,18 @@ def make_reference(
     if config.dpo.reference != "cached":
         return frozen()
     key = model_key(config.model.path, dtype)
-    for dataset in datasets:
-        computed = cache_references(
-            dataset,
-            key,
-            frozen,
-            max_length=config.data.max_length,
-            workers=config.data.workers,
-            progress=_progress(say),
-        )
-        known = dataset.stats.documents - computed
-        say(f"reference: log-probabilities of {computed:,} pairs computed, of {known:,} known before")
+    with alone(model):
+        for dataset in datasets:
+            computed = cache_references(
+                dataset,
+                key,
+                frozen,
+                max_length=config.data.max_length,
+                workers=config.data.workers,
+                progress=_progress(say),
+            )
+            known = dataset.stats.documents - computed
+            say(f"reference: log-probabilities of {computed:,} pairs computed, of {known:,} known before")
     return cached_reference
 
 
@@ -119,7 +121,7 @@ def evaluate_pairs(
 ) -> dict[str, float]:
     """Figures of held-out pairs, such as "eval/loss" and "eval/rewards/accuracy", without dropout and gradients.
 
-    reduce_totals: adds a float64 array up over all processes, each of which has a row at least.
+    reduce_totals: adds a float64 array up over all processes, each of which has a row at least, or its part of one.
     """
     sums: dict[str, float] = {}
     model.eval()

@@ -85,7 +85,7 @@ def _train(config: Config, resume: bool, reporter: Reporter, device: str, team: 
             check_identity(state.identity, identity, checkpoint)
             _say_changes(checkpoint, state, config, reporter.say)
         prepared = prepare_model(
-            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh.expert
+            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh
         )
         objective = make_objective(config, prepared, inputs, dtype, team, reporter.say)
         optimizer = make_optimizer(config, prepared)
@@ -171,8 +171,9 @@ def make_objective(
             for rows in (inputs.rows, inputs.heldout and inputs.heldout.rows)
             if isinstance(rows, StoredRows)
         ]
-        load_base = partial(load_shared, Path(config.model.path), dtype, team.mesh.expert)
         cached = config.dpo.reference == "cached"
+        # One process computes what is cached.
+        load_base = partial(load_shared, Path(config.model.path), dtype, None if cached else team.mesh)
         with team.main_first("computing the reference") if cached else nullcontext():
             reference = make_reference(config, model, dtype, datasets, load_base, say)
         return make_dpo_objective(config, model, reference)

@@ -41,6 +41,10 @@ class ObjectiveOutput(Protocol):
         """Scalar float32: the pure loss of the row's tokens, added up."""
 
     @property
+    def num_loss_tokens(self) -> int:
+        """How many tokens `loss_sum` is of."""
+
+    @property
     def routing(self) -> RowRouting | None:
         """What routers did, where there are any."""
 
@@ -190,7 +194,7 @@ class Loop:
         pairs: list[RowPairs] = []
         for number, batch in enumerate(batches):
             first = self.progress.rows + (self._team.rank * len(batches) if self._team is not None else 0)
-            seed_row(self.settings.seed, first + number)
+            seed_row(self.settings.seed, first + number, self._team.part if self._team is not None else 0)
             output = self.objective(batch, totals)
             output.total.backward()
             if len(batches) > 1 or self._team is not None:
@@ -230,10 +234,11 @@ class Loop:
         """The number of rows of the step and their totals, on all processes. Raises DataError without loss."""
         asked = self._guard is not None and self._guard.requested is not None
         # All processes stop after the same step: the one in which each knows that one of them was asked to.
+        counted = batches if self._team is None or self._team.counts else []
         told = self._reduce(
             {
-                "counts": count_rows(batches),
-                "pairs": count_pairs(batches),
+                "counts": count_rows(counted),
+                "pairs": count_pairs(counted),
                 "stop": np.asarray(asked, np.int64),
             }
         )
@@ -340,8 +345,9 @@ def evaluation_loss(
     try:
         with paddle.no_grad():
             for batch in rows:
-                total += float(objective(batch).loss_sum.item())
-                tokens += batch.num_loss_tokens
+                output = objective(batch)
+                total += float(output.loss_sum.item())
+                tokens += output.num_loss_tokens
     finally:
         model.train()
     if reduce_totals is not None:
@@ -349,13 +355,13 @@ def evaluation_loss(
     return total / tokens
 
 
-def seed_row(seed: int, row: int) -> None:
-    """Seed Paddle's generators (dropout) for one row of the run.
+def seed_row(seed: int, row: int, part: int = 0) -> None:
+    """Seed Paddle's generators (dropout) for one row of the run, or for one of the parts that processes have of it.
 
     Each row's randomness depends on the run's seed and the row's number alone. A resumed run therefore
     continues with the randomness of one that never stopped, from two numbers instead of a dump of generators.
     """
-    paddle.seed(int(np.random.SeedSequence((seed, row)).generate_state(1, np.uint64)[0] >> 1))
+    paddle.seed(int(np.random.SeedSequence((seed, row, part)).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _added(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

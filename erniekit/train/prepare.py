@@ -19,8 +19,9 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model, parameter_specs
 from erniekit.models.specs import TensorSpec
+from erniekit.parallel.context import share_rows
 from erniekit.parallel.expert import share_experts
-from erniekit.parallel.mesh import Group
+from erniekit.parallel.mesh import Mesh
 from erniekit.train.parameters import check_routers, trained_names
 from erniekit.train.plan import describe_lora, describe_model, plan_model
 
@@ -46,18 +47,18 @@ def prepare_model(
     image_spec: ImageSpec | None,
     checkpoint: Path | None,
     say: Callable[[str], None],
-    experts: Group | None = None,
+    mesh: Mesh | None = None,
 ) -> Prepared:
     """Load the model, put adapters on it, mark what is trained, and say so.
 
-    `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. Raises
-    `experts`: the processes that share the experts. Raises
+    `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. `mesh`: the
+    processes that share experts and rows. Raises
     CheckpointError where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
     """
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
     say(f"model: loading {weights} in {dtype}")
-    model = load_shared(weights, dtype, experts)
+    model = load_shared(weights, dtype, mesh)
     model.recompute = config.train.recompute
     if image_spec is not None:
         model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
@@ -78,18 +79,21 @@ def prepare_model(
         parameter.stop_gradient = name not in trained
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
-    if experts is not None and experts.size > 1:
-        say(f"this process holds 1 of {experts.size} parts of the experts; what follows counts its own:")
+    if mesh is not None and mesh.context.size > 1:
+        say(f"each row is split over {mesh.context.size} processes")
+    if mesh is not None and mesh.expert.size > 1:
+        say(f"this process holds 1 of {mesh.expert.size} parts of the experts; what follows counts its own:")
     _describe(config, matches, specs, trained, say)
     return Prepared(model, [(name, parameters[name]) for name in trained])
 
 
-def load_shared(directory: Path, dtype: str, experts: Group | None) -> ErnieModel:
-    """A model as this process holds it: where processes share the experts, with its share of them."""
-    if experts is None:
+def load_shared(directory: Path, dtype: str, mesh: Mesh | None) -> ErnieModel:
+    """A model as this process holds it: where processes share experts or rows, with its share of them."""
+    if mesh is None:
         return load_model(directory, dtype)
-    model = load_model(directory, dtype, expert_rank=experts.rank, expert_ranks=experts.size)
-    share_experts(model, experts)
+    model = load_model(directory, dtype, expert_rank=mesh.expert.rank, expert_ranks=mesh.expert.size)
+    share_experts(model, mesh.expert)
+    share_rows(model, mesh.context)
     return model
 
 

@@ -25,6 +25,7 @@ from erniekit.data.workers import Workers
 from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear
+from erniekit.models.context import WholeRows
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import Reference, branch_logps
 
@@ -89,6 +90,16 @@ class WithoutAdapters(FrozenModel):
                 layer.active = True
             for (parameter, _), before in zip(self._whole, trained, strict=True):
                 parameter.set_value(before)
+
+
+@contextmanager
+def alone(model: ErnieModel) -> Iterator[None]:
+    """Inside, this process computes whole rows, whoever shares them outside."""
+    shared, model.context = model.context, WholeRows()
+    try:
+        yield
+    finally:
+        model.context = shared
 
 
 def cached_reference(batch: PackedBatch) -> Tensor:

@@ -18,11 +18,16 @@ from erniekit.train.optimizer import AdamW
 
 
 class Team:
-    """This process and the others. rank, size: of those with rows of their own."""
+    """This process and the others.
+
+    rank, size: of the processes, or groups of them, with rows of their own. part: which part of each row is this
+    process's; counts: whether it is the one that counts the row for all that share it.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self.rank, self.size = mesh.data.rank, mesh.data.size
+        self.part, self.counts = mesh.context.rank, mesh.context.rank == 0
         self._reducer = GradientReducer(mesh)
 
     @property
@@ -67,12 +72,17 @@ def assemble(config: Config, worker: Worker | None) -> Team:
 
     Raises ConfigError where the degrees of `parallel` do not fit the processes, the model or train.rows_per_step.
     """
-    layout = Layout(worker.world if worker is not None else 1, config.parallel.expert)
-    moe = ErnieConfig.from_dir(config.model.path).moe
-    layout.validate([] if moe is None else [moe.num_experts] * moe.num_modalities)
+    parallel = config.parallel
+    layout = Layout(worker.world if worker is not None else 1, parallel.expert, parallel.context)
+    model = ErnieConfig.from_dir(config.model.path)
+    layout.validate(
+        [] if model.moe is None else [model.moe.num_experts] * model.moe.num_modalities,
+        (model.num_attention_heads, model.num_key_value_heads),
+    )
     if config.train.rows_per_step % layout.data:
+        who = "processes" if layout.context == 1 else f"groups of {layout.context} processes"
         raise ConfigError(
             f"train.rows_per_step is {config.train.rows_per_step}, which does not divide among the {layout.data} "
-            "processes of this run (--devices): use a multiple of their number"
+            f"{who} of this run (--devices): use a multiple of their number"
         )
     return Team(local_mesh() if worker is None else connect(layout, timeout=config.parallel.timeout))

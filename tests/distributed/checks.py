@@ -55,6 +55,7 @@ def all_checks(world: int) -> dict[str, Any]:
     check_host(group)
     check_refusals(group)
     check_gradients(group)
+    check_shared_sum(group)
     with (
         mock.patch.multiple(
             dist.stream,
@@ -67,6 +68,7 @@ def all_checks(world: int) -> dict[str, Any]:
             check_moves(group, dtype)
             check_reductions(group, dtype)
         check_gradients(group)
+        check_shared_sum(group)
     groups = check_layouts(mesh)
     mesh.close()
     return {"groups": groups, "calls": group.calls.last.number if group.calls else 0}
@@ -166,6 +168,25 @@ def check_gradients(group: Group) -> None:
         send, recv, own = counts[me].tolist(), counts[:, me].tolist(), counts[:, 0].tolist()
         _check_gradient(group, sum(send), lambda x, s=send, r=recv: c.all_to_all_rows(x, s, r, group))
         _check_gradient(group, own[me], lambda x, o=own: c.gather_rows(x, o, group))
+
+
+def check_shared_sum(group: Group) -> None:
+    """Gradient of one loss that every rank computes from sums over all, against differences."""
+    rng = np.random.default_rng(group.rank)
+    values, direction = rng.normal(size=(2, 5))
+
+    def loss(at: np.ndarray) -> tuple[Tensor, Tensor]:
+        x = paddle.to_tensor(at)
+        x.stop_gradient = False
+        return x, (c.shared_sum(x, group) ** 3 * paddle.arange(1, 6, dtype="float64")).sum()
+
+    x, whole = loss(values)
+    whole.backward()
+    small = 1e-4
+    with paddle.no_grad():
+        ends = [float(loss(values + sign * small * direction)[1]) for sign in (1, -1)]
+    exact = c.all_reduce_host(np.array([float((x.grad.numpy() * direction).sum())]), group)
+    np.testing.assert_allclose(exact, [(ends[0] - ends[1]) / (2 * small)], rtol=1e-6)
 
 
 def _check_gradient(group: Group, rows: int, function: Callable[[Tensor], Tensor]) -> None:

@@ -20,8 +20,16 @@ from tests.integration.training_setup import chats, losses, make_model, write_ch
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "data" / "samples"
 STEPS = 20
-# Processes, and how many of them share the experts. A step has 4 rows: 4, 2 or 1 a process.
-LAYOUTS = {"EP2": (2, 2), "DP2": (2, 1), "EP4": (4, 4), "EP2xDP2": (4, 2)}
+# Processes, and how many of them share the experts, and each row. A step has 4 rows: 4, 2 or 1 a process.
+LAYOUTS = {
+    "EP2": (2, 2, 1),
+    "DP2": (2, 1, 1),
+    "EP4": (4, 4, 1),
+    "EP2xDP2": (4, 2, 1),
+    "CP2": (2, 1, 2),
+    "CP2xEP2": (2, 2, 2),
+    "CP2xEP2xDP2": (4, 2, 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +61,23 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def train(
-    run: Path, setting: dict[str, Any], world: int, expert: int, *, resume: bool = False
+    run: Path, setting: dict[str, Any], world: int, expert: int, context: int = 1, *, resume: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """A run of the command. The tests' other processes leave it one thread each."""
     run.parent.mkdir(parents=True, exist_ok=True)
     (run.parent / "run.yaml").write_text("{}\n")
-    chosen = {**setting, "train.output_dir": str(run), "parallel.expert": expert, "parallel.threads": 1}
+    chosen = {**setting, "train.output_dir": str(run), "parallel.threads": 1}
+    chosen |= {"parallel.expert": expert, "parallel.context": context}
     command = [sys.executable, "-m", "erniekit", "train", str(run.parent / "run.yaml")]
     command += [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
     command += ["--devices", f"cpu:{world}", *(["--resume"] if resume else [])]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
-def trained(run: Path, setting: dict[str, Any], world: int, expert: int, *, resume: bool = False) -> Path:
-    finished = train(run, setting, world, expert, resume=resume)
+def trained(
+    run: Path, setting: dict[str, Any], world: int, expert: int, context: int = 1, *, resume: bool = False
+) -> Path:
+    finished = train(run, setting, world, expert, context, resume=resume)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return run
 

@@ -58,6 +58,25 @@ def test_what_does_not_fit(layout: Layout, experts: tuple[int, ...] | None, mess
         layout.validate(experts)
 
 
+@pytest.mark.parametrize(
+    ("context", "heads", "message"),
+    [
+        (3, (4, 2), "parallel.context is 3, .* 4 attention heads .* use 1, 2 or 4 with these --devices"),
+        # Three query heads of a process would need one and a half of six heads of keys.
+        (4, (12, 6), "6 heads of keys and values cannot be shared; use 1, 2, 3, 6 or 12 with"),
+        (8, (20, 4), "use 1, 2 or 4 with these --devices"),
+    ],
+)
+def test_heads_that_cannot_be_shared(context: int, heads: tuple[int, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Layout(24, context=context).validate(None, heads)
+
+
+def test_heads_that_can_be_shared() -> None:
+    for context, heads in ((4, (4, 1)), (4, (20, 4)), (2, (20, 4)), (8, (64, 8)), (16, (64, 8)), (1, (5, 5))):
+        Layout(16, context=context).validate(None, heads)
+
+
 @pytest.mark.parametrize("experts", [None, (64, 64), (8,)])
 def test_what_fits(experts: tuple[int, ...] | None) -> None:
     Layout(8, expert=4, context=2).validate(experts)

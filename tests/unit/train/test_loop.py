@@ -68,6 +68,7 @@ class Routing:
 class Output:
     total: paddle.Tensor
     loss_sum: paddle.Tensor
+    num_loss_tokens: int
     routing: Any = None
     pairs: Any = None
 
@@ -98,7 +99,7 @@ class Model(nn.Layer):
     def forward(self, row: Any, totals: StepTotals | None = None) -> Output:
         loss = (self.weight * self.values(row)).sum()
         total = loss if totals is None else loss / totals.loss_tokens
-        return Output(total, loss, Routing(len(row.values)))
+        return Output(total, loss, row.num_loss_tokens, Routing(len(row.values)))
 
 
 class Plain(Model):
