@@ -43,6 +43,7 @@ COMMANDS = {
         "erniekit.cli.evaluate", "evaluate", "Hold a model to data: its loss, and its answers to chats."
     ),
     "chat": Command("erniekit.cli.chat", "chat", "Talk to a model in the terminal."),
+    "serve": Command("erniekit.cli.serve", "serve", "Try a model out through OpenAI's interface."),
     "export": Command(
         "erniekit.cli.export", "export", "Write a trained model for the engines that serve it."
     ),

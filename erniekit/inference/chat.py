@@ -27,8 +27,9 @@ from erniekit.data.encode import Encoder
 from erniekit.data.formats import parse_record
 from erniekit.data.template import Template
 from erniekit.errors import DataError
-from erniekit.inference.answer import CUT_OFF, Answer, AnswerStream, Delta
+from erniekit.inference.answer import CUT_OFF, Answer, Delta
 from erniekit.inference.generate import Generator
+from erniekit.inference.reader import AnswerReader, chat_sampling
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText
 from erniekit.models.ernie import ErnieModel
@@ -75,8 +76,7 @@ class Chat:
         self._encoder = encoder
         self._text = text
         self._generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text)
-        # What a model that was not tuned writes after its answer would be a turn of the user.
-        self._sampling = replace(sampling, stop=(*sampling.stop, encoder.template.terminator))
+        self._sampling = chat_sampling(sampling, encoder.template)
         self._answers = 0
         self._check()
 
@@ -145,7 +145,6 @@ class Chat:
         return reply
 
     def _generate(self, prompt: Document, show: OnDelta) -> Reply:
-        stream, pieces = AnswerStream(self._encoder.template), self._text.stream(self._sampling.stop)
         deltas: list[Delta] = []
 
         def tell(new: Iterable[Delta]) -> None:
@@ -156,20 +155,19 @@ class Chat:
         # Each answer of a chat is drawn anew, and all of them are the same with the same seed.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         self._answers += 1
-        finish: Literal["stop", "length", "interrupted"] = "length"
-        tokens, began = 0, time.perf_counter()
+        reader = AnswerReader(self._text, self._encoder.template, sampling)
+        interrupted, began = False, time.perf_counter()
         first = last = began
         try:
             for id in self._generator.stream(prompt, sampling):
-                tokens, last = tokens + 1, time.perf_counter()
-                first = last if tokens == 1 else first
-                tell(stream.feed(pieces.feed(id)))
-                if pieces.stopped or self._text.ended([id]):
-                    finish = "stop"
+                last = time.perf_counter()
+                first = first if reader.tokens else last
+                tell(reader.feed(id))
         except KeyboardInterrupt:
-            finish = "interrupted"
-        tell([*stream.feed(pieces.finish()), *stream.finish()])
-        return Reply(Answer.of(deltas), finish, len(prompt), tokens, first - began, last - first, None)
+            interrupted = True
+        tell(reader.end())
+        finish: Literal["stop", "length", "interrupted"] = "interrupted" if interrupted else reader.finish
+        return Reply(Answer.of(deltas), finish, len(prompt), reader.tokens, first - began, last - first, None)
 
 
 def answer_message(answer: Answer, template: Template, *, whole: bool) -> Message | None:

@@ -1,0 +1,118 @@
+"""`erniekit serve`: a small server with OpenAI's interface, to try a model out."""
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erniekit.cli.options import (
+    Device,
+    Dtype,
+    MaxNewTokens,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    Template,
+    Threads,
+    TopK,
+    TopP,
+)
+
+
+def serve(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A base model, an export, a checkpoint (also with adapters), or a run's output directory.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0: other machines reach it too.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: one that is free.")
+    ] = 8000,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name", help="What requests call the model. Default: its directory.", show_default=False
+        ),
+    ] = "",
+    api_key: Annotated[
+        str,
+        typer.Option(
+            "--api-key",
+            envvar="ERNIEKIT_API_KEY",
+            help="Key that clients must send. Default: none.",
+            show_default=False,
+        ),
+    ] = "",
+    allow_urls: Annotated[
+        bool,
+        typer.Option("--allow-urls", help="Fetch pictures and videos that requests name by http(s) URL."),
+    ] = False,
+    commands: Annotated[
+        bool,
+        typer.Option("--commands", help="Print vLLM's and FastDeploy's commands for the model and exit."),
+    ] = False,
+    max_new_tokens: MaxNewTokens = 1024,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    template: Template = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Serve a model with OpenAI's interface, to try it out: /v1/chat/completions, one answer at a time.
+
+    Streams, pictures and videos as data: URIs, tools, reasoning, usage. What a request leaves out, the options
+    below say. Ctrl-C ends it. For production it prints the commands of vLLM and FastDeploy.
+
+    Examples:
+
+    \b
+      erniekit serve runs/digits
+      erniekit serve exports/ernie --port 9000 --name ernie --temperature 0.8 --top-p 0.8
+      erniekit serve exports/ernie --commands
+    """
+    from erniekit.inference.engines import describe, engine_commands
+    from erniekit.inference.load import find_model
+
+    source = find_model(model)
+    encoder = source.encoder(template)
+    production = describe(engine_commands(model, source, encoder.template))
+    if commands:
+        typer.echo("\n".join(production))
+        return
+
+    from erniekit.inference.sampling import Sampling
+    from erniekit.inference.serve import ChatServer, example, run_server
+    from erniekit.inference.serve_service import ChatService
+    from erniekit.inference.text import AnswerText
+    from erniekit.runtime import compute_dtype, configure
+
+    computed = compute_dtype(dtype, configure(device, threads, seed=0))
+    defaults = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    shown = name or model.resolve().name
+    server = ChatServer(host, port, api_key=api_key, log=functools.partial(typer.echo, err=True))
+    text = AnswerText.from_checkpoint(source.directory)
+    service = ChatService(shown, source.load(computed), encoder, text, defaults, allow_urls=allow_urls)
+    typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
+    typer.echo("\n".join(["try it:", f"  {example(server, shown)}", *production]))
+    typer.echo(f"listening on {server.url}/v1; Ctrl-C ends it")
+    run_server(server, service)

@@ -1,0 +1,215 @@
+"""`erniekit serve` as a user runs it, asked by OpenAI's own Python client."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from erniekit.train.job import run_training
+from tests.integration.training_setup import chats, make_config, make_model, write_chats
+
+ERNIEKIT = Path(sys.executable).with_name("erniekit")
+PROMPT = "What is the time in Rome?"
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "time",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = {"id": "1", "type": "function", "function": {"name": "time", "arguments": '{"city": "Rome"}'}}
+
+
+def _samples() -> list[dict[str, Any]]:
+    question = {"role": "user", "content": PROMPT}
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    result, answer = {"role": "tool", "content": "12:00"}, {"role": "assistant", "content": "It is noon."}
+    asked = {"messages": [question, call], "tools": [TOOL]}
+    told = {"messages": [question, {**call, "loss": False}, result, answer], "tools": [TOOL]}
+    return [*chats(8), asked, asked, told]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt a few chats by heart, one of which calls a tool."""
+    directory = tmp_path_factory.mktemp("serve")
+    data = write_chats(directory / "chats.jsonl", _samples())
+    settings = {"train__max_steps": 50, "data__max_length": 900, "schedule__type": "constant"}
+    config = make_config(
+        directory / "run", make_model(directory / "base"), data, **settings, train__rows_per_step=1
+    )
+    assert run_training(config) == 0
+    return directory / "run"
+
+
+def _start(*arguments: str | Path) -> tuple[subprocess.Popen[str], str, list[str]]:
+    """A server on a free port, its address, and what it has said."""
+    command = [ERNIEKIT, "serve", *arguments, "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    said = []
+    for line in process.stdout:
+        said.append(line.rstrip("\n"))
+        found = re.match(r"listening on (http://\S+)/v1", line)
+        if found is not None:
+            return process, found[1], said
+    raise AssertionError(f"{said} {process.stderr.read()}")
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[tuple[str, list[str]]]:
+    process, url, said = _start(run, "--name", "colours")
+    try:
+        yield url, said
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0 and "Traceback" not in errors
+        assert errors.splitlines()[-1] == "stopped"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[str, list[str]]) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def _question(index: int) -> tuple[list[Any], str]:
+    question, answer = chats(8)[index]["messages"]
+    return [question], answer["content"]
+
+
+def test_it_answers_in_text_and_to_pictures(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["colours"]
+    assert client.models.retrieve("colours").owned_by == "erniekit"
+    for index in (0, 1, 2):
+        messages, answer = _question(index)
+        found = client.chat.completions.create(model="colours", messages=messages, user="me", store=False)
+        (choice,) = found.choices
+        assert (choice.message.content, choice.finish_reason) == (answer, "stop")
+        assert choice.message.tool_calls is None and found.object == "chat.completion"
+        assert found.usage is not None and found.model == "colours"
+        assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+    assert any(not isinstance(_question(index)[0][0]["content"], str) for index in (0, 1, 2))
+
+
+def test_it_streams(client: openai.OpenAI) -> None:
+    messages, answer = _question(1)
+    whole = client.chat.completions.create(model="colours", messages=messages)
+    stream = client.chat.completions.create(
+        model="colours", messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == answer
+    assert len(chunks) > 4 and chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert len({chunk.id for chunk in chunks}) == 1
+    with client.chat.completions.stream(model="colours", messages=messages) as events:
+        assert events.get_final_completion().choices[0].message.content == answer
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_it_calls_tools_and_reads_their_results(client: openai.OpenAI, streamed: bool) -> None:
+    messages: list[Any] = [{"role": "user", "content": PROMPT}]
+    asked: dict[str, Any] = {"model": "colours", "messages": messages, "tools": [TOOL]}
+    if streamed:
+        with client.chat.completions.stream(**asked, tool_choice="auto") as events:
+            choice: Any = events.get_final_completion().choices[0]
+    else:
+        choice = client.chat.completions.create(**asked, parallel_tool_calls=True).choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "time")
+    assert json.loads(call.function.arguments) == {"city": "Rome"} and call.id.startswith("call_")
+    # What the client got, it sends back.
+    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "12:00"}]
+    found = client.chat.completions.create(**asked).choices[0]
+    assert (found.message.content, found.finish_reason) == ("It is noon.", "stop")
+
+
+def test_limits_and_sampling(client: openai.OpenAI) -> None:
+    messages, answer = _question(0)
+    cut = client.chat.completions.create(model="colours", messages=messages, max_tokens=2)
+    assert cut.choices[0].finish_reason == "length" and cut.usage is not None
+    assert cut.usage.completion_tokens == 2 and answer.startswith(cut.choices[0].message.content or "?")
+    stopped = client.chat.completions.create(model="colours", messages=messages, stop=[" is"])
+    assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("It", "stop")
+    wild: Any = {"model": "colours", "messages": messages, "temperature": 3.0, "max_completion_tokens": 12}
+    drawn = [
+        client.chat.completions.create(**wild, seed=seed, extra_body={"top_k": 200})
+        .choices[0]
+        .message.content
+        for seed in (-1, -1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message", "param"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0 (greedy) or more", None),
+        ({"n": 2}, "n: a request has one answer", "n"),
+        ({"logprobs": True}, "logprobs: is not supported", "logprobs"),
+        (
+            {"tools": [TOOL], "tool_choice": "required"},
+            'tool_choice: must be "auto" or "none"',
+            "tool_choice",
+        ),
+        ({"max_tokens": 1 << 20}, "positions for both", "max_tokens"),
+        ({"messages": [{"role": "user", "content": "x" * 40_000}]}, "must fit into", "messages"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "unknown role 'boss'", "messages"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_told(client: openai.OpenAI, wrong: dict[str, Any], message: str, param: Any) -> None:
+    asked: dict[str, Any] = {"model": "colours", "messages": _question(0)[0], **wrong}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**asked)
+    assert message in str(error.value) and error.value.param == param
+
+
+@pytest.mark.parametrize("url", ["https://example.com/x.png", "file:///etc/hosts", "README.md"])
+def test_pictures_come_with_the_request(client: openai.OpenAI, url: str) -> None:
+    content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "?"}]
+    with pytest.raises(openai.BadRequestError, match="as a data: URI"):
+        client.chat.completions.create(model="colours", messages=[{"role": "user", "content": content}])
+
+
+def test_another_model_and_path(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+        client.chat.completions.create(model="gpt", messages=_question(0)[0])
+    with pytest.raises(openai.NotFoundError, match="there is nothing at /v1/embeddings"):
+        client.embeddings.create(model="colours", input="x")
+
+
+def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]], run: Path) -> None:
+    url, said = server
+    assert said[0].endswith('checkpoint-000050 as "colours": template ernie_vl')
+    export = said.index(f"  erniekit export {run} --output {run}-export")
+    assert said[export + 1].startswith(f"  vllm serve {run}-export --trust-remote-code")
+    asked = subprocess.run(said[2], shell=True, capture_output=True, text=True, check=True)
+    assert said[2].startswith(f"  curl {url}/v1/chat/completions ") and json.loads(asked.stdout)["usage"]
+    printed = subprocess.run(
+        [ERNIEKIT, "serve", run, "--commands"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.splitlines() == said[3:-1]
+
+
+def test_a_port_that_is_taken(run: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [ERNIEKIT, "serve", run, "--port", port]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    message = f"error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose others with"
+    assert result.stderr.startswith(message)

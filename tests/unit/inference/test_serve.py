@@ -1,0 +1,343 @@
+"""The server itself, with a model that says what a test wants: HTTP, order, keys, clients that go away."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from erniekit.checkpoint.weights import load_model
+from erniekit.data.document import Document
+from erniekit.errors import ConfigError
+from erniekit.inference import serve
+from erniekit.inference.generate import Generator
+from erniekit.inference.load import find_model
+from erniekit.inference.sampling import Sampling
+from erniekit.inference.serve import ChatServer, example, run_server
+from erniekit.inference.serve_service import ChatService
+from erniekit.inference.text import AnswerText
+from erniekit.models.ernie import ErnieModel
+from tests.unit.inference.helpers import make_model
+from tests.unit.inference.scripted import END, TOOLS, Script
+
+CALL = '<tool_call>\n{"name": "time", "arguments": {"zone": "Asia"}}\n</tool_call>\n'
+ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which digit?"}]}
+Stream = Callable[[Document, Sampling], Iterator[int]]
+SEVEN = 60  # a token of text
+
+
+@pytest.fixture(scope="module")
+def vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("serve") / "model", "vl")
+
+
+@pytest.fixture(scope="module")
+def model(vl: Path) -> ErnieModel:
+    return load_model(vl)
+
+
+class Served:
+    """A server whose answers come from `stream`, set by the test."""
+
+    def __init__(
+        self, vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, template: str, api_key: str
+    ) -> None:
+        self.stream: Stream = lambda document, sampling: iter([2])
+        monkeypatch.setattr(
+            Generator, "stream", lambda generator, document, sampling: self.stream(document, sampling)
+        )
+        self.lines: queue.Queue[str] = queue.Queue()
+        text = AnswerText.from_checkpoint(vl)
+        self.service = ChatService("tiny", model, find_model(vl).encoder(template), text, Sampling(50))
+        self.server = ChatServer("127.0.0.1", 0, api_key=api_key, log=self.lines.put)
+        self.server.service = self.service
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=self.service.run, daemon=True).start()
+        self.host, self.port = self.server.server_address[:2]
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(str(self.host), self.port, timeout=30)
+        sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method, path, sent, {"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        return response.status, json.loads(content) if content else None, response
+
+    def completion(self, body: Any, **headers: str) -> tuple[int, Any]:
+        return self.ask("POST", "/v1/chat/completions", body, headers)[:2]
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="secret", max_retries=0, timeout=30)
+
+
+@pytest.fixture
+def start(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(template: str = "ernie_vl", api_key: str = "", answers: list[str] | None = None) -> Served:
+        served = Served(vl, model, monkeypatch, template, api_key)
+        started.append(served)
+        if answers is not None:
+            served.stream = Script(vl, model, template, answers).stream
+        return served
+
+    yield start
+    for served in started:
+        served.server.shutdown()
+        served.server.server_close()
+
+
+def test_reasoning_and_calls_reach_the_client(start: Callable[..., Served]) -> None:
+    said = f"So it is.\n</think>\n\nLook:{CALL}{CALL}{END}"
+    client = start("ernie_vl_thinking", answers=[said, said]).client()
+    message: Any = client.chat.completions.create(**ASKED, tools=TOOLS).choices[0].message
+    assert (message.content, message.reasoning_content) == ("Look:", "So it is.")
+    with client.chat.completions.stream(**ASKED, tools=TOOLS) as events:
+        streamed: Any = events.get_final_completion().choices[0]
+    assert streamed.finish_reason == "tool_calls"
+    for found in (message, streamed.message):
+        assert [json.loads(call.function.arguments) for call in found.tool_calls] == [{"zone": "Asia"}] * 2
+
+
+def test_what_is_asked_reaches_the_model(start: Callable[..., Served]) -> None:
+    served, asked = start(), []
+
+    def stream(document: Document, sampling: Sampling) -> Iterator[int]:
+        asked.append((len(document), sampling))
+        return iter([SEVEN, 2])
+
+    served.stream = stream
+    status, answer = served.completion({**ASKED, "temperature": 0.5, "stop": ["x"], "max_tokens": 9})
+    (tokens, sampling) = asked[0]
+    assert (status, answer["usage"]["prompt_tokens"]) == (200, tokens)
+    assert answer["usage"]["completion_tokens"] == 2
+    terminator = "<|end_of_sentence|>"
+    assert sampling == Sampling(9, temperature=0.5, stop=("x", terminator), seed=0)
+    # Where no seed is given, every answer is drawn anew.
+    served.completion(ASKED)
+    assert asked[1][1] == Sampling(50, stop=(terminator,), seed=1)
+    assert "POST /v1/chat/completions 200" in served.lines.get() and "answer 2 tokens" in served.lines.get()
+
+
+def test_routes_and_methods(start: Callable[..., Served]) -> None:
+    served = start()
+    assert served.ask("GET", "/health")[:2] == (200, {"status": "ok"})
+    assert served.ask("HEAD", "/health")[:2] == (200, None)
+    status, models, _ = served.ask("GET", "/v1/models?limit=1")
+    assert (status, [card["id"] for card in models["data"]]) == (200, ["tiny"])
+    for method, path, wanted in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/models/tiny", "GET"),
+        ("POST", "/health", "GET"),
+    ):
+        status, answer, response = served.ask(method, path, b"{}" if method == "POST" else None)
+        assert (status, response.headers["Allow"]) == (405, wanted)
+        assert answer["error"]["message"] == f"{path} takes {wanted}, not {method}"
+    status, answer, _ = served.ask("POST", "/v1/completions", {})
+    assert status == 404 and "there is nothing at /v1/completions" in answer["error"]["message"]
+    status, answer, _ = served.ask("GET", "/v1/models/gpt")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    status, answer, _ = served.ask("BREW", "/health")
+    assert status == 501 and answer["error"]["type"] == "server_error"
+
+
+def test_a_key(start: Callable[..., Served]) -> None:
+    served = start(api_key="secret", answers=[f"seven{END}"])
+    for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Bearer \xe9"}):
+        status, answer, response = served.ask("GET", "/v1/models", headers=headers)
+        assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert served.ask("GET", "/health")[0] == 200
+    assert served.client().chat.completions.create(**ASKED).choices[0].message.content == "seven"
+    assert "Authorization: Bearer KEY" in example(served.server, "tiny")
+
+
+def test_bodies_that_are_not_taken(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_BODY", 1000)
+    served = start()
+    with pytest.raises(openai.APIStatusError, match=r"at most 1,000 are taken") as error:
+        question: Any = [{"role": "user", "content": "x" * 5_000_000}]
+        served.client().chat.completions.create(model="tiny", messages=question)
+    assert error.value.status_code == 413
+    status, answer = served.completion(ASKED, **{"Content-Type": "text/plain"})
+    assert status == 415 and "application/json" in answer["error"]["message"]
+    assert served.completion(None)[0] == 411
+    connection = http.client.HTTPConnection(str(served.host), served.port, timeout=30)
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        iter([b"{}"]),
+        {"Content-Type": "application/json"},
+        encode_chunked=True,
+    )
+    response = connection.getresponse()
+    assert (response.status, response.headers["Connection"]) == (411, "close")
+
+
+def test_a_connection_is_used_again(start: Callable[..., Served]) -> None:
+    served = start(answers=[f"one{END}", f"two{END}"])
+    connection = http.client.HTTPConnection(str(served.host), served.port, timeout=30)
+    found = []
+    for body in ({**ASKED, "stream": True}, {**ASKED, "n": 2}, ASKED):
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        found.append(connection.getresponse())
+        content = found[-1].read()
+    assert [response.status for response in found] == [200, 400, 200]
+    assert not any(response.will_close for response in found)
+    assert json.loads(content)["choices"][0]["message"]["content"] == "two"
+
+
+def test_an_old_client_gets_a_stream_without_chunks(start: Callable[..., Served]) -> None:
+    served = start(answers=[f"one{END}"])
+    body = json.dumps({**ASKED, "stream": True}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    with socket.create_connection((str(served.host), served.port), timeout=30) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    answer = received.partition(b"\r\n\r\n")[2]
+    assert answer.startswith(b"data: {") and answer.endswith(b"data: [DONE]\n\n")
+
+
+def test_requests_are_answered_in_their_order(start: Callable[..., Served]) -> None:
+    served, begun, go = start(), queue.Queue[int](), threading.Event()
+
+    def stream(document: Document, sampling: Sampling) -> Iterator[int]:
+        begun.put(sampling.max_new_tokens)
+        go.wait(30)
+        yield 2
+
+    served.stream = stream
+    threads = []
+    for number in (11, 12, 13, 14):
+        threads.append(
+            threading.Thread(target=served.completion, args=({**ASKED, "max_tokens": number},), daemon=True)
+        )
+        threads[-1].start()
+        time.sleep(0.1)
+    assert begun.get(timeout=30) == 11
+    # Others wait, but what needs no model is answered, and mistakes are told.
+    assert served.ask("GET", "/health")[0] == 200
+    assert served.completion({**ASKED, "n": 2})[0] == 400
+    assert begun.empty()
+    go.set()
+    assert [begun.get(timeout=30) for _ in range(3)] == [12, 13, 14]
+    for thread in threads:
+        thread.join(30)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_goes_away_ends_its_answer(start: Callable[..., Served], streamed: bool) -> None:
+    served, begun, ended = start(), threading.Event(), threading.Event()
+
+    def endless(document: Document, sampling: Sampling) -> Iterator[int]:
+        try:
+            while True:
+                begun.set()
+                time.sleep(0.01)
+                yield SEVEN
+        finally:
+            ended.set()
+
+    served.stream = endless
+    body = json.dumps({**ASKED, "stream": streamed}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    with socket.create_connection((str(served.host), served.port), timeout=30) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        if streamed:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert begun.wait(30) and not ended.is_set()
+    assert ended.wait(30)
+    assert "the client went away" in served.lines.get(timeout=30)
+    served.stream = lambda document, sampling: iter([2])
+    assert served.completion(ASKED)[0] == 200
+
+
+def test_a_client_that_goes_away_while_it_waits_is_never_answered(start: Callable[..., Served]) -> None:
+    served, asked, go = start(), [], threading.Event()
+
+    def stream(document: Document, sampling: Sampling) -> Iterator[int]:
+        asked.append(sampling.max_new_tokens)
+        go.wait(30)
+        yield 2
+
+    served.stream = stream
+    first = threading.Thread(target=served.completion, args=(ASKED,), daemon=True)
+    first.start()
+    with pytest.raises(openai.APITimeoutError):
+        served.client().with_options(timeout=0.3).chat.completions.create(**ASKED, max_tokens=7)
+    assert "the client went away" in served.lines.get(timeout=30)
+    go.set()
+    first.join(30)
+    assert served.completion(ASKED)[0] == 200 and asked == [50, 50]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_answer_that_fails_is_told_and_the_next_is_given(
+    start: Callable[..., Served], after: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = start()
+
+    def broken(document: Document, sampling: Sampling) -> Iterator[int]:
+        yield from [SEVEN] * after
+        raise MemoryError("too large")
+
+    served.stream = broken
+    status, answer = served.completion(ASKED)
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert answer["error"]["message"] == "the answer failed: MemoryError: too large"
+    with pytest.raises(openai.APIError, match="the answer failed"):
+        list(served.client().chat.completions.create(**ASKED, stream=True))
+    assert "MemoryError" in capsys.readouterr().err
+    served.stream = lambda document, sampling: iter([2])
+    assert served.completion(ASKED)[0] == 200
+
+
+def test_a_picture_that_cannot_be_read(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = start()
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eHh4"}}
+    status, answer = served.completion({**ASKED, "messages": [{"role": "user", "content": [part]}]})
+    assert status == 400 and "not a picture that can be read" in answer["error"]["message"]
+
+
+def test_where_it_cannot_listen() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1, port 8000"):
+        ChatServer("192.0.2.1", 8000, log=print)
+    with ChatServer("::1", 0, log=print) as server:
+        assert server.url == f"http://[::1]:{server.server_address[1]}"
+    with ChatServer("0.0.0.0", 0, log=print) as server:
+        assert server.url == f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def test_an_interrupt_ends_it(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    text = AnswerText.from_checkpoint(vl)
+    service = ChatService("tiny", model, find_model(vl).encoder(), text, Sampling())
+    server = ChatServer("127.0.0.1", 0, log=lines.append)
+    monkeypatch.setattr(serve.signal, "signal", lambda *arguments: None)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(service, "run", interrupted)
+    run_server(server, service)
+    assert lines == ["stopped"]
+    with pytest.raises(OSError):
+        socket.create_connection(server.server_address[:2], timeout=5)

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from erniekit.data.conversation import ImagePart, Message, ReasoningPart, TextPart, ToolCallPart, VideoPart
+from erniekit.data.template_families import TEMPLATES
+from erniekit.inference.sampling import Sampling
+from erniekit.inference.serve_request import (
+    ChatRequest,
+    RequestError,
+    check_thinking,
+    read_conversation,
+    read_request,
+    read_sampling,
+)
+from tests.unit.inference.scripted import TOOLS
+
+QUESTION = {"role": "user", "content": "Hello"}
+DATA = "data:image/png;base64,eHh4"
+
+
+def _request(**fields: Any) -> ChatRequest:
+    return read_request(json.dumps({"messages": [QUESTION], **fields}).encode())
+
+
+def _refused(**fields: Any) -> RequestError:
+    with pytest.raises(RequestError) as error:
+        _request(**fields)
+    return error.value
+
+
+def _conversation(*messages: Any, allow_urls: bool = False, **fields: Any) -> tuple[Message, ...]:
+    request = _request(messages=list(messages), **fields)
+    return read_conversation(request, "request 1", allow_urls=allow_urls).messages
+
+
+def test_what_changes_no_answer_is_passed_over() -> None:
+    plain = _request()
+    assert plain == _request(
+        user="me",
+        metadata={"a": "b"},
+        store=True,
+        service_tier="auto",
+        n=1,
+        logprobs=False,
+        top_logprobs=None,
+        response_format={"type": "text"},
+        frequency_penalty=0.0,
+        presence_penalty=0,
+        logit_bias={},
+        modalities=["text"],
+        parallel_tool_calls=True,
+        temperature=None,
+    )
+    assert (plain.stream, plain.include_usage, plain.may_call) == (None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n", 2, "n: a request has one answer"),
+        ("logprobs", True, "logprobs: is not supported"),
+        ("response_format", {"type": "json_object"}, "response_format: only text is supported"),
+        ("frequency_penalty", 0.1, "frequency_penalty: is not supported: use repetition_penalty"),
+        ("parallel_tool_calls", False, "parallel_tool_calls: the model decides"),
+        ("reasoning_effort", "low", "reasoning_effort: is not supported"),
+        ("functions", [], "functions: is not supported: use tools"),
+        ("tool_choice", "required", 'tool_choice: must be "auto" or "none"'),
+        ("tool_choice", {"type": "function", "function": {"name": "time"}}, "tool_choice: must be"),
+        ("best_of", 2, "best_of: this server does not know this field"),
+        ("stream_options", {"usage": True}, "stream_options.usage: this server does not know"),
+        ("stream", "yes", "stream: must be a valid boolean"),
+        ("temperature", "hot", "temperature: must be a valid number"),
+        ("max_tokens", 0, "max_tokens: must be greater than or equal to 1"),
+        ("stop", 7, "stop: must be a valid string or must be a valid list"),
+        ("messages", [], "messages: List should have at least 1 item"),
+        ("messages", "Hello", "messages: must be a valid list"),
+        ("tools", {"name": "time"}, "tools: must be a valid list"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused(name: str, value: Any, message: str) -> None:
+    error = _refused(**{name: value})
+    assert str(error).startswith(message)
+    assert (error.status, error.code) == (400, None)
+    assert (error.param or "").partition(".")[0] == name
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not valid JSON"),
+        (b"{'a': 1}", "the body is not valid JSON"),
+        (b"\xff", "the body is not valid JSON"),
+        (b"[" * 100_000, "the body is not valid JSON"),
+        (b"[]", "the body must be a JSON object"),
+        (b"{}", "messages: is missing"),
+        (b'{"\\ud800": 1, "messages": [{}]}', "a field: "),
+    ],
+)
+def test_bodies_that_are_no_request(body: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        read_request(body)
+    assert error.value.status == 400
+
+
+def test_a_chat_with_media_and_calls() -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "time", "arguments": '{"a": 1}'}}
+    found = _conversation(
+        {"role": "developer", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": DATA, "detail": "low"}},
+                {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,eHh4"}},
+                {"type": "text", "text": "What <image> is it?"},
+            ],
+        },
+        {"role": "assistant", "content": None, "reasoning_content": "Hm", "tool_calls": [call]},
+        {"role": "tool", "content": "noon", "tool_call_id": "x"},
+        tools=list(TOOLS),
+    )
+    assert [message.role for message in found] == ["system", "user", "assistant", "tool"]
+    assert found[1].parts == (ImagePart(b"xxx"), VideoPart(b"xxx"), TextPart("What <image> is it?"))
+    assert found[2].parts == (ReasoningPart("Hm"), ToolCallPart("time", '{"a": 1}'))
+
+
+def test_tools_are_left_out_where_the_model_must_not_call() -> None:
+    request = _request(tools=list(TOOLS))
+    assert request.may_call
+    assert read_conversation(request, "x", allow_urls=False).tools == TOOLS
+    request = _request(tools=list(TOOLS), tool_choice="none")
+    assert not request.may_call
+    assert read_conversation(request, "x", allow_urls=False).tools == ()
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize(
+    "url", ["/etc/passwd", "x.png", "file:///x.png", "ftp://h/x.png", "iVBORw0KGgo" * 9, ""]
+)
+def test_no_file_of_the_server_is_read(kind: str, url: str) -> None:
+    for media in ({"url": url}, url):
+        part = {"type": f"{kind}_url", f"{kind}_url": media}
+        with pytest.raises(
+            RequestError, match=r"messages\.0\.content\.0: send the file itself as a data: URI"
+        ):
+            _conversation({"role": "user", "content": [part]}, allow_urls=True)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "x.png"},
+        {"type": "video", "video": ["x.png"]},
+        {"type": "image_url", "path": "x.png"},
+        {"type": "image_url", "url": DATA},
+        {"type": "image_url", "image_url": {"path": "x.png"}},
+        {"type": "image_url", "image_url": {"bytes": "eHh4"}},
+        {"type": "input_audio", "input_audio": {}},
+        "Hello",
+        None,
+    ],
+)
+def test_other_ways_to_name_media_are_refused(part: Any) -> None:
+    with pytest.raises(RequestError, match=r"messages\.0\.content\.0: "):
+        _conversation({"role": "user", "content": [part]})
+
+
+def test_urls_are_for_servers_that_allow_them() -> None:
+    url = "https://example.com/x.png"
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    with pytest.raises(RequestError, match="started with --allow-urls"):
+        _conversation(message)
+    assert _conversation(message, allow_urls=True)[0].parts == (ImagePart(url),)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "robot", "content": "x"}], "message 1: unknown role 'robot'"),
+        ([QUESTION, {"role": "system", "content": "x"}], "a system message can only be the first"),
+        ([{"content": "x"}], "no role"),
+        ([{"role": "user"}], 'has no "content"'),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], '"text" must be a string'),
+        ([QUESTION, {"role": "assistant", "tool_calls": [{"function": {}}]}], "has no name"),
+        ([{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
+    ],
+)
+def test_chats_that_are_none(messages: list[Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        _conversation(*messages)
+    assert error.value.param == "messages"
+
+
+def test_sampling_is_that_of_the_request_and_else_the_servers() -> None:
+    defaults = Sampling(max_new_tokens=50, temperature=0.5, stop=("x",), seed=3)
+    assert read_sampling(_request(), defaults, 10, 100) == defaults
+    request = _request(
+        temperature=0, top_p=0.5, top_k=-1, repetition_penalty=1.1, stop="a", seed=-1, max_tokens=90
+    )
+    chosen = Sampling(90, 0, 0.5, 0, 1.1, ("a",), (1 << 64) - 1)
+    assert read_sampling(request, defaults, 10, 100) == chosen
+    request = _request(stop=["a", "b"], max_tokens=7, max_completion_tokens=8)
+    assert read_sampling(request, defaults, 10, 100).stop == ("a", "b")
+    assert read_sampling(request, defaults, 10, 100).max_new_tokens == 8
+    # The server's own limit gives way to the model's.
+    assert read_sampling(_request(), defaults, 99, 100).max_new_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt", "message", "param"),
+    [
+        ({}, 100, "the prompt has 100 tokens; with an answer it must fit into 100 positions", "messages"),
+        ({"max_tokens": 91}, 10, "ask for 90 at most", "max_tokens"),
+        ({"top_p": 0}, 10, "top_p must be over 0", None),
+        ({"temperature": -0.1}, 10, "temperature must be 0", None),
+        ({"stop": [""]}, 10, "stop must be texts that are not empty", None),
+    ],
+)
+def test_sampling_that_cannot_be(fields: Any, prompt: int, message: str, param: str | None) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        read_sampling(_request(**fields), Sampling(), prompt, 100)
+    assert error.value.param == param
+    assert (error.value.code == "context_length_exceeded") == (param is not None)
+
+
+def test_thinking_is_as_the_template_has_it() -> None:
+    for name, thinks in (("ernie", False), ("ernie_vl", False), ("ernie_vl_thinking", True)):
+        check_thinking(_request(chat_template_kwargs={"enable_thinking": thinks}), TEMPLATES[name])
+        check_thinking(_request(chat_template_kwargs={}), TEMPLATES[name])
+        with pytest.raises(RequestError, match=r"the model (always|never) thinks"):
+            check_thinking(_request(chat_template_kwargs={"enable_thinking": not thinks}), TEMPLATES[name])
