@@ -139,6 +139,16 @@ def read_array(info: TensorInfo) -> np.ndarray:
     return array
 
 
+def read_span(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """Elements `start` to `stop` of one tensor in row-major order, 1-D, in the element type of the disk."""
+    array = np.empty(stop - start, NUMPY_TYPES[info.dtype])
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset + start * array.itemsize)
+        if stream.readinto(array.data.cast("B")) != array.nbytes:
+            raise CheckpointError(f"{info.file}: cut off inside {info.name}")
+    return array
+
+
 def bfloat16_to_float32(array: np.ndarray) -> np.ndarray:
     """Widen bfloat16 (uint16) to float32; exact."""
     wide = np.zeros((*array.shape, 2), np.uint16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,22 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.checkpoint.hub import as_dtype, check_against, read_array, read_index, write_shards
+from erniekit.checkpoint.hub import (
+    TensorInfo,
+    as_dtype,
+    check_against,
+    read_array,
+    read_index,
+    read_span,
+    write_shards,
+)
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.specs import TensorSpec, parameter_specs
+from erniekit.parallel.mesh import Mesh
+from erniekit.parallel.shards import Span
+from erniekit.parallel.stored import StoredLayers
 
 DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
 
@@ -50,7 +61,11 @@ def load_weights(model: ErnieModel, directory: str | Path) -> None:
     """
     found = read_index(directory)
     check_against(found, parameter_specs(model.config), str(directory))
-    for name, parameter in model.named_parameters():
+    _fill(model.named_parameters(), found)
+
+
+def _fill(parameters: Iterable[tuple[str, Tensor]], found: Mapping[str, TensorInfo]) -> None:
+    for name, parameter in parameters:
         assign(parameter, read_array(found[name]), found[name].dtype)
 
 
@@ -61,15 +76,46 @@ def load_model(
 
     expert_rank, expert_ranks: where processes share the experts, see `MoeConfig`.
     """
-    config = ErnieConfig.from_dir(directory)
-    # Before memory is taken for a model that the files do not fit.
-    check_against(read_index(directory), parameter_specs(config), str(directory))
+    config, found = _open(directory, expert_rank, expert_ranks)
+    model = build_model(config, dtype)
+    _fill(model.named_parameters(), found)
+    return model
+
+
+def load_spread(directory: str | Path, dtype: str, mesh: Mesh) -> tuple[ErnieModel, StoredLayers]:
+    """As `load_model`, but the weights of its decoder layers are spread over the processes of `mesh`.
+
+    Every process reads its own part of each from the files, and never has more than one layer whole.
+    """
+    config, found = _open(directory, mesh.expert.rank, mesh.expert.size)
+    with paddle.LazyGuard():
+        model = build_model(config, dtype)
+
+    def read(span: Span) -> Tensor:
+        info = found[span.name]
+        part = paddle.zeros([span.size], dtype)
+        if span.size:
+            assign(part, read_span(info, span.start, span.stop), info.dtype)
+        return part
+
+    stored = StoredLayers(model, mesh, read)
+    whole = [(name, p) for name, p in model.named_parameters() if name not in stored.names]
+    for _, parameter in whole:
+        parameter.initialize()
+    _fill(whole, found)
+    return model, stored
+
+
+def _open(
+    directory: str | Path, expert_rank: int, expert_ranks: int
+) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
+    """Configuration and tensors, checked before memory is taken for a model that the files do not fit."""
+    config, found = ErnieConfig.from_dir(directory), read_index(directory)
+    check_against(found, parameter_specs(config), str(directory))
     if config.moe is not None:
         moe = replace(config.moe, expert_rank=expert_rank, expert_ranks=expert_ranks)
         config = replace(config, moe=moe)
-    model = build_model(config, dtype)
-    load_weights(model, directory)
-    return model
+    return config, found
 
 
 def save_weights(

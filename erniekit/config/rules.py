@@ -98,6 +98,14 @@ def _frames_in_order(config: Config) -> Iterator[Conflict]:
             yield Conflict((f"data.{low}", f"data.{high}"), f"{least} is above data.{high}, which is {most}")
 
 
+def _fetched_layers_are_recomputed(config: Config) -> Iterator[Conflict]:
+    if config.parallel.shard == "parameters" and not config.train.recompute:
+        yield Conflict(
+            ("parallel.shard", "train.recompute"),
+            "parameters needs train.recompute: true, since the backward pass would keep the weights of every layer",
+        )
+
+
 def _mix_is_used(config: Config) -> Iterator[Conflict]:
     data = config.data
     if data.mix != "weighted" and any(source.weight != 1 for source in data.train):
@@ -259,6 +267,7 @@ _RULES: tuple[Callable[[Config], Iterator[Conflict]], ...] = (
     _learning_rate_falls,
     _pixels_in_order,
     _frames_in_order,
+    _fetched_layers_are_recomputed,
     _mix_is_used,
     _stream_has_an_end,
     _dtype_has_kernels,

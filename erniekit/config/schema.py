@@ -346,6 +346,12 @@ class ParallelConfig(Section):
         description="Processes that share each row, for rows too long for one (context parallelism): every one has a "
         "part of the tokens, and for attention a part of the heads. Must divide the model's attention heads.",
     )
+    shard: Literal["none", "optimizer", "gradients", "parameters"] = Field(
+        "none",
+        description="What processes with the same weights spread over themselves instead of each keeping all (ZeRO 1 "
+        "to 3). optimizer: AdamW's state; gradients: these as well; parameters: also the weights of decoder layers, "
+        "trained or not, which are fetched a layer at a time. With one process nothing changes.",
+    )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600.0,
         description="Seconds that a process waits for others before the run ends and tells who is missing.",

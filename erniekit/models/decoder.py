@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from paddle import Tensor, nn
-from paddle.distributed.fleet.utils import recompute
 
 from erniekit.models.attention import Attend, Attention
 from erniekit.models.config import ErnieConfig
 from erniekit.models.layers import Embedding, Mlp, RMSNorm
+from erniekit.models.segments import LayerRun, Plain
 from erniekit.moe.layer import MoeLayer
-from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterOutput, RouterTerms
+from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterOutput, RouterSums, RouterTerms
 
 
 class DecoderOutput(NamedTuple):
@@ -56,8 +57,8 @@ class Decoder(nn.Layer):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.LayerList(DecoderLayer(config, i, dtype) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        # Keep only each layer's input for the backward pass and compute the layer again there.
-        self.recompute = False
+        # How its layers are run; what trains the model may replace it.
+        self.run: LayerRun = Plain()
 
     def forward(
         self,
@@ -69,15 +70,32 @@ class Decoder(nn.Layer):
     ) -> DecoderOutput:
         """Embedded row [T, hidden] through all layers and the final norm."""
         routers = {}
-        if self.recompute and self.training and x.stop_gradient:
-            # Under LoRA nothing before the first adapter needs a gradient, and Paddle's recompute warns of it.
-            x = x.detach()
-            x.stop_gradient = False
         for number, layer in enumerate(self.layers):
-            if self.recompute and self.training:
-                x, router = recompute(layer, x, rotation, index, attend, terms, use_reentrant=False)
-            else:
-                x, router = layer(x, rotation, index, attend, terms)
-            if router is not None:
-                routers[number] = router
+            flat = partial(_flat, layer, rotation=rotation, index=index, attend=attend, terms=terms)
+            x, *rest = self.run(number, flat, x)
+            if rest:
+                routers[number] = _router_output(rest, terms)
         return DecoderOutput(self.norm(x), routers)
+
+
+def _flat(
+    layer: DecoderLayer,
+    x: Tensor,
+    *,
+    rotation: Tensor,
+    index: ModalityIndex,
+    attend: Attend,
+    terms: RouterTerms,
+) -> tuple[Tensor, ...]:
+    """A layer's output and, where it has a router, the counts and those sums that are there."""
+    x, router = layer(x, rotation, index, attend, terms)
+    if router is None:
+        return (x,)
+    return (x, router.counts, *(found for found in router.sums if found is not None))
+
+
+def _router_output(flat: list[Tensor], terms: RouterTerms) -> RouterOutput:
+    """The way back. The sums of a router are those that `terms` ask for."""
+    counts, *found = flat
+    sums = iter(found)
+    return RouterOutput(counts, RouterSums(*(next(sums) if wanted else None for wanted in terms)))

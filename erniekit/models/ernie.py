@@ -103,15 +103,6 @@ class ErnieModel(nn.Layer):
         """[vocab, hidden]: the head's own weight, or the embedding where they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    @property
-    def recompute(self) -> bool:
-        """Whether decoder layers are computed again in the backward pass instead of keeping their activations."""
-        return bool(self.model.recompute)
-
-    @recompute.setter
-    def recompute(self, value: bool) -> None:
-        self.model.recompute = value
-
     def _no_features(self) -> Tensor:
         """[0, hidden] of a process that has none of a row's pictures: with a gradient where the others' have one."""
         features = paddle.zeros([0, self.config.hidden_size], self.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -11,6 +12,7 @@ from paddle import Tensor
 
 from erniekit.models.specs import TensorSpec
 from erniekit.parallel.collectives import all_gather, all_gather_uneven, broadcast_
+from erniekit.parallel.exchange import Held
 from erniekit.parallel.mesh import Mesh
 
 
@@ -19,7 +21,7 @@ class GatheredTensors:
 
     All processes make it together, each with those that it holds; what several hold is the same. The main process
     then calls `read` for every one of `specs` in their order, and the other processes call `serve`. describe: what
-    is known of a tensor; to_array: its values.
+    is known of a tensor; to_array: its values; held: by whom it is held where each process has a part.
     """
 
     def __init__(
@@ -28,13 +30,19 @@ class GatheredTensors:
         tensors: Mapping[str, Tensor],
         describe: Callable[[str, Tensor], TensorSpec],
         to_array: Callable[[Tensor], np.ndarray],
+        held: Callable[[str], Held | None] = lambda _: None,
     ) -> None:
         self._group, self._tensors, self._to_array = mesh.expert, tensors, to_array
+        self._held = {name: found for name in tensors if (found := held(name)) is not None}
         self._takes_part = mesh.rank < mesh.layout.expert
         self.specs: list[TensorSpec] = []
         self._owners: dict[str, int] = {}
         self._by_name: dict[str, TensorSpec] = {}
-        own = [describe(name, tensor) for name, tensor in tensors.items()]
+        own = [
+            replace(spec, shape=self._held[name].shape) if name in self._held else spec
+            for name, tensor in tensors.items()
+            for spec in [describe(name, tensor)]
+        ]
         for rank, specs in enumerate(self._exchange(own)):
             for spec in specs:
                 if spec.name not in self._owners:
@@ -45,19 +53,27 @@ class GatheredTensors:
     def read(self, name: str) -> np.ndarray:
         """On the main process: the values of a tensor, whoever holds it."""
         if self._owners[name] == self._group.rank:
-            return self._to_array(self._tensors[name])
+            return self._to_array(self._whole(name))
         return self._to_array(self._receive(self._by_name[name]))
 
     def serve(self) -> None:
         """On the others: hand over what the main process reads."""
-        if not self._takes_part:
-            return
         for spec in self.specs:
             owner = self._owners[spec.name]
-            if owner and owner == self._group.rank:
-                broadcast_(self._tensors[spec.name].detach().clone(), owner, self._group)
-            elif owner:
+            # What several hold in parts they put together at the same time, in every copy of the model.
+            whole = self._whole(spec.name) if spec.name in self._tensors else None
+            if not owner or not self._takes_part:
+                continue
+            if whole is not None:
+                broadcast_(whole.detach().clone(), owner, self._group)
+            else:
                 self._receive(spec)
+
+    def _whole(self, name: str) -> Tensor:
+        held = self._held.get(name)
+        if held is None:
+            return self._tensors[name]
+        return all_gather_uneven(self._tensors[name], held.counts, held.group).reshape(list(held.shape))
 
     def _receive(self, spec: TensorSpec) -> Tensor:
         buffer = paddle.empty(list(spec.shape), _PADDLE_TYPES[spec.dtype])

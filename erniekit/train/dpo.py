@@ -73,19 +73,24 @@ def make_reference(
     datasets: Sequence[Dataset],
     load_base: Callable[[], ErnieModel],
     say: Say,
+    *,
+    spread: bool = False,
 ) -> Reference | None:
     """The reference of a run; None for a loss without one.
 
     model: the one that is trained, adapters on it; load_base: loads config.model.path once more, as `model` was loaded.
     With dpo.reference "cached" the log-probabilities of all pairs of `datasets` are computed here, where they are not
-    known, by this process alone, with a copy that `load_base` loads for one process. Raises DataError.
+    known, by this process alone; where `model` is spread over several, with a copy that `load_base` loads for this
+    one. Raises DataError.
     """
     if config.dpo.loss in REFERENCE_FREE:
         return None
 
+    cached = config.dpo.reference == "cached"
+
     @cache
     def frozen() -> Reference:
-        if config.lora.enabled and config.dpo.reference != "copy":
+        if config.lora.enabled and config.dpo.reference != "copy" and not (cached and spread):
             return WithoutAdapters(model, config.loss.chunk_tokens, Path(config.model.path))
         say(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
@@ -95,7 +100,7 @@ def make_reference(
             parameter.stop_gradient = True
         return FrozenModel(copy, config.loss.chunk_tokens)
 
-    if config.dpo.reference != "cached":
+    if not cached:
         return frozen()
     key = model_key(config.model.path, dtype)
     with alone(model):

@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from erniekit.checkpoint.state import TrainerState, check_identity, newest_checkpoint, read_state
@@ -14,9 +13,11 @@ from erniekit.config import Config, dump_config
 from erniekit.data.files import expand
 from erniekit.data.rows import StoredRows
 from erniekit.errors import DataError
+from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
+from erniekit.parallel.exchange import Exchange
 from erniekit.parallel.worker import worker_from
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
@@ -26,7 +27,7 @@ from erniekit.train.loop import Loop, LoopSettings, Progress, evaluation_loss
 from erniekit.train.monitor import Monitor
 from erniekit.train.optimizer import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
-from erniekit.train.prepare import Prepared, load_shared, prepare_model, preview_model
+from erniekit.train.prepare import Prepared, load_shared, make_exchange, prepare_model, preview_model
 from erniekit.train.progress import Reporter, make_reporter
 from erniekit.train.routers import Routers
 from erniekit.train.saving import (
@@ -63,13 +64,14 @@ def run_training(
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
     device = configure(config.parallel.device, threads, config.train.seed)
     team = assemble(config, worker)
-    status = _train(config, resume, reporter, device, team)
+    status = train_with(config, resume, reporter, device, team)
     # Not after an error: the others may be waiting for this process, and learn of its end from the launcher.
     team.close()
     return status
 
 
-def _train(config: Config, resume: bool, reporter: Reporter, device: str, team: Team) -> int:
+def train_with(config: Config, resume: bool, reporter: Reporter, device: str, team: Team) -> int:
+    """Train together with the other processes of the team, which call the same. See `run_training`."""
     run = Path(config.train.output_dir)
     checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
     state = read_state(checkpoint) if checkpoint is not None else None
@@ -88,20 +90,42 @@ def _train(config: Config, resume: bool, reporter: Reporter, device: str, team: 
             config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh
         )
         objective = make_objective(config, prepared, inputs, dtype, team, reporter.say)
-        optimizer = make_optimizer(config, prepared)
+        exchange = make_exchange(config, prepared, team.mesh)
+        optimizer = make_optimizer(config, prepared, exchange)
         progress = Progress()
         if checkpoint is not None and state is not None:
-            progress = restore(checkpoint, state, optimizer, inputs.train, team)
+            progress = restore(checkpoint, state, optimizer, inputs.train, team, exchange)
         run.mkdir(parents=True, exist_ok=True)
         if team.is_main:
             (run / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
         saver = Saver(
-            run, config, prepared.model, optimizer, inputs.train, plan.schedule, identity, reporter.say, team
+            run=run,
+            config=config,
+            model=prepared.model,
+            optimizer=optimizer,
+            loader=inputs.train,
+            schedule=plan.schedule,
+            identity=identity,
+            say=reporter.say,
+            team=team,
+            stored=prepared.stored,
+            exchange=exchange,
         )
         monitor = _monitor(run, config, progress, team)
         try:
             loop = make_loop(
-                config, plan, prepared, objective, optimizer, inputs, monitor, reporter, saver, progress, team
+                config,
+                plan,
+                prepared,
+                objective,
+                optimizer,
+                inputs,
+                monitor,
+                reporter,
+                saver,
+                progress,
+                team,
+                exchange,
             )
             return _run(loop, run, reporter.say, _devices(device, team))
         finally:
@@ -146,17 +170,18 @@ def _devices(device: str, team: Team) -> str:
     return f" --devices cpu:{size}" if size > 1 and device == "cpu" else ""
 
 
-def make_optimizer(config: Config, prepared: Prepared) -> AdamW:
-    """AdamW over the trained parameters, with the groups of the configuration."""
+def make_optimizer(config: Config, prepared: Prepared, exchange: Exchange | None = None) -> AdamW:
+    """AdamW over the trained parameters, or this process's parts of them, with the groups of the configuration."""
     settings = config.optimizer
     return AdamW(
-        prepared.trained,
+        prepared.trained if exchange is None else exchange.parameters,
         weight_decay=settings.weight_decay,
         beta1=settings.beta1,
         beta2=settings.beta2,
         epsilon=settings.epsilon,
         rules=[GroupRule(g.match, g.learning_rate_ratio, g.weight_decay) for g in settings.groups],
         router_ratio=settings.router_learning_rate_ratio,
+        shapes=None if exchange is None else exchange.shapes,
     )
 
 
@@ -172,10 +197,15 @@ def make_objective(
             if isinstance(rows, StoredRows)
         ]
         cached = config.dpo.reference == "cached"
-        # One process computes what is cached.
-        load_base = partial(load_shared, Path(config.model.path), dtype, None if cached else team.mesh)
+
+        def load_base() -> ErnieModel:
+            # One process computes what is cached.
+            mesh = None if cached else team.mesh
+            return load_shared(Path(config.model.path), dtype, mesh, config.parallel.shard)[0]
+
         with team.main_first("computing the reference") if cached else nullcontext():
-            reference = make_reference(config, model, dtype, datasets, load_base, say)
+            spread = team.mesh.expert.size > 1 or prepared.stored is not None
+            reference = make_reference(config, model, dtype, datasets, load_base, say, spread=spread)
         return make_dpo_objective(config, model, reference)
     return SftObjective(
         model,
@@ -197,6 +227,7 @@ def make_loop(
     save: Callable[[Progress], None],
     progress: Progress,
     team: Team,
+    exchange: Exchange | None = None,
 ) -> Loop:
     """The loop over everything that was prepared."""
     model, heldout, loader = prepared.model, inputs.heldout, inputs.train
@@ -240,6 +271,7 @@ def make_loop(
         routers=routers,
         reduce_totals=add,
         team=together,
+        exchange=exchange,
         evaluate=evaluate if heldout is not None else None,
         epoch=lambda: loader.epochs_done,
         progress=progress,

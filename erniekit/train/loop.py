@@ -17,6 +17,7 @@ from erniekit.errors import DataError, ErnieKitError
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
+from erniekit.parallel.exchange import Exchange
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.guard import InterruptGuard
 from erniekit.train.monitor import Monitor, memory
@@ -108,7 +109,8 @@ class Loop:
     `save` writes a checkpoint of `progress` as it stands; `evaluate` returns figures such as {"eval/loss":
     ...}, or is None where there is no held-out data; `epoch` says how many epochs are over, as a fraction,
     for the log. `routers` is what happens to routers between the steps. `reduce_totals` adds an int64 or float64
-    array up over all processes, and `team` are those processes; None: there is one.
+    array up over all processes, `team` are those processes and `exchange` what they do with gradients; None: there
+    is one.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Loop:
         routers: Routers | None = None,
         reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
         team: Team | None = None,
+        exchange: Exchange | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         epoch: Callable[[], float] | None = None,
         progress: Progress | None = None,
@@ -142,6 +145,7 @@ class Loop:
         self.routers = routers
         self._reduce_totals = reduce_totals
         self._team = team
+        self._exchange = exchange
         self._guard: InterruptGuard | None = None
         self._stopping = False
         self._save = save
@@ -196,9 +200,7 @@ class Loop:
             first = self.progress.rows + (self._team.rank * len(batches) if self._team is not None else 0)
             seed_row(self.settings.seed, first + number, self._team.part if self._team is not None else 0)
             output = self.objective(batch, totals)
-            output.total.backward()
-            if len(batches) > 1 or self._team is not None:
-                self.optimizer.collect_gradients()
+            self._backward(output.total, last=number + 1 == len(batches), only=len(batches) == 1)
             losses.append(output.loss_sum.detach())
             if output.routing is not None:
                 routings.append(output.routing)
@@ -230,6 +232,16 @@ class Loop:
             pair_sums={name: float(value) for name, value in pair_sums.items()},
         )
 
+    def _backward(self, total: paddle.Tensor, *, last: bool, only: bool) -> None:
+        """The gradients of a row: the last, or the only one, that this process has in the step."""
+        if self._exchange is not None:
+            self._exchange.begin_row(self.optimizer, last=last)
+        total.backward()
+        if self._exchange is not None:
+            self._exchange.end_row()
+        elif not only:
+            self.optimizer.collect_gradients()
+
     def _count(self, batches: Sequence[PackedBatch]) -> tuple[int, StepTotals]:
         """The number of rows of the step and their totals, on all processes. Raises DataError without loss."""
         asked = self._guard is not None and self._guard.requested is not None
@@ -253,16 +265,18 @@ class Loop:
         self, batches: Sequence[PackedBatch], losses: Sequence[float], counts: dict[str, np.ndarray]
     ) -> tuple[float, dict[str, float]]:
         """Apply the gradients of the rows. Returns their norm, and the losses of routers as such."""
-        if self._team is not None:
-            self._team.add_gradients(self.optimizer)
+        if self._exchange is not None:
+            self._exchange.add_up()
         router_losses = self.routers.before_step(self.optimizer) if self.routers is not None else {}
         gradients = self.optimizer.gradients()
-        norm = gradient_norm(gradients) if self._team is None else self._team.gradient_norm(self.optimizer)
+        norm = gradient_norm(gradients) if self._exchange is None else self._exchange.norm()
         self._check_finite(batches, losses, norm)
         clip_gradients(gradients, norm, self.settings.max_grad_norm)
         rate = self.schedule.learning_rate(self.progress.step)
         self.optimizer.step(rate)
         self.optimizer.clear_gradients()
+        if self._exchange is not None:
+            self._exchange.publish()
         if self.routers is not None:
             router_losses |= self.routers.after_step(self.optimizer, rate, counts)
         return norm, router_losses

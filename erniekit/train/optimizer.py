@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,14 +84,23 @@ class AdamW:
         epsilon: float = 1e-8,
         rules: Sequence[GroupRule] = (),
         router_ratio: float = 1.0,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        """shapes: of the whole parameters, where `parameters` are parts of them, perhaps without an element."""
         if not parameters:
             raise ConfigError("there is nothing to train: model.freeze covers every parameter")
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.steps_done = 0
         _check_rules(rules, [name for name, _ in parameters])
         self._slots = [
-            _slot(name, parameter, weight_decay, rules, router_ratio if is_router_tensor(name) else 1.0)
+            _slot(
+                name,
+                parameter,
+                weight_decay,
+                rules,
+                router_ratio if is_router_tensor(name) else 1.0,
+                vector=len(parameter.shape if shapes is None else shapes[name]) < 2,
+            )
             for name, parameter in parameters
         ]
         self._by_name = {slot.name: slot for slot in self._slots}
@@ -111,6 +120,8 @@ class AdamW:
             for beta in (self.beta1, self.beta2)
         ]
         for slot in self._slots:
+            if not slot.parameter.size:
+                continue
             self._update(slot, rates[slot.ratio], powers[0], powers[1])
 
     def _update(self, slot: _Slot, rate: paddle.Tensor, power1: paddle.Tensor, power2: paddle.Tensor) -> None:
@@ -131,12 +142,13 @@ class AdamW:
         slot.publish()
 
     @paddle.no_grad()
-    def collect_gradients(self) -> None:
+    def collect_gradients(self, names: Iterable[str] | None = None) -> None:
         """Move gradients that are not float32 into float32 sums, to which further rows add.
 
         To be called after each row of a step that has several: bfloat16 sums would lose what single rows add.
+        names: of these parameters only.
         """
-        for slot in self._slots:
+        for slot in self._chosen(names):
             gradient = slot.parameter.grad
             if slot.master is None or gradient is None:
                 continue
@@ -181,11 +193,11 @@ class AdamW:
         """Names of the parameters that weight decay applies to."""
         return [slot.name for slot in self._slots if slot.decay]
 
-    def named_gradients(self) -> list[tuple[str, paddle.Tensor]]:
-        """The gradient of every parameter, in float32, zeros where a parameter has got none; to be changed in
-        place."""
+    def named_gradients(self, names: Iterable[str] | None = None) -> list[tuple[str, paddle.Tensor]]:
+        """The gradient of every parameter, or of those named, in float32, zeros where a parameter has got none; to
+        be changed in place."""
         named = []
-        for slot in self._slots:
+        for slot in self._chosen(names):
             gradient = slot.gradient()
             if gradient is None:
                 gradient = slot.collected = paddle.zeros(slot.parameter.shape, "float32")
@@ -193,6 +205,9 @@ class AdamW:
                 gradient = slot.collected = gradient.astype("float32")
             named.append((slot.name, gradient))
         return named
+
+    def _chosen(self, names: Iterable[str] | None) -> Iterable[_Slot]:
+        return self._slots if names is None else [self._by_name[name] for name in names]
 
     def state_tensors(self) -> dict[str, paddle.Tensor]:
         """The state by its names: `<parameter>.moment1`, `.moment2` and `.master`; all float32."""
@@ -244,7 +259,13 @@ def _check_rules(rules: Sequence[GroupRule], names: Sequence[str]) -> None:
 
 
 def _slot(
-    name: str, parameter: paddle.Tensor, weight_decay: float, rules: Sequence[GroupRule], factor: float
+    name: str,
+    parameter: paddle.Tensor,
+    weight_decay: float,
+    rules: Sequence[GroupRule],
+    factor: float,
+    *,
+    vector: bool,
 ) -> _Slot:
     rule = next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.match)), GroupRule("*"))
     decay = weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -253,7 +274,7 @@ def _slot(
         name=name,
         parameter=parameter,
         ratio=rule.learning_rate_ratio * factor,
-        decay=decay if parameter.ndim > 1 else 0.0,
+        decay=0.0 if vector else decay,
         moment1=paddle.zeros(parameter.shape, "float32"),
         moment2=paddle.zeros(parameter.shape, "float32"),
         master=None if single else parameter.detach().astype("float32"),

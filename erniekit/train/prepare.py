@@ -9,7 +9,7 @@ from pathlib import Path
 import paddle
 
 from erniekit.checkpoint.hub import check_against, read_index
-from erniekit.checkpoint.weights import load_model, spec_of
+from erniekit.checkpoint.weights import load_model, load_spread, spec_of
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.vision import ImageSpec
@@ -18,10 +18,14 @@ from erniekit.lora.targets import LoraMatch, apply_lora, find_targets
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model, parameter_specs
+from erniekit.models.segments import Segments
 from erniekit.models.specs import TensorSpec
 from erniekit.parallel.context import share_rows
+from erniekit.parallel.exchange import Exchange, WholeExchange
 from erniekit.parallel.expert import share_experts
 from erniekit.parallel.mesh import Mesh
+from erniekit.parallel.sharding import Shard, ShardedExchange
+from erniekit.parallel.stored import StoredLayers
 from erniekit.train.parameters import check_routers, trained_names
 from erniekit.train.plan import describe_lora, describe_model, plan_model
 
@@ -30,10 +34,14 @@ _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model ready to be trained, and its trained parameters in the model's order."""
+    """A model ready to be trained, and its trained parameters in the model's order.
+
+    stored: the weights that this process shares with others (parallel.shard parameters).
+    """
 
     model: ErnieModel
     trained: list[tuple[str, paddle.Tensor]]
+    stored: StoredLayers | None = None
 
 
 def lora_alpha(lora: LoraConfig) -> float:
@@ -52,14 +60,15 @@ def prepare_model(
     """Load the model, put adapters on it, mark what is trained, and say so.
 
     `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. `mesh`: the
-    processes that share experts and rows. Raises
-    CheckpointError where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
+    processes that share the model and its rows. Raises CheckpointError where files do not fit, ConfigError where
+    lora.targets or model.freeze match nothing.
     """
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
     say(f"model: loading {weights} in {dtype}")
-    model = load_shared(weights, dtype, mesh)
-    model.recompute = config.train.recompute
+    model, stored = load_shared(weights, dtype, mesh, config.parallel.shard)
+    if config.train.recompute and (mesh is None or mesh.world.size == 1):
+        model.model.run = Segments(recompute=True)
     if image_spec is not None:
         model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
     matches: list[LoraMatch] = []
@@ -84,17 +93,38 @@ def prepare_model(
     if mesh is not None and mesh.expert.size > 1:
         say(f"this process holds 1 of {mesh.expert.size} parts of the experts; what follows counts its own:")
     _describe(config, matches, specs, trained, say)
-    return Prepared(model, [(name, parameters[name]) for name in trained])
+    return Prepared(model, [(name, parameters[name]) for name in trained], stored)
 
 
-def load_shared(directory: Path, dtype: str, mesh: Mesh | None) -> ErnieModel:
-    """A model as this process holds it: where processes share experts or rows, with its share of them."""
-    if mesh is None:
-        return load_model(directory, dtype)
-    model = load_model(directory, dtype, expert_rank=mesh.expert.rank, expert_ranks=mesh.expert.size)
+def load_shared(
+    directory: Path, dtype: str, mesh: Mesh | None, shard: Shard
+) -> tuple[ErnieModel, StoredLayers | None]:
+    """A model as this process holds it: with its share of experts, rows and, where they are spread, layers."""
+    if mesh is None or mesh.world.size == 1:
+        return load_model(directory, dtype), None
+    stored = None
+    if shard == "parameters":
+        model, stored = load_spread(directory, dtype, mesh)
+        model.model.run = Segments(stored, recompute=True)
+    else:
+        model = load_model(directory, dtype, expert_rank=mesh.expert.rank, expert_ranks=mesh.expert.size)
     share_experts(model, mesh.expert)
     share_rows(model, mesh.context)
-    return model
+    return model, stored
+
+
+def make_exchange(config: Config, prepared: Prepared, mesh: Mesh) -> Exchange | None:
+    """What becomes of gradients, into which the model's backward pass is made to run. None for one process."""
+    if mesh.world.size == 1:
+        return None
+    shard = config.parallel.shard
+    exchange: Exchange = (
+        WholeExchange(mesh, prepared.trained)
+        if shard == "none"
+        else ShardedExchange(mesh, prepared.trained, shard, prepared.stored)
+    )
+    prepared.model.model.run = Segments(exchange.events, recompute=config.train.recompute)
+    return exchange
 
 
 def preview_model(config: Config, dtype: str, say: Callable[[str], None], *, weights: bool) -> None:

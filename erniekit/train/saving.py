@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paddle import Tensor
 
 from erniekit import __version__
@@ -27,7 +28,9 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.lora.adapters import adapter_parameters, write_adapter_tensors
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
+from erniekit.parallel.exchange import Exchange, Held
 from erniekit.parallel.gather import GatheredTensors
+from erniekit.parallel.stored import StoredLayers
 from erniekit.train.figures import Window
 from erniekit.train.loop import Progress
 from erniekit.train.optimizer import AdamW
@@ -51,11 +54,12 @@ class Saver:
     identity: dict[str, Any]
     say: Callable[[str], None]
     team: Team
+    stored: StoredLayers | None = None
+    exchange: Exchange | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Save `progress` with all that belongs to it. All processes of the team call this together."""
-        weights = self._gathered(self._saved_parameters())
-        optimizer = self._gathered(self.optimizer.state_tensors())
+        weights, optimizer = self._weights(), self._optimizer_state()
         if self.team.is_main:
             with self.team.mesh.busy("writing a checkpoint"):
                 self._write(progress, weights, optimizer)
@@ -89,14 +93,22 @@ class Saver:
         prune_checkpoints(self.run, self.config.checkpoint.keep)
         self.say(f"saved {path}")
 
-    def _gathered(self, tensors: Mapping[str, Tensor]) -> GatheredTensors:
-        return GatheredTensors(self.team.mesh, tensors, spec_of, array_of)
+    def _weights(self) -> GatheredTensors:
+        if self.config.lora.enabled:
+            return GatheredTensors(self.team.mesh, adapter_parameters(self.model), spec_of, array_of)
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        if self.stored is None:
+            return GatheredTensors(self.team.mesh, parameters, spec_of, array_of)
+        parameters |= self.stored.parts
+        return GatheredTensors(self.team.mesh, parameters, spec_of, array_of, self.stored.held)
 
-    def _saved_parameters(self) -> dict[str, Tensor]:
-        return (
-            adapter_parameters(self.model)
-            if self.config.lora.enabled
-            else dict(self.model.named_parameters())
+    def _optimizer_state(self) -> GatheredTensors:
+        return GatheredTensors(
+            self.team.mesh,
+            self.optimizer.state_tensors(),
+            spec_of,
+            array_of,
+            lambda name: held_state(self.exchange, name),
         )
 
     def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
@@ -153,8 +165,18 @@ def check_new_run(run: Path) -> None:
         )
 
 
+def held_state(exchange: Exchange | None, name: str) -> Held | None:
+    """How the processes hold a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
+    return None if exchange is None else exchange.held(name.rpartition(".")[0])
+
+
 def restore(
-    checkpoint: Path, state: TrainerState, optimizer: AdamW, loader: RowLoader, team: Team
+    checkpoint: Path,
+    state: TrainerState,
+    optimizer: AdamW,
+    loader: RowLoader,
+    team: Team,
+    exchange: Exchange | None = None,
 ) -> Progress:
     """Put optimizer and loader where the checkpoint left them. Raises CheckpointError or DataError."""
     names, read = read_optimizer(checkpoint)
@@ -163,7 +185,16 @@ def restore(
     names = [
         name for name in names if name in own or not is_expert_tensor(name) or team.mesh.expert.size == 1
     ]
-    optimizer.load_state(state.step, names, read)
+
+    def part(name: str) -> np.ndarray:
+        values, held = read(name), held_state(exchange, name)
+        if held is None:
+            return values
+        if values.shape != held.shape:
+            raise CheckpointError(f"optimizer state {name}: shape {values.shape}, expected {held.shape}")
+        return values.reshape(-1)[held.span.start : held.span.stop]
+
+    optimizer.load_state(state.step, names, part)
     loader.load_state_dict(state.loader)
     return Progress(state.step, state.rows, state.tokens, state.loss_tokens, Window(**state.window))
 

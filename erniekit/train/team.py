@@ -11,10 +11,8 @@ from erniekit.config import Config
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.parallel.collectives import all_reduce_host, barrier
-from erniekit.parallel.data import GradientReducer
 from erniekit.parallel.mesh import Layout, Mesh, connect, local_mesh
 from erniekit.parallel.worker import Worker
-from erniekit.train.optimizer import AdamW
 
 
 class Team:
@@ -28,7 +26,6 @@ class Team:
         self.mesh = mesh
         self.rank, self.size = mesh.data.rank, mesh.data.size
         self.part, self.counts = mesh.context.rank, mesh.context.rank == 0
-        self._reducer = GradientReducer(mesh)
 
     @property
     def is_main(self) -> bool:
@@ -38,14 +35,6 @@ class Team:
     def add(self, array: np.ndarray) -> np.ndarray:
         """Numbers of all processes added up, int64 or float64."""
         return all_reduce_host(array, self.mesh.world)
-
-    def add_gradients(self, optimizer: AdamW) -> None:
-        """Add up the gradients of all processes that have a copy of their parameter."""
-        self._reducer.add_up(optimizer.named_gradients())
-
-    def gradient_norm(self, optimizer: AdamW) -> float:
-        """L2 norm of the gradients of the whole model."""
-        return self._reducer.norm(optimizer.named_gradients())
 
     def wait(self) -> None:
         """Until all processes are here."""

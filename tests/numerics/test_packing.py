@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.models.ernie import RowInputs
+from erniekit.models.segments import Plain, Segments
 from tests.numerics import hf
 
 
@@ -73,7 +74,7 @@ def test_recompute_changes_nothing(tmp_path: Path) -> None:
     row = _pack([_row(hf.text_inputs(9)), _row(hf.vision_inputs("image", seed=1))])
     gradients = []
     for recompute in (False, True):
-        model.recompute = recompute
+        model.model.run = Segments(recompute=True) if recompute else Plain()
         model.clear_gradients()
         model(row).hidden.square().sum().backward()
         gradients.append(

@@ -351,6 +351,11 @@ def test_malformed_overrides(write: Write) -> None:
             "run.yaml:4: data.train: weights have no effect with data.mix concat; set it to weighted",
         ),
         (
+            "parallel:\n  shard: parameters",
+            "run.yaml:4: parallel.shard: parameters needs train.recompute: true, since the backward pass would keep "
+            "the weights of every layer",
+        ),
+        (
             "data:\n  stop: all_exhausted",
             "run.yaml:4: data.stop: has no effect unless data.mix is interleave",
         ),

@@ -1,0 +1,155 @@
+"""Tensors that several processes hold together, each an equal part of all of them laid end to end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import paddle
+from paddle import Tensor
+
+from erniekit.parallel.collectives import all_gather, reduce_scatter
+from erniekit.parallel.mesh import Group
+
+Shapes = Mapping[str, Sequence[int]]
+
+# Elements that travel together: enough to keep a network busy, few enough to take little memory.
+BUCKET = 1 << 24
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a rank holds of one tensor: elements `start` to `stop` of its values in row-major order."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements, which may be 0."""
+        return self.stop - self.start
+
+
+class Partition:
+    """How tensors of one element type are spread: end to end, filled up with zeros, cut into equal parts.
+
+    shapes: by name, in order. Every rank holds `length` elements, and a span of every tensor, if an empty one.
+    """
+
+    def __init__(self, shapes: Shapes, ranks: int) -> None:
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.ranks = ranks
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.length = -(-sum(sizes) // ranks)
+        self._sizes = dict(zip(self.shapes, sizes, strict=True))
+        self.filling = ranks * self.length - sum(sizes)
+
+    def spans(self, rank: int) -> list[Span]:
+        """The span of every tensor, in order."""
+        first, spans, begin = rank * self.length, [], 0
+        for name, size in self._sizes.items():
+            start = min(max(first - begin, 0), size)
+            stop = min(max(first + self.length - begin, 0), size)
+            spans.append(Span(name, start, stop))
+            begin += size
+        return spans
+
+    def counts(self, name: str) -> list[int]:
+        """How many elements of one tensor each rank holds."""
+        sizes = list(self._sizes)
+        place = sizes.index(name)
+        return [self.spans(rank)[place].size for rank in range(self.ranks)]
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """[ranks * length] -> every tensor by its name, in its shape."""
+        found, begin = {}, 0
+        for name, size in self._sizes.items():
+            found[name] = flat[begin : begin + size].reshape(list(self.shapes[name]))
+            begin += size
+        return found
+
+
+class Shards:
+    """This rank's part of some tensors of one element type.
+
+    parts: by name the values of this rank's span, 1-D, to be changed in place.
+    """
+
+    def __init__(self, group: Group, shapes: Shapes, parts: Mapping[str, Tensor]) -> None:
+        self.group = group
+        self.partition = Partition(shapes, group.size)
+        self.parts = dict(parts)
+        self._dtype = next(iter(parts.values())).dtype
+
+    @classmethod
+    def of(cls, group: Group, tensors: Mapping[str, Tensor]) -> Shards:
+        """Of tensors that every rank has whole: copies of this rank's part."""
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        spans = Partition(shapes, group.size).spans(group.rank)
+        parts = {span.name: cut(tensors[span.name].detach(), span).clone() for span in spans}
+        return cls(group, shapes, parts)
+
+    @paddle.no_grad()
+    def gather(self) -> dict[str, Tensor]:
+        """Every tensor, whole. All ranks of the group call this together."""
+        filling = self.partition.length - sum(int(part.size) for part in self.parts.values())
+        own = [part for part in self.parts.values() if part.size]
+        if filling:
+            own.append(paddle.zeros([filling], self._dtype))
+        return self.partition.split(all_gather(own[0] if len(own) == 1 else paddle.concat(own), self.group))
+
+    @paddle.no_grad()
+    def add_up(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """This rank's part, float32 and 1-D, of sums over all ranks. None: zeros. All ranks call this together."""
+        parts = []
+        for name, shape in self.partition.shapes.items():
+            gradient = gradients[name]
+            if gradient is None:
+                parts.append(paddle.zeros([math.prod(shape)], "float32"))
+            else:
+                parts.append(gradient.reshape([-1]).astype("float32"))
+        if self.partition.filling:
+            parts.append(paddle.zeros([self.partition.filling], "float32"))
+        own = reduce_scatter(paddle.concat(parts), self.group)
+        sums, begin = {}, 0
+        for span in self.partition.spans(self.group.rank):
+            sums[span.name] = own[begin : begin + span.size].clone()
+            begin += span.size
+        return sums
+
+
+class Held(NamedTuple):
+    """How a tensor is held by a group: each rank has `counts[rank]` of its values, this one those of `span`."""
+
+    group: Group
+    counts: list[int]
+    shape: tuple[int, ...]
+    span: Span
+
+
+def held_by(one: Shards, name: str) -> Held:
+    """How one of its tensors is spread."""
+    span = next(span for span in one.partition.spans(one.group.rank) if span.name == name)
+    return Held(one.group, one.partition.counts(name), one.partition.shapes[name], span)
+
+
+def cut(tensor: Tensor, span: Span) -> Tensor:
+    """The elements of a span, 1-D."""
+    return tensor.reshape([-1])[span.start : span.stop]
+
+
+def buckets(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET) -> Iterator[dict[str, Tensor]]:
+    """Named tensors in groups of one element type and of up to `limit` elements; a larger one stands alone."""
+    bucket: dict[str, Tensor] = {}
+    filled = 0
+    for name, tensor in tensors:
+        if bucket and (filled + tensor.size > limit or tensor.dtype != next(iter(bucket.values())).dtype):
+            yield bucket
+            bucket, filled = {}, 0
+        bucket[name] = tensor
+        filled += int(tensor.size)
+    if bucket:
+        yield bucket

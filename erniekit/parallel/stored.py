@@ -1,0 +1,123 @@
+"""Decoder layers whose weights are spread over processes, and whole only while a layer is computed.
+
+Rajbhandari et al., ZeRO, arXiv 1910.02054, section 5.3, with a decoder layer as the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from paddle import Tensor, nn
+
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.specs import is_expert_tensor, is_router_tensor
+from erniekit.parallel.mesh import Group, Mesh
+from erniekit.parallel.shards import Held, Partition, Shards, Span, buckets, held_by
+
+# Gives this rank's values of a tensor's span, 1-D, in the tensor's element type.
+ReadSpan = Callable[[Span], Tensor]
+
+
+class StoredLayers:
+    """The weights of a model's decoder layers, but for routers: each rank keeps a part.
+
+    What is dense is spread over all processes, an expert over those that have it. Embeddings, vision tower, head and
+    routers are whole everywhere: a row without pictures, say, would not know when to fetch the tower for others.
+    """
+
+    def __init__(self, model: ErnieModel, mesh: Mesh, read: ReadSpan) -> None:
+        """model: made under `paddle.LazyGuard`, its layers without values; `read` gives them."""
+        self._layers: list[nn.Layer] = list(model.model.layers)
+        self._shards = [
+            [Shards(group, shapes, parts) for group, shapes, parts in _read(named, mesh, read)]
+            for named in map(_stored, _by_layer(model))
+        ]
+        self._empty = {name: p for named in map(_stored, _by_layer(model)) for name, p in named.items()}
+        self._places: list[list[tuple[dict[str, Tensor], str, str]]] | None = None
+        self._bound: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """The parameters that are kept here."""
+        return set(self._empty)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """This process's values of every parameter that is kept here."""
+        return {name: part for one in self.everything for name, part in one.parts.items()}
+
+    def held(self, name: str) -> Held | None:
+        """How a parameter is spread; None: it is not kept here."""
+        return next((held_by(one, name) for one in self.everything if name in one.parts), None)
+
+    @property
+    def everything(self) -> list[Shards]:
+        """Those of all layers."""
+        return [one for portions in self._shards for one in portions]
+
+    def shards(self, number: int) -> list[Shards]:
+        """Those of one layer."""
+        return self._shards[number]
+
+    def enter(self, number: int, *, backward: bool) -> None:
+        """Give a layer its weights. See `erniekit.models.segments.LayerEvents`."""
+        whole = {name: t for shards in self._shards[number] for name, t in shards.gather().items()}
+        for name, tensor in whole.items():
+            tensor.stop_gradient = self._empty[name].stop_gradient
+        self._bound[number] = whole
+        for owner, key, name in self._of(number):
+            owner[key] = whole[name]
+
+    def leave(self, number: int) -> None:
+        """Take a layer's weights away."""
+        for owner, key, name in self._of(number):
+            owner[key] = self._empty[name]
+        del self._bound[number]
+
+    def done(self, number: int) -> None:
+        """Nothing: whose gradients are wanted asks for them."""
+
+    def gradients(self, number: int) -> Mapping[str, Tensor | None]:
+        """Between `enter` and `leave`: the gradient of each weight of a layer."""
+        return {name: tensor.grad for name, tensor in self._bound[number].items()}
+
+    def _of(self, number: int) -> list[tuple[dict[str, Tensor], str, str]]:
+        """Where the weights of a layer belong: the modules' own tables, the key in them, and the name."""
+        if self._places is None:
+            # Not before the first use: adapters move weights to other modules.
+            names = {id(parameter): name for name, parameter in self._empty.items()}
+            self._places = [
+                [
+                    (module._parameters, key, names[id(parameter)])
+                    for module in layer.sublayers(include_self=True)
+                    for key, parameter in module._parameters.items()
+                    if id(parameter) in names
+                ]
+                for layer in self._layers
+            ]
+        return self._places[number]
+
+
+def _by_layer(model: ErnieModel) -> list[dict[str, Tensor]]:
+    return [
+        {f"model.layers.{number}.{name}": parameter for name, parameter in layer.named_parameters()}
+        for number, layer in enumerate(model.model.layers)
+    ]
+
+
+def _stored(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in named.items() if not is_router_tensor(name)}
+
+
+def _read(
+    named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan
+) -> list[tuple[Group, dict[str, list[int]], dict[str, Tensor]]]:
+    """Groups, shapes and this rank's parts of one layer's weights, in portions that travel together."""
+    found = []
+    for group, experts in ((mesh.world, False), (mesh.replicas, True)):
+        members = [(name, p) for name, p in named.items() if is_expert_tensor(name) == experts]
+        for bucket in buckets(members):
+            shapes = {name: list(parameter.shape) for name, parameter in bucket.items()}
+            spans = Partition(shapes, group.size).spans(group.rank)
+            found.append((group, shapes, {span.name: read(span) for span in spans}))
+    return found
