@@ -20,8 +20,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class TrainerState:
     carried loss. `loader` is the position in the data, `window` the figures that are not logged yet.
     `identity` maps config keys to what must be the same for a run to be continued; `config` is the resolved
     configuration and `schedule` the inputs of the learning rate, both to tell what has changed. `base_model`
-    is the directory of the base.
+    is the directory of the base. `best` is what evaluations have shown, empty in checkpoints that are older than
+    that.
     """
 
     step: int
@@ -63,6 +64,7 @@ class TrainerState:
     config: dict[str, Any]
     base_model: str
     erniekit_version: str
+    best: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,18 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next((found.path for found in find_checkpoints(run) if found.problem is None), None)
 
 
-def prune_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the `keep` newest complete checkpoints, and what older attempts left behind."""
+def prune_checkpoints(run: Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Remove all but the `keep` newest complete checkpoints, and what older attempts left behind.
+
+    spare: steps whose checkpoints stay, and are not counted among the newest if they are older.
+    """
     found = find_checkpoints(run)
     complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
     if not complete:
         return
     for checkpoint in found:
-        if checkpoint not in complete and checkpoint.step < complete[0].step:
+        kept = checkpoint in complete or checkpoint.step in spare
+        if not kept and checkpoint.step < complete[0].step:
             shutil.rmtree(checkpoint.path)
     for aside in run.glob(".checkpoint-*.tmp"):
         shutil.rmtree(aside)

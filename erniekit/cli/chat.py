@@ -24,7 +24,8 @@ def chat(
     model: Annotated[
         Path,
         typer.Argument(
-            help="A base model, an export, a checkpoint (also with adapters), or a run's output directory.",
+            help="A base model, an export, a checkpoint (also with adapters), or a run's output directory (its newest "
+            "checkpoint; RUN/best: its best).",
             show_default=False,
         ),
     ],

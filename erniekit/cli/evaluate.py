@@ -36,8 +36,8 @@ Model = Annotated[
     Path | None,
     typer.Argument(
         metavar="MODEL",
-        help="An export, a checkpoint, or a run's output directory; or the YAML file of a run. May be left out with "
-        "--config.",
+        help="An export, a checkpoint, or a run's output directory (its newest checkpoint; RUN/best: its best); or the "
+        "YAML file of a run. May be left out with --config.",
         show_default=False,
     ),
 ]

@@ -11,7 +11,7 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="A run (its newest complete checkpoint), a checkpoint, or a model directory.",
+            help="A run (its newest complete checkpoint; RUN/best: its best), a checkpoint, or a model directory.",
             show_default=False,
         ),
     ],

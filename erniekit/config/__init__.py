@@ -1,5 +1,6 @@
 """The configuration of a run: its schema, and how it is read from YAML and the command line."""
 
+from erniekit.config.evaluation import EvalConfig
 from erniekit.config.load import dump_config, load_config
 from erniekit.config.schema import (
     CheckpointConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "EvalConfig",
     "LogConfig",
     "LoraConfig",
     "LossConfig",

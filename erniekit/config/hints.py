@@ -106,6 +106,15 @@ OTHER_NAMES = {
     "gradient_checkpointing": "train.recompute",
     "recompute_granularity": "train.recompute",
     "eval_steps": "train.eval_every",
+    "metric_for_best_model": "eval.best_metric",
+    "load_best_model_at_end": "eval.best_metric",
+    "early_stopping": "eval.patience",
+    "early_stopping_patience": "eval.patience",
+    "early_stopping_steps": "eval.patience",
+    "early_stopping_threshold": "eval.min_delta",
+    "predict_with_generate": "eval.samples",
+    "generation_max_length": "eval.max_new_tokens",
+    "per_device_eval_batch_size": "eval.batch",
     "use_cpu": "parallel.device",
     "save_steps": "checkpoint.save_every",
     "save_total_limit": "checkpoint.keep",
@@ -198,7 +207,7 @@ def _allowed_type(kind: Any, constraints: tuple[Any, ...]) -> str:
     if get_origin(kind) is list:
         item, _, _ = _unwrap(get_args(kind)[0])
         is_source = isinstance(item, type) and issubclass(item, SourceConfig)
-        what = "texts" if item is str else "paths" if is_source else "sections"
+        what = "texts" if item is str or get_origin(item) is Literal else "paths" if is_source else "sections"
         at_least = " with at least one item" if any(isinstance(c, MinLen) for c in constraints) else ""
         return f"a list of {what}{at_least}"
     if kind is bool:

@@ -6,8 +6,11 @@ each.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
+
+from erniekit.config.evaluation import ANSWER_FIGURES, LOSS, PAIR_FIGURES
 
 if TYPE_CHECKING:
     from erniekit.config.schema import Config
@@ -54,6 +57,45 @@ def _lora_is_off(config: Config) -> Iterator[Conflict]:
 def _eval_has_data(config: Config) -> Iterator[Conflict]:
     if config.train.eval_every is not None and not config.data.eval:
         yield Conflict(("train.eval_every", "data.eval"), "needs held-out files in data.eval, which is empty")
+
+
+def _answers_have_data(config: Config) -> Iterator[Conflict]:
+    if config.eval.samples and not config.data.eval:
+        yield Conflict(("eval.samples", "data.eval"), "needs held-out files in data.eval, which is empty")
+
+
+def _best_is_known(config: Config) -> Iterator[Conflict]:
+    name = config.eval.best_metric
+    if name is None:
+        return
+    figures = (LOSS, *PAIR_FIGURES, *ANSWER_FIGURES)
+    if name not in figures:
+        near = difflib.get_close_matches(name, figures, n=1)
+        meant = f"; did you mean `{near[0]}`?" if near else ""
+        yield Conflict(("eval.best_metric",), f"must be one of {', '.join(figures)}, got {name}{meant}")
+        return
+    if config.train.eval_every is None:
+        yield Conflict(
+            ("eval.best_metric", "train.eval_every"),
+            "needs train.eval_every, without which the run is evaluated at its end only",
+        )
+    if name in PAIR_FIGURES and config.task != "dpo":
+        yield Conflict(("eval.best_metric", "task"), f"{name} is there with task dpo only; use eval/loss")
+    if name in ANSWER_FIGURES and not config.eval.samples:
+        yield Conflict(
+            ("eval.best_metric", "eval.samples"), f"{name} needs answers: set eval.samples, such as 50"
+        )
+
+
+def _patience_has_a_measure(config: Config) -> Iterator[Conflict]:
+    settings = config.eval
+    if settings.patience is not None and settings.best_metric is None:
+        yield Conflict(
+            ("eval.patience", "eval.best_metric"),
+            "needs eval.best_metric, what it waits for, such as eval/loss",
+        )
+    if settings.min_delta and settings.patience is None:
+        yield Conflict(("eval.min_delta", "eval.patience"), "has no effect unless eval.patience is set")
 
 
 def _one_warmup(config: Config) -> Iterator[Conflict]:
@@ -262,6 +304,9 @@ def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
 _RULES: tuple[Callable[[Config], Iterator[Conflict]], ...] = (
     _lora_is_off,
     _eval_has_data,
+    _answers_have_data,
+    _best_is_known,
+    _patience_has_a_measure,
     _one_warmup,
     _warmup_fits,
     _learning_rate_falls,

@@ -6,29 +6,14 @@ Relations between fields are in `erniekit.config.rules`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from erniekit.config.evaluation import EvalConfig
 from erniekit.config.rules import CONFLICT, find_conflicts
+from erniekit.config.section import NotNegative, Positive, Section, Share, Text, TextList, Weight
 
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str, Field(min_length=1)]
-TextList = Annotated[list[Text], BeforeValidator(_as_list)]
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "erniekit", "text"]
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no conversion of types, no infinite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -364,7 +349,10 @@ class CheckpointConfig(Section):
     save_every: Positive | None = Field(
         None, description="Steps between checkpoints. null: only at the end and on an interrupt."
     )
-    keep: Positive = Field(2, description="Newest complete checkpoints that are kept.")
+    keep: Positive = Field(
+        2,
+        description="Newest complete checkpoints that are kept; the best (eval.best_metric) is beside them.",
+    )
 
 
 class LogConfig(Section):
@@ -388,6 +376,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
+    eval: EvalConfig = EvalConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,8 +14,8 @@ from erniekit.data.decode import decode
 from erniekit.data.encode import Encoder
 from erniekit.inference.answer import Answer, parse_answer
 from erniekit.inference.generate import Generated, Generator, inference_mode, split_rows
-from erniekit.inference.heldout import EvalSample, LossSample, Plan, make_plan
-from erniekit.inference.metrics.choose import AUTO, Pair, is_right, score
+from erniekit.inference.heldout import EvalSample, LossSample, Plan
+from erniekit.inference.metrics.choose import Pair, is_right, score
 from erniekit.inference.progress import OnProgress
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.tally import Tally
@@ -95,43 +95,38 @@ def evaluate(
     """
     generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text, batch_size=batch_size)
     run = _Run(generator, encoder, text, plan, sampling, budget or ErrorBudget("raise", 0), on_progress)
-    for chunk in _chunks(samples, _CHUNK_BATCHES * batch_size):
+    return _go_through(run, samples, losses, on_prediction)
+
+
+def evaluate_generation(
+    generator: Generator,
+    encoder: Encoder,
+    text: AnswerText,
+    samples: Sequence[EvalSample],
+    plan: Plan,
+    sampling: Sampling = GREEDY,
+    *,
+    on_prediction: OnPrediction | None = None,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Answers to chats, without a loss: for use while the model is trained, which is left in its mode.
+
+    plan: of the samples. Raises SampleError for a picture that cannot be read.
+    """
+    run = _Run(generator, encoder, text, plan, sampling, ErrorBudget("raise", 0), on_progress)
+    return _go_through(run, samples, False, on_prediction)
+
+
+def _go_through(
+    run: _Run, samples: Iterable[LossSample], losses: bool, on_prediction: OnPrediction | None
+) -> Evaluation:
+    for chunk in _chunks(samples, _CHUNK_BATCHES * run.batch_size):
         usable = run.add_losses(chunk) if losses else chunk
         chats = [sample for sample in usable if isinstance(sample, EvalSample)]
         for sample, prediction in zip(chats, run.add_answers(chats), strict=True):
             if on_prediction is not None:
                 on_prediction(sample, prediction)
     return Evaluation(run.tally, run.wrong, tuple(run.mistakes))
-
-
-def evaluate_generation(
-    model: ErnieModel,
-    encoder: Encoder,
-    text: AnswerText,
-    samples: Sequence[EvalSample],
-    sampling: Sampling = GREEDY,
-    metrics: Collection[str] = (AUTO,),
-    *,
-    batch_size: int = 128,
-    on_progress: OnProgress | None = None,
-) -> Evaluation:
-    """Answers to chats, without a loss: for use while the model is trained, which is left in its mode.
-
-    metrics: names of METRICS and "auto". Raises DataError without samples, SampleError for a picture that cannot be
-    read.
-    """
-    plan = make_plan(samples, encoder.template, metrics)
-    return evaluate(
-        model,
-        encoder,
-        text,
-        samples,
-        plan,
-        sampling,
-        losses=False,
-        batch_size=batch_size,
-        on_progress=on_progress,
-    )
 
 
 class _Run:
@@ -147,6 +142,7 @@ class _Run:
         budget: ErrorBudget,
         on_progress: OnProgress | None,
     ) -> None:
+        self.batch_size = generator.batch_size
         self.tally = Tally()
         self.wrong = 0
         self.mistakes: list[Prediction] = []

@@ -22,6 +22,8 @@ from erniekit.objectives.sft import row_inputs
 
 # Called with the number of sequences that are finished, whenever it grows.
 OnProgress = Callable[[int], None]
+# The tokens of a step, int64 [N], as this process picked them -> as all processes go on with them.
+Agree = Callable[[np.ndarray], np.ndarray]
 
 
 class Decoding:
@@ -76,7 +78,8 @@ class Generator:
     `eos_token_ids` end a sequence; `media_spec` is the encoder's, None for a text model; `text` reads the tokens,
     for stop texts only. A row of prompts has at most `row_tokens` tokens (a longer prompt has its own). A batch
     has at most `batch_size` sequences and room for `batch_tokens` tokens of prompts and answers, which bounds the
-    memory.
+    memory. `agree`: where several processes run the same prompts in step; what they compute differs by rounding,
+    and one that ended an answer before the others would leave them waiting.
     """
 
     def __init__(
@@ -89,21 +92,29 @@ class Generator:
         row_tokens: int = 4096,
         batch_size: int = 128,
         batch_tokens: int = 1 << 16,
+        agree: Agree | None = None,
     ) -> None:
         self.model = model
         self.eos_token_ids = tuple(eos_token_ids)
         self.media_spec = media_spec
         self.text = text
         self.row_tokens, self.batch_size, self.batch_tokens = row_tokens, batch_size, batch_tokens
+        self._agree = agree
 
     def generate(
-        self, documents: Sequence[Document], sampling: Sampling, on_progress: OnProgress | None = None
+        self,
+        documents: Sequence[Document],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        *,
+        indices: Sequence[int] | None = None,
     ) -> list[Generated]:
         """The answer to each prompt (from `Encoder.encode_prompt`), in the order given.
 
-        Pictures are opened here. Raises SampleError where one cannot be read.
+        `indices`: see `generate_rows`. Pictures are opened here. Raises SampleError where one cannot be read.
         """
         lengths = [len(document) for document in documents]
+        places = range(len(documents)) if indices is None else indices
         answers: dict[int, Generated] = {}
 
         def progress(finished: int) -> None:
@@ -115,7 +126,7 @@ class Generator:
                 row_inputs(load_row([documents[index] for index in row], self.media_spec))
                 for row in split_rows(batch, lengths, self.row_tokens)
             ]
-            found = self.generate_rows(rows, sampling, progress, indices=batch)
+            found = self.generate_rows(rows, sampling, progress, indices=[places[index] for index in batch])
             answers.update(zip(batch, found, strict=True))
         return [answers[index] for index in range(len(documents))]
 
@@ -180,6 +191,8 @@ class Generator:
         active = np.arange(len(prompts))
         for produced in range(1, sampling.max_new_tokens + 1):
             tokens = sampler.pick(decoding.logits, active)
+            if self._agree is not None:
+                tokens = self._agree(tokens)
             stopped = np.isin(tokens, self.eos_token_ids)
             if texts:
                 for place, sequence in enumerate(active.tolist()):

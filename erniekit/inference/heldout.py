@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from erniekit.config import DataConfig, SourceConfig
 from erniekit.data.account import ErrorBudget
 from erniekit.data.conversation import Conversation, ImagePart, SampleError
@@ -16,7 +18,7 @@ from erniekit.data.document import Document
 from erniekit.data.encode import Encoder
 from erniekit.data.files import expand
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.reader import BadLine, read_records
+from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.data.template import MediaSpan, Span, Template, TextSpan
 from erniekit.errors import ConfigError, DataError
 from erniekit.inference.answer import parse_answer
@@ -93,23 +95,58 @@ class HeldOut:
         return islice(self._samples(), self.limit)
 
     def _samples(self) -> Iterator[LossSample]:
-        for file in self.files:
-            for record in read_records(file.path):
-                try:
-                    if isinstance(record, BadLine):
-                        raise record.error
-                    conversation = parse_record(
-                        record.value,
-                        format=file.format,
-                        base_dir=file.path.parent,
-                        sample_id=record.sample_id,
-                        allow_urls=self.allow_urls,
-                    )
-                    sample = self._sample(conversation, file.source)
-                except SampleError as error:
-                    self.budget.spend(error)
-                    continue
-                yield sample
+        for file, record in self._records():
+            try:
+                sample = self._sample(self._parse(file, record), file.source)
+            except SampleError as error:
+                self.budget.spend(error)
+                continue
+            yield sample
+
+    def draw_chats(self, count: int) -> list[EvalSample]:
+        """Chats from all over the files, in their order: the same ones whenever the data is the same.
+
+        Only those are encoded. Records that are no chats, and cannot be read or answered, are passed over, so that
+        fewer may come out; those that are drawn and cannot be encoded are told to the budget.
+        """
+        # Algorithm R of Vitter 1985, "Random Sampling with a Reservoir".
+        drawn: list[tuple[int, HeldOutFile, Conversation]] = []
+        random = np.random.default_rng(0)
+        chats = 0
+        for file, record in self._records():
+            try:
+                conversation = self._parse(file, record)
+            except SampleError:
+                continue
+            if conversation.messages[0].role == "text" or len(conversation.messages) < 2:
+                continue
+            place = chats if chats < count else int(random.integers(chats + 1))
+            if place < count:
+                drawn[place : place + 1] = [(chats, file, conversation)]
+            chats += 1
+        found = []
+        for _, file, conversation in sorted(drawn, key=lambda item: item[0]):
+            try:
+                found.append(
+                    _question(conversation, self.encoder.encode(conversation), file.source, self.encoder)
+                )
+            except SampleError as error:
+                self.budget.spend(error)
+        return found
+
+    def _records(self) -> Iterator[tuple[HeldOutFile, Record | BadLine]]:
+        return ((file, record) for file in self.files for record in read_records(file.path))
+
+    def _parse(self, file: HeldOutFile, record: Record | BadLine) -> Conversation:
+        if isinstance(record, BadLine):
+            raise record.error
+        return parse_record(
+            record.value,
+            format=file.format,
+            base_dir=file.path.parent,
+            sample_id=record.sample_id,
+            allow_urls=self.allow_urls,
+        )
 
     def _sample(self, conversation: Conversation, source: str) -> LossSample:
         # First: it checks that the last message is an answer.

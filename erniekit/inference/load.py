@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from erniekit.checkpoint.best import BEST_NAME, best_checkpoint
 from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, newest_checkpoint, read_state
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
@@ -86,9 +87,11 @@ def find_model(path: str | Path) -> ModelSource:
 def find_checkpoint(path: Path) -> Path:
     """The directory that holds weights or an adapter: `path` itself, or a run's newest complete checkpoint.
 
-    Raises CheckpointError where there is none.
+    RUN/best is the run's best checkpoint. Raises CheckpointError where there is none.
     """
     if not path.is_dir():
+        if path.name == BEST_NAME and path.parent.is_dir():
+            return best_checkpoint(path.parent)
         raise CheckpointError(f"{path}: no such directory; give a model, a checkpoint or a run's directory")
     if is_adapter_directory(path) or (path / "config.json").is_file() or (path / STATE_FILE).is_file():
         return path

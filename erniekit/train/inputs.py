@@ -46,6 +46,11 @@ class HeldOut:
         """Every row, in an order that never changes; of several processes, a share of them each."""
         return self.loader.once(self.rows.once())
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that `once` gives, those of all processes together."""
+        return self.rows.rows_per_epoch(0)
+
 
 @dataclass(frozen=True)
 class Inputs:

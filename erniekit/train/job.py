@@ -8,7 +8,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from erniekit.checkpoint.state import TrainerState, check_identity, newest_checkpoint, read_state
+from erniekit.checkpoint.best import BEST_NAME
+from erniekit.checkpoint.state import (
+    TrainerState,
+    check_identity,
+    checkpoint_name,
+    newest_checkpoint,
+    read_state,
+)
 from erniekit.config import Config, dump_config
 from erniekit.data.files import expand
 from erniekit.data.rows import StoredRows
@@ -20,10 +27,13 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.parallel.exchange import Exchange
 from erniekit.parallel.worker import worker_from
 from erniekit.runtime import compute_dtype, configure
-from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
+from erniekit.train.answers import HeldOutAnswers
+from erniekit.train.best import make_watch
+from erniekit.train.dpo import make_dpo_objective, make_reference
+from erniekit.train.evaluating import Evaluator
 from erniekit.train.guard import InterruptGuard
 from erniekit.train.inputs import Inputs, load_inputs
-from erniekit.train.loop import Loop, LoopSettings, Progress, evaluation_loss
+from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
 from erniekit.train.optimizer import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
@@ -37,6 +47,8 @@ from erniekit.train.saving import (
     checkpoint_to_resume,
     restore,
     run_identity,
+    settle_best,
+    with_defaults,
 )
 from erniekit.train.team import Team, assemble
 
@@ -95,6 +107,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
         progress = Progress()
         if checkpoint is not None and state is not None:
             progress = restore(checkpoint, state, optimizer, inputs.train, team, exchange)
+            settle_best(run, progress, config.eval.best_metric, team, reporter.say)
         run.mkdir(parents=True, exist_ok=True)
         if team.is_main:
             (run / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
@@ -150,9 +163,23 @@ def _run(loop: Loop, run: Path, say: Callable[[str], None], devices: str) -> int
     if guard.requested is not None and not loop.finished:
         say(f"Stopped after step {done} of {total}. Continue with:\n{again}")
     else:
-        newest = newest_checkpoint(run)
-        say(f"Done: {done} steps, {loop.progress.tokens:,} tokens. The trained model is {newest}")
+        _say_end(loop, run, say)
     return guard.exit_status
+
+
+def _say_end(loop: Loop, run: Path, say: Callable[[str], None]) -> None:
+    progress, best = loop.progress, loop.progress.best
+    if loop.watch is not None and loop.is_stopped_early:
+        reason = loop.watch.describe_wait(best)
+        say(f"Stopped early, after step {progress.step} of {loop.settings.total_steps}: {reason}.")
+    say(
+        f"Done: {progress.step} steps, {progress.tokens:,} tokens. The trained model is {newest_checkpoint(run)}"
+    )
+    if best.value is not None:
+        say(
+            f"The best by {best.metric} ({best.value:.4f}) is {run / checkpoint_name(best.step)}; {run / BEST_NAME} "
+            f"stands for it, as in\n  erniekit chat {shlex.quote(str(run / BEST_NAME))}"
+        )
 
 
 def _monitor(run: Path, config: Config, progress: Progress, team: Team) -> Monitor:
@@ -230,7 +257,7 @@ def make_loop(
     exchange: Exchange | None = None,
 ) -> Loop:
     """The loop over everything that was prepared."""
-    model, heldout, loader = prepared.model, inputs.heldout, inputs.train
+    model, loader = prepared.model, inputs.train
     loss = config.loss
     routers = Routers(
         model,
@@ -241,12 +268,6 @@ def make_loop(
 
     together = None if team.mesh.world.size == 1 else team
     add = None if together is None else together.add
-
-    def evaluate() -> dict[str, float]:
-        assert heldout is not None
-        if isinstance(objective, DpoObjective):
-            return evaluate_pairs(model, objective, heldout.once(), add)
-        return {"eval/loss": evaluation_loss(model, objective, heldout.once(), add)}
 
     return Loop(
         model=model,
@@ -272,15 +293,31 @@ def make_loop(
         reduce_totals=add,
         team=together,
         exchange=exchange,
-        evaluate=evaluate if heldout is not None else None,
+        evaluate=make_evaluator(config, model, objective, inputs, team, reporter.say),
+        watch=make_watch(config.eval),
         epoch=lambda: loader.epochs_done,
         progress=progress,
     )
 
 
+def make_evaluator(
+    config: Config,
+    model: ErnieModel,
+    objective: SftObjective | DpoObjective,
+    inputs: Inputs,
+    team: Team,
+    say: Callable[[str], None],
+) -> Evaluator | None:
+    """What measures the model on data.eval; None where that is empty."""
+    if inputs.heldout is None:
+        return None
+    answers = HeldOutAnswers(config, model, inputs.encoder, team, say) if config.eval.samples else None
+    return Evaluator(model, objective, inputs.heldout, answers, team, say)
+
+
 def _say_changes(checkpoint: Path, state: TrainerState, config: Config, say: Callable[[str], None]) -> None:
     say(f"resuming from {checkpoint}, after step {state.step}")
-    changes = changed_settings(state.config, config.model_dump())
+    changes = changed_settings(with_defaults(state.config), config.model_dump())
     if changes:
         say("settings that differ from those of the checkpoint:")
         for line in changes:

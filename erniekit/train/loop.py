@@ -18,6 +18,7 @@ from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
 from erniekit.parallel.exchange import Exchange
+from erniekit.train.best import Best, Watch
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.guard import InterruptGuard
 from erniekit.train.monitor import Monitor, memory
@@ -94,23 +95,27 @@ class LoopSettings:
 
 @dataclass
 class Progress:
-    """How far a run is: `step` updates done, `rows` drawn, tokens of all kinds and those with loss."""
+    """How far a run is: `step` updates done, `rows` drawn, tokens of all kinds and those with loss.
+
+    `best`: what evaluations have shown.
+    """
 
     step: int = 0
     rows: int = 0
     tokens: int = 0
     loss_tokens: int = 0
     window: Window = field(default_factory=Window)
+    best: Best = field(default_factory=Best)
 
 
 class Loop:
     """Runs the steps that are left.
 
-    `save` writes a checkpoint of `progress` as it stands; `evaluate` returns figures such as {"eval/loss":
-    ...}, or is None where there is no held-out data; `epoch` says how many epochs are over, as a fraction,
-    for the log. `routers` is what happens to routers between the steps. `reduce_totals` adds an int64 or float64
-    array up over all processes, `team` are those processes and `exchange` what they do with gradients; None: there
-    is one.
+    `save` writes a checkpoint of `progress` as it stands; `evaluate` returns figures such as {"eval/loss": ...} after
+    so many steps, or is None where there is no held-out data; `watch` judges them: the best is saved, and the run ends
+    when it has waited too long for a better one. `epoch` says how many epochs are over, as a fraction, for the log.
+    `routers` is what happens to routers between the steps. `reduce_totals` adds an int64 or float64 array up over all
+    processes, `team` are those processes and `exchange` what they do with gradients; None: there is one.
     """
 
     def __init__(
@@ -129,7 +134,8 @@ class Loop:
         reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
         team: Team | None = None,
         exchange: Exchange | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+        watch: Watch | None = None,
         epoch: Callable[[], float] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -150,6 +156,7 @@ class Loop:
         self._stopping = False
         self._save = save
         self._evaluate = evaluate
+        self.watch = watch
         self._epoch = epoch
         self._saved_at = self._evaluated_at = self.progress.step
 
@@ -166,15 +173,17 @@ class Loop:
         try:
             while not self.finished and not self._stopping:
                 progress.window.add(self.step())
-                if self._team is None:
-                    self._stopping = guard.requested is not None
                 done = progress.step
                 if done % settings.log_every == 0 or self.finished:
                     self._log()
                 if settings.eval_every and done % settings.eval_every == 0:
                     self._report_evaluation()
-                if settings.save_every and done % settings.save_every == 0:
+                if self.is_stopped_early and progress.window.steps:
+                    self._log()
+                if settings.save_every and done % settings.save_every == 0 and self._saved_at != done:
                     self._checkpoint()
+                if self._team is None:
+                    self._stopping = guard.requested is not None
             if not self._stopping and self._evaluated_at != progress.step:
                 self._report_evaluation()
             if self._saved_at != progress.step:
@@ -184,8 +193,15 @@ class Loop:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, or all rows of all epochs were drawn."""
-        return self.progress.step >= self.settings.total_steps or self._rows_are_over()
+        """Whether all steps are done, all rows of all epochs were drawn, or evaluations no longer improve."""
+        return (
+            self.progress.step >= self.settings.total_steps or self._rows_are_over() or self.is_stopped_early
+        )
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether evaluations have not improved for too long."""
+        return self.watch is not None and self.watch.is_over(self.progress.best)
 
     def step(self) -> StepFigures:
         """One update. Losses are divided by the totals of all rows of the step, see `StepTotals`."""
@@ -336,37 +352,19 @@ class Loop:
         self._evaluated_at = self.progress.step
         if self._evaluate is None:
             return
-        scalars = self._evaluate()
-        self.monitor.write(self.progress.step, scalars)
+        began = time.perf_counter()
+        scalars = self._evaluate(self.progress.step)
+        seconds = time.perf_counter() - began
+        self.monitor.write(self.progress.step, scalars | {"eval/seconds": seconds})
         told = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
-        self.reporter.say(f"step {self.progress.step}: {told}")
+        self.reporter.say(f"step {self.progress.step}: {told}  ({seconds:.1f} s)")
+        if self.watch is not None and self.watch.observe(self.progress.best, self.progress.step, scalars):
+            self._checkpoint()
 
     def _checkpoint(self) -> None:
         self.monitor.flush()
         self._save(self.progress)
         self._saved_at = self.progress.step
-
-
-def evaluation_loss(
-    model: nn.Layer,
-    objective: Objective,
-    rows: Iterable[PackedBatch],
-    reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> float:
-    """Mean loss over all loss tokens of `rows`, of all processes, without dropout and without gradients."""
-    total, tokens = 0.0, 0
-    model.eval()
-    try:
-        with paddle.no_grad():
-            for batch in rows:
-                output = objective(batch)
-                total += float(output.loss_sum.item())
-                tokens += output.num_loss_tokens
-    finally:
-        model.train()
-    if reduce_totals is not None:
-        total, tokens = reduce_totals(np.asarray([total, tokens], np.float64)).tolist()
-    return total / tokens
 
 
 def seed_row(seed: int, row: int, part: int = 0) -> None:

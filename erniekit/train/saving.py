@@ -11,9 +11,11 @@ import numpy as np
 from paddle import Tensor
 
 from erniekit import __version__
+from erniekit.checkpoint.best import BEST_FILE, write_best
 from erniekit.checkpoint.hub import write_shards
 from erniekit.checkpoint.state import (
     TrainerState,
+    checkpoint_name,
     copy_side_files,
     find_checkpoints,
     model_fingerprint,
@@ -31,6 +33,7 @@ from erniekit.models.specs import is_expert_tensor
 from erniekit.parallel.exchange import Exchange, Held
 from erniekit.parallel.gather import GatheredTensors
 from erniekit.parallel.stored import StoredLayers
+from erniekit.train.best import Best
 from erniekit.train.figures import Window
 from erniekit.train.loop import Progress
 from erniekit.train.optimizer import AdamW
@@ -82,6 +85,7 @@ class Saver:
             config=self.config.model_dump(),
             base_model=self.config.model.path,
             erniekit_version=__version__,
+            best=progress.best.as_dict(),
         )
         path = write_checkpoint(
             self.run,
@@ -90,7 +94,10 @@ class Saver:
             optimizer_specs=optimizer.specs,
             optimizer_array=optimizer.read,
         )
-        prune_checkpoints(self.run, self.config.checkpoint.keep)
+        best = progress.best
+        if best.value is not None and best.step == progress.step:
+            write_best(self.run, best.step, best.metric, best.value)
+        prune_checkpoints(self.run, self.config.checkpoint.keep, [best.step])
         self.say(f"saved {path}")
 
     def _weights(self) -> GatheredTensors:
@@ -196,7 +203,42 @@ def restore(
 
     optimizer.load_state(state.step, names, part)
     loader.load_state_dict(state.loader)
-    return Progress(state.step, state.rows, state.tokens, state.loss_tokens, Window(**state.window))
+    return Progress(
+        state.step, state.rows, state.tokens, state.loss_tokens, Window(**state.window), Best(**state.best)
+    )
+
+
+def settle_best(
+    run: Path, progress: Progress, metric: str | None, team: Team, say: Callable[[str], None]
+) -> None:
+    """Make what a resumed run knows of its best agree with the configuration, and with its directory.
+
+    metric: eval.best_metric; None: no evaluation will be judged, and the best that there was is still kept.
+    """
+    best = progress.best
+    if metric is not None and best.metric not in ("", metric):
+        say(f"the best was known by {best.metric}; it is sought anew by {metric}")
+        best = Best()
+    elif best.value is not None and not (run / checkpoint_name(best.step)).is_dir():
+        say(f"{run / checkpoint_name(best.step)}, the best, is not there; the next evaluation is the best")
+        best = Best(best.metric, mark=best.mark, waited=best.waited)
+    progress.best = best
+    # The directory may be ahead of the checkpoint, or one of them was cut off between the two.
+    if team.is_main and best.value is not None:
+        write_best(run, best.step, best.metric, best.value)
+    elif team.is_main:
+        (run / BEST_FILE).unlink(missing_ok=True)
+
+
+def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A configuration out of a checkpoint, with the defaults of keys that came to the schema after it was saved."""
+    resolved = dict(saved)
+    for name, section in Config.model_fields.items():
+        fields = getattr(section.annotation, "model_fields", {})
+        defaults = {key: field.default for key, field in fields.items() if not field.is_required()}
+        if fields:
+            resolved[name] = defaults | saved.get(name, {})
+    return resolved
 
 
 def changed_settings(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:

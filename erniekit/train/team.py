@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import paddle
 
 from erniekit.config import Config
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
-from erniekit.parallel.collectives import all_reduce_host, barrier
+from erniekit.parallel.collectives import all_reduce_host, barrier, broadcast_
 from erniekit.parallel.mesh import Layout, Mesh, connect, local_mesh
 from erniekit.parallel.worker import Worker
 
@@ -35,6 +36,15 @@ class Team:
     def add(self, array: np.ndarray) -> np.ndarray:
         """Numbers of all processes added up, int64 or float64."""
         return all_reduce_host(array, self.mesh.world)
+
+    def from_main(self, array: np.ndarray) -> np.ndarray:
+        """What the main process has in the place of `array`, int64 or float64 and of one shape everywhere."""
+        if self.mesh.world.size == 1:
+            return array
+        tensor = paddle.to_tensor(array)
+        broadcast_(tensor, 0, self.mesh.world)
+        received: np.ndarray = tensor.numpy()
+        return received
 
     def wait(self) -> None:
         """Until all processes are here."""

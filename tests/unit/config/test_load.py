@@ -1,5 +1,6 @@
 """Files, `extends` and overrides: what is merged, and every kind of error with its file and line."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,7 +294,8 @@ def test_values_that_are_not_allowed(write: Write, line: str, message: str) -> N
         ),
         (
             "zzz",
-            "allowed here: task, model, lora, data, loss, dpo, optimizer, schedule, train, parallel, checkpoint, log",
+            "allowed here: task, model, lora, data, loss, dpo, optimizer, schedule, train, eval, parallel, "
+            "checkpoint, log",
         ),
     ],
 )
@@ -335,6 +337,22 @@ def test_malformed_overrides(write: Write) -> None:
         (
             "train:\n  eval_every: 5",
             "run.yaml:4: train.eval_every: needs held-out files in data.eval, which is empty",
+        ),
+        (
+            "eval:\n  samples: 9",
+            "run.yaml:4: eval.samples: needs held-out files in data.eval, which is empty",
+        ),
+        (
+            "eval:\n  best_metric: eval/loss",
+            "run.yaml:4: eval.best_metric: needs train.eval_every, without which the run is evaluated at its end only",
+        ),
+        (
+            "eval:\n  patience: 3",
+            "run.yaml:4: eval.patience: needs eval.best_metric, what it waits for, such as eval/loss",
+        ),
+        (
+            "eval:\n  min_delta: 0.1",
+            "run.yaml:4: eval.min_delta: has no effect unless eval.patience is set",
         ),
         (
             "lora:\n  rank: 16",
@@ -528,3 +546,39 @@ def test_default_sections_equal_empty_ones(write: Write) -> None:
         {"model": {"path": "m"}, "data": {"train": "a.jsonl"}, "train": {"output_dir": "out"}}
     )
     assert config == built
+
+
+EVALUATED = """\
+model: {path: m}
+data: {train: a.jsonl, eval: b.jsonl}
+train: {output_dir: out, eval_every: 5}
+eval:
+  best_metric: METRIC
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("exact_match", "must be one of eval/loss, eval/rewards/accuracy, .*got exact_match; "
+         "did you mean `eval/exact_match`[?]"),
+        ("eval/rouge", "must be one of .*eval/call_none, got eval/rouge; did you mean `eval/rouge_l`[?]"),
+        ("accuracy of the model", "must be one of .*, eval/call_none, got accuracy of the model$"),
+        ("eval/rouge_l", "eval/rouge_l needs answers: set eval.samples, such as 50"),
+        ("eval/rewards/margin", "eval/rewards/margin is there with task dpo only; use eval/loss"),
+    ],
+)  # fmt: skip
+def test_a_best_metric_that_is_not_there(write: Write, metric: str, message: str) -> None:
+    (problem,) = problems(write("run.yaml", EVALUATED.replace("METRIC", metric)))
+    assert re.search(f"^run.yaml:5: eval.best_metric: {message}", problem), problem
+
+
+def test_metrics_of_answers_are_checked_by_name(write: Write) -> None:
+    text = EVALUATED.replace("METRIC", "eval/loss") + "  samples: 4\n  metrics: [auto, rouge]\n"
+    (problem,) = problems(write("run.yaml", text))
+    assert problem.startswith("run.yaml:7: eval.metrics[1]: must be one of auto, exact_match, ")
+    assert problem.endswith('got "rouge"; did you mean `rouge_l`?')
+    (problem,) = problems(write("run.yaml", text.replace("[auto, rouge]", "3")))
+    assert problem == "run.yaml:7: eval.metrics: must be a list of texts with at least one item, got 3"
+    config = load_config(write("run.yaml", text.replace("[auto, rouge]", "anls")))
+    assert config.eval.metrics == ["anls"]

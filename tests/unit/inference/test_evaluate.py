@@ -326,7 +326,9 @@ def test_generation_alone_for_use_in_training(checkpoint: Path, tmp_path: Path) 
     model, encoder, text = parts(checkpoint)
     model.train()
     samples = load_samples([write_chats(tmp_path / "c.jsonl", [("One?", "12"), ("Two?", "7 km")])], encoder)
-    result = evaluate_generation(model, encoder, text, samples, Sampling(2), ["auto", "anls"])
+    plan = make_plan(samples, encoder.template, ["auto", "anls"])
+    generator = Generator(model, text.eos_token_ids, encoder.media_spec)
+    result = evaluate_generation(generator, encoder, text, samples, plan, Sampling(2))
     assert model.training
     scalars = result.scalars()
     assert list(scalars) == ["eval/exact_match", "eval/anls", "eval/numeric_match"]
@@ -334,7 +336,7 @@ def test_generation_alone_for_use_in_training(checkpoint: Path, tmp_path: Path) 
     assert result.tally.overall.loss is None and result.tally.overall.answers == 2
     assert isinstance(samples[0], EvalSample)
     with pytest.raises(DataError, match="no samples"):
-        evaluate_generation(model, encoder, text, [], Sampling(2))
+        make_plan([], encoder.template, ["auto"])
 
 
 def test_a_stop_text_ends_an_answer_and_is_not_in_it(checkpoint: Path, tmp_path: Path) -> None:

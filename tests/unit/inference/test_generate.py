@@ -120,11 +120,37 @@ def test_progress_counts_finished_sequences_and_the_model_is_left_as_it_was(dens
     assert seen == sorted(seen) and seen[-1] == len(prompts) and len(seen) > 1
 
 
+def test_processes_in_step_go_on_with_the_tokens_of_one(model: ErnieModel, dense: ErnieModel) -> None:
+    """Of two models that would say other things, the second follows the first to the end of every answer."""
+    prompts = _prompts(dense)
+    eos = (greedy_without_cache(dense, prompts[0], 3, ())[2],)
+    said: list[np.ndarray] = []
+
+    def lead(tokens: np.ndarray) -> np.ndarray:
+        said.append(tokens)
+        return tokens
+
+    expected = Generator(dense, eos, agree=lead).generate_rows([join(prompts)], Sampling(6))
+    steps = iter(said)
+    follower = Generator(model, eos, agree=lambda tokens: next(steps))
+    assert follower.generate_rows([join(prompts)], Sampling(6)) == expected
+    assert {answer.finish for answer in expected} == {"stop", "length"}
+    assert next(steps, None) is None
+
+
 def test_one_new_token_and_no_prompt(dense: ErnieModel) -> None:
     item = prompt(5, 0)
     generator = Generator(dense, ())
     assert _ids(generator.generate_rows([item], Sampling(1))) == [[int(all_logits(dense, item)[-1].argmax())]]
     assert generator.generate([], Sampling(4)) == []
+
+
+def test_randomness_comes_from_the_place_that_is_said(chats: Chats) -> None:
+    generator = chats.generator()
+    sampling = Sampling(5, temperature=1.0, seed=3)
+    whole = generator.generate(chats.prompts, sampling)
+    half = generator.generate(chats.prompts[1::2], sampling, indices=range(1, len(chats.prompts), 2))
+    assert half == whole[1::2] != generator.generate(chats.prompts[1::2], sampling)
 
 
 def test_rows_and_batches_stay_within_their_bounds(dense: ErnieModel) -> None:

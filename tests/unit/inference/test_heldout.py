@@ -164,3 +164,35 @@ def test_files_are_those_named_else_those_of_the_run(tmp_path: Path) -> None:
         find_files([], DataConfig(train=["t.jsonl"]))
     with pytest.raises(DataError, match="nowhere"):
         find_files([f"{directory}/nowhere.jsonl"], None)
+
+
+def test_chats_are_drawn_from_all_files_and_always_the_same(checkpoint: Path, tmp_path: Path) -> None:
+    encoder = find_model(checkpoint).encoder()
+    text = {"text": "one two three"}
+    files = [
+        write_records(
+            tmp_path / f"{name}.jsonl", text, *(chat(str(number)) for number in range(40)), {"x": 1}
+        )
+        for name in "ab"
+    ]
+    heldout = HeldOut([HeldOutFile(file, file.stem) for file in files], encoder)
+    drawn = heldout.draw_chats(20)
+    ids = [(sample.source, int(sample.sample_id.rpartition(":")[2])) for sample in drawn]
+    assert ids == sorted(set(ids)) and len(ids) == 20
+    assert {source for source, _ in ids} == {"a", "b"} and any(number > 20 for _, number in ids)
+    assert not {1, 42} & {number for _, number in ids}, "neither the text nor the bad record"
+    assert [sample.sample_id for sample in heldout.draw_chats(20)] == [sample.sample_id for sample in drawn]
+    assert len(heldout.draw_chats(99)) == 80
+
+
+def test_drawn_chats_that_cannot_be_encoded_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "gone.png"}}]}
+    answer = {"role": "assistant", "content": "7"}
+    file = write_records(
+        tmp_path / "c.jsonl", chat("7"), {"messages": [picture, answer]}, {"messages": [answer]}
+    )
+    encoder = find_model(checkpoint).encoder()
+    budget = ErrorBudget("skip", 9)
+    heldout = HeldOut([HeldOutFile(file, "c")], encoder, budget=budget)
+    assert [sample.sample_id for sample in heldout.draw_chats(9)] == [f"{file}:1"]
+    assert [error.sample_id for error in budget.left_out()] == [f"{file}:2"]

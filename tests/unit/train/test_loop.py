@@ -15,8 +15,9 @@ from paddle import nn
 
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.objectives.totals import StepTotals
+from erniekit.train.evaluating import evaluation_loss
 from erniekit.train.guard import InterruptGuard
-from erniekit.train.loop import Loop, LoopSettings, Progress, evaluation_loss, seed_row
+from erniekit.train.loop import Loop, LoopSettings, Progress, seed_row
 from erniekit.train.optimizer import AdamW
 from erniekit.train.schedule import Schedule
 
@@ -139,7 +140,7 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Loop
     settings = {
         "total_steps": 4, "rows_per_step": 2, "max_length": 8, "epochs": None, "max_grad_norm": 0.0, "seed": 1
     }  # fmt: skip
-    others = ("evaluate", "progress", "epoch", "routers", "reduce_totals")
+    others = ("evaluate", "watch", "progress", "epoch", "routers", "reduce_totals")
     extra = {key: changes.pop(key) for key in others if key in changes}
     options: Any = {
         "model": model,
@@ -216,8 +217,8 @@ def test_fewer_rows_than_planned_end_the_run_early() -> None:
 def test_when_things_happen() -> None:
     evaluations: list[int] = []
 
-    def evaluate() -> dict[str, float]:
-        evaluations.append(loop.progress.step)
+    def evaluate(step: int) -> dict[str, float]:
+        evaluations.append(step)
         return {"eval/loss": 1.5}
 
     loop, log, saved = make(
@@ -230,13 +231,13 @@ def test_when_things_happen() -> None:
     assert saved == [3, 6, 7]
     assert log.written[1][1]["epoch"] == 0.25
     assert log.ended == 1
-    assert "step 7: eval/loss 1.5000" in log.said
+    assert "step 7: eval/loss 1.5000  (0.0 s)" in log.said
 
 
 def test_the_last_step_is_saved_and_evaluated_once() -> None:
     evaluations: list[dict[str, float]] = []
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(step: int) -> dict[str, float]:
         evaluations.append({"eval/loss": 0.0})
         return evaluations[-1]
 
@@ -247,7 +248,7 @@ def test_the_last_step_is_saved_and_evaluated_once() -> None:
 
 
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
-    loop, _, saved = make(Plain(), evaluate=lambda: pytest.fail("no evaluation after an interrupt"))
+    loop, _, saved = make(Plain(), evaluate=lambda step: pytest.fail("no evaluation after an interrupt"))
     objective = loop.objective
 
     def interrupted(row: Any, totals: StepTotals | None = None) -> Any:

@@ -1,0 +1,194 @@
+"""Answers of the model that is trained to held-out chats, by all processes of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from erniekit.config import Config
+from erniekit.config.evaluation import ANSWER_FIGURES
+from erniekit.data.account import ErrorBudget
+from erniekit.data.conversation import SampleError
+from erniekit.data.decode import decode
+from erniekit.data.document import Document
+from erniekit.data.encode import Encoder
+from erniekit.errors import ConfigError
+from erniekit.inference.answer import parse_answer
+from erniekit.inference.evaluate import Evaluation, OnPrediction, evaluate_generation
+from erniekit.inference.generate import Generated, Generator, OnProgress
+from erniekit.inference.heldout import EvalSample, HeldOut, find_files, make_plan
+from erniekit.inference.metrics.choose import Pair, score
+from erniekit.inference.report import writing_predictions
+from erniekit.inference.sampling import Sampling
+from erniekit.inference.text import AnswerText
+from erniekit.models.ernie import ErnieModel
+from erniekit.parallel.collectives import all_gather_uneven
+from erniekit.train.evaluating import spaced_progress
+from erniekit.train.reference import alone
+from erniekit.train.team import Team
+
+ANSWERS_DIR = "eval"
+Say = Callable[[str], None]
+
+
+class HeldOutAnswers:
+    """The same chats of data.eval, answered in every evaluation.
+
+    The answers are written to eval/step-000120.jsonl in the directory of the run. Raises ConfigError where data.eval
+    has no chat, or eval.best_metric says nothing about those that it has.
+    """
+
+    def __init__(self, config: Config, model: ErnieModel, encoder: Encoder, team: Team, say: Say) -> None:
+        settings = config.eval
+        self._run = Path(config.train.output_dir)
+        self._model, self._encoder, self._team, self._say = model, encoder, team, say
+        self._text = AnswerText.from_checkpoint(config.model.path)
+        self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
+        self._generator = TeamGenerator(
+            team,
+            model,
+            self._text.eos_token_ids,
+            encoder,
+            batch_size=settings.batch,
+            in_step=config.parallel.expert > 1 or config.parallel.shard == "parameters",
+        )
+        self.samples = draw_samples(config, encoder)
+        best = settings.best_metric if settings.best_metric in ANSWER_FIGURES else None
+        deciding = [] if best is None else [best.removeprefix("eval/")]
+        self._plan = make_plan(self.samples, encoder.template, [*settings.metrics, *deciding])
+        for metric in deciding:
+            self._check_applies(metric)
+        metrics = ", ".join(self._plan.metrics)
+        say(f"held-out answers: {len(self.samples):,} chats in each evaluation, scored by {metrics}")
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Figures such as "eval/exact_match", the same in all processes. All of them call this together."""
+        if not self._team.is_main:
+            return self._evaluate(None).scalars()
+        with writing_predictions(self._run / ANSWERS_DIR / f"step-{step:06d}.jsonl") as write:
+            return self._evaluate(lambda sample, prediction: write(prediction)).scalars()
+
+    def _evaluate(self, on_prediction: OnPrediction | None) -> Evaluation:
+        # Where processes share the rows of training, each computes whole prompts here.
+        with alone(self._model):
+            return evaluate_generation(
+                self._generator,
+                self._encoder,
+                self._text,
+                self.samples,
+                self._plan,
+                self._sampling,
+                on_prediction=on_prediction,
+                on_progress=spaced_progress(self._say),
+            )
+
+    def _check_applies(self, metric: str) -> None:
+        for sample in self.samples:
+            reference = parse_answer(self._text.round_trip(sample.expected), self._encoder.template)
+            if score(Pair(reference, reference, True, sample.tools), [metric]):
+                return
+        raise ConfigError(
+            f"eval.best_metric: {metric} says nothing about any of the {len(self.samples):,} held-out chats that are "
+            f"answered; those fitting them are {', '.join(self._plan.metrics)}"
+        )
+
+
+class TeamGenerator(Generator):
+    """Generates with all processes of a run, each of which gets all the answers.
+
+    Each answers a share of the prompts. in_step: a forward pass takes several processes; all of them answer every
+    prompt then, and go on with the tokens of the first.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        model: ErnieModel,
+        eos_token_ids: Sequence[int],
+        encoder: Encoder,
+        *,
+        batch_size: int,
+        in_step: bool,
+    ) -> None:
+        agree = team.from_main if in_step else None
+        super().__init__(model, eos_token_ids, encoder.media_spec, batch_size=batch_size, agree=agree)
+        self._team, self._in_step = team, in_step
+
+    def generate(
+        self,
+        documents: Sequence[Document],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+    ) -> list[Generated]:
+        """As `Generator.generate`; all processes call it with the same arguments."""
+        world = self._team.mesh.world
+        if world.size == 1 or self._in_step:
+            return super().generate(documents, sampling, on_progress, indices=indices)
+        own = range(world.rank, len(documents), world.size)
+        places = range(len(documents)) if indices is None else indices
+
+        def progress(finished: int) -> None:
+            if on_progress is not None:
+                on_progress(min(finished * world.size, len(documents)))
+
+        # A share may take longer than parallel.timeout, and answers are of any length.
+        with self._team.mesh.busy("answering held-out chats"):
+            answers = super().generate(
+                [documents[index] for index in own],
+                sampling,
+                progress,
+                indices=[places[index] for index in own],
+            )
+        return self._gathered(answers, len(documents))
+
+    def _gathered(self, answers: Sequence[Generated], total: int) -> list[Generated]:
+        """The answers of all processes, of which each has every `size`th."""
+        world = self._team.mesh.world
+        # Each as [whether it ended, number of tokens, tokens ...].
+        parts = [[int(answer.finish == "stop"), len(answer.ids), *answer.ids] for answer in answers]
+        flat = np.asarray([number for part in parts for number in part], np.int64)
+        counts = np.zeros(world.size, np.int64)
+        counts[world.rank] = flat.size
+        counts = self._team.add(counts)
+        gathered = all_gather_uneven(paddle.to_tensor(flat), counts.tolist(), world).numpy()
+        found: dict[int, Generated] = {}
+        for rank, share in enumerate(np.split(gathered, np.cumsum(counts)[:-1])):
+            start = 0
+            for index in range(rank, total, world.size):
+                ended, length = share[start : start + 2].tolist()
+                ids = share[start + 2 : start + 2 + length].tolist()
+                found[index] = Generated(ids, "stop" if ended else "length")
+                start += 2 + length
+        return [found[index] for index in range(total)]
+
+
+def draw_samples(config: Config, encoder: Encoder) -> list[EvalSample]:
+    """The chats of data.eval that are answered: eval.samples of them, whose pictures can be read.
+
+    Raises ConfigError where there is none; SampleError for one that cannot be used, where data.on_error says so.
+    """
+    data = config.data
+    budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
+    heldout = HeldOut(find_files([], data), encoder, budget=budget, allow_urls=data.allow_urls)
+    samples = []
+    for sample in heldout.draw_chats(config.eval.samples):
+        if len(sample.whole) > data.max_length:
+            continue
+        # Now, and not hours into the run.
+        try:
+            decode(sample.prompt, encoder.media_spec)
+        except SampleError as error:
+            budget.spend(error)
+            continue
+        samples.append(sample)
+    if not samples:
+        raise ConfigError(
+            "eval.samples: data.eval has no chat that can be answered: chats of at most data.max_length tokens, that "
+            "end with the assistant's answer; set it to 0 to compute the loss only"
+        )
+    return samples
