@@ -7,16 +7,19 @@ what it is without.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.errors import ErnieKitError
 from erniekit.models.attention import Attend
 from erniekit.models.ernie import ErnieModel, RowInputs
-from erniekit.parallel.collectives import all_reduce_, all_to_all_rows, shared_sum
+from erniekit.parallel.collectives import all_reduce_, all_reduce_host, all_to_all_rows, shared_sum
 from erniekit.parallel.mesh import Group
+from erniekit.parallel.watchdog import ranks_text
 
 
 def share_rows(model: ErnieModel, group: Group) -> None:
@@ -48,7 +51,8 @@ class SharedRows:
         return int(bounds[self._group.rank]), int(bounds[self._group.rank + 1])
 
     def part(self, row: RowInputs) -> RowInputs:
-        """See `Context`."""
+        """See `Context`. Raises ErnieKitError where the processes do not have the same row."""
+        self._agree(row)
         start, stop = self.span(len(row.input_ids))
         first = min(start, stop - 1)
         media = self._media(row)
@@ -87,6 +91,17 @@ class SharedRows:
     def total(self, sums: Tensor) -> Tensor:
         """See `Context`."""
         return shared_sum(sums, self._group)
+
+    def _agree(self, row: RowInputs) -> None:
+        """Without this, processes with different rows would compute nonsense or wait for ever."""
+        digest = zlib.crc32(row.grid_thw.tobytes(), zlib.crc32(row.input_ids.tobytes()))
+        high, low = all_reduce_host(np.array([digest, -digest]), self._group, "max").tolist()
+        if high != -low:
+            raise ErnieKitError(
+                f"{ranks_text(self._group.ranks)} share each row (parallel.context), but have read different ones: is "
+                "there a picture or video that only some of them can read, or do they read different files? Samples "
+                "that were skipped are named above. Earlier checkpoints are untouched"
+            )
 
     def _media(self, row: RowInputs) -> _MediaShares:
         return share_media(row.grid_thw, self._group.size, self._merge)

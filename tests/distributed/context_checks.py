@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base import core
 
 from erniekit.data.batch import PackedBatch, filler, pack
 from erniekit.data.document import IGNORE, Document, Media
+from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.context import WholeRows
 from erniekit.models.ernie import ErnieModel
@@ -82,7 +85,9 @@ def row_checks(world: int) -> dict[str, Any]:
     """Loss, figures and all gradients of rows that are shared equal those of the same rows on one process."""
     mesh = connect(Layout(world, context=world))
     checks = 0
-    for kv_heads in (1, 2, 4):
+    _check_refusal(mesh)
+    # Heads of keys that go to several processes, to one each, or several to one.
+    for kv_heads in (1, 4) if world == 2 else (2,):
         model = make_model(kv_heads)
         sft = SftObjective(model, 4, router_weights=WEIGHTS)
         rows = {name: make_row(documents, seed) for seed, (name, documents) in enumerate(ROWS.items())}
@@ -145,6 +150,19 @@ def _figures(
     return figures, {name: gradient.copy() for name, gradient in found.items()}
 
 
+def _check_refusal(mesh: Mesh) -> None:
+    """Processes that have read different rows say so."""
+    model = make_model(2)
+    model.context = SharedRows(mesh.context, 2)
+    for number, rank_row in enumerate((make_row([(9, [])], mesh.rank), make_row([(9 + mesh.rank, [])], 0))):
+        try:
+            SftObjective(model)(rank_row)
+        except ErnieKitError as error:
+            assert "have read different ones" in str(error)
+            continue
+        raise AssertionError(f"row {number} was not refused")
+
+
 def _check_frozen(mesh: Mesh) -> None:
     """Whatever is frozen, all processes agree on which collectives the backward pass has."""
     is_vision = lambda name: "vision" in name or "resampler" in name  # noqa: E731
@@ -160,3 +178,27 @@ def _check_frozen(mesh: Mesh) -> None:
         objective = SftObjective(model, 4, router_weights=WEIGHTS)
         for kind in ("pictures in the last span", "one picture and its markers"):
             _check(mesh, model, objective, make_row(ROWS[kind], 1), f"trained: {name}, {kind}")
+
+
+def memory_checks(world: int, length: int) -> dict[str, float]:
+    """Bytes that the forward and backward pass of a row of 16K tokens takes at its peak, shared and whole."""
+    mesh = connect(Layout(world, context=world))
+    model = build_model(ErnieConfig.from_json(FLAT | {"hidden_size": 64, "num_hidden_layers": 3}))
+    model.train()
+    objective = SftObjective(model, 256, router_weights=WEIGHTS)
+    row = make_row([(length, [])] * (16384 // length), 0)
+    found = {}
+    for name in ("shared", "whole"):
+        model.context = SharedRows(mesh.context, 2) if name == "shared" else WholeRows()
+        core.host_memory_stat_reset_peak_value("Allocated", 0)
+        before = core.host_memory_stat_current_value("Allocated", 0)
+        begun = time.monotonic()
+        output = objective(row, totals_of(row))
+        output.total.backward()
+        found[f"{name}_s"] = time.monotonic() - begun
+        found[name] = core.host_memory_stat_peak_value("Allocated", 0) - before
+        del output
+        for parameter in model.parameters():
+            parameter.clear_gradient(False)
+    mesh.close()
+    return found

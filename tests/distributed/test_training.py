@@ -125,21 +125,22 @@ def test_a_checkpoint_goes_on_in_any_layout(setting: dict[str, Any], alone: Path
     """Half way in one layout, the rest in another: as if it had never changed."""
     half = {**setting, "checkpoint.keep": 9}
     first = trained(tmp_path / "first" / "run", half, 2, 2)
-    for number, (world, expert) in enumerate([(1, 1), (4, 2)]):
+    for number, layout in enumerate([(1, 1), (4, 2, 2)]):
         run = tmp_path / f"again{number}" / "run"
         run.parent.mkdir()
         shutil.copytree(first, run)
         shutil.rmtree(run / f"checkpoint-{STEPS:06d}")
-        assert_same(alone, trained(run, half, world, expert, resume=True))
+        assert_same(alone, trained(run, half, *layout, resume=True))
 
 
 def test_epochs_end_with_a_shorter_step_on_every_layout(setting: dict[str, Any], tmp_path: Path) -> None:
     """The last step has rows for some processes only; the others keep step with rows without a sample."""
     short = {key: value for key, value in setting.items() if key != "train.max_steps"} | {"train.epochs": 2}
     one = trained(tmp_path / "one" / "run", short, 1, 1)
-    four = trained(tmp_path / "four" / "run", short, 4, 2)
-    expected, found = (np.asarray(losses(run))[:, 1] for run in (one, four))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    expected = np.asarray(losses(one))[:, 1]
+    for context in (1, 2):
+        four = trained(tmp_path / f"context{context}" / "run", short, 4, 2, context)
+        np.testing.assert_allclose(np.asarray(losses(four))[:, 1], expected, rtol=1e-5)
 
 
 def test_degrees_that_do_not_fit_are_told(setting: dict[str, Any], tmp_path: Path) -> None:
@@ -152,6 +153,9 @@ def test_degrees_that_do_not_fit_are_told(setting: dict[str, Any], tmp_path: Pat
     finished = train(tmp_path / "other", setting, 2, 3)
     assert finished.returncode == 1
     assert "parallel.expert is 3, which does not divide the 2 processes" in finished.stdout + finished.stderr
+    finished = train(tmp_path / "third", setting, 4, 1, 4)
+    assert finished.returncode == 1
+    assert "2 attention heads and 1 heads of keys and values cannot be" in finished.stdout + finished.stderr
 
 
 def test_an_interrupt_stops_all_processes_after_the_same_step(

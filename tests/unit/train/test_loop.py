@@ -332,12 +332,13 @@ def test_dropout_depends_on_the_row_number_alone() -> None:
 
 
 def test_row_seeds_differ_and_repeat() -> None:
-    def draw(seed: int, row: int) -> float:
-        seed_row(seed, row)
+    def draw(seed: int, row: int, part: int) -> float:
+        seed_row(seed, row, part)
         return float(paddle.rand([1]).item())
 
-    drawn = {(seed, row): draw(seed, row) for seed in (0, 1) for row in (0, 1, 2)}
-    assert len(set(drawn.values())) == 6
+    keys = [(seed, row, part) for seed in (0, 1) for row in (0, 1, 2) for part in (0, 1)]
+    drawn = {key: draw(*key) for key in keys}
+    assert len(set(drawn.values())) == 12
     assert all(draw(*key) == value for key, value in drawn.items())
 
 
