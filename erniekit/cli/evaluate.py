@@ -10,20 +10,19 @@ import typer
 from erniekit.cli.options import (
     Device,
     Dtype,
-    MaxNewTokens,
     RepetitionPenalty,
     Seed,
     Stop,
-    Temperature,
     Template,
     Threads,
     TopK,
     TopP,
 )
+from erniekit.config.evaluation import EvalConfig
 from erniekit.config.schema import Format
 
 if TYPE_CHECKING:
-    from erniekit.config import DataConfig
+    from erniekit.config import Config
     from erniekit.data.account import ErrorBudget
     from erniekit.inference.evaluate import Evaluation, OnPrediction, Prediction
     from erniekit.inference.heldout import EvalSample
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from erniekit.inference.report import Settings
 
 _YAML = (".yaml", ".yml")
+_WITHOUT_RUN = EvalConfig(batch=128)
 
 Model = Annotated[
     Path | None,
@@ -72,14 +72,43 @@ Metrics = Annotated[
         "--metrics",
         metavar="NAMES",
         help="exact_match, normalized_match, token_f1, rouge_l, anls, numeric_match, json_valid, json_equal, box_iou, "
-        "box_iou_50, call_name, call_arguments, call_valid, call_match, call_none, with commas between; auto (the "
-        "default): those that fit the references. exact_match is always there.",
+        "box_iou_50, call_name, call_arguments, call_valid, call_match, call_none, with commas between; auto: those "
+        "that fit the references. exact_match is always there. Default: the run's (eval.metrics), else auto.",
     ),
 ]
 Generate = Annotated[
     bool, typer.Option("--generate/--no-generate", help="Generate answers, or compute the loss only.")
 ]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Answers generated at one time.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        min=1,
+        help="Tokens after which an answer is cut off. Default: the run's (eval.max_new_tokens), else 64.",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        min=0.0,
+        help="0: always the most probable token. Default: the run's (eval.temperature), else 0.",
+        show_default=False,
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        min=1,
+        help="Answers generated at one time. Default: the run's (eval.batch), else 128.",
+        show_default=False,
+    ),
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file, as JSON.")
 ]
@@ -121,9 +150,9 @@ def evaluate(
     on_error: OnError = None,
     metrics: Metrics = None,
     generate: Generate = True,
-    max_new_tokens: MaxNewTokens = 64,
-    batch: Batch = 128,
-    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = None,
+    batch: Batch = None,
+    temperature: Temperature = None,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     repetition_penalty: RepetitionPenalty = 1.0,
@@ -158,7 +187,7 @@ def evaluate(
     if not data and config is None:
         raise typer.BadParameter("name data files, or a run with --config", param_hint="--data")
     wanted = _wanted(min_metric or [], min_exact_match)
-    names = (*_metrics(metrics or ["auto"]), *wanted)
+    chosen = None if metrics is None else _metrics(metrics)
     if not generate:
         _refuse_without_answers(("--min", wanted), ("--output", output), ("--html", html))
 
@@ -166,9 +195,6 @@ def evaluate(
     from erniekit.runtime import compute_dtype, configure
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
-    sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, repetition_penalty, tuple(stop or ()), seed
-    )
 
     from erniekit.data.account import ErrorBudget
     from erniekit.inference.evaluate import evaluate as run_evaluation
@@ -177,7 +203,17 @@ def evaluate(
     from erniekit.inference.report import Settings, check_wanted
     from erniekit.inference.text import AnswerText
 
-    source, run_data = _source(model, config)
+    source, run = _source(model, config)
+    run_data, defaults = (run.data, run.eval) if run is not None else (None, _WITHOUT_RUN)
+    sampling = Sampling(
+        defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        defaults.temperature if temperature is None else temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        tuple(stop or ()),
+        seed,
+    )
     encoder, text = source.encoder(template), AnswerText.from_checkpoint(source.directory)
     budget = ErrorBudget(on_error or (run_data.on_error if run_data else "raise"), sys.maxsize)
     samples = HeldOut(
@@ -189,7 +225,7 @@ def evaluate(
         allow_urls=run_data is not None and run_data.allow_urls,
     )
     # Before the weights: a mistake in the data should not have to wait for them.
-    plan = make_plan(samples, encoder.template, names)
+    plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *wanted))
     typer.echo(f"{source.checkpoint}: {plan.samples:,} samples, template {encoder.template.name}")
     loaded = source.load(computed)
     outputs = _Outputs(output, json_file, html)
@@ -201,7 +237,7 @@ def evaluate(
             samples,
             plan,
             sampling,
-            batch_size=batch,
+            batch_size=batch or defaults.batch,
             budget=budget,
             on_prediction=outputs.open(stack),
             on_progress=stack.enter_context(show_progress()),
@@ -235,8 +271,8 @@ class _Outputs:
         return take
 
 
-def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, DataConfig | None]":
-    """Where the model is, and of a run its section `data`, which says how samples are encoded."""
+def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Config | None]":
+    """Where the model is, and the run, which says how samples are encoded and answered; None where none is named."""
     import dataclasses
 
     from erniekit.config import load_config
@@ -248,7 +284,7 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Data
         return find_model(model), None
     run = load_config(config)
     source = find_model(model or run.train.output_dir)
-    return dataclasses.replace(source, options=encode_options(run)), run.data
+    return dataclasses.replace(source, options=encode_options(run)), run
 
 
 def _report(result: "Evaluation", settings: "Settings", budget: "ErrorBudget", outputs: _Outputs) -> None:

@@ -144,6 +144,35 @@ def test_a_resumed_run_decides_as_one_that_never_stopped(
             assert file.read_bytes() == (part / "eval" / file.name).read_bytes()
 
 
+def test_pairs_out_of_a_stream_with_adapters(tmp_path: Path, model: Path) -> None:
+    pairs = [
+        {"messages": [question], "chosen": answer, "rejected": "Say what?"}
+        for question, answer in (sample["messages"] for sample in chats(12))
+    ]
+    data = write_chats(tmp_path / "pairs.jsonl", pairs)
+    settings = {
+        **ANSWERS, "task": "dpo", "lora__enabled": True, "data__streaming": True, "data__eval": str(data),
+        "train__max_steps": 5, "checkpoint__save_every": 1, "checkpoint__keep": 9,
+        "eval__best_metric": "eval/rewards/margin", "eval__patience": 2,
+    }  # fmt: skip
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run_training(make_config(whole, model, data, **settings))
+    found = figures(whole)
+    assert [line["step"] for line in found] == [2, 4, 5]
+    assert {"eval/rewards/accuracy", "eval/exact_match"} <= set(found[0])
+    assert found[0]["eval/rewards/margin"] < found[2]["eval/rewards/margin"]
+    assert best_of(whole) == {
+        "checkpoint": "checkpoint-000005", "step": 5, "metric": "eval/rewards/margin",
+        "value": found[2]["eval/rewards/margin"],
+    }  # fmt: skip
+    records = [json.loads(line) for line in (whole / "eval" / "step-000004.jsonl").open()]
+    assert all(record["expected"].startswith("It is ") for record in records), "the chosen answers"
+    copy_at(whole, part, 3)
+    run_training(make_config(part, model, data, **settings), resume=True)
+    assert_same_run(whole, part)
+    assert figures(part) == found and best_of(part) == best_of(whole)
+
+
 def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_told(
     tmp_path: Path, model: Path, data: Path, heldout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

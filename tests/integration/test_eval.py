@@ -167,6 +167,13 @@ def test_a_run_by_its_configuration(erniekit, run: Path, data: Path, tmp_path: P
         assert str(newest_checkpoint(run)) in out and f"{SAMPLES + 1} samples" in out
         assert f"exact match {SAMPLES} of {SAMPLES} (100.0%)" in out
         assert f"\n{text['path']}  " in out
+    # How the run's own evaluations answer, unless options say otherwise.
+    settings["eval"] = {"metrics": ["anls"], "max_new_tokens": 2}
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    status, out, _ = erniekit("eval", config)
+    assert status == 0 and " anls" in out and "answers cut off at 2 tokens" in out
+    status, out, _ = erniekit("eval", config, "--metrics", "rouge_l", "--max-new-tokens", 9)
+    assert " rouge_l" in out and " anls" not in out and f"exact match {SAMPLES} of {SAMPLES}" in out
     # The model that training began with, and files of one's own, in place of the run's.
     file = write_chats(tmp_path / "own.jsonl", chats(3))
     status, out, _ = erniekit(
