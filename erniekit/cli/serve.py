@@ -114,5 +114,7 @@ def serve(
     service = ChatService(shown, source.load(computed), encoder, text, defaults, allow_urls=allow_urls)
     typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
     typer.echo("\n".join(["try it:", f"  {example(server, shown)}", *production]))
+    if server.is_open:
+        typer.echo(f"note: whoever reaches {host} can use it; --api-key keeps others out")
     typer.echo(f"listening on {server.url}/v1; Ctrl-C ends it")
     run_server(server, service)

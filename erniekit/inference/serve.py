@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import http.server
+import ipaddress
 import json
 import queue
 import select
@@ -44,6 +45,7 @@ _LOOK_SECONDS = 0.5
 # How long, and how much of, a body that is refused is still taken in: a client reads the answer after it has sent all.
 _DISCARD_SECONDS = 5.0
 _DISCARD_PIECE = 1 << 20
+_ENDLESS = sys.maxsize
 
 _COMPLETIONS, _MODELS, _HEALTH = "/v1/chat/completions", "/v1/models", "/health"
 Log = Callable[[str], None]
@@ -87,6 +89,11 @@ class ChatServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), str(host))
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines may reach it and need no key."""
+        return not self.api_key and not ipaddress.ip_address(str(self.server_address[0])).is_loopback
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks is no news; anything else is a bug and shown as one."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
@@ -100,6 +107,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60.0  # seconds in which a client must send or take something
     disable_nagle_algorithm = True
+    _unread = 0  # bytes of the body
 
     def do_GET(self) -> None:
         """Any method: what a path takes, `_method` says."""
@@ -222,12 +230,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return True
 
     def _announced(self) -> int:
-        """Bytes of the body; 0 where nothing, or nonsense, is said of them."""
-        length = self.headers.get("Content-Length", "")
-        return int(length) if length.isascii() and length.isdigit() else 0
+        """Bytes of the body; what comes in pieces, or with nonsense for its length, counts as endless."""
+        if "Transfer-Encoding" in self.headers:
+            return _ENDLESS
+        length = self.headers.get("Content-Length", "0")
+        return int(length) if length.isascii() and length.isdigit() and len(length) < 19 else _ENDLESS
 
     def _body(self) -> bytes:
-        if not self._unread:
+        if self._unread in (0, _ENDLESS):
             raise RequestError("the request needs a body and its Content-Length", status=411)
         if self._unread > MAX_BODY:
             message = f"the body has {self._unread:,} bytes, and at most {MAX_BODY:,} are taken"
@@ -244,10 +254,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers["Allow"] = _method(unquote(urlsplit(self.path).path)) or ""
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if "Transfer-Encoding" in self.headers:
-            self._unread = sys.maxsize  # it comes in pieces: nobody knows how much there is
-        # A body that stays unread would be taken for the next request.
-        self.close_connection |= self._unread > 0
         try:
             self._send(error.status, error_body(error), headers)
             if self._unread:
@@ -267,6 +273,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         body = to_json(content)
+        # A body that stays unread would be taken for the next request.
+        self.close_connection |= self._unread > 0
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -322,8 +330,8 @@ def run_server(server: ChatServer, service: ChatService) -> None:
     """Answers until Ctrl-C or SIGTERM, with the model in this thread, which must be the main one."""
     server.service = service
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     try:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
         service.run()
     except KeyboardInterrupt:
         server.log("stopped")

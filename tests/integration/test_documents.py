@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,22 @@ from tools.docs import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/configuration.md"]
-COMMANDS = ["train", "eval", "export", "verify", "init", "data check", "data preview", "data convert", "chat"]
+COMMANDS = [
+    "train",
+    "eval",
+    "export",
+    "verify",
+    "init",
+    "data check",
+    "data preview",
+    "data convert",
+    "chat",
+    "serve",
+]
 # These make .venv, or run this very test; `examples/quickstart.sh` is what `make quickstart` runs then.
 MAKE = {"make quickstart", "make test", "make lint"}
+# It does not end by itself: see test_the_client_in_the_readme_talks_to_the_server.
+SERVE = "erniekit serve runs/quickstart/run"
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +92,32 @@ def _blocks(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_of_documents_run(document: str, clone: Path) -> None:
     for command in _blocks((ROOT / document).read_text(encoding="utf-8")):
-        if command in MAKE:
+        if command in MAKE or command == SERVE:
             continue
         words = shlex.split(command, comments=True)
         assert words[0] in ("erniekit", "python"), f"{document}: no test knows how to run {command!r}"
         finished = _run(words, clone)
         assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}"
+
+
+@pytest.mark.usefixtures("quickstart")
+def test_the_client_in_the_readme_talks_to_the_server(clone: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert SERVE in _blocks(text)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code.count("http://127.0.0.1:8000") == 1
+    command = [str(clone / ".venv" / "bin" / "erniekit"), *SERVE.split()[1:], "--port", "0"]
+    with subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            said = iter(server.stdout.readline, "")
+            url = next(found[1] for line in said if (found := re.search(r"listening on (\S+)/v1", line)))
+            finished = _run(["python", "-c", code.replace("http://127.0.0.1:8000", url)], clone)
+            assert re.fullmatch(r"\d\n", finished.stdout), finished.stderr[-2000:]
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
 
 
 def test_the_configurations_in_the_readme_are_valid(clone: Path) -> None:

@@ -69,7 +69,7 @@ def server(run: Path) -> Iterator[tuple[str, list[str]]]:
     process, url, said = _start(run, "--name", "colours")
     try:
         yield url, said
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # Ctrl-C: see test_documents
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0 and "Traceback" not in errors
         assert errors.splitlines()[-1] == "stopped"

@@ -171,6 +171,7 @@ def test_bodies_that_are_not_taken(start: Callable[..., Served], monkeypatch: py
         question: Any = [{"role": "user", "content": "x" * 5_000_000}]
         served.client().chat.completions.create(model="tiny", messages=question)
     assert error.value.status_code == 413
+    assert served.completion(b"x" * 30_000_000)[0] == 413
     status, answer = served.completion(ASKED, **{"Content-Type": "text/plain"})
     assert status == 415 and "application/json" in answer["error"]["message"]
     assert served.completion(None)[0] == 411
@@ -184,6 +185,15 @@ def test_bodies_that_are_not_taken(start: Callable[..., Served], monkeypatch: py
     )
     response = connection.getresponse()
     assert (response.status, response.headers["Connection"]) == (411, "close")
+
+
+def test_bodies_that_cannot_be_skipped_end_the_connection(start: Callable[..., Served]) -> None:
+    served = start()
+    for length in ("-1", "x", "9" * 5000):
+        status, _, response = served.ask("POST", "/v1/chat/completions", b"{}", {"Content-Length": length})
+        assert (status, response.headers["Connection"]) == (411, "close")
+    status, _, response = served.ask("GET", "/health", b"GET /v1/models HTTP/1.1\r\n\r\n")
+    assert (status, response.headers["Connection"]) == (200, "close")
 
 
 def test_a_connection_is_used_again(start: Callable[..., Served]) -> None:
@@ -305,6 +315,11 @@ def test_an_answer_that_fails_is_told_and_the_next_is_given(
     assert answer["error"]["message"] == "the answer failed: MemoryError: too large"
     with pytest.raises(openai.APIError, match="the answer failed"):
         list(served.client().chat.completions.create(**ASKED, stream=True))
+    connection = http.client.HTTPConnection(str(served.host), served.port, timeout=10)
+    body = json.dumps({**ASKED, "stream": True})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    told = connection.getresponse().read()  # ends, but not as a whole answer does
+    assert b"the answer failed" in told and b"[DONE]" not in told
     assert "MemoryError" in capsys.readouterr().err
     served.stream = lambda document, sampling: iter([2])
     assert served.completion(ASKED)[0] == 200
@@ -324,6 +339,10 @@ def test_where_it_cannot_listen() -> None:
         assert server.url == f"http://[::1]:{server.server_address[1]}"
     with ChatServer("0.0.0.0", 0, log=print) as server:
         assert server.url == f"http://127.0.0.1:{server.server_address[1]}"
+        assert server.is_open
+    for host, key in (("0.0.0.0", "secret"), ("localhost", ""), ("::1", "")):
+        with ChatServer(host, 0, api_key=key, log=print) as server:
+            assert not server.is_open
 
 
 def test_an_interrupt_ends_it(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> None:
