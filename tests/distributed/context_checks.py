@@ -17,6 +17,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.context import WholeRows
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
+from erniekit.models.segments import Plain, Segments
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
@@ -94,6 +95,10 @@ def row_checks(world: int) -> dict[str, Any]:
         for name, row in (rows | {"filler": filler()}).items():
             _check(mesh, model, sft, row, f"{name}, {kv_heads} heads of keys")
             checks += 1
+            if kv_heads == 1:
+                model.model.run = Segments(recompute=True)
+                _check(mesh, model, sft, row, f"{name}, recomputed")
+                model.model.run = Plain()
         preference = PreferenceSettings(beta=0.3)
         reference = lambda row: paddle.linspace(-9, -3, 2 * len(row.branches))  # noqa: E731
         dpo = DpoObjective(model, preference, reference, 4, sft_weight=0.5, router_weights=WEIGHTS)
