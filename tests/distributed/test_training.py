@@ -13,51 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.hub import read_array, read_header
 from erniekit.checkpoint.state import newest_checkpoint
-from tests.integration.training_setup import chats, losses, make_model, write_chats
-
-ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "data" / "samples"
-STEPS = 20
-# Processes, and how many of them share the experts, and each row. A step has 4 rows: 4, 2 or 1 a process.
-LAYOUTS = {
-    "EP2": (2, 2, 1),
-    "DP2": (2, 1, 1),
-    "EP4": (4, 4, 1),
-    "EP2xDP2": (4, 2, 1),
-    "CP2": (2, 1, 2),
-    "CP2xEP2": (2, 2, 2),
-    "CP2xEP2xDP2": (4, 2, 2),
-}
+from tests.distributed.settings import ROOT, STEPS, assert_same, vl_setting
+from tests.integration.training_setup import losses
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A small VL model; text, pictures and videos."""
-    directory = tmp_path_factory.mktemp("setting")
-    return {
-        "model.path": str(make_model(directory / "model")),
-        "data.train": [str(write_chats(directory / "chats.jsonl", chats(40))), str(SAMPLES / "video.jsonl")],
-        "data.max_length": 400,
-        "data.max_pixels": 3136,
-        "data.video_max_frames": 4,
-        "data.video_min_frames": 2,
-        "data.video_max_pixels": 3136,
-        "data.video_min_pixels": 784,
-        "data.workers": 0,
-        "data.cache_dir": str(directory / "cache"),
-        "optimizer.learning_rate": 1e-3,
-        # Where a gradient is nothing but rounding, Adam would still take a whole step in its direction.
-        "optimizer.epsilon": 1e-3,
-        "loss.balance_weight": 0.01,
-        "loss.z_weight": 0.001,
-        "loss.orthogonal_weight": 0.01,
-        "train.rows_per_step": 4,
-        "train.max_steps": STEPS,
-        "checkpoint.save_every": STEPS // 2,
-        "log.every": 1,
-    }
+    return vl_setting(tmp_path_factory.mktemp("setting"))
 
 
 def train(
@@ -82,50 +45,26 @@ def trained(
     return run
 
 
-def tensors(run: Path) -> dict[str, np.ndarray]:
-    checkpoint = newest_checkpoint(run)
-    assert checkpoint is not None
-    return {
-        f"{file.name.split('.')[0].split('-')[0]} {name}": read_array(info)
-        for file in sorted(checkpoint.glob("*.safetensors"))
-        for name, info in read_header(file).items()
-    }
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Losses within 1e-5 relative, weights within 1e-5."""
-    expected, found = (np.asarray(losses(run))[:, 1] for run in (one, other))
-    assert len(expected) == STEPS
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    weights, others = tensors(one), tensors(other)
-    assert sorted(weights) == sorted(others)
-    for name, weight in weights.items():
-        if name.startswith(("model ", "adapter_model ")):
-            np.testing.assert_allclose(others[name], weight, rtol=0, atol=1e-5, err_msg=name)
-
-
 @pytest.fixture(scope="module")
 def alone(setting: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("alone") / "run", setting, 1, 1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_full_training_is_the_same(setting: dict[str, Any], alone: Path, tmp_path: Path, layout: str) -> None:
-    assert_same(alone, trained(tmp_path / "run", setting, *LAYOUTS[layout]))
-
-
-def test_adapters_are_the_same(setting: dict[str, Any], tmp_path: Path) -> None:
-    lora = {key: value for key, value in setting.items() if not key.startswith("loss.")}
-    lora |= {"lora.enabled": True, "lora.rank": 4, "train.recompute": True}
-    one = trained(tmp_path / "one" / "run", lora, 1, 1)
-    assert_same(one, trained(tmp_path / "four" / "run", lora, 4, 2))
+def test_the_command_trains_on_several_processes(
+    setting: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
+    """All that `test_layouts` tries, in one."""
+    spread = {**setting, "parallel.shard": "parameters", "train.recompute": True}
+    assert_same(alone, trained(tmp_path / "run", spread, 4, 2, 2))
 
 
 def test_a_checkpoint_goes_on_in_any_layout(setting: dict[str, Any], alone: Path, tmp_path: Path) -> None:
     """Half way in one layout, the rest in another: as if it had never changed."""
-    half = {**setting, "checkpoint.keep": 9}
+    half = {**setting, "checkpoint.keep": 9, "parallel.shard": "parameters", "train.recompute": True}
     first = trained(tmp_path / "first" / "run", half, 2, 2)
-    for number, layout in enumerate([(1, 1), (4, 2, 2)]):
+    then = [((1, 1), "none"), ((4, 2, 2), "optimizer"), ((2, 1), "parameters")]
+    for number, (layout, shard) in enumerate(then):
+        half["parallel.shard"] = shard
         run = tmp_path / f"again{number}" / "run"
         run.parent.mkdir()
         shutil.copytree(first, run)

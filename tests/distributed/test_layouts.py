@@ -1,0 +1,125 @@
+"""The same training on any layout, whatever is spread: losses, weights and the optimizer's state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.distributed.layouts import trainings
+from tests.distributed.processes import run
+from tests.distributed.settings import assert_same, vl_setting
+
+SHARDS = ("none", "optimizer", "gradients", "parameters")
+
+
+class Case(NamedTuple):
+    """Processes, those that share the experts and each row, what is spread, and the rows of a step."""
+
+    world: int
+    expert: int
+    context: int
+    shard: str
+    rows: int
+    lora: bool
+
+    @property
+    def name(self) -> str:
+        """Such as "DP2-EP2-gradients-4"."""
+        data = self.world // self.context
+        method = "lora" if self.lora else "full"
+        return f"{method}-DP{data}-EP{self.expert}-CP{self.context}-{self.shard}-{self.rows}"
+
+    def settings(self, directory: Path) -> dict[str, Any]:
+        """The configuration's keys that are its own."""
+        return {
+            "train.output_dir": str(directory / self.name),
+            "train.rows_per_step": self.rows,
+            "train.recompute": self.shard == "parameters",
+            "parallel.threads": 1,
+            "parallel.expert": self.expert,
+            "parallel.context": self.context,
+            "parallel.shard": self.shard,
+        }
+
+
+# Of the 4 rows of a step a process has 4 (where it shares each), 2 or 1.
+CASES = [
+    Case(world, expert, context, shard, 4, lora)
+    for lora in (False, True)
+    for world, expert, context in (
+        (2, 1, 1),
+        (2, 2, 1),
+        (2, 1, 2),
+        (2, 2, 2),
+        (4, 4, 1),
+        (4, 2, 1),
+        (4, 2, 2),
+    )
+    for shard in SHARDS
+]
+
+
+def keys(setting: dict[str, Any], lora: bool) -> dict[str, Any]:
+    """Router losses in full training; with adapters routers are frozen, and the vision tower has adapters, too."""
+    if not lora:
+        return setting
+    kept = {key: value for key, value in setting.items() if not key.startswith("loss.")}
+    return kept | {"lora.enabled": True, "lora.rank": 4}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all runs."""
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def setting(runs: Path) -> dict[str, Any]:
+    return vl_setting(runs)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_training_is_the_same(runs: Path, setting: dict[str, Any], world: int, lora: bool) -> None:
+    """All cases of as many processes, which go from one to the next, against one process."""
+    alone = Case(1, 1, 1, "none", 4, lora)
+    cases = [case for case in CASES if (case.world, case.lora) == (world, lora)]
+    chosen = keys(setting, lora)
+    if not (runs / alone.name).exists():
+        run(1, trainings, 1, [chosen | alone.settings(runs)])
+    run(world, trainings, world, [chosen | case.settings(runs) for case in cases], timeout=580)
+    for case in cases:
+        assert_same(runs / alone.name, runs / case.name)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """A case on up to 4 processes."""
+    world = draw(st.integers(2, 4))
+    context = draw(st.sampled_from([n for n in (1, 2) if world % n == 0]))
+    expert = draw(st.sampled_from([n for n in (1, 2, 4) if world % n == 0]))
+    rows = world // context * draw(st.integers(1, 3))
+    return Case(world, expert, context, draw(st.sampled_from(SHARDS)), rows, draw(st.booleans()))
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases(), st.integers(160, 400), st.sampled_from(["tokens", "token_balanced"]), st.integers(0, 99))
+def test_random_layouts_train_the_same(
+    tmp_path_factory: pytest.TempPathFactory, case: Case, length: int, normalization: str, seed: int
+) -> None:
+    directory = tmp_path_factory.mktemp("random")
+    alone = case._replace(world=1, expert=1, context=1, shard="none")
+    own = {
+        "data.max_length": length,
+        "loss.normalization": normalization,
+        "train.seed": seed,
+        "train.max_steps": 3,
+    }
+    for one in (alone, case):
+        chosen = vl_setting(directory) | one.settings(directory) | own
+        run(one.world, trainings, one.world, [keys(chosen, one.lora)], timeout=300)
+    assert_same(directory / alone.name, directory / case.name, steps=3)
