@@ -100,16 +100,24 @@ def train(
     settings = load_config(
         config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
     )
-    if worker_from(os.environ) is None:
+    worker = worker_from(os.environ)
+    processes = 1 if worker is None else worker.world
+    if worker is None:
         plan = launch.plan_launch(chosen, places, settings.parallel.device)
-        if plan.world > 1 and not dry_run:
+        processes = plan.world
+        if processes > 1 and not dry_run:
             arguments = [str(config), *(overrides or []), *(["--devices", devices] if devices else [])]
             raise typer.Exit(_run_processes(plan, arguments, resume, Path(settings.train.output_dir)))
         launch.use_device(plan.devices)
 
+    if dry_run:
+        from erniekit.train.preview import preview_training
+
+        preview_training(settings, processes=processes, no_weights=no_weights)
+        return
     from erniekit.train.job import run_training
 
-    raise typer.Exit(run_training(settings, resume=resume, dry_run=dry_run, no_weights=no_weights))
+    raise typer.Exit(run_training(settings, resume=resume))
 
 
 def _run_processes(plan: "Launch", arguments: list[str], resume: bool, run: Path) -> int:

@@ -30,6 +30,7 @@ from erniekit.parallel.shards import Held, Shards, buckets, held_by
 from erniekit.parallel.stored import StoredLayers
 
 Shard = Literal["none", "optimizer", "gradients", "parameters"]
+SHARDS: tuple[Shard, ...] = ("none", "optimizer", "gradients", "parameters")
 
 
 class ShardedExchange:

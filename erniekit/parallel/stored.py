@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor, is_router_tensor
-from erniekit.parallel.mesh import Group, Mesh
+from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.shards import Held, Partition, Shards, Span, buckets, held_by
 
 # Gives this rank's values of a tensor's span, 1-D, in the tensor's element type.
@@ -28,11 +28,9 @@ class StoredLayers:
     def __init__(self, model: ErnieModel, mesh: Mesh, read: ReadSpan) -> None:
         """model: made under `paddle.LazyGuard`, its layers without values; `read` gives them."""
         self._layers: list[nn.Layer] = list(model.model.layers)
-        self._shards = [
-            [Shards(group, shapes, parts) for group, shapes, parts in _read(named, mesh, read)]
-            for named in map(_stored, _by_layer(model))
-        ]
-        self._empty = {name: p for named in map(_stored, _by_layer(model)) for name, p in named.items()}
+        weights = _weights(model)
+        self._shards = [_read(named, mesh, read) for named in weights]
+        self._empty = {name: parameter for named in weights for name, parameter in named.items()}
         self._places: list[list[tuple[dict[str, Tensor], str, str]]] | None = None
         self._bound: dict[int, dict[str, Tensor]] = {}
 
@@ -98,26 +96,27 @@ class StoredLayers:
         return self._places[number]
 
 
-def _by_layer(model: ErnieModel) -> list[dict[str, Tensor]]:
-    return [
-        {f"model.layers.{number}.{name}": parameter for name, parameter in layer.named_parameters()}
-        for number, layer in enumerate(model.model.layers)
-    ]
+def is_stored(name: str) -> bool:
+    """Whether a parameter is kept in parts: of a decoder layer, but neither a router nor an adapter."""
+    return name.startswith("model.layers.") and not is_router_tensor(name) and ".lora_" not in name
 
 
-def _stored(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in named.items() if not is_router_tensor(name)}
+def _weights(model: ErnieModel) -> list[dict[str, Tensor]]:
+    """Those of each decoder layer that are to be kept in parts."""
+    found: list[dict[str, Tensor]] = []
+    for number, layer in enumerate(model.model.layers):
+        named = ((f"model.layers.{number}.{name}", p) for name, p in layer.named_parameters())
+        found.append({name: p for name, p in named if is_stored(name)})
+    return found
 
 
-def _read(
-    named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan
-) -> list[tuple[Group, dict[str, list[int]], dict[str, Tensor]]]:
-    """Groups, shapes and this rank's parts of one layer's weights, in portions that travel together."""
+def _read(named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan) -> list[Shards]:
+    """This process's parts of one layer's weights, in portions that travel together."""
     found = []
     for group, experts in ((mesh.world, False), (mesh.replicas, True)):
         members = [(name, p) for name, p in named.items() if is_expert_tensor(name) == experts]
         for bucket in buckets(members):
-            shapes = {name: list(parameter.shape) for name, parameter in bucket.items()}
+            shapes = {name: parameter.shape for name, parameter in bucket.items()}
             spans = Partition(shapes, group.size).spans(group.rank)
-            found.append((group, shapes, {span.name: read(span) for span in spans}))
+            found.append(Shards(group, shapes, {span.name: read(span) for span in spans}))
     return found

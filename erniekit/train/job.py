@@ -17,9 +17,7 @@ from erniekit.checkpoint.state import (
     read_state,
 )
 from erniekit.config import Config, dump_config
-from erniekit.data.files import expand
 from erniekit.data.rows import StoredRows
-from erniekit.errors import DataError
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
@@ -37,7 +35,7 @@ from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
 from erniekit.train.optimizer import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
-from erniekit.train.prepare import Prepared, load_shared, make_exchange, prepare_model, preview_model
+from erniekit.train.prepare import Prepared, load_shared, make_exchange, prepare_model
 from erniekit.train.progress import Reporter, make_reporter
 from erniekit.train.routers import Routers
 from erniekit.train.saving import (
@@ -55,21 +53,14 @@ from erniekit.train.team import Team, assemble
 CONFIG_FILE = "config.yaml"
 
 
-def run_training(
-    config: Config, *, resume: bool = False, dry_run: bool = False, no_weights: bool = False
-) -> int:
-    """Train as `config` says, or with `dry_run` only say what would be done; returns the process's exit
-    status.
+def run_training(config: Config, *, resume: bool = False) -> int:
+    """Train as `config` says; returns the process's exit status.
 
     That is 0, or after an interrupt 130 (Ctrl-C) or 143 (SIGTERM), when the run was saved and can be resumed.
-    `resume` continues from the newest complete checkpoint in train.output_dir. `no_weights`, with `dry_run`,
-    leaves out what needs files that are not there. Raises ErnieKitError for whatever is wrong with config,
-    data or files.
+    `resume` continues from the newest complete checkpoint in train.output_dir. Raises ErnieKitError for whatever is
+    wrong with config, data or files.
     """
     reporter = make_reporter()
-    if dry_run:
-        _dry_run(config, reporter.say, no_weights)
-        return 0
     worker = worker_from(os.environ)
     if not resume and (worker is None or worker.rank == 0):
         check_new_run(Path(config.train.output_dir))
@@ -322,44 +313,3 @@ def _say_changes(checkpoint: Path, state: TrainerState, config: Config, say: Cal
         say("settings that differ from those of the checkpoint:")
         for line in changes:
             say(f"  {line}")
-
-
-def _dry_run(config: Config, say: Callable[[str], None], no_weights: bool) -> None:
-    say(dump_config(config).rstrip())
-    say("")
-    device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
-    dtype = compute_dtype(config.model.dtype, device)
-    model = Path(config.model.path)
-    unchecked = []
-    if no_weights and not (model / "config.json").is_file():
-        unchecked.append(f"the model ({model} has no config.json): lora.targets, model.freeze, memory")
-    else:
-        preview_model(config, dtype, say, weights=not no_weights)
-    absent = _absent(config)
-    if no_weights and not (model / "tokenizer_config.json").is_file():
-        unchecked.append(f"the data ({model} has no tokenizer): samples, rows, steps")
-    elif no_weights and absent:
-        unchecked.append(f"the data ({', '.join(absent)} not there): samples, rows, steps")
-    else:
-        inputs = load_inputs(config, say)
-        try:
-            for line in describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name):
-                say(line)
-        finally:
-            inputs.close()
-    if no_weights:
-        say("not checked: the weights")
-    for line in unchecked:
-        say(f"not checked: {line}")
-    say("The configuration is valid. Nothing was trained (--dry-run).")
-
-
-def _absent(config: Config) -> list[str]:
-    """Sources of which nothing is there."""
-    absent = []
-    for source in [*config.data.train, *config.data.eval]:
-        try:
-            expand([source.path])
-        except DataError:
-            absent.append(source.path)
-    return absent

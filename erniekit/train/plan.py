@@ -14,7 +14,10 @@ from erniekit.data.conversation import SampleError
 from erniekit.data.rows import StoredRows
 from erniekit.data.stream import StreamedRows
 from erniekit.lora.targets import LoraMatch, group_matches
-from erniekit.models.specs import TensorSpec
+from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
+from erniekit.parallel.mesh import Layout
+from erniekit.parallel.sharding import SHARDS, Shard
+from erniekit.parallel.stored import is_stored
 from erniekit.train.schedule import Schedule, warmup_steps
 
 _MOMENT_BYTES = 8
@@ -71,8 +74,32 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How processes hold a model together.
+
+    experts: how many share the experts that are counted; dense, replicas: how many have the same dense weights, and
+    the same experts; shard: parallel.shard.
+    """
+
+    experts: int = 1
+    dense: int = 1
+    replicas: int = 1
+    shard: Shard = "none"
+
+    def held(self, spec: TensorSpec, what: Shard) -> float:
+        """The share of a tensor that one process holds of what parallel.shard `what` spreads."""
+        expert = is_expert_tensor(spec.name)
+        share = 1 / self.experts if expert else 1.0
+        if is_router_tensor(spec.name) or SHARDS.index(self.shard) < SHARDS.index(what):
+            return share
+        if what == "parameters" and not is_stored(spec.name):
+            return share
+        return share / (self.replicas if expert else self.dense)
+
+
+@dataclass(frozen=True)
 class ModelPlan:
-    """Parameters of a model and what training them takes. Sizes in bytes; activations are not among them."""
+    """Parameters of a model and what training them takes of one process, in bytes; activations are not among them."""
 
     parameters: int
     trained: int
@@ -81,22 +108,38 @@ class ModelPlan:
     optimizer_bytes: int
 
 
-def plan_model(specs: Sequence[TensorSpec], trained: Sequence[str], *, rows_per_step: int) -> ModelPlan:
+def plan_model(
+    specs: Sequence[TensorSpec], trained: Sequence[str], *, rows_per_step: int, spread: Spread = Spread()
+) -> ModelPlan:
     """Add up `specs`, all parameters as they are in memory, of which those named in `trained` are trained."""
     # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
     sum_bytes = _SUM_BYTES if rows_per_step > 1 else 0
     names = set(trained)
-    updated = [spec for spec in specs if spec.name in names]
+    weights = gradients = optimizer = 0.0
+    for spec in specs:
+        weights += spread.held(spec, "parameters") * spec_bytes(spec)
+        if spec.name not in names:
+            continue
+        wide = spec.dtype == "F32"
+        if spread.shard in ("gradients", "parameters"):
+            gradients += spread.held(spec, "gradients") * spec.size * _SUM_BYTES
+        else:
+            gradients += spread.held(spec, "gradients") * (
+                spec_bytes(spec) + (0 if wide else spec.size * sum_bytes)
+            )
+        optimizer += (
+            spread.held(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
+        )
+        kept = spread.shard == "parameters" and is_stored(spec.name)
+        if spread.shard != "none" and not kept and not is_router_tensor(spec.name):
+            # Of weights that are whole the optimizer has its part once more.
+            optimizer += spread.held(spec, "optimizer") * spec_bytes(spec)
     return ModelPlan(
         parameters=sum(spec.size for spec in specs),
-        trained=sum(spec.size for spec in updated),
-        weight_bytes=sum(spec_bytes(spec) for spec in specs),
-        gradient_bytes=sum(
-            spec_bytes(spec) + (0 if spec.dtype == "F32" else spec.size * sum_bytes) for spec in updated
-        ),
-        optimizer_bytes=sum(
-            spec.size * (_MOMENT_BYTES + (0 if spec.dtype == "F32" else _MASTER_BYTES)) for spec in updated
-        ),
+        trained=sum(spec.size for spec in specs if spec.name in names),
+        weight_bytes=round(weights),
+        gradient_bytes=round(gradients),
+        optimizer_bytes=round(optimizer),
     )
 
 
@@ -171,11 +214,24 @@ def waste(tokens: int, rows: int, max_length: int) -> float:
     return 1 - tokens / (rows * max_length)
 
 
-def describe_model(plan: ModelPlan) -> list[str]:
+def describe_layout(layout: Layout) -> list[str]:
+    """What several processes share, in words."""
+    if layout.world == 1:
+        return []
+    words = [f"processes: {layout.world}"]
+    if layout.expert > 1:
+        words.append(f"{layout.expert} share the experts")
+    if layout.context > 1:
+        words.append(f"{layout.context} share each row")
+    return ["; ".join(words)]
+
+
+def describe_model(plan: ModelPlan, processes: int = 1) -> list[str]:
     """Parameters and memory in words."""
+    where = "memory" if processes == 1 else f"memory of each of {processes} processes"
     return [
         f"parameters: {plan.parameters:,}, trained {plan.trained:,} ({plan.trained / plan.parameters:.2%})",
-        f"memory: weights {size(plan.weight_bytes)}, gradients {size(plan.gradient_bytes)}, "
+        f"{where}: weights {size(plan.weight_bytes)}, gradients {size(plan.gradient_bytes)}, "
         f"optimizer {size(plan.optimizer_bytes)}; activations come on top",
     ]
 

@@ -23,11 +23,11 @@ from erniekit.models.specs import TensorSpec
 from erniekit.parallel.context import share_rows
 from erniekit.parallel.exchange import Exchange, WholeExchange
 from erniekit.parallel.expert import share_experts
-from erniekit.parallel.mesh import Mesh
+from erniekit.parallel.mesh import Layout, Mesh
 from erniekit.parallel.sharding import Shard, ShardedExchange
 from erniekit.parallel.stored import StoredLayers
 from erniekit.train.parameters import check_routers, trained_names
-from erniekit.train.plan import describe_lora, describe_model, plan_model
+from erniekit.train.plan import Spread, describe_layout, describe_lora, describe_model, plan_model
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -88,11 +88,10 @@ def prepare_model(
         parameter.stop_gradient = name not in trained
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
-    if mesh is not None and mesh.context.size > 1:
-        say(f"each row is split over {mesh.context.size} processes")
-    if mesh is not None and mesh.expert.size > 1:
-        say(f"this process holds 1 of {mesh.expert.size} parts of the experts; what follows counts its own:")
-    _describe(config, matches, specs, trained, say)
+    shared = mesh.layout if mesh is not None else Layout()
+    if shared.expert > 1:
+        say(f"this process holds 1 of {shared.expert} parts of the experts; what follows counts its own:")
+    _describe(config, matches, specs, trained, say, shared, own_experts=True)
     return Prepared(model, [(name, parameters[name]) for name in trained], stored)
 
 
@@ -127,7 +126,9 @@ def make_exchange(config: Config, prepared: Prepared, mesh: Mesh) -> Exchange | 
     return exchange
 
 
-def preview_model(config: Config, dtype: str, say: Callable[[str], None], *, weights: bool) -> None:
+def preview_model(
+    config: Config, dtype: str, say: Callable[[str], None], layout: Layout, *, weights: bool
+) -> None:
     """Say what `prepare_model` would do, from `config.json` and, with `weights`, the headers of the weight
     files.
 
@@ -146,7 +147,7 @@ def preview_model(config: Config, dtype: str, say: Callable[[str], None], *, wei
             matches.append(LoraMatch(module, inner, outer, rank * (inner + outer)))
             specs.append(TensorSpec(f"{module}.lora_A.weight", _DTYPE_NAMES[dtype], (rank, inner)))
             specs.append(TensorSpec(f"{module}.lora_B.weight", _DTYPE_NAMES[dtype], (outer, rank)))
-    _describe(config, matches, specs, _trained(config, specs), say)
+    _describe(config, matches, specs, _trained(config, specs), say, layout, own_experts=False)
 
 
 def _trained(config: Config, specs: Sequence[TensorSpec]) -> list[str]:
@@ -167,8 +168,13 @@ def _describe(
     specs: Sequence[TensorSpec],
     trained: Sequence[str],
     say: Callable[[str], None],
+    layout: Layout,
+    *,
+    own_experts: bool,
 ) -> None:
-    plan = plan_model(specs, trained, rows_per_step=config.train.rows_per_step)
+    """own_experts: `specs` have only those of one process."""
+    spread = Spread(1 if own_experts else layout.expert, layout.world, layout.replicas, config.parallel.shard)
+    plan = plan_model(specs, trained, rows_per_step=config.train.rows_per_step, spread=spread)
     lines = describe_lora(matches, config.lora.rank) if config.lora.enabled else []
-    for line in [*lines, *describe_model(plan)]:
+    for line in [*describe_layout(layout), *lines, *describe_model(plan, layout.world)]:
         say(line)

@@ -66,13 +66,13 @@ class Team:
         self.mesh.close()
 
 
-def assemble(config: Config, worker: Worker | None) -> Team:
-    """The team that the configuration asks for. worker: None where this process was started alone.
+def plan_layout(config: Config, processes: int) -> Layout:
+    """How so many processes would share the run.
 
     Raises ConfigError where the degrees of `parallel` do not fit the processes, the model or train.rows_per_step.
     """
     parallel = config.parallel
-    layout = Layout(worker.world if worker is not None else 1, parallel.expert, parallel.context)
+    layout = Layout(processes, parallel.expert, parallel.context)
     model = ErnieConfig.from_dir(config.model.path)
     layout.validate(
         [] if model.moe is None else [model.moe.num_experts] * model.moe.num_modalities,
@@ -84,4 +84,13 @@ def assemble(config: Config, worker: Worker | None) -> Team:
             f"train.rows_per_step is {config.train.rows_per_step}, which does not divide among the {layout.data} "
             f"{who} of this run (--devices): use a multiple of their number"
         )
+    return layout
+
+
+def assemble(config: Config, worker: Worker | None) -> Team:
+    """The team that the configuration asks for. worker: None where this process was started alone.
+
+    Raises ConfigError as `plan_layout` does.
+    """
+    layout = plan_layout(config, 1 if worker is None else worker.world)
     return Team(local_mesh() if worker is None else connect(layout, timeout=config.parallel.timeout))

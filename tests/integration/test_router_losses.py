@@ -11,6 +11,7 @@ from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.errors import ConfigError
 from erniekit.train.job import run_training
+from erniekit.train.preview import preview_training
 from tests.integration.test_resume import assert_same_run, copy_at
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 
@@ -143,9 +144,9 @@ def test_settings_that_this_model_cannot_follow(tmp_path: Path, model: Path, dat
         ),
     ]
     for base, samples, settings, message in cases:
-        for dry_run in (True, False):
+        for start in (preview_training, run_training):
             with pytest.raises(ConfigError) as caught:
-                run_training(make_config(run, base, samples, **settings), dry_run=dry_run)
+                start(make_config(run, base, samples, **settings))
             assert message in str(caught.value)
             assert not run.exists()
 

@@ -23,6 +23,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import parameter_specs
 from erniekit.train.job import run_training
 from erniekit.train.loop import Loop
+from erniekit.train.preview import preview_training
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 
 
@@ -278,11 +279,11 @@ def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) ->
         ({"lora__enabled": True, "lora__targets": ["w_proj"]}, "lora.targets: 'w_proj' matches no module"),
         ({"optimizer__groups": [{"match": "x.*"}]}, "optimizer.groups: 'x.*' matches no trained parameter"),
     ):
-        for dry_run in (False, True):
-            if dry_run and "optimizer__groups" in settings:
+        for start in (run_training, preview_training):
+            if start is preview_training and "optimizer__groups" in settings:
                 continue
             with pytest.raises(ConfigError) as caught:
-                run_training(make_config(run, model, data, **settings), dry_run=dry_run)
+                start(make_config(run, model, data, **settings))
             assert message in str(caught.value)
             assert not run.exists()
 
@@ -293,7 +294,7 @@ def test_dry_run_tells_everything_and_writes_nothing(
     run = tmp_path / "run"
     config = make_config(run, model, data, train__epochs=3, schedule__warmup_ratio=0.1)
     before = sorted(tmp_path.rglob("*"))
-    assert run_training(config, dry_run=True) == 0
+    preview_training(config)
     told = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     assert "  learning_rate: 0.001" in told
@@ -311,7 +312,7 @@ def test_dry_run_with_lora_says_what_training_says(
     config = make_config(
         tmp_path / "run", model, data, train__max_steps=1, lora__enabled=True, model__freeze=["vision"]
     )
-    run_training(config, dry_run=True)
+    preview_training(config)
     planned = capsys.readouterr().out.splitlines()
     run_training(config)
     done = capsys.readouterr().out.splitlines()
@@ -320,19 +321,35 @@ def test_dry_run_with_lora_says_what_training_says(
     assert set(table) <= set(planned)
 
 
+def test_dry_run_for_several_processes(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = {"parallel__expert": 2, "train__rows_per_step": 4}
+    told = []
+    for shard in ("none", "optimizer"):
+        config = make_config(tmp_path / "run", model, data, parallel__shard=shard, **shared)
+        preview_training(config, processes=4)
+        told.append(capsys.readouterr().out)
+        assert "processes: 4; 2 share the experts\n" in told[-1]
+        assert "memory of each of 4 processes: weights" in told[-1]
+    assert told[0].split("optimizer ")[-1] != told[1].split("optimizer ")[-1]
+    with pytest.raises(ConfigError, match=r"parallel\.expert is 2, which does not divide the 3 processes"):
+        preview_training(config, processes=3)
+
+
 def test_dry_run_without_model_and_data(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     absent = make_config(tmp_path / "run", tmp_path / "no-model", tmp_path / "no.jsonl", train__max_steps=5)
-    assert run_training(absent, dry_run=True, no_weights=True) == 0
+    preview_training(absent, no_weights=True)
     told = capsys.readouterr().out
     assert "not checked: the model" in told
     assert "not checked: the data" in told
     with pytest.raises(CheckpointError, match="no-model"):
-        run_training(absent, dry_run=True)
+        preview_training(absent)
 
     some = make_config(tmp_path / "run", model, tmp_path / "no.jsonl", train__max_steps=5)
-    assert run_training(some, dry_run=True, no_weights=True) == 0
+    preview_training(some, no_weights=True)
     told = capsys.readouterr().out
     assert "parameters: " in told
     assert "no.jsonl not there" in told

@@ -14,7 +14,7 @@ from erniekit.errors import ConfigError
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the training job was called with; it answers with the status of an interrupted run."""
-    from erniekit.train import job
+    from erniekit.train import job, preview
 
     received: list[dict[str, Any]] = []
 
@@ -23,6 +23,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return 130
 
     monkeypatch.setattr(job, "run_training", run_training)
+    monkeypatch.setattr(preview, "preview_training", run_training)
     return received
 
 
@@ -32,11 +33,11 @@ def test_configuration_and_switches_arrive(calls: list[dict[str, Any]], tmp_path
     with pytest.raises(typer.Exit) as ended:
         train(path, ["optimizer.learning_rate=1e-4"], resume=True)
     assert ended.value.exit_code == 130
-    with pytest.raises(typer.Exit):
-        train(path, dry_run=True, no_weights=True)
+    train(path, dry_run=True, no_weights=True, devices="cpu:4")
     assert calls[0]["config"].optimizer.learning_rate == 1e-4
-    assert (calls[0]["resume"], calls[0]["dry_run"], calls[0]["no_weights"]) == (True, False, False)
-    assert (calls[1]["resume"], calls[1]["dry_run"], calls[1]["no_weights"]) == (False, True, True)
+    assert [call.keys() - {"config"} for call in calls] == [{"resume"}, {"processes", "no_weights"}]
+    assert calls[0]["resume"]
+    assert (calls[1]["processes"], calls[1]["no_weights"]) == (4, True)
 
 
 def test_nothing_starts_with_a_wrong_configuration(calls: list[dict[str, Any]], tmp_path: Path) -> None:

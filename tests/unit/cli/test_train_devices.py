@@ -25,12 +25,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.append({"world": plan.world, "arguments": arguments, "logs": logs, "again": again()})
         return 3
 
-    def run_training(config: Any, **flags: bool) -> int:
+    def run_training(config: Any, **flags: bool | int) -> int:
         found.append({"device": config.parallel.device} | flags)
         return 0
 
     monkeypatch.setattr(launch, "run_processes", run_processes)
     monkeypatch.setattr("erniekit.train.job.run_training", run_training)
+    monkeypatch.setattr("erniekit.train.preview.preview_training", run_training)
     monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
     for name in ("PADDLE_TRAINERS_NUM", GPU):
         monkeypatch.delenv(name, raising=False)
@@ -78,7 +79,7 @@ def test_every_gpu_is_used(
     invoke(config)
     assert (started[0]["world"], started[0]["arguments"]) == (8, ["train", str(config)])
     invoke(config, "parallel.device=cpu")
-    assert started[1] == {"device": "cpu", "resume": False, "dry_run": False, "no_weights": False}
+    assert started[1] == {"device": "cpu", "resume": False}
 
 
 def test_one_process_trains_by_itself(
@@ -90,6 +91,7 @@ def test_one_process_trains_by_itself(
     monkeypatch.setenv(GPU, "0")
     invoke(config, "--devices", "5")
     assert [call["device"] for call in started] == ["auto", "cpu", "cpu", "gpu"]
+    assert [call.get("processes") for call in started] == [None, None, 4, None]
     assert os.environ.get(GPU) == "5"
 
 
@@ -99,7 +101,7 @@ def test_a_worker_starts_nothing(
     for name, value in worker_environment(Worker(1, 4, 1, 4, ("127.0.0.1", 5)), None).items():
         monkeypatch.setenv(name, value)
     invoke(config, "--devices", "cpu:4", "--resume")
-    assert started == [{"device": "cpu", "resume": True, "dry_run": False, "no_weights": False}]
+    assert started == [{"device": "cpu", "resume": True}]
 
 
 def test_what_is_refused(started: list[dict[str, Any]], config: Path) -> None:

@@ -12,8 +12,12 @@ from erniekit.data.packing import Row
 from erniekit.data.rows import StoredRows
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
+from erniekit.parallel.mesh import Layout
+from erniekit.parallel.sharding import SHARDS
 from erniekit.train.plan import (
+    Spread,
     describe_data,
+    describe_layout,
     describe_left_out,
     describe_lora,
     describe_model,
@@ -75,6 +79,35 @@ def test_memory(rows: int, gradients: int) -> None:
     assert plan.gradient_bytes == gradients
     assert plan.optimizer_bytes == 100 * 12 + 5 * 8
     assert describe_model(plan)[0] == "parameters: 155, trained 105 (67.74%)"
+
+
+def test_memory_of_processes_that_share_a_model() -> None:
+    """By hand: a layer's weight, an expert's, a router's, an adapter's and the head's, of 240 elements each."""
+    names = [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.mlp.experts.0.up_proj.weight",
+        "model.layers.0.mlp.gate.weight",
+        "model.layers.0.self_attn.o_proj.lora_A.weight",
+        "lm_head.weight",
+    ]
+    specs = [TensorSpec(name, "F32", (240,)) for name in names]
+    found = []
+    for shard in SHARDS:
+        # Of 4 processes 2 share the experts, so that 2 have the same ones.
+        plan = plan_model(specs, names, rows_per_step=2, spread=Spread(2, 4, 2, shard))
+        found.append((plan.weight_bytes / 4, plan.gradient_bytes / 4, plan.optimizer_bytes / 4))
+        assert (plan.parameters, plan.trained) == (1200, 1200)
+    whole = 240 + 120 + 240 + 240 + 240
+    parts = 60 + 60 + 240 + 60 + 60
+    assert found[0] == (whole, whole, 2 * whole)
+    assert found[1] == (whole, whole, 3 * parts - 240)
+    assert found[2] == (whole, parts, 3 * parts - 240)
+    assert found[3] == (60 + 60 + 240 + 240 + 240, parts, 2 * parts + 60 + 60)
+
+
+def test_layout_in_words() -> None:
+    assert describe_layout(Layout()) == []
+    assert describe_layout(Layout(8, 4, 2)) == ["processes: 8; 4 share the experts; 2 share each row"]
 
 
 def test_data_in_words() -> None:

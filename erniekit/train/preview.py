@@ -1,0 +1,71 @@
+"""What a run would do, without doing it (`erniekit train --dry-run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from erniekit.config import Config, dump_config
+from erniekit.data.files import expand
+from erniekit.errors import DataError
+from erniekit.runtime import compute_dtype, configure
+from erniekit.train.inputs import load_inputs
+from erniekit.train.plan import describe_run, plan_run
+from erniekit.train.prepare import preview_model
+from erniekit.train.progress import make_reporter
+from erniekit.train.team import plan_layout
+
+
+def preview_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:
+    """Check everything, and say what `run_training` on so many processes would do.
+
+    `no_weights` leaves out what needs files that are not there. Raises ErnieKitError for whatever is wrong with
+    config, data or files.
+    """
+    say = make_reporter().say
+    say(dump_config(config).rstrip())
+    say("")
+    unchecked = [*_model(config, say, processes, no_weights), *_data(config, say, no_weights)]
+    if no_weights:
+        say("not checked: the weights")
+    for line in unchecked:
+        say(f"not checked: {line}")
+    say("The configuration is valid. Nothing was trained (--dry-run).")
+
+
+def _model(config: Config, say: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
+    """Returns what could not be checked."""
+    device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
+    model = Path(config.model.path)
+    if no_weights and not (model / "config.json").is_file():
+        return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]
+    dtype = compute_dtype(config.model.dtype, device)
+    preview_model(config, dtype, say, plan_layout(config, processes), weights=not no_weights)
+    return []
+
+
+def _data(config: Config, say: Callable[[str], None], no_weights: bool) -> list[str]:
+    """Returns what could not be checked."""
+    model, absent = Path(config.model.path), _absent(config)
+    if no_weights and not (model / "tokenizer_config.json").is_file():
+        return [f"the data ({model} has no tokenizer): samples, rows, steps"]
+    if no_weights and absent:
+        return [f"the data ({', '.join(absent)} not there): samples, rows, steps"]
+    inputs = load_inputs(config, say)
+    try:
+        for line in describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name):
+            say(line)
+    finally:
+        inputs.close()
+    return []
+
+
+def _absent(config: Config) -> list[str]:
+    """Sources of which nothing is there."""
+    absent = []
+    for source in [*config.data.train, *config.data.eval]:
+        try:
+            expand([source.path])
+        except DataError:
+            absent.append(source.path)
+    return absent
