@@ -12,15 +12,25 @@ from erniekit.moe.router import Routing
 
 # (tokens sorted by expert [n, hidden], tokens of each expert) -> [n, hidden] in the same order
 ExpertCompute = Callable[[Tensor, list[int]], Tensor]
+# -> [T, hidden] for the tokens of this process, which needs none of the routed experts
+Meanwhile = Callable[[], Tensor]
 
 
 class Dispatcher(Protocol):
     """Brings every token to its experts, lets `compute` run there, and returns the weighted sums."""
 
     def __call__(
-        self, x: Tensor, routing: Routing, num_experts: int, compute: ExpertCompute
+        self,
+        x: Tensor,
+        routing: Routing,
+        num_experts: int,
+        compute: ExpertCompute,
+        meanwhile: Meanwhile | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[T, hidden] -> combined outputs [T, hidden], and int64 [num_experts] tokens that chose each expert."""
+        """[T, hidden] -> combined outputs [T, hidden], and int64 [num_experts] tokens that chose each expert.
+
+        What `meanwhile` computes is added to the outputs; a parallel form calls it while tokens travel.
+        """
         ...
 
 
@@ -28,7 +38,12 @@ class LocalDispatcher:
     """All experts on this device: sort the (token, expert) pairs by expert, compute, sort back, add up."""
 
     def __call__(
-        self, x: Tensor, routing: Routing, num_experts: int, compute: ExpertCompute
+        self,
+        x: Tensor,
+        routing: Routing,
+        num_experts: int,
+        compute: ExpertCompute,
+        meanwhile: Meanwhile | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Dispatcher`."""
         top_k = routing.experts.shape[1]
@@ -36,6 +51,15 @@ class LocalDispatcher:
         order = paddle.argsort(flat, stable=True)
         counts = paddle.bincount(flat, minlength=num_experts)
         outputs = compute(paddle.index_select(x, order // top_k), counts.tolist())
-        outputs = paddle.index_select(outputs, paddle.argsort(order))
-        pairs = outputs.reshape([-1, top_k, x.shape[-1]])
-        return (pairs * routing.weights.astype(x.dtype).unsqueeze(-1)).sum(1), counts
+        combined = combine(outputs, order, routing.weights)
+        return combined if meanwhile is None else combined + meanwhile(), counts
+
+
+def combine(outputs: Tensor, order: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums [T, hidden] of the outputs [T * k, hidden] of pairs that stand in `order`; weights [T, k].
+
+    A product of [1, k] and [k, hidden] for each token: on CPU a tenth of the time of scaling and adding up, and in
+    bfloat16 the sum is not rounded before its end.
+    """
+    pairs = paddle.index_select(outputs, paddle.argsort(order)).reshape([*weights.shape, outputs.shape[-1]])
+    return paddle.matmul(weights.astype(outputs.dtype).unsqueeze(1), pairs).squeeze(1)

@@ -40,7 +40,8 @@ class MoeLayer(nn.Layer):
         """[T, hidden] -> [T, hidden], and what the router did, with `terms` of its own."""
         bias = self.moe_statics.e_score_correction_bias
         routing, sums = route(x, index, self.gate, bias, self.moe, terms)
-        output, counts = self.dispatcher(x, routing, self.moe.total_experts, self.experts.compute)
-        if self.shared_experts is not None:
-            output = output + self.shared_experts(x)
+        shared = self.shared_experts
+        meanwhile = None if shared is None else lambda: shared(x)
+        experts = self.moe.total_experts
+        output, counts = self.dispatcher(x, routing, experts, self.experts.compute, meanwhile)
         return output, RouterOutput(counts if index.valid else paddle.zeros_like(counts), sums)

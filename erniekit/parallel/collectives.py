@@ -7,7 +7,7 @@ bfloat16, int32 and int64 can be sent; float16 cannot, of which gloo makes infin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from paddle.autograd import PyLayer
 
 from erniekit.parallel.mesh import Group
 from erniekit.parallel.transport import Native, Reduction, pad_rows, split_rows, transport_of
-from erniekit.parallel.watchdog import LOST, Call, PeerError, describe, waiting
+from erniekit.parallel.watchdog import LOST, Call, PeerError, Task, describe, waiting
 
 _DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.int32, paddle.int64)
 # Words in gloo's errors when another process has gone.
@@ -104,6 +104,36 @@ def all_to_all(tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: 
         return transport.all_to_all(tensor.contiguous(), send, recv, group, call)
 
 
+class Exchange:
+    """An all-to-all that is under way: `start_all_to_all` began it, `wait` ends it."""
+
+    def __init__(self, sent: Tensor, rows: Tensor, group: Group, call: Call, task: Task | None) -> None:
+        # What is sent must stay where it is until it has been.
+        self._sent: Tensor | None = sent
+        self._rows, self._group, self._call, self._task = rows, group, call, task
+
+    def wait(self) -> Tensor:
+        """The rows that came. Raises PeerError where another rank has ended; the watchdog tells who is missing."""
+        if self._task is not None:
+            with _blaming(self._call, self._group):
+                self._task.wait()
+        self._sent = None
+        return self._rows
+
+
+def start_all_to_all(tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group) -> Exchange:
+    """`all_to_all` in a group of several ranks, of which the result is waited for later.
+
+    On NCCL the device computes what is queued in between at the same time. On gloo the exchange is over when this
+    returns.
+    """
+    _check_rows(tensor, sum(send), group, send)
+    with _call("all_to_all", group, tensor) as (transport, call):
+        sent = tensor.contiguous()
+        rows, task = transport.start_all_to_all(sent, send, recv, group, call)
+    return Exchange(sent, rows, group, call, task)
+
+
 def exchange_counts(counts: np.ndarray, group: Group) -> np.ndarray:
     """int64 [size, m], of which row i is for rank i -> [size, m], of which row i came from rank i."""
     if group.size == 1:
@@ -129,6 +159,21 @@ def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: 
         return x
     rows: Tensor = _AllToAllRows.apply(x, list(send), list(recv), group)
     return rows
+
+
+def start_all_to_all_rows(
+    x: Tensor, send: Sequence[int], recv: Sequence[int], group: Group
+) -> Callable[[], Tensor]:
+    """`all_to_all_rows` in two steps: the rows of x leave now; what is returned waits for those that come.
+
+    It is called once. In the backward pass it is where gradients leave, and here they are waited for, so that what
+    autograd computes in between runs beside their exchange, too.
+    """
+    if group.size == 1:
+        return lambda: x
+    journey = _Journey(list(send), list(recv), group)
+    token = _Leave.apply(x, journey)
+    return lambda: _Arrive.apply(token, journey)
 
 
 def gather_rows(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
@@ -165,6 +210,55 @@ class _AllToAllRows(PyLayer):
         return all_to_all(gradient, recv, send, group)
 
 
+class _Journey:
+    """What the two ends of `start_all_to_all_rows` share.
+
+    Autograd sees a token between them, never the place of rows that have not come yet.
+    """
+
+    def __init__(self, send: list[int], recv: list[int], group: Group) -> None:
+        self._way = send, recv
+        self._group = group
+        self._under_way: Exchange | None = None
+
+    def leave(self, rows: Tensor, *, back: bool = False) -> Tensor:
+        """Start; the token."""
+        send, recv = reversed(self._way) if back else self._way
+        self._under_way = start_all_to_all(rows, send, recv, self._group)
+        return paddle.zeros([1], rows.dtype)
+
+    def arrive(self) -> Tensor:
+        """The rows that came."""
+        assert self._under_way is not None
+        rows = self._under_way.wait()
+        self._under_way = None
+        return rows
+
+
+class _Leave(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, journey: _Journey) -> Tensor:
+        ctx.journey = journey
+        return journey.leave(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rows: Tensor = ctx.journey.arrive()
+        return rows
+
+
+class _Arrive(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, journey: _Journey) -> Tensor:
+        ctx.journey = journey
+        return journey.arrive()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        token: Tensor = ctx.journey.leave(gradient, back=True)
+        return token
+
+
 class _GatherRows(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int], group: Group) -> Tensor:
@@ -197,16 +291,23 @@ def _call(name: str, group: Group, tensor: Tensor | None = None) -> Iterator[tup
     with waiting(name, group) as call:
         if group.meeting is not None:
             group.meeting.meet(name, call.number)
-        try:
+        with _blaming(call, group):
             yield transport_of(group), call
-        except (RuntimeError, ValueError) as error:
-            if not any(word in str(error).lower() for word in _BROKEN):
-                raise
-            first = str(error).strip().splitlines()[0]
-            where = describe(name, call.number, group.ranks)
-            raise PeerError(f"{LOST}: another rank ended during {where} ({first})") from error
         if group.meeting is not None:
             call.task = None
+
+
+@contextmanager
+def _blaming(call: Call, group: Group) -> Iterator[None]:
+    """A connection that breaks inside means that another rank has ended."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not any(word in str(error).lower() for word in _BROKEN):
+            raise
+        first = str(error).strip().splitlines()[0]
+        where = describe(call.name, call.number, group.ranks)
+        raise PeerError(f"{LOST}: another rank ended during {where} ({first})") from error
 
 
 def _no_rows(tensor: Tensor, rows: int) -> Tensor:

@@ -8,10 +8,10 @@ from paddle import Tensor
 
 from erniekit.models.config import MoeConfig
 from erniekit.models.ernie import ErnieModel
-from erniekit.moe.dispatch import ExpertCompute
+from erniekit.moe.dispatch import ExpertCompute, Meanwhile, combine
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import Routing
-from erniekit.parallel.collectives import all_to_all_rows, exchange_counts
+from erniekit.parallel.collectives import all_to_all_rows, exchange_counts, start_all_to_all_rows
 from erniekit.parallel.mesh import Group
 
 
@@ -28,8 +28,10 @@ class ExpertParallelDispatcher:
     """The experts of a layer, spread over a group as `moe.experts.owned_experts` says.
 
     Each (token, expert) pair is sent to the expert's process, one uneven all-to-all a layer for both modalities,
-    and its output comes back by the reverse one. Every process takes part in both, and in their backward passes,
-    even if it sends and receives nothing. See `erniekit.moe.dispatch.Dispatcher`.
+    and its output comes back by the reverse one. The layer's shared experts are computed while the pairs are on
+    their way, where the backend lets both run (NCCL; on gloo one comes after the other). Every process takes part
+    in both exchanges, and in their backward passes, even if it sends and receives nothing. See
+    `erniekit.moe.dispatch.Dispatcher`.
     """
 
     def __init__(self, group: Group, moe: MoeConfig) -> None:
@@ -45,10 +47,14 @@ class ExpertParallelDispatcher:
         self._place_of = paddle.to_tensor(places.astype(np.int64))
 
     def __call__(
-        self, x: Tensor, routing: Routing, num_experts: int, compute: ExpertCompute
+        self,
+        x: Tensor,
+        routing: Routing,
+        num_experts: int,
+        compute: ExpertCompute,
+        meanwhile: Meanwhile | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Dispatcher`. The counts are those of this process's tokens."""
-        top_k = routing.experts.shape[1]
         flat = routing.experts.reshape([-1])
         places = paddle.index_select(self._place_of, flat)
         order = paddle.argsort(places, stable=True)
@@ -56,25 +62,28 @@ class ExpertParallelDispatcher:
         leaving = leaving.reshape(self._group.size, self._owned)
         arriving = exchange_counts(leaving, self._group)
         send, receive = leaving.sum(1).tolist(), arriving.sum(1).tolist()
-        rows = paddle.index_select(x, order // top_k)
-        outputs = _compute(all_to_all_rows(rows, send, receive, self._group), arriving, compute)
+        rows = paddle.index_select(x, order // routing.experts.shape[1])
+        arrive = start_all_to_all_rows(rows, send, receive, self._group)
+        beside = None if meanwhile is None else meanwhile()
+        outputs = _compute(arrive(), arriving, compute)
         returned = all_to_all_rows(outputs, receive, send, self._group)
-        pairs = paddle.index_select(returned, paddle.argsort(order)).reshape([-1, top_k, x.shape[-1]])
-        combined = (pairs * routing.weights.astype(x.dtype).unsqueeze(-1)).sum(1)
-        return combined, paddle.bincount(flat, minlength=num_experts)
+        combined = combine(returned, order, routing.weights)
+        counts = paddle.bincount(flat, minlength=num_experts)
+        return combined if beside is None else combined + beside, counts
 
 
 def _compute(received: Tensor, arriving: np.ndarray, compute: ExpertCompute) -> Tensor:
     """Outputs of received tokens [n, hidden], which stand by source and then by expert, `arriving` [sources,
     experts] of each."""
     sources, experts = arriving.shape
+    if not received.shape[0]:
+        # Without any token the graph would end here, and this process would miss the collectives of the backward
+        # pass: a row of zeros for the last expert stands in.
+        row = paddle.concat([received, paddle.zeros([1, received.shape[1]], received.dtype)])
+        return compute(row, [0] * (experts - 1) + [1])[:0]
     expert = np.repeat(np.tile(np.arange(experts), sources), arriving.reshape(-1))
-    # A row of zeros for the last expert: without any token the graph would end here, and this process would miss
-    # the collectives of the backward pass.
-    order = np.append(np.argsort(expert, kind="stable"), len(expert)).astype(np.int64)
-    counts = arriving.sum(0)
-    counts[-1] += 1
-    filled = paddle.concat([received, paddle.zeros([1, received.shape[1]], received.dtype)])
-    outputs = compute(paddle.index_select(filled, paddle.to_tensor(order)), counts.tolist())
-    back = np.argsort(order, kind="stable").astype(np.int64)
-    return paddle.index_select(outputs, paddle.to_tensor(back))[: len(expert)]
+    order = np.argsort(expert, kind="stable").astype(np.int64)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    outputs = compute(paddle.index_select(received, paddle.to_tensor(order)), arriving.sum(0).tolist())
+    return paddle.index_select(outputs, paddle.to_tensor(back))

@@ -12,7 +12,7 @@ from paddle import Tensor
 
 from erniekit.parallel.gloo import exchange
 from erniekit.parallel.mesh import Group
-from erniekit.parallel.watchdog import Call
+from erniekit.parallel.watchdog import Call, Task
 
 Reduction = Literal["sum", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -53,6 +53,17 @@ class Native:
         call.task = dist.stream.alltoall_single(out, tensor, list(recv), list(send), group=group.handle)
         return out
 
+    def start_all_to_all(
+        self, tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group, call: Call
+    ) -> tuple[Tensor, Task | None]:
+        """`all_to_all` beside the device's computation: its result is there once the task has been waited for."""
+        out = paddle.empty([sum(recv), *tensor.shape[1:]], dtype=tensor.dtype)
+        task = dist.stream.alltoall_single(
+            out, tensor, list(recv), list(send), group=group.handle, sync_op=False
+        )
+        call.task = task
+        return out, task
+
     def barrier(self, group: Group, call: Call) -> None:
         """Wait for all."""
         dist.barrier(group.handle)
@@ -77,6 +88,12 @@ class Gloo(Native):
         parts = split_rows(tensor, send)
         move = _gather_and_choose if group.size % 2 else exchange
         return paddle.concat(move(parts, [[count, *tensor.shape[1:]] for count in recv], group.handle))
+
+    def start_all_to_all(
+        self, tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group, call: Call
+    ) -> tuple[Tensor, Task | None]:
+        """All of it at once: gloo has nothing that runs beside."""
+        return self.all_to_all(tensor, send, recv, group, call), None
 
     def barrier(self, group: Group, call: Call) -> None:
         """That the ranks have met is a barrier."""

@@ -54,6 +54,10 @@ class Task(Protocol):
         """Whether the device is done with it."""
         ...
 
+    def wait(self) -> object:
+        """Let what is computed from here on come after it."""
+        ...
+
 
 @dataclass(slots=True)
 class Call:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import paddle
+import paddle.distributed as dist
+from paddle import Tensor
 
 from erniekit.models.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
-from erniekit.parallel.collectives import all_reduce_
+from erniekit.parallel.collectives import all_reduce_, barrier, start_all_to_all
 from erniekit.parallel.expert import ExpertParallelDispatcher
-from erniekit.parallel.mesh import Layout, Mesh, connect
+from erniekit.parallel.mesh import Group, Layout, Mesh, connect
+from erniekit.parallel.transport import Gloo
+from erniekit.parallel.watchdog import Call
 
 HIDDEN = 8
 MOE = MoeConfig(
@@ -43,6 +49,108 @@ def dispatch_checks(world: int) -> dict[str, Any]:
     return {"cases": len(CASES)}
 
 
+def overlap_checks(world: int) -> dict[str, Any]:
+    """The same where exchanges are under way until they are waited for, as on NCCL; and what happened when."""
+    mesh = connect(Layout(world, expert=world))
+    # Without a meeting a group takes the path of NCCL.
+    native = replace(mesh.expert, meeting=None)
+    beside = Beside(mesh.expert, [])
+    with mock.patch.object(dist.stream, "alltoall_single", beside.alltoall_single):
+        for name, (tokens, bias) in CASES.items():
+            beside.events.clear()
+            modality = np.asarray(tokens(mesh.rank), np.int8)
+            _check(replace(mesh, expert=native), name, modality, bias, beside.events)
+            # The last two are the backward pass of the first two.
+            assert beside.events == ["start", "shared", "wait", "start", "wait"], (name, beside.events)
+    assert native.calls is not None
+    assert native.calls.oldest() is None
+    return {"cases": len(CASES)}
+
+
+@dataclass
+class Beside:
+    """NCCL's all-to-all over gloo: what is started brings nothing before it is waited for."""
+
+    group: Group
+    events: list[str]
+
+    def alltoall_single(
+        self, out: Tensor, x: Tensor, recv: list[int], send: list[int], *, group: Any, sync_op: bool = True
+    ) -> Task:
+        assert group is self.group.handle
+        task = Task(self, out, x, recv, send)
+        if sync_op:
+            task.bring()
+        else:
+            self.events.append("start")
+            paddle.assign(paddle.full_like(out, np.nan), out)
+        return task
+
+
+@dataclass
+class Task:
+    """See `erniekit.parallel.watchdog.Task`."""
+
+    beside: Beside
+    out: Tensor
+    x: Tensor
+    recv: list[int]
+    send: list[int]
+    done: bool = False
+
+    def bring(self) -> None:
+        call = Call("", 0, 0.0)
+        paddle.assign(Gloo().all_to_all(self.x, self.send, self.recv, self.beside.group, call), self.out)
+        self.done = True
+
+    def wait(self) -> None:
+        self.beside.events.append("wait")
+        self.bring()
+
+    def is_completed(self) -> bool:
+        return self.done
+
+
+class Stuck:
+    """A task that is never done; waiting for it ends when somebody ends the process."""
+
+    def wait(self) -> None:
+        time.sleep(1000)
+
+    def is_completed(self) -> bool:
+        return False
+
+
+class Broken(Stuck):
+    """A task whose connection has gone."""
+
+    def wait(self) -> None:
+        raise RuntimeError(
+            "NCCL error: remote process exited or there was a network error: Connection closed"
+        )
+
+
+def never_arrives(world: int) -> None:
+    """Rank 1 does not come to an exchange that rank 0 has started and waits for."""
+    mesh = connect(Layout(world, expert=world), timeout=3)
+    barrier(mesh.expert)
+    if mesh.rank == 1:
+        time.sleep(1000)
+    _exchange(mesh, Stuck())
+
+
+def breaks_on_the_way(world: int) -> None:
+    """The connection breaks while an exchange is waited for."""
+    mesh = connect(Layout(world, expert=world))
+    _exchange(mesh, Broken())
+
+
+def _exchange(mesh: Mesh, task: Stuck) -> None:
+    with mock.patch.object(dist.stream, "alltoall_single", lambda *arguments, **options: task):
+        group = replace(mesh.expert, meeting=None)
+        start_all_to_all(paddle.ones([2, 3]), [1, 1], [1, 1], group).wait()
+
+
 def _layers(mesh: Mesh, bias: dict[int, float]) -> tuple[MoeLayer, MoeLayer]:
     whole = MoeLayer(HIDDEN, MOE, "float32")
     generator = np.random.default_rng(0)
@@ -61,8 +169,12 @@ def _layers(mesh: Mesh, bias: dict[int, float]) -> tuple[MoeLayer, MoeLayer]:
     return whole, part
 
 
-def _check(mesh: Mesh, case: str, modality: np.ndarray, bias: dict[int, float]) -> None:
+def _check(
+    mesh: Mesh, case: str, modality: np.ndarray, bias: dict[int, float], events: list[str] | None = None
+) -> None:
     whole, part = _layers(mesh, bias)
+    if events is not None:
+        part.shared_experts.register_forward_pre_hook(lambda *_: events.append("shared"))
     values = np.random.default_rng(mesh.rank + 1).normal(size=(len(modality), HIDDEN)).astype(np.float32)
     results = []
     for layer in (whole, part):

@@ -1,0 +1,80 @@
+"""Sorted and weighted in one go, tokens have the outputs and gradients of the plain sums over their experts."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+from paddle import Tensor
+
+from erniekit.models.config import MoeConfig
+from erniekit.moe.dispatch import LocalDispatcher
+from erniekit.moe.experts import Experts
+from erniekit.moe.router import Routing
+
+HIDDEN, EXPERTS = 6, 5
+MOE = MoeConfig(EXPERTS, 2, (4,), 0, 1e-12, (0,))
+# Experts of each token; nobody chooses expert 3.
+CHOSEN = {
+    "two of five": [[4, 0], [1, 2], [0, 4], [4, 1], [2, 0], [0, 1], [4, 2]],
+    "all to the same": [[1, 4]] * 4,
+    "one each": [[2], [0], [4]],
+}
+
+
+def make_experts() -> Experts:
+    experts = Experts(HIDDEN, MOE, "float32")
+    rng = np.random.default_rng(2)
+    for parameter in experts.parameters():
+        parameter.set_value(paddle.to_tensor(rng.standard_normal(parameter.shape).astype(np.float32)))
+    return experts
+
+
+def make_inputs(chosen: list[list[int]]) -> tuple[Tensor, Routing]:
+    rng = np.random.default_rng(3)
+    x = paddle.to_tensor(rng.standard_normal((len(chosen), HIDDEN)).astype(np.float32), stop_gradient=False)
+    weights = rng.random(np.shape(chosen)).astype(np.float32)
+    return x, Routing(paddle.to_tensor(chosen), paddle.to_tensor(weights, stop_gradient=False))
+
+
+def plain(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
+    """Every expert over every token, weighted with what the token gives it."""
+    total = paddle.zeros_like(x)
+    for number in range(EXPERTS):
+        weight = (routing.weights * (routing.experts == number).astype("float32")).sum(-1, keepdim=True)
+        total = total + experts.compute(x, [len(x) * (e == number) for e in range(EXPERTS)]) * weight
+    return total
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_values_and_gradients_are_those_of_plain_sums(case: str) -> None:
+    found = []
+    for sorted_ in (False, True):
+        experts = make_experts()
+        x, routing = make_inputs(CHOSEN[case])
+        if sorted_:
+            output, counts = LocalDispatcher()(x, routing, EXPERTS, experts.compute, lambda x=x: x * 3)
+            assert counts.tolist() == np.bincount(np.ravel(CHOSEN[case]), minlength=EXPERTS).tolist()
+        else:
+            output = plain(x, routing, experts) + x * 3
+        (output * output).sum().backward()
+        gradients = [x.grad, routing.weights.grad]
+        # Experts without tokens have no gradient, which the optimizer takes as zero.
+        gradients += [
+            paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in experts.parameters()
+        ]
+        found.append([output.numpy(), *(gradient.numpy() for gradient in gradients)])
+    for expected, actual in zip(*found, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_frozen_experts_pass_gradients_on_and_keep_none() -> None:
+    experts = make_experts()
+    for parameter in experts.parameters():
+        parameter.stop_gradient = True
+    x, routing = make_inputs(CHOSEN["two of five"])
+    LocalDispatcher()(x, routing, EXPERTS, experts.compute)[0].sum().backward()
+    assert x.grad.numpy().any()
+    assert routing.weights.grad.numpy().any()
+    assert all(parameter.grad is None for parameter in experts.parameters())
