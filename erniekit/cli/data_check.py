@@ -103,6 +103,7 @@ def check(
                 raise typer.BadParameter("it needs --model or --config", param_hint=name)
 
     from erniekit.config import DataConfig, SourceConfig, load_config
+    from erniekit.data.samples import pair_mode
     from erniekit.inspection.check import CheckOptions
     from erniekit.inspection.run import heldout_files, named_files, training_files
 
@@ -117,6 +118,7 @@ def check(
         limit=limit,
         decode=decode,
         most_errors=None if all_errors else 20,
+        pairs="chosen" if run is None else pair_mode(run.task, data.share_prompt),
     )
     if files:
         found = named_files(files, format or data.format)

@@ -54,8 +54,8 @@ def preview(
     """Show samples as the model will see them.
 
     Each is rendered with the template of the run's model: what is trained, what is context, where pictures and videos
-    stand and how many tokens they take, tools, reasoning. The model's weights are not needed. A sample that cannot be
-    used is shown with its error.
+    stand and how many tokens they take, tools, reasoning; with task dpo both answers of a pair, and what they share.
+    The model's weights are not needed. A sample that cannot be used is shown with its error.
 
     Examples:
 
@@ -71,6 +71,7 @@ def preview(
 
     from erniekit.config import load_config
     from erniekit.data.encode import make_encoder
+    from erniekit.data.samples import SampleReader, pair_mode
     from erniekit.errors import ConfigError
     from erniekit.inspection.choose import at_random, first, named
     from erniekit.inspection.preview import Preview, preview_samples
@@ -85,7 +86,10 @@ def preview(
         chosen = [named(files, name, run.data.format) for name in sample]
     else:
         chosen = at_random(files, number, seed) if shuffled else first(files, number, skip)
-    samples = preview_samples(chosen, encoder, allow_urls=run.data.allow_urls)
+    data, pairs = run.data, pair_mode(run.task, run.data.share_prompt)
+    samples = preview_samples(
+        chosen, SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
+    )
     _show(
         Preview(str(config), run.model.path, encoder, run.data.max_length, run.data.on_long, samples),
         html,

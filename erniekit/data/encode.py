@@ -231,26 +231,35 @@ class Encoder:
         """A conversation up to the assistant's next answer, for generation; no labels. Raises SampleError."""
         return self._encode(conversation, self.template.render_prompt(conversation, self.policy))
 
-    def segments(self, conversation: Conversation) -> list[Segment]:
+    def segments(self, conversation: Conversation, cut: int = 0) -> list[Segment]:
         """The document that encode gives, stretch by stretch; their tokens add up to its length.
 
-        A token that reaches over two counts for the one in which it begins. Raises SampleError.
+        A token that reaches over two counts for the one in which it begins. cut: a stretch of text in which this
+        token of the document stands is divided before it. Raises SampleError.
         """
         self._refuse_reserved(conversation)
         found: list[Segment] = []
+        done = 0
         for spans, _ in strings(self.template.render(conversation, self.policy)):
             texts = [self._text_of(span, conversation.sample_id) for span in spans]
             encoding = self._tokenizer.encode("".join(texts), add_special_tokens=False)
             starts = np.cumsum([0, *map(len, texts[:-1])])
             first = np.asarray([start for start, _ in encoding.offsets], np.int64)
             tokens = np.bincount(np.searchsorted(starts, first, "right") - 1, minlength=len(texts))
-            for span, text, count in zip(spans, texts, tokens.tolist(), strict=True):
+            seen = 0
+            for span, text, start, count in zip(spans, texts, starts.tolist(), tokens.tolist(), strict=True):
+                before, seen = seen, seen + count
                 if isinstance(span, MediaSpan):
                     assert self.media_spec is not None
                     count += measure(span.part, self.media_spec, conversation.sample_id).tokens - 1
                     found.append(Segment("media", text, count, False, span.part))
+                elif 0 < (left := cut - done) < count:
+                    place = int(first[before + left]) - start
+                    found.append(Segment(span.kind, text[:place], left, span.trained))
+                    found.append(Segment(span.kind, text[place:], count - left, span.trained))
                 else:
                     found.append(Segment(span.kind, text, count, span.trained))
+                done += count
         return found
 
     def _encode(self, conversation: Conversation, spans: Iterable[Span]) -> Document:

@@ -23,6 +23,12 @@ def prompt_messages(conversation: Conversation) -> int:
     return next(index for index, message in enumerate(conversation.messages) if message.trained)
 
 
+def with_rejected(conversation: Conversation) -> Conversation:
+    """A pair's conversation with its rejected answer in the place of the chosen one."""
+    prompt = conversation.messages[: prompt_messages(conversation)]
+    return dataclasses.replace(conversation, messages=(*prompt, *conversation.rejected), rejected=())
+
+
 def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = True) -> Document:
     """A conversation with `rejected` as one document.
 
@@ -30,9 +36,7 @@ def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = T
     of its own and nothing is shared (branches begin at 0). Raises SampleError, also when an answer carries no loss.
     """
     chosen = encoder.encode(conversation)
-    prompt = conversation.messages[: prompt_messages(conversation)]
-    other = dataclasses.replace(conversation, messages=(*prompt, *conversation.rejected), rejected=())
-    rejected = encoder.encode(other)
+    rejected = encoder.encode(with_rejected(conversation))
     start = _shared(chosen, rejected) if share else 0
     moved = len(chosen) - start
     media = [

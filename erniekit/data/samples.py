@@ -21,6 +21,13 @@ Pairs = Literal["chosen", "shared", "separate"]
 TOO_LONG = "too long"
 
 
+def pair_mode(task: str, share_prompt: bool) -> Pairs:
+    """How a run's `SampleReader` reads preference pairs: `task` and data.share_prompt of its configuration."""
+    if task != "dpo":
+        return "chosen"
+    return "shared" if share_prompt else "separate"
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What became of one record.
@@ -70,11 +77,19 @@ class SampleReader:
                 sample_id=record.sample_id,
                 allow_urls=self.allow_urls,
             )
-            if self.pairs != "chosen" and not conversation.rejected:
-                raise _not_a_pair(record, format)
+            self.require_pair(conversation, record, format)
             return self._encode(conversation)
         except SampleError as error:
             return Sample(errors=(error,))
+
+    def require_pair(self, conversation: Conversation, record: Record, format: str) -> None:
+        """Raises SampleError for a sample that is no pair, where all must be."""
+        if self.pairs != "chosen" and not conversation.rejected:
+            raise _not_a_pair(record, format)
+
+    def whole_documents(self, conversation: Conversation) -> list[Document]:
+        """The documents of a sample as they are before any is cut, trimmed or refused. Raises SampleError."""
+        return [self._document(part) for part in self.encoder.split(conversation)]
 
     def _encode(self, conversation: Conversation) -> Sample:
         documents: list[Document] = []

@@ -15,7 +15,7 @@ from erniekit.data.encode import Encoder
 from erniekit.data.formats import detect, parse_record
 from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.data.measure import measure
-from erniekit.data.samples import TOO_LONG, OnLong, SampleReader
+from erniekit.data.samples import TOO_LONG, OnLong, Pairs, SampleReader
 from erniekit.data.template import require_answer
 from erniekit.data.video import VideoSpec
 from erniekit.data.vision import ImageSpec
@@ -68,7 +68,7 @@ class CheckOptions:
     encoder: of the model that is to see the data, None: no tokens are counted, and nothing that encoding would refuse
     is found. max_length, on_long, allow_urls: as in the section `data` of a configuration. limit: only the first
     samples; decode: every picture and video in full, not only its header; most_errors: that are kept by name (None:
-    all, as they are counted in any case).
+    all, as they are counted in any case); pairs: as in `SampleReader`.
     """
 
     encoder: Encoder | None
@@ -78,6 +78,7 @@ class CheckOptions:
     limit: int | None = None
     decode: bool = False
     most_errors: int | None = 20
+    pairs: Pairs = "chosen"
 
 
 def check_files(
@@ -120,7 +121,7 @@ class _Checker:
         self._reader: SampleReader | None = None
         if options.encoder is not None:
             self._reader = SampleReader(
-                options.encoder, options.max_length, options.on_long, options.allow_urls
+                options.encoder, options.max_length, options.on_long, options.allow_urls, options.pairs
             )
 
     def read(self, file: CheckedFile, found: FileReport) -> Iterator[int]:
@@ -185,7 +186,7 @@ class _Checker:
                 decode(document, reader.encoder.media_spec)
         shortened = sample.trimmed or any(error.reason == TOO_LONG for error in errors)
         pieces = conversation.messages[0].role == "text" and len(sample.documents) > 1
-        whole = reader.encoder.documents(conversation) if shortened or pieces else sample.documents
+        whole = reader.whole_documents(conversation) if shortened or pieces else sample.documents
         for document in whole:
             vision = sum(item.tokens for item in document.media)
             self._report.add_length(len(document) - vision, vision)

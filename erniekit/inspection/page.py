@@ -39,11 +39,15 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Pieces that stand side by side. folded: under a name that opens and closes them."""
+    """Pieces that stand side by side.
+
+    folded: under a name that opens and closes them; heading: what stands above them, of a pair's branches.
+    """
 
     name: str
     pieces: list[_Text]
     folded: bool
+    heading: str = ""
 
     @property
     def tokens(self) -> int:
@@ -123,9 +127,12 @@ def _blocks(document: PreviewedDocument) -> Iterator[_Block]:
     def fold(piece: Piece) -> str | None:
         return KINDS[piece.kind] if piece.kind in _FOLDED else None
 
-    for name, pieces in groupby(document.pieces, fold):
-        texts = [_text(piece, document.sample_id) for piece in pieces]
-        yield _Block(name or "", texts, folded=name is not None)
+    for stretch in document.stretches:
+        heading = stretch.title
+        for name, pieces in groupby(stretch.pieces, fold):
+            texts = [_text(piece, document.sample_id) for piece in pieces]
+            yield _Block(name or "", texts, folded=name is not None, heading=heading)
+            heading = ""
 
 
 def _text(piece: Piece, sample_id: str) -> _Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from erniekit.inspection.describe import table
-from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample
+from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, Stretch
 from erniekit.inspection.visible import visible
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -25,7 +25,10 @@ def plain_lines(preview: Preview) -> Iterator[str]:
             if number:
                 yield ""
             yield title(sample, document)
-            yield "".join(_marked(document))
+            for stretch in document.stretches:
+                if stretch.title:
+                    yield f"-- {stretch.title}"
+                yield "".join(_marked(stretch))
             yield ""
             yield summary(preview, document)
             yield from counts(document)
@@ -62,10 +65,10 @@ def counts(document: PreviewedDocument) -> list[str]:
     return table(rows)
 
 
-def _marked(document: PreviewedDocument) -> Iterator[str]:
-    """The text of a document; pieces that are trained and stand side by side share their marks."""
+def _marked(stretch: Stretch) -> Iterator[str]:
+    """The text of a stretch; pieces that are trained and stand side by side share their marks."""
     trained = False
-    for piece in document.pieces:
+    for piece in stretch.pieces:
         if piece.trained != trained:
             yield OPEN if piece.trained else CLOSE
             trained = piece.trained

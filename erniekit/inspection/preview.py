@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 from erniekit.data.conversation import Conversation, ImagePart, SampleError, VideoPart
-from erniekit.data.document import Media
-from erniekit.data.encode import Encoder
+from erniekit.data.document import Document, Media
+from erniekit.data.encode import Encoder, Segment
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.reader import BadLine
 from erniekit.data.media import describe
+from erniekit.data.pairs import encode_pair, with_rejected
+from erniekit.data.samples import SampleReader
 from erniekit.data.template import Kind
 from erniekit.inspection.choose import Chosen
 
 ShownKind = Kind | Literal["media"]
+# Of a preference pair: what both answers begin with, and what each has for itself.
+Branch = Literal["shared", "chosen", "rejected"]
 # Every kind, in the order in which they are counted and explained, and what it is called.
 KINDS: dict[ShownKind, str] = {
     "template": "template",
@@ -46,13 +51,38 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a document. text: what it says, or of a picture or video what to show in its place."""
+    """A stretch of a document.
+
+    text: what it says, or of a picture or video what to show in its place; branch: None but in a pair of two answers.
+    """
 
     kind: ShownKind
     text: str
     tokens: int
     trained: bool
     shown: Shown | None = None
+    branch: Branch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Pieces of one branch that follow each other; of a document without branches all of them.
+
+    loss_tokens: as training counts them.
+    """
+
+    branch: Branch | None
+    pieces: tuple[Piece, ...]
+    tokens: int
+    loss_tokens: int
+
+    @property
+    def title(self) -> str:
+        """What stands above it; nothing without branches."""
+        if self.branch is None:
+            return ""
+        name = {"shared": "shared by both answers", "chosen": "chosen answer", "rejected": "rejected answer"}
+        return f"{name[self.branch]}: {self.tokens:,} tokens, {self.loss_tokens:,} trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +102,16 @@ class PreviewedDocument:
     pieces: tuple[Piece, ...]
     tokens: int
     loss_tokens: int
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """The branches of a pair, else all of it."""
+        found = []
+        for branch, group in groupby(self.pieces, lambda piece: piece.branch):
+            pieces = tuple(group)
+            trained = sum(piece.tokens for piece in pieces if piece.trained)
+            found.append(Stretch(branch, pieces, sum(piece.tokens for piece in pieces), trained))
+        return found
 
     @property
     def counts(self) -> list[KindCount]:
@@ -119,17 +159,21 @@ class Preview:
                     "trim_history": "it loses its oldest turns",
                 }[self.on_long]
             notes.append(f"longer than data.max_length: {fate} (data.on_long: {self.on_long})")
-        if sample.is_pair:
-            notes.append("a preference pair: the chosen answer is shown, and learnt")
+        if sample.is_pair and document.pieces[-1].branch is None:
+            notes.append("a preference pair: the chosen answer is shown, and learnt (task: dpo takes both)")
+        elif sample.is_pair:
+            notes.append(
+                "what each answer has for itself begins with the token that predicts its first trained one"
+            )
         return notes
 
 
-def preview_samples(chosen: Iterable[Chosen], encoder: Encoder, *, allow_urls: bool) -> list[PreviewedSample]:
-    """Samples as that encoder sees them. One that cannot be used is there with its error."""
-    return [_preview(item, encoder, allow_urls) for item in chosen]
+def preview_samples(chosen: Iterable[Chosen], reader: SampleReader) -> list[PreviewedSample]:
+    """Samples as that reader sees them, but for their length. One that cannot be used is there with its error."""
+    return [_preview(item, reader) for item in chosen]
 
 
-def _preview(chosen: Chosen, encoder: Encoder, allow_urls: bool) -> PreviewedSample:
+def _preview(chosen: Chosen, reader: SampleReader) -> PreviewedSample:
     file, record = chosen
     if isinstance(record, BadLine):
         return PreviewedSample(record.error.sample_id, error=record.error)
@@ -139,22 +183,51 @@ def _preview(chosen: Chosen, encoder: Encoder, allow_urls: bool) -> PreviewedSam
             format=file.format,
             base_dir=file.path.parent,
             sample_id=record.sample_id,
-            allow_urls=allow_urls,
+            allow_urls=reader.allow_urls,
         )
-        documents = tuple(_document(part, encoder) for part in encoder.split(conversation))
+        reader.require_pair(conversation, record, file.format)
+        documents = tuple(_document(part, reader) for part in reader.encoder.split(conversation))
     except SampleError as error:
         return PreviewedSample(record.sample_id, error=error)
     return PreviewedSample(record.sample_id, documents, is_pair=bool(conversation.rejected))
 
 
-def _document(conversation: Conversation, encoder: Encoder) -> PreviewedDocument:
-    document = encoder.encode(conversation)
+def _document(conversation: Conversation, reader: SampleReader) -> PreviewedDocument:
+    encoder = reader.encoder
+    if reader.pairs == "chosen":
+        document = encoder.encode(conversation)
+        pieces = list(_pieces(encoder.segments(conversation), document, encoder))
+    else:
+        document, pieces = _pair(conversation, encoder, share=reader.pairs == "shared")
+    return PreviewedDocument(conversation.sample_id, tuple(pieces), len(document), document.num_loss_tokens)
+
+
+def _pair(conversation: Conversation, encoder: Encoder, *, share: bool) -> tuple[Document, list[Piece]]:
+    document = encode_pair(encoder, conversation, share=share)
+    assert document.branches is not None, "a pair has branches"
+    start, _ = document.branches
+    pieces: list[Piece] = []
+    answers: list[tuple[Branch, Conversation]] = [
+        ("chosen", conversation),
+        ("rejected", with_rejected(conversation)),
+    ]
+    for branch, answer in answers:
+        done = 0
+        for piece in _pieces(encoder.segments(answer, start), encoder.encode(answer), encoder):
+            shared = done < start
+            done += piece.tokens
+            if not shared or branch == "chosen":
+                pieces.append(replace(piece, branch="shared" if shared else branch))
+    return document, pieces
+
+
+def _pieces(segments: Iterable[Segment], document: Document, encoder: Encoder) -> Iterator[Piece]:
+    """Segments with the pictures and videos of their document."""
     media = iter(document.media)
     pictures = videos = 0
-    pieces = []
-    for segment in encoder.segments(conversation):
+    for segment in segments:
         if segment.part is None:
-            pieces.append(Piece(segment.kind, segment.text, segment.tokens, segment.trained))
+            yield Piece(segment.kind, segment.text, segment.tokens, segment.trained)
             continue
         if isinstance(segment.part, ImagePart):
             pictures += 1
@@ -163,8 +236,7 @@ def _document(conversation: Conversation, encoder: Encoder) -> PreviewedDocument
             videos += 1
             label = f"video {videos}"
         shown = _shown(label, segment.part, next(media), encoder)
-        pieces.append(Piece("media", _placeholder(shown), segment.tokens, False, shown))
-    return PreviewedDocument(conversation.sample_id, tuple(pieces), len(document), document.num_loss_tokens)
+        yield Piece("media", _placeholder(shown), segment.tokens, False, shown)
 
 
 def _shown(label: str, part: ImagePart | VideoPart, media: Media, encoder: Encoder) -> Shown:

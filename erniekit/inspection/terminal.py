@@ -7,7 +7,7 @@ from rich.style import Style
 from rich.text import Text
 
 from erniekit.inspection.plain import NEWLINE, counts, heading, summary, title
-from erniekit.inspection.preview import KINDS, Preview, PreviewedDocument, ShownKind
+from erniekit.inspection.preview import KINDS, Preview, ShownKind, Stretch
 from erniekit.inspection.visible import visible
 
 # As context, and as trained: there the background says so, and both colours are set, for dark and light terminals.
@@ -55,7 +55,10 @@ def print_preview(preview: Preview, console: Console) -> None:
             if number:
                 _print(console, Text())
             _print(console, Text(title(sample, document), "bold"))
-            _print(console, _text(document))
+            for stretch in document.stretches:
+                if stretch.title:
+                    _print(console, Text(f"-- {stretch.title}", "bold cyan"))
+                _print(console, _text(stretch))
             _print(console, Text(f"\n{summary(preview, document)}"))
             for line in counts(document):
                 _print(console, Text(line, "dim"))
@@ -74,9 +77,9 @@ def _legend() -> Text:
     return text.append(f"  {NEWLINE}", "dim").append(" newline")
 
 
-def _text(document: PreviewedDocument) -> Text:
+def _text(stretch: Stretch) -> Text:
     text = Text()
-    for piece in document.pieces:
+    for piece in stretch.pieces:
         style = style_of(piece.kind, piece.trained)
         for number, line in enumerate(visible(piece.text).split("\n")):
             if number:

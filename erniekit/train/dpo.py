@@ -14,7 +14,6 @@ from paddle import nn
 from erniekit.config import Config
 from erniekit.data.batch import PackedBatch
 from erniekit.data.dataset import Dataset
-from erniekit.data.samples import Pairs
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.pairs import pair_means
@@ -33,13 +32,6 @@ from erniekit.train.reference import (
 Say = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
 _SIMPO_BETA, _BETA = 2.0, 0.1
-
-
-def pair_mode(config: Config) -> Pairs:
-    """How the run's `SampleReader` reads preference pairs."""
-    if config.task != "dpo":
-        return "chosen"
-    return "shared" if config.data.share_prompt else "separate"
 
 
 def preference_settings(config: Config) -> PreferenceSettings:

@@ -24,10 +24,9 @@ from erniekit.data.files import hub_file
 from erniekit.data.loader import RowLoader
 from erniekit.data.mixture import Mixture
 from erniekit.data.rows import StoredRows
-from erniekit.data.samples import SampleReader
+from erniekit.data.samples import SampleReader, pair_mode
 from erniekit.data.stream import StreamedRows
 from erniekit.data.workers import Workers
-from erniekit.train.dpo import pair_mode
 from erniekit.train.plan import describe_data, describe_left_out
 
 Say = Callable[[str], None]
@@ -174,7 +173,8 @@ def _load(
 
 def _reader(config: Config, encoder: Encoder) -> SampleReader:
     data = config.data
-    return SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pair_mode(config))
+    pairs = pair_mode(config.task, data.share_prompt)
+    return SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
 
 
 def _files(source: SourceConfig, data: DataConfig, cache: Path) -> SourceFiles:

@@ -138,6 +138,20 @@ def test_preview_is_plain_where_nobody_sees_colours(config: Path, data: Path) ->
     assert f"[picture 1: {data.parent / 'a.png'} 56x56, 4 tokens]" in result.stdout
 
 
+def test_a_run_that_learns_preferences_shows_and_checks_both_answers(config: Path, data: Path) -> None:
+    write_lines(data, [{"prompt": "one?", "chosen": "two", "rejected": "six"}, qa("one")])
+    shown = run("preview", config, "task=dpo")
+    assert shown.returncode == 0
+    heads = [line.split(":")[0] for line in shown.stdout.splitlines() if line.startswith("-- ")]
+    assert heads == ["-- shared by both answers", "-- chosen answer", "-- rejected answer"]
+    assert "⟦two<|end_of_sentence|>⟧" in shown.stdout and "⟦six<|end_of_sentence|>⟧" in shown.stdout
+    assert "cannot be used: not a pair" in shown.stdout
+    config.write_text(f"task: dpo\n{config.read_text()}")
+    checked = run("check", "--config", config)
+    assert checked.returncode == 1
+    assert f"{data}:2: not a pair" in checked.stdout
+
+
 def test_preview_chooses(config: Path, data: Path) -> None:
     def titles(*arguments: str) -> list[str]:
         result = run("preview", config, *arguments)

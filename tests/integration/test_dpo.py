@@ -20,13 +20,13 @@ from erniekit.data.encode import Encoder, make_encoder
 from erniekit.data.loader import load_row
 from erniekit.data.mixture import Mixture
 from erniekit.data.rows import StoredRows
-from erniekit.data.samples import SampleReader
+from erniekit.data.samples import SampleReader, pair_mode
 from erniekit.errors import DataError
 from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
-from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference, pair_mode
+from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.job import make_optimizer
 from erniekit.train.prepare import Prepared, prepare_model
@@ -56,7 +56,12 @@ class Run:
         self.said: list[str] = []
         self.encoder: Encoder = make_encoder(model)
         limits = self.config.data
-        reader = SampleReader(self.encoder, limits.max_length, limits.on_long, pairs=pair_mode(self.config))
+        reader = SampleReader(
+            self.encoder,
+            limits.max_length,
+            limits.on_long,
+            pairs=pair_mode(self.config.task, self.config.data.share_prompt),
+        )
         budget = ErrorBudget("raise", 0, "error")
         source = load_source(SourceFiles.of(str(data)), reader, budget, tmp_path / "cache")
         self.dataset = Dataset((source,), self.encoder.media_spec, budget)

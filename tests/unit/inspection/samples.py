@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.encode import Encoder
+from erniekit.data.samples import OnLong, Pairs, SampleReader
 from erniekit.inspection.check import CheckedFile
 from erniekit.inspection.choose import first
 from erniekit.inspection.preview import Preview, preview_samples
@@ -31,9 +32,15 @@ TOOL_CHAT: dict[str, Any] = {
 
 
 def preview_of(
-    path: Path, records: Sequence[Any], encoder: Encoder, *, max_length: int = 500, on_long: str = "error"
+    path: Path,
+    records: Sequence[Any],
+    encoder: Encoder,
+    *,
+    max_length: int = 500,
+    on_long: OnLong = "error",
+    pairs: Pairs = "chosen",
 ) -> Preview:
     """A preview of records, which are written to a file first."""
     chosen = first([CheckedFile(write_lines(path, records), "auto")], len(records))
-    samples = preview_samples(chosen, encoder, allow_urls=False)
+    samples = preview_samples(chosen, SampleReader(encoder, max_length, on_long, pairs=pairs))
     return Preview("run.yaml", "model", encoder, max_length, on_long, samples)

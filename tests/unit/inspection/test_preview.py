@@ -140,7 +140,9 @@ def test_notes(
     preview = preview_of(tmp_path / "a.jsonl", [record], vl_encoder, max_length=40, on_long=on_long)
     notes = [line for line in plain_lines(preview) if line.startswith("note: ")]
     if note is None:
-        assert notes == ["note: a preference pair: the chosen answer is shown, and learnt"]
+        assert notes == [
+            "note: a preference pair: the chosen answer is shown, and learnt (task: dpo takes both)"
+        ]
     else:
         assert notes == [f"note: longer than data.max_length: {note}"]
 
