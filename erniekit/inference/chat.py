@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from erniekit.inference.generate import Generator
 from erniekit.inference.reader import AnswerReader, chat_sampling
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText
+from erniekit.interrupt import InterruptGuard
 from erniekit.models.ernie import ErnieModel
 
 OnDelta = Callable[[Delta], None]
@@ -97,7 +99,10 @@ class Chat:
         self.attached.append(part)
 
     def ask(self, text: str, show: OnDelta) -> Reply:
-        """The answer to a question; `show` gets it piece by piece. An interrupt ends it early."""
+        """The answer to a question; `show` gets it piece by piece.
+
+        Ctrl-C ends it early, after the next token; a second one raises KeyboardInterrupt, and the turn is lost.
+        """
         attached, self.attached = self.attached, []
         return self._reply([Message("user", (*attached, TextPart(text)), False)], show)
 
@@ -132,7 +137,8 @@ class Chat:
         self._encoder.encode_prompt(self._conversation(*added, _QUESTION))
 
     def _reply(self, added: list[Message], show: OnDelta) -> Reply:
-        reply = self._generate(self._encoder.encode_prompt(self._conversation(*added)), show)
+        with InterruptGuard(signals=[signal.SIGINT]) as guard:
+            reply = self._generate(self._encoder.encode_prompt(self._conversation(*added)), show, guard)
         message = answer_message(reply.answer, self._encoder.template, whole=reply.finish == "stop")
         if message is None:
             return replace(reply, problem="the model gave no answer")
@@ -144,7 +150,7 @@ class Chat:
         self.messages += [*added, message]
         return reply
 
-    def _generate(self, prompt: Document, show: OnDelta) -> Reply:
+    def _generate(self, prompt: Document, show: OnDelta, guard: InterruptGuard) -> Reply:
         deltas: list[Delta] = []
 
         def tell(new: Iterable[Delta]) -> None:
@@ -156,17 +162,16 @@ class Chat:
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         self._answers += 1
         reader = AnswerReader(self._text, self._encoder.template, sampling)
-        interrupted, began = False, time.perf_counter()
-        first = last = began
-        try:
-            for id in self._generator.stream(prompt, sampling):
-                last = time.perf_counter()
-                first = first if reader.tokens else last
-                tell(reader.feed(id))
-        except KeyboardInterrupt:
-            interrupted = True
+        first = last = began = time.perf_counter()
+        ids = self._generator.stream(prompt, sampling)
+        while guard.requested is None and (id := next(ids, None)) is not None:
+            last = time.perf_counter()
+            first = first if reader.tokens else last
+            tell(reader.feed(id))
         tell(reader.end())
-        finish: Literal["stop", "length", "interrupted"] = "interrupted" if interrupted else reader.finish
+        finish: Literal["stop", "length", "interrupted"] = reader.finish
+        if guard.requested is not None and finish != "stop":
+            finish = "interrupted"
         return Reply(Answer.of(deltas), finish, len(prompt), reader.tokens, first - began, last - first, None)
 
 

@@ -26,7 +26,8 @@ HELP = """\
 /save FILE     append the chat to a file of JSON lines, as a sample to train on
 /help          this list
 /quit          end (also Ctrl-D)
-Ctrl-C ends an answer early. A line that begins with a space is sent even if a / follows."""
+Ctrl-C ends an answer early, after its next token; a second one at once.
+A line that begins with a space is sent even if a / follows."""
 
 
 class ChatConsole:
@@ -48,17 +49,16 @@ class ChatConsole:
         while True:
             try:
                 line = self._read("> ")
+                if line.rstrip() in ("/quit", "/exit"):
+                    return
+                self._take(line)
             except EOFError:
                 return
             except KeyboardInterrupt:
                 if not self._out.is_terminal:
                     raise
+                self._kind = None
                 self._tell("(/quit or Ctrl-D to end)")
-                continue
-            if line.rstrip() in ("/quit", "/exit"):
-                return
-            try:
-                self._take(line)
             except SampleError as error:
                 self._complain(error.detail)
             except ErnieKitError as error:

@@ -20,7 +20,7 @@ from erniekit.inference.text import AnswerText
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.objectives.sft import row_inputs
 
-# Called with the number of sequences that are finished, whenever it grows.
+# Called with the number of sequences that are finished, after each token of them all.
 OnProgress = Callable[[int], None]
 # The tokens of a step, int64 [N], as this process picked them -> as all processes go on with them.
 Agree = Callable[[np.ndarray], np.ndarray]
@@ -150,7 +150,7 @@ class Generator:
                 for sequence, token in zip(step.active.tolist(), step.tokens.tolist(), strict=True):
                     ids[sequence].append(token)
                 stopped[step.active] = step.stopped
-                if on_progress is not None and step.stopped.any():
+                if on_progress is not None:
                     on_progress(int(stopped.sum()))
         if on_progress is not None and not stopped.all():
             on_progress(total)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from erniekit.interrupt import InterruptGuard
 
 # (what is being done, how much of it, of how much)
 OnProgress = Callable[[str, int, int], None]
@@ -15,7 +18,22 @@ _PLAIN_SECONDS = 5.0
 
 @contextmanager
 def show_progress() -> Iterator[OnProgress]:
-    """A function to report progress to, shown on standard output until the block is left."""
+    """A function to report progress to, shown on standard output until the block is left.
+
+    Ctrl-C raises KeyboardInterrupt out of the next report, or at the end of the block.
+    """
+    with InterruptGuard(signals=[signal.SIGINT]) as guard, _display() as display:
+
+        def report(what: str, done: int, total: int) -> None:
+            guard.check()
+            display(what, done, total)
+
+        yield report
+        guard.check()
+
+
+@contextmanager
+def _display() -> Iterator[OnProgress]:
     if not sys.stdout.isatty():
         yield _plain_lines()
         return

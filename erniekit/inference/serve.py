@@ -13,13 +13,13 @@ import json
 import queue
 import select
 import shlex
-import signal
 import socket
 import socketserver
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -38,6 +38,7 @@ from erniekit.inference.serve_response import (
     to_json,
 )
 from erniekit.inference.serve_service import ChatService, Job
+from erniekit.interrupt import InterruptGuard
 
 MAX_BODY = 64 << 20  # bytes: a few large pictures
 # How often a client that waits for its turn is looked after.
@@ -329,11 +330,10 @@ def example(server: ChatServer, name: str) -> str:
 def run_server(server: ChatServer, service: ChatService) -> None:
     """Answers until Ctrl-C or SIGTERM, with the model in this thread, which must be the main one."""
     server.service = service
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     try:
-        service.run()
-    except KeyboardInterrupt:
+        with InterruptGuard(lambda name: service.stop()), suppress(KeyboardInterrupt):
+            service.run()
         server.log("stopped")
     finally:
         server.shutdown()

@@ -70,7 +70,8 @@ class ChatService:
         self._defaults = defaults
         self._allow_urls = allow_urls
         self._generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text)
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._stopped = False
         self._numbers = itertools.count()
 
     def order(self, request: ChatRequest) -> tuple[Job, Completion]:
@@ -97,19 +98,28 @@ class ChatService:
             raise RequestError(message, status=404, param="model", code="model_not_found")
 
     def run(self) -> None:
-        """Answers requests until an exception, such as an interrupt, comes into this thread."""
-        while True:
-            self.answer(self._jobs.get())
+        """Answers requests until `stop`."""
+        while (job := self._jobs.get()) is not None:
+            self.answer(job)
+
+    def stop(self) -> None:
+        """Ends `run`, after the next token. From anywhere, also a signal handler."""
+        self._stopped = True
+        self._jobs.put(None)
 
     def answer(self, job: Job) -> None:
         """Generates one answer, as long as somebody waits for it. What goes wrong is told in its events."""
-        if job.cancelled.is_set():
+
+        def unwanted() -> bool:
+            return job.cancelled.is_set() or self._stopped
+
+        if unwanted():
             return
         reader = AnswerReader(self._text, self._encoder.template, job.sampling)
         try:
             for id in self._generator.stream(job.prompt, job.sampling):
                 job.events.put(reader.feed(id))
-                if job.cancelled.is_set():
+                if unwanted():
                     return
         except SampleError as error:  # pictures are opened here
             job.events.put(RequestError(error.detail, param="messages"))

@@ -18,6 +18,7 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.config import Config, dump_config
 from erniekit.data.rows import StoredRows
+from erniekit.interrupt import InterruptGuard
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
@@ -29,7 +30,6 @@ from erniekit.train.answers import HeldOutAnswers
 from erniekit.train.best import make_watch
 from erniekit.train.dpo import make_dpo_objective, make_reference
 from erniekit.train.evaluating import Evaluator
-from erniekit.train.guard import InterruptGuard
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
@@ -140,7 +140,8 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
 
 def _run(loop: Loop, run: Path, say: Callable[[str], None], devices: str) -> int:
     again = f"  erniekit train {shlex.quote(str(run / CONFIG_FILE))} --resume{devices}"
-    with InterruptGuard(say) as guard:
+    hint = "finishing this step, then saving. Press Ctrl-C again to stop at once."
+    with InterruptGuard(lambda name: say(f"{name}: {hint}")) as guard:
         try:
             loop.run(guard)
         except KeyboardInterrupt:

@@ -14,13 +14,13 @@ from paddle import nn
 
 from erniekit.data.batch import PackedBatch
 from erniekit.errors import DataError, ErnieKitError
+from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
 from erniekit.parallel.exchange import Exchange
 from erniekit.train.best import Best, Watch
 from erniekit.train.figures import StepFigures, Window
-from erniekit.train.guard import InterruptGuard
 from erniekit.train.monitor import Monitor, memory
 from erniekit.train.optimizer import AdamW, clip_gradients, gradient_norm
 from erniekit.train.progress import Reporter

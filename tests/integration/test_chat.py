@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,16 +146,16 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(model: Path) -> None:
     )
     os.close(follower)
     try:
-        _until(leader, "/help lists the commands", "> ")
+        _until(leader, "/help lists the commands", "\n.*> ")
         os.write(leader, b"Hello\n")
-        _until(leader, "Hello\r\n")
-        time.sleep(1.0)
+        # What readline turns off after a line is no answer yet.
+        _until(leader, r"Hello\r\n(\x1b\[\?2004l\r)?[^\x1b]")
         process.send_signal(signal.SIGINT)
-        seen = _until(leader, ", interrupted)", "> ")
+        seen = _until(leader, r", interrupted\)", "\n.*> ")
         assert "\x1b[2m(prompt" in seen and "Traceback" not in seen
-        time.sleep(1.0)  # readline shows its prompt a moment before it minds signals
-        process.send_signal(signal.SIGINT)
-        _until(leader, "(/quit or Ctrl-D to end)", "> ")
+        # readline shows its prompt a moment before it minds signals.
+        said = r"\(/quit or Ctrl-D to end\)"
+        _until(leader, said, "\n.*> ", again=lambda: process.send_signal(signal.SIGINT))
         os.write(leader, b"\x04")
         assert process.wait(timeout=60) == 0
     finally:
@@ -167,13 +168,19 @@ def _in_terminal() -> dict[str, str]:
     return {**os.environ, "TERM": "xterm"}
 
 
-def _until(leader: int, *marks: str) -> str:
-    """What the terminal shows until all of these have come up, one after the other."""
+def _until(leader: int, *marks: str, again: Callable[[], None] = lambda: None) -> str:
+    """What the terminal shows until all of these patterns have come up, one after the other.
+
+    again: called at first, and whenever nothing has come up for a second.
+    """
     seen, start, deadline = "", 0, time.monotonic() + 120
+    again()
     for mark in marks:
-        while seen.find(mark, start) < 0:
+        while (found := re.compile(mark).search(seen, start)) is None:
             assert time.monotonic() < deadline, f"no {mark!r} in {seen[-2000:]!r}"
             if select.select([leader], [], [], 1.0)[0]:
                 seen += os.read(leader, 4096).decode(errors="replace")
-        start = seen.find(mark, start) + len(mark)
+            else:
+                again()
+        start = found.end()
     return seen

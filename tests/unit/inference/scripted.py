@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ TOOLS = ({"type": "function", "function": {"name": "time", "parameters": {"type"
 
 
 class Script:
-    """Answers in their order, each with `</s>` where it ends, "(Ctrl-C)" where the user stops it.
+    """Answers in their order, each with `</s>` where it ends, "(Ctrl-C)" where the user stops it: while the last
+    token before it is made.
 
     `prompts`: what was asked, as text with one placeholder for a picture.
     """
@@ -44,9 +47,12 @@ class Script:
         said, interrupt, _ = answer.partition(INTERRUPT)
         body = said.removesuffix(END)
         ids = self.text._backend.encode(body, add_special_tokens=False).ids
-        yield from ids + [2] * (body != said)
+        ids += [2] * (body != said)
+        yield from ids[: -1 if interrupt else None]
         if interrupt:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            yield from ids[-1:]
+            pytest.fail("Ctrl-C was lost") if ids else None
 
 
 def scripted_chat(

@@ -108,7 +108,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone_and_without_a_cache(model: E
     assert all(len(answer) == 8 or answer[-1] in eos for answer in expected)
 
 
-def test_progress_counts_finished_sequences_and_the_model_is_left_as_it_was(dense: ErnieModel) -> None:
+def test_progress_is_told_with_each_token_and_the_model_is_left_as_it_was(dense: ErnieModel) -> None:
     prompts = _prompts(dense)
     eos = (greedy_without_cache(dense, prompts[0], 3, ())[2],)
     seen: list[int] = []
@@ -117,7 +117,8 @@ def test_progress_counts_finished_sequences_and_the_model_is_left_as_it_was(dens
     assert dense.training
     dense.eval()
     assert (len(answers[0].ids), answers[0].finish) == (3, "stop")
-    assert seen == sorted(seen) and seen[-1] == len(prompts) and len(seen) > 1
+    assert seen == sorted(seen) and seen[-1] == len(prompts) and 0 < seen[2] < len(prompts)
+    assert len(seen) == 6 + (seen[-2] < len(prompts))
 
 
 def test_processes_in_step_go_on_with_the_tokens_of_one(model: ErnieModel, dense: ErnieModel) -> None:

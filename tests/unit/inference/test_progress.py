@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import pytest
@@ -28,3 +30,16 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
         report("answers", 1, 4)
     out = capsys.readouterr().out
     assert "loss" in out and "3/3" in out and "answers" in out and "1/4" in out
+
+
+def test_ctrl_c_ends_the_work_at_the_next_report() -> None:
+    before, went_on = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), show_progress() as report:
+        report("loss", 0, 3)
+        os.kill(os.getpid(), signal.SIGINT)
+        went_on = True
+        report("loss", 1, 3)
+        pytest.fail("Ctrl-C was lost")
+    assert went_on and signal.getsignal(signal.SIGINT) == before
+    with pytest.raises(KeyboardInterrupt), show_progress():
+        os.kill(os.getpid(), signal.SIGINT)

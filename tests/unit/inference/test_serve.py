@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -23,6 +25,7 @@ from erniekit.inference.generate import Generator
 from erniekit.inference.load import find_model
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.serve import ChatServer, example, run_server
+from erniekit.inference.serve_request import read_request
 from erniekit.inference.serve_service import ChatService
 from erniekit.inference.text import AnswerText
 from erniekit.models.ernie import ErnieModel
@@ -345,18 +348,28 @@ def test_where_it_cannot_listen() -> None:
             assert not server.is_open
 
 
-def test_an_interrupt_ends_it(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_ends_it_in_the_middle_of_an_answer(
+    vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, times: int
+) -> None:
     lines: list[str] = []
     text = AnswerText.from_checkpoint(vl)
     service = ChatService("tiny", model, find_model(vl).encoder(), text, Sampling())
     server = ChatServer("127.0.0.1", 0, log=lines.append)
-    monkeypatch.setattr(serve.signal, "signal", lambda *arguments: None)
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+    def stream(generator: Generator, document: Document, sampling: Sampling) -> Iterator[int]:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+        if times == 1:
+            yield SEVEN
+        pytest.fail("the signal was lost")
 
-    monkeypatch.setattr(service, "run", interrupted)
+    monkeypatch.setattr(Generator, "stream", stream)
+    for _ in range(2):
+        service.order(read_request(json.dumps(ASKED).encode()))
+    before = signal.getsignal(number)
     run_server(server, service)
-    assert lines == ["stopped"]
+    assert lines == ["stopped"] and signal.getsignal(number) == before
     with pytest.raises(OSError):
         socket.create_connection(server.server_address[:2], timeout=5)

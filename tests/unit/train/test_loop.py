@@ -14,9 +14,9 @@ import pytest
 from paddle import nn
 
 from erniekit.errors import DataError, ErnieKitError
+from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.totals import StepTotals
 from erniekit.train.evaluating import evaluation_loss
-from erniekit.train.guard import InterruptGuard
 from erniekit.train.loop import Loop, LoopSettings, Progress, seed_row
 from erniekit.train.optimizer import AdamW
 from erniekit.train.schedule import Schedule
@@ -158,7 +158,7 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Loop
 
 
 def run(loop: Loop) -> None:
-    with InterruptGuard(lambda text: None) as guard:
+    with InterruptGuard() as guard:
         loop.run(guard)
 
 
@@ -257,7 +257,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
         return objective(row, totals)
 
     loop.objective = interrupted
-    with InterruptGuard(lambda text: None) as guard:
+    with InterruptGuard() as guard:
         loop.run(guard)
     assert loop.progress.step == 2
     assert saved == [2]

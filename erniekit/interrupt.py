@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM taken where a program can stop.
+
+KeyboardInterrupt comes up wherever the program stands, and where that is a callback of a C library or a destructor
+it is swallowed there, and the signal is lost.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class InterruptGuard:
+    """While active, the first signal is only noted: a loop reads `requested` wherever it may stop.
+
+    `tell` is called with the signal's name, in the middle of whatever runs. A second signal raises
+    KeyboardInterrupt where the program stands. Signals can only be taken in the main thread.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[str], None] | None = None,
+        signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    ) -> None:
+        self.requested: signal.Signals | None = None
+        self._tell = tell
+        self._signals = signals
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> InterruptGuard:
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal has come."""
+        if self.requested is not None:
+            raise KeyboardInterrupt
+
+    @property
+    def exit_status(self) -> int:
+        """The process's exit status: 0, or 128 + signal, as in shells (130 for Ctrl-C, 143 for SIGTERM)."""
+        return 0 if self.requested is None else 128 + int(self.requested)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.check()
+        self.requested = signal.Signals(number)
+        if self._tell is not None:
+            self._tell(self.requested.name)
