@@ -1,0 +1,139 @@
+"""What the tests of spread tensors run in each process."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import paddle
+
+from erniekit.checkpoint.weights import load_model, load_spread
+from erniekit.models.segments import Segments
+from erniekit.objectives.sft import SftObjective
+from erniekit.parallel.collectives import all_reduce_
+from erniekit.parallel.mesh import Layout, Mesh, connect
+from erniekit.parallel.sharding import ShardedExchange
+from erniekit.parallel.shards import Shards
+from erniekit.train.optimizer import AdamW
+from tests.unit.objectives.rows import make_row, totals_of
+
+SHAPES = {"weight": [5, 3], "bias": [2], "scale": [1], "table": [7]}
+RATE = 1e-2
+
+
+def shard_checks(world: int) -> dict[str, Any]:
+    """Tensors come together as they were, and of sums every rank gets its part; also of fewer elements than ranks."""
+    mesh = connect(Layout(world))
+    for dtype in ("float32", "bfloat16"):
+        for names in (["weight", "bias", "scale", "table"], ["scale"], ["bias", "table"]):
+            _check_shards(mesh, {name: SHAPES[name] for name in names}, dtype)
+    _check_bfloat16(mesh)
+    mesh.close()
+    return {}
+
+
+def _values(name: str, shape: list[int], scale: int) -> np.ndarray:
+    """Small integers: exact in bfloat16."""
+    first = len(name)
+    return (scale * (first + np.arange(np.prod(shape)))).reshape(shape).astype(np.float32)
+
+
+def _check_shards(mesh: Mesh, shapes: dict[str, list[int]], dtype: str) -> None:
+    whole = {name: paddle.to_tensor(_values(name, shape, 1)).astype(dtype) for name, shape in shapes.items()}
+    shards = Shards.of(mesh.world, whole)
+    assert max(map(len, shards.parts.values())) <= shards.partition.length
+    for name, tensor in shards.gather().items():
+        assert tensor.dtype == whole[name].dtype
+        np.testing.assert_array_equal(tensor.astype("float32").numpy(), _values(name, shapes[name], 1))
+    gradients = {
+        name: paddle.to_tensor(_values(name, shape, mesh.rank + 1)).astype(dtype)
+        for name, shape in shapes.items()
+    }
+    absent = "table" in gradients and mesh.rank == 1
+    sums = shards.add_up(gradients | ({"table": None} if absent else {}))
+    for span in shards.partition.spans(mesh.rank):
+        ranks = [r + 1 for r in range(mesh.world.size) if not (span.name == "table" and r == 1)]
+        expected = sum(_values(span.name, shapes[span.name], scale) for scale in ranks)
+        assert sums[span.name].dtype == paddle.float32
+        np.testing.assert_array_equal(
+            sums[span.name].numpy(), expected.reshape(-1)[span.start : span.stop], err_msg=span.name
+        )
+
+
+def _check_bfloat16(mesh: Mesh) -> None:
+    """Gradients of bfloat16 weights are summed in float32, over rows and ranks, and the masters are spread."""
+    start = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    for shard in ("optimizer", "gradients"):
+        weight = paddle.to_tensor(start).astype("bfloat16")
+        weight.stop_gradient = False
+        exchange = ShardedExchange(mesh, [("lm_head.weight", weight)], shard)
+        optimizer = AdamW(exchange.parameters, weight_decay=0.0, shapes=exchange.shapes)
+        # 256 + 1 is 256 in bfloat16, whose sums of these rows would forget every 1.
+        for row, value in enumerate([256.0, 1.0, 1.0]):
+            exchange.begin_row(optimizer, last=row == 2)
+            (weight * paddle.to_tensor(value, dtype="bfloat16")).sum().backward()
+            exchange.end_row()
+        exchange.add_up()
+        ((_, part),) = optimizer.named_gradients()
+        np.testing.assert_array_equal(part.numpy(), np.full(part.shape, mesh.world.size * 258.0))
+        assert abs(exchange.norm() - mesh.world.size * 258.0 * 12**0.5) < 1e-2
+        optimizer.step(RATE)
+        exchange.publish()
+        expected = paddle.to_tensor(start).astype("bfloat16").astype("float32").numpy() - RATE
+        found = weight.astype("float32").numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-2)
+        assert {t.dtype for t in optimizer.state_tensors().values()} == {paddle.float32}
+
+
+def stored_checks(world: int, directory: str) -> dict[str, Any]:
+    """Layers that are spread: the loss and all gradients of the whole model, and nothing whole outlives its layer."""
+    mesh = connect(Layout(world))
+    row = make_row([9, 6, 4], pictures=1, seed=mesh.rank)
+    totals = totals_of([make_row([9, 6, 4], pictures=1, seed=rank) for rank in range(world)])
+    whole = load_model(directory)
+    expected = SftObjective(whole)(row, totals)
+    expected.total.backward()
+
+    model, stored = load_spread(Path(directory), "float32", mesh)
+    trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
+    exchange = ShardedExchange(mesh, trained, "parameters", stored)
+    optimizer = AdamW(exchange.parameters, shapes=exchange.shapes)
+    model.model.run = Segments(exchange.events, recompute=True)
+    seen: list[weakref.ref[Any]] = []
+    most: list[int] = []
+    gather = Shards.gather
+
+    def watched(self: Shards) -> dict[str, paddle.Tensor]:
+        found = gather(self)
+        seen.extend(weakref.ref(tensor) for tensor in found.values())
+        most.append(sum(int(t.size) for ref in seen if (t := ref()) is not None))
+        return found
+
+    with mock.patch.object(Shards, "gather", watched):
+        exchange.begin_row(optimizer, last=True)
+        output = SftObjective(model)(row, totals)
+        np.testing.assert_allclose(output.total.item(), expected.total.item(), rtol=1e-6)
+        output.total.backward()
+        del output
+        exchange.end_row()
+    exchange.add_up()
+    gc.collect()
+    assert seen and all(ref() is None for ref in seen)
+    own, all_parts = dict(whole.named_parameters()), sum(p.size for p in stored.parts.values())
+    complete = sum(own[name].size for name in stored.names)
+    assert all_parts <= complete / world + 64
+    found = dict(optimizer.named_gradients())
+    for name, _ in trained:
+        gradient = own[name].grad
+        gradient = paddle.zeros(own[name].shape) if gradient is None else gradient.clone()
+        all_reduce_(gradient, mesh.world)
+        values, held = gradient.numpy(), exchange.held(name)
+        if held is not None:
+            values = values.reshape(-1)[held.span.start : held.span.stop]
+        np.testing.assert_allclose(found[name].numpy(), values, rtol=1e-4, atol=1e-6, err_msg=name)
+    mesh.close()
+    return {"layers": len(model.model.layers), "most": max(most), "complete": int(complete)}
