@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
 from tests.distributed.settings import assert_same, vl_setting
+from tests.integration.training_setup import chats, write_chats
 
 SHARDS = ("none", "optimizer", "gradients", "parameters")
 
@@ -94,6 +95,32 @@ def test_training_is_the_same(runs: Path, setting: dict[str, Any], world: int, l
     run(world, trainings, world, [chosen | case.settings(runs) for case in cases], timeout=580)
     for case in cases:
         assert_same(runs / alone.name, runs / case.name)
+
+
+# Preferences: a frozen copy of the model, spread as the model is, or the model without its adapters.
+PAIRS = [
+    Case(2, 1, 1, "optimizer", 4, False),
+    Case(2, 2, 1, "gradients", 4, True),
+    Case(4, 2, 1, "parameters", 4, False),
+    Case(4, 2, 2, "parameters", 4, True),
+]
+
+
+def test_preferences_are_learnt_the_same(tmp_path: Path) -> None:
+    samples = []
+    for number, sample in enumerate(chats(24)):
+        question, answer = sample["messages"]
+        samples.append({"messages": [question], "chosen": answer, "rejected": f"Say number {number}."})
+    pairs = str(write_chats(tmp_path / "pairs.jsonl", samples))
+    setting = vl_setting(tmp_path) | {"task": "dpo", "data.train": pairs}
+    del setting["loss.orthogonal_weight"]
+    alone = [Case(1, 1, 1, "none", 4, lora) for lora in (False, True)]
+    for world in (1, 2, 4):
+        cases = [case for case in [*alone, *PAIRS] if case.world == world]
+        chosen = [keys(setting, case.lora) | case.settings(tmp_path) for case in cases]
+        run(world, trainings, world, chosen, timeout=280)
+    for case in PAIRS:
+        assert_same(tmp_path / alone[case.lora].name, tmp_path / case.name)
 
 
 @st.composite
