@@ -7,18 +7,16 @@ bfloat16, int32 and int64 can be sent; float16 cannot, of which gloo makes infin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor
-from paddle.autograd import PyLayer
 
 from erniekit.parallel.mesh import Group
-from erniekit.parallel.transport import Native, Reduction, pad_rows, split_rows, transport_of
-from erniekit.parallel.watchdog import LOST, Call, PeerError, Task, describe, waiting
+from erniekit.parallel.transport import Native, Reduction, pad_rows, transport_of
+from erniekit.parallel.watchdog import LOST, Call, PeerError, describe, waiting
 
 _DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.int32, paddle.int64)
 # Words in gloo's errors when another process has gone.
@@ -81,16 +79,6 @@ def reduce_scatter(tensor: Tensor, group: Group) -> Tensor:
         return transport.reduce_scatter(tensor.contiguous(), group, call)
 
 
-def reduce_scatter_uneven(tensor: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """[sum(counts), ...] of each rank -> the sum over ranks of this rank's part [counts[rank], ...]."""
-    _check_rows(tensor, sum(counts), group, counts)
-    longest = max(counts)
-    if min(counts) == longest:
-        return reduce_scatter(tensor, group)
-    parts = [pad_rows(part, longest) for part in split_rows(tensor, counts)]
-    return reduce_scatter(paddle.concat(parts), group)[: counts[group.rank]]
-
-
 def all_to_all(tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group) -> Tensor:
     """Rows [sum(send), ...], of which send[i] go to rank i -> rows [sum(recv), ...], recv[i] from rank i.
 
@@ -104,34 +92,66 @@ def all_to_all(tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: 
         return transport.all_to_all(tensor.contiguous(), send, recv, group, call)
 
 
-class Exchange:
-    """An all-to-all that is under way: `start_all_to_all` began it, `wait` ends it."""
+class UnderWay:
+    """A collective that a `start_...` function has begun; every rank waits for it, too."""
 
-    def __init__(self, sent: Tensor, rows: Tensor, group: Group, call: Call, task: Task | None) -> None:
+    def __init__(self, sent: Tensor, result: Tensor, group: Group, call: Call | None = None) -> None:
         # What is sent must stay where it is until it has been.
         self._sent: Tensor | None = sent
-        self._rows, self._group, self._call, self._task = rows, group, call, task
+        self._result, self._group, self._call = result, group, call
+        self._task = None if call is None else call.task
 
     def wait(self) -> Tensor:
-        """The rows that came. Raises PeerError where another rank has ended; the watchdog tells who is missing."""
-        if self._task is not None:
+        """The result. Raises PeerError where another rank has ended; the watchdog tells who is missing."""
+        if self._call is not None and self._task is not None:
             with _blaming(self._call, self._group):
                 self._task.wait()
         self._sent = None
-        return self._rows
+        return self._result
 
 
-def start_all_to_all(tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group) -> Exchange:
-    """`all_to_all` in a group of several ranks, of which the result is waited for later.
+def start_all_to_all(tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group) -> UnderWay:
+    """`all_to_all`, of which the result is waited for later.
 
     On NCCL the device computes what is queued in between at the same time. On gloo the exchange is over when this
-    returns.
+    returns; so it is with the other functions that start something.
     """
     _check_rows(tensor, sum(send), group, send)
+    if group.size == 1:
+        return UnderWay(tensor, tensor, group)
     with _call("all_to_all", group, tensor) as (transport, call):
         sent = tensor.contiguous()
-        rows, task = transport.start_all_to_all(sent, send, recv, group, call)
-    return Exchange(sent, rows, group, call, task)
+        result = transport.all_to_all(sent, send, recv, group, call, later=True)
+    return UnderWay(sent, result, group, call)
+
+
+def start_all_reduce(tensor: Tensor, group: Group) -> UnderWay:
+    """`all_reduce_` of a sum; the tensor itself is the result."""
+    if group.size == 1 or not tensor.size:
+        return UnderWay(tensor, tensor, group)
+    with _call("all_reduce", group, tensor) as (transport, call):
+        transport.all_reduce_(tensor, "sum", group, call, later=True)
+    return UnderWay(tensor, tensor, group, call)
+
+
+def start_all_gather(tensor: Tensor, group: Group) -> UnderWay:
+    """`all_gather` of a tensor with at least one element."""
+    if group.size == 1:
+        return UnderWay(tensor, tensor, group)
+    with _call("all_gather", group, tensor) as (transport, call):
+        sent = tensor.contiguous()
+        result = transport.all_gather(sent, group, call, later=True)
+    return UnderWay(sent, result, group, call)
+
+
+def start_reduce_scatter(tensor: Tensor, group: Group) -> UnderWay:
+    """`reduce_scatter` of a tensor whose rows the ranks share evenly, at least one each."""
+    if group.size == 1:
+        return UnderWay(tensor, tensor, group)
+    with _call("reduce_scatter", group, tensor) as (transport, call):
+        sent = tensor.contiguous()
+        result = transport.reduce_scatter(sent, group, call, later=True)
+    return UnderWay(sent, result, group, call)
 
 
 def exchange_counts(counts: np.ndarray, group: Group) -> np.ndarray:
@@ -148,139 +168,6 @@ def barrier(group: Group) -> None:
     if group.size > 1:
         with _call("barrier", group) as (transport, call):
             transport.barrier(group, call)
-
-
-def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: Group) -> Tensor:
-    """`all_to_all` whose gradient goes back the same way.
-
-    Either every rank's x needs a gradient or none's: the backward pass is a collective, too.
-    """
-    if group.size == 1:
-        return x
-    rows: Tensor = _AllToAllRows.apply(x, list(send), list(recv), group)
-    return rows
-
-
-def start_all_to_all_rows(
-    x: Tensor, send: Sequence[int], recv: Sequence[int], group: Group
-) -> Callable[[], Tensor]:
-    """`all_to_all_rows` in two steps: the rows of x leave now; what is returned waits for those that come.
-
-    It is called once. In the backward pass it is where gradients leave, and here they are waited for, so that what
-    autograd computes in between runs beside their exchange, too.
-    """
-    if group.size == 1:
-        return lambda: x
-    journey = _Journey(list(send), list(recv), group)
-    token = _Leave.apply(x, journey)
-    return lambda: _Arrive.apply(token, journey)
-
-
-def gather_rows(x: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """`all_gather_uneven` whose gradient is the sum over ranks of what each has for this rank's rows.
-
-    Either every rank's x needs a gradient or none's: the backward pass is a collective, too.
-    """
-    if group.size == 1:
-        return x
-    rows: Tensor = _GatherRows.apply(x, list(counts), group)
-    return rows
-
-
-def shared_sum(x: Tensor, group: Group) -> Tensor:
-    """The sum over all ranks of x, which has one shape everywhere; what comes of it must be the same everywhere.
-
-    The gradient of such a loss, counted once, is for each rank's x the one that arrives there.
-    """
-    if group.size == 1:
-        return x
-    total: Tensor = _SharedSum.apply(x, group)
-    return total
-
-
-class _AllToAllRows(PyLayer):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, send: list[int], recv: list[int], group: Group) -> Tensor:
-        ctx.way = send, recv, group
-        return all_to_all(x, send, recv, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        send, recv, group = ctx.way
-        return all_to_all(gradient, recv, send, group)
-
-
-class _Journey:
-    """What the two ends of `start_all_to_all_rows` share.
-
-    Autograd sees a token between them, never the place of rows that have not come yet.
-    """
-
-    def __init__(self, send: list[int], recv: list[int], group: Group) -> None:
-        self._way = send, recv
-        self._group = group
-        self._under_way: Exchange | None = None
-
-    def leave(self, rows: Tensor, *, back: bool = False) -> Tensor:
-        """Start; the token."""
-        send, recv = reversed(self._way) if back else self._way
-        self._under_way = start_all_to_all(rows, send, recv, self._group)
-        return paddle.zeros([1], rows.dtype)
-
-    def arrive(self) -> Tensor:
-        """The rows that came."""
-        assert self._under_way is not None
-        rows = self._under_way.wait()
-        self._under_way = None
-        return rows
-
-
-class _Leave(PyLayer):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, journey: _Journey) -> Tensor:
-        ctx.journey = journey
-        return journey.leave(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        rows: Tensor = ctx.journey.arrive()
-        return rows
-
-
-class _Arrive(PyLayer):
-    @staticmethod
-    def forward(ctx: Any, token: Tensor, journey: _Journey) -> Tensor:
-        ctx.journey = journey
-        return journey.arrive()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        token: Tensor = ctx.journey.leave(gradient, back=True)
-        return token
-
-
-class _GatherRows(PyLayer):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], group: Group) -> Tensor:
-        ctx.way = counts, group
-        return all_gather_uneven(x, counts, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        counts, group = ctx.way
-        return reduce_scatter_uneven(gradient, counts, group)
-
-
-class _SharedSum(PyLayer):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        total = x.clone()
-        all_reduce_(total, group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from paddle import Tensor
 from erniekit.errors import ErnieKitError
 from erniekit.models.attention import Attend
 from erniekit.models.ernie import ErnieModel, RowInputs
-from erniekit.parallel.collectives import all_reduce_, all_reduce_host, all_to_all_rows, shared_sum
+from erniekit.parallel.collectives import all_reduce_, all_reduce_host
+from erniekit.parallel.differentiable import all_to_all_rows, shared_sum
 from erniekit.parallel.mesh import Group
 from erniekit.parallel.watchdog import ranks_text
 

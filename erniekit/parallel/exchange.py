@@ -18,8 +18,8 @@ from paddle import Tensor, _C_ops
 
 from erniekit.models.segments import LayerEvents, Quiet
 from erniekit.models.specs import is_expert_tensor
-from erniekit.parallel.collectives import all_reduce_, all_reduce_host
-from erniekit.parallel.mesh import Group, Mesh
+from erniekit.parallel.collectives import all_reduce_host, start_all_reduce
+from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.shards import Held, buckets
 
 Named = Sequence[tuple[str, Tensor]]
@@ -88,6 +88,7 @@ class WholeExchange:
         self.events: LayerEvents = OnDone(self._layer_done)
         self._mesh = mesh
         self._layers = by_layer(name for name, _ in trained)
+        self._coming: list[Callable[[], None]] = []
         self._optimizer: Gradients | None = None
         self._last = False
 
@@ -104,6 +105,9 @@ class WholeExchange:
     def add_up(self) -> None:
         """See `Exchange`."""
         self._reduce(self._layers.get(REST, ()))
+        for wait in self._coming:
+            wait()
+        self._coming.clear()
 
     @paddle.no_grad()
     def norm(self) -> float:
@@ -129,7 +133,7 @@ class WholeExchange:
     def _reduce(self, names: Collection[str]) -> None:
         assert self._optimizer is not None
         self._optimizer.collect_gradients(names)
-        reduce_gradients(self._mesh, self._optimizer.named_gradients(names))
+        self._coming.append(reduce_gradients(self._mesh, self._optimizer.named_gradients(names)))
 
 
 class OnDone(Quiet):
@@ -160,17 +164,29 @@ def by_layer(names: Iterable[str]) -> dict[int, list[str]]:
     return found
 
 
-def reduce_gradients(mesh: Mesh, gradients: Named) -> None:
-    """Add gradients up in place over the processes that have a copy of their parameter.
+def reduce_gradients(mesh: Mesh, gradients: Named) -> Callable[[], None]:
+    """Begin to add gradients up in place over the processes that have a copy of their parameter.
 
     All processes give gradients of the same names and shapes, in the same order; an expert's are those of its
-    replicas.
+    replicas. What is returned waits for them.
     """
+    coming = []
     dense, experts = _apart(gradients)
     for group, members in ((mesh.world, dense), (mesh.replicas, experts)):
         if group.size > 1:
             for bucket in buckets(members):
-                _reduce(list(bucket.values()), group)
+                tensors = list(bucket.values())
+                flat = paddle.concat([tensor.reshape([-1]) for tensor in tensors])
+                coming.append((start_all_reduce(flat, group), tensors))
+
+    def wait() -> None:
+        for under_way, tensors in coming:
+            flat, begin = under_way.wait(), 0
+            for tensor in tensors:
+                paddle.assign(flat[begin : begin + tensor.size].reshape(tensor.shape), output=tensor)
+                begin += int(tensor.size)
+
+    return wait
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> float:
@@ -184,12 +200,3 @@ def _apart(gradients: Named) -> tuple[list[tuple[str, Tensor]], list[tuple[str, 
     dense = [(name, tensor) for name, tensor in gradients if not is_expert_tensor(name)]
     experts = [(name, tensor) for name, tensor in gradients if is_expert_tensor(name)]
     return dense, experts
-
-
-def _reduce(bucket: Sequence[Tensor], group: Group) -> None:
-    """One collective for all tensors of a bucket."""
-    flat = paddle.concat([tensor.reshape([-1]) for tensor in bucket])
-    all_reduce_(flat, group)
-    parts = paddle.split(flat, [int(tensor.size) for tensor in bucket]) if len(bucket) > 1 else [flat]
-    for tensor, part in zip(bucket, parts, strict=True):
-        paddle.assign(part.reshape(tensor.shape), output=tensor)

@@ -11,7 +11,8 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.moe.dispatch import ExpertCompute, Meanwhile, combine
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import Routing
-from erniekit.parallel.collectives import all_to_all_rows, exchange_counts, start_all_to_all_rows
+from erniekit.parallel.collectives import exchange_counts
+from erniekit.parallel.differentiable import all_to_all_rows, start_all_to_all_rows
 from erniekit.parallel.mesh import Group
 
 

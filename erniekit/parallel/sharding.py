@@ -6,7 +6,7 @@ Rajbhandari et al., ZeRO, arXiv 1910.02054: "optimizer" is its stage 1, "gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -64,6 +64,8 @@ class ShardedExchange:
         ]
         self._wide: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
+        # Sums that are under way, of the layer before the one that is computed.
+        self._coming: list[Callable[[], dict[str, Tensor]]] = []
         self._optimizer: Gradients | None = None
         self._last = False
 
@@ -87,10 +89,11 @@ class ShardedExchange:
         assert self._optimizer is not None
         if self._shard == "optimizer":
             self._give_away(REST)
+        self._take_in()
         for name, total in self._sums.items():
             self._optimizer.add_gradient(name, total)
         self._sums.clear()
-        reduce_gradients(self._mesh, self._optimizer.named_gradients(self._routers))
+        reduce_gradients(self._mesh, self._optimizer.named_gradients(self._routers))()
 
     @paddle.no_grad()
     def norm(self) -> float:
@@ -117,27 +120,31 @@ class ShardedExchange:
     def _layer_done(self, number: int) -> None:
         if self._shard == "optimizer" and not self._last:
             return
+        self._take_in()
         self._give_away(number)
         if self._stored is not None:
             gradients = self._stored.gradients(number)
             for one in self._stored.shards(number):
                 if not self._trained.keys().isdisjoint(one.parts):
-                    self._sum(one, gradients)
+                    self._coming.append(one.start_sum(gradients))
 
     def _give_away(self, number: int) -> None:
-        """Add up the gradients of whole parameters of a layer; of the sums this process keeps its part."""
+        """Begin to add up the gradients of whole parameters of a layer; of the sums this process keeps its part."""
         for one in self._whole.get(number, ()):
-            self._sum(one, {name: self._gradient(name) for name in one.parts})
+            self._coming.append(one.start_sum({name: self._gradient(name) for name in one.parts}))
             for name in one.parts:
                 self._wide.pop(name, None)
                 self._trained[name].clear_gradient(False)
 
-    def _sum(self, one: Shards, gradients: Mapping[str, Tensor | None]) -> None:
-        for name, total in one.add_up(gradients).items():
-            if name in self._sums:
-                self._sums[name].add_(total)
-            elif name in self._trained:
-                self._sums[name] = total
+    def _take_in(self) -> None:
+        """Wait for the sums that are under way."""
+        for wait in self._coming:
+            for name, total in wait().items():
+                if name in self._sums:
+                    self._sums[name].add_(total)
+                elif name in self._trained:
+                    self._sums[name] = total
+        self._coming.clear()
 
     def _gradient(self, name: str) -> Tensor | None:
         """A whole gradient, over the rows since the last time that it was given away."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import paddle
 from paddle import Tensor
 
-from erniekit.parallel.collectives import all_gather, reduce_scatter
+from erniekit.parallel.collectives import start_all_gather, start_reduce_scatter
 from erniekit.parallel.mesh import Group
 
 Shapes = Mapping[str, Sequence[int]]
@@ -93,17 +93,26 @@ class Shards:
         return cls(group, shapes, parts)
 
     @paddle.no_grad()
-    def gather(self) -> dict[str, Tensor]:
-        """Every tensor, whole. All ranks of the group call this together."""
+    def start_gather(self) -> Callable[[], dict[str, Tensor]]:
+        """Begin to bring every tensor together; what is returned waits for them. All ranks call both together."""
         filling = self.partition.length - sum(int(part.size) for part in self.parts.values())
         own = [part for part in self.parts.values() if part.size]
         if filling:
             own.append(paddle.zeros([filling], self._dtype))
-        return self.partition.split(all_gather(own[0] if len(own) == 1 else paddle.concat(own), self.group))
+        coming = start_all_gather(own[0] if len(own) == 1 else paddle.concat(own), self.group)
+        return lambda: self.partition.split(coming.wait())
+
+    def gather(self) -> dict[str, Tensor]:
+        """Every tensor, whole. All ranks of the group call this together."""
+        return self.start_gather()()
 
     @paddle.no_grad()
-    def add_up(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """This rank's part, float32 and 1-D, of sums over all ranks. None: zeros. All ranks call this together."""
+    def start_sum(self, gradients: Mapping[str, Tensor | None]) -> Callable[[], dict[str, Tensor]]:
+        """Begin to add gradients up over all ranks; what is returned waits for this rank's parts of the sums, float32
+        and 1-D.
+
+        None: zeros. The gradients may go once this has returned. All ranks call both together.
+        """
         parts = []
         for name, shape in self.partition.shapes.items():
             gradient = gradients[name]
@@ -113,12 +122,16 @@ class Shards:
                 parts.append(gradient.reshape([-1]).astype("float32"))
         if self.partition.filling:
             parts.append(paddle.zeros([self.partition.filling], "float32"))
-        own = reduce_scatter(paddle.concat(parts), self.group)
-        sums, begin = {}, 0
+        coming = start_reduce_scatter(paddle.concat(parts), self.group)
+        return lambda: self._own(coming.wait())
+
+    def _own(self, values: Tensor) -> dict[str, Tensor]:
+        """This rank's `length` values by their tensors."""
+        found, begin = {}, 0
         for span in self.partition.spans(self.group.rank):
-            sums[span.name] = own[begin : begin + span.size].clone()
+            found[span.name] = values[begin : begin + span.size].clone()
             begin += span.size
-        return sums
+        return found
 
 
 class Held(NamedTuple):

@@ -33,6 +33,7 @@ class StoredLayers:
         self._empty = {name: parameter for named in weights for name, parameter in named.items()}
         self._places: list[list[tuple[dict[str, Tensor], str, str]]] | None = None
         self._bound: dict[int, dict[str, Tensor]] = {}
+        self._coming: dict[int, list[Callable[[], dict[str, Tensor]]]] = {}
 
     @property
     def names(self) -> set[str]:
@@ -58,13 +59,20 @@ class StoredLayers:
         return self._shards[number]
 
     def enter(self, number: int, *, backward: bool) -> None:
-        """Give a layer its weights. See `erniekit.models.segments.LayerEvents`."""
-        whole = {name: t for shards in self._shards[number] for name, t in shards.gather().items()}
+        """Give a layer its weights, and send for those of the next. See `erniekit.models.segments.LayerEvents`."""
+        coming = self._coming.pop(number, None) or self._send_for(number)
+        whole = {name: tensor for wait in coming for name, tensor in wait().items()}
+        following = number - 1 if backward else number + 1
+        if 0 <= following < len(self._layers) and following not in self._coming:
+            self._coming[following] = self._send_for(following)
         for name, tensor in whole.items():
             tensor.stop_gradient = self._empty[name].stop_gradient
         self._bound[number] = whole
         for owner, key, name in self._of(number):
             owner[key] = whole[name]
+
+    def _send_for(self, number: int) -> list[Callable[[], dict[str, Tensor]]]:
+        return [shards.start_gather() for shards in self._shards[number]]
 
     def leave(self, number: int) -> None:
         """Take a layer's weights away."""

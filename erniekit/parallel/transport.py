@@ -12,7 +12,7 @@ from paddle import Tensor
 
 from erniekit.parallel.gloo import exchange
 from erniekit.parallel.mesh import Group
-from erniekit.parallel.watchdog import Call, Task
+from erniekit.parallel.watchdog import Call
 
 Reduction = Literal["sum", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -22,47 +22,48 @@ class Native:
     """Paddle's collectives, complete on NCCL, where they are queued in the order of the device's computation.
 
     Groups have several ranks. Tensors are contiguous and, but for all_to_all's, not empty. The task that was
-    queued becomes that of `call`.
+    queued becomes that of `call`. later: the computation that is queued next does not wait for it; the result is
+    there once the task has been waited for.
     """
 
-    def all_reduce_(self, tensor: Tensor, op: Reduction, group: Group, call: Call) -> None:
+    def all_reduce_(
+        self, tensor: Tensor, op: Reduction, group: Group, call: Call, *, later: bool = False
+    ) -> None:
         """In place."""
-        call.task = dist.all_reduce(tensor, op=_REDUCTIONS[op], group=group.handle)
+        call.task = dist.all_reduce(tensor, op=_REDUCTIONS[op], group=group.handle, sync_op=not later)
 
     def broadcast_(self, tensor: Tensor, src: int, group: Group, call: Call) -> None:
         """In place; src: place in the group."""
         call.task = dist.broadcast(tensor, src=group.ranks[src], group=group.handle)
 
-    def all_gather(self, tensor: Tensor, group: Group, call: Call) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: Group, call: Call, *, later: bool = False) -> Tensor:
         """[n, ...] -> [size * n, ...]."""
         out = paddle.empty([group.size * tensor.shape[0], *tensor.shape[1:]], dtype=tensor.dtype)
-        call.task = dist.stream.all_gather(out, tensor, group=group.handle)
+        call.task = dist.stream.all_gather(out, tensor, group=group.handle, sync_op=not later)
         return out
 
-    def reduce_scatter(self, tensor: Tensor, group: Group, call: Call) -> Tensor:
+    def reduce_scatter(self, tensor: Tensor, group: Group, call: Call, *, later: bool = False) -> Tensor:
         """[size * n, ...] -> [n, ...]."""
         out = paddle.empty([tensor.shape[0] // group.size, *tensor.shape[1:]], dtype=tensor.dtype)
-        call.task = dist.stream.reduce_scatter(out, tensor, group=group.handle)
+        call.task = dist.stream.reduce_scatter(out, tensor, group=group.handle, sync_op=not later)
         return out
 
     def all_to_all(
-        self, tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group, call: Call
+        self,
+        tensor: Tensor,
+        send: Sequence[int],
+        recv: Sequence[int],
+        group: Group,
+        call: Call,
+        *,
+        later: bool = False,
     ) -> Tensor:
         """[sum(send), ...] -> [sum(recv), ...]."""
         out = paddle.empty([sum(recv), *tensor.shape[1:]], dtype=tensor.dtype)
-        call.task = dist.stream.alltoall_single(out, tensor, list(recv), list(send), group=group.handle)
-        return out
-
-    def start_all_to_all(
-        self, tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group, call: Call
-    ) -> tuple[Tensor, Task | None]:
-        """`all_to_all` beside the device's computation: its result is there once the task has been waited for."""
-        out = paddle.empty([sum(recv), *tensor.shape[1:]], dtype=tensor.dtype)
-        task = dist.stream.alltoall_single(
-            out, tensor, list(recv), list(send), group=group.handle, sync_op=False
+        call.task = dist.stream.alltoall_single(
+            out, tensor, list(recv), list(send), group=group.handle, sync_op=not later
         )
-        call.task = task
-        return out, task
+        return out
 
     def barrier(self, group: Group, call: Call) -> None:
         """Wait for all."""
@@ -70,9 +71,9 @@ class Native:
 
 
 class Gloo(Native):
-    """On CPUs. The ranks have met before each call, and it is over when it returns."""
+    """On CPUs. The ranks have met before each call, and it is over when it returns, also one for later."""
 
-    def reduce_scatter(self, tensor: Tensor, group: Group, call: Call) -> Tensor:
+    def reduce_scatter(self, tensor: Tensor, group: Group, call: Call, *, later: bool = False) -> Tensor:
         """All-to-all, then the sum in the order of ranks; bfloat16 is summed in float32."""
         rows = [tensor.shape[0] // group.size] * group.size
         parts = self.all_to_all(tensor, rows, rows, group, call)
@@ -82,18 +83,19 @@ class Gloo(Native):
         return parts.sum(0)
 
     def all_to_all(
-        self, tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group, call: Call
+        self,
+        tensor: Tensor,
+        send: Sequence[int],
+        recv: Sequence[int],
+        group: Group,
+        call: Call,
+        *,
+        later: bool = False,
     ) -> Tensor:
         """In pairs. Of an odd number of ranks one would have no partner: there, all-gather and choose."""
         parts = split_rows(tensor, send)
         move = _gather_and_choose if group.size % 2 else exchange
         return paddle.concat(move(parts, [[count, *tensor.shape[1:]] for count in recv], group.handle))
-
-    def start_all_to_all(
-        self, tensor: Tensor, send: Sequence[int], recv: Sequence[int], group: Group, call: Call
-    ) -> tuple[Tensor, Task | None]:
-        """All of it at once: gloo has nothing that runs beside."""
-        return self.all_to_all(tensor, send, recv, group, call), None
 
     def barrier(self, group: Group, call: Call) -> None:
         """That the ranks have met is a barrier."""

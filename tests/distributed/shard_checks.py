@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,7 +55,7 @@ def _check_shards(mesh: Mesh, shapes: dict[str, list[int]], dtype: str) -> None:
         for name, shape in shapes.items()
     }
     absent = "table" in gradients and mesh.rank == 1
-    sums = shards.add_up(gradients | ({"table": None} if absent else {}))
+    sums = shards.start_sum(gradients | ({"table": None} if absent else {}))()
     for span in shards.partition.spans(mesh.rank):
         ranks = [r + 1 for r in range(mesh.world.size) if not (span.name == "table" and r == 1)]
         expected = sum(_values(span.name, shapes[span.name], scale) for scale in ranks)
@@ -105,15 +106,15 @@ def stored_checks(world: int, directory: str) -> dict[str, Any]:
     model.model.run = Segments(exchange.events, recompute=True)
     seen: list[weakref.ref[Any]] = []
     most: list[int] = []
-    gather = Shards.gather
+    start_gather = Shards.start_gather
 
-    def watched(self: Shards) -> dict[str, paddle.Tensor]:
-        found = gather(self)
+    def watched(self: Shards) -> Callable[[], dict[str, paddle.Tensor]]:
+        found = start_gather(self)()
         seen.extend(weakref.ref(tensor) for tensor in found.values())
         most.append(sum(int(t.size) for ref in seen if (t := ref()) is not None))
-        return found
+        return lambda: found
 
-    with mock.patch.object(Shards, "gather", watched):
+    with mock.patch.object(Shards, "start_gather", watched):
         exchange.begin_row(optimizer, last=True)
         output = SftObjective(model)(row, totals)
         np.testing.assert_allclose(output.total.item(), expected.total.item(), rtol=1e-6)

@@ -56,7 +56,7 @@ def test_a_group_of_one_has_everything() -> None:
     assert {name: part.shape for name, part in shards.parts.items()} == {"p0": [6], "p1": [5]}
     for name, tensor in shards.gather().items():
         np.testing.assert_array_equal(tensor.numpy(), tensors[name].numpy())
-    sums = shards.add_up({"p0": tensors["p0"].astype("bfloat16"), "p1": None})
+    sums = shards.start_sum({"p0": tensors["p0"].astype("bfloat16"), "p1": None})()
     assert sums["p0"].dtype == paddle.float32
     np.testing.assert_array_equal(sums["p0"].numpy(), np.arange(6))
     np.testing.assert_array_equal(sums["p1"].numpy(), np.zeros(5))
