@@ -1,6 +1,6 @@
 """Weigh the processes of a run under each `parallel.shard`, full and LoRA, beside what the plan says.
 
-    python tools/bench/shard.py [--processes 4] [--layers 12] [--hidden 1024]
+    python tools/bench/shard.py [--processes 4] [--layers 24] [--hidden 640]
 
 A dense model with random weights is trained for two steps on short texts. What is told is the peak of resident memory
 of the largest process, less that of the same run with a model of a hundredth of the size.
@@ -28,8 +28,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--processes", type=int, default=4, help="CPU processes")
-    parser.add_argument("--layers", type=int, default=12, help="decoder layers")
-    parser.add_argument("--hidden", type=int, default=1024, help="hidden size; the MLP is four times as wide")
+    parser.add_argument("--layers", type=int, default=24, help="decoder layers")
+    parser.add_argument("--hidden", type=int, default=640, help="hidden size; the MLP is four times as wide")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
