@@ -3,10 +3,28 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from erniekit.cli.evaluate_options import (
+    Batch,
+    Data,
+    Generate,
+    Html,
+    JsonFile,
+    Limit,
+    MaxNewTokens,
+    Metrics,
+    Min,
+    MinExactMatch,
+    Model,
+    OnError,
+    Output,
+    Run,
+    SampleFormat,
+    Temperature,
+)
 from erniekit.cli.options import (
     Device,
     Dtype,
@@ -19,132 +37,26 @@ from erniekit.cli.options import (
     TopP,
 )
 from erniekit.config.evaluation import EvalConfig
-from erniekit.config.schema import Format
 
 if TYPE_CHECKING:
     from erniekit.config import Config
     from erniekit.data.account import ErrorBudget
+    from erniekit.data.encode import Encoder
     from erniekit.inference.evaluate import Evaluation, OnPrediction, Prediction
-    from erniekit.inference.heldout import EvalSample
+    from erniekit.inference.heldout import EvalSample, HeldOut, Plan
     from erniekit.inference.load import ModelSource
     from erniekit.inference.report import Settings
+    from erniekit.inference.sampling import Sampling
 
 _YAML = (".yaml", ".yml")
 _WITHOUT_RUN = EvalConfig(batch=128)
-
-Model = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="An export, a checkpoint, or a run's output directory (its newest checkpoint; RUN/best: its best); or the "
-        "YAML file of a run. May be left out with --config.",
-        show_default=False,
-    ),
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        metavar="FILE",
-        help="Chats, each ending with its reference answer; repeat it for more files. Default: data.eval of --config.",
-        show_default=False,
-    ),
-]
-Run = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="RUN.yaml",
-        help="A run, whose output directory, data.eval and settings count; other options win over it.",
-    ),
-]
-FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="Format of the samples. Default: the run's, else auto.")
-]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")]
-OnError = Annotated[
-    Literal["raise", "skip"] | None,
-    typer.Option("--on-error", help="A sample that cannot be used stops (raise) or is counted (skip)."),
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metrics",
-        metavar="NAMES",
-        help="exact_match, normalized_match, token_f1, rouge_l, anls, numeric_match, json_valid, json_equal, box_iou, "
-        "box_iou_50, call_name, call_arguments, call_valid, call_match, call_none, with commas between; auto: those "
-        "that fit the references. exact_match is always there. Default: the run's (eval.metrics), else auto.",
-    ),
-]
-Generate = Annotated[
-    bool, typer.Option("--generate/--no-generate", help="Generate answers, or compute the loss only.")
-]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens",
-        metavar="N",
-        min=1,
-        help="Tokens after which an answer is cut off. Default: the run's (eval.max_new_tokens), else 64.",
-        show_default=False,
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        min=0.0,
-        help="0: always the most probable token. Default: the run's (eval.temperature), else 0.",
-        show_default=False,
-    ),
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(
-        "--batch",
-        metavar="N",
-        min=1,
-        help="Answers generated at one time. Default: the run's (eval.batch), else 128.",
-        show_default=False,
-    ),
-]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file, as JSON.")
-]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", metavar="FILE", help="Write every answer to this file, as JSON lines."),
-]
-Html = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a page with pictures and differences to this file."),
-]
-Min = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--min",
-        metavar="METRIC=SHARE",
-        help="Exit with 1 if the metric is below, as in token_f1=0.8; repeat it for more.",
-    ),
-]
-MinExactMatch = Annotated[
-    float | None,
-    typer.Option(
-        "--min-exact-match",
-        metavar="SHARE",
-        min=0.0,
-        max=1.0,
-        help="The same as --min exact_match=SHARE; 0.95 is 95%.",
-    ),
-]
 
 
 def evaluate(
     model: Model = None,
     data: Data = None,
     config: Run = None,
-    format: FormatOption = None,
+    format: SampleFormat = None,
     template: Template = None,
     limit: Limit = None,
     on_error: OnError = None,
@@ -191,57 +103,31 @@ def evaluate(
     if not generate:
         _refuse_without_answers(("--min", wanted), ("--output", output), ("--html", html))
 
+    from erniekit.inference.heldout import make_plan
+    from erniekit.inference.report import Settings, check_wanted
     from erniekit.inference.sampling import Sampling
     from erniekit.runtime import compute_dtype, configure
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
-
-    from erniekit.data.account import ErrorBudget
-    from erniekit.inference.evaluate import evaluate as run_evaluation
-    from erniekit.inference.heldout import HeldOut, find_files, make_plan
-    from erniekit.inference.progress import show_progress
-    from erniekit.inference.report import Settings, check_wanted
-    from erniekit.inference.text import AnswerText
-
     source, run = _source(model, config)
-    run_data, defaults = (run.data, run.eval) if run is not None else (None, _WITHOUT_RUN)
+    defaults = _WITHOUT_RUN if run is None else run.eval
     sampling = Sampling(
-        defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        defaults.temperature if temperature is None else temperature,
-        top_p,
-        top_k,
-        repetition_penalty,
-        tuple(stop or ()),
-        seed,
+        max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        temperature=defaults.temperature if temperature is None else temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
     )
-    encoder, text = source.encoder(template), AnswerText.from_checkpoint(source.directory)
-    budget = ErrorBudget(on_error or (run_data.on_error if run_data else "raise"), sys.maxsize)
-    samples = HeldOut(
-        find_files(data or [], run_data, format),
-        encoder,
-        answers=generate,
-        limit=limit,
-        budget=budget,
-        allow_urls=run_data is not None and run_data.allow_urls,
-    )
+    encoder = source.encoder(template)
+    budget = _budget(on_error, run)
+    samples = _samples(encoder, data or [], run, format, answers=generate, limit=limit, budget=budget)
     # Before the weights: a mistake in the data should not have to wait for them.
     plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *wanted))
     typer.echo(f"{source.checkpoint}: {plan.samples:,} samples, template {encoder.template.name}")
-    loaded = source.load(computed)
     outputs = _Outputs(output, json_file, html)
-    with ExitStack() as stack:
-        result = run_evaluation(
-            loaded,
-            encoder,
-            text,
-            samples,
-            plan,
-            sampling,
-            batch_size=batch or defaults.batch,
-            budget=budget,
-            on_prediction=outputs.open(stack),
-            on_progress=stack.enter_context(show_progress()),
-        )
+    result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
     settings = Settings(str(source.checkpoint), encoder.template.name, sampling if generate else None)
     _report(result, settings, budget, outputs)
     check_wanted(result, wanted)
@@ -285,6 +171,68 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
     run = load_config(config)
     source = find_model(model or run.train.output_dir)
     return dataclasses.replace(source, options=encode_options(run)), run
+
+
+def _budget(on_error: Literal["raise", "skip"] | None, run: "Config | None") -> "ErrorBudget":
+    """What becomes of samples that cannot be used; any number of them may be skipped."""
+    from erniekit.data.account import ErrorBudget
+
+    return ErrorBudget(on_error or ("raise" if run is None else run.data.on_error), sys.maxsize)
+
+
+def _samples(
+    encoder: "Encoder",
+    files: list[str],
+    run: "Config | None",
+    format: str | None,
+    *,
+    answers: bool,
+    limit: int | None,
+    budget: "ErrorBudget",
+) -> "HeldOut":
+    """The samples of the files, or of the run where none is named."""
+    from erniekit.inference.heldout import HeldOut, find_files
+
+    data = None if run is None else run.data
+    return HeldOut(
+        find_files(files, data, format),
+        encoder,
+        answers=answers,
+        limit=limit,
+        budget=budget,
+        allow_urls=data is not None and data.allow_urls,
+    )
+
+
+def _run(
+    source: "ModelSource",
+    dtype: str,
+    samples: "HeldOut",
+    plan: "Plan",
+    sampling: "Sampling",
+    batch: int,
+    outputs: _Outputs,
+) -> "Evaluation":
+    """Loads the model and goes through the samples, with a bar."""
+    from erniekit.inference.evaluate import evaluate as run_evaluation
+    from erniekit.inference.progress import show_progress
+    from erniekit.inference.text import AnswerText
+
+    text = AnswerText.from_checkpoint(source.directory)
+    model = source.load(dtype)
+    with ExitStack() as stack:
+        return run_evaluation(
+            model,
+            samples.encoder,
+            text,
+            samples,
+            plan,
+            sampling,
+            batch_size=batch,
+            budget=samples.budget,
+            on_prediction=outputs.open(stack),
+            on_progress=stack.enter_context(show_progress()),
+        )
 
 
 def _report(result: "Evaluation", settings: "Settings", budget: "ErrorBudget", outputs: _Outputs) -> None:

@@ -20,44 +20,50 @@ from erniekit.cli.options import (
     TopP,
 )
 
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="A base model, an export, a checkpoint (also with adapters), or a run's output directory.",
+        show_default=False,
+    ),
+]
+Host = Annotated[
+    str, typer.Option("--host", help="Address to listen on; 0.0.0.0: other machines reach it too.")
+]
+Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: one that is free.")
+]
+Name = Annotated[
+    str,
+    typer.Option("--name", help="What requests call the model. Default: its directory.", show_default=False),
+]
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        "--api-key",
+        envvar="ERNIEKIT_API_KEY",
+        help="Key that clients must send. Default: none.",
+        show_default=False,
+    ),
+]
+AllowUrls = Annotated[
+    bool,
+    typer.Option("--allow-urls", help="Fetch pictures and videos that requests name by http(s) URL."),
+]
+Commands = Annotated[
+    bool,
+    typer.Option("--commands", help="Print vLLM's and FastDeploy's commands for the model and exit."),
+]
+
 
 def serve(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A base model, an export, a checkpoint (also with adapters), or a run's output directory.",
-            show_default=False,
-        ),
-    ],
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; 0.0.0.0: other machines reach it too.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: one that is free.")
-    ] = 8000,
-    name: Annotated[
-        str,
-        typer.Option(
-            "--name", help="What requests call the model. Default: its directory.", show_default=False
-        ),
-    ] = "",
-    api_key: Annotated[
-        str,
-        typer.Option(
-            "--api-key",
-            envvar="ERNIEKIT_API_KEY",
-            help="Key that clients must send. Default: none.",
-            show_default=False,
-        ),
-    ] = "",
-    allow_urls: Annotated[
-        bool,
-        typer.Option("--allow-urls", help="Fetch pictures and videos that requests name by http(s) URL."),
-    ] = False,
-    commands: Annotated[
-        bool,
-        typer.Option("--commands", help="Print vLLM's and FastDeploy's commands for the model and exit."),
-    ] = False,
+    model: Model,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    name: Name = "",
+    api_key: ApiKey = "",
+    allow_urls: AllowUrls = False,
+    commands: Commands = False,
     max_new_tokens: MaxNewTokens = 1024,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

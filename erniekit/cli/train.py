@@ -2,74 +2,36 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from erniekit.cli.train_options import (
+    ConfigFile,
+    Devices,
+    DryRun,
+    Master,
+    NodeRank,
+    Nodes,
+    NoWeights,
+    Overrides,
+    Resume,
+)
 
 if TYPE_CHECKING:
     from erniekit.parallel.launch import Launch
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Settings that win over the file, such as optimizer.learning_rate=1e-4; values are YAML.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue from the newest complete checkpoint in train.output_dir."),
-    ] = False,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
-            help="One process for each: numbers of GPUs (0,1,2,3), or cpu:4 for four on the CPU. "
-            "Default: every GPU that is seen.",
-            show_default=False,
-        ),
-    ] = None,
-    nodes: Annotated[
-        int,
-        typer.Option("--nodes", metavar="N", help="Machines; each runs this command.", show_default=False),
-    ] = 1,
-    node_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--node-rank",
-            metavar="R",
-            help="With --nodes: which of them this machine is, from 0.",
-            show_default=False,
-        ),
-    ] = None,
-    master: Annotated[
-        str | None,
-        typer.Option(
-            "--master",
-            metavar="HOST:PORT",
-            help="With --nodes: address of machine 0, and a free port there.",
-            show_default=False,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything, print the configuration, the data and the plan; train nothing.",
-        ),
-    ] = False,
-    no_weights: Annotated[
-        bool,
-        typer.Option(
-            "--no-weights",
-            help="With --dry-run: check the configuration alone; model and data need not exist.",
-        ),
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    devices: Devices = None,
+    nodes: Nodes = 1,
+    node_rank: NodeRank = None,
+    master: Master = None,
+    dry_run: DryRun = False,
+    no_weights: NoWeights = False,
 ) -> None:
     """Fine-tune a model as a YAML file says.
 
