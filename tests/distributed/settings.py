@@ -37,7 +37,6 @@ def vl_setting(directory: Path) -> dict[str, Any]:
         "loss.orthogonal_weight": 0.01,
         "train.rows_per_step": 4,
         "train.max_steps": STEPS,
-        "checkpoint.save_every": STEPS // 2,
         "log.every": 1,
     }
 

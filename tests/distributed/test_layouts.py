@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.distributed.layouts import trainings
@@ -133,7 +133,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(world, expert, context, draw(st.sampled_from(SHARDS)), rows, draw(st.booleans()))
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(cases(), st.integers(160, 400), st.sampled_from(["tokens", "token_balanced"]), st.integers(0, 99))
 def test_random_layouts_train_the_same(
     tmp_path_factory: pytest.TempPathFactory, case: Case, length: int, normalization: str, seed: int
@@ -146,7 +146,7 @@ def test_random_layouts_train_the_same(
         "train.seed": seed,
         "train.max_steps": 3,
     }
+    setting = keys(vl_setting(directory) | own, case.lora)
     for one in (alone, case):
-        chosen = vl_setting(directory) | one.settings(directory) | own
-        run(one.world, trainings, one.world, [keys(chosen, one.lora)], timeout=300)
+        run(one.world, trainings, one.world, [setting | one.settings(directory)], timeout=300)
     assert_same(directory / alone.name, directory / case.name, steps=3)

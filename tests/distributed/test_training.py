@@ -20,7 +20,7 @@ from tests.integration.training_setup import losses
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return vl_setting(tmp_path_factory.mktemp("setting"))
+    return vl_setting(tmp_path_factory.mktemp("setting")) | {"checkpoint.save_every": STEPS // 2}
 
 
 def train(
