@@ -32,13 +32,15 @@ def pair_mode(task: str, share_prompt: bool) -> Pairs:
 class Sample:
     """What became of one record.
 
-    documents: none, one, or more (a long text, an answer each); errors: what could not be used; messages: by
-    role; trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
+    documents: none, one, or more (a long text, an answer each); errors: what could not be used; whole: (tokens, those
+    of pictures and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
+    trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
     not see, so that it is not learnt.
     """
 
     documents: tuple[Document, ...] = ()
     errors: tuple[SampleError, ...] = ()
+    whole: tuple[tuple[int, int], ...] = ()
     messages: Counter[str] = field(default_factory=Counter)
     tool_calls: int = 0
     is_pair: bool = False
@@ -78,7 +80,7 @@ class SampleReader:
                 allow_urls=self.allow_urls,
             )
             self.require_pair(conversation, record, format)
-            return self._encode(conversation)
+            return self.encode(conversation)
         except SampleError as error:
             return Sample(errors=(error,))
 
@@ -87,16 +89,15 @@ class SampleReader:
         if self.pairs != "chosen" and not conversation.rejected:
             raise _not_a_pair(record, format)
 
-    def whole_documents(self, conversation: Conversation) -> list[Document]:
-        """The documents of a sample as they are before any is cut, trimmed or refused. Raises SampleError."""
-        return [self._document(part) for part in self.encoder.split(conversation)]
-
-    def _encode(self, conversation: Conversation) -> Sample:
+    def encode(self, conversation: Conversation) -> Sample:
+        """A sample that is parsed already. Raises SampleError; documents that are too long are in the result."""
         documents: list[Document] = []
         errors: list[SampleError] = []
+        whole: list[tuple[int, int]] = []
         trimmed = 0
         for part in self.encoder.split(conversation):
             document = self._document(part)
+            whole.append((len(document), sum(item.tokens for item in document.media)))
             if len(document) <= self.max_length:
                 documents.append(document)
             elif part.messages[0].role == "text":
@@ -113,6 +114,7 @@ class SampleReader:
         return Sample(
             documents=tuple(documents),
             errors=tuple(errors),
+            whole=tuple(whole),
             messages=Counter(message.role for message in conversation.messages),
             tool_calls=sum(isinstance(part, ToolCallPart) for part in parts),
             is_pair=bool(conversation.rejected),

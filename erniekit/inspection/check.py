@@ -156,7 +156,8 @@ class _Checker:
             )
             self._report.add_conversation(conversation)
             if self._reader is not None:
-                return self._encode(self._reader, record, conversation, file)
+                self._reader.require_pair(conversation, record, file.format)
+                return self._encode(self._reader, conversation, file.heldout)
             self._measure(conversation)
         except SampleError as error:
             return [error]
@@ -175,22 +176,16 @@ class _Checker:
         self._report.vision_tokens += vision
         self._report.add_length(all_characters(conversation), vision)
 
-    def _encode(
-        self, reader: SampleReader, record: Record, conversation: Conversation, file: CheckedFile
-    ) -> list[SampleError]:
+    def _encode(self, reader: SampleReader, conversation: Conversation, heldout: bool) -> list[SampleError]:
         """Lengths as training has them, and what it would refuse."""
-        sample = reader.read(record, file.path.parent, file.format)
+        sample = reader.encode(conversation)
         errors = list(sample.errors)
         if self._options.decode:
             for document in sample.documents:
                 decode(document, reader.encoder.media_spec)
-        shortened = sample.trimmed or any(error.reason == TOO_LONG for error in errors)
-        pieces = conversation.messages[0].role == "text" and len(sample.documents) > 1
-        whole = reader.whole_documents(conversation) if shortened or pieces else sample.documents
-        for document in whole:
-            vision = sum(item.tokens for item in document.media)
-            self._report.add_length(len(document) - vision, vision)
-        if not file.heldout:
+        for tokens, vision in sample.whole:
+            self._report.add_length(tokens - vision, vision)
+        if not heldout:
             for document in sample.documents:
                 self._report.add_document(document)
         self._report.trimmed += sample.trimmed

@@ -42,6 +42,15 @@ def test_a_sample_is_counted(vl_encoder: Encoder) -> None:
     assert sample.messages == {"system": 1, "user": 2, "assistant": 2}
     assert len(sample.documents) == 1
     assert (sample.trimmed, sample.tool_calls, sample.is_pair) == (0, 0, False)
+    (document,) = sample.documents
+    assert sample.whole == ((len(document), 4),)
+    # Its length is told whatever becomes of it.
+    assert (
+        read(vl_encoder, value, 9).whole == read(vl_encoder, value, 9, "trim_history").whole == sample.whole
+    )
+    pieces = read(vl_encoder, {"text": " ".join(WORDS * 9)}, 9)
+    assert len(pieces.documents) > 1 and len(pieces.whole) == 1
+    assert pieces.whole[0][0] == sum(len(piece) - 1 for piece in pieces.documents) + 1
 
 
 def test_bad_lines_and_bad_records_are_errors_in_the_result(vl_encoder: Encoder) -> None:
