@@ -45,6 +45,7 @@ from erniekit.train.saving import (
     checkpoint_to_resume,
     restore,
     run_identity,
+    saved_identity,
     settle_best,
     with_defaults,
 )
@@ -87,7 +88,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             reporter.say(line)
         identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]))
         if checkpoint is not None and state is not None:
-            check_identity(state.identity, identity, checkpoint)
+            check_identity(saved_identity(state, identity), identity, checkpoint)
             _say_changes(checkpoint, state, config, reporter.say)
         prepared = prepare_model(
             config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,15 @@ class Saver:
 
 
 def run_identity(config: Config, dtype: str, data_fingerprint: str) -> dict[str, Any]:
-    """What must be the same for a run to be continued, by configuration key."""
+    """What must be the same for a run to be continued, by configuration key: model, order of the data, and the goal.
+
+    Rates, weights and constants (dpo.beta too) may be changed on the way, and how the reference of preference training
+    is held (dpo.reference), which gives the same figures.
+    """
     return {
+        "task": config.task,
+        "dpo.loss": config.dpo.loss,
+        "data.share_prompt": config.data.share_prompt,
         "model.path": model_fingerprint(Path(config.model.path)),
         "model.dtype": dtype,
         "model.freeze": config.model.freeze,
@@ -148,6 +155,18 @@ def run_identity(config: Config, dtype: str, data_fingerprint: str) -> dict[str,
         "train.rows_per_step": config.train.rows_per_step,
         "train.seed": config.train.seed,
     }
+
+
+def saved_identity(state: TrainerState, keys: Iterable[str]) -> dict[str, Any]:
+    """The `run_identity` of a checkpoint; its configuration tells those of `keys` that came to it later."""
+    config = with_defaults(state.config)
+    found = dict(state.identity)
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        values = config.get(section, {}) if section else config
+        if key not in found and name in values:
+            found[key] = values[name]
+    return found
 
 
 def checkpoint_to_resume(run: Path, say: Callable[[str], None]) -> Path:
@@ -238,6 +257,8 @@ def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
         defaults = {key: field.default for key, field in fields.items() if not field.is_required()}
         if fields:
             resolved[name] = defaults | saved.get(name, {})
+        elif not section.is_required():
+            resolved.setdefault(name, section.default)
     return resolved
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from erniekit.errors import DataError
+from erniekit.errors import CheckpointError, DataError
 from erniekit.train.job import run_training
 from tests.integration.test_resume import assert_same_run, copy_at
 from tests.integration.training_setup import chats, make_config, read_log, write_chats
@@ -60,3 +61,33 @@ def test_chats_without_pairs_are_named(tmp_path: Path, model: Path, data: Path) 
         DataError, match=r"train.jsonl:1: a sample of format messages without a rejected answer"
     ):
         train(tmp_path / "run", model, data)
+
+
+def test_a_run_with_another_goal_is_refused_and_an_older_one_goes_on(
+    tmp_path: Path, model: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = tmp_path / "run", {"train__max_steps": 1, "train__epochs": 1}
+    train(run, model, pairs, **settings)
+    others: dict[str, dict[str, Any]] = {
+        'task: was "dpo", is now "sft"': {"task": "sft"},
+        'dpo.loss: was "sigmoid", is now "hinge"': {"dpo__loss": "hinge"},
+        "data.share_prompt: was true, is now false": {"data__share_prompt": False},
+    }
+    for message, change in others.items():
+        with pytest.raises(CheckpointError) as caught:
+            train(run, model, pairs, resume=True, **{**settings, **change})
+        assert message in str(caught.value)
+    # What a user may change on purpose is told.
+    capsys.readouterr()
+    train(run, model, pairs, resume=True, **settings, dpo__beta=0.2, dpo__reference="copy")
+    told = capsys.readouterr().out
+    assert "  dpo.beta: None -> 0.2" in told and "  dpo.reference: auto -> copy" in told
+    # A checkpoint from before these keys says the same by its configuration.
+    file = run / "checkpoint-000001" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    for key in ("task", "dpo.loss", "data.share_prompt"):
+        del state["identity"][key]
+    file.write_text(json.dumps(state))
+    train(run, model, pairs, resume=True, **settings)
+    with pytest.raises(CheckpointError, match=r"dpo\.loss: was"):
+        train(run, model, pairs, resume=True, **settings, dpo__loss="hinge")
