@@ -58,6 +58,13 @@ def make_dpo_objective(config: Config, model: ErnieModel, reference: Reference |
     )
 
 
+def trains_beside_copy(config: Config) -> bool:
+    """Whether a frozen copy of the model stays in memory while it is trained."""
+    if config.task != "dpo" or config.dpo.loss in REFERENCE_FREE or config.dpo.reference == "cached":
+        return False
+    return config.dpo.reference == "copy" or not config.lora.enabled
+
+
 def make_reference(
     config: Config,
     model: ErnieModel,

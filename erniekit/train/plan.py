@@ -99,25 +99,40 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Parameters of a model and what training them takes of one process, in bytes; activations are not among them."""
+    """Parameters of a model and what training them takes of one process, in bytes; activations are not among them.
+
+    reference: the frozen copy of preference training.
+    """
 
     parameters: int
     trained: int
     weight_bytes: int
+    reference_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
 
 
 def plan_model(
-    specs: Sequence[TensorSpec], trained: Sequence[str], *, rows_per_step: int, spread: Spread = Spread()
+    specs: Sequence[TensorSpec],
+    trained: Sequence[str],
+    *,
+    rows_per_step: int,
+    spread: Spread = Spread(),
+    reference: bool = False,
 ) -> ModelPlan:
-    """Add up `specs`, all parameters as they are in memory, of which those named in `trained` are trained."""
+    """Add up `specs`, all parameters as they are in memory, of which those named in `trained` are trained.
+
+    reference: the model as it was, without adapters, is in memory once more, held as the trained one is.
+    """
     # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
     sum_bytes = _SUM_BYTES if rows_per_step > 1 else 0
     names = set(trained)
-    weights = gradients = optimizer = 0.0
+    weights = frozen = gradients = optimizer = 0.0
     for spec in specs:
-        weights += spread.held(spec, "parameters") * spec_bytes(spec)
+        held = spread.held(spec, "parameters") * spec_bytes(spec)
+        weights += held
+        if reference and ".lora_" not in spec.name:
+            frozen += held
         if spec.name not in names:
             continue
         wide = spec.dtype == "F32"
@@ -138,6 +153,7 @@ def plan_model(
         parameters=sum(spec.size for spec in specs),
         trained=sum(spec.size for spec in specs if spec.name in names),
         weight_bytes=round(weights),
+        reference_bytes=round(frozen),
         gradient_bytes=round(gradients),
         optimizer_bytes=round(optimizer),
     )
@@ -229,10 +245,11 @@ def describe_layout(layout: Layout) -> list[str]:
 def describe_model(plan: ModelPlan, processes: int = 1) -> list[str]:
     """Parameters and memory in words."""
     where = "memory" if processes == 1 else f"memory of each of {processes} processes"
+    frozen = f"frozen copy for the reference {size(plan.reference_bytes)}, " if plan.reference_bytes else ""
     return [
         f"parameters: {plan.parameters:,}, trained {plan.trained:,} ({plan.trained / plan.parameters:.2%})",
-        f"{where}: weights {size(plan.weight_bytes)}, gradients {size(plan.gradient_bytes)}, "
-        f"optimizer {size(plan.optimizer_bytes)}; activations come on top",
+        f"{where}: weights {size(plan.weight_bytes)}, {frozen}"
+        f"gradients {size(plan.gradient_bytes)}, optimizer {size(plan.optimizer_bytes)}; activations come on top",
     ]
 
 

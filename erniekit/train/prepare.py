@@ -26,6 +26,7 @@ from erniekit.parallel.expert import share_experts
 from erniekit.parallel.mesh import Layout, Mesh
 from erniekit.parallel.sharding import Shard, ShardedExchange
 from erniekit.parallel.stored import StoredLayers
+from erniekit.train.dpo import trains_beside_copy
 from erniekit.train.parameters import check_routers, trained_names
 from erniekit.train.plan import Spread, describe_layout, describe_lora, describe_model, plan_model
 
@@ -174,7 +175,13 @@ def _describe(
 ) -> None:
     """own_experts: `specs` have only those of one process."""
     spread = Spread(1 if own_experts else layout.expert, layout.world, layout.replicas, config.parallel.shard)
-    plan = plan_model(specs, trained, rows_per_step=config.train.rows_per_step, spread=spread)
+    plan = plan_model(
+        specs,
+        trained,
+        rows_per_step=config.train.rows_per_step,
+        spread=spread,
+        reference=trains_beside_copy(config),
+    )
     lines = describe_lora(matches, config.lora.rank) if config.lora.enabled else []
     for line in [*describe_layout(layout), *lines, *describe_model(plan, layout.world)]:
         say(line)

@@ -14,6 +14,7 @@ from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
 from erniekit.parallel.mesh import Layout
 from erniekit.parallel.sharding import SHARDS
+from erniekit.train.dpo import trains_beside_copy
 from erniekit.train.plan import (
     Spread,
     describe_data,
@@ -79,6 +80,31 @@ def test_memory(rows: int, gradients: int) -> None:
     assert plan.gradient_bytes == gradients
     assert plan.optimizer_bytes == 100 * 12 + 5 * 8
     assert describe_model(plan)[0] == "parameters: 155, trained 105 (67.74%)"
+    assert plan.reference_bytes == 0 and "frozen" not in describe_model(plan)[1]
+
+
+def test_a_frozen_copy_for_the_reference_is_counted() -> None:
+    adapter = TensorSpec("a.lora_A.weight", "F32", (25,))
+    plan = plan_model([*SPECS, adapter], [adapter.name], rows_per_step=1, reference=True)
+    assert plan.reference_bytes == 200 + 100 + 20 == plan.weight_bytes - 100
+    assert describe_model(plan)[1].startswith(
+        "memory: weights 420 B, frozen copy for the reference 320 B, gradients 100 B, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "copied"),
+    [
+        (["task=sft"], False),
+        (["task=dpo"], True),
+        (["task=dpo", "lora.enabled=true"], False),
+        (["task=dpo", "lora.enabled=true", "dpo.reference=copy"], True),
+        (["task=dpo", "dpo.reference=cached"], False),
+        (["task=dpo", "dpo.loss=simpo"], False),
+    ],
+)
+def test_which_runs_hold_a_frozen_copy(tmp_path: Path, settings: list[str], copied: bool) -> None:
+    assert trains_beside_copy(config(tmp_path, *settings)) is copied
 
 
 def test_memory_of_processes_that_share_a_model() -> None:
@@ -95,6 +121,9 @@ def test_memory_of_processes_that_share_a_model() -> None:
     for shard in SHARDS:
         # Of 4 processes 2 share the experts, so that 2 have the same ones.
         plan = plan_model(specs, names, rows_per_step=2, spread=Spread(2, 4, 2, shard))
+        # A copy is spread as the model is.
+        copied = plan_model(specs, names, rows_per_step=2, spread=Spread(2, 4, 2, shard), reference=True)
+        assert copied.reference_bytes == plan.weight_bytes - 240 * 4  # the adapter's, which is whole
         found.append((plan.weight_bytes / 4, plan.gradient_bytes / 4, plan.optimizer_bytes / 4))
         assert (plan.parameters, plan.trained) == (1200, 1200)
     whole = 240 + 120 + 240 + 240 + 240
