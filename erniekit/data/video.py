@@ -24,7 +24,7 @@ from erniekit.data.vision import CHANNELS, Patches, fill_patches, image_grid, re
 from erniekit.errors import CheckpointError, ConfigError
 
 Sampling = Literal["leading", "middle", "random"]
-_FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
+FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
 _FPS = 2.0
 _FRAMES = (16, 180)
 _PIXELS = (299 * 28 * 28, 1196 * 28 * 28)
@@ -244,4 +244,4 @@ def draw_timestamp(image: Image.Image, seconds: float) -> None:
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_FONT, size)
+    return ImageFont.truetype(FONT, size)

@@ -34,6 +34,7 @@ from erniekit.export.files import (
     carry_files,
     drop_missing_code,
     set_picture_bounds,
+    set_timestamps,
     side_files,
     token_id,
     write_json,
@@ -253,6 +254,7 @@ def _write_files(source: ExportSource, target: Path, layout: Layout, dtype: str)
     warnings = carry_files(side_files(source.files), target, config, layout)
     if config.family == "vl":
         warnings += set_picture_bounds(target, settings.get("min_pixels"), settings.get("max_pixels"))
+        warnings += set_timestamps(target, settings.get("video_timestamps"))
     if source.trained and source.base is None:
         warnings.append(
             "the base model is not reachable: element types and files are those of the checkpoint"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.state import STATE_FILE
+from erniekit.data.video import FONT
 from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.export.layouts import NESTED_MODEL_TYPE, Layout
@@ -23,7 +24,6 @@ from erniekit.models.config import ErnieConfig
 
 Json = dict[str, Any]
 
-FONT = "Roboto-Regular.ttf"
 VIDEO_PLACEHOLDER = "<|VIDEO_PLACEHOLDER|>"
 _WEIGHTS = (
     ".safetensors",
@@ -93,6 +93,24 @@ def carry_files(files: dict[str, Path], target: Path, config: ErnieConfig, layou
         write_json(target / "generation_config.json", _generation_config(target, config))
         warnings.append("the base has no generation_config.json: wrote one with the end token of its config")
     return warnings
+
+
+def set_timestamps(directory: Path, drawn: bool | None) -> list[str]:
+    """Make transformers' video processor write times on frames as training did; None = as it does.
+
+    Returns what was changed, for people.
+    """
+    changes = []
+    for name in ("video_preprocessor_config.json", "processor_config.json"):
+        file = directory / name
+        content = read_json(file) if file.is_file() else {}
+        processor = content if name.startswith("video") else content.get("video_processor", {})
+        if not processor or drawn is None or processor.get("draw_on_frames", True) == drawn:
+            continue
+        processor |= _timestamps(directory) if drawn else {"draw_on_frames": False}
+        write_json(file, content)
+        changes.append(f"{name}: draw_on_frames is {drawn}, as in training (data.video_timestamps)")
+    return changes
 
 
 def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int | None) -> list[str]:
@@ -224,8 +242,6 @@ def _to_nested(target: Path) -> None:
     image = {"image_processor_type": "Ernie4_5_VLMoeImageProcessor", "temporal_patch_size": 1}
     image["size"] = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     write_json(target / "preprocessor_config.json", common | image)
-    # Time stamps are drawn with a font that must then lie beside the file.
-    font = {"draw_on_frames": True, "font": FONT} if (target / FONT).is_file() else {"draw_on_frames": False}
     video = {
         "video_processor_type": "Ernie4_5_VLMoeVideoProcessor",
         "temporal_patch_size": 2,
@@ -237,7 +253,18 @@ def _to_nested(target: Path) -> None:
         "min_frames": 16,
         "max_frames": 180,
     }
-    write_json(target / "video_preprocessor_config.json", common | video | font)
+    write_json(target / "video_preprocessor_config.json", common | video | _timestamps(target))
+
+
+def _timestamps(target: Path) -> Json:
+    """What makes transformers' video processor write the time on each frame, with the font that it then looks for.
+
+    The released remote code, which reads the hub layout, has the same font from elsewhere.
+    """
+    if not (target / FONT.name).is_file():
+        shutil.copyfile(FONT, target / FONT.name)
+        shutil.copyfile(FONT.with_name("LICENSE.txt"), target / "Roboto-LICENSE.txt")
+    return {"draw_on_frames": True, "font": FONT.name}
 
 
 def _to_flat(target: Path) -> None:

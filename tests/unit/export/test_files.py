@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from erniekit.data.encode import make_encoder
+from erniekit.data.video import FONT, VideoSpec
 from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.export.files import (
@@ -15,8 +16,10 @@ from erniekit.export.files import (
     drop_missing_code,
     read_json,
     set_picture_bounds,
+    set_timestamps,
     side_files,
     token_id,
+    write_json,
 )
 from erniekit.export.layouts import hub_config, transformers_config
 from erniekit.models.config import ErnieConfig
@@ -105,7 +108,9 @@ def test_transformers_layout_and_back(copy: Copy, tmp_path: Path) -> None:
     processor = read_json(nested / "preprocessor_config.json")
     assert processor["image_processor_type"] == "Ernie4_5_VLMoeImageProcessor"
     assert set(processor["size"]) == {"shortest_edge", "longest_edge"}
-    assert read_json(nested / "video_preprocessor_config.json")["draw_on_frames"] is False
+    video = read_json(nested / "video_preprocessor_config.json")
+    assert video["draw_on_frames"] is True and (nested / video["font"]).read_bytes() == FONT.read_bytes()
+    assert "Apache License" in (nested / "Roboto-LICENSE.txt").read_text()
     assert ImageSpec.from_checkpoint(nested) == ImageSpec.from_checkpoint(source)
 
     assert any("remote code" in warning for warning in carry(nested, flat))
@@ -116,12 +121,27 @@ def test_transformers_layout_and_back(copy: Copy, tmp_path: Path) -> None:
         assert make_encoder(directory).template.name == "ernie_vl"
 
 
-def test_frames_are_drawn_on_where_the_font_is(copy: Copy, tmp_path: Path) -> None:
-    source = copy("vl")
+def test_times_are_written_on_frames_as_in_training(copy: Copy, tmp_path: Path) -> None:
+    source, target = copy("vl"), tmp_path / "out"
     (source / "Roboto-Regular.ttf").write_bytes(b"font")
-    carry(source, tmp_path / "out", "transformers")
-    video = read_json(tmp_path / "out" / "video_preprocessor_config.json")
-    assert video["draw_on_frames"] is True and (tmp_path / "out" / video["font"]).read_bytes() == b"font"
+    carry(source, target, "transformers")
+    file = target / "video_preprocessor_config.json"
+    assert (target / read_json(file)["font"]).read_bytes() == b"font", "the font of the base"
+    assert set_timestamps(target, True) == set_timestamps(target, None) == []
+    (change,) = set_timestamps(target, False)
+    assert "draw_on_frames is False, as in training" in change
+    assert read_json(file)["draw_on_frames"] is False
+    assert not VideoSpec.from_checkpoint(target).timestamps
+    # A base whose processor writes none, in the other file that transformers knows.
+    (target / "Roboto-Regular.ttf").unlink()
+    write_json(target / "processor_config.json", {"video_processor": read_json(file)})
+    file.unlink()
+    assert len(set_timestamps(target, True)) == 1
+    video = read_json(target / "processor_config.json")["video_processor"]
+    assert video["draw_on_frames"] is True and (target / video["font"]).is_file()
+    assert VideoSpec.from_checkpoint(target).timestamps
+    # The hub layout has no file for it.
+    assert set_timestamps(source, False) == []
 
 
 def test_chat_template_inside_tokenizer_config(copy: Copy, tmp_path: Path) -> None:
