@@ -22,7 +22,8 @@ class DataStats:
     reason; tokens: all, vision included; loss_tokens: with a label; vision_tokens: placeholders of images and
     videos; patches: that the vision tower sees; longest: tokens of the longest document; messages: by role;
     pairs: preference pairs, of which the chosen answer is used; trimmed: documents that lost old turns;
-    untrained_reasoning: answers whose reasoning is not learnt, since later turns do not see it.
+    untrained_reasoning: answers whose reasoning is not learnt, since later turns do not see it; calls_as_history: see
+    `history.calls_as_history`.
     """
 
     samples: int = 0
@@ -40,6 +41,7 @@ class DataStats:
     pairs: int = 0
     trimmed: int = 0
     untrained_reasoning: int = 0
+    calls_as_history: int = 0
 
     def add(self, sample: Sample) -> None:
         """Count a sample, if any document came of it."""
@@ -61,6 +63,7 @@ class DataStats:
         self.pairs += sample.is_pair
         self.trimmed += sample.trimmed
         self.untrained_reasoning += sample.untrained_reasoning
+        self.calls_as_history += sample.calls_as_history
 
     def merge(self, other: DataStats) -> None:
         """Add what another part of the data holds."""

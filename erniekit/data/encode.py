@@ -38,7 +38,7 @@ from erniekit.data.decode import MediaSpec
 from erniekit.data.document import IGNORE, Document, Media
 from erniekit.data.measure import measure
 from erniekit.data.media import describe
-from erniekit.data.policy import DEFAULT_POLICY, LossPolicy, current_turn
+from erniekit.data.policy import DEFAULT_POLICY, LossPolicy
 from erniekit.data.template import Kind, MediaSpan, Span, Template, TextSpan, require_answer
 from erniekit.data.template_families import BEGIN, TERMINATOR, resolve_template
 from erniekit.data.template_strings import strings, trained_tokens
@@ -215,17 +215,6 @@ class Encoder:
                 dataclasses.replace(conversation, messages=messages[:end], sample_id=name, rejected=rejected)
             )
         return parts
-
-    def untrained_reasoning(self, conversation: Conversation) -> int:
-        """Answers that are trained without their reasoning, because it stands in history, which has none."""
-        if self.policy.reasoning != "train" or self.policy.loss_on != "all":
-            return 0
-        history = conversation.messages[: current_turn(conversation.messages)]
-        answers = (message for message in history if message.role == "assistant" and message.trained)
-        return sum(
-            bool(self.template.split_answer(message, self.policy, conversation.sample_id)[0])
-            for message in answers
-        )
 
     def encode_prompt(self, conversation: Conversation) -> Document:
         """A conversation up to the assistant's next answer, for generation; no labels. Raises SampleError."""

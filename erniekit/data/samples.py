@@ -14,6 +14,7 @@ from erniekit.data.document import IGNORE, Document
 from erniekit.data.encode import Encoder
 from erniekit.data.formats import detect, parse_record
 from erniekit.data.formats.reader import BadLine, Record
+from erniekit.data.history import calls_as_history, untrained_reasoning
 from erniekit.data.pairs import encode_pair, prompt_messages
 
 OnLong = Literal["error", "drop", "trim_history"]
@@ -35,7 +36,7 @@ class Sample:
     documents: none, one, or more (a long text, an answer each); errors: what could not be used; whole: (tokens, those
     of pictures and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
     trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
-    not see, so that it is not learnt.
+    not see, so that it is not learnt; calls_as_history: see `history.calls_as_history`.
     """
 
     documents: tuple[Document, ...] = ()
@@ -46,6 +47,7 @@ class Sample:
     is_pair: bool = False
     trimmed: int = 0
     untrained_reasoning: int = 0
+    calls_as_history: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +113,18 @@ class SampleReader:
                     trimmed += 1
         parts = [part for message in conversation.messages for part in message.parts]
         reasoning = sum(isinstance(part, ReasoningPart) for part in parts)
+        calls = sum(isinstance(part, ToolCallPart) for part in parts)
+        template, policy = self.encoder.template, self.encoder.policy
         return Sample(
             documents=tuple(documents),
             errors=tuple(errors),
             whole=tuple(whole),
             messages=Counter(message.role for message in conversation.messages),
-            tool_calls=sum(isinstance(part, ToolCallPart) for part in parts),
+            tool_calls=calls,
             is_pair=bool(conversation.rejected),
             trimmed=trimmed,
-            untrained_reasoning=reasoning and self.encoder.untrained_reasoning(conversation),
+            untrained_reasoning=reasoning and untrained_reasoning(conversation, template, policy),
+            calls_as_history=calls and calls_as_history(conversation, template, policy),
         )
 
     def _document(self, conversation: Conversation) -> Document:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,7 +133,7 @@ class Template:
         for index, message in enumerate(messages):
             following = messages[index + 1].role if index + 1 < len(messages) else None
             if message.role == "assistant":
-                place = _Place(current=index >= current, last=following is None, trained=trained[index])
+                place = _Place(index >= current, self._prompted(index, messages, current), trained[index])
                 spans += self._answer(message, place, policy, sample_id)
                 if following is not None:
                     spans.append(TextSpan(self.after_answer, "template"))
@@ -150,6 +151,21 @@ class Template:
                 detail = f"message {index + 1}: a {message.role} message can only be the first of a sample"
                 raise SampleError(sample_id, "bad record", detail)
         return spans
+
+    def stands_as_prompted(self, messages: Sequence[Message]) -> tuple[bool, ...]:
+        """For each message whether it is an answer that stands after what a prompt ends with, as at inference.
+
+        The others stand as the history that later turns see; where that is the same, all stand as prompted.
+        """
+        same = not (self.before_generation or self.generation_start)
+        current = current_turn(messages)
+        return tuple(
+            message.role == "assistant" and (same or self._prompted(index, messages, current))
+            for index, message in enumerate(messages)
+        )
+
+    def _prompted(self, index: int, messages: Sequence[Message], current: int) -> bool:
+        return index >= current if self.thinking == "on" else index == len(messages) - 1
 
     def _opening(self, conversation: Conversation) -> list[Span]:
         first = conversation.messages[0]
@@ -193,7 +209,7 @@ class Template:
             )
             raise SampleError(sample_id, "reasoning without a place", detail)
         start = self.answer_start
-        if place.current if self.thinking == "on" else place.last:
+        if place.prompted:
             start = self.before_generation + start + self.generation_start
             if self.thinking == "on" and not reasoning:
                 start += self.end_of_reasoning
@@ -239,10 +255,10 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an answer stands. current: in the current turn; last: of the chat; trained: its words are."""
+    """Where an answer stands. current: in the current turn; prompted: as at inference; trained: its words are."""
 
     current: bool
-    last: bool
+    prompted: bool
     trained: bool
 
 

@@ -190,6 +190,8 @@ class _Checker:
                 self._report.add_document(document)
         self._report.trimmed += sample.trimmed
         self._report.untrained_reasoning += sample.untrained_reasoning
+        if reader.pairs == "chosen":  # each_turn, which cures it, is not for pairs
+            self._report.calls_as_history += sample.calls_as_history
         if self._options.on_long == "drop":
             kept = [error for error in errors if error.reason != TOO_LONG]
             self._report.dropped += len(kept) < len(errors)

@@ -168,6 +168,11 @@ def _totals(report: Report) -> list[str]:
             f"the reasoning of {report.untrained_reasoning:,} earlier answers would not be learnt, since later turns "
             "do not see it (data.loss_on: each_turn learns it)"
         )
+    if report.calls_as_history:
+        lines.append(
+            f"{report.calls_as_history:,} tool calls would be learnt as they stand in history, not as the model is "
+            "asked for them (data.loss_on: each_turn learns them as answers)"
+        )
     packing = report.packing
     if packing is None:
         return lines
@@ -230,6 +235,7 @@ def as_values(report: Report) -> dict[str, Any]:
         "dropped": report.dropped,
         "trimmed": report.trimmed,
         "untrained_reasoning": report.untrained_reasoning,
+        "calls_as_history": report.calls_as_history,
         "unit": report.unit,
         "lengths": {
             name: _length_values(lengths)

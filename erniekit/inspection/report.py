@@ -109,9 +109,10 @@ class Report:
 
     unit: of the lengths of texts, "characters" where there is no tokenizer. dropped: samples left out for their length,
     as on_long says, which is no error; trimmed: documents that lost old turns; untrained_reasoning: answers whose
-    reasoning is not learnt. total, text, vision: length of each document, whole, before anything is cut or trimmed;
-    vision counts placeholder tokens, of documents that have any, and total is text and vision where text is in tokens.
-    row_lengths, row_patches: of each document that training would use; tokens and loss_tokens: in these.
+    reasoning is not learnt; calls_as_history: see `erniekit.data.history`. total, text, vision: length of each
+    document, whole, before anything is cut or trimmed; vision counts placeholder tokens, of documents that have any,
+    and total is text and vision where text is in tokens. row_lengths, row_patches: of each document that training would
+    use; tokens and loss_tokens: in these.
     """
 
     unit: Unit
@@ -121,6 +122,7 @@ class Report:
     dropped: int = 0
     trimmed: int = 0
     untrained_reasoning: int = 0
+    calls_as_history: int = 0
     roles: dict[str, RoleCount] = field(default_factory=dict)
     contents: Counter[str] = field(default_factory=Counter)
     pictures: int = 0

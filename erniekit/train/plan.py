@@ -186,6 +186,11 @@ def describe_data(name: str, stats: DataStats, task: str = "sft") -> list[str]:
             f"  the reasoning of {stats.untrained_reasoning:,} earlier answers is not learnt, since later turns "
             "do not see it (data.loss_on: each_turn learns it)"
         )
+    if stats.calls_as_history and task == "sft":
+        lines.append(
+            f"  {stats.calls_as_history:,} tool calls are learnt as they stand in history, not as the model is asked "
+            "for them (data.loss_on: each_turn learns them as answers)"
+        )
     return lines
 
 

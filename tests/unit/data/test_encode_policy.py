@@ -1,6 +1,7 @@
 """What of a document carries loss, and how it is shown."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from erniekit.data.conversation import Conversation, ReasoningPart, SampleError, ToolCallPart
 from erniekit.data.document import IGNORE, Document
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
+from erniekit.data.history import calls_as_history, untrained_reasoning
 from erniekit.data.policy import LossOn, LossPolicy, Reasoning
 from tests.unit.data.helpers import SPECIAL, chat, encoded, make_checkpoint, make_tokenizer, noise, video
 
@@ -34,6 +36,10 @@ def encoder_for(
 ) -> Encoder:
     policy = LossPolicy(reasoning, loss_on)
     return make_encoder(make_checkpoint(tmp_path, kind, eos_token_id=eos), EncodeOptions(policy=policy))
+
+
+def counted(count: Callable[..., int], encoder: Encoder, conversation: Conversation) -> int:
+    return count(conversation, encoder.template, encoder.policy)
 
 
 def decode(ids: Any) -> str:
@@ -173,12 +179,65 @@ def test_reasoning_that_is_never_learnt_is_counted(tmp_path: Path) -> None:
     counts = {}
     for loss_on in ("all", "last_turn", "each_turn"):
         encoder = encoder_for(tmp_path / loss_on, "thinking", loss_on=loss_on)  # type: ignore[arg-type]
-        counts[loss_on] = [encoder.untrained_reasoning(item) for item in (LOOP, inline)]
+        counts[loss_on] = [counted(untrained_reasoning, encoder, item) for item in (LOOP, inline)]
     assert counts == {"all": [1, 1], "last_turn": [0, 0], "each_turn": [0, 0]}
     masked = encoder_for(tmp_path / "mask", "thinking", reasoning="mask")
-    assert masked.untrained_reasoning(LOOP) == 0
+    assert counted(untrained_reasoning, masked, LOOP) == 0
     # In a template without thinking the block is plain text, and learnt as such.
-    assert encoder_for(tmp_path / "text", "text").untrained_reasoning(inline) == 0
+    assert counted(untrained_reasoning, encoder_for(tmp_path / "text", "text"), inline) == 0
+
+
+ASKED = chat(
+    ("user", "q"),
+    ("assistant", ["a", CALL, CALL]),
+    ("tool", "seven"),
+    ("assistant", "b"),
+    ("user", "r"),
+    ("assistant", [CALL]),
+    ("tool", "seven"),
+    ("assistant", "c"),
+    tools=[{"type": "function", "function": {"name": "time"}}],
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("text", {"all": 0, "last_turn": 0, "each_turn": 0}),
+        ("vl", {"all": 3, "last_turn": 1, "each_turn": 0}),
+        ("text_thinking", {"all": 2, "last_turn": 0, "each_turn": 0}),
+        ("thinking", {"all": 2, "last_turn": 0, "each_turn": 0}),
+    ],
+)
+def test_calls_that_are_learnt_as_history_are_counted(
+    tmp_path: Path, kind: str, expected: dict[LossOn, int]
+) -> None:
+    """They are those before which something else stands than in the prompt that asks for them."""
+    for loss_on, count in expected.items():
+        encoder = encoder_for(tmp_path / loss_on, kind, loss_on=loss_on)
+        assert counted(calls_as_history, encoder, ASKED) == count
+        differing = 0
+        for part in encoder.split(ASKED):
+            trained = encoder.policy.trained(part.messages)
+            whole = _text(encoder.template.render(part, encoder.policy))
+            for index, message in enumerate(part.messages):
+                calls = sum(isinstance(item, ToolCallPart) for item in message.parts)
+                if trained[index] and calls:
+                    before = dataclasses.replace(part, messages=part.messages[:index])
+                    prompt = _text(encoder.template.render_prompt(before, encoder.policy))
+                    # The call follows its prompt to the letter, or does not.
+                    answer = "a".join(encoder.template.answer) if calls == 2 else ""
+                    asked = prompt + (encoder.template.end_of_reasoning if "thinking" in kind else "")
+                    opened = asked + answer + encoder.template.tool_call[0]
+                    differing += 0 if whole.startswith(opened) else calls
+        assert differing == count
+    context = tuple(dataclasses.replace(message, trained=False) for message in ASKED.messages[:-1])
+    unlearnt = dataclasses.replace(ASKED, messages=(*context, ASKED.messages[-1]))
+    assert counted(calls_as_history, encoder_for(tmp_path / "masked", kind), unlearnt) == 0
+
+
+def _text(spans: Any) -> str:
+    return "".join(span.text for span in spans)
 
 
 @pytest.mark.parametrize("eos", [2, [9, 2], "terminator"])

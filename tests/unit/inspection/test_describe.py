@@ -12,6 +12,7 @@ from erniekit.inspection.check import CheckedFile, CheckOptions, check_files
 from erniekit.inspection.describe import as_values, bar, describe, table
 from erniekit.inspection.report import ErrorList, FileReport, Report
 from tests.unit.data.helpers import data_uri, noise, qa, write_lines
+from tests.unit.inspection.samples import TOOL_CHAT
 
 
 def report_on(path: Path, encoder: Encoder | None = None, **settings: Any) -> Report:
@@ -72,6 +73,24 @@ def test_tokens_and_rows_are_said(tmp_path: Path, vl_encoder: Encoder) -> None:
         f"packed: 1 documents in 1 rows of 100 tokens an epoch, {1 - packing.tokens / 100:.1%} unused "
         f"(padding each document would leave {1 - packing.tokens / 100:.1%} unused)",
     ]
+
+
+def test_calls_that_would_be_learnt_as_history_are_said(tmp_path: Path, vl_encoder: Encoder) -> None:
+    messages = [
+        {name: value for name, value in message.items() if name != "reasoning_content"}
+        for message in TOOL_CHAT["messages"]
+    ]
+    answer = {"role": "assistant", "content": "nine"}
+    whole = TOOL_CHAT | {"messages": messages}
+    pair = TOOL_CHAT | {"messages": messages[:2], "chosen": messages[2:], "rejected": [answer]}
+    path = write_lines(tmp_path / "a.jsonl", [whole, whole | {"messages": messages[:3]}, pair])
+    report = report_on(path, vl_encoder, max_length=500)
+    assert report.is_clean and as_values(report)["calls_as_history"] == 2
+    assert any(
+        line.startswith("2 tool calls would be learnt as they stand in hist") for line in describe(report)
+    )
+    pairs = report_on(write_lines(tmp_path / "b.jsonl", [pair]), vl_encoder, max_length=500, pairs="shared")
+    assert pairs.is_clean and "in history" not in "\n".join(describe(pairs))
 
 
 def test_files_that_cannot_be_read_are_errors_too(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_data_in_words() -> None:
     ]
     stats.images, stats.videos, stats.vision_tokens = 7, 2, 28
     stats.documents, stats.tool_calls, stats.pairs = 1300, 5, 3
-    stats.trimmed, stats.untrained_reasoning = 4, 6
+    stats.trimmed, stats.untrained_reasoning, stats.calls_as_history = 4, 6, 7
     assert describe_data("training data", stats)[1:] == [
         "  7 pictures and 2 videos, 28 vision tokens",
         "  5 tool calls",
@@ -155,7 +155,10 @@ def test_data_in_words() -> None:
         "  4 documents without their oldest turns (data.on_long: trim_history)",
         "  the reasoning of 6 earlier answers is not learnt, since later turns do not see it "
         "(data.loss_on: each_turn learns it)",
+        "  7 tool calls are learnt as they stand in history, not as the model is asked for them "
+        "(data.loss_on: each_turn learns them as answers)",
     ]
+    assert not any("in history" in line for line in describe_data("x", stats, "dpo"))
 
 
 def test_what_was_left_out_in_words() -> None:
