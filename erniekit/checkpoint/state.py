@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, weight_files, write_safetensors
+from erniekit.checkpoint.hub import TensorInfo, read_header, weight_files, write_safetensors
 from erniekit.errors import CheckpointError
 from erniekit.models.specs import TensorSpec
 
@@ -168,10 +168,9 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise CheckpointError(f"{checkpoint / STATE_FILE}: not a trainer state: {error}") from None
 
 
-def read_optimizer(checkpoint: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
-    """The names in `optimizer.safetensors`, and a function that reads one of them (float32)."""
-    tensors: dict[str, TensorInfo] = read_header(checkpoint / OPTIMIZER_FILE)
-    return list(tensors), lambda name: read_array(tensors[name])
+def read_optimizer(checkpoint: Path) -> dict[str, TensorInfo]:
+    """Where each tensor of `optimizer.safetensors` is (float32), by its name."""
+    return read_header(checkpoint / OPTIMIZER_FILE)
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:

@@ -38,7 +38,7 @@ class Gradients(Protocol):
         """In float32, to be changed in place."""
 
     def add_gradient(self, name: str, gradient: Tensor) -> None:
-        """Add to one."""
+        """Add to one, and keep the tensor that is given."""
 
 
 class Exchange(Protocol):
@@ -105,9 +105,7 @@ class WholeExchange:
     def add_up(self) -> None:
         """See `Exchange`."""
         self._reduce(self._layers.get(REST, ()))
-        for wait in self._coming:
-            wait()
-        self._coming.clear()
+        self._take_in()
 
     @paddle.no_grad()
     def norm(self) -> float:
@@ -131,9 +129,16 @@ class WholeExchange:
             self._reduce(self._layers.get(number, ()))
 
     def _reduce(self, names: Collection[str]) -> None:
+        """Send gradients off, once those that were sent before are here: their buffers are as large."""
         assert self._optimizer is not None
+        self._take_in()
         self._optimizer.collect_gradients(names)
         self._coming.append(reduce_gradients(self._mesh, self._optimizer.named_gradients(names)))
+
+    def _take_in(self) -> None:
+        for wait in self._coming:
+            wait()
+        self._coming.clear()
 
 
 class OnDone(Quiet):
@@ -176,8 +181,10 @@ def reduce_gradients(mesh: Mesh, gradients: Named) -> Callable[[], None]:
         if group.size > 1:
             for bucket in buckets(members):
                 tensors = list(bucket.values())
-                flat = paddle.concat([tensor.reshape([-1]) for tensor in tensors])
-                coming.append((start_all_reduce(flat, group), tensors))
+                # A large tensor stands alone, and is sent as it is.
+                alone = len(tensors) == 1
+                flat = tensors[0] if alone else paddle.concat([tensor.reshape([-1]) for tensor in tensors])
+                coming.append((start_all_reduce(flat, group), [] if alone else tensors))
 
     def wait() -> None:
         for under_way, tensors in coming:

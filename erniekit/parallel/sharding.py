@@ -6,7 +6,7 @@ Rajbhandari et al., ZeRO, arXiv 1910.02054: "optimizer" is its stage 1, "gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ import paddle
 from paddle import Tensor
 
 from erniekit.models.segments import LayerEvents
-from erniekit.models.specs import is_expert_tensor, is_router_tensor
+from erniekit.models.specs import is_router_tensor
 from erniekit.parallel.collectives import all_reduce_host
 from erniekit.parallel.exchange import (
     REST,
@@ -26,7 +26,7 @@ from erniekit.parallel.exchange import (
     squared_norm,
 )
 from erniekit.parallel.mesh import Mesh
-from erniekit.parallel.shards import Held, Shards, buckets, held_by
+from erniekit.parallel.shards import Held, Shards, held_by, is_spread, portions_of
 from erniekit.parallel.stored import StoredLayers
 
 Shard = Literal["none", "optimizer", "gradients", "parameters"]
@@ -38,16 +38,17 @@ class ShardedExchange:
 
     shard: "optimizer": gradients are whole until the last row; from "gradients" on those of a layer are given away when
     its backward pass is done; with "parameters" so are the weights of layers, which are `stored`. Routers, at which
-    losses and statistics look, stay whole throughout. parameters: the parts that the optimizer updates, 1-D, and whole
-    routers; shapes: those of the whole tensors. See `erniekit.parallel.exchange.Exchange`.
+    losses and statistics look, stay whole throughout, and so do experts that no other process has. parameters: the
+    parts that the optimizer updates, 1-D, and what stays whole; shapes: those of the whole tensors. See
+    `erniekit.parallel.exchange.Exchange`.
     """
 
     def __init__(self, mesh: Mesh, trained: Named, shard: Shard, stored: StoredLayers | None = None) -> None:
         self._mesh, self._shard, self._stored = mesh, shard, stored
         self._trained = dict(trained)
-        self._routers = [name for name in self._trained if is_router_tensor(name)]
+        self._unshared = [name for name in self._trained if not is_spread(name, mesh)]
         kept = stored.names if stored is not None else set()
-        self._whole = _portions(mesh, [(n, p) for n, p in trained if n not in kept | set(self._routers)])
+        self._whole = _portions(mesh, [(n, p) for n, p in trained if n not in kept | set(self._unshared)])
         everything = [one for portions in self._whole.values() for one in portions]
         everything += stored.everything if stored is not None else []
         self._holder = {name: one for one in everything for name in one.parts if name in self._trained}
@@ -77,7 +78,7 @@ class ShardedExchange:
     def end_row(self) -> None:
         """See `Exchange`."""
         assert self._optimizer is not None
-        self._optimizer.collect_gradients(self._routers)
+        self._optimizer.collect_gradients(self._unshared)
         if self._shard == "optimizer":
             self._widen()
         else:
@@ -90,18 +91,18 @@ class ShardedExchange:
         if self._shard == "optimizer":
             self._give_away(REST)
         self._take_in()
-        for name, total in self._sums.items():
-            self._optimizer.add_gradient(name, total)
-        self._sums.clear()
-        reduce_gradients(self._mesh, self._optimizer.named_gradients(self._routers))()
+        for name in list(self._sums):
+            self._optimizer.add_gradient(name, self._sums.pop(name))
+        reduce_gradients(self._mesh, self._optimizer.named_gradients(self._unshared))()
 
     @paddle.no_grad()
     def norm(self) -> float:
         """See `Exchange`."""
         assert self._optimizer is not None
         named = self._optimizer.named_gradients()
-        parts = squared_norm([gradient for name, gradient in named if name in self._holder])
-        routers = squared_norm([gradient for name, gradient in named if name not in self._holder])
+        # Every process has the same routers; all else is here alone.
+        parts = squared_norm([gradient for name, gradient in named if not is_router_tensor(name)])
+        routers = squared_norm([gradient for name, gradient in named if is_router_tensor(name)])
         return math.sqrt(float(all_reduce_host(np.array([parts]), self._mesh.world)[0]) + routers)
 
     @paddle.no_grad()
@@ -169,9 +170,6 @@ def _portions(mesh: Mesh, parameters: Named) -> dict[int, list[Shards]]:
     found: dict[int, list[Shards]] = {}
     tensors = dict(parameters)
     for number, names in by_layer(tensors).items():
-        for group, experts in ((mesh.world, False), (mesh.replicas, True)):
-            members: Iterable[tuple[str, Tensor]] = [
-                (name, tensors[name]) for name in names if is_expert_tensor(name) == experts
-            ]
-            found.setdefault(number, []).extend(Shards.of(group, bucket) for bucket in buckets(members))
+        portions = portions_of({name: tensors[name] for name in names}, mesh)
+        found[number] = [Shards.of(group, bucket) for group, bucket in portions]
     return found

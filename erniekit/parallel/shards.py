@@ -10,8 +10,9 @@ from typing import NamedTuple
 import paddle
 from paddle import Tensor
 
+from erniekit.models.specs import is_expert_tensor, is_router_tensor
 from erniekit.parallel.collectives import start_all_gather, start_reduce_scatter
-from erniekit.parallel.mesh import Group
+from erniekit.parallel.mesh import Group, Mesh
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -122,6 +123,7 @@ class Shards:
                 parts.append(gradient.reshape([-1]).astype("float32"))
         if self.partition.filling:
             parts.append(paddle.zeros([self.partition.filling], "float32"))
+        # A copy where one stands alone as well: what is given may go.
         coming = start_reduce_scatter(paddle.concat(parts), self.group)
         return lambda: self._own(coming.wait())
 
@@ -147,6 +149,23 @@ def held_by(one: Shards, name: str) -> Held:
     """How one of its tensors is spread."""
     span = next(span for span in one.partition.spans(one.group.rank) if span.name == name)
     return Held(one.group, one.partition.counts(name), one.partition.shapes[name], span)
+
+
+def is_spread(name: str, mesh: Mesh) -> bool:
+    """Whether the processes that have a parameter spread it: no router, and several have it."""
+    return not is_router_tensor(name) and _holders(name, mesh).size > 1
+
+
+def portions_of(tensors: Mapping[str, Tensor], mesh: Mesh) -> Iterator[tuple[Group, dict[str, Tensor]]]:
+    """Tensors that travel together, and the processes that spread them."""
+    for group, experts in ((mesh.world, False), (mesh.replicas, True)):
+        members = [(name, tensor) for name, tensor in tensors.items() if is_expert_tensor(name) == experts]
+        for bucket in buckets(members):
+            yield group, bucket
+
+
+def _holders(name: str, mesh: Mesh) -> Group:
+    return mesh.replicas if is_expert_tensor(name) else mesh.world
 
 
 def cut(tensor: Tensor, span: Span) -> Tensor:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from paddle import Tensor, nn
 
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.specs import is_expert_tensor, is_router_tensor
+from erniekit.models.specs import is_router_tensor
 from erniekit.parallel.mesh import Mesh
-from erniekit.parallel.shards import Held, Partition, Shards, Span, buckets, held_by
+from erniekit.parallel.shards import Held, Partition, Shards, Span, held_by, is_spread, portions_of
 
 # Gives this rank's values of a tensor's span, 1-D, in the tensor's element type.
 ReadSpan = Callable[[Span], Tensor]
@@ -21,14 +21,15 @@ ReadSpan = Callable[[Span], Tensor]
 class StoredLayers:
     """The weights of a model's decoder layers, but for routers: each rank keeps a part.
 
-    What is dense is spread over all processes, an expert over those that have it. Embeddings, vision tower, head and
-    routers are whole everywhere: a row without pictures, say, would not know when to fetch the tower for others.
+    What is dense is spread over all processes, an expert over those that have it, where there are several. Embeddings,
+    vision tower, head and routers are whole everywhere: a row without pictures, say, would not know when to fetch the
+    tower for others.
     """
 
     def __init__(self, model: ErnieModel, mesh: Mesh, read: ReadSpan) -> None:
         """model: made under `paddle.LazyGuard`, its layers without values; `read` gives them."""
         self._layers: list[nn.Layer] = list(model.model.layers)
-        weights = _weights(model)
+        weights = _weights(model, mesh)
         self._shards = [_read(named, mesh, read) for named in weights]
         self._empty = {name: parameter for named in weights for name, parameter in named.items()}
         self._places: list[list[tuple[dict[str, Tensor], str, str]]] | None = None
@@ -105,26 +106,24 @@ class StoredLayers:
 
 
 def is_stored(name: str) -> bool:
-    """Whether a parameter is kept in parts: of a decoder layer, but neither a router nor an adapter."""
+    """Whether a parameter may be kept in parts: of a decoder layer, but neither a router nor an adapter."""
     return name.startswith("model.layers.") and not is_router_tensor(name) and ".lora_" not in name
 
 
-def _weights(model: ErnieModel) -> list[dict[str, Tensor]]:
+def _weights(model: ErnieModel, mesh: Mesh) -> list[dict[str, Tensor]]:
     """Those of each decoder layer that are to be kept in parts."""
     found: list[dict[str, Tensor]] = []
     for number, layer in enumerate(model.model.layers):
         named = ((f"model.layers.{number}.{name}", p) for name, p in layer.named_parameters())
-        found.append({name: p for name, p in named if is_stored(name)})
+        found.append({name: p for name, p in named if is_stored(name) and is_spread(name, mesh)})
     return found
 
 
 def _read(named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan) -> list[Shards]:
     """This process's parts of one layer's weights, in portions that travel together."""
     found = []
-    for group, experts in ((mesh.world, False), (mesh.replicas, True)):
-        members = [(name, p) for name, p in named.items() if is_expert_tensor(name) == experts]
-        for bucket in buckets(members):
-            shapes = {name: parameter.shape for name, parameter in bucket.items()}
-            spans = Partition(shapes, group.size).spans(group.rank)
-            found.append(Shards(group, shapes, {span.name: read(span) for span in spans}))
+    for group, bucket in portions_of(named, mesh):
+        shapes = {name: parameter.shape for name, parameter in bucket.items()}
+        spans = Partition(shapes, group.size).spans(group.rank)
+        found.append(Shards(group, shapes, {span.name: read(span) for span in spans}))
     return found

@@ -19,6 +19,7 @@ from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
 from erniekit.parallel.exchange import Exchange
+from erniekit.parallel.failures import original_error
 from erniekit.train.best import Best, Watch
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.monitor import Monitor, memory
@@ -252,7 +253,10 @@ class Loop:
         """The gradients of a row: the last, or the only one, that this process has in the step."""
         if self._exchange is not None:
             self._exchange.begin_row(self.optimizer, last=last)
-        total.backward()
+        try:
+            total.backward()
+        except OSError as error:
+            raise original_error(error) from None
         if self._exchange is not None:
             self._exchange.end_row()
         elif not only:

@@ -158,12 +158,14 @@ class AdamW:
 
     @paddle.no_grad()
     def add_gradient(self, name: str, gradient: paddle.Tensor) -> None:
-        """Add to the gradient that the next step will use for one parameter, after all rows."""
+        """Add to the gradient that the next step will use for one parameter, after all rows.
+
+        `gradient` belongs to the optimizer from here on: clipping writes to it.
+        """
         slot = self._by_name[name]
         found = slot.gradient()
         if found is None:
-            # A copy: clipping writes to gradients in place.
-            slot.collected = gradient.astype("float32").clone()
+            slot.collected = gradient.astype("float32")
         else:
             found.add_(gradient.astype(found.dtype))
 

@@ -86,15 +86,21 @@ class Spread:
     replicas: int = 1
     shard: Shard = "none"
 
-    def held(self, spec: TensorSpec, what: Shard) -> float:
-        """The share of a tensor that one process holds of what parallel.shard `what` spreads."""
-        expert = is_expert_tensor(spec.name)
-        share = 1 / self.experts if expert else 1.0
+    def spreads(self, spec: TensorSpec, what: Shard) -> bool:
+        """Whether processes spread of a tensor what parallel.shard `what` spreads."""
         if is_router_tensor(spec.name) or SHARDS.index(self.shard) < SHARDS.index(what):
-            return share
+            return False
         if what == "parameters" and not is_stored(spec.name):
-            return share
-        return share / (self.replicas if expert else self.dense)
+            return False
+        return self._holders(spec) > 1
+
+    def held(self, spec: TensorSpec, what: Shard) -> float:
+        """The share of a tensor that one process holds of it."""
+        share = 1 / self.experts if is_expert_tensor(spec.name) else 1.0
+        return share / self._holders(spec) if self.spreads(spec, what) else share
+
+    def _holders(self, spec: TensorSpec) -> int:
+        return self.replicas if is_expert_tensor(spec.name) else self.dense
 
 
 @dataclass(frozen=True)
@@ -136,17 +142,14 @@ def plan_model(
         if spec.name not in names:
             continue
         wide = spec.dtype == "F32"
-        if spread.shard in ("gradients", "parameters"):
-            gradients += spread.held(spec, "gradients") * spec.size * _SUM_BYTES
-        else:
-            gradients += spread.held(spec, "gradients") * (
-                spec_bytes(spec) + (0 if wide else spec.size * sum_bytes)
-            )
+        whole = spec_bytes(spec) + (0 if wide else spec.size * sum_bytes)
+        part = spec.size * _SUM_BYTES
+        spreads = spread.spreads(spec, "gradients")
+        gradients += spread.held(spec, "gradients") * (part if spreads else whole)
         optimizer += (
             spread.held(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
         )
-        kept = spread.shard == "parameters" and is_stored(spec.name)
-        if spread.shard != "none" and not kept and not is_router_tensor(spec.name):
+        if spread.spreads(spec, "optimizer") and not spread.spreads(spec, "parameters"):
             # Of weights that are whole the optimizer has its part once more.
             optimizer += spread.held(spec, "optimizer") * spec_bytes(spec)
     return ModelPlan(

@@ -12,7 +12,7 @@ from paddle import Tensor
 
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
-from erniekit.checkpoint.hub import write_shards
+from erniekit.checkpoint.hub import read_array, read_span, write_shards
 from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
@@ -205,20 +205,19 @@ def restore(
     exchange: Exchange | None = None,
 ) -> Progress:
     """Put optimizer and loader where the checkpoint left them. Raises CheckpointError or DataError."""
-    names, read = read_optimizer(checkpoint)
-    own = optimizer.state_tensors()
+    tensors, own = read_optimizer(checkpoint), optimizer.state_tensors()
     # What belongs to experts that other processes hold is theirs to read.
     names = [
-        name for name in names if name in own or not is_expert_tensor(name) or team.mesh.expert.size == 1
+        name for name in tensors if name in own or not is_expert_tensor(name) or team.mesh.expert.size == 1
     ]
 
     def part(name: str) -> np.ndarray:
-        values, held = read(name), held_state(exchange, name)
+        info, held = tensors[name], held_state(exchange, name)
         if held is None:
-            return values
-        if values.shape != held.shape:
-            raise CheckpointError(f"optimizer state {name}: shape {values.shape}, expected {held.shape}")
-        return values.reshape(-1)[held.span.start : held.span.stop]
+            return read_array(info)
+        if info.shape != held.shape:
+            raise CheckpointError(f"optimizer state {name}: shape {info.shape}, expected {held.shape}")
+        return read_span(info, held.span.start, held.span.stop)
 
     optimizer.load_state(state.step, names, part)
     loader.load_state_dict(state.loader)

@@ -166,7 +166,7 @@ def _count_seconds() -> list[float]:
     # These three are all that moves: counts go by the first, tokens by the second, and back by the first again.
     collectives.all_to_all = counted(collectives.all_to_all)
     collectives.start_all_to_all = counted(collectives.start_all_to_all)
-    collectives.Exchange.wait = counted(collectives.Exchange.wait)
+    collectives.UnderWay.wait = counted(collectives.UnderWay.wait)
     return spent
 
 

@@ -134,6 +134,15 @@ def test_memory_of_processes_that_share_a_model() -> None:
     assert found[3] == (60 + 60 + 240 + 240 + 240, parts, 2 * parts + 60 + 60)
 
 
+def test_experts_of_one_process_alone_are_not_spread() -> None:
+    """Nobody else has them: parallel.shard changes nothing."""
+    spec = TensorSpec("model.layers.0.mlp.experts.0.up_proj.weight", "BF16", (240,))
+    plans = [
+        plan_model([spec], [spec.name], rows_per_step=1, spread=Spread(2, 2, 1, shard)) for shard in SHARDS
+    ]
+    assert plans == [plans[0]] * 4
+
+
 def test_layout_in_words() -> None:
     assert describe_layout(Layout()) == []
     assert describe_layout(Layout(8, 4, 2)) == ["processes: 8; 4 share the experts; 2 share each row"]
