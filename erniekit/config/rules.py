@@ -289,12 +289,17 @@ def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
             ("dpo.reference", "data.streaming"),
             "cannot be cached with data.streaming, which keeps nothing on disk",
         )
-    if dpo.reference == "cached" and config.parallel.expert > 1:
-        yield Conflict(
-            ("dpo.reference", "parallel.expert"),
-            "cannot be cached with parallel.expert above 1: one process computes it for all; use auto, or "
-            "compute it in a run with parallel.expert 1",
-        )
+    spread = (
+        ("parallel.expert", "above 1", config.parallel.expert > 1),
+        ("parallel.shard", "parameters", config.parallel.shard == "parameters"),
+    )
+    for key, value, is_used in spread:
+        if dpo.reference == "cached" and is_used:
+            yield Conflict(
+                ("dpo.reference", key),
+                f"cannot be cached with {key} {value}: one process computes it for all, and would hold the whole "
+                f"model; use auto, or another {key}",
+            )
     if dpo.reference == "cached" and not data.streaming and not data.cache:
         yield Conflict(
             ("dpo.reference", "data.cache"), "cannot be cached with data.cache false: it is kept there"

@@ -28,6 +28,7 @@ from erniekit.train.reference import (
     cached_reference,
     model_key,
 )
+from erniekit.train.team import Team
 
 Say = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
@@ -72,24 +73,20 @@ def make_reference(
     datasets: Sequence[Dataset],
     load_base: Callable[[], ErnieModel],
     say: Say,
-    *,
-    spread: bool = False,
+    team: Team,
 ) -> Reference | None:
     """The reference of a run; None for a loss without one.
 
     model: the one that is trained, adapters on it; load_base: loads config.model.path once more, as `model` was loaded.
     With dpo.reference "cached" the log-probabilities of all pairs of `datasets` are computed here, where they are not
-    known, by this process alone; where `model` is spread over several, with a copy that `load_base` loads for this
-    one. Raises DataError.
+    known, by the main process; the others get what it has. Raises DataError.
     """
     if config.dpo.loss in REFERENCE_FREE:
         return None
 
-    cached = config.dpo.reference == "cached"
-
     @cache
     def frozen() -> Reference:
-        if config.lora.enabled and config.dpo.reference != "copy" and not (cached and spread):
+        if config.lora.enabled and config.dpo.reference != "copy":
             return WithoutAdapters(model, config.loss.chunk_tokens, Path(config.model.path))
         say(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
@@ -99,21 +96,28 @@ def make_reference(
             parameter.stop_gradient = True
         return FrozenModel(copy, config.loss.chunk_tokens)
 
-    if not cached:
+    if config.dpo.reference != "cached":
         return frozen()
-    key = model_key(config.model.path, dtype)
-    with alone(model):
-        for dataset in datasets:
-            computed = cache_references(
-                dataset,
-                key,
-                frozen,
-                max_length=config.data.max_length,
-                workers=config.data.workers,
-                progress=_progress(say),
+    for dataset in datasets:
+        if team.is_main:
+            with team.mesh.busy("computing the reference"), alone(model):
+                known, computed = cache_references(
+                    dataset,
+                    model_key(config.model.path, dtype),
+                    frozen,
+                    max_length=config.data.max_length,
+                    workers=config.data.workers,
+                    progress=_progress(say),
+                )
+            lacking = sum(dataset.sizes) - known - computed
+            unread = f", {lacking:,} cannot be read" if lacking else ""
+            say(
+                f"reference: log-probabilities of {computed:,} pairs computed, of {known:,} known before{unread}"
             )
-            known = dataset.stats.documents - computed
-            say(f"reference: log-probabilities of {computed:,} pairs computed, of {known:,} known before")
+        for source in dataset.sources:
+            computed_here = source.store.references
+            unset = np.empty((len(source.store), 2), np.float32)
+            source.store.references = team.from_main(unset if computed_here is None else computed_here)
     return cached_reference
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
@@ -216,16 +215,13 @@ def make_objective(
             for rows in (inputs.rows, inputs.heldout and inputs.heldout.rows)
             if isinstance(rows, StoredRows)
         ]
-        cached = config.dpo.reference == "cached"
 
         def load_base() -> ErnieModel:
             # One process computes what is cached.
-            mesh = None if cached else team.mesh
+            mesh = None if config.dpo.reference == "cached" else team.mesh
             return load_shared(Path(config.model.path), dtype, mesh, config.parallel.shard)[0]
 
-        with team.main_first("computing the reference") if cached else nullcontext():
-            spread = team.mesh.expert.size > 1 or prepared.stored is not None
-            reference = make_reference(config, model, dtype, datasets, load_base, say, spread=spread)
+        reference = make_reference(config, model, dtype, datasets, load_base, say, team)
         return make_dpo_objective(config, model, reference)
     return SftObjective(
         model,

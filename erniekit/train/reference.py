@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from paddle import Tensor
 from erniekit.checkpoint.hub import read_array, read_index, weight_files
 from erniekit.checkpoint.state import model_fingerprint
 from erniekit.checkpoint.weights import assign
+from erniekit.data.account import ErrorBudget
 from erniekit.data.batch import PackedBatch, pack
 from erniekit.data.conversation import SampleError
 from erniekit.data.dataset import Dataset
@@ -21,6 +23,7 @@ from erniekit.data.document import Document
 from erniekit.data.packing import plan_rows
 from erniekit.data.references import ReferenceFile
 from erniekit.data.store import DocumentStore
+from erniekit.data.vision import Patches
 from erniekit.data.workers import Workers
 from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
@@ -134,55 +137,55 @@ def cache_references(
     max_length: int,
     workers: int,
     progress: Progress,
-) -> int:
-    """Give every pair of a dataset its log-probabilities under the reference; returns how many were computed now.
+) -> tuple[int, int]:
+    """Give every pair of a dataset its log-probabilities under the reference; how many were known, and are new.
 
-    key: `model_key`; make_reference: called once if any are missing. Rows are packed as for training, and what is
-    computed of each stays on disk, so that an interrupted computation goes on where it stopped. A pair whose pictures
-    cannot be read is passed over, as it will be in training.
+    key: `model_key`; make_reference: called when the first row is computed. Rows are packed as for training, and what
+    is computed of each stays on disk, so that an interrupted computation goes on where it stopped. A pair whose
+    pictures cannot be read is raised or skipped as the dataset's budget says, and is looked at again by the next run.
     """
-    reference: Reference | None = None
-    computed = 0
+    reference = cache(make_reference)
+    known = computed = 0
     pool = Workers(workers, dataset.spec)
     try:
         for source in dataset.sources:
             with closing(ReferenceFile(source.store, key)) as file:
-                missing = file.missing
-                if len(missing) and reference is None:
-                    reference = make_reference()
-                if reference is not None:
-                    computed += _fill(file, source.store, missing, reference, pool, max_length, progress)
+                known += len(source.store) - len(file.missing)
+                computed += _fill(file, source.store, reference, pool, dataset.budget, max_length, progress)
                 source.store.references = file.values
     finally:
         pool.close()
-    return computed
+    return known, computed
 
 
 def _fill(
     file: ReferenceFile,
     store: DocumentStore,
-    missing: Sequence[int] | np.ndarray,
-    reference: Reference,
+    reference: Callable[[], Reference],
     pool: Workers,
+    budget: ErrorBudget,
     max_length: int,
     progress: Progress,
 ) -> int:
+    missing = file.missing
+
     def rows() -> Iterator[list[IndexedDocument]]:
         for row in plan_rows(missing, store.lengths, store.patches, max_length):
             yield [(index, store[index]) for index in row]
 
     computed = done = 0
     for row, decoded in pool.decode(rows(), lambda row: [document for _, document in row]):
-        kept = [
-            (index, document, patches)
-            for (index, document), patches in zip(row, decoded, strict=True)
-            if not isinstance(patches, SampleError)
-        ]
+        kept: list[tuple[int, Document, list[Patches]]] = []
+        for (index, document), found in zip(row, decoded, strict=True):
+            if isinstance(found, SampleError):
+                budget.spend(found)
+            else:
+                kept.append((index, document, found))
         if kept:
             batch = pack(
                 [document for _, document, _ in kept], [item for _, _, found in kept for item in found]
             )
-            values = reference(batch).numpy().reshape(-1, 2)
+            values = reference()(batch).numpy().reshape(-1, 2)
             file.write([index for index, _, _ in kept], values)
         computed += len(kept)
         done += len(row)

@@ -38,7 +38,7 @@ class Team:
         return all_reduce_host(array, self.mesh.world)
 
     def from_main(self, array: np.ndarray) -> np.ndarray:
-        """What the main process has in the place of `array`, int64 or float64 and of one shape everywhere."""
+        """What the main process has in the place of `array`: int64, float32 or float64, of one shape everywhere."""
         if self.mesh.world.size == 1:
             return array
         tensor = paddle.to_tensor(array)

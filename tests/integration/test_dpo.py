@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
+from erniekit.parallel.mesh import local_mesh
 from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.job import make_optimizer
 from erniekit.train.prepare import Prepared, prepare_model
 from erniekit.train.reference import FrozenModel, cached_reference
-from tests.integration.training_setup import COLOURS, chats, make_config, write_chats
+from erniekit.train.team import Team
+from tests.integration.training_setup import COLOURS, chats, make_config, picture, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,8 @@ class Run:
             limits.on_long,
             pairs=pair_mode(self.config.task, self.config.data.share_prompt),
         )
-        budget = ErrorBudget("raise", 0, "error")
+        budget = ErrorBudget(limits.on_error, limits.max_errors, limits.on_long)
+        budget.on_skip = lambda error: self.said.append(f"skipped: {error}")
         source = load_source(SourceFiles.of(str(data)), reader, budget, tmp_path / "cache")
         self.dataset = Dataset((source,), self.encoder.media_spec, budget)
         self.prepared: Prepared = prepare_model(
@@ -73,7 +77,13 @@ class Run:
     def objective(self) -> DpoObjective:
         model = self.prepared.model
         reference = make_reference(
-            self.config, model, "float32", [self.dataset], self.load_base, self.said.append
+            self.config,
+            model,
+            "float32",
+            [self.dataset],
+            self.load_base,
+            self.said.append,
+            Team(local_mesh()),
         )
         return make_dpo_objective(self.config, model, reference)
 
@@ -220,6 +230,42 @@ def test_an_interrupted_cache_goes_on(
         assert run.dataset.document(index).reference == pytest.approx(
             whole.dataset.document(index).reference, rel=1e-5
         )
+
+
+def test_a_damaged_picture_is_skipped_and_loads_no_reference_again(tmp_path: Path, model: Path) -> None:
+    samples: list[dict[str, Any]] = []
+    for name in ("whole", "damaged"):
+        file = tmp_path / f"{name}.png"
+        file.write_bytes(base64.b64decode(picture((255, 0, 0), 0).split(",")[1]))
+        content = [
+            {"type": "image_url", "image_url": {"url": str(file)}},
+            {"type": "text", "text": "Colour?"},
+        ]
+        question = {"role": "user", "content": content}
+        answer = {"role": "assistant", "content": "Red."}
+        samples.append({"messages": [question], "chosen": answer, "rejected": "Blue."})
+    # Its size can still be read.
+    file.write_bytes(file.read_bytes()[:2000])
+    data = write_chats(tmp_path / "pairs.jsonl", samples)
+    settings: dict[str, Any] = {"dpo__reference": "cached", "data__on_error": "skip"}
+
+    def reference_lines() -> list[str]:
+        run = Run(tmp_path, model, data, **settings)
+        run.objective()
+        return [line for line in run.said if line.startswith(("reference:", "skipped:"))]
+
+    first, *told = reference_lines(), *reference_lines()
+    skipped, loading, computed = first
+    assert loading.startswith("reference: loading a frozen copy")
+    assert skipped.startswith("skipped: ") and "damaged.png" in skipped
+    assert computed.endswith("of 1 pairs computed, of 0 known before, 1 cannot be read")
+    assert told == [
+        skipped,
+        "reference: log-probabilities of 0 pairs computed, of 1 known before, 1 cannot be read",
+    ]
+    settings["data__on_error"] = "raise"
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        reference_lines()
 
 
 def test_another_model_has_a_cache_of_its_own(tmp_path: Path, model: Path, pairs: Path) -> None:

@@ -1,0 +1,70 @@
+"""Runs of two processes, of which some or all cannot read a picture."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distributed.picture_checks import reference_loads
+from tests.distributed.processes import run
+from tests.integration.training_setup import chats, make_model, read_log, write_chats
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a model, and pictures of `samples`."""
+    directory = tmp_path_factory.mktemp("pictures")
+    make_model(directory / "model")
+    return directory
+
+
+def setting(directory: Path, name: str) -> dict[str, Any]:
+    return {
+        "model.path": str(directory / "model"),
+        "data.max_length": 160,
+        "data.workers": 0,
+        "data.on_error": "skip",
+        "data.cache_dir": str(directory / name / "cache"),
+        "train.rows_per_step": 2,
+        "train.max_steps": 2,
+        "train.output_dir": str(directory / name / "run"),
+        "parallel.device": "cpu",
+        "parallel.threads": 1,
+    }
+
+
+def samples(directory: Path, damaged: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Eight chats whose pictures are files in `directory`; of the damaged ones the size can be read, no more."""
+    directory.mkdir()
+    found = chats(8)
+    for number, sample in enumerate(found):
+        content = sample["messages"][0]["content"]
+        if isinstance(content, list):
+            data = base64.b64decode(content[0]["image_url"]["url"].split(",")[1])
+            file = directory / f"{number}.png"
+            file.write_bytes(data[: len(data) // 3] if number in damaged else data)
+            content[0]["image_url"] = {"url": str(file)}
+    return found
+
+
+def test_a_cached_reference_is_computed_by_the_main_process_alone(directory: Path) -> None:
+    """Once, though a picture stays unreadable; the other process gets the values."""
+    pairs = [
+        {"messages": [question], "chosen": answer, "rejected": "No."}
+        for question, answer in (sample["messages"] for sample in samples(directory / "cached", damaged=(4,)))
+    ]
+    settings = setting(directory, "cached") | {
+        "task": "dpo",
+        "dpo.reference": "cached",
+        "data.train": str(write_chats(directory / "cached" / "pairs.jsonl", pairs)),
+    }
+    starts = [str(directory / "cached" / f"run-{number}") for number in range(2)]
+    found = run(2, reference_loads, 2, [settings | {"train.output_dir": start} for start in starts])
+    assert [rank["loads"] for rank in found] == [1, 0]
+    first, second = (read_log(Path(start)) for start in starts)
+    assert np.isfinite([line["train/loss"] for line in first]).all()
+    assert [line["train/loss"] for line in second] == [line["train/loss"] for line in first]
