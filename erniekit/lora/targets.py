@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -63,18 +63,35 @@ def apply_lora(
     Raises ConfigError where a target matches nothing.
     """
     modules = find_targets(model, targets)
+    put_adapters(model, modules, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    return [match_of(name, base, rank) for name, base in modules.items()]
+
+
+def put_adapters(
+    model: nn.Layer, modules: Collection[str], *, rank: int, alpha: float, dropout: float, seed: int
+) -> None:
+    """Freeze the model and put an adapter on each of the linear modules named that it has.
+
+    An expert that another process holds is not there.
+    """
     for parameter in model.parameters():
         parameter.stop_gradient = True
     sublayers = dict(model.named_sublayers())
-    matches = []
-    for name, base in modules.items():
+    for name in modules:
+        base = sublayers.get(name)
+        if base is None:
+            continue
+        assert isinstance(base, Linear)
         parent, _, child = name.rpartition(".")
         adapter = LoraLinear(base, rank, alpha, dropout)
         adapter.reset(seed, name)
         (sublayers[parent] if parent else model).add_sublayer(child, adapter)
-        size = rank * (base.in_features + base.out_features)
-        matches.append(LoraMatch(name, base.in_features, base.out_features, size))
-    return matches
+
+
+def match_of(name: str, base: Linear, rank: int) -> LoraMatch:
+    """A module that has, or is to have, an adapter of that rank."""
+    size = rank * (base.in_features + base.out_features)
+    return LoraMatch(name, base.in_features, base.out_features, size)
 
 
 def group_matches(matches: Sequence[LoraMatch]) -> list[LoraGroup]:

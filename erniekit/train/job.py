@@ -201,6 +201,7 @@ def make_optimizer(config: Config, prepared: Prepared, exchange: Exchange | None
         rules=[GroupRule(g.match, g.learning_rate_ratio, g.weight_decay) for g in settings.groups],
         router_ratio=settings.router_learning_rate_ratio,
         shapes=None if exchange is None else exchange.shapes,
+        all_names=prepared.all_trained,
     )
 
 

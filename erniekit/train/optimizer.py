@@ -71,7 +71,7 @@ class AdamW:
     decay. A parameter that got no gradient in a step, such as an expert that saw no token, is updated as with
     a gradient of zero, so that results do not depend on which rows share a step.
 
-    Raises ConfigError for a rule that matches no parameter, and where there is nothing to train.
+    Raises ConfigError for a rule that matches nothing that is trained, and where there is nothing to train.
     """
 
     def __init__(
@@ -85,13 +85,16 @@ class AdamW:
         rules: Sequence[GroupRule] = (),
         router_ratio: float = 1.0,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        all_names: Sequence[str] | None = None,
     ) -> None:
-        """shapes: of the whole parameters, where `parameters` are parts of them, perhaps without an element."""
-        if not parameters:
+        """shapes: of the whole parameters, where `parameters` are parts of them, perhaps without an element.
+        all_names: of all that the run trains, where this process has only some of it, or nothing."""
+        names = [name for name, _ in parameters] if all_names is None else all_names
+        if not names:
             raise ConfigError("there is nothing to train: model.freeze covers every parameter")
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.steps_done = 0
-        _check_rules(rules, [name for name, _ in parameters])
+        _check_rules(rules, names)
         self._slots = [
             _slot(
                 name,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import paddle
 
 from erniekit.checkpoint.hub import check_against, read_index
-from erniekit.checkpoint.weights import load_model, load_spread, spec_of
+from erniekit.checkpoint.weights import load_model, load_spread
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.vision import ImageSpec
 from erniekit.lora.adapters import load_adapter
-from erniekit.lora.targets import LoraMatch, apply_lora, find_targets
+from erniekit.lora.targets import LoraMatch, find_targets, match_of, put_adapters
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model, parameter_specs
@@ -37,12 +37,23 @@ _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 class Prepared:
     """A model ready to be trained, and its trained parameters in the model's order.
 
-    stored: the weights that this process shares with others (parallel.shard parameters).
+    trained: those that this process holds, of experts perhaps none; all_trained: the names of those of the whole
+    model. stored: the weights that this process shares with others (parallel.shard parameters).
     """
 
     model: ErnieModel
     trained: list[tuple[str, paddle.Tensor]]
+    all_trained: list[str]
     stored: StoredLayers | None = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is trained of a whole model, whichever process holds it: every parameter, adapters among them."""
+
+    matches: list[LoraMatch]
+    specs: list[TensorSpec]
+    trained: list[str]
 
 
 def lora_alpha(lora: LoraConfig) -> float:
@@ -66,34 +77,32 @@ def prepare_model(
     """
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
+    choice = _choose(config, dtype)
     say(f"model: loading {weights} in {dtype}")
     model, stored = load_shared(weights, dtype, mesh, config.parallel.shard)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
         model.model.run = Segments(recompute=True)
     if image_spec is not None:
         model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
-    matches: list[LoraMatch] = []
     if lora.enabled:
-        matches = apply_lora(
+        put_adapters(
             model,
+            [match.module for match in choice.matches],
             rank=lora.rank,
             alpha=lora_alpha(lora),
             dropout=lora.dropout,
-            targets=lora.targets,
             seed=config.train.seed,
         )
-    parameters = dict(model.named_parameters())
-    specs = [spec_of(name, parameter) for name, parameter in parameters.items()]
-    trained = _trained(config, specs)
-    for name, parameter in parameters.items():
-        parameter.stop_gradient = name not in trained
+    wanted = set(choice.trained)
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = name not in wanted
+        if name in wanted:
+            trained.append((name, parameter))
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
-    shared = mesh.layout if mesh is not None else Layout()
-    if shared.expert > 1:
-        say(f"this process holds 1 of {shared.expert} parts of the experts; what follows counts its own:")
-    _describe(config, matches, specs, trained, say, shared, own_experts=True)
-    return Prepared(model, [(name, parameters[name]) for name in trained], stored)
+    _describe(config, choice, say, mesh.layout if mesh is not None else Layout())
+    return Prepared(model, trained, choice.trained, stored)
 
 
 def load_shared(
@@ -135,23 +144,28 @@ def preview_model(
 
     No parameter takes memory, whatever the size of the model. Raises as `prepare_model` does.
     """
+    if weights:
+        specs = parameter_specs(ErnieConfig.from_dir(config.model.path))
+        check_against(read_index(config.model.path), specs, config.model.path)
+    _describe(config, _choose(config, dtype), say, layout)
+
+
+def _choose(config: Config, dtype: str) -> _Choice:
+    """Read what the configuration trains against the whole model: a process may hold none of what a pattern names.
+
+    Raises ConfigError where lora.targets or model.freeze match nothing.
+    """
     architecture = ErnieConfig.from_dir(config.model.path)
     specs = parameter_specs(architecture, _DTYPE_NAMES[dtype])
-    if weights:
-        check_against(read_index(config.model.path), specs, config.model.path)
     matches: list[LoraMatch] = []
     if config.lora.enabled:
         with paddle.LazyGuard():
             model = build_model(architecture, dtype)
         for module, linear in find_targets(model, config.lora.targets).items():
-            inner, outer, rank = linear.in_features, linear.out_features, config.lora.rank
-            matches.append(LoraMatch(module, inner, outer, rank * (inner + outer)))
+            rank, inner, outer = config.lora.rank, linear.in_features, linear.out_features
+            matches.append(match_of(module, linear, rank))
             specs.append(TensorSpec(f"{module}.lora_A.weight", _DTYPE_NAMES[dtype], (rank, inner)))
             specs.append(TensorSpec(f"{module}.lora_B.weight", _DTYPE_NAMES[dtype], (outer, rank)))
-    _describe(config, matches, specs, _trained(config, specs), say, layout, own_experts=False)
-
-
-def _trained(config: Config, specs: Sequence[TensorSpec]) -> list[str]:
     names = [spec.name for spec in specs]
     trained = trained_names(
         names,
@@ -160,28 +174,18 @@ def _trained(config: Config, specs: Sequence[TensorSpec]) -> list[str]:
         train_router=config.lora.train_router,
     )
     check_routers(names, trained, router_settings(config))
-    return trained
+    return _Choice(matches, specs, trained)
 
 
-def _describe(
-    config: Config,
-    matches: Sequence[LoraMatch],
-    specs: Sequence[TensorSpec],
-    trained: Sequence[str],
-    say: Callable[[str], None],
-    layout: Layout,
-    *,
-    own_experts: bool,
-) -> None:
-    """own_experts: `specs` have only those of one process."""
-    spread = Spread(1 if own_experts else layout.expert, layout.world, layout.replicas, config.parallel.shard)
+def _describe(config: Config, choice: _Choice, say: Callable[[str], None], layout: Layout) -> None:
+    spread = Spread(layout.expert, layout.world, layout.replicas, config.parallel.shard)
     plan = plan_model(
-        specs,
-        trained,
+        choice.specs,
+        choice.trained,
         rows_per_step=config.train.rows_per_step,
         spread=spread,
         reference=trains_beside_copy(config),
     )
-    lines = describe_lora(matches, config.lora.rank) if config.lora.enabled else []
+    lines = describe_lora(choice.matches, config.lora.rank) if config.lora.enabled else []
     for line in [*describe_layout(layout), *lines, *describe_model(plan, layout.world)]:
         say(line)
