@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
-
-import numpy as np
-import paddle
+from typing import Any
 
 from erniekit.config import Config
 from erniekit.config.evaluation import ANSWER_FIGURES
@@ -15,7 +14,7 @@ from erniekit.data.conversation import SampleError
 from erniekit.data.decode import decode
 from erniekit.data.document import Document
 from erniekit.data.encode import Encoder
-from erniekit.errors import ConfigError
+from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.inference.answer import parse_answer
 from erniekit.inference.evaluate import Evaluation, OnPrediction, evaluate_generation
 from erniekit.inference.generate import Generated, Generator, OnProgress
@@ -25,7 +24,6 @@ from erniekit.inference.report import writing_predictions
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText
 from erniekit.models.ernie import ErnieModel
-from erniekit.parallel.collectives import all_gather_uneven
 from erniekit.train.evaluating import spaced_progress
 from erniekit.train.reference import alone
 from erniekit.train.team import Team
@@ -55,7 +53,7 @@ class HeldOutAnswers:
             batch_size=settings.batch,
             in_step=config.parallel.expert > 1 or config.parallel.shard == "parameters",
         )
-        self.samples = draw_samples(config, encoder)
+        self.samples = draw_samples(config, encoder, team, say)
         best = settings.best_metric if settings.best_metric in ANSWER_FIGURES else None
         deciding = [] if best is None else [best.removeprefix("eval/")]
         self._plan = make_plan(self.samples, encoder.template, [*settings.metrics, *deciding])
@@ -144,36 +142,22 @@ class TeamGenerator(Generator):
                 progress,
                 indices=[places[index] for index in own],
             )
-        return self._gathered(answers, len(documents))
-
-    def _gathered(self, answers: Sequence[Generated], total: int) -> list[Generated]:
-        """The answers of all processes, of which each has every `size`th."""
-        world = self._team.mesh.world
-        # Each as [whether it ended, number of tokens, tokens ...].
-        parts = [[int(answer.finish == "stop"), len(answer.ids), *answer.ids] for answer in answers]
-        flat = np.asarray([number for part in parts for number in part], np.int64)
-        counts = np.zeros(world.size, np.int64)
-        counts[world.rank] = flat.size
-        counts = self._team.add(counts)
-        gathered = all_gather_uneven(paddle.to_tensor(flat), counts.tolist(), world).numpy()
-        found: dict[int, Generated] = {}
-        for rank, share in enumerate(np.split(gathered, np.cumsum(counts)[:-1])):
-            start = 0
-            for index in range(rank, total, world.size):
-                ended, length = share[start : start + 2].tolist()
-                ids = share[start + 2 : start + 2 + length].tolist()
-                found[index] = Generated(ids, "stop" if ended else "length")
-                start += 2 + length
-        return [found[index] for index in range(total)]
+        # Of process r, every `size`th from r.
+        gathered = self._team.gather([[answer.ids, answer.finish] for answer in answers])
+        return [
+            Generated(*gathered[index % world.size][index // world.size]) for index in range(len(documents))
+        ]
 
 
-def draw_samples(config: Config, encoder: Encoder) -> list[EvalSample]:
+def draw_samples(config: Config, encoder: Encoder, team: Team, say: Say) -> list[EvalSample]:
     """The chats of data.eval that are answered: eval.samples of them, whose pictures can be read.
 
-    Raises ConfigError where there is none; SampleError for one that cannot be used, where data.on_error says so.
+    Raises ConfigError where there is none; SampleError for one that cannot be used, where data.on_error says so;
+    ErnieKitError where not all processes have drawn the same.
     """
     data = config.data
     budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
+    budget.on_skip = lambda error: say(f"skipped: {error}")
     heldout = HeldOut(find_files([], data), encoder, budget=budget, allow_urls=data.allow_urls)
     samples = []
     for sample in heldout.draw_chats(config.eval.samples):
@@ -186,9 +170,33 @@ def draw_samples(config: Config, encoder: Encoder) -> list[EvalSample]:
             budget.spend(error)
             continue
         samples.append(sample)
+    _check_same(samples, team)
     if not samples:
         raise ConfigError(
             "eval.samples: data.eval has no chat that can be answered: chats of at most data.max_length tokens, that "
             "end with the assistant's answer; set it to 0 to compute the loss only"
         )
     return samples
+
+
+def _check_same(samples: Sequence[EvalSample], team: Team) -> None:
+    """Without this, processes would answer different chats in step, or give each other's answers to wrong ones."""
+    drawn = team.gather([[sample.sample_id, len(sample.prompt)] for sample in samples])
+    for rank, theirs in enumerate(drawn):
+        if theirs == drawn[0]:
+            continue
+        number, (here, there) = next(
+            (number, pair)
+            for number, pair in enumerate(zip_longest(drawn[0], theirs), 1)
+            if pair[0] != pair[1]
+        )
+        raise ErnieKitError(
+            f"eval.samples: the processes have drawn different held-out chats: the {number}. is {_named(here)} on "
+            f"rank 0, but {_named(there)} on rank {rank}. Is there a picture or video that only some of them can "
+            "read, or do they read different files? Samples that were skipped are named above, or in logs/rank-*.log. "
+            "Give all processes the same readable files, or leave those samples out of data.eval"
+        )
+
+
+def _named(chat: Sequence[Any] | None) -> str:
+    return "none" if chat is None else f"{chat[0]} of {chat[1]:,} tokens"

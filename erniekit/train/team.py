@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import paddle
@@ -11,7 +13,7 @@ import paddle
 from erniekit.config import Config
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
-from erniekit.parallel.collectives import all_reduce_host, barrier, broadcast_
+from erniekit.parallel.collectives import all_gather_uneven, all_reduce_host, barrier, broadcast_
 from erniekit.parallel.mesh import Layout, Mesh, connect, local_mesh
 from erniekit.parallel.worker import Worker
 
@@ -45,6 +47,19 @@ class Team:
         broadcast_(tensor, 0, self.mesh.world)
         received: np.ndarray = tensor.numpy()
         return received
+
+    def gather(self, value: Any) -> list[Any]:
+        """JSON values of all processes, in the order of ranks."""
+        world = self.mesh.world
+        if world.size == 1:
+            return [value]
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int32)
+        counts = np.zeros(world.size, np.int64)
+        counts[world.rank] = data.size
+        counts = self.add(counts)
+        gathered = all_gather_uneven(paddle.to_tensor(data), counts.tolist(), world).numpy()
+        parts = np.split(gathered.astype(np.uint8), np.cumsum(counts)[:-1])
+        return [json.loads(part.tobytes()) for part in parts]
 
     def wait(self) -> None:
         """Until all processes are here."""

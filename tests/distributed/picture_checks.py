@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from unittest import mock
 
-from erniekit.train import job
+from erniekit.data.conversation import SampleError
+from erniekit.data.decode import MediaSpec, decode
+from erniekit.data.document import Document
+from erniekit.data.vision import Patches
+from erniekit.train import answers, job
 from tests.distributed.layouts import trainings
 
 
@@ -14,3 +19,15 @@ def reference_loads(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     with mock.patch.object(job, "load_shared", wraps=job.load_shared) as load:
         trainings(world, runs)
     return {"loads": load.call_count}
+
+
+def draw_differently(world: int, settings: dict[str, Any], sample_id: str) -> None:
+    """Train, while rank 1 alone cannot read the pictures of a held-out chat."""
+
+    def failing(document: Document, spec: MediaSpec | None) -> list[Patches]:
+        if document.sample_id == sample_id and os.environ["PADDLE_TRAINER_ID"] == "1":
+            raise SampleError(sample_id, "bad image", "the picture cannot be read here")
+        return decode(document, spec)
+
+    with mock.patch.object(answers, "decode", failing):
+        trainings(world, [settings])

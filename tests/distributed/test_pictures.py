@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.distributed.picture_checks import reference_loads
-from tests.distributed.processes import run
+from tests.distributed.picture_checks import draw_differently, reference_loads
+from tests.distributed.processes import run, run_to_end
 from tests.integration.training_setup import chats, make_model, read_log, write_chats
 
 
@@ -68,3 +69,22 @@ def test_a_cached_reference_is_computed_by_the_main_process_alone(directory: Pat
     first, second = (read_log(Path(start)) for start in starts)
     assert np.isfinite([line["train/loss"] for line in first]).all()
     assert [line["train/loss"] for line in second] == [line["train/loss"] for line in first]
+
+
+@pytest.mark.parametrize("layout", [{}, {"parallel.expert": 2}], ids=["own chats", "in step"])
+def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, layout: dict[str, Any]) -> None:
+    name = f"heldout-{len(layout)}"
+    data = str(write_chats(directory / f"{name}.jsonl", samples(directory / name)))
+    settings = setting(directory, name) | {
+        "data.train": data,
+        "data.eval": data,
+        "eval.samples": 8,
+        "eval.max_new_tokens": 2,
+        **layout,
+    }
+    ends = run_to_end(2, draw_differently, 2, settings, f"{data}:2", timeout=60)
+    for end in ends:
+        assert "ErnieKitError: eval.samples: the processes have drawn different held-out chats" in end.output
+    words = rf"the \d\. is {data}:2 of \d+ tokens on rank 0, but {data}:\d of \d+ tokens on rank 1"
+    assert re.search(words, ends[0].output)
+    assert f"skipped: {data}:2: the picture cannot be read here" in ends[1].output
