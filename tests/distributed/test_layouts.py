@@ -51,17 +51,9 @@ class Case(NamedTuple):
 CASES = [
     Case(world, expert, context, shard, 4, lora)
     for lora in (False, True)
-    for world, expert, context in (
-        (2, 1, 1),
-        (2, 2, 1),
-        (2, 1, 2),
-        (2, 2, 2),
-        (4, 4, 1),
-        (4, 2, 1),
-        (4, 2, 2),
-    )
+    for world, expert, context in ((2, 1, 1), (2, 2, 1), (2, 1, 2), (2, 2, 2), (4, 4, 1), (4, 2, 1))
     for shard in SHARDS
-]
+] + [Case(4, 2, 2, "optimizer", 4, True), Case(4, 2, 2, "parameters", 4, False)]
 
 
 def keys(setting: dict[str, Any], lora: bool) -> dict[str, Any]:
