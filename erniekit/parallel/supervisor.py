@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from erniekit.interrupt import SAME_REQUEST_SECONDS
 from erniekit.parallel.relay import Relay
 from erniekit.parallel.watchdog import LOST, ranks_text
 
@@ -41,12 +42,14 @@ class Patience:
     """Seconds that are waited.
 
     settle: when a rank fails, for others that fail at the same time, among them perhaps the cause. grace: for
-    ranks that were asked to end. linger: for the last rank, when one has ended in order.
+    ranks that were asked to end. linger: for the last rank, when one has ended in order. same: in which a signal that
+    comes again is the same request; longer than in the ranks, so that what is passed on is a new one there, too.
     """
 
     settle: float = 2.0
     grace: float = 10.0
     linger: float = 30.0
+    same: float = SAME_REQUEST_SECONDS + 0.5
 
 
 PATIENCE = Patience()
@@ -169,7 +172,7 @@ class Supervisor:
         0, or 128 + the number of a signal when all ranks ended in order after it. Otherwise the exit status of
         the rank that failed, 1 if a signal killed it.
         """
-        with _taking_signals(self._signals):
+        with _taking_signals(self._signals, self._patience.same):
             try:
                 for job in self._jobs:
                     self._children.append(Child(job, show=not self._children))
@@ -193,8 +196,8 @@ class Supervisor:
             if not child.ended():
                 continue
             now = time.monotonic()
-            if self._asked or now >= self._kill_at:
-                continue  # what it was told to do
+            if self._asked or self._forwarded > 1 or now >= self._kill_at:
+                continue  # what it was told to do, or because another one did
             if child.in_order(signalled=bool(self._forwarded)):
                 self._linger_until = min(self._linger_until, now + self._patience.linger)
             else:
@@ -257,11 +260,17 @@ class Supervisor:
 
 
 @contextmanager
-def _taking_signals(received: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are only noted, inside."""
+def _taking_signals(received: list[int], same: float) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are only noted, inside; not again within `same` seconds of the same one."""
+    since = -math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        now = time.monotonic()
+        if received and number == received[-1] and now - since < same:
+            return
         received.append(number)
+        since = now
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -17,7 +17,7 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.config import Config, dump_config
 from erniekit.data.rows import StoredRows
-from erniekit.interrupt import InterruptGuard
+from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
@@ -53,6 +53,14 @@ from erniekit.train.team import Team, assemble
 CONFIG_FILE = "config.yaml"
 
 
+class StoppedAtOnce(Exception):
+    """A second signal has ended the run wherever it stood; `status` is the process's exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 def run_training(config: Config, *, resume: bool = False) -> int:
     """Train as `config` says; returns the process's exit status.
 
@@ -67,14 +75,20 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
     device = configure(config.parallel.device, threads, config.train.seed)
     team = assemble(config, worker)
-    status = train_with(config, resume, reporter, device, team)
-    # Not after an error: the others may be waiting for this process, and learn of its end from the launcher.
+    try:
+        status = train_with(config, resume, reporter, device, team)
+    except StoppedAtOnce as stopped:
+        return stopped.status
+    # Not after a stop at once or an error: the others stand elsewhere, and learn of this one's end from the launcher.
     team.close()
     return status
 
 
 def train_with(config: Config, resume: bool, reporter: Reporter, device: str, team: Team) -> int:
-    """Train together with the other processes of the team, which call the same. See `run_training`."""
+    """Train together with the other processes of the team, which call the same. See `run_training`.
+
+    Raises StoppedAtOnce after a second signal.
+    """
     run = Path(config.train.output_dir)
     checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
     state = read_state(checkpoint) if checkpoint is not None else None
@@ -140,8 +154,8 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
 
 def _run(loop: Loop, run: Path, say: Callable[[str], None], devices: str) -> int:
     again = f"  erniekit train {shlex.quote(str(run / CONFIG_FILE))} --resume{devices}"
-    hint = "finishing this step, then saving. Press Ctrl-C again to stop at once."
-    with InterruptGuard(lambda name: say(f"{name}: {hint}")) as guard:
+    hint = "finishing this step, then saving. Press Ctrl-C again a few seconds later to stop at once."
+    with InterruptGuard(lambda name: say(f"{name}: {hint}"), same_seconds=SAME_REQUEST_SECONDS) as guard:
         try:
             loop.run(guard)
         except KeyboardInterrupt:
@@ -150,7 +164,7 @@ def _run(loop: Loop, run: Path, say: Callable[[str], None], devices: str) -> int
                 say("Stopped at once. Nothing was saved yet.")
             else:
                 say(f"Stopped at once; what came after {newest.name} is lost. Continue with:\n{again}")
-            return guard.exit_status
+            raise StoppedAtOnce(guard.exit_status) from None
     done, total = loop.progress.step, loop.settings.total_steps
     if guard.requested is not None and not loop.finished:
         say(f"Stopped after step {done} of {total}. Continue with:\n{again}")

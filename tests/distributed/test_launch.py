@@ -30,6 +30,7 @@ print("ready", flush=True)
 while not got: time.sleep(0.01)
 print("saved after", got[0], flush=True)
 time.sleep(float(os.environ.get("SAVING", "0")))
+print("done", flush=True)
 sys.exit(128 + got[0])
 """
 PATIENCE = {"settle": 0.5, "grace": 1.0, "linger": 20.0}
@@ -151,19 +152,34 @@ def test_a_signal_reaches_every_rank_once(tmp_path: Path, number: signal.Signals
     assert process.returncode == 128 + number
     assert err == ""
     for rank in range(3):
-        assert log(tmp_path, rank) == f"ready\nsaved after {int(number)}\n"
+        assert log(tmp_path, rank) == f"ready\nsaved after {int(number)}\ndone\n"
 
 
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     endless = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('ready', flush=True); "
-    process = start([CAREFUL, endless + SLEEP], tmp_path, env=os.environ | {"SAVING": "100"})
-    until(lambda: all("ready" in log(tmp_path, rank) for rank in range(2)))
+    # Another rank is lost with it, which is no failure.
+    lost = CAREFUL.replace("if len(got) > 1: sys.exit(128 + number)", "if len(got) > 1: sys.exit(1)")
+    environment, patience = os.environ | {"SAVING": "100"}, PATIENCE | {"same": 0.0}
+    process = start([CAREFUL, endless + SLEEP, lost], tmp_path, env=environment, patience=patience)
+    until(lambda: all("ready" in log(tmp_path, rank) for rank in range(3)))
     process.send_signal(signal.SIGINT)
-    until(lambda: "saved" in log(tmp_path, 0))
+    until(lambda: all("saved" in log(tmp_path, rank) for rank in (0, 2)))
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert err == ""
+
+
+def test_a_signal_that_comes_twice_at_once_is_passed_on_once(tmp_path: Path) -> None:
+    process = start([CAREFUL] * 2, tmp_path, env=os.environ | {"SAVING": "0.5"})
+    until(lambda: all("ready" in log(tmp_path, rank) for rank in range(2)))
+    process.send_signal(signal.SIGTERM)
+    until(lambda: "saved" in log(tmp_path, 0))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, "")
+    assert all(log(tmp_path, rank).endswith("\ndone\n") for rank in range(2))
 
 
 def test_a_rank_that_does_not_end_is_killed(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +100,13 @@ def test_degrees_that_do_not_fit_are_told(setting: dict[str, Any], tmp_path: Pat
     assert "2 attention heads and 1 heads of keys and values cannot be" in finished.stdout + finished.stderr
 
 
-def test_an_interrupt_stops_all_processes_after_the_same_step(
-    setting: dict[str, Any], alone: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    (tmp_path / "run.yaml").write_text("{}\n")
+def signalled(
+    run: Path, setting: dict[str, Any], send: Callable[[subprocess.Popen[str]], None]
+) -> tuple[int, str]:
+    """The end of a run on two processes to which signals are sent after its first step."""
+    (run.parent / "run.yaml").write_text("{}\n")
     chosen = {**setting, "train.output_dir": str(run), "parallel.expert": 2, "parallel.threads": 1}
-    command = [sys.executable, "-m", "erniekit", "train", str(tmp_path / "run.yaml"), "--devices", "cpu:2"]
+    command = [sys.executable, "-m", "erniekit", "train", str(run.parent / "run.yaml"), "--devices", "cpu:2"]
     command += [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -111,13 +114,49 @@ def test_an_interrupt_stops_all_processes_after_the_same_step(
     for line in process.stdout:
         told += line
         if line.startswith("step "):
-            process.send_signal(signal.SIGINT)
+            send(process)
             break
     rest, _ = process.communicate(timeout=120)
-    told += rest
-    assert process.returncode == 130, told
+    return process.returncode, told + rest
+
+
+def test_an_interrupt_stops_all_processes_after_the_same_step(
+    setting: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    status, told = signalled(run, setting, lambda process: process.send_signal(signal.SIGINT))
+    assert status == 130, told
     assert "Stopped after step" in told
     assert "--resume --devices cpu:2" in told
     assert newest_checkpoint(run) is not None
     trained(run, setting, 2, 2, resume=True)
     assert_same(alone, run)
+
+
+def test_a_scheduler_may_signal_every_process(setting: dict[str, Any], tmp_path: Path) -> None:
+    """As SLURM and systemd do; the launcher passes its own signal on as well."""
+
+    def send(process: subprocess.Popen[str]) -> None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in (process.pid, *map(int, children)):
+            os.kill(pid, signal.SIGTERM)
+
+    long = {**setting, "train.max_steps": 400, "checkpoint.save_every": None}
+    status, told = signalled(tmp_path / "run", long, send)
+    assert status == 143, told
+    assert "Stopped after step" in told
+    assert newest_checkpoint(tmp_path / "run") is not None
+
+
+def test_a_second_interrupt_stops_all_processes_at_once(setting: dict[str, Any], tmp_path: Path) -> None:
+    """Each somewhere else, and none waits for the others."""
+
+    def send(process: subprocess.Popen[str]) -> None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # another signal is another request, however soon it comes
+
+    long = {**setting, "train.max_steps": 400, "train.rows_per_step": 64, "checkpoint.save_every": None}
+    status, told = signalled(tmp_path / "run", long, send)
+    assert status == 130, told
+    assert told.rstrip().endswith("Stopped at once. Nothing was saved yet."), told

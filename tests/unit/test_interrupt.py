@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -23,3 +24,20 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number: signal.S
             os.kill(os.getpid(), number)
             signal.sigtimedwait([], 1)
     assert signal.getsignal(number) == before
+
+
+def test_the_same_signal_soon_after_is_the_same_request() -> None:
+    told: list[str] = []
+    with InterruptGuard(told.append, same_seconds=0.3) as guard:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        assert told == ["SIGTERM"]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 1)
+        time.sleep(0.3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 1)
+        assert guard.exit_status == 143
