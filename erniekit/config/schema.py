@@ -139,7 +139,7 @@ class DataConfig(Section):
         "raise", description="A sample that cannot be used stops the run (raise) or is counted (skip)."
     )
     max_errors: NotNegative = Field(
-        100, description="With on_error skip: more skipped samples than this stop the run."
+        100, description="With on_error skip: more skipped samples than this, of all processes, stop the run."
     )
     min_pixels: Positive | None = Field(
         None, description="Pixels to which a smaller picture is enlarged. null: the checkpoint's."

@@ -16,6 +16,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.train.dpo import evaluate_pairs
 from erniekit.train.inputs import HeldOut
 from erniekit.train.loop import Objective
+from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team
 
 Say = Callable[[str], None]
@@ -40,6 +41,7 @@ class Evaluator:
     ) -> None:
         self._model, self._objective, self._heldout = model, objective, heldout
         self._answers, self._team, self._say = answers, team, say
+        self._skips = SharedSkips(heldout.loader.budget, team)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Figures such as "eval/loss" and "eval/exact_match" after `step` steps."""
@@ -50,6 +52,7 @@ class Evaluator:
             figures = evaluate_pairs(self._model, self._objective, rows, add)
         else:
             figures = {"eval/loss": evaluation_loss(self._model, self._objective, rows, add)}
+        self._skips.share()
         if self._answers is not None:
             figures |= self._answers(step)
         # What follows is decided by them, and must be the same everywhere.

@@ -48,6 +48,7 @@ from erniekit.train.saving import (
     settle_best,
     with_defaults,
 )
+from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team, assemble
 
 CONFIG_FILE = "config.yaml"
@@ -297,6 +298,7 @@ def make_loop(
         reduce_totals=add,
         team=together,
         exchange=exchange,
+        skips=None if together is None else SharedSkips(loader.budget, together),
         evaluate=make_evaluator(config, model, objective, inputs, team, reporter.say),
         watch=make_watch(config.eval),
         epoch=lambda: loader.epochs_done,

@@ -27,6 +27,7 @@ from erniekit.train.optimizer import AdamW, clip_gradients, gradient_norm
 from erniekit.train.progress import Reporter
 from erniekit.train.routers import Routers
 from erniekit.train.schedule import Schedule
+from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team
 
 _NAMED_SAMPLES = 8
@@ -116,7 +117,7 @@ class Loop:
     so many steps, or is None where there is no held-out data; `watch` judges them: the best is saved, and the run ends
     when it has waited too long for a better one. `epoch` says how many epochs are over, as a fraction, for the log.
     `routers` is what happens to routers between the steps. `reduce_totals` adds an int64 or float64 array up over all
-    processes, `team` are those processes and `exchange` what they do with gradients; None: there is one.
+    processes, `team` are those, `exchange` is what they do with gradients, `skips` what they could not use; None: one.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Loop:
         reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
         team: Team | None = None,
         exchange: Exchange | None = None,
+        skips: SharedSkips | None = None,
         evaluate: Callable[[int], dict[str, float]] | None = None,
         watch: Watch | None = None,
         epoch: Callable[[], float] | None = None,
@@ -153,6 +155,7 @@ class Loop:
         self._reduce_totals = reduce_totals
         self._team = team
         self._exchange = exchange
+        self._skips = skips
         self._guard: InterruptGuard | None = None
         self._stopping = False
         self._save = save
@@ -272,8 +275,11 @@ class Loop:
                 "counts": count_rows(counted),
                 "pairs": count_pairs(counted),
                 "stop": np.asarray(asked, np.int64),
+                "skipped": np.asarray(self._skips.new if self._skips is not None else 0),
             }
         )
+        if self._skips is not None and told["skipped"]:
+            self._skips.share()
         self._stopping = bool(told["stop"]) and self._team is not None
         rows, loss_tokens, text, vision = told["counts"].tolist()
         if not loss_tokens:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.distributed.layouts import trainings
 from tests.distributed.picture_checks import draw_differently, reference_loads
 from tests.distributed.processes import run, run_to_end
 from tests.integration.training_setup import chats, make_model, read_log, write_chats
@@ -88,3 +89,18 @@ def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, lay
     words = rf"the \d\. is {data}:2 of \d+ tokens on rank 0, but {data}:\d of \d+ tokens on rank 1"
     assert re.search(words, ends[0].output)
     assert f"skipped: {data}:2: the picture cannot be read here" in ends[1].output
+
+
+def test_skipped_samples_are_told_and_counted_on_all_processes(directory: Path) -> None:
+    """Each process reads one of the two that are damaged; all of them are told of both, once."""
+    data = str(write_chats(directory / "skipped.jsonl", samples(directory / "skipped", damaged=(1, 2))))
+    settings = setting(directory, "skipped") | {"data.train": data, "data.eval": data}
+    # Rows of one chat each, and every chat once.
+    settings |= {"data.max_length": 45, "train.max_steps": None, "train.epochs": 1}
+    stopping = settings | {"data.eval": [], "data.max_errors": 1, "train.output_dir": f"{directory}/stopped"}
+    ends = run_to_end(2, trainings, 2, [settings, stopping], timeout=60)
+    first, second = zip(*(end.output.split("Done: ") for end in ends), strict=True)
+    for told in first:
+        # In training and in the evaluation.
+        assert [told.count(f"skipped: {data}:{line}: ") for line in (2, 3)] == [2, 2]
+    assert "DataError: more than data.max_errors=1 samples cannot be used" in "".join(second)
