@@ -24,6 +24,7 @@ from erniekit.models.factory import parameter_specs
 from erniekit.train.job import run_training
 from erniekit.train.loop import Loop
 from erniekit.train.preview import preview_training
+from erniekit.train.team import Team
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 
 
@@ -238,11 +239,15 @@ def test_a_second_ctrl_c_stops_at_once(
 
     def interrupted(loop: Loop) -> Any:
         if loop.progress.step == 1:
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(
+                os.getpid(), signal.SIGTERM
+            )  # the same signal would be taken for the same request for a while
         return step(loop)
 
     monkeypatch.setattr(Loop, "step", interrupted)
+    # Other processes stand elsewhere, and would be waited for.
+    monkeypatch.setattr(Team, "close", lambda team: pytest.fail("the team was closed"))
     run = tmp_path / "run"
     assert run_training(make_config(run, model, data, train__max_steps=4, checkpoint__save_every=1)) == 130
     assert final(run).name == "checkpoint-000001"
