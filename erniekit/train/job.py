@@ -112,7 +112,8 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
         optimizer = make_optimizer(config, prepared, exchange)
         progress = Progress()
         if checkpoint is not None and state is not None:
-            progress = restore(checkpoint, state, optimizer, inputs.train, team, exchange)
+            with team.mesh.busy("loading the checkpoint"):
+                progress = restore(checkpoint, state, optimizer, inputs.train, team, exchange)
             settle_best(run, progress, config.eval.best_metric, team, reporter.say)
         run.mkdir(parents=True, exist_ok=True)
         if team.is_main:

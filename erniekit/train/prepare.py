@@ -112,11 +112,13 @@ def load_shared(
     if mesh is None or mesh.world.size == 1:
         return load_model(directory, dtype), None
     stored = None
-    if shard == "parameters":
-        model, stored = load_spread(directory, dtype, mesh)
-        model.model.run = Segments(stored, recompute=True)
-    else:
-        model = load_model(directory, dtype, expert_rank=mesh.expert.rank, expert_ranks=mesh.expert.size)
+    # Of slow disks, or one that the processes share, some may have read long before others.
+    with mesh.busy("loading the model"):
+        if shard == "parameters":
+            model, stored = load_spread(directory, dtype, mesh)
+            model.model.run = Segments(stored, recompute=True)
+        else:
+            model = load_model(directory, dtype, expert_rank=mesh.expert.rank, expert_ranks=mesh.expert.size)
     share_experts(model, mesh.expert)
     share_rows(model, mesh.context)
     return model, stored

@@ -67,14 +67,16 @@ class Team:
 
     @contextmanager
     def main_first(self, what: str) -> Iterator[None]:
-        """The main process does it, which may take long, then the others, which find it done on disk."""
+        """The main process does it, then the others, which find it done on disk, or have to do it as well: where
+        nothing is kept there, or on machines with disks of their own. Either may take long."""
         if self.is_main:
             with self.mesh.busy(what):
                 yield
             self.wait()
         else:
             self.wait()
-            yield
+            with self.mesh.busy(what):
+                yield
 
     def close(self) -> None:
         """Leave the others."""

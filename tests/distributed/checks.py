@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -283,6 +284,26 @@ def busy(world: int) -> None:
             time.sleep(5)
     c.barrier(mesh.world)
     mesh.close()
+
+
+def slow_reader(world: int) -> None:
+    """Rank 1 encodes all data after the main process and loads the model, both longer than others may wait."""
+    from erniekit.train import prepare
+    from erniekit.train.team import Team
+
+    def load(*arguments: Any, **options: Any) -> mock.Mock:
+        time.sleep(4 * mesh.rank)
+        return mock.Mock()
+
+    mesh = connect(Layout(world), timeout=2)
+    team = Team(mesh)
+    with team.main_first("encoding the data"):
+        time.sleep(4 * mesh.rank)
+    team.wait()
+    with mock.patch.object(prepare, "load_model", load):
+        prepare.load_shared(Path("model"), "float32", mesh, "none")
+    team.wait()
+    team.close()
 
 
 def mismatch(world: int) -> None:

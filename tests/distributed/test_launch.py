@@ -237,6 +237,13 @@ def test_a_rank_that_is_busy_is_waited_for() -> None:
     assert "waiting in barrier (call 1 of ranks 0, 1) for rank 0: saving" in ended[1].output
 
 
+def test_ranks_that_read_longer_than_the_main_process_are_waited_for() -> None:
+    ended = run_to_end(2, checks.slow_reader, 2, timeout=60)
+    assert [rank.status for rank in ended] == [0, 0], ended
+    assert "for rank 1: encoding the data" in ended[0].output
+    assert "for rank 1: loading the model" in ended[0].output
+
+
 def test_different_collectives_are_told() -> None:
     ended = run_to_end(2, checks.mismatch, 2, timeout=60)
     assert [rank.status for rank in ended] == [1, 1]
