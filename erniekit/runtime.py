@@ -79,6 +79,9 @@ def configure(device: str, threads: int | None, seed: int) -> str:
         # Paddle's copies of strided views are generic loops: a transpose that is read once is 30 to 50 times
         # as slow as the transpose kernel that it replaces, and a whole training step takes twice as long.
         paddle.set_flags({"FLAGS_use_stride_kernel": False})
+    else:
+        # Products of float32, such as those of routers, are meant to be float32: Paddle takes TF32 for them.
+        paddle.base.core.set_cublas_switch(False)
 
     random.seed(seed)
     np.random.seed(seed)

@@ -223,7 +223,7 @@ class Connection:
         if self._gloo is not None:
             handle, meeting = self._gloo.group(ranks, number)
         else:
-            handle, meeting = _nccl_group(ranks), None
+            handle, meeting = _nccl_group(ranks, rank), None
         if rank in ranks:
             calls = self.watchdog.calls(ranks)
             self._groups[ranks] = Group(ranks, ranks.index(rank), handle, calls, meeting)
@@ -231,10 +231,16 @@ class Connection:
             self._groups[ranks] = Group(ranks, 0)
 
 
-def _nccl_group(ranks: Sequence[int]) -> Any:
+def _nccl_group(ranks: Sequence[int], own: int) -> Any:
     import paddle
 
-    return paddle.distributed.new_group(list(ranks))
+    handle = paddle.distributed.new_group(list(ranks))
+    if own in ranks:
+        # NCCL connects the ranks in their first collective, which is not to be beside computation or a watched one.
+        first = paddle.zeros([1])
+        paddle.distributed.all_reduce(first, group=handle)
+        first.numpy()
+    return handle
 
 
 def _processes(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
@@ -85,14 +85,19 @@ class WithoutAdapters(FrozenModel):
         try:
             for layer in self._adapters:
                 layer.active = False
-            for parameter, value in self._whole:
-                parameter.set_value(value)
+            _assign((parameter, value) for parameter, value in self._whole)
             yield
         finally:
             for layer in self._adapters:
                 layer.active = True
-            for (parameter, _), before in zip(self._whole, trained, strict=True):
-                parameter.set_value(before)
+            _assign((parameter, before) for (parameter, _), before in zip(self._whole, trained, strict=True))
+
+
+def _assign(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Each value into its parameter, on the device: `set_value` goes through the host."""
+    with paddle.no_grad():
+        for parameter, value in values:
+            paddle.assign(value, output=parameter)
 
 
 @contextmanager

@@ -34,6 +34,19 @@ def test_a_gpu_that_is_not_there_is_an_error() -> None:
     assert runtime.configure("auto", 1, 0) == "cpu"
 
 
+def test_float32_is_not_tf32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import paddle
+
+    switched = []
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(paddle, "set_device", lambda device: None)
+    monkeypatch.setattr(paddle, "seed", lambda seed: None)
+    monkeypatch.setattr(paddle.base.core, "set_cublas_switch", switched.append, raising=False)
+    assert runtime.configure("cpu", 1, 0) == "cpu" and switched == []
+    assert runtime.configure("gpu", 1, 0) == "gpu" and switched == [False]
+
+
 @pytest.mark.parametrize(("vendor", "kernels"), [("AuthenticAMD", "5"), ("GenuineIntel", None)])
 def test_kernels_are_chosen_on_amd_only(
     vendor: str, kernels: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

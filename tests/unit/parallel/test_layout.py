@@ -1,11 +1,15 @@
 """Which ranks work together in a layout, and what is refused."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import paddle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from erniekit.errors import ConfigError
-from erniekit.parallel.mesh import Layout, connect, local_mesh
+from erniekit.parallel.mesh import Connection, Layout, connect, local_mesh
 
 
 @st.composite
@@ -95,3 +99,27 @@ def test_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connect(Layout()).world.size == 1
     with pytest.raises(ConfigError, match="for 2 processes, but the launcher started 1"):
         connect(Layout(2))
+
+
+def test_nccl_connects_each_group_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own groups only: those of others are made, too, but not used."""
+    done: list[tuple[str, tuple[int, ...]]] = []
+
+    def new_group(ranks: list[int]) -> tuple[int, ...]:
+        done.append(("made", tuple(ranks)))
+        return tuple(ranks)
+
+    def all_reduce(tensor: Any, group: tuple[int, ...]) -> None:
+        assert tensor.size
+        done.append(("reduced", group))
+
+    monkeypatch.setattr(paddle.distributed, "new_group", new_group)
+    monkeypatch.setattr(paddle.distributed, "all_reduce", all_reduce)
+    connection: Any = Connection.__new__(Connection)
+    connection.worker, connection._gloo, connection._groups = SimpleNamespace(rank=1), None, {}
+    connection.watchdog = SimpleNamespace(calls=lambda ranks: None)
+    connection.mesh(Layout(4, expert=2))
+    assert done == [
+        ("made", (0, 1, 2, 3)), ("reduced", (0, 1, 2, 3)), ("made", (0, 1)), ("reduced", (0, 1)), ("made", (2, 3)),
+        ("made", (0, 2)), ("made", (1, 3)), ("reduced", (1, 3)),
+    ]  # fmt: skip
