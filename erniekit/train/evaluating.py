@@ -15,7 +15,7 @@ from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.dpo import evaluate_pairs
 from erniekit.train.inputs import HeldOut
-from erniekit.train.loop import Objective
+from erniekit.train.interfaces import Objective
 from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import paddle
@@ -22,6 +22,7 @@ from erniekit.parallel.exchange import Exchange
 from erniekit.parallel.failures import original_error
 from erniekit.train.best import Best, Watch
 from erniekit.train.figures import StepFigures, Window
+from erniekit.train.interfaces import Objective, RowSource
 from erniekit.train.monitor import Monitor, memory
 from erniekit.train.optimizer import AdamW, clip_gradients, gradient_norm
 from erniekit.train.progress import Reporter
@@ -31,48 +32,6 @@ from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team
 
 _NAMED_SAMPLES = 8
-
-
-class ObjectiveOutput(Protocol):
-    """The part of an objective's output that the loop reads: see `erniekit.objectives.sft.SftOutput`."""
-
-    @property
-    def total(self) -> paddle.Tensor:
-        """Scalar with graph: the row's share of the loss of its step, divided and weighted."""
-
-    @property
-    def loss_sum(self) -> paddle.Tensor:
-        """Scalar float32: the pure loss of the row's tokens, added up."""
-
-    @property
-    def num_loss_tokens(self) -> int:
-        """How many tokens `loss_sum` is of."""
-
-    @property
-    def routing(self) -> RowRouting | None:
-        """What routers did, where there are any."""
-
-    @property
-    def pairs(self) -> RowPairs | None:
-        """Figures of preference pairs, where the row has such."""
-
-
-class Objective(Protocol):
-    """The loss of a row: `erniekit.objectives.sft.SftObjective`, `erniekit.objectives.dpo.DpoObjective`."""
-
-    def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> ObjectiveOutput:
-        """`totals` of the row's step; None in evaluation, where nothing but `loss_sum` is read."""
-
-
-class RowSource(Protocol):
-    """Where rows come from: `erniekit.data.loader.RowLoader`."""
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next row, from 0."""
-
-    def next_row(self) -> PackedBatch:
-        """The next row; a new epoch begins by itself."""
 
 
 @dataclass(frozen=True)
