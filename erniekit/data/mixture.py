@@ -12,7 +12,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from erniekit.data.packing import Row
+
 Order = npt.NDArray[np.int64]
+# In the place of a source's number, for the order of rows.
+_ROWS = 1 << 32
 Mix = Literal["concat", "interleave", "weighted"]
 Stop = Literal["first_exhausted", "all_exhausted"]
 
@@ -54,6 +58,16 @@ class Mixture:
         if self.mix == "weighted" and self.shuffle:
             return drawn[permutation(len(drawn), self.seed, epoch)]
         return drawn[np.argsort(places, kind="stable")]
+
+    def order_rows(self, rows: list[Row], number: int) -> list[Row]:
+        """The rows packed from an epoch (or a stream's buffer) of that number, in the order to train on.
+
+        Packing takes the longest that fits, so that its rows begin with long documents and end with the short
+        ones; a model would forget the first by the last.
+        """
+        if not self.shuffle:
+            return rows
+        return [rows[place] for place in permutation(len(rows), self.seed, number, _ROWS).tolist()]
 
     def _counts(self, sizes: Sequence[int], epochs: int) -> Order:
         """How many samples of each source the first `epochs` epochs take."""

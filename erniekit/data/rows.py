@@ -78,12 +78,13 @@ class StoredRows:
         if epoch not in self._plans:
             if len(self._plans) > 1:  # the one in use and the one that the workers have reached
                 del self._plans[min(self._plans)]
-            self._plans[epoch] = plan_rows(
+            rows = plan_rows(
                 self.mixture.order(self.dataset.sizes, epoch),
                 self.dataset.lengths,
                 self.dataset.patches,
                 self.max_length,
             )
+            self._plans[epoch] = self.mixture.order_rows(rows, epoch)
         return self._plans[epoch]
 
     def start(self) -> State:

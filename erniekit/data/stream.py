@@ -149,7 +149,7 @@ class StreamedRows:
         order = permutation(count, self.mixture.seed, number) if self.mixture.shuffle else np.arange(count)
         lengths = np.asarray([len(document) for document in documents], np.int64)
         patches = np.asarray([document.num_patches for document in documents], np.int64)
-        return plan_rows(order, lengths, patches, self._max_length)
+        return self.mixture.order_rows(plan_rows(order, lengths, patches, self._max_length), number)
 
     def _read(self, buffer: _Buffer) -> tuple[list[Document], _Buffer]:
         """The documents of a buffer, and the buffer that follows."""

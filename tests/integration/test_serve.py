@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learnt a few chats by heart, one of which calls a tool."""
     directory = tmp_path_factory.mktemp("serve")
     data = write_chats(directory / "chats.jsonl", _samples())
-    settings = {"train__max_steps": 50, "data__max_length": 900, "schedule__type": "constant"}
+    settings = {"train__max_steps": 80, "data__max_length": 900, "schedule__type": "constant"}
     config = make_config(
         directory / "run", make_model(directory / "base"), data, **settings, train__rows_per_step=1
     )
@@ -194,7 +194,7 @@ def test_another_model_and_path(client: openai.OpenAI) -> None:
 
 def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]], run: Path) -> None:
     url, said = server
-    assert said[0].endswith('checkpoint-000050 as "colours": template ernie_vl')
+    assert said[0].endswith('checkpoint-000080 as "colours": template ernie_vl')
     export = said.index(f"  erniekit export {run} --output {run}-export")
     assert said[export + 1].startswith(f"  vllm serve {run}-export --trust-remote-code")
     asked = subprocess.run(said[2], shell=True, capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erniekit.data.mixture import Mix, Mixture, Stop, next_source, permutation
+from erniekit.data.packing import plan_rows
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 
@@ -89,3 +90,16 @@ def test_a_weighted_stream_keeps_its_shares() -> None:
     for _ in range(1000):
         drawn[next_source([1, 2, 5], drawn)] += 1
     assert drawn == [125, 250, 625]
+
+
+def test_rows_of_an_epoch_do_not_go_from_long_documents_to_short_ones() -> None:
+    lengths = np.tile([30, 35, 40], 160)
+    mix = mixture("concat", [1])
+    packed = plan_rows(mix.order([480], 0), lengths, np.ones(480, np.int64), 200)
+    ordered = mix.order_rows(packed, 0)
+    assert sorted(ordered) == sorted(packed)
+    means = [[lengths[list(row)].mean() for row in rows] for rows in (packed, ordered)]
+    trends = [np.corrcoef(np.arange(len(packed)), values)[0, 1] for values in means]
+    assert trends[0] < -0.8 and abs(trends[1]) < 0.3
+    assert mix.order_rows(packed, 0) == ordered != mix.order_rows(packed, 1)
+    assert mixture("concat", [1], shuffle=False).order_rows(packed, 0) == packed
