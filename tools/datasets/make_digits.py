@@ -1,5 +1,7 @@
 """Write `data/digits`: 1,797 real handwritten digits as image chats, for training and for a held-out test.
 
+The same pictures stand in it once more, split in the same way, as preferences between answers and as function calls.
+
     python tools/datasets/make_digits.py [--output data/digits]
 
 Needs scikit-learn (`pip install scikit-learn`), whose `load_digits` is a copy of the test set of "Optical Recognition
@@ -17,7 +19,8 @@ import random
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import numpy as np
 
 SEED = 20240601
 HELDOUT_PER_CLASS = 30
+EXAMPLES = 500  # training samples of preferences, and of calls
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # (question, answer): a question fixes the wording of its answer, so that exact match is a fair measure.
 PHRASINGS: tuple[tuple[str, str], ...] = (
@@ -37,8 +41,41 @@ PHRASINGS: tuple[tuple[str, str], ...] = (
     ("Write the digit as a word.", "{word}"),
     ("图片里是哪个数字？", "图片里的数字是{digit}。"),  # noqa: RUF001
 )
+# The questions that are answered with a sentence: pairs reject it and prefer the digit alone. In the chats before, one
+# answer in four is such a digit, to every question in turn: preferences choose among what a model may say.
+SENTENCES = tuple(phrasing for phrasing in PHRASINGS if phrasing[1] not in ("{digit}", "{word}"))
+STYLES = tuple(
+    (question, "{digit}" if index % 4 == 3 else sentence)
+    for index, (question, sentence) in enumerate(SENTENCES * 4)
+)
+# (question, arguments of the call that answers it).
+CALLS = tuple(
+    (question, '{{"digit": {digit}}}')
+    for question in (
+        "Report the digit in the picture.",
+        "Report this digit.",
+        "Report which number is written here.",
+    )
+)
+REPORT_DIGIT = {
+    "name": "report_digit",
+    "description": "Report the digit in the picture.",
+    "parameters": {
+        "type": "object",
+        "properties": {"digit": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["digit"],
+    },
+}
 
-Chat = tuple[bytes, str, str]
+
+@dataclass(frozen=True)
+class Chat:
+    """A picture (PNG), the digit that it shows, a question and its answer."""
+
+    png: bytes
+    digit: int
+    question: str
+    answer: str
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -71,7 +108,7 @@ def load_pictures() -> list[tuple[bytes, int]]:
 
 
 def split_chats(pictures: list[tuple[bytes, int]], seed: int = SEED) -> tuple[list[Chat], list[Chat]]:
-    """(train, held-out) as (PNG, question, answer); held-out has the same number of each digit.
+    """(train, held-out); held-out has the same number of each digit.
 
     Each picture is in one chat only. Within a digit the phrasings take turns, so that all are equally frequent.
     """
@@ -88,28 +125,59 @@ def split_chats(pictures: list[tuple[bytes, int]], seed: int = SEED) -> tuple[li
         generator.shuffle(group)
         for index, png in enumerate(group):
             question, answer = PHRASINGS[(index + digit) % len(PHRASINGS)]
-            chat = (png, question, answer.format(digit=digit, word=WORDS[digit]))
+            chat = Chat(png, digit, question, answer.format(digit=digit, word=WORDS[digit]))
             (heldout if index < HELDOUT_PER_CLASS else train).append(chat)
     generator.shuffle(train)
     generator.shuffle(heldout)
     return train, heldout
 
 
-def as_messages(chat: Chat) -> dict[str, Any]:
-    """One sample in OpenAI's form: the picture as a data URL among the parts of the user's message."""
-    png, question, answer = chat
+def _user(png: bytes, question: str) -> dict[str, Any]:
+    """The user's message in OpenAI's form: the picture as a data URL among its parts."""
     url = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    return {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]}
+    return {"role": "user", "content": parts}
+
+
+def as_messages(chat: Chat) -> dict[str, Any]:
+    """One sample in OpenAI's form."""
+    return {"messages": [_user(chat.png, chat.question), {"role": "assistant", "content": chat.answer}]}
 
 
 def as_erniekit(chat: Chat) -> dict[str, Any]:
     """One sample in ERNIEKit's form: texts with tags, and the picture (plain base64) before text 0."""
-    png, question, answer = chat
     return {
-        "text_info": [{"text": question, "tag": "mask"}, {"text": answer, "tag": "no_mask"}],
-        "image_info": [{"matched_text_index": 0, "image_url": base64.b64encode(png).decode("ascii")}],
+        "text_info": [{"text": chat.question, "tag": "mask"}, {"text": chat.answer, "tag": "no_mask"}],
+        "image_info": [{"matched_text_index": 0, "image_url": base64.b64encode(chat.png).decode("ascii")}],
     }
+
+
+def as_preference(chat: Chat) -> dict[str, Any]:
+    """A pair in OpenAI's form: two right answers, of which the digit alone is preferred to the sentence."""
+    return {
+        "messages": [_user(chat.png, chat.question)],
+        "chosen": {"role": "assistant", "content": str(chat.digit)},
+        "rejected": {"role": "assistant", "content": chat.answer},
+    }
+
+
+def as_call(chat: Chat) -> dict[str, Any]:
+    """A chat in OpenAI's form whose answer calls `report_digit`, with `chat.answer` as its arguments."""
+    call = {"name": REPORT_DIGIT["name"], "arguments": chat.answer}
+    answer = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]}
+    return {
+        "tools": [{"type": "function", "function": REPORT_DIGIT}],
+        "messages": [_user(chat.png, chat.question), answer],
+    }
+
+
+def ask_again(chats: list[Chat], phrasings: Sequence[tuple[str, str]]) -> list[Chat]:
+    """The same pictures, in their order, with other questions, which take turns, and their answers."""
+    again = []
+    for index, chat in enumerate(chats):
+        question, answer = phrasings[index % len(phrasings)]
+        again.append(Chat(chat.png, chat.digit, question, answer.format(digit=chat.digit)))
+    return again
 
 
 def write_lines(file: Path, chats: list[Chat], form: Callable[[Chat], dict[str, Any]]) -> None:
@@ -135,6 +203,11 @@ def main() -> None:
         ("train.jsonl", train[:half], as_messages),
         ("train_erniekit.jsonl", train[half:], as_erniekit),
         ("heldout.jsonl", heldout, as_messages),
+        ("styles.jsonl", ask_again(train[:half], STYLES), as_messages),
+        ("preferences.jsonl", ask_again(train[half : half + EXAMPLES], SENTENCES), as_preference),
+        ("preferences_heldout.jsonl", ask_again(heldout, SENTENCES), as_preference),
+        ("calls.jsonl", ask_again(train[half : half + EXAMPLES], CALLS), as_call),
+        ("calls_heldout.jsonl", ask_again(heldout, CALLS), as_call),
     ):
         write_lines(output / name, chats, form)
         print(f"{output / name}: {len(chats)} pictures, {(output / name).stat().st_size:,} bytes")

@@ -18,15 +18,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erniekit.data.conversation import Conversation, ImagePart, TextPart
+from erniekit.data.conversation import Conversation, ImagePart, TextPart, ToolCallPart
 from erniekit.data.formats import FORMATS, detect, parse_record
 from erniekit.data.formats.reader import Record, read_records
 from erniekit.data.media import open_image
+from erniekit.inference.answer import ToolCall
+from erniekit.inference.metrics.calls import is_valid
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS, SAMPLES = ROOT / "data" / "digits", ROOT / "data" / "samples"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_FILES = ("train.jsonl", "train_erniekit.jsonl", "heldout.jsonl")
+# The same pictures with other questions, by the file that the pictures are from.
+ASKED_AGAIN = {
+    "styles.jsonl": "train.jsonl",
+    "preferences.jsonl": "train_erniekit.jsonl",
+    "calls.jsonl": "train_erniekit.jsonl",
+    "preferences_heldout.jsonl": "heldout.jsonl",
+    "calls_heldout.jsonl": "heldout.jsonl",
+}
 
 
 def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -97,8 +107,51 @@ def test_digits_are_made_again_byte_for_byte(tmp_path: Path, monkeypatch: pytest
     script = load_script("make_digits", monkeypatch)
     monkeypatch.setattr(sys, "argv", ["make_digits.py", "--output", str(tmp_path)])
     script.main()
-    for name in DIGIT_FILES:
-        assert (tmp_path / name).read_bytes() == (DIGITS / name).read_bytes(), name
+    assert sorted(path.name for path in DIGITS.iterdir()) == sorted([*DIGIT_FILES, *ASKED_AGAIN])
+    for path in DIGITS.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def digits_of(file: list[Conversation]) -> list[tuple[str | bytes, int]]:
+    """Each chat's picture, and the digit of its answer: a figure, a word, or the argument of a call."""
+    found = []
+    for chat in file:
+        (answer,) = chat.messages[-1].parts
+        said = answer.arguments if isinstance(answer, ToolCallPart) else text(chat, 1)
+        match = re.search("|".join([r"\d", *WORDS]), said)
+        assert match is not None
+        digit = WORDS.index(match.group()) if match.group() in WORDS else int(match.group())
+        found.append((pictures(chat)[0], digit))
+    return found
+
+
+@pytest.mark.parametrize("name", ASKED_AGAIN)
+def test_a_picture_that_is_asked_about_again_shows_the_same_digit(
+    name: str, digits: dict[str, list[Conversation]]
+) -> None:
+    first = digits_of(digits[ASKED_AGAIN[name]])
+    again = digits_of(chats(DIGITS / name))
+    assert len(again) == (500 if name in ("preferences.jsonl", "calls.jsonl") else len(first))
+    assert again == first[: len(again)]
+
+
+def test_styles_and_preferences_are_what_they_say() -> None:
+    shares = Counter(len(text(chat, 1)) == 1 for chat in chats(DIGITS / "styles.jsonl"))
+    assert shares[True] == pytest.approx(749 / 4, abs=1)
+    for name in ("preferences.jsonl", "preferences_heldout.jsonl"):
+        for chat in chats(DIGITS / name):
+            chosen = text(chat, 1)
+            ((rejected,),) = (message.parts for message in chat.rejected)
+            assert isinstance(rejected, TextPart)
+            assert len(chosen) == 1 < len(rejected.text) and re.findall(r"\d", rejected.text) == [chosen]
+
+
+def test_every_call_is_what_its_tool_accepts() -> None:
+    for name in ("calls.jsonl", "calls_heldout.jsonl"):
+        for chat in chats(DIGITS / name):
+            (call,) = chat.messages[-1].parts
+            assert isinstance(call, ToolCallPart)
+            assert is_valid(ToolCall(call.name, json.loads(call.arguments), "", None), chat.tools)
 
 
 def test_digit_pictures_are_pngs_of_the_sets_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
