@@ -2,6 +2,8 @@
 #
 #   make quickstart            install, train a small vision-language model, export it, prove that it loads
 #   make quickstart VERIFY=0   the same without PyTorch and the comparison with transformers
+#   make example-dpo           preference training: turn a style of answer round (after quickstart, which it runs if needed)
+#   make example-calls         function calls: report the digit that a picture shows (the same)
 #   make test                  everything that must pass before a commit
 #
 # PYTHON=...      the Python to make .venv with (3.11 is what is tested)
@@ -22,6 +24,7 @@ VENV_STAMP := .venv/.stamp-venv
 CORE_STAMP := .venv/.stamp-core
 TORCH_STAMP := .venv/.stamp-torch
 DEV_STAMP := .venv/.stamp-dev
+QUICKSTART := runs/quickstart/export/config.json
 
 # On a terminal one line shows what pip is at; elsewhere only errors are shown.
 define install
@@ -32,13 +35,16 @@ else \
 fi
 endef
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart example-dpo example-calls test lint clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
 
 quickstart: $(CORE_STAMP) $(if $(filter-out 0,$(VERIFY)),$(TORCH_STAMP))
 	@examples/quickstart.sh $(VERIFY)
+
+example-dpo example-calls: $(CORE_STAMP) $(QUICKSTART)
+	@examples/digits/$(@:example-%=%).sh
 
 test: lint
 	@echo "Running the tests ..."
@@ -53,6 +59,10 @@ lint: $(DEV_STAMP)
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# Only where it is missing: the model stays when the installation changes.
+$(QUICKSTART): | $(CORE_STAMP)
+	@examples/quickstart.sh 0
 
 $(VENV_STAMP):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v < (3, 13) and \

@@ -29,8 +29,9 @@ COMMANDS = [
     "chat",
     "serve",
 ]
-# These make .venv, or run this very test; `examples/quickstart.sh` is what `make quickstart` runs then.
-MAKE = {"make quickstart", "make test", "make lint"}
+# These make .venv, or run this very test; the scripts are what they run then.
+EXAMPLES = {"make example-dpo": "examples/digits/dpo.sh", "make example-calls": "examples/digits/calls.sh"}
+MAKE = {"make quickstart", "make test", "make lint", *EXAMPLES}
 # It does not end by itself: see test_the_client_in_the_readme_talks_to_the_server.
 SERVE = "erniekit serve runs/quickstart/run"
 
@@ -77,6 +78,44 @@ def test_quickstart_reads_at_least_95_percent_and_loads(quickstart: subprocess.C
     assert exact >= 0.95 * asked
     if importlib.util.find_spec("torch"):
         assert re.search(r"ok .*20 .*answers|ok .*answers.*20", quickstart.stdout), quickstart.stdout[-3000:]
+
+
+def _percentages(told: str) -> list[list[float]]:
+    """The lines with metrics over all answers that `erniekit eval` printed, in percent."""
+    lines = re.findall(r"^all +300((?: +[0-9.]+%)+)$", told, re.MULTILINE)
+    return [[float(value) for value in line.replace("%", "").split()] for line in lines]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quickstart")
+def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path) -> None:
+    finished = _run(["bash", EXAMPLES["make example-dpo"]], clone)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    (style_before, right_before), (style_after, right_after) = _percentages(finished.stdout)
+    # Those that are wrong are of either style.
+    assert style_before + 100 - right_before < 20
+    assert style_after > 90
+    assert right_before > 90
+    assert right_after > right_before - 2
+    assert list((clone / "runs/digits/dpo-export").glob("*.safetensors"))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quickstart")
+def test_calls_are_valid_and_right_after_the_example(clone: Path) -> None:
+    finished = _run(["bash", EXAMPLES["make example-calls"]], clone)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert re.search(r"^metrics .* call_valid +call_match$", finished.stdout, re.MULTILINE)
+    ((*_, valid, right),) = _percentages(finished.stdout)
+    assert valid >= 90
+    assert right >= 90
+    assert list((clone / "runs/digits/calls-export").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_make_runs_the_example_after_the_quickstart(command: str, clone: Path) -> None:
+    shown = subprocess.run(["make", "-n", command.split()[1]], cwd=clone, capture_output=True, text=True)
+    assert EXAMPLES[command] in shown.stdout.splitlines()[-1], shown.stderr
 
 
 def _blocks(text: str) -> Iterator[str]:
