@@ -59,21 +59,10 @@ class Native:
         later: bool = False,
     ) -> Tensor:
         """[sum(send), ...] -> [sum(recv), ...]."""
-        width, own = tensor.shape[1:], group.rank
-        send, recv = list(send), list(recv)
-        empty = not sum(send) or not sum(recv)
-        if empty:
-            # A buffer without rows has no address: with a row from this rank to itself, neither is without. Computation
-            # waits for it, since the row is cut out again.
-            before, after = tensor[: sum(send[:own])], tensor[sum(send[:own]) :]
-            tensor = paddle.concat([before, paddle.zeros([1, *width], dtype=tensor.dtype), after])
-            send[own], recv[own] = 1, 1
-        out = paddle.empty([sum(recv), *width], dtype=tensor.dtype)
+        out = paddle.empty([sum(recv), *tensor.shape[1:]], dtype=tensor.dtype)
         call.task = dist.stream.alltoall_single(
-            out, tensor, recv, send, group=group.handle, sync_op=empty or not later
+            out, tensor, list(recv), list(send), group=group.handle, sync_op=not later
         )
-        if empty:
-            out = paddle.concat([out[: sum(recv[:own])], out[sum(recv[: own + 1]) :]])
         return out
 
     def barrier(self, group: Group, call: Call) -> None:

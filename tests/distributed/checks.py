@@ -226,9 +226,7 @@ def check_layouts(mesh: Mesh) -> dict[str, list[int]]:
 
 
 def _alltoall_single(out: Tensor, x: Tensor, recv: list[int], send: list[int], mesh: Mesh) -> None:
-    """NCCL's all-to-all as gloo does it; NCCL needs rows on both sides."""
-    assert x.shape[0] == sum(send) > 0
-    assert out.shape[0] == sum(recv) > 0
+    """NCCL's all-to-all as gloo does it."""
     from erniekit.parallel.transport import Gloo
 
     paddle.assign(Gloo().all_to_all(x, send, recv, mesh.world, Call("", 0, 0.0)), out)
