@@ -72,7 +72,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def setting(runs: Path) -> dict[str, Any]:
-    return vl_setting(runs)
+    """Short rows: a step costs little but its collectives."""
+    return vl_setting(runs) | {"data.max_length": 160}
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -125,7 +126,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(world, expert, context, draw(st.sampled_from(SHARDS)), rows, draw(st.booleans()))
 
 
-@settings(max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(cases(), st.integers(160, 400), st.sampled_from(["tokens", "token_balanced"]), st.integers(0, 99))
 def test_random_layouts_train_the_same(
     tmp_path_factory: pytest.TempPathFactory, case: Case, length: int, normalization: str, seed: int

@@ -96,7 +96,7 @@ def test_skipped_samples_are_told_and_counted_on_all_processes(directory: Path) 
     data = str(write_chats(directory / "skipped.jsonl", samples(directory / "skipped", damaged=(1, 2))))
     settings = setting(directory, "skipped") | {"data.train": data, "data.eval": data}
     # Rows of one chat each, and every chat once.
-    settings |= {"data.max_length": 45, "train.max_steps": None, "train.epochs": 1}
+    settings |= {"data.max_length": 45, "data.shuffle": False, "train.max_steps": None, "train.epochs": 1}
     stopping = settings | {"data.eval": [], "data.max_errors": 1, "train.output_dir": f"{directory}/stopped"}
     ends = run_to_end(2, trainings, 2, [settings, stopping], timeout=60)
     first, second = zip(*(end.output.split("Done: ") for end in ends), strict=True)
