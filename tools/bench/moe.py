@@ -35,7 +35,7 @@ from erniekit.models.config import MoeConfig
 from erniekit.models.layers import Mlp
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
-from erniekit.parallel import collectives
+from erniekit.parallel import collectives, differentiable
 from erniekit.parallel.expert import ExpertParallelDispatcher
 from erniekit.parallel.mesh import Layout, connect
 from erniekit.parallel.worker import LOCALHOST, Worker, worker_environment, worker_from
@@ -163,9 +163,11 @@ def _count_seconds() -> list[float]:
 
         return call
 
-    # These three are all that moves: counts go by the first, tokens by the second, and back by the first again.
-    collectives.all_to_all = counted(collectives.all_to_all)
-    collectives.start_all_to_all = counted(collectives.start_all_to_all)
+    # These are all that moves: counts go by the first, tokens by the third, and back by the second.
+    plain = collectives.all_to_all
+    collectives.all_to_all = counted(plain)
+    differentiable.all_to_all = counted(plain)
+    differentiable.start_all_to_all = counted(differentiable.start_all_to_all)
     collectives.UnderWay.wait = counted(collectives.UnderWay.wait)
     return spent
 
