@@ -35,7 +35,7 @@ STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d{6,})")
-_SIDE_SUFFIXES = {".json", ".jinja", ".model", ".py", ".txt"}
+_SIDE_SUFFIXES = {".json", ".jinja", ".model", ".py", ".ttf", ".txt"}
 _NOT_SIDE_FILES = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json$")
 _FINGERPRINT_BYTES = 1 << 20
 
@@ -220,7 +220,7 @@ def model_fingerprint(directory: Path) -> dict[str, Any]:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy what belongs to a model besides its weights: config, tokenizer, templates, processor files."""
+    """Copy what belongs to a model besides its weights: config, tokenizer, templates, processor files and font."""
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in _SIDE_SUFFIXES and not _NOT_SIDE_FILES.search(file.name):
             shutil.copyfile(file, target / file.name)

@@ -6,50 +6,52 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from erniekit.cli.train_options import ConfigFile, Overrides
+
 if TYPE_CHECKING:
     from erniekit.inspection.preview import Preview
 
 
+Number = Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="Samples to show.")]
+Skip = Annotated[int, typer.Option("--skip", metavar="N", min=0, help="Samples to pass over before them.")]
+Named = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sample",
+        metavar="FILE:LINE",
+        help="This sample, as errors name it; repeat it for more.",
+        show_default=False,
+    ),
+]
+Shuffled = Annotated[
+    bool, typer.Option("--shuffled", help="Random samples, not the first ones; reads all data.")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of --shuffled.")]
+HeldOut = Annotated[bool, typer.Option("--eval", help="Samples of data.eval, not of data.train.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with thumbnails to this file instead."),
+]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain",
+        help="No colours: trained text stands between two marks. So it is also where the output is no terminal.",
+    ),
+]
+
+
 def preview(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Settings that win over the file, such as data.loss_on=each_turn; values are YAML.",
-            show_default=False,
-        ),
-    ] = None,
-    number: Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="Samples to show.")] = 3,
-    skip: Annotated[
-        int, typer.Option("--skip", metavar="N", min=0, help="Samples to pass over before them.")
-    ] = 0,
-    sample: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sample",
-            metavar="FILE:LINE",
-            help="This sample, as errors name it; repeat it for more.",
-            show_default=False,
-        ),
-    ] = None,
-    shuffled: Annotated[
-        bool, typer.Option("--shuffled", help="Random samples, not the first ones; reads all data.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of --shuffled.")] = 0,
-    heldout: Annotated[bool, typer.Option("--eval", help="Samples of data.eval, not of data.train.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with thumbnails to this file instead."),
-    ] = None,
-    plain: Annotated[
-        bool,
-        typer.Option(
-            "--plain",
-            help="No colours: trained text stands between two marks. So it is also where the output is no "
-            "terminal.",
-        ),
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    number: Number = 3,
+    skip: Skip = 0,
+    sample: Named = None,
+    shuffled: Shuffled = False,
+    seed: Seed = 0,
+    heldout: HeldOut = False,
+    html: Html = None,
+    plain: Plain = False,
 ) -> None:
     """Show samples as the model will see them.
 

@@ -1,4 +1,4 @@
-"""Options of `erniekit train`."""
+"""Options of `erniekit train`, and of other commands that read the file of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that win over the file, such as optimizer.learning_rate=1e-4; values are YAML.",
+        help="Settings that win over the file, such as data.max_length=4096; values are YAML.",
         show_default=False,
     ),
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from paddle import Tensor, nn
 
 from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, write_safetensors
-from erniekit.checkpoint.weights import array_of, assign, spec_of
+from erniekit.checkpoint.weights import assign
 from erniekit.errors import CheckpointError
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec, is_expert_tensor
@@ -48,38 +48,9 @@ def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
 
 def write_adapter(
     directory: str | Path,
-    model: nn.Layer,
-    *,
-    base_path: str,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: Sequence[str],
-) -> None:
-    """Write the adapters of a model to a directory that exists."""
-    parameters = adapter_parameters(model)
-    write_adapter_tensors(
-        directory,
-        [spec_of(name, parameter) for name, parameter in parameters.items()],
-        lambda name: array_of(parameters[name]),
-        base_path=base_path,
-        rank=rank,
-        alpha=alpha,
-        dropout=dropout,
-        targets=targets,
-    )
-
-
-def write_adapter_tensors(
-    directory: str | Path,
     specs: Sequence[TensorSpec],
     read: Callable[[str], np.ndarray],
-    *,
-    base_path: str,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: Sequence[str],
+    adapter: AdapterConfig,
 ) -> None:
     """Write adapters to a directory that exists.
 
@@ -90,11 +61,11 @@ def write_adapter_tensors(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_path,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "target_modules": list(targets),
+        "base_model_name_or_path": adapter.base_path,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": list(adapter.targets),
         "modules_to_save": whole or None,
         "bias": "none",
         "fan_in_fan_out": False,

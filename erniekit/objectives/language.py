@@ -83,7 +83,7 @@ class _ChunkedLogProbs(paddle.autograd.PyLayer):
             logits, softmax = _softmax(rows, weight)
             found.append(-_negative_log_likelihood(logits, softmax, targets).squeeze(-1))
             if for_hidden and not for_weight:
-                grads.append(paddle.matmul(_minus_error(softmax, targets).astype(rows.dtype), weight))
+                grads.append(-paddle.matmul(_error(softmax, targets).astype(rows.dtype), weight))
         ctx.grads = paddle.concat(grads) if grads else None
         ctx.wanted = for_hidden, for_weight
         ctx.chunk = chunk
@@ -102,7 +102,7 @@ class _ChunkedLogProbs(paddle.autograd.PyLayer):
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows, targets = hidden[start : start + ctx.chunk], labels[start : start + ctx.chunk].unsqueeze(-1)
             _, softmax = _softmax(rows, weight)
-            part = (_minus_error(softmax, targets) * factors[start : start + ctx.chunk]).astype(rows.dtype)
+            part = (_error(softmax, targets) * -factors[start : start + ctx.chunk]).astype(rows.dtype)
             if for_hidden:
                 grad_hidden.append(paddle.matmul(part, weight))
             if grad_weight is not None:
@@ -115,10 +115,10 @@ class _ChunkedLogProbs(paddle.autograd.PyLayer):
         )
 
 
-def _minus_error(softmax: Tensor, targets: Tensor) -> Tensor:
-    """onehot - softmax, in the place of softmax."""
-    error = softmax.put_along_axis_(targets, paddle.full(targets.shape, -1.0, "float32"), 1, reduce="add")
-    return -error
+def _error(softmax: Tensor, targets: Tensor) -> Tensor:
+    """softmax - onehot, in the place of softmax."""
+    minus_one = paddle.full(targets.shape, -1.0, "float32")
+    return softmax.put_along_axis_(targets, minus_one, 1, reduce="add")
 
 
 class _ChunkedCrossEntropy(paddle.autograd.PyLayer):
@@ -143,8 +143,7 @@ class _ChunkedCrossEntropy(paddle.autograd.PyLayer):
             total = total + _negative_log_likelihood(logits, softmax, targets).sum()
             if not (for_hidden or for_weight):
                 continue
-            minus_one = paddle.full(targets.shape, -1.0, "float32")
-            error = softmax.put_along_axis_(targets, minus_one, 1, reduce="add").astype(rows.dtype)
+            error = _error(softmax, targets).astype(rows.dtype)
             if for_hidden:
                 grad_hidden.append(paddle.matmul(error, weight))
             if for_weight:

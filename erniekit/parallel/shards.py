@@ -130,9 +130,9 @@ class Shards:
     def _own(self, values: Tensor) -> dict[str, Tensor]:
         """This rank's `length` values by their tensors."""
         found, begin = {}, 0
-        for span in self.partition.spans(self.group.rank):
-            found[span.name] = values[begin : begin + span.size].clone()
-            begin += span.size
+        for name, part in self.parts.items():
+            found[name] = values[begin : begin + part.size].clone()
+            begin += int(part.size)
         return found
 
 

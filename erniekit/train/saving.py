@@ -27,7 +27,7 @@ from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
 from erniekit.data.loader import RowLoader
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.lora.adapters import adapter_parameters, write_adapter_tensors
+from erniekit.lora.adapters import AdapterConfig, adapter_parameters, write_adapter
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
 from erniekit.parallel.exchange import Exchange, Held
@@ -121,16 +121,9 @@ class Saver:
     def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
         lora = self.config.lora
         if lora.enabled:
-            write_adapter_tensors(
-                directory,
-                weights.specs,
-                weights.read,
-                base_path=self.config.model.path,
-                rank=lora.rank,
-                alpha=lora_alpha(lora),
-                dropout=lora.dropout,
-                targets=lora.targets,
-            )
+            base, targets = self.config.model.path, tuple(lora.targets)
+            adapter = AdapterConfig(base, lora.rank, lora_alpha(lora), lora.dropout, targets)
+            write_adapter(directory, weights.specs, weights.read, adapter)
         else:
             copy_side_files(Path(self.config.model.path), directory)
             write_shards(directory, weights.specs, weights.read)

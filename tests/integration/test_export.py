@@ -14,12 +14,13 @@ from erniekit.data.encode import make_encoder
 from erniekit.data.loader import load_row
 from erniekit.inference.heldout import load_samples
 from erniekit.inference.load import load_for_inference
-from erniekit.lora.adapters import read_adapter_index, write_adapter
+from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.targets import apply_lora
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec
 from erniekit.objectives.sft import row_inputs
 from erniekit.train.job import run_training
+from tests.adapters import write_adapter
 from tests.integration.training_setup import chats, make_config, make_model, write_chats
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -23,11 +23,11 @@ from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
 from erniekit.export.layouts import Layout
-from erniekit.lora.adapters import write_adapter
 from erniekit.lora.targets import apply_lora
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+from tests.adapters import write_adapter
 from tests.unit.export.conftest import FAMILIES, Copy, change_json
 
 

@@ -21,9 +21,9 @@ from erniekit.data.encode import EncodeOptions
 from erniekit.data.policy import LossPolicy
 from erniekit.errors import CheckpointError
 from erniekit.inference.load import find_model, load_for_inference
-from erniekit.lora.adapters import write_adapter
 from erniekit.lora.targets import apply_lora
 from erniekit.models.ernie import ErnieModel
+from tests.adapters import write_adapter
 from tests.unit.inference.helpers import all_logits, make_model, prompt, seed_values
 
 DATA: dict[str, Any] = {"template": "auto", "min_pixels": None, "max_pixels": None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from erniekit.inference.report import Settings
 from erniekit.inference.report_page import Piece, ReportPage, difference
 from erniekit.inference.sampling import Sampling
 from tests.unit.data.helpers import encoded, noise
+from tests.unit.elements import Elements
 from tests.unit.inference.evaluations import BROKEN, answered, evaluation_of, picture
 
 HOSTILE = "</ins></div></pre><script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='x' &lt;b&gt; {{ 7 * 7 }}"
@@ -32,31 +32,21 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-class Page(HTMLParser):
-    """What a browser makes of a page: its elements, the text of each card, and what is marked in it."""
+class Page(Elements):
+    """A page's elements, the text of each card, and what is marked in it."""
 
     def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[tuple[str, str]] = []
+        super().__init__()
         self.cards: list[str] = []
         self.marked: list[tuple[str, str]] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, "every element is closed"
+        self.read(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.elements.append((tag, attributes))
+        super().handle_starttag(tag, attrs)
         if tag == "section":
             self.cards.append("")
         if tag in ("ins", "del"):
             self.marked.append((tag, ""))
-        if tag not in ("meta", "img", "input"):
-            self.open.append((tag, attributes.get("class") or ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
         if any(tag == "section" for tag, _ in self.open):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from erniekit.data.encode import Encoder
 from erniekit.inspection.page import render_page
 from tests.unit.data.helpers import encoded, noise, qa
+from tests.unit.elements import Elements
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 
 HOSTILE = "</span></div><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='x' &lt;b&gt; {{ 7 * 7 }}"
@@ -28,28 +28,18 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-class Page(HTMLParser):
-    """What a browser makes of a page: its elements, and the text of each document."""
+class Page(Elements):
+    """A page's elements, and the text of each document."""
 
     def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[tuple[str, str]] = []
+        super().__init__()
         self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, "every element is closed"
+        self.read(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.elements.append((tag, attributes))
-        if tag == "div" and attributes.get("class") == "words":
+        super().handle_starttag(tag, attrs)
+        if tag == "div" and dict(attrs).get("class") == "words":
             self.words.append("")
-        if tag not in ("meta", "br", "img"):
-            self.open.append((tag, attributes.get("class") or ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
         if ("div", "words") not in self.open:

@@ -11,12 +11,13 @@ import pytest
 from erniekit.checkpoint import hub
 from erniekit.checkpoint.weights import load_model, save_weights
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.lora.adapters import load_adapter, read_adapter_index, write_adapter
+from erniekit.lora.adapters import load_adapter, read_adapter_index
 from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.targets import apply_lora, group_matches
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.models.factory import build_model
+from tests.adapters import write_adapter
 from tests.unit.models.test_config import FLAT
 
 TARGETS = ["q_proj", "model.layers.*.mlp.experts.*", "model.resampler_model.spatial_linear.0"]

@@ -202,6 +202,7 @@ def test_side_files_are_carried_and_weights_are_not(tmp_path: Path) -> None:
         "spiece.model",
         "processing_x.py",
         "LICENSE.txt",
+        "Roboto-Regular.ttf",
     ]
     others = [
         "model.safetensors",
