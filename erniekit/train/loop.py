@@ -32,6 +32,7 @@ from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team
 
 _NAMED_SAMPLES = 8
+_EMPTY_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,8 @@ class Loop:
     def step(self) -> StepFigures:
         """One update. Losses are divided by the totals of all rows of the step, see `StepTotals`."""
         began = time.perf_counter()
-        batches = self._draw()
+        batches, rows, totals = self._next_rows()
         data_seconds = time.perf_counter() - began
-        rows, totals = self._count(batches)
         losses: list[paddle.Tensor] = []
         routings: list[RowRouting] = []
         pairs: list[RowPairs] = []
@@ -224,8 +224,20 @@ class Loop:
         elif not only:
             self.optimizer.collect_gradients()
 
+    def _next_rows(self) -> tuple[list[PackedBatch], int, StepTotals]:
+        """The rows of this process, the number of those of all, and their totals.
+
+        Steps for which no process has a sample left are passed over, as one process passes over such rows.
+        """
+        for _ in range(_EMPTY_STEPS):
+            batches = self._draw()
+            rows, totals = self._count(batches)
+            if totals.loss_tokens:
+                return batches, rows, totals
+        raise DataError(f"none of the last {_EMPTY_STEPS} steps has a token with loss")
+
     def _count(self, batches: Sequence[PackedBatch]) -> tuple[int, StepTotals]:
-        """The number of rows of the step and their totals, on all processes. Raises DataError without loss."""
+        """The number of rows of the step and their totals, on all processes."""
         asked = self._guard is not None and self._guard.requested is not None
         # All processes stop after the same step: the one in which each knows that one of them was asked to.
         counted = batches if self._team is None or self._team.counts else []
@@ -241,8 +253,6 @@ class Loop:
             self._skips.share()
         self._stopping = bool(told["stop"]) and self._team is not None
         rows, loss_tokens, text, vision = told["counts"].tolist()
-        if not loss_tokens:
-            raise DataError(f"step {self.progress.step + 1} has no token with loss: {_names(batches)}")
         positions = self.settings.rows_per_step * self.settings.max_length
         return rows, StepTotals(loss_tokens, positions, (text, vision), *told["pairs"].tolist())
 

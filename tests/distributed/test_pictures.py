@@ -13,7 +13,7 @@ import pytest
 from tests.distributed.layouts import trainings
 from tests.distributed.picture_checks import draw_differently, reference_loads
 from tests.distributed.processes import run, run_to_end
-from tests.integration.training_setup import chats, make_model, read_log, write_chats
+from tests.integration.training_setup import chats, losses, make_model, read_log, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,10 @@ def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, lay
 
 
 def test_skipped_samples_are_told_and_counted_on_all_processes(directory: Path) -> None:
-    """Each process reads one of the two that are damaged; all of them are told of both, once."""
-    data = str(write_chats(directory / "skipped.jsonl", samples(directory / "skipped", damaged=(1, 2))))
+    """Each process reads two of the four that are damaged; all of them are told of all, once. Where a step has no
+    other samples, the next one takes its place."""
+    damaged = (1, 2, 4, 5)
+    data = str(write_chats(directory / "skipped.jsonl", samples(directory / "skipped", damaged)))
     settings = setting(directory, "skipped") | {"data.train": data, "data.eval": data}
     # Rows of one chat each, and every chat once.
     settings |= {"data.max_length": 45, "data.shuffle": False, "train.max_steps": None, "train.epochs": 1}
@@ -102,5 +104,6 @@ def test_skipped_samples_are_told_and_counted_on_all_processes(directory: Path) 
     first, second = zip(*(end.output.split("Done: ") for end in ends), strict=True)
     for told in first:
         # In training and in the evaluation.
-        assert [told.count(f"skipped: {data}:{line}: ") for line in (2, 3)] == [2, 2]
+        assert [told.count(f"skipped: {data}:{number + 1}: ") for number in damaged] == [2, 2, 2, 2]
+    assert [step for step, *_ in losses(directory / "skipped" / "run")] == [1, 2, 3]
     assert "DataError: more than data.max_errors=1 samples cannot be used" in "".join(second)

@@ -308,9 +308,17 @@ def test_many_samples_are_named_in_part() -> None:
         loop.step()
 
 
-def test_a_step_without_loss_is_an_error() -> None:
-    loop, _, _ = make(Plain(), [Row((), "empty:1")])
-    with pytest.raises(DataError, match="empty:1"):
+def test_a_step_without_loss_is_passed_over() -> None:
+    empty = Row((), "")
+    loop, _, _ = make(Plain(), [*ROWS[:2], empty, empty, *ROWS[:2]], total_steps=2)
+    assert [loop.step().loss_tokens for _ in range(2)] == [4, 4]
+    assert loop.rows.drawn == 6
+    assert loop.progress == Progress(step=2, rows=4, tokens=16, loss_tokens=8)
+
+
+def test_rows_without_loss_alone_are_an_error() -> None:
+    loop, _, _ = make(Plain(), [Row((), "")])
+    with pytest.raises(DataError, match="none of the last 1000 steps has a token with loss"):
         loop.step()
 
 
