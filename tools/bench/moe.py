@@ -1,14 +1,15 @@
 """Time a mixture-of-experts layer beside dense products of the same work, and its dispatch over processes.
 
-    python tools/bench/moe.py [--tokens 2048] [--hidden 512] [--width 512] [--repeats 15] [--threads N]
-                               [--processes 2 4]
+    python tools/bench/moe.py [--sizes HIDDENxWIDTHxTOKENS ...] [--repeats 7] [--threads N] [--processes 2 4]
 
-64 experts, 6 a token, forward and backward, with gradients added to those of the run before. No correction bias
-decides the choice, so that experts have 144 to 239 tokens each: few of them with most would be faster. The dense side
-is one MLP of 6 times the width over the same tokens: as many multiplications as the experts that are chosen do. With
-several CPU processes the experts are spread over all of them; the share of time in dispatch is that of the two
-all-to-alls, forward and backward, and of the exchange of counts. Machines are noisy: the two forms take turns, and the
-rate is the median over turns of their ratio.
+64 experts, 6 a token, forward and backward of the first row of a step: without gradients to add to. The sizes are those
+of a small layer and of the experts that ERNIE 4.5 has: 512 wide for pictures in VL-28B-A3B, 1,536 wide for text there
+and in 21B-A3B, with rows of 8,192 tokens (about 12 GiB of memory, 7 minutes on two cores for all). No correction bias
+decides the choice, so that of 2,048 tokens experts have 144 to 239 each: few of them with most would be faster. The
+dense side is one MLP of 6 times the width over the same tokens: as many multiplications as the experts that are chosen
+do. With several CPU processes the experts of the first size are spread over all of them; the share of time in dispatch
+is that of the two all-to-alls, forward and backward, and of the exchange of counts. Machines are noisy: the two forms
+take turns, and the rate is the median over turns of their ratio.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from erniekit import runtime
 
@@ -30,6 +32,7 @@ runtime.prepare_environment()
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from erniekit.models.config import MoeConfig
 from erniekit.models.layers import Mlp
@@ -41,6 +44,18 @@ from erniekit.parallel.mesh import Layout, connect
 from erniekit.parallel.worker import LOCALHOST, Worker, worker_environment, worker_from
 
 EXPERTS, TOP_K = 64, 6
+_WARM_UP = 2  # turns until no memory is asked of the system
+
+
+class Size(NamedTuple):
+    """Of a layer, and of the row that goes through it."""
+
+    hidden: int
+    width: int
+    tokens: int
+
+
+SIZES = [Size(512, 512, 2048), Size(2560, 512, 8192), Size(2560, 1536, 8192)]
 
 
 def main() -> None:
@@ -48,10 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens of each process")
-    parser.add_argument("--hidden", type=int, default=512, help="hidden size")
-    parser.add_argument("--width", type=int, default=512, help="width of an expert")
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs")
+    parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, help="hidden size, width, tokens")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs")
     parser.add_argument("--threads", type=int, help="of the one process; default: one a core")
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="sizes of expert groups")
     arguments = parser.parse_args()
@@ -60,54 +73,60 @@ def main() -> None:
         _in_group(arguments, worker)
         return
     runtime.configure("cpu", arguments.threads, seed=0)
-    moe = _moe(arguments.width)
-    layer, dense = _seeded(MoeLayer(arguments.hidden, moe, "float32")), _dense(arguments)
-    x, index = _inputs(arguments)
-    sparse_ms, dense_ms = [], []
-    for turn in range(arguments.repeats + 1):
-        for times, form in ((sparse_ms, lambda t: layer(t, index)[0]), (dense_ms, dense)):
-            seconds = _timed(form, x)
-            if turn:
-                times.append(seconds * 1e3)
-    sparse, plain = statistics.median(sparse_ms), statistics.median(dense_ms)
-    rate = statistics.median(d / s for d, s in zip(dense_ms, sparse_ms, strict=True))
+    for size in arguments.sizes:
+        _compare(size, arguments.repeats)
+    for processes in arguments.processes:
+        _start_group(processes)
+
+
+def _size(text: str) -> Size:
+    return Size(*map(int, text.split("x")))
+
+
+def _compare(size: Size, repeats: int) -> None:
+    """The layer and dense products of the same work, by turns."""
+    layer, dense = _layer(size, _moe(size)), Mlp(size.hidden, TOP_K * size.width, "float32")
+    x, index = _inputs(size)
+    forms = {layer: lambda t: layer(t, index)[0], dense: dense}
+    times: dict[nn.Layer, list[float]] = {layer: [], dense: []}
+    for turn in range(_WARM_UP + repeats):
+        for module, form in forms.items():
+            seconds = _timed(module, form, x)
+            if turn >= _WARM_UP:
+                times[module].append(seconds * 1e3)
+    rate = statistics.median(d / s for d, s in zip(times[dense], times[layer], strict=True))
     print(
-        f"{EXPERTS} experts, {TOP_K} a token, {arguments.tokens:,} tokens: {sparse:.0f} ms; dense products of the same "
-        f"work: {plain:.0f} ms ({rate:.0%} of the dense rate)"
+        f"hidden {size.hidden:,}, {EXPERTS} experts {size.width:,} wide, {TOP_K} a token, {size.tokens:,} tokens: "
+        f"{statistics.median(times[layer]):.0f} ms; dense products of the same work: "
+        f"{statistics.median(times[dense]):.0f} ms ({rate:.0%} of the dense rate)",
+        flush=True,
     )
-    for size in arguments.processes:
-        _start_group(size)
 
 
-def _moe(width: int) -> MoeConfig:
-    return MoeConfig(EXPERTS, TOP_K, (width,), 0, 1e-12, (0,))
+def _moe(size: Size) -> MoeConfig:
+    return MoeConfig(EXPERTS, TOP_K, (size.width,), 0, 1e-12, (0,))
 
 
-def _seeded(layer: MoeLayer) -> MoeLayer:
-    generator = np.random.default_rng(0)
+def _layer(size: Size, moe: MoeConfig) -> MoeLayer:
+    layer, generator = MoeLayer(size.hidden, moe, "float32"), np.random.default_rng(0)
     for name, parameter in layer.named_parameters():
-        if name.startswith("moe_statics"):
-            continue
-        values = generator.standard_normal(parameter.shape).astype(np.float32) * 0.02
-        parameter.set_value(paddle.to_tensor(values))
+        if not name.startswith("moe_statics"):
+            parameter.set_value(generator.standard_normal(parameter.shape, np.float32) * np.float32(0.02))
     return layer
 
 
-def _dense(arguments: argparse.Namespace) -> Callable[[paddle.Tensor], paddle.Tensor]:
-    return Mlp(arguments.hidden, TOP_K * arguments.width, "float32")
-
-
-def _inputs(arguments: argparse.Namespace) -> tuple[paddle.Tensor, ModalityIndex]:
-    x = paddle.randn([arguments.tokens, arguments.hidden])
+def _inputs(size: Size) -> tuple[paddle.Tensor, ModalityIndex]:
+    x = paddle.randn([size.tokens, size.hidden])
     x.stop_gradient = False
-    return x, ModalityIndex(np.zeros(arguments.tokens, np.int8))
+    return x, ModalityIndex(np.zeros(size.tokens, np.int8))
 
 
-def _timed(form: Callable[[paddle.Tensor], paddle.Tensor], x: paddle.Tensor) -> float:
+def _timed(module: nn.Layer, form: Callable[[paddle.Tensor], paddle.Tensor], x: paddle.Tensor) -> float:
     began = time.perf_counter()
     form(x).sum().backward()
     seconds = time.perf_counter() - began
-    x.clear_gradient(False)
+    for tensor in (x, *module.parameters()):
+        tensor.clear_gradient(False)
     return seconds
 
 
@@ -133,14 +152,16 @@ def _in_group(arguments: argparse.Namespace, worker: Worker) -> None:
     """One process of a group that shares the experts."""
     runtime.configure("cpu", worker.threads, seed=worker.rank)
     mesh = connect(Layout(worker.world, expert=worker.world))
-    moe = replace(_moe(arguments.width), expert_rank=worker.rank, expert_ranks=worker.world)
-    layer = _seeded(MoeLayer(arguments.hidden, moe, "float32"))
+    size = arguments.sizes[0]
+    moe = replace(_moe(size), expert_rank=worker.rank, expert_ranks=worker.world)
+    layer = _layer(size, moe)
     layer.dispatcher = ExpertParallelDispatcher(mesh.expert, moe)
     spent = _count_seconds()
-    x, index = _inputs(arguments)
-    _timed(lambda t: layer(t, index)[0], x)
+    x, index = _inputs(size)
+    for _ in range(_WARM_UP):
+        _timed(layer, lambda t: layer(t, index)[0], x)
     spent.clear()
-    total = sum(_timed(lambda t: layer(t, index)[0], x) for _ in range(arguments.repeats))
+    total = sum(_timed(layer, lambda t: layer(t, index)[0], x) for _ in range(arguments.repeats))
     if mesh.is_main:
         print(
             f"experts over {worker.world} processes: {total / arguments.repeats * 1e3:.0f} ms, "
