@@ -36,14 +36,22 @@ def export(
         Path | None,
         typer.Option("--base", help="The base model, where it is not at the path that the checkpoint names."),
     ] = None,
+    chat_template: Annotated[
+        Literal["auto", "base", "trained"],
+        typer.Option(
+            "--chat-template",
+            help="The base's, or the one that training used. auto: the base's, unless it prompts in another way "
+            "than training did, or leaves lists of tools out.",
+        ),
+    ] = "auto",
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", help="Largest weight file, such as 5GB or 512MiB.")
     ] = "5GB",
 ) -> None:
     """Write a trained model for the engines that serve it.
 
-    Adapters are merged into their base. Tokenizer, chat template, processor and generation files of the base
-    are carried over. Memory: a few tensors.
+    Adapters are merged into their base. Tokenizer, processor and generation files of the base are carried over,
+    and its chat template if engines will prompt the model with it as it was trained. Memory: a few tensors.
 
     Examples:
 
@@ -54,7 +62,13 @@ def export(
     from erniekit.export.export import describe, export_model, parse_size
 
     report = export_model(
-        source, output, layout=layout, dtype=dtype, base=base, max_shard_bytes=parse_size(max_shard_size)
+        source,
+        output,
+        layout=layout,
+        dtype=dtype,
+        base=base,
+        max_shard_bytes=parse_size(max_shard_size),
+        template=chat_template,
     )
     for line in describe(report):
         typer.echo(line)

@@ -20,7 +20,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from erniekit.create.chat_templates import TEXT_TEMPLATE, VL_TEMPLATE
+from erniekit.data.template_families import TEMPLATES
+from erniekit.data.template_jinja import chat_template
 from erniekit.errors import ConfigError, DataError
 
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
@@ -108,7 +109,7 @@ class TrainedTokenizer:
         for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", NAMED_TOKENS)):
             (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (directory / "chat_template.jinja").write_text(
-            VL_TEMPLATE if vision else TEXT_TEMPLATE, encoding="utf-8"
+            chat_template(TEMPLATES["ernie_vl" if vision else "ernie"], media=vision), encoding="utf-8"
         )
 
 

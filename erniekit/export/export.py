@@ -27,8 +27,7 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.state import STATE_FILE, read_state
-from erniekit.data.encode import make_encoder
-from erniekit.errors import CheckpointError, ConfigError, DataError
+from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,
     carry_files,
@@ -40,6 +39,7 @@ from erniekit.export.files import (
     write_json,
 )
 from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
+from erniekit.export.prompts import TemplateChoice, settle_chat_template
 from erniekit.inference.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory, read_adapter_config
 from erniekit.lora.merge import AdapterMerge
@@ -97,13 +97,14 @@ def export_model(
     dtype: DtypeChoice = "auto",
     base: str | Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    template: TemplateChoice = "auto",
 ) -> ExportReport:
     """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
 
     `dtype` auto gives each tensor the element type that it has in the base; router tensors are always
-    float32. `base` replaces the base that the checkpoint names. Nothing bears the name `output` before all
-    of it is written. Raises CheckpointError where the input is incomplete, does not fit, or the output is
-    not empty.
+    float32. `base` replaces the base that the checkpoint names. `template`: see `settle_chat_template`.
+    Nothing bears the name `output` before all of it is written. Raises CheckpointError where the input is
+    incomplete, does not fit, or the output is not empty.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -121,7 +122,7 @@ def export_model(
         output.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         aside.chmod(0o755)
-        warnings = _write_files(source, aside, layout, _main_dtype(specs))
+        warnings = _write_files(source, aside, layout, _main_dtype(specs), template)
         shards = write_shards(aside, specs, _reader(tensors, specs, merge), max_shard_bytes)
         merged = merge.finish() if merge is not None else 0
         aside.replace(output)
@@ -248,7 +249,9 @@ def _reader(
     return read
 
 
-def _write_files(source: ExportSource, target: Path, layout: Layout, dtype: str) -> list[str]:
+def _write_files(
+    source: ExportSource, target: Path, layout: Layout, dtype: str, template: TemplateChoice
+) -> list[str]:
     """Write everything but weights; returns warnings."""
     config, settings = source.config, source.settings
     warnings = carry_files(side_files(source.files), target, config, layout)
@@ -273,20 +276,11 @@ def _write_files(source: ExportSource, target: Path, layout: Layout, dtype: str)
                 f"{config.media.video_placeholder} of the base is lost"
             )
     write_json(target / "config.json", content)
-    return warnings + _template_warnings(target, settings.get("template", "auto"))
-
-
-def _template_warnings(target: Path, trained: str) -> list[str]:
-    """What to say if engines will not prompt the model as it was trained."""
-    if trained == "auto":
-        return []
-    try:
-        carried = make_encoder(target).template.name
-    except DataError:
-        carried = "another"
-    if carried == trained:
-        return []
-    return [
-        f"training used data.template {trained}, the chat template that goes with the model is {carried}: "
-        "engines that use it will prompt the model in another way than it was trained"
-    ]
+    return warnings + settle_chat_template(
+        target,
+        settings.get("template", "auto"),
+        template,
+        layout,
+        trained=source.trained,
+        vl=config.family == "vl",
+    )

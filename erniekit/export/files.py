@@ -199,6 +199,17 @@ def chat_template(directory: Path) -> str | None:
     return None
 
 
+def write_chat_template(directory: Path, program: str, layout: Layout) -> None:
+    """Put a Jinja program with the Hub layout's marks of pictures in the place of the one that is there."""
+    if layout == "transformers":
+        program = _with_placeholders(program, 0, 1)
+    (directory / "chat_template.jinja").write_text(program, encoding="utf-8")
+    (directory / "chat_template.json").unlink(missing_ok=True)
+    tokenizer = read_json(directory / "tokenizer_config.json")
+    if tokenizer.pop("chat_template", None) is not None:
+        write_json(directory / "tokenizer_config.json", tokenizer)
+
+
 def _check_present(files: dict[str, Path], config: ErnieConfig) -> None:
     needed = [("tokenizer_config.json",), ("tokenizer.json", "tokenizer.model")]
     if config.family == "vl":
@@ -310,8 +321,6 @@ def _warnings(target: Path, config: ErnieConfig, nested: bool) -> list[str]:
         )
     if not (target / "tokenizer.model").is_file():
         warnings.append("no tokenizer.model in the base: FastDeploy and llama.cpp need it")
-    if chat_template(target) is None:
-        warnings.append("no chat template in the base: engines' chat endpoints need one")
     if config.family == "vl" and not nested and not list(target.glob("processing_*.py")):
         warnings.append(
             "no remote code in the base: vLLM, SGLang and FastDeploy need the released model's *.py files "

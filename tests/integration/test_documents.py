@@ -192,7 +192,7 @@ def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProces
         "train_step.py --steps 1 --no-peer",
         "data.py --pictures 200 --workers 1",
         "media.py --seconds 0.01 --rounds 1",
-        "moe.py --tokens 64 --hidden 64 --width 32 --repeats 1 --processes 2",
+        "moe.py --sizes 64x32x64 --repeats 1 --processes 2",
     ],
     ids=lambda a: a.split()[0],
 )

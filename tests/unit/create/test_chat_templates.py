@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from erniekit.data.conversation import Conversation, ToolCallPart, VideoPart
+from erniekit.data.conversation import Conversation, VideoPart
 from erniekit.data.encode import Encoder, make_encoder
 from erniekit.data.template import MediaSpan
 from erniekit.data.template_families import resolve_template
-from tests.unit.data.helpers import chat, encoded, noise, openai, video
+from tests.unit.data.helpers import openai
+from tests.unit.data.tool_loops import LOOPS, MEDIA_LOOP, TOOLS
 
 PLAIN: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -25,46 +26,6 @@ BEGIN, END, NO_THOUGHT = "<|begin_of_sentence|>", "<|end_of_sentence|>", "<think
 PICTURE = "<|IMAGE_START|><|image@placeholder|><|IMAGE_END|>"
 VIDEO = "<|VIDEO_START|><|video@placeholder|><|VIDEO_END|>"
 Render = Callable[..., str]
-
-PARAMETERS = {"type": "object", "properties": {"of": {"type": "string", "description": '数 <b> & "c"'}}}
-TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": "count", "description": "Zählt.", "parameters": PARAMETERS}},
-    {"type": "function", "function": {"name": 'a "b"\n', "parameters": {}}},
-]
-CALL = ToolCallPart("count", '{"of": "红色 <circle> & it\'s"}')
-OTHER_CALL = ToolCallPart('a "b"\n', '{"deep": {"list": [1, 2.5, null, true]}}')
-LOOPS = [
-    chat(("user", "Which digit?"), ("assistant", "7"), tools=TOOLS),
-    chat(
-        ("system", "Be brief."),
-        ("user", "How many?"),
-        ("assistant", [" First\n", CALL, OTHER_CALL]),
-        ("tool", '{"count": 2}'),
-        ("tool", " <tool_output>\n"),
-        ("assistant", [OTHER_CALL]),
-        ("tool", ["one ", "two"]),
-        ("assistant", "2024"),
-        ("user", "And?"),
-        ("assistant", [CALL]),
-        ("tool", "nothing"),
-        ("user", "So?"),
-        ("assistant", "0"),
-        tools=TOOLS,
-    ),
-    # Results without a list of tools: the list may be the server's.
-    chat(("user", "q"), ("assistant", [CALL]), ("tool", "t"), ("assistant", "a")),
-]
-RED, CLIP = encoded(noise(28, 28)), video(28, 28, 2)
-MEDIA_LOOP = chat(
-    ("user", [RED, "What is it?", CLIP]),
-    ("assistant", [CALL]),
-    ("tool", ["see ", RED, CLIP]),
-    ("tool", [RED]),
-    ("assistant", "red"),
-    ("user", ["And ", RED, CLIP]),
-    ("assistant", "green"),
-    tools=TOOLS,
-)
 
 
 @pytest.fixture(params=["tiny-moe", "tiny-vl"])

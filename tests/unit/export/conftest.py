@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from erniekit.config import DataConfig
 from erniekit.create.create import create_model
 
 FAMILIES = ("dense", "moe", "vl")
@@ -45,3 +46,16 @@ def change_json(file: Path, **changes: Any) -> None:
     """Replace keys of a JSON object; None removes a key."""
     content = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def write_state(directory: Path, base: str, **data: Any) -> None:
+    """Make a model directory a training checkpoint."""
+    settings = DataConfig(train=["x"]).model_dump() | data
+    files = {file.name: file.stat().st_size for file in directory.iterdir()}
+    keys = ("step", "rows", "tokens", "loss_tokens", "seed", "loader", "window", "schedule", "identity")
+    state = dict.fromkeys(keys, 0) | {
+        "base_model": base,
+        "config": {"data": settings},
+        "erniekit_version": "0",
+    }
+    (directory / "trainer_state.json").write_text(json.dumps({"format": 1, **state, "files": files}))

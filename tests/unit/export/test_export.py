@@ -18,7 +18,6 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.weights import load_model
-from erniekit.config.schema import DataConfig
 from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
@@ -28,7 +27,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 from tests.adapters import write_adapter
-from tests.unit.export.conftest import FAMILIES, Copy, change_json
+from tests.unit.export.conftest import FAMILIES, Copy, change_json, write_state
 
 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -84,19 +83,6 @@ def train_adapter(base: Path, directory: Path, targets: list[str], router: bool 
     write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=0.0, targets=targets)
     model.eval()
     return logits(model)
-
-
-def write_state(directory: Path, base: str, **data: Any) -> None:
-    """Make a model directory a training checkpoint."""
-    settings = DataConfig(train=["x"]).model_dump() | data
-    files = {file.name: file.stat().st_size for file in directory.iterdir()}
-    keys = ("step", "rows", "tokens", "loss_tokens", "seed", "loader", "window", "schedule", "identity")
-    state = dict.fromkeys(keys, 0) | {
-        "base_model": base,
-        "config": {"data": settings},
-        "erniekit_version": "0",
-    }
-    (directory / "trainer_state.json").write_text(json.dumps({"format": 1, **state, "files": files}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,107 @@
+"""The chat template of an export: engines must prompt a model in the way in which it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from erniekit.data.conversation import Conversation, Message, Part, TextPart, ToolCallPart
+from erniekit.data.template import Template, TextSpan
+from erniekit.data.template_families import resolve_template
+from erniekit.data.template_jinja import chat_template
+from erniekit.data.tokenizer import load_tokenizer
+from erniekit.errors import DataError
+from erniekit.export.files import write_chat_template
+from erniekit.export.layouts import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TemplateChoice = Literal["auto", "base", "trained"]
+
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def _chat(*turns: tuple[str, Part], tools: Sequence[dict[str, Any]] = ()) -> Conversation:
+    messages = tuple(Message(role, (part,), False) for role, part in turns)  # type: ignore[arg-type]
+    return Conversation(messages, "a chat to compare templates with", tuple(tools))
+
+
+_QUESTION = ("user", TextPart("question"))
+_PLAIN = (
+    _chat(_QUESTION),
+    _chat(("system", TextPart("system")), _QUESTION, ("assistant", TextPart("answer")), _QUESTION),
+)
+_CALL = ToolCallPart("f", '{"a": 1}')
+_LIST = _chat(_QUESTION, tools=[_TOOL])
+_LOOP = _chat(_QUESTION, ("assistant", _CALL), ("tool", TextPart("result")), tools=[_TOOL])
+
+
+def settle_chat_template(
+    target: Path, name: str, choice: TemplateChoice, layout: Layout, *, trained: bool, vl: bool
+) -> list[str]:
+    """Write the chat template of training into `target` where it has to take the place of the base's, which is there.
+
+    name: `data.template` of the run. "auto" replaces what prompts in another way, or leaves a list of tools out; a
+    base that writes tools in a form of its own keeps it, since a run may have had none. Returns what to say of it.
+    """
+    tokenizer = load_tokenizer(target)
+    has_one = bool(tokenizer.chat_template)
+    if choice == "base" or (choice == "auto" and not trained):
+        return [] if has_one else ["no chat template in the base: engines' chat endpoints need one"]
+    try:
+        template = resolve_template(name, tokenizer, is_vl=vl)
+    except DataError as error:
+        return [f"the chat template is the base's, whatever training used: {error}"]
+    reason = "which was asked for"
+    if choice == "auto":
+        if not has_one:
+            reason = "since the base has none"
+        elif any(_is_other(template, tokenizer, chat) for chat in _PLAIN):
+            reason = "since the base's prompts in another way than training did"
+        elif _leaves_tools_out(tokenizer):
+            reason = "since the base's leaves the list of tools out"
+        elif any(_is_other(template, tokenizer, chat) for chat in (_LIST, _LOOP)):
+            return [
+                "the base's chat template writes tools in another way than training does: if the chats had "
+                "tools, export with --chat-template trained"
+            ]
+        else:
+            return []
+    write_chat_template(target, chat_template(template, media=vl and template.takes_media), layout)
+    return [f"the chat template is that of training ({template.name}), {reason}"]
+
+
+def _is_other(template: Template, tokenizer: PreTrainedTokenizerFast, chat: Conversation) -> bool:
+    expected = "".join(span.text for span in template.render_prompt(chat) if isinstance(span, TextSpan))
+    # Engines may give the arguments of calls as they came or as an object.
+    return expected not in (_rendered(tokenizer, chat), _rendered(tokenizer, chat, arguments={"a": 1}))
+
+
+def _leaves_tools_out(tokenizer: PreTrainedTokenizerFast) -> bool:
+    return _rendered(tokenizer, _LIST) == _rendered(tokenizer, _PLAIN[0])
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerFast, chat: Conversation, arguments: str | dict[str, Any] = _CALL.arguments
+) -> str | None:
+    """None where the program fails."""
+    messages: list[dict[str, Any]] = []
+    for message in chat.messages:
+        part = message.parts[0]
+        messages.append({"role": message.role, "content": part.text if isinstance(part, TextPart) else ""})
+        if part is _CALL:
+            call = {"type": "function", "function": {"name": _CALL.name, "arguments": arguments}}
+            messages[-1]["tool_calls"] = [call]
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=list(chat.tools) or None, add_generation_prompt=True, tokenize=False
+            )
+        )
+    except Exception:  # a Jinja program of the checkpoint runs here: it can fail in any way
+        return None
