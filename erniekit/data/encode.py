@@ -381,7 +381,13 @@ def make_encoder(directory: str | Path, options: EncodeOptions = _DEFAULTS) -> E
 
 
 def _media_spec(directory: Path, options: EncodeOptions) -> MediaSpec:
-    video = VideoSpec.from_checkpoint(
+    image = ImageSpec.from_checkpoint(directory, options.min_pixels, options.max_pixels)
+    return MediaSpec(image, video_spec(directory, options))
+
+
+def video_spec(directory: Path, options: EncodeOptions) -> VideoSpec:
+    """How a checkpoint's videos are read with `options`. Raises CheckpointError, ConfigError."""
+    return VideoSpec.from_checkpoint(
         directory,
         fps=options.video_fps,
         min_frames=options.video_min_frames,
@@ -392,4 +398,3 @@ def _media_spec(directory: Path, options: EncodeOptions) -> MediaSpec:
         max_pixels=options.video_max_pixels,
         seed=options.seed,
     )
-    return MediaSpec(ImageSpec.from_checkpoint(directory, options.min_pixels, options.max_pixels), video)

@@ -27,18 +27,18 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.state import STATE_FILE, read_state
+from erniekit.data.encode import EncodeOptions
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,
     carry_files,
     drop_missing_code,
-    set_picture_bounds,
-    set_timestamps,
     side_files,
     token_id,
     write_json,
 )
 from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
+from erniekit.export.processors import set_picture_bounds, set_videos
 from erniekit.export.prompts import TemplateChoice, settle_chat_template
 from erniekit.inference.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory, read_adapter_config
@@ -257,7 +257,8 @@ def _write_files(
     warnings = carry_files(side_files(source.files), target, config, layout)
     if config.family == "vl":
         warnings += set_picture_bounds(target, settings.get("min_pixels"), settings.get("max_pixels"))
-        warnings += set_timestamps(target, settings.get("video_timestamps"))
+        if source.trained:
+            warnings += set_videos(target, EncodeOptions.of_run(settings, 0))
     if source.trained and source.base is None:
         warnings.append(
             "the base model is not reachable: element types and files are those of the checkpoint"

@@ -95,52 +95,6 @@ def carry_files(files: dict[str, Path], target: Path, config: ErnieConfig, layou
     return warnings
 
 
-def set_timestamps(directory: Path, drawn: bool | None) -> list[str]:
-    """Make transformers' video processor write times on frames as training did; None = as it does.
-
-    Returns what was changed, for people.
-    """
-    changes = []
-    for name in ("video_preprocessor_config.json", "processor_config.json"):
-        file = directory / name
-        content = read_json(file) if file.is_file() else {}
-        processor = content if name.startswith("video") else content.get("video_processor", {})
-        if not processor or drawn is None or processor.get("draw_on_frames", True) == drawn:
-            continue
-        processor |= _timestamps(directory) if drawn else {"draw_on_frames": False}
-        write_json(file, content)
-        changes.append(f"{name}: draw_on_frames is {drawn}, as in training (data.video_timestamps)")
-    return changes
-
-
-def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int | None) -> list[str]:
-    """Make the processor resize pictures as training did; None = as it does. Bounds are areas in pixels.
-
-    Returns what was changed, for people.
-    """
-    changes = []
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        file = directory / name
-        content = read_json(file) if file.is_file() else {}
-        processor = content.get("image_processor", content)
-        for key, edge, value in (
-            ("min_pixels", "shortest_edge", min_pixels),
-            ("max_pixels", "longest_edge", max_pixels),
-        ):
-            size = processor.get("size")
-            before = processor.get(key, size.get(edge) if isinstance(size, dict) else None)
-            if not processor or value is None or before == value:
-                continue
-            if isinstance(size, dict) and edge in size:
-                size[edge] = value
-            if key in processor or not isinstance(size, dict):
-                processor[key] = value
-            changes.append(f"{name}: {key} is {value}, as in training, instead of {before}")
-        if changes and processor:
-            write_json(file, content)
-    return changes
-
-
 def drop_missing_code(content: Json, directory: Path) -> bool:
     """Remove from `auto_map` what names a Python file that is not in `directory`; returns whether it did.
 
@@ -258,16 +212,18 @@ def _to_nested(target: Path) -> None:
         "temporal_patch_size": 2,
         "do_sample_frames": True,
     }
-    # Areas in pixels and numbers of frames are those of transformers' Ernie4_5_VLMoeVideoProcessor.
+    # Areas in pixels and numbers of frames are those of transformers' Ernie4_5_VLMoeVideoProcessor. That takes every
+    # frame of a video unless it is told a rate; this is the released processor's.
     video |= {
+        "fps": 2.0,
         "size": {"shortest_edge": 299 * 28 * 28, "longest_edge": 1196 * 28 * 28},
         "min_frames": 16,
         "max_frames": 180,
     }
-    write_json(target / "video_preprocessor_config.json", common | video | _timestamps(target))
+    write_json(target / "video_preprocessor_config.json", common | video | timestamps(target))
 
 
-def _timestamps(target: Path) -> Json:
+def timestamps(target: Path) -> Json:
     """What makes transformers' video processor write the time on each frame, with the font that it then looks for.
 
     The released remote code, which reads the hub layout, has the same font from elsewhere.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from erniekit.data.encode import make_encoder
-from erniekit.data.video import FONT, VideoSpec
+from erniekit.data.video import FONT
 from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.export.files import (
@@ -15,11 +15,8 @@ from erniekit.export.files import (
     carry_files,
     drop_missing_code,
     read_json,
-    set_picture_bounds,
-    set_timestamps,
     side_files,
     token_id,
-    write_json,
 )
 from erniekit.export.layouts import hub_config, transformers_config
 from erniekit.models.config import ErnieConfig
@@ -121,29 +118,6 @@ def test_transformers_layout_and_back(copy: Copy, tmp_path: Path) -> None:
         assert make_encoder(directory).template.name == "ernie_vl"
 
 
-def test_times_are_written_on_frames_as_in_training(copy: Copy, tmp_path: Path) -> None:
-    source, target = copy("vl"), tmp_path / "out"
-    (source / "Roboto-Regular.ttf").write_bytes(b"font")
-    carry(source, target, "transformers")
-    file = target / "video_preprocessor_config.json"
-    assert (target / read_json(file)["font"]).read_bytes() == b"font", "the font of the base"
-    assert set_timestamps(target, True) == set_timestamps(target, None) == []
-    (change,) = set_timestamps(target, False)
-    assert "draw_on_frames is False, as in training" in change
-    assert read_json(file)["draw_on_frames"] is False
-    assert not VideoSpec.from_checkpoint(target).timestamps
-    # A base whose processor writes none, in the other file that transformers knows.
-    (target / "Roboto-Regular.ttf").unlink()
-    write_json(target / "processor_config.json", {"video_processor": read_json(file)})
-    file.unlink()
-    assert len(set_timestamps(target, True)) == 1
-    video = read_json(target / "processor_config.json")["video_processor"]
-    assert video["draw_on_frames"] is True and (target / video["font"]).is_file()
-    assert VideoSpec.from_checkpoint(target).timestamps
-    # The hub layout has no file for it.
-    assert set_timestamps(source, False) == []
-
-
 def test_chat_template_inside_tokenizer_config(copy: Copy, tmp_path: Path) -> None:
     source = copy("vl")
     template = (source / "chat_template.jinja").read_text()
@@ -204,27 +178,6 @@ def test_references_to_code_that_is_not_there(tmp_path: Path) -> None:
     assert not drop_missing_code(content, tmp_path)
     only: dict[str, Any] = {"auto_map": {"B": "gone.B"}}
     assert drop_missing_code(only, tmp_path) and only == {}
-
-
-def test_picture_bounds_of_training_in_each_form(tmp_path: Path) -> None:
-    forms: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("preprocessor_config.json", {"min_pixels": 1, "max_pixels": 2}),
-        ("preprocessor_config.json", {"size": {"shortest_edge": 1, "longest_edge": 2}}),
-        ("processor_config.json", {"image_processor": {"size": {"shortest_edge": 1, "longest_edge": 2}}}),
-        ("preprocessor_config.json", {"min_pixels": 1, "size": {"shortest_edge": 1, "longest_edge": 2}}),
-    )
-    for number, (name, content) in enumerate(forms):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        common = {"patch_size": 14, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        target = content.get("image_processor", content)
-        target |= common
-        (directory / name).write_text(json.dumps(content))
-        assert set_picture_bounds(directory, None, None) == []
-        assert len(set_picture_bounds(directory, 784, 7840)) == 2
-        spec = ImageSpec.from_checkpoint(directory)
-        assert (spec.min_pixels, spec.max_pixels) == (784, 7840)
-        assert set_picture_bounds(directory, 784, 7840) == []
 
 
 def test_token_ids(models: dict[str, Path], tmp_path: Path) -> None:

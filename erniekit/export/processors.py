@@ -1,0 +1,79 @@
+"""Processors of an export: pictures and videos must reach a model as they did in training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from erniekit.data.encode import EncodeOptions, video_spec
+from erniekit.export.files import read_json, timestamps, write_json
+
+_SAMPLING = "leading"  # what every engine does
+
+
+def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int | None) -> list[str]:
+    """Make the processor resize pictures as training did; None = as it does. Bounds are areas in pixels.
+
+    Returns what was changed, for people.
+    """
+    changes = []
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = directory / name
+        content = read_json(file) if file.is_file() else {}
+        processor = content.get("image_processor", content)
+        for key, edge, value in (
+            ("min_pixels", "shortest_edge", min_pixels),
+            ("max_pixels", "longest_edge", max_pixels),
+        ):
+            size = processor.get("size")
+            before = processor.get(key, size.get(edge) if isinstance(size, dict) else None)
+            if not processor or value is None or before == value:
+                continue
+            if isinstance(size, dict) and edge in size:
+                size[edge] = value
+            if key in processor or not isinstance(size, dict):
+                processor[key] = value
+            changes.append(f"{name}: {key} is {value}, as in training, instead of {before}")
+        if changes and processor:
+            write_json(file, content)
+    return changes
+
+
+def set_videos(directory: Path, options: EncodeOptions) -> list[str]:
+    """Make transformers' video processor pick, time and resize frames as training did, with `options`.
+
+    Only the transformers layout has a file for it. Returns what was changed, and what cannot be said there.
+    """
+    files = [directory / "video_preprocessor_config.json", directory / "processor_config.json"]
+    found = {file: read_json(file) for file in files if file.is_file()}
+    processors = {
+        file: content if file.name.startswith("video") else content.get("video_processor")
+        for file, content in found.items()
+    }
+    asked = [
+        f"data.{name}"
+        for name, value in dataclasses.asdict(options).items()
+        if name.startswith("video_") and value not in (None, _SAMPLING)
+    ]
+    if not any(processors.values()):
+        return [f"{', '.join(asked)}: no file of the hub layout can say so to engines"] if asked else []
+    spec = video_spec(directory, options)
+    size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    wanted: dict[str, Any] = {"fps": spec.fps, "min_frames": spec.min_frames, "max_frames": spec.max_frames}
+    wanted |= {"size": size, "draw_on_frames": spec.timestamps}
+    changes = []
+    for file, processor in processors.items():
+        if not processor:
+            continue
+        changed = {name: value for name, value in wanted.items() if processor.get(name) != value}
+        if not processor.get("draw_on_frames", True) and spec.timestamps:
+            processor |= timestamps(directory)
+        changes += [f"{file.name}: {name} is {value}, as in training" for name, value in changed.items()]
+        processor |= changed
+        write_json(file, found[file])
+    if options.video_sampling not in (None, _SAMPLING):
+        changes.append(
+            f"data.video_sampling was {options.video_sampling}: engines take the first frame of every interval"
+        )
+    return changes
