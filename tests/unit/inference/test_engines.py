@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.create.create import create_model
+from erniekit.data.encode import EncodeOptions
 from erniekit.data.template_families import TEMPLATES
 from erniekit.export.layouts import transformers_config
 from erniekit.inference.engines import describe, engine_commands
@@ -14,6 +16,7 @@ from erniekit.inference.load import ModelSource
 from erniekit.models.config import ErnieConfig
 
 CALLS = "--enable-auto-tool-choice --tool-call-parser ernie45"
+VIDEOS = """--media-io-kwargs '{"video": {"fps": 2.0, "num_frames": 180}}'"""
 
 
 def _model(directory: Path, family: str) -> Path:
@@ -33,11 +36,11 @@ def _model(directory: Path, family: str) -> Path:
             f" --reasoning-parser ernie45 {CALLS}",
             " --reasoning-parser ernie-x1 --tool-call-parser ernie-x1",
         ),
-        ("vl", "ernie_vl", f" --trust-remote-code {CALLS}", " --reasoning-parser ernie-45-vl"),
+        ("vl", "ernie_vl", f" --trust-remote-code {CALLS} {VIDEOS}", " --reasoning-parser ernie-45-vl"),
         (
             "vl",
             "ernie_vl_thinking",
-            f" --trust-remote-code --reasoning-parser ernie45 {CALLS}",
+            f" --trust-remote-code --reasoning-parser ernie45 {CALLS} {VIDEOS}",
             " --reasoning-parser ernie-45-vl-thinking --tool-call-parser ernie-45-vl-thinking",
         ),
     ],
@@ -59,6 +62,15 @@ def test_each_family_has_its_parsers(
         (model / "processing_ernie4_5_vl.py").write_text("")
         notes = engine_commands(model, ModelSource(model, model), TEMPLATES[template]).notes
         assert not any("*.py files" in note for note in notes)
+
+
+def test_vllm_picks_as_many_frames_as_the_run(tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", "vl")
+    options = EncodeOptions(video_fps=0.5, video_max_frames=40, video_min_frames=4)
+    found = engine_commands(model, ModelSource(model, model, options), TEMPLATES["ernie_vl"])
+    flag, value = shlex.split(found.vllm)[-2:]
+    assert (flag, json.loads(value)) == ("--media-io-kwargs", {"video": {"fps": 0.5, "num_frames": 40}})
+    assert "vLLM knows no least number of frames of a video, which is 4 in training" in found.notes
 
 
 def test_what_engines_cannot_load_is_exported_first(tmp_path: Path) -> None:
