@@ -66,7 +66,10 @@ def set_videos(directory: Path, options: EncodeOptions) -> list[str]:
     for file, processor in processors.items():
         if not processor:
             continue
-        changed = {name: value for name, value in wanted.items() if processor.get(name) != value}
+        # Where they stand apart as well, they are what is read first.
+        areas = {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels}
+        own = wanted | {name: area for name, area in areas.items() if processor.get(name) is not None}
+        changed = {name: value for name, value in own.items() if processor.get(name) != value}
         if not processor.get("draw_on_frames", True) and spec.timestamps:
             processor |= timestamps(directory)
         changes += [f"{file.name}: {name} is {value}, as in training" for name, value in changed.items()]

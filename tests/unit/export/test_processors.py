@@ -74,6 +74,13 @@ def test_videos_are_read_as_in_training(nested: Path) -> None:
     assert read_json(file)["resample"] == 3, "everything else stays"
 
 
+def test_areas_that_stand_apart_in_the_base_are_changed_too(nested: Path) -> None:
+    change_json(nested / "video_preprocessor_config.json", min_pixels=3136, max_pixels=31360)
+    set_videos(nested, EncodeOptions(video_min_pixels=784, video_max_pixels=7840))
+    spec = VideoSpec.from_checkpoint(nested)
+    assert (spec.min_pixels, spec.max_pixels) == (784, 7840)
+
+
 def test_a_base_without_a_rate_gets_that_of_training(nested: Path) -> None:
     change_json(nested / "video_preprocessor_config.json", fps=None)
     assert set_videos(nested, EncodeOptions()) == [
