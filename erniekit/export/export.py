@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class ExportSource:
 
     `checkpoint` is the directory that was found. `base` is the model that training started from, None where
     it is not known or not reachable; `trained` says whether the weights come from training, whose data
-    settings (section `data` of the configuration) are in `settings`.
+    settings are in `options`.
     """
 
     checkpoint: Path
@@ -66,7 +66,7 @@ class ExportSource:
     adapter: Path | None
     base: Path | None
     trained: bool
-    settings: dict[str, Any]
+    options: EncodeOptions
 
     @property
     def files(self) -> list[Path]:
@@ -154,7 +154,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     """Find the weights, the adapter and the base behind a path that a user names. Raises CheckpointError."""
     path = find_checkpoint(path)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
-    settings = state.config["data"] if state is not None else {}
+    options = EncodeOptions.of_run(state.config["data"], state.seed) if state is not None else EncodeOptions()
     if base is not None and not (base / "config.json").is_file():
         raise CheckpointError(f"--base {base}: not a model directory: it has no config.json")
     if is_adapter_directory(path):
@@ -163,10 +163,10 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
             raise CheckpointError(
                 f"{path}: its base model {base} is not there (no config.json); say where it is with --base"
             )
-        return ExportSource(path, base, ErnieConfig.from_dir(base), path, base, True, settings)
+        return ExportSource(path, base, ErnieConfig.from_dir(base), path, base, True, options)
     if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
         base = Path(state.base_model)
-    return ExportSource(path, path, ErnieConfig.from_dir(path), None, base, state is not None, settings)
+    return ExportSource(path, path, ErnieConfig.from_dir(path), None, base, state is not None, options)
 
 
 def describe(report: ExportReport) -> list[str]:
@@ -253,12 +253,12 @@ def _write_files(
     source: ExportSource, target: Path, layout: Layout, dtype: str, template: TemplateChoice
 ) -> list[str]:
     """Write everything but weights; returns warnings."""
-    config, settings = source.config, source.settings
+    config, options = source.config, source.options
     warnings = carry_files(side_files(source.files), target, config, layout)
     if config.family == "vl":
-        warnings += set_picture_bounds(target, settings.get("min_pixels"), settings.get("max_pixels"))
+        warnings += set_picture_bounds(target, options.min_pixels, options.max_pixels)
         if source.trained:
-            warnings += set_videos(target, EncodeOptions.of_run(settings, 0))
+            warnings += set_videos(target, options)
     if source.trained and source.base is None:
         warnings.append(
             "the base model is not reachable: element types and files are those of the checkpoint"
@@ -279,7 +279,7 @@ def _write_files(
     write_json(target / "config.json", content)
     return warnings + settle_chat_template(
         target,
-        settings.get("template", "auto"),
+        options.template,
         template,
         layout,
         trained=source.trained,

@@ -41,7 +41,6 @@ def engine_commands(given: Path, source: ModelSource, template: Template) -> Eng
     vllm += ["--trust-remote-code"] if vl else []
     vllm += ["--reasoning-parser", "ernie45"] if thinks else []
     vllm += ["--enable-auto-tool-choice", "--tool-call-parser", "ernie45"]
-    vllm += _vllm_videos(source) if vl else []
     fastdeploy = ["python", "-m", "fastdeploy.entrypoints.openai.api_server", "--model", str(target)]
     # Its own default is 2048, however long the model's chats may be.
     fastdeploy += ["--max-model-len", str(config.max_position_embeddings), "--load-choices", "default_v1"]
@@ -50,8 +49,13 @@ def engine_commands(given: Path, source: ModelSource, template: Template) -> Eng
     if vl and not list(source.directory.glob("processing_*.py")):
         notes.append("both need the released model's *.py files beside the weights, and they are not there")
     if vl:
-        least = video_spec(source.directory, source.options).min_frames
-        notes.append(f"vLLM knows no least number of frames of a video, which is {least} in training")
+        # As many frames a second as in training: else vLLM takes 32 of every video, however long it is.
+        spec = video_spec(source.directory, source.options)
+        videos = {"video": {"fps": spec.fps, "num_frames": spec.max_frames}}
+        vllm += ["--media-io-kwargs", json.dumps(videos)]
+        notes.append(
+            f"vLLM knows no least number of frames of a video, which is {spec.min_frames} in training"
+        )
     if not thinks:
         notes.append("FastDeploy documents no parser of tool calls for this family: there they stay text")
     return EngineCommands(export, shlex.join(vllm), shlex.join(fastdeploy), tuple(notes))
@@ -70,12 +74,6 @@ def _needs_export(source: ModelSource, config: ErnieConfig) -> bool:
     """Adapters and training checkpoints do, and the nested layout of transformers, which neither engine reads."""
     trained = (source.checkpoint / STATE_FILE).is_file()
     return trained or source.checkpoint != source.directory or "text_config" in config.raw
-
-
-def _vllm_videos(source: ModelSource) -> list[str]:
-    """As many frames a second as in training: else vLLM takes 32 of every video, however long it is."""
-    spec = video_spec(source.directory, source.options)
-    return ["--media-io-kwargs", json.dumps({"video": {"fps": spec.fps, "num_frames": spec.max_frames}})]
 
 
 def _fastdeploy_parsers(vl: bool, thinks: bool) -> list[str]:
