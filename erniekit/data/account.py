@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from erniekit.data.samples import TOO_LONG, OnLong, Sample
 from erniekit.errors import DataError
 
 OnError = Literal["raise", "skip"]
+_MOST_NOTICES = 50
+_MORE_NOTICES = "more keys that are not read"
 
 
 @dataclass
@@ -23,7 +25,7 @@ class DataStats:
     videos; patches: that the vision tower sees; longest: tokens of the longest document; messages: by role;
     pairs: preference pairs, of which the chosen answer is used; trimmed: documents that lost old turns;
     untrained_reasoning: answers whose reasoning is not learnt, since later turns do not see it; calls_as_history: see
-    `history.calls_as_history`.
+    `history.calls_as_history`; notices: see `Notices`.
     """
 
     samples: int = 0
@@ -42,6 +44,7 @@ class DataStats:
     trimmed: int = 0
     untrained_reasoning: int = 0
     calls_as_history: int = 0
+    notices: Notices = field(default_factory=lambda: Notices())
 
     def add(self, sample: Sample) -> None:
         """Count a sample, if any document came of it."""
@@ -64,29 +67,68 @@ class DataStats:
         self.trimmed += sample.trimmed
         self.untrained_reasoning += sample.untrained_reasoning
         self.calls_as_history += sample.calls_as_history
+        self.notices.add(sample.notices, sample.documents[0].sample_id)
 
     def merge(self, other: DataStats) -> None:
         """Add what another part of the data holds."""
         for name, value in vars(other).items():
             mine = getattr(self, name)
-            if isinstance(value, Counter):
+            if isinstance(value, Notices):
+                mine.merge(value)
+            elif isinstance(value, Counter):
                 mine.update(value)
             else:
                 setattr(self, name, max(mine, value) if name == "longest" else mine + value)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values from which `DataStats.from_dict` makes it again."""
-        return {
+        values = {
             name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
         }
+        return {**values, "notices": vars(self.notices)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataStats:
         """What `as_dict` gave."""
         stats = cls()
         for name, value in values.items():
-            setattr(stats, name, Counter(value) if isinstance(value, dict) else value)
+            if name == "notices":
+                stats.notices = Notices(Counter(value["counts"]), value["first"])
+            else:
+                setattr(stats, name, Counter(value) if isinstance(value, dict) else value)
         return stats
+
+
+@dataclass
+class Notices:
+    """What users should know about their data and what is no error: samples of each kind, and the first place.
+
+    The keys of both are the texts of `Conversation.notices`.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, notices: Sequence[str], sample_id: str) -> None:
+        """Count the notices of a sample."""
+        for text in notices:
+            # Data with names of its own in every record would fill the memory with them.
+            if text not in self.counts and len(self.counts) >= _MOST_NOTICES:
+                text = _MORE_NOTICES
+            self.counts[text] += 1
+            self.first.setdefault(text, sample_id)
+
+    def merge(self, other: Notices) -> None:
+        """Add those of another part of the data, which comes after this one."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
+
+    def lines(self) -> list[str]:
+        """They in words, most frequent first."""
+        return [
+            f"note: {text}: {count:,} samples, the first {self.first[text]}"
+            for text, count in self.counts.most_common()
+        ]
 
 
 class ErrorBudget:

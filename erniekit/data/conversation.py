@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from erniekit.errors import DataError
@@ -31,9 +31,13 @@ class SampleError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Text, as it stands in the data: nothing strips or rewrites it."""
+    """Text, as it stands in the data: nothing strips or rewrites it.
+
+    trained: whether it carries loss where its message does.
+    """
 
     text: str
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,10 @@ class VideoPart:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningPart:
-    """What the assistant thinks before it answers, without its tags."""
+    """What the assistant thinks before it answers, without its tags. trained: as in `TextPart`."""
 
     text: str
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +98,12 @@ class Conversation:
     sample_id is "file:line", the place that every error about it names. tools: what the assistant may call,
     each {"type": "function", "function": {"name", ...}} as servers give them to chat templates. rejected: of a
     preference pair, what the messages after the common prompt are in the rejected answer; messages then ends
-    with the chosen one. Plain text (continued pre-training) is a single message of role "text".
+    with the chosen one. Plain text (continued pre-training) is a single message of role "text". notices: what of the
+    record users should know, such as keys that are not read; each text is the same for all samples of its kind.
     """
 
     messages: tuple[Message, ...]
     sample_id: str
     tools: tuple[dict[str, Any], ...] = ()
     rejected: tuple[Message, ...] = ()
+    notices: tuple[str, ...] = field(default=(), compare=False)

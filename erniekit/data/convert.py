@@ -15,11 +15,12 @@ from erniekit.data.conversation import (
     Conversation,
     ImagePart,
     Message,
+    Part,
     ReasoningPart,
+    Role,
     SampleError,
     TextPart,
     ToolCallPart,
-    VideoPart,
 )
 from erniekit.data.files import replacing
 from erniekit.data.formats import parse_record
@@ -133,10 +134,12 @@ def to_record(conversation: Conversation, place: Place = str) -> dict[str, Any]:
 
 def _message(message: Message, place: Place, in_prompt: bool = False) -> dict[str, Any]:
     entry: dict[str, Any] = {"role": message.role}
-    for part in message.parts:
-        if isinstance(part, ReasoningPart):
-            entry["reasoning_content"] = part.text
-    entry["content"] = _content(message, place)
+    parts = [part for part in message.parts if not isinstance(part, ToolCallPart)]
+    thoughts = [part for part in parts if isinstance(part, ReasoningPart)]
+    if thoughts and thoughts == parts[:1] and thoughts[0].trained:
+        entry["reasoning_content"] = thoughts[0].text
+        parts = parts[1:]
+    entry["content"] = _content(message.role, parts, place)
     calls = [_call(part) for part in message.parts if isinstance(part, ToolCallPart)]
     if calls:
         entry["tool_calls"] = calls
@@ -146,19 +149,20 @@ def _message(message: Message, place: Place, in_prompt: bool = False) -> dict[st
     return entry
 
 
-def _content(message: Message, place: Place) -> str | list[dict[str, Any]]:
-    parts = [part for part in message.parts if not isinstance(part, ReasoningPart | ToolCallPart)]
+def _content(role: Role, parts: Sequence[Part], place: Place) -> str | list[dict[str, Any]]:
     if len(parts) == 1 and isinstance(parts[0], TextPart):
         text = parts[0].text
         # In a user's string a mark would stand for a picture or video.
-        if message.role != "user" or not MARK.search(text):
+        if parts[0].trained and (role != "user" or not MARK.search(text)):
             return text
     return [_part(part, place) for part in parts]
 
 
-def _part(part: TextPart | ImagePart | VideoPart, place: Place) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
+def _part(part: Part, place: Place) -> dict[str, Any]:
+    if isinstance(part, TextPart | ReasoningPart):
+        kind = "text" if isinstance(part, TextPart) else "reasoning"
+        return {"type": kind, kind: part.text} | ({} if part.trained else {"loss": False})
+    assert not isinstance(part, ToolCallPart)
     if isinstance(part, ImagePart):
         return {"type": "image", "image": _source(part.source, place)}
     if isinstance(part.source, tuple):

@@ -55,7 +55,7 @@ Ids = npt.NDArray[np.int32]
 # What engines expand to a picture or a video before tokenising.
 _ENGINE_MARKS = ("<|image@placeholder|>", "<|video@placeholder|>")
 # To be raised whenever the same conversation comes out differently: see Encoder.identity.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

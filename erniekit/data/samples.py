@@ -36,7 +36,7 @@ class Sample:
     documents: none, one, or more (a long text, an answer each); errors: what could not be used; whole: (tokens, those
     of pictures and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
     trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
-    not see, so that it is not learnt; calls_as_history: see `history.calls_as_history`.
+    not see, so that it is not learnt; calls_as_history: see `history.calls_as_history`; notices: see `Conversation`.
     """
 
     documents: tuple[Document, ...] = ()
@@ -48,6 +48,7 @@ class Sample:
     trimmed: int = 0
     untrained_reasoning: int = 0
     calls_as_history: int = 0
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class SampleReader:
             trimmed=trimmed,
             untrained_reasoning=reasoning and untrained_reasoning(conversation, template, policy),
             calls_as_history=calls and calls_as_history(conversation, template, policy),
+            notices=conversation.notices,
         )
 
     def _document(self, conversation: Conversation) -> Document:

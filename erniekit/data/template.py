@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from erniekit.data.conversation import (
@@ -198,7 +198,7 @@ class Template:
         return spans
 
     def _answer(self, message: Message, place: _Place, policy: LossPolicy, sample_id: str) -> list[Span]:
-        reasoning, answer = self.split_answer(message, policy, sample_id)
+        reasoning, masked, texts = self._divided(message, policy, sample_id)
         if policy.reasoning == "drop" or not place.current:
             reasoning = ""
         if reasoning and self.thinking != "on":
@@ -216,11 +216,16 @@ class Template:
         trained = place.trained
         spans: list[Span] = [TextSpan(start, "template")]
         if reasoning:
-            learnt = trained and policy.reasoning == "train"
+            learnt = trained and policy.reasoning == "train" and not masked
             spans.append(TextSpan(reasoning, "reasoning", learnt, generated=True))
             spans.append(TextSpan(self.end_of_reasoning, "template", learnt, generated=True))
-        if answer:
-            spans += _wrapped(answer, "answer", self.answer, trained, generated=True)
+        if texts:
+            before, after = self.answer
+            spans += [TextSpan(before, "template", trained, generated=True)] if before else []
+            spans += [
+                TextSpan(part.text, "answer", trained and part.trained, generated=True) for part in texts
+            ]
+            spans += [TextSpan(after, "template", trained, generated=True)] if after else []
         for part in message.parts:
             if isinstance(part, ToolCallPart):
                 name = json.dumps(part.name, ensure_ascii=False)
@@ -235,8 +240,18 @@ class Template:
         A block without a word in it is no reasoning. Where the template has no form for thinking, a block in
         the text is reasoning only if the policy treats reasoning in its own way.
         """
-        reasoning = "".join(part.text for part in message.parts if isinstance(part, ReasoningPart))
-        answer = _text(message)
+        reasoning, _, texts = self._divided(message, policy, sample_id)
+        return reasoning, "".join(part.text for part in texts)
+
+    def _divided(
+        self, message: Message, policy: LossPolicy, sample_id: str
+    ) -> tuple[str, bool, list[TextPart]]:
+        """(reasoning, whether the data takes its loss away, parts of the answer); see `split_answer`."""
+        thoughts = [part for part in message.parts if isinstance(part, ReasoningPart)]
+        reasoning = "".join(part.text for part in thoughts)
+        masked = not all(part.trained for part in thoughts)
+        texts = [part for part in message.parts if isinstance(part, TextPart) and part.text]
+        answer = "".join(part.text for part in texts)
         plain = self.thinking == "none" and policy.reasoning == "train"
         if not plain and answer.lstrip("\n").startswith(_THINK):
             inner, end, rest = answer.lstrip("\n").removeprefix(_THINK).partition(_END_THINK)
@@ -249,8 +264,10 @@ class Template:
                     f"{_THINK} and {_END_THINK}"
                 )
                 raise SampleError(sample_id, "bad record", detail)
-            reasoning, answer = reasoning if reasoning.strip() else inner, rest.lstrip("\n")
-        return reasoning.strip("\n") if reasoning.strip() else "", answer
+            if not reasoning.strip():
+                reasoning, masked = inner, not texts[0].trained
+            texts = _last_characters(texts, len(rest.lstrip("\n")))
+        return reasoning.strip("\n") if reasoning.strip() else "", masked, texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +289,16 @@ def require_answer(conversation: Conversation) -> None:
 
 def _text(message: Message) -> str:
     return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
+def _last_characters(parts: Sequence[TextPart], count: int) -> list[TextPart]:
+    """The texts without what stands before their last `count` characters."""
+    kept: list[TextPart] = []
+    for part in reversed(parts):
+        if count:
+            kept.append(replace(part, text=part.text[-count:]))
+            count -= len(kept[-1].text)
+    return kept[::-1]
 
 
 def _wrapped(

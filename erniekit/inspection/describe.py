@@ -22,6 +22,7 @@ def describe(report: Report) -> list[str]:
     sections = [
         _files(report.files),
         _errors(report),
+        [visible(line) for line in report.notices.lines()],
         _roles(report),
         _contents(report),
         _lengths(report),
@@ -224,6 +225,10 @@ def as_values(report: Report) -> dict[str, Any]:
         "errors": [
             {"sample": error.sample_id, "reason": error.reason, "detail": error.detail}
             for error in report.errors.first
+        ],
+        "notices": [
+            {"notice": text, "samples": count, "first": report.notices.first[text]}
+            for text, count in report.notices.counts.most_common()
         ],
         "roles": {role: vars(count) for role, count in report.roles.items()},
         "content": {name: report.contents[name] for name in CONTENTS},

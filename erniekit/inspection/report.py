@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from erniekit.data.account import Notices
 from erniekit.data.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.document import Document
 from erniekit.data.mixture import Mixture
@@ -109,7 +110,8 @@ class Report:
 
     unit: of the lengths of texts, "characters" where there is no tokenizer. dropped: samples left out for their length,
     as on_long says, which is no error; trimmed: documents that lost old turns; untrained_reasoning: answers whose
-    reasoning is not learnt; calls_as_history: see `erniekit.data.history`. total, text, vision: length of each
+    reasoning is not learnt; calls_as_history: see `erniekit.data.history`;
+    notices: see `Notices`. total, text, vision: length of each
     document, whole, before anything is cut or trimmed; vision counts placeholder tokens, of documents that have any,
     and total is text and vision where text is in tokens. row_lengths, row_patches: of each document that training would
     use; tokens and loss_tokens: in these.
@@ -123,6 +125,7 @@ class Report:
     trimmed: int = 0
     untrained_reasoning: int = 0
     calls_as_history: int = 0
+    notices: Notices = field(default_factory=Notices)
     roles: dict[str, RoleCount] = field(default_factory=dict)
     contents: Counter[str] = field(default_factory=Counter)
     pictures: int = 0
@@ -169,6 +172,7 @@ class Report:
         self.videos += len(media) - pictures
         self.contents.update(contents(conversation))
         self.duplicates.add(conversation)
+        self.notices.add(conversation.notices, conversation.sample_id)
 
     def add_length(self, text: int, vision: int) -> None:
         """Count the length of a whole document."""

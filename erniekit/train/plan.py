@@ -194,7 +194,7 @@ def describe_data(name: str, stats: DataStats, task: str = "sft") -> list[str]:
             f"  {stats.calls_as_history:,} tool calls are learnt as they stand in history, not as the model is asked "
             "for them (data.loss_on: each_turn learns them as answers)"
         )
-    return lines
+    return lines + [f"  {line}" for line in stats.notices.lines()]
 
 
 def describe_left_out(errors: Sequence[SampleError]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def parse_record(
                 )
     conversation = _PARSERS[name](record, sample)
     _check(conversation, sample)
-    return conversation
+    return replace(conversation, notices=tuple(sample.notices)) if sample.notices else conversation
 
 
 def _has_sign(keys: Collection[str], name: str) -> bool:

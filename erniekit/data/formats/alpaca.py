@@ -12,8 +12,14 @@ from typing import Any
 from erniekit.data.conversation import Conversation
 from erniekit.data.formats import preference, turns
 from erniekit.data.formats.context import SampleContext
+from erniekit.data.formats.keys import REASONING
+from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import MessageReader
 from erniekit.data.formats.tools import read_tools
+
+_KEYS = frozenset(
+    ("input", "output", "system", "history", "tools", *REASONING, *MEDIA_KEYS, *preference.KEYS)
+)
 
 
 def parse_alpaca(record: dict[str, Any], sample: SampleContext) -> Conversation:
@@ -22,16 +28,21 @@ def parse_alpaca(record: dict[str, Any], sample: SampleContext) -> Conversation:
     The question is the instruction, a line end and the input, or the one of them that is not empty. The answers of
     the history carry loss as well. Raises SampleError.
     """
+    sample.check_keys("the record", "record", record, _KEYS | {_key(record)})
     reader = MessageReader(record, sample)
     messages = turns.history(record, reader.marked, sample)
     messages.append(turns.question(_question(record, sample), reader.marked))
+    reasoning = turns.reasoning(record, sample)
     if not preference.is_pair(record):
-        messages.append(turns.answer('"output"', record.get("output"), sample))
+        messages.append(turns.answer('"output"', record.get("output"), sample, reasoning))
     messages = sample.with_system(record, messages)
     return preference.conversation(record, messages, reader, read_tools(record.get("tools"), sample), sample)
 
 
+def _key(record: dict[str, Any]) -> str:
+    return "question" if record.get("instruction") is None and "question" in record else "instruction"
+
+
 def _question(record: dict[str, Any], sample: SampleContext) -> str:
-    key = "question" if record.get("instruction") is None and "question" in record else "instruction"
-    texts = (sample.text(record, key), sample.optional_text(record, "input"))
+    texts = (sample.text(record, _key(record)), sample.optional_text(record, "input"))
     return "\n".join(text for text in texts if text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from erniekit.data.conversation import ImagePart, Message, SampleError, TextPart, VideoPart
+from erniekit.data.formats.keys import HARMLESS, LOSS_SWITCHES, REASONING, REFUSED, Level
 from erniekit.data.media import resolve_source
 
 _LONGEST_QUOTE = 80  # characters
@@ -18,12 +19,13 @@ class SampleContext:
     """One record on its way to a Conversation.
 
     base_dir: what relative paths of media are relative to; sample_id: "file:line"; allow_urls: whether media
-    may be http(s) URLs.
+    may be http(s) URLs. notices: see `Conversation`, in the order in which they were made.
     """
 
     base_dir: Path
     sample_id: str
     allow_urls: bool
+    notices: dict[str, None] = field(default_factory=dict)
 
     def error(self, reason: str, detail: str) -> SampleError:
         """An error about this record."""
@@ -32,6 +34,46 @@ class SampleContext:
     def bad(self, detail: str) -> SampleError:
         """An error of the frequent kind: the record is not what its format says."""
         return self.error("bad record", detail)
+
+    def notice(self, text: str) -> None:
+        """Take note of what users should know and what is no error. text: the same for all samples of its kind."""
+        self.notices[text] = None
+
+    def check_keys(self, where: str, level: Level, entry: Mapping[str, Any], read: Collection[str]) -> None:
+        """Report the keys of a record, message or part that nothing reads; refuse those that change what is trained.
+
+        read: the keys that its format reads. A key whose value is null or empty says nothing. Raises SampleError.
+        """
+        for key, value in entry.items():
+            if key in read or value is None or value in ("", [], {}):
+                continue
+            if key in REFUSED[level]:
+                neutral, advice = REFUSED[level][key]
+                if value not in neutral:
+                    raise self.error("not supported", f'{where}: "{key}" {advice}')
+            elif key not in HARMLESS[level]:
+                self.notice(f"key {quoted(key)} of a {level} is not read")
+
+    def loss(self, where: str, entry: Mapping[str, Any]) -> bool | None:
+        """What the loss switches of a message or part say; None where it has none. Raises SampleError."""
+        found = {key: entry[key] for key in LOSS_SWITCHES if entry.get(key) is not None}
+        for key, value in found.items():
+            if not isinstance(value, bool | int | float) or value not in (0, 1):
+                detail = f'"{key}" must be true or false (1 or 0; tokens have no other weights), it is {quoted(value)}'
+                raise self.bad(f"{where}: {detail}")
+        if len({bool(value) for value in found.values()}) > 1:
+            raise self.bad(f"{where}: its loss switches contradict each other: {quoted(found)}")
+        return bool(next(iter(found.values()))) if found else None
+
+    def reasoning(self, where: str, entry: Mapping[str, Any]) -> str:
+        """The reasoning beside the text of an answer, empty where there is none. Raises SampleError."""
+        found = {key: entry[key] for key in REASONING if entry.get(key) not in (None, "")}
+        for key, value in found.items():
+            if not isinstance(value, str):
+                raise self.bad(f'{where}: "{key}" must be a string, in an assistant message')
+        if len(set(found.values())) > 1:
+            raise self.bad(f"{where}: different reasoning under {' and '.join(map(quoted, found))}")
+        return next(iter(found.values()), "")
 
     def image(self, where: str, value: Any) -> ImagePart:
         """The picture that a value names. where: its place in the record, for errors."""

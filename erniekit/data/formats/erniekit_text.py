@@ -16,6 +16,7 @@ from erniekit.data.formats.plain_text import plain_text
 from erniekit.data.formats.tools import read_tools
 
 _MEDIA = ("images", "videos", "image_info", "video_info")
+_CHAT_KEYS = frozenset(("src", "tgt", "system", "is_system", "tools", *_MEDIA))
 
 
 def parse_text_chat(record: dict[str, Any], sample: SampleContext) -> Conversation:
@@ -24,6 +25,7 @@ def parse_text_chat(record: dict[str, Any], sample: SampleContext) -> Conversati
     `label` 0 takes the loss of the answer with the same number. With `is_system` the first of src is the system
     message, and its tgt, a filler, is dropped. Raises SampleError.
     """
+    sample.check_keys("the record", "record", record, _CHAT_KEYS | {"label"})
     questions, answers = _texts(record, "src", sample), _texts(record, "tgt", sample)
     if len(questions) != len(answers):
         raise sample.bad(f'"src" has {len(questions)} texts and "tgt" {len(answers)}: they must be as many')
@@ -44,6 +46,7 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
 
     Raises SampleError.
     """
+    sample.check_keys("the record", "record", record, _CHAT_KEYS | {"response", "sort"})
     questions = _texts(record, "src", sample)
     answers = [] if record.get("tgt") is None else _texts(record, "tgt", sample)
     if len(answers) != len(questions) - 1:
@@ -76,6 +79,7 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
 
 def parse_pretraining(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """Text for continued pre-training, under "tgt" (several texts run on) or "text". Raises SampleError."""
+    sample.check_keys("the record", "record", record, ("text" if record.get("tgt") is None else "tgt",))
     if record.get("tgt") is None:
         return plain_text(sample.text(record, "text"), sample)
     return plain_text("".join(_texts(record, "tgt", sample)), sample)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation, Message, Part, TextPart
+from erniekit.data.conversation import Conversation, Message, Part, ReasoningPart, TextPart
 from erniekit.data.formats.context import SampleContext, describe, quoted
 from erniekit.data.formats.erniekit_media import placed_media
+from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
 from erniekit.data.formats.tools import json_text, read_tool_calls, read_tools
+
+_KEYS = frozenset(("text_info", "image_info", "video_info", "order", "is_system", "system", "tools"))
+_TEXT_KEYS = frozenset(("text", "tag", "label", "tool_calls", "tool_response", *REASONING, *LOSS_SWITCHES))
 
 
 def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversation:
@@ -24,6 +28,7 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
     drops, and so is dropped here. Media stand before the text of their `matched_text_index`, or where `order`
     says, always before a user's text. Indices count the texts as written. Raises SampleError.
     """
+    sample.check_keys("the record", "record", record, _KEYS)
     texts = record["text_info"]
     if not isinstance(texts, list) or not texts:
         found = "an empty array" if texts == [] else describe(texts)
@@ -50,6 +55,7 @@ def _turns(texts: list[Any], is_system: bool, sample: SampleContext) -> list[Mes
         where = f"text_info[{index}]"
         if not isinstance(entry, dict):
             raise sample.bad(f'{where} must be an object with "text" and "tag", it is {describe(entry)}')
+        sample.check_keys(where, "message", entry, _TEXT_KEYS)
         tag = entry.get("tag")
         if tag not in ("mask", "no_mask"):
             raise sample.bad(
@@ -66,6 +72,8 @@ def _turns(texts: list[Any], is_system: bool, sample: SampleContext) -> list[Mes
         if tag != expected and not follows_result:
             detail = f'tags must alternate, "mask" (user) first; here "{tag}" is out of turn'
             raise sample.bad(f"{where}: {detail}")
+        if tag == "mask" and (sample.loss(where, entry) or sample.reasoning(where, entry)):
+            raise sample.bad(f'{where}: only an answer ("no_mask") carries loss or has reasoning')
         if tag == "no_mask":
             turns.append(_answer(where, entry, sample))
         elif is_result:
@@ -99,8 +107,11 @@ def _answer(where: str, entry: dict[str, Any], sample: SampleContext) -> Message
         if not text and not calls:
             raise sample.bad(f"{where}: the assistant's answer is empty")
         parts = (TextPart(text),) if text else ()
-    trained = sample.switch(f'{where}: "label"', entry.get("label"), default=True)
-    return Message("assistant", (*parts, *calls), trained)
+    reasoning = sample.reasoning(where, entry)
+    if reasoning:
+        parts = (ReasoningPart(reasoning), *parts)
+    labelled = sample.switch(f'{where}: "label"', entry.get("label"), default=True)
+    return Message("assistant", (*parts, *calls), labelled and sample.loss(where, entry) is not False)
 
 
 def _result(where: str, entry: dict[str, Any], sample: SampleContext) -> str:

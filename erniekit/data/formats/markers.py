@@ -13,6 +13,8 @@ Kind = Literal["image", "video"]
 Media = TypeVar("Media", ImagePart, VideoPart)
 _KINDS: tuple[Kind, ...] = ("image", "video")
 _NOUN = {"image": "picture", "video": "video"}
+# Keys of a record that list its media; "audios" is refused by name.
+MEDIA_KEYS = ("image", "images", "video", "videos", "audios")
 MARK = re.compile("<(image|video)>")
 
 

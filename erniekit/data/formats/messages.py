@@ -10,7 +10,7 @@ Parts: {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"} or s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,10 @@ from erniekit.data.conversation import (
 )
 from erniekit.data.formats import preference
 from erniekit.data.formats.context import SampleContext, describe, quoted
-from erniekit.data.formats.markers import MarkedMedia
+from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
+from erniekit.data.formats.markers import MEDIA_KEYS, MarkedMedia
+from erniekit.data.formats.parts import read_part
+from erniekit.data.formats.plain_text import plain_text
 from erniekit.data.formats.tools import json_text, read_tool_calls, read_tools
 
 _ROLES: dict[str, Role] = {
@@ -41,6 +44,11 @@ _ROLES: dict[str, Role] = {
 _ALLOWED_ROLES = "system, user, assistant, tool"
 # The role of ms-swift for a message that is nothing but calls, which are its content.
 CALL_ROLE = "tool_call"
+_MESSAGE_KEYS = frozenset(
+    ("role", "content", "refusal", "tool_calls", "function_call", *REASONING, *LOSS_SWITCHES)
+)
+_RESULT_KEYS = _MESSAGE_KEYS | {"tool_call_id", "name"}
+_KEYS = frozenset(("messages", "system", "tools", "functions", *MEDIA_KEYS, *preference.KEYS))
 # Makes a message of OpenAI's form from one of another dialect: (where, entry) -> entry
 Translate = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -51,17 +59,46 @@ def parse_messages(record: dict[str, Any], sample: SampleContext) -> Conversatio
     In a user's content that is a string, each `<image>` or `<video>` stands for the next one of the record's
     `images` or `videos`; there must be as many marks as media. In a list of parts they are plain text, and
     {"type": "image"} without a source takes the next of `images`. An assistant message carries loss unless it
-    says `"loss": false` (or `"weight": 0`), or the record's `label`, a list with 0 or 1 for each, says 0; its
-    `reasoning_content` is what it thinks first. Preference pairs: see `preference`. Raises SampleError.
+    says `"loss": false` (or another of LOSS_SWITCHES does), or the record's `label`, a list with 0 or 1 for each, says
+    0; its `reasoning_content` is what it thinks first. A lone answer is text for continued pre-training, as in
+    ms-swift's files. Preference pairs: see `preference`. Raises SampleError.
     """
+    label = record.get("label")
+    sample.check_keys("the record", "record", record, _KEYS | {"label"} if isinstance(label, list) else _KEYS)
     tools = read_tools(record.get("functions") if record.get("tools") is None else record["tools"], sample)
     reader = MessageReader(record, sample)
     if record.get("messages") is None and preference.is_pair(record):
         prompt = None
     else:
         messages = reader.chat("message", "messages", record.get("messages"))
-        prompt = _labelled(sample.with_system(record, messages), record.get("label"), sample)
-    return preference.conversation(record, prompt, reader, tools, sample)
+        prompt = _labelled(sample.with_system(record, messages), label, sample)
+    return chat_or_text(record, prompt, reader, tools, sample)
+
+
+def chat_or_text(
+    record: dict[str, Any],
+    messages: list[Message] | None,
+    reader: MessageReader,
+    tools: tuple[dict[str, Any], ...],
+    sample: SampleContext,
+) -> Conversation:
+    """The Conversation of a record's messages; a lone answer is text for continued pre-training.
+
+    messages: see `preference.conversation`. ms-swift's files have such text in this form; as a chat it would be an
+    answer to nothing. Raises SampleError.
+    """
+    if messages is None or preference.is_pair(record) or [one.role for one in messages] != ["assistant"]:
+        return preference.conversation(record, messages, reader, tools, sample)
+    reader.marked.check()
+    parts = messages[0].parts
+    if tools or not all(isinstance(part, TextPart) for part in parts):
+        raise sample.bad(
+            "a lone assistant message is text for continued pre-training, which has no tools, calls or reasoning: "
+            "put the question before it as a user message"
+        )
+    sample.notice("a lone assistant message is read as text for continued pre-training")
+    text = "".join(part.text for part in parts if isinstance(part, TextPart))
+    return plain_text(text, sample, trained=messages[0].trained)
 
 
 class MessageReader:
@@ -126,9 +163,10 @@ class MessageReader:
         if self._translate is not None:
             entry = self._translate(where, entry)
         role = self._role(where, entry)
+        self._sample.check_keys(where, "message", entry, _RESULT_KEYS if role == "tool" else _MESSAGE_KEYS)
         if entry["role"] == CALL_ROLE:
             parts: tuple[Part, ...] = read_tool_calls(where, entry.get("content"), self._sample)
-            return Message(role, parts, self._trained(where, role, entry)), True
+            return Message(role, parts, self._trained(where, role, entry, parts)), True
         parts = (*self._reasoning(where, role, entry), *self._content(where, role, entry))
         if role == "assistant":
             calls = self._calls(where, entry)
@@ -140,7 +178,7 @@ class MessageReader:
             raise self._sample.error(
                 "bad tool call", f"{where}: only the assistant calls tools, not the {role}"
             )
-        return Message(role, parts, self._trained(where, role, entry)), False
+        return Message(role, parts, self._trained(where, role, entry, parts)), False
 
     def _role(self, where: str, entry: dict[str, Any]) -> Role:
         role = entry.get("role")
@@ -151,11 +189,14 @@ class MessageReader:
 
     def _content(self, where: str, role: Role, entry: dict[str, Any]) -> Iterable[Part]:
         content = entry.get("content")
+        if content is None and role == "assistant":
+            content = entry.get("refusal")  # where OpenAI puts an answer that is a refusal
         if isinstance(content, str):
             return self.marked.split(content) if role == "user" else (TextPart(content),)
         if isinstance(content, list):
             return [
-                self._part(f"{where}, part {number}", role, part) for number, part in enumerate(content, 1)
+                read_part(f"{where}, part {number}", role, part, self.marked, self._sample)
+                for number, part in enumerate(content, 1)
             ]
         if (
             role == "assistant"
@@ -170,64 +211,25 @@ class MessageReader:
         found = f"{where} ({role}): content must be a string or a list of parts, it is {describe(content)}"
         raise self._sample.bad(found)
 
-    def _part(self, where: str, role: Role, part: Any) -> Part:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            if not isinstance(part.get("text"), str):
-                raise self._sample.bad(
-                    f'{where}: "text" must be a string, it is {describe(part.get("text"))}'
-                )
-            return TextPart(part["text"])
-        if kind not in ("image", "image_url", "video", "video_url"):
-            if kind in ("audio", "input_audio", "file"):
-                raise self._sample.error(
-                    "not supported", f'{where}: parts of type "{kind}" are not supported'
-                )
-            found = quoted(kind) if isinstance(part, dict) else f"missing: the part is {describe(part)}"
-            raise self._sample.bad(
-                f"{where}: type must be text, image, image_url, video or video_url, it is {found}"
-            )
-        noun = "video" if kind.startswith("video") else "picture"
-        if role != "user":
-            raise self._sample.bad(
-                f"{where}: a {noun} can only be in a user message, not in one of the {role}"
-            )
-        source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
-        if source is None:
-            media = self.marked.take(kind) if kind in ("image", "video") and self.marked.has(kind) else None
-            if media is None:
-                raise self._sample.bad(f'{where}: a part of type {kind} needs the key "{kind}"')
-            return media
-        return self._sample.video(where, source) if noun == "video" else self._sample.image(where, source)
-
     def _reasoning(self, where: str, role: Role, entry: dict[str, Any]) -> tuple[ReasoningPart, ...]:
-        key = "reasoning" if entry.get("reasoning_content") is None else "reasoning_content"
-        reasoning = entry.get(key)
-        if reasoning is None or reasoning == "":
-            return ()
-        if not isinstance(reasoning, str) or role != "assistant":
-            raise self._sample.bad(f'{where}: "{key}" must be a string, in an assistant message')
-        return (ReasoningPart(reasoning),)
+        reasoning = self._sample.reasoning(where, entry)
+        if reasoning and role != "assistant":
+            raise self._sample.bad(f"{where}: only an assistant message has reasoning, not one of the {role}")
+        return (ReasoningPart(reasoning),) if reasoning else ()
 
     def _calls(self, where: str, entry: dict[str, Any]) -> tuple[ToolCallPart, ...]:
         calls = entry.get("tool_calls") or entry.get("function_call")
         return read_tool_calls(where, calls, self._sample) if calls else ()
 
-    def _trained(self, where: str, role: Role, entry: dict[str, Any]) -> bool:
-        loss = entry.get("loss")
-        if loss is None and role == "assistant" and entry.get("weight") is not None:
-            if entry["weight"] not in (0, 1):
-                raise self._sample.bad(f'{where}: "weight" must be 0 or 1, it is {quoted(entry["weight"])}')
-            return bool(entry["weight"])
-        if loss is None:
-            return role == "assistant"
-        if not isinstance(loss, bool):
-            raise self._sample.bad(f'{where}: "loss" must be true or false, it is {quoted(loss)}')
+    def _trained(self, where: str, role: Role, entry: dict[str, Any], parts: Sequence[Part]) -> bool:
+        loss = self._sample.loss(where, entry)
         if loss and role != "assistant":
             raise self._sample.bad(
                 f"{where}: only the assistant's messages carry loss, not those of the {role}"
             )
-        return loss
+        if role != "assistant" or loss is False:
+            return False
+        return any(getattr(part, "trained", True) for part in parts)
 
 
 def _labelled(messages: list[Message], label: Any, sample: SampleContext) -> list[Message]:

@@ -10,11 +10,12 @@ from erniekit.data.formats.context import SampleContext
 
 def parse_plain_text(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """One record as a Conversation with a single message of role text. Raises SampleError."""
+    sample.check_keys("the record", "record", record, ("text",))
     return plain_text(sample.text(record, "text"), sample)
 
 
-def plain_text(text: str, sample: SampleContext) -> Conversation:
+def plain_text(text: str, sample: SampleContext, *, trained: bool = True) -> Conversation:
     """The Conversation of a text that is to be learned as it stands. Raises SampleError where it is empty."""
     if not text:
         raise sample.bad("the text is empty")
-    return Conversation((Message("text", (TextPart(text),), trained=True),), sample.sample_id)
+    return Conversation((Message("text", (TextPart(text),), trained),), sample.sample_id)

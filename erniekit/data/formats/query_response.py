@@ -13,15 +13,20 @@ from typing import Any
 from erniekit.data.conversation import Conversation
 from erniekit.data.formats import preference, turns
 from erniekit.data.formats.context import SampleContext
+from erniekit.data.formats.keys import REASONING
+from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import MessageReader
 from erniekit.data.formats.tools import read_tools
 
 PAIRS = (("query", "response"), ("prompt", "completion"), ("question", "answer"), ("prompt", "response"))
 
+_KEYS = frozenset(("system", "history", "tools", *REASONING, *MEDIA_KEYS, *preference.KEYS))
+
 
 def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """One record as a Conversation. Of a prompt that is a list of messages nothing carries loss. Raises SampleError."""
     question, answer = _keys(record)
+    sample.check_keys("the record", "record", record, _KEYS | {question, answer})
     reader = MessageReader(record, sample)
     messages = turns.history(record, reader.marked, sample)
     if isinstance(record.get(question), list):
@@ -29,10 +34,13 @@ def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conve
         messages += [preference.context(message) for message in prompt]
     else:
         messages.append(turns.question(sample.text(record, question), reader.marked))
+    reasoning = turns.reasoning(record, sample)
     if isinstance(record.get(answer), list):
+        if reasoning:
+            raise sample.bad("reasoning beside a list of messages: put it into the assistant message")
         messages += reader.chat(f'"{answer}", message', answer, record[answer])
     elif record.get("chosen") is None and record.get("rejected") is None:
-        messages.append(turns.answer(f'"{answer}"', record.get(answer), sample))
+        messages.append(turns.answer(f'"{answer}"', record.get(answer), sample, reasoning))
     messages = sample.with_system(record, messages)
     return preference.conversation(record, messages, reader, read_tools(record.get("tools"), sample), sample)
 

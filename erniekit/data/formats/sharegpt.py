@@ -11,7 +11,8 @@ from typing import Any
 from erniekit.data.conversation import Conversation
 from erniekit.data.formats import preference
 from erniekit.data.formats.context import SampleContext, describe, quoted
-from erniekit.data.formats.messages import CALL_ROLE, MessageReader
+from erniekit.data.formats.markers import MEDIA_KEYS
+from erniekit.data.formats.messages import CALL_ROLE, MessageReader, chat_or_text
 from erniekit.data.formats.tools import read_tools
 
 _ROLES = {
@@ -26,6 +27,7 @@ _ROLES = {
     "tool": "tool",
     "tool_response": "tool",
 }
+_KEYS = frozenset(("conversations", "system", "tools", *MEDIA_KEYS, *preference.KEYS))
 _ALLOWED = "human, gpt, system, function_call, observation (or user, assistant, tool_call, tool)"
 
 
@@ -36,11 +38,12 @@ def parse_sharegpt(record: dict[str, Any], sample: SampleContext) -> Conversatio
     function_call is a call {"name", "arguments"} or a list of such, mostly as JSON text; right after a text of
     gpt it belongs to the same turn. Messages may also have OpenAI's "role" and "content". Raises SampleError.
     """
+    sample.check_keys("the record", "record", record, _KEYS)
     tools = read_tools(record.get("tools"), sample)
     reader = MessageReader(record, sample, lambda where, entry: _translated(where, entry, sample))
     messages = reader.chat("message", "conversations", record.get("conversations"))
     messages = sample.with_system(record, messages)
-    return preference.conversation(record, messages, reader, tools, sample)
+    return chat_or_text(record, messages, reader, tools, sample)
 
 
 def _translated(where: str, entry: dict[str, Any], sample: SampleContext) -> dict[str, Any]:

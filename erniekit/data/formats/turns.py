@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Message, TextPart
+from erniekit.data.conversation import Message, ReasoningPart, TextPart
+from erniekit.data.formats import preference
 from erniekit.data.formats.context import SampleContext, describe
 from erniekit.data.formats.markers import MarkedMedia
 
@@ -14,13 +15,24 @@ def question(text: str, marked: MarkedMedia) -> Message:
     return Message("user", marked.split(text), trained=False)
 
 
-def answer(where: str, value: Any, sample: SampleContext) -> Message:
+def reasoning(record: dict[str, Any], sample: SampleContext) -> str:
+    """The reasoning that a record has beside its answer, empty where there is none. Raises SampleError."""
+    found = sample.reasoning("the record", record)
+    if found and preference.is_pair(record):
+        raise sample.bad(
+            "reasoning beside the answers of a pair: put it into the message to which it belongs"
+        )
+    return found
+
+
+def answer(where: str, value: Any, sample: SampleContext, reasoning: str = "") -> Message:
     """The assistant's message. Raises SampleError unless it is a string with something in it."""
     if not isinstance(value, str):
         raise sample.bad(f"{where} must be a string, it is {describe(value)}")
     if not value:
         raise sample.bad(f"{where}: the assistant's answer is empty")
-    return Message("assistant", (TextPart(value),), trained=True)
+    thought = (ReasoningPart(reasoning),) if reasoning else ()
+    return Message("assistant", (*thought, TextPart(value)), trained=True)
 
 
 def history(record: dict[str, Any], marked: MarkedMedia, sample: SampleContext) -> list[Message]:

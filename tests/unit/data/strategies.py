@@ -134,12 +134,16 @@ def _texts(*, least: int) -> st.SearchStrategy[tuple[Part, ...]]:
 
 @st.composite
 def answers(draw: st.DrawFn, trained: bool | None = None) -> Message:
-    """An assistant message: reasoning, texts, calls, in this order and not empty."""
-    reasoning = draw(st.lists(st.builds(ReasoningPart, SOME_TEXT), max_size=1))
+    """An assistant message: reasoning, texts, calls, in this order and not empty; with loss, parts without it."""
+    switch = st.just(True) if trained else st.booleans()
+    reasoning = draw(st.lists(st.builds(ReasoningPart, SOME_TEXT, switch), max_size=2))
     calls = draw(st.lists(_CALLS, max_size=2))
-    texts = list(draw(st.lists(st.builds(TextPart, SOME_TEXT), min_size=0 if calls else 1, max_size=2)))
+    texts = list(
+        draw(st.lists(st.builds(TextPart, SOME_TEXT, switch), min_size=0 if calls else 1, max_size=2))
+    )
+    has_loss = bool(calls) or any(part.trained for part in (*reasoning, *texts))
     return Message(
-        "assistant", (*reasoning, *texts, *calls), draw(st.booleans()) if trained is None else trained
+        "assistant", (*reasoning, *texts, *calls), has_loss and (draw(switch) if trained is None else trained)
     )
 
 
@@ -164,6 +168,8 @@ def conversations(draw: st.DrawFn) -> Conversation:
     opening = draw(st.lists(_SYSTEMS, max_size=1))
     if kind == "chat":
         turns = draw(st.lists(_USERS | _RESULTS | answers(), min_size=0 if opening else 1, max_size=4))
+        if [message.role for message in (*opening, *turns)] == ["assistant"]:  # which is plain text
+            turns = [draw(_USERS), *turns]
         return Conversation((*opening, *turns), "f:1", tools)
     turns = draw(st.lists(_USERS | _RESULTS | answers(trained=False), max_size=2))
     last = draw(_USERS | _RESULTS)

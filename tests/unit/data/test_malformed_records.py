@@ -233,7 +233,12 @@ VALID: list[dict[str, Any]] = [
     {"messages": [ASKED, {"role": "assistant", "content": "a"}], "rejected_messages": qa("q")["messages"]},
     shared("<image>q", "a", images="1.png", tools='[{"name": "f"}]'),
     shared("q", chosen={"from": "gpt", "value": "a"}, rejected={"from": "gpt", "value": "b"}),
-    {"conversations": [{"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]},
+    {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+        ]
+    },
     {"instruction": "q", "input": "i", "output": "a", "history": [["p", "o"]], "system": "s"},
     {"prompt": [ASKED], "completion": [{"role": "assistant", "content": "a"}]},
     {"query": "q", "response": "a", "rejected_response": "b"},

@@ -1,0 +1,96 @@
+"""Keys that data of other trainers has: which mean the same under several names, which are harmless, which are refused.
+
+Every key of a record, message or part is read by its format, or harmless, or refused because it would change what is
+trained and nothing here does that, or it is reported. Sources: the documentation of OpenAI, axolotl, ms-swift,
+LLaMA-Factory and TRL.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Level = Literal["record", "message", "part", "tool call"]
+
+# Whether the tokens of a message or part carry loss: true or false, 1 or 0.
+LOSS_SWITCHES = (
+    "loss",  # ms-swift
+    "weight",  # OpenAI, axolotl
+    "train",  # axolotl
+    "training",
+    "trainable",
+    "loss_mask",
+    "loss_weight",  # LLaMA-Factory
+    "loss_scale",  # ms-swift
+)
+# The reasoning of an answer, beside its text.
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+
+_COMMON = (
+    *("id", "_id", "idx", "index", "uid", "uuid", "hash", "created", "created_at", "timestamp", "date"),
+    *("source", "model", "meta", "metadata", "annotations"),
+)
+HARMLESS: dict[Level, frozenset[str]] = {
+    "record": frozenset(
+        (
+            *_COMMON,
+            *(
+                "sample_id",
+                "conversation_id",
+                "prompt_id",
+                "dataset",
+                "dataset_name",
+                "data_source",
+                "subset",
+            ),
+            *("split", "url", "license", "language", "lang", "category", "topic", "tags", "channel"),
+            *("num_turns", "num_tokens", "parallel_tool_calls", "__index_level_0__"),
+        )
+    ),
+    "message": frozenset((*_COMMON, "status")),
+    "part": frozenset((*_COMMON, "cache_control")),
+    "tool call": frozenset((*_COMMON, "status")),
+}
+
+# For each key the values that ask for nothing (beside null and what is empty), and what to do about all others.
+Refused = dict[str, tuple[tuple[Any, ...], str]]
+_SAY_LOSS = 'say "loss": false in the messages that are not to be trained'
+_NO_WEIGHTS = "samples have no weights: give a source a weight in data.train"
+_UNTRAINED: Refused = {
+    key: ((False,), f"is not read: {_SAY_LOSS}") for key in ("mask", "masked", "ignore", "ignore_loss")
+}
+_MEDIA_IN_MESSAGE = (
+    'is not read in a message: use parts in its content, or "images" and "videos" of the record'
+)
+_MEDIA_KEYS = ("image", "images", "video", "videos", "files", "attachments")
+REFUSED: dict[Level, Refused] = {
+    "record": {
+        **_UNTRAINED,
+        "weight": ((1,), _NO_WEIGHTS),
+        "sample_weight": ((1,), _NO_WEIGHTS),
+        "loss_weight": ((1,), _NO_WEIGHTS),
+        "loss_scale": ((1,), _NO_WEIGHTS),
+        **{
+            key: ((True,), f"is not read: {_SAY_LOSS}") for key in ("loss", "train", "trainable", "loss_mask")
+        },
+        **{
+            key: ((False,), "is not read: only answers are trained")
+            for key in ("train_on_inputs", "train_on_prompt")
+        },
+        "margin": ((0,), "preference pairs have no margins here"),
+        "chat_template_kwargs": ((), "is not read: data.template decides how a chat is written"),
+        **{
+            key: ((), "is for embedding models, which are not trained here")
+            for key in ("positive_messages", "negative_messages")
+        },
+    },
+    "message": {
+        **_UNTRAINED,
+        "train_detail": ((), "is not read: give the content as parts, each with its own loss switch"),
+        "channel": (("final",), 'is not read: write reasoning under "reasoning_content"'),
+        "prefix": ((False,), "is not read: an answer is trained from its beginning"),
+        **{key: ((), _MEDIA_IN_MESSAGE) for key in _MEDIA_KEYS},
+        **{key: ((), "these models do not hear") for key in ("audio", "audios")},
+    },
+    "part": dict(_UNTRAINED),
+    "tool call": dict(_UNTRAINED),
+}

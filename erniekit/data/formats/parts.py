@@ -1,0 +1,80 @@
+"""The parts of a message whose content is a list: texts, reasoning, pictures and videos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from erniekit.data.conversation import Part, ReasoningPart, Role, TextPart
+from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.formats.keys import LOSS_SWITCHES
+from erniekit.data.formats.markers import Kind, MarkedMedia
+
+# The key of the text in a part of each type.
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_REASONING = ("reasoning", "thinking")
+_MEDIA = ("image", "image_url", "video", "video_url")
+_TYPES = ("text", *_MEDIA, *_REASONING)
+_UNSUPPORTED = ("audio", "input_audio", "file")
+
+
+def read_part(where: str, role: Role, part: Any, marked: MarkedMedia, sample: SampleContext) -> Part:
+    """One part of a message of that role. where: which one, for errors. Raises SampleError."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        found = quoted(kind) if isinstance(part, dict) else f"missing: the part is {describe(part)}"
+        raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {found}")
+    if kind in _TEXTS:
+        return _text(where, role, part, _TEXTS[kind], sample)
+    if kind in _REASONING:
+        return _reasoning(where, role, part, kind, sample)
+    if kind in _MEDIA:
+        return _media(where, role, part, kind, marked, sample)
+    if kind in _UNSUPPORTED:
+        raise sample.error("not supported", f'{where}: parts of type "{kind}" are not supported')
+    raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {quoted(kind)}")
+
+
+def _text(where: str, role: Role, part: dict[str, Any], key: str, sample: SampleContext) -> TextPart:
+    sample.check_keys(where, "part", part, ("type", key, *LOSS_SWITCHES))
+    if not isinstance(part.get(key), str):
+        raise sample.bad(f'{where}: "{key}" must be a string, it is {describe(part.get(key))}')
+    return TextPart(part[key], _trained(where, role, part, sample))
+
+
+def _reasoning(
+    where: str, role: Role, part: dict[str, Any], kind: str, sample: SampleContext
+) -> ReasoningPart:
+    if role != "assistant":
+        raise sample.bad(f"{where}: only an assistant message has reasoning, not one of the {role}")
+    keys = (kind, "text", "reasoning", "thinking")
+    # The signature of Anthropic's thinking blocks says nothing about the text.
+    sample.check_keys(where, "part", part, ("type", "signature", *keys, *LOSS_SWITCHES))
+    text = next((part[key] for key in keys if part.get(key) is not None), None)
+    if not isinstance(text, str):
+        raise sample.bad(f'{where}: "{kind}" must be a string, it is {describe(text)}')
+    return ReasoningPart(text, _trained(where, role, part, sample))
+
+
+def _trained(where: str, role: Role, part: dict[str, Any], sample: SampleContext) -> bool:
+    trained = sample.loss(where, part)
+    if trained and role != "assistant":
+        raise sample.bad(f"{where}: only the assistant's parts carry loss, not those of the {role}")
+    return trained is None or trained
+
+
+def _media(
+    where: str, role: Role, part: dict[str, Any], kind: str, marked: MarkedMedia, sample: SampleContext
+) -> Part:
+    is_video = kind.startswith("video")
+    noun = "video" if is_video else "picture"
+    if role != "user":
+        raise sample.bad(f"{where}: a {noun} can only be in a user message, not in one of the {role}")
+    sample.check_keys(where, "part", part, ("type", kind, "url", "path"))
+    source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
+    if source is None:
+        listed: Kind = "video" if is_video else "image"
+        media = marked.take(listed) if kind == listed and marked.has(listed) else None
+        if media is None:
+            raise sample.bad(f'{where}: a part of type {kind} needs the key "{kind}"')
+        return media
+    return sample.video(where, source) if is_video else sample.image(where, source)
