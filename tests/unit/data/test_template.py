@@ -9,6 +9,7 @@ from erniekit.data.conversation import (
     ImagePart,
     ReasoningPart,
     SampleError,
+    TextPart,
     ToolCallPart,
     VideoPart,
 )
@@ -430,3 +431,22 @@ def test_an_explicit_template_is_taken_whatever_the_tokenizer_says(tmp_path: Pat
     assert resolve_template("ernie", make_tokenizer(VL_TEMPLATE), True) is TEMPLATES["ernie"]
     with pytest.raises(DataError, match=r"unknown data\.template 'llama'; there are ernie"):
         resolve_template("llama", make_tokenizer(None), False)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_parts_without_loss_stand_in_the_answer_as_context(name: str) -> None:
+    template = TEMPLATES[name]
+    parts = [TextPart("Perhaps 5?", trained=False), TextPart(" It is 4.")]
+    found = shown(name, chat(("user", "2+2?"), ("assistant", parts)))
+    whole = shown(name, chat(("user", "2+2?"), ("assistant", "Perhaps 5? It is 4.")))
+    assert found.replace("[", "").replace("]", "") == whole.replace("[", "").replace("]", "")
+    before = f"[{template.answer[0]}]" if template.answer[0] else ""
+    assert f"{before}Perhaps 5?[ It is 4.{template.answer[1]}{template.terminator}]" in found
+
+
+def test_reasoning_without_loss_stands_there_as_context() -> None:
+    parts = [ReasoningPart("hm", trained=False), TextPart("4")]
+    found = shown("ernie_vl_thinking", chat(("user", "2+2?"), ("assistant", parts)))
+    assert "hm\n</think>\n\n[" in found and "[hm" not in found
+    inline = [TextPart("<think>hm</think>", trained=False), TextPart("4")]
+    assert shown("ernie_vl_thinking", chat(("user", "2+2?"), ("assistant", inline))) == found

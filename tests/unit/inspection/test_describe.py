@@ -175,3 +175,14 @@ def test_bars_are_in_proportion(count: int, expected: str) -> None:
 
 def test_columns_of_a_table_line_up() -> None:
     assert table([("a", "number"), ("longer", "1")]) == ["  a       number", "  longer       1"]
+
+
+def test_keys_that_nothing_reads_are_counted_with_the_first_place(tmp_path: Path) -> None:
+    records = [qa("q"), qa("q", mood="blue"), qa("q", mood="red", id=3)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    report = report_on(path)
+    line = f"note: key 'mood' of a record is not read: 2 samples, the first {path}:2"
+    assert report.is_clean and line in describe(report)
+    assert as_values(report)["notices"] == [
+        {"notice": "key 'mood' of a record is not read", "samples": 2, "first": f"{path}:2"}
+    ]

@@ -168,6 +168,11 @@ def test_data_in_words() -> None:
         "(data.loss_on: each_turn learns them as answers)",
     ]
     assert not any("in history" in line for line in describe_data("x", stats, "dpo"))
+    stats.notices.add(["key 'mood' of a record is not read"], "a.jsonl:3")
+    stats.notices.add(["key 'mood' of a record is not read"], "a.jsonl:9")
+    assert describe_data("x", stats)[-1] == (
+        "  note: key 'mood' of a record is not read: 2 samples, the first a.jsonl:3"
+    )
 
 
 def test_what_was_left_out_in_words() -> None:
