@@ -13,7 +13,7 @@ from erniekit.config.evaluation import EvalConfig
 from erniekit.config.rules import CONFLICT, find_conflicts
 from erniekit.config.section import NotNegative, Positive, Section, Share, Text, TextList, Weight
 
-Format = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "erniekit", "text"]
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "xlam", "erniekit", "text"]
 
 
 class ModelConfig(Section):

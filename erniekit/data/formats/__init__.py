@@ -23,6 +23,7 @@ from erniekit.data.formats.messages import parse_messages
 from erniekit.data.formats.plain_text import parse_plain_text
 from erniekit.data.formats.query_response import PAIRS, parse_query_response
 from erniekit.data.formats.sharegpt import parse_sharegpt
+from erniekit.data.formats.xlam import parse_xlam
 from erniekit.errors import DataError
 
 _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
@@ -31,6 +32,7 @@ _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
     "alpaca": parse_alpaca,
     "query_response": parse_query_response,
     "erniekit": parse_erniekit,
+    "xlam": parse_xlam,
     "text": parse_plain_text,
 }
 FORMATS: tuple[str, ...] = tuple(_PARSERS)
@@ -41,7 +43,12 @@ _CHATS = ("messages", "sharegpt", "alpaca", "query_response")
 # and keys that other formats have beside their own come last.
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("messages", ("messages",)),
+    ("messages", ("input", "preferred_output")),
+    ("messages", ("input", "non_preferred_output")),
+    ("messages", ("chosen_messages", "rejected_messages")),
     ("sharegpt", ("conversations",)),
+    ("sharegpt", ("conversation",)),
+    ("xlam", ("query", "answers", "tools")),
     ("erniekit", ("text_info",)),
     ("erniekit", ("src",)),
     ("alpaca", ("instruction",)),

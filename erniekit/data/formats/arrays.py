@@ -1,4 +1,7 @@
-"""One JSON array, read element by element over a sliding window, so that it may be larger than the memory."""
+"""JSON over several lines, read value by value over a sliding window, so that it may be larger than the memory.
+
+One array, whose elements are the records; or objects one after the other, each written over several lines.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,32 @@ def read_array(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
     window.skip_space()
     if window.character():
         raise window.syntax_error(window.position, "more text after the end of the array")
+
+
+def spans_lines(path: Path, stream: Stream) -> bool:
+    """Whether a file that begins with an object has it over several lines. Reads on from there."""
+    window = _Window(path, stream)
+    window.skip_space()
+    first, _ = window.place(window.position)
+    try:
+        window.value()
+    except DataError:
+        return False
+    return window.place(window.position)[0] > first
+
+
+def read_objects(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
+    """Objects one after the other, each with the line on which it starts. Raises DataError for a syntax error."""
+    window = _Window(path, stream)
+    records = 0
+    window.skip_space()
+    while window.character():
+        line, _ = window.place(window.position)
+        value = window.value()
+        records += 1
+        if records > after.records:
+            yield Record(value, f"{path}:{line}", window.bytes_read(), Cursor(records))
+        window.skip_space()
 
 
 class _Window:

@@ -4,6 +4,7 @@
                "tool_calls", "reasoning_content", "loss": all optional}],
  "tools", "system", "images", "videos": optional,
  "chosen" and "rejected": optional, the two answers of a preference pair}
+or OpenAI's preference file: {"input": {"messages", "tools"}, "preferred_output", "non_preferred_output"}
 Parts: {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"} or string}, {"type": "image", "image"},
        {"type": "video_url", "video_url": {"url"} or string}, {"type": "video", "video": source or list of frames}
 """
@@ -48,6 +49,7 @@ _MESSAGE_KEYS = frozenset(
     ("role", "content", "refusal", "tool_calls", "function_call", *REASONING, *LOSS_SWITCHES)
 )
 _RESULT_KEYS = _MESSAGE_KEYS | {"tool_call_id", "name"}
+_PREFERENCE_FILE = ("input", "preferred_output", "non_preferred_output")
 _KEYS = frozenset(("messages", "system", "tools", "functions", *MEDIA_KEYS, *preference.KEYS))
 # Makes a message of OpenAI's form from one of another dialect: (where, entry) -> entry
 Translate = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -63,6 +65,8 @@ def parse_messages(record: dict[str, Any], sample: SampleContext) -> Conversatio
     0; its `reasoning_content` is what it thinks first. A lone answer is text for continued pre-training, as in
     ms-swift's files. Preference pairs: see `preference`. Raises SampleError.
     """
+    if record.get("preferred_output") is not None or record.get("non_preferred_output") is not None:
+        record = _preference_file(record, sample)
     label = record.get("label")
     sample.check_keys("the record", "record", record, _KEYS | {"label"} if isinstance(label, list) else _KEYS)
     tools = read_tools(record.get("functions") if record.get("tools") is None else record["tools"], sample)
@@ -73,6 +77,17 @@ def parse_messages(record: dict[str, Any], sample: SampleContext) -> Conversatio
         messages = reader.chat("message", "messages", record.get("messages"))
         prompt = _labelled(sample.with_system(record, messages), label, sample)
     return chat_or_text(record, prompt, reader, tools, sample)
+
+
+def _preference_file(record: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
+    """A record of OpenAI's preference fine-tuning, with the keys of this format."""
+    asked = record.get("input")
+    if not isinstance(asked, dict):
+        raise sample.bad(f'"input" must be an object with "messages", it is {describe(asked)}')
+    sample.check_keys('"input"', "record", asked, ("messages", "tools"))
+    others = {key: value for key, value in record.items() if key not in _PREFERENCE_FILE}
+    answers = {"chosen": record.get("preferred_output"), "rejected": record.get("non_preferred_output")}
+    return {**others, **answers, "messages": asked.get("messages"), "tools": asked.get("tools")}
 
 
 def chat_or_text(
@@ -169,9 +184,10 @@ class MessageReader:
             return Message(role, parts, self._trained(where, role, entry, parts)), True
         parts = (*self._reasoning(where, role, entry), *self._content(where, role, entry))
         if role == "assistant":
-            calls = self._calls(where, entry)
+            calls = (*(part for part in parts if isinstance(part, ToolCallPart)), *self._calls(where, entry))
             if calls:
-                parts = (*(part for part in parts if part != TextPart("")), *calls)
+                others = (part for part in parts if not isinstance(part, ToolCallPart))
+                parts = (*(part for part in others if part != TextPart("")), *calls)
             elif not any(isinstance(part, TextPart) and part.text for part in parts):
                 raise self._sample.bad(f"{where}: the assistant's answer is empty")
         elif entry.get("tool_calls") or entry.get("function_call"):
@@ -195,8 +211,9 @@ class MessageReader:
             return self.marked.split(content) if role == "user" else (TextPart(content),)
         if isinstance(content, list):
             return [
-                read_part(f"{where}, part {number}", role, part, self.marked, self._sample)
+                read
                 for number, part in enumerate(content, 1)
+                for read in read_part(f"{where}, part {number}", role, part, self.marked, self._sample)
             ]
         if (
             role == "assistant"

@@ -8,33 +8,46 @@ from erniekit.data.conversation import Part, ReasoningPart, Role, TextPart
 from erniekit.data.formats.context import SampleContext, describe, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES
 from erniekit.data.formats.markers import Kind, MarkedMedia
+from erniekit.data.formats.tools import read_tool_calls
 
 # The key of the text in a part of each type.
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _REASONING = ("reasoning", "thinking")
+_CALL = "tool_call"  # LLaMA-Factory's, whose value is a call or a list of calls
 _MEDIA = ("image", "image_url", "video", "video_url")
-_TYPES = ("text", *_MEDIA, *_REASONING)
+_TYPES = ("text", *_MEDIA, *_REASONING, _CALL)
 _UNSUPPORTED = ("audio", "input_audio", "file")
 
 
-def read_part(where: str, role: Role, part: Any, marked: MarkedMedia, sample: SampleContext) -> Part:
-    """One part of a message of that role. where: which one, for errors. Raises SampleError."""
+def read_part(
+    where: str, role: Role, part: Any, marked: MarkedMedia, sample: SampleContext
+) -> tuple[Part, ...]:
+    """One part of a message of that role, in most cases as one. where: which one, for errors.
+
+    What it holds stands under the name of its type, or as in LLaMA-Factory's files under "value". Raises SampleError.
+    """
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         found = quoted(kind) if isinstance(part, dict) else f"missing: the part is {describe(part)}"
         raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {found}")
     if kind in _TEXTS:
-        return _text(where, role, part, _TEXTS[kind], sample)
+        return (_text(where, role, part, _TEXTS[kind], sample),)
     if kind in _REASONING:
-        return _reasoning(where, role, part, kind, sample)
+        return (_reasoning(where, role, part, kind, sample),)
     if kind in _MEDIA:
-        return _media(where, role, part, kind, marked, sample)
+        return (_media(where, role, part, kind, marked, sample),)
+    if kind == _CALL:
+        if role != "assistant":
+            raise sample.error("bad tool call", f"{where}: only the assistant calls tools, not the {role}")
+        sample.check_keys(where, "part", part, ("type", kind, "value"))
+        return read_tool_calls(where, part.get(kind) or part.get("value"), sample)
     if kind in _UNSUPPORTED:
         raise sample.error("not supported", f'{where}: parts of type "{kind}" are not supported')
     raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {quoted(kind)}")
 
 
 def _text(where: str, role: Role, part: dict[str, Any], key: str, sample: SampleContext) -> TextPart:
+    key = key if part.get(key) is not None else "value" if part.get("value") is not None else key
     sample.check_keys(where, "part", part, ("type", key, *LOSS_SWITCHES))
     if not isinstance(part.get(key), str):
         raise sample.bad(f'{where}: "{key}" must be a string, it is {describe(part.get(key))}')
@@ -46,7 +59,7 @@ def _reasoning(
 ) -> ReasoningPart:
     if role != "assistant":
         raise sample.bad(f"{where}: only an assistant message has reasoning, not one of the {role}")
-    keys = (kind, "text", "reasoning", "thinking")
+    keys = (kind, "text", "reasoning", "thinking", "value")
     # The signature of Anthropic's thinking blocks says nothing about the text.
     sample.check_keys(where, "part", part, ("type", "signature", *keys, *LOSS_SWITCHES))
     text = next((part[key] for key in keys if part.get(key) is not None), None)
@@ -69,8 +82,9 @@ def _media(
     noun = "video" if is_video else "picture"
     if role != "user":
         raise sample.bad(f"{where}: a {noun} can only be in a user message, not in one of the {role}")
-    sample.check_keys(where, "part", part, ("type", kind, "url", "path"))
-    source = next((part[key] for key in (kind, "url", "path") if part.get(key) is not None), None)
+    keys = (kind, "url", "path", "value")
+    sample.check_keys(where, "part", part, ("type", *keys))
+    source = next((part[key] for key in keys if part.get(key) is not None), None)
     if source is None:
         listed: Kind = "video" if is_video else "image"
         media = marked.take(listed) if kind == listed and marked.has(listed) else None

@@ -1,7 +1,8 @@
 """Preference pairs: two answers to one prompt, of which the first is preferred.
 
 "chosen" and "rejected" beside the prompt (each a string, a message, a list of messages, or a whole chat that starts
-with the prompt), or ms-swift's "rejected_response" and "rejected_messages" beside a chat that ends with the chosen one.
+with the prompt), ms-swift's "rejected_response" and "rejected_messages" beside a chat that ends with the chosen one, or
+LLaMA-Factory's "chosen_messages" and "rejected_messages", two whole chats.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from erniekit.data.conversation import Conversation, Message, Part, Role
 from erniekit.data.formats.context import SampleContext
 from erniekit.data.formats.markers import MarkedMedia
 
-KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages")
+KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "chosen_messages")
 Pair = tuple[tuple[Message, ...], tuple[Message, ...]]
 
 
@@ -55,6 +56,11 @@ def conversation(
 def _read(
     record: dict[str, Any], messages: list[Message] | None, reader: AnswerReader, sample: SampleContext
 ) -> Pair:
+    if record.get("chosen_messages") is not None:
+        if record.get("rejected_messages") is None or messages is not None:
+            raise sample.bad('"chosen_messages" needs "rejected_messages" beside it, and no "messages"')
+        chosen = reader.answer("chosen_messages", record["chosen_messages"])
+        return split(chosen, reader.answer("rejected_messages", record["rejected_messages"]), sample)
     if record.get("rejected_messages") is not None and messages is not None:
         rejected = reader.answer("rejected_messages", record["rejected_messages"])
         return split(messages, rejected, sample)

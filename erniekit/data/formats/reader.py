@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from erniekit.data.conversation import SampleError
-from erniekit.data.formats.arrays import read_array
+from erniekit.data.formats.arrays import read_array, read_objects, spans_lines
 from erniekit.data.formats.records import BadLine, Cursor, Record, Stream
 from erniekit.data.formats.tables import read_parquet, read_table
 from erniekit.errors import DataError
@@ -26,11 +26,11 @@ _START = Cursor()
 def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLine]:
     """The records of a file in order, beginning after a cursor that an earlier reading of the file gave.
 
-    JSON lines or one JSON array, whatever the file is called; parquet; tables with a header under the names
-    .csv and .tsv; .txt is one record, {"text": all of it}. Text is UTF-8, with or without a byte order mark,
-    and may be compressed with gzip. Nothing is read whole but .txt. Raises DataError when the file cannot be
-    read, holds no record, or has an error after which it cannot be read on; a line of JSON lines or a row of
-    a table that is wrong comes as a BadLine.
+    JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet; tables
+    with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}. Text is UTF-8, with or without
+    a byte order mark, and may be compressed with gzip. Nothing is read whole but .txt. Raises DataError when the file
+    cannot be read, holds no record, or has an error after which it cannot be read on; a line of JSON lines or a row
+    of a table that is wrong comes as a BadLine.
     """
     empty = True
     try:
@@ -70,7 +70,21 @@ def _read_text(path: Path, stream: Stream, after: Cursor) -> Iterator[Record | B
         return read_table(path, stream, _DELIMITERS[suffix], after)
     if first == b"[":
         return read_array(path, stream, after)
+    if first == b"{" and not _is_json(stream.file.readline()):
+        stream.file.seek(start)
+        several = spans_lines(path, stream)
+        stream.file.seek(start)
+        if several:
+            return read_objects(path, stream, after)
     return _lines(path, stream, after if after.records else Cursor(offset=start))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _refuse_other_encodings(path: Path, head: bytes) -> None:

@@ -1,7 +1,9 @@
 """Format "sharegpt": chats of {"from", "value"}, as LLaMA-Factory and many public sets have them.
 
-{"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation", "value": string}],
+{"conversations" or "conversation": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
+                                       "value": string}],
  "system", "tools", "images", "videos": optional, "chosen" and "rejected": optional, messages of the same form}
+The list may also be one of rounds: see `rounds`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from erniekit.data.formats import preference
 from erniekit.data.formats.context import SampleContext, describe, quoted
 from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import CALL_ROLE, MessageReader, chat_or_text
+from erniekit.data.formats.rounds import are_rounds, read_rounds
 from erniekit.data.formats.tools import read_tools
 
 _ROLES = {
@@ -27,7 +30,7 @@ _ROLES = {
     "tool": "tool",
     "tool_response": "tool",
 }
-_KEYS = frozenset(("conversations", "system", "tools", *MEDIA_KEYS, *preference.KEYS))
+_KEYS = frozenset(("system", "tools", *MEDIA_KEYS, *preference.KEYS))
 _ALLOWED = "human, gpt, system, function_call, observation (or user, assistant, tool_call, tool)"
 
 
@@ -38,10 +41,19 @@ def parse_sharegpt(record: dict[str, Any], sample: SampleContext) -> Conversatio
     function_call is a call {"name", "arguments"} or a list of such, mostly as JSON text; right after a text of
     gpt it belongs to the same turn. Messages may also have OpenAI's "role" and "content". Raises SampleError.
     """
-    sample.check_keys("the record", "record", record, _KEYS)
+    key = (
+        "conversation"
+        if record.get("conversations") is None and "conversation" in record
+        else "conversations"
+    )
+    sample.check_keys("the record", "record", record, _KEYS | {key})
     tools = read_tools(record.get("tools"), sample)
     reader = MessageReader(record, sample, lambda where, entry: _translated(where, entry, sample))
-    messages = reader.chat("message", "conversations", record.get("conversations"))
+    entries = record.get(key)
+    if are_rounds(entries):
+        messages = read_rounds(entries, reader.marked, sample)
+    else:
+        messages = reader.chat("message", key, entries)
     messages = sample.with_system(record, messages)
     return chat_or_text(record, messages, reader, tools, sample)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def read_table(path: Path, stream: Stream, delimiter: str, after: Cursor) -> Ite
     A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
     are parsed as JSON, empty ones are null. Raises DataError where rows cannot be told apart any more.
     """
+    csv.field_size_limit(sys.maxsize)  # the limit is the module's; a cell may hold a picture or a whole chat
     lines = _Lines(path, stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = _next(path, rows)
@@ -80,7 +82,7 @@ def _next(path: Path, rows: Any) -> list[str] | None:
         row: list[str] | None = next(rows, None)
         return row
     except csv.Error as error:
-        advice = "quotes must be closed; for large cells use JSON lines"
+        advice = "quotes must be closed"
         raise DataError(f"{path}:{rows.line_num}: cannot read the table: {error} ({advice})") from error
 
 

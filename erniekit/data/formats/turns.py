@@ -25,14 +25,16 @@ def reasoning(record: dict[str, Any], sample: SampleContext) -> str:
     return found
 
 
-def answer(where: str, value: Any, sample: SampleContext, reasoning: str = "") -> Message:
+def answer(
+    where: str, value: Any, sample: SampleContext, reasoning: str = "", trained: bool = True
+) -> Message:
     """The assistant's message. Raises SampleError unless it is a string with something in it."""
     if not isinstance(value, str):
         raise sample.bad(f"{where} must be a string, it is {describe(value)}")
     if not value:
         raise sample.bad(f"{where}: the assistant's answer is empty")
     thought = (ReasoningPart(reasoning),) if reasoning else ()
-    return Message("assistant", (*thought, TextPart(value)), trained=True)
+    return Message("assistant", (*thought, TextPart(value)), trained)
 
 
 def history(record: dict[str, Any], marked: MarkedMedia, sample: SampleContext) -> list[Message]:

@@ -83,14 +83,6 @@ def test_syntax_error_in_an_array_names_its_line(tmp_path: Path, text: str, line
         list(read_records(path))
 
 
-def test_one_object_over_several_lines_says_what_is_expected(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{\n "messages": []\n}\n')
-    first = next(read_records(path))
-    assert isinstance(first, BadLine)
-    assert "one JSON object per line, or one JSON array" in str(first.error)
-
-
 @pytest.mark.parametrize("content", [b"", b"\n \n", codecs.BOM_UTF8, b"[]", b" [ \n ] "])
 def test_empty_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jsonl"
@@ -199,3 +191,41 @@ def test_what_json_cannot_hold_in_a_line_is_a_bad_line(tmp_path: Path) -> None:
     assert isinstance(long, BadLine)
     assert "digits" in str(long.error)
     assert isinstance(last, Record)
+
+
+@pytest.mark.parametrize("bom", [b"", codecs.BOM_UTF8])
+def test_objects_over_several_lines(tmp_path: Path, bom: bytes) -> None:
+    path = tmp_path / "a.json"
+    values = [{"messages": [{"role": "user", "content": "}\n{"}]}, {"a": {"b": [1, 2]}}, {"c": 3}]
+    texts = [json.dumps(values[0], indent=2), json.dumps(values[1], indent=2), json.dumps(values[2])]
+    path.write_bytes(bom + ("\n" + "\n".join(texts) + "\n").encode())
+    found = records(path)
+    assert [item.value for item in found] == values
+    second = texts[0].count("\n") + 3
+    assert [item.sample_id for item in found] == [
+        f"{path}:2", f"{path}:{second}", f"{path}:{second + texts[1].count(chr(10)) + 1}"
+    ]  # fmt: skip
+    rest = [item.value for item in read_records(path, found[0].after) if isinstance(item, Record)]
+    assert rest == values[1:]
+
+
+def test_one_object_over_several_lines_is_one_sample(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": [1, {"b": "x"}]}, indent=4))
+    assert [item.value for item in records(path)] == [{"a": [1, {"b": "x"}]}]
+
+
+def test_an_error_after_objects_over_several_lines_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{\n"a": 1\n}\n{\n"a": 2,\n}\n')
+    with pytest.raises(DataError, match=r"a\.json:6: not valid JSON"):
+        records(path)
+
+
+def test_json_lines_with_a_wrong_first_line_stay_lines(tmp_path: Path) -> None:
+    for first in ('{"a": 1,', '{"a": [1, 2}', '{"a": "b', "{", '{"a": 1} x'):
+        path = tmp_path / "a.jsonl"
+        path.write_text(first + '\n{"a": 2}\n{"a": 3}\n')
+        found = list(read_records(path))
+        assert isinstance(found[0], BadLine) and found[0].error.sample_id == f"{path}:1"
+        assert [item.value for item in found[1:] if isinstance(item, Record)] == [{"a": 2}, {"a": 3}]
