@@ -106,8 +106,10 @@ def check(
     from erniekit.data.samples import pair_mode
     from erniekit.inspection.check import CheckOptions
     from erniekit.inspection.run import heldout_files, named_files, training_files
+    from erniekit.paths import expand_path
 
     run = load_config(config) if config is not None else None
+    paths = [expand_path(name) for name in files or ()]
     named = [SourceConfig(path=name) for name in files or ()]
     data = run.data if run is not None else DataConfig(train=named)
     options = CheckOptions(
@@ -120,8 +122,8 @@ def check(
         most_errors=None if all_errors else 20,
         pairs="chosen" if run is None else pair_mode(run.task, data.share_prompt),
     )
-    if files:
-        found = named_files(files, format or data.format)
+    if paths:
+        found = named_files(paths, format or data.format)
     else:
         found = [*training_files(data, format), *heldout_files(data, format)]
     _report(found, options, json_file)

@@ -192,10 +192,11 @@ def _samples(
 ) -> "HeldOut":
     """The samples of the files, or of the run where none is named."""
     from erniekit.inference.heldout import HeldOut, find_files
+    from erniekit.paths import expand_path
 
     data = None if run is None else run.data
     return HeldOut(
-        find_files(files, data, format),
+        find_files([expand_path(file) for file in files], data, format),
         encoder,
         answers=answers,
         limit=limit,

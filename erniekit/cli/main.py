@@ -4,6 +4,7 @@
 Anything else is a bug and keeps its traceback.
 """
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import typer
 
 from erniekit import __version__
 from erniekit.errors import ErnieKitError
+from erniekit.paths import expand_argument
 from erniekit.runtime import prepare_environment
 
 
@@ -113,8 +115,21 @@ def _new_app() -> typer.Typer:
 def _add_commands(app: typer.Typer, commands: Mapping[str, Command], arguments: Sequence[str]) -> None:
     for name, command in commands.items():
         asked = list(arguments[:1]) == [name]
-        function = command.load() if asked else _not_loaded
+        function = _with_paths_expanded(command.load()) if asked else _not_loaded
         app.command(name, help=None if asked else command.summary, short_help=command.summary)(function)
+
+
+def _with_paths_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with `~` and variables expanded in each `Path` it takes: no shell does that after `--output=`."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        return command(
+            *(expand_argument(value) for value in arguments),
+            **{name: expand_argument(value) for name, value in options.items()},
+        )
+
+    return run
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from erniekit.config import hints
 from erniekit.config.rules import CONFLICT, Conflict
 from erniekit.config.schema import Config
+from erniekit.config.section import AS_WRITTEN, BAD_PATH
 from erniekit.config.source import (
     KeyPath,
     Place,
@@ -27,6 +28,7 @@ from erniekit.config.source import (
     parse_yaml,
 )
 from erniekit.errors import ConfigError
+from erniekit.paths import expand_path
 
 _SECTIONS = hints.SECTIONS
 
@@ -35,8 +37,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, what it extends, and `section.key=value` overrides on top.
 
     `extends:` names one file or a list, relative to the file that says so; later files win over earlier ones
-    and the file itself over all. Mappings are merged, lists and values replaced. Paths of models, data and
-    output stay as written: they are relative to the working directory.
+    and the file itself over all. Mappings are merged, lists and values replaced. `~`, `${NAME}` and `$NAME` in
+    paths are expanded; paths of models, data and output are relative to the working directory.
     Raises ConfigError with one line for each problem.
     """
     origin = str(path)
@@ -53,7 +55,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The whole configuration, defaults resolved, as YAML that `load_config` reads back to an equal one."""
-    return dump_yaml(config.model_dump())
+    return dump_yaml(config.model_dump(context=AS_WRITTEN))
 
 
 def _read_file(origin: str, chain: tuple[str, ...]) -> Settings:
@@ -74,6 +76,9 @@ def _read_file(origin: str, chain: tuple[str, ...]) -> Settings:
         # A section whose keys are all commented out is null in YAML: it says nothing.
         if name in own.values and own.values[name] is None:
             own.values[name] = {}
+    # A key that is no section but holds anchors for others, such as `defaults: &defaults`, has done its work.
+    for name in own.shared - set(Config.model_fields) - {"extends"}:
+        own.values.pop(name, None)
 
     settings = Settings()
     place = own.places.get(("extends",))
@@ -100,7 +105,13 @@ def _base_files(own: Settings, origin: str) -> list[str]:
         message = f"must be a file or a list of files, got {hints.shown(value)}"
         own.problems.append(Problem(own.places[("extends",)], "extends", message))
         return []
-    return [os.path.normpath(os.path.join(os.path.dirname(origin), name)) for name in names]
+    found = []
+    for name in names:
+        try:
+            found.append(os.path.normpath(os.path.join(os.path.dirname(origin), expand_path(name))))
+        except ConfigError as error:
+            own.problems.append(Problem(own.places[("extends",)], "extends", str(error)))
+    return found
 
 
 def _validated(settings: Settings, origin: str) -> Config:
@@ -143,6 +154,8 @@ def _problem(detail: ErrorDetails, settings: Settings, top: Place) -> Problem:
         return Problem(place, key, f"unknown key; {hints.meant(path)}")
     if detail["type"] == "missing":
         return Problem(place, key, f"is required: {hints.allowed(target)}. {target.description}")
+    if detail["type"] == BAD_PATH:
+        return Problem(place, key, detail["ctx"]["text"])
     value = detail["input"]
     message = f"must be {hints.allowed(target)}, got {hints.shown(value)}"
     if (choice := hints.nearest_choice(target, value)) is not None:

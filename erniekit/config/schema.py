@@ -1,6 +1,6 @@
 """The schema of a run's configuration: every section, field, unit, default and range.
 
-The models are frozen, refuse unknown keys and do not convert types (an integer is accepted for a number).
+The models are frozen, refuse unknown keys and convert types only where nothing is lost (`erniekit.config.section`).
 Relations between fields are in `erniekit.config.rules`.
 """
 
@@ -11,7 +11,17 @@ from pydantic_core import PydanticCustomError
 
 from erniekit.config.evaluation import EvalConfig
 from erniekit.config.rules import CONFLICT, find_conflicts
-from erniekit.config.section import NotNegative, Positive, Section, Share, Text, TextList, Weight
+from erniekit.config.section import (
+    NotNegative,
+    PathText,
+    Positive,
+    Section,
+    Share,
+    Text,
+    TextList,
+    Weight,
+    as_list,
+)
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "xlam", "erniekit", "text"]
 
@@ -19,7 +29,7 @@ Format = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "xl
 class ModelConfig(Section):
     """The checkpoint to start from."""
 
-    path: Text = Field(
+    path: PathText = Field(
         description="Local directory of the checkpoint in Hub layout. Relative to the working directory."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -30,6 +40,21 @@ class ModelConfig(Section):
         description="Parts that are not trained: vision, resampler, language, router, "
         "or fnmatch patterns over parameter names.",
     )
+
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a decoder layer of every family."""
+
+
+def _as_targets(value: Any) -> Any:
+    """A text alone as a list; `all` and `all-linear`, as PEFT and others have it, as the names that they stand for."""
+    listed = as_list(value)
+    if not isinstance(listed, list):
+        return listed
+    named: list[Any] = []
+    for item in listed:
+        named += ALL_LINEAR if item in ("all", "all-linear", "all_linear") else [item]
+    return list(dict.fromkeys(named)) if all(isinstance(item, str) for item in named) else named
 
 
 class LoraConfig(Section):
@@ -43,10 +68,11 @@ class LoraConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Probability of dropping an element of an adapter's input."
     )
-    targets: Annotated[TextList, Field(min_length=1)] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        description="Modules that get an adapter: the last part of a module's name, "
-        "or an fnmatch pattern over the full name.",
+    targets: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_targets)] = Field(
+        [*ALL_LINEAR],
+        description="Modules that get an adapter: the last part of a module's name, or an fnmatch pattern over the "
+        "full name. all, or all-linear: every linear layer of the decoder layers, those of experts too, which is "
+        "the default; not the vision tower, the resampler and the head.",
     )
     train_router: bool = Field(False, description="Also train the routers of the experts.")
 
@@ -54,7 +80,7 @@ class LoraConfig(Section):
 class SourceConfig(Section):
     """One source of samples."""
 
-    path: Text = Field(
+    path: PathText = Field(
         description="A file (JSON lines, a JSON array, parquet, csv, txt; .gz too), a directory, a pattern such as "
         "chats/*.jsonl, or hub:owner/name[:split]. Relative to the working directory."
     )
@@ -129,7 +155,7 @@ class DataConfig(Section):
     cache: bool = Field(
         True, description="Keep encoded samples on disk, so that the next run starts at once."
     )
-    cache_dir: Text | None = Field(
+    cache_dir: PathText | None = Field(
         None, description="Where they are kept. null: erniekit/data in XDG_CACHE_HOME, or in ~/.cache."
     )
     allow_urls: bool = Field(
@@ -298,8 +324,10 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """Length, order and place of the run."""
 
-    output_dir: Text = Field(description="Directory of the run. Relative to the working directory.")
-    epochs: Positive = Field(1, description="Passes over the training data.")
+    output_dir: PathText = Field(description="Directory of the run. Relative to the working directory.")
+    epochs: float = Field(
+        1, gt=0, description="Passes over the training data; 1.5 ends in the middle of the second."
+    )
     max_steps: Positive | None = Field(
         None, description="Optimizer steps; where set, epochs is not used. null: as epochs says."
     )

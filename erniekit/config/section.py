@@ -1,16 +1,53 @@
 """What sections of a configuration are made of: their base, and the types of their fields."""
 
-from typing import Annotated, Any
+import types
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from erniekit.errors import ConfigError
+from erniekit.paths import escape_path, expand_path
+
+BAD_PATH = "bad_path"
+"""The pydantic error type of a path that cannot be expanded; `ctx["text"]` is the sentence."""
+
+AS_WRITTEN = "as_written"
+"""The context of a dump that is to be read again: a `$` in a path is escaped."""
+
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def as_list(value: Any) -> Any:
-    """A text alone as a list of one."""
-    return [value] if isinstance(value, str) else value
+    """A text alone as a list, split at its commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _expand(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return expand_path(value)
+    except ConfigError as error:
+        raise PydanticCustomError(BAD_PATH, "{text}", {"text": str(error)}) from None
+
+
+def _dump(path: str, info: SerializationInfo) -> str:
+    return escape_path(path) if info.context == AS_WRITTEN else path
 
 
 Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[str, Field(min_length=1), BeforeValidator(_expand), PlainSerializer(_dump)]
+"""A path: `~`, `${NAME}` and `$NAME` are expanded when it is read."""
 TextList = Annotated[list[Text], BeforeValidator(as_list)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -19,6 +56,24 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no conversion of types, no infinite numbers."""
+    """Base of all sections: frozen, no unknown keys, no infinite numbers, and types that are converted only where
+    nothing can be lost: 100.0 or 1e3 is a whole number, and yes, no, on and off are switches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_scalar(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if int in kinds and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if bool in kinds and isinstance(value, str):
+            return _SWITCHES.get(value.lower(), value)
+        return value
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    """The types of a field, such as int and None of `Positive | None`."""
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    members = get_args(annotation) if is_union else (annotation,)
+    return [member.__origin__ if get_origin(member) is Annotated else member for member in members]

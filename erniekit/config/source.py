@@ -1,8 +1,9 @@
 """YAML as settings that remember where each of them was written.
 
 Scalars follow YAML 1.2: `1e-5` is a number, and only `true` and `false` are booleans, so that `yes`, `on` or
-a leading zero never change their meaning silently. Keys that are set twice, tags and values that contain
-themselves are problems, each with its line.
+a leading zero never change their meaning silently. Merge keys (`<<: *anchor`, or a list of anchors) are those of
+YAML 1.1: a mapping's own keys win, then those of earlier anchors. Keys that are set twice, tags and values that
+contain themselves are problems, each with its line.
 """
 
 import re
@@ -17,6 +18,8 @@ from erniekit.errors import ConfigError
 COMMAND_LINE = "command line"
 
 KeyPath = tuple[str | int, ...]
+_Entry = tuple[yaml.Node, yaml.Node]
+_MERGE = "<<"
 
 
 class Place(NamedTuple):
@@ -42,11 +45,15 @@ class Problem(NamedTuple):
 
 @dataclass
 class Settings:
-    """Nested values with the place of every key and list item."""
+    """Nested values with the place of every key and list item.
+
+    shared: keys at the top with something in them that an alias puts in another place as well.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
 
     def merge(self, over: "Settings") -> None:
         """Put `over` on top: mappings are merged key by key, everything else is replaced."""
@@ -129,6 +136,7 @@ def parse_yaml(text: str, origin: str) -> Settings:
         raise ConfigError(f"{origin}:{line}: must be sections with keys (a mapping), not {_kind(node)}")
     reader = _Reader(origin)
     reader.settings.values = reader.value(node, ())
+    reader.settings.shared = reader.shared()
     return reader.settings
 
 
@@ -142,8 +150,10 @@ def parse_override(text: str) -> Settings:
         return Settings(problems=[Problem(place, "", message)])
     try:
         node = _compose(value, COMMAND_LINE)
-    except ConfigError:
-        return Settings(problems=[Problem(place, key, f"its value is not valid YAML: {value}")])
+    except ConfigError as error:
+        _, quotes, hint = str(error).partition("; between")
+        message = f"its value is not valid YAML: {value}{quotes}{hint}"
+        return Settings(problems=[Problem(place, key, message)])
     reader = _Reader(COMMAND_LINE)
     inner: Any = None if node is None else reader.value(node, path)
     for depth in range(len(path), 0, -1):
@@ -159,7 +169,9 @@ def _compose(text: str, origin: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(origin, None if mark is None else mark.line + 1)
-        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+        written = "" if mark is None else "".join(text.splitlines()[mark.line : mark.line + 1])
+        hint = '; between { } or [ ] a text with ${...} needs quotes: "${HOME}/x"' if "${" in written else ""
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}{hint}") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise ConfigError(
@@ -179,12 +191,15 @@ class _Reader:
         self.origin = origin
         self.settings = Settings()
         self._open: list[yaml.Node] = []
+        # By node: the keys at the top under which it stands, "" for the top itself.
+        self._users: dict[int, set[str]] = {}
+
+    def shared(self) -> set[str]:
+        return set().union(*(users for users in self._users.values() if len(users) > 1))
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
-        if any(node is outer for outer in self._open):
-            self._problem(node, path, "contains itself")
+        if not self._enter(node, path):
             return None
-        self._open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
                 return dict(self._items(node, path))
@@ -194,8 +209,25 @@ class _Reader:
         finally:
             self._open.pop()
 
+    def _enter(self, node: yaml.Node, path: KeyPath) -> bool:
+        """Begin to read a node, whoever calls it closes it again; False, and a problem, inside of itself."""
+        if any(node is outer for outer in self._open):
+            self._problem(node, path, "contains itself")
+            return False
+        self._open.append(node)
+        self._users.setdefault(id(node), set()).add(str(path[0]) if path else "")
+        return True
+
     def _items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, Any]]:
+        for key, (key_node, value_node) in self._entries(node, path).items():
+            self.settings.places[(*path, key)] = self._place(key_node)
+            yield key, self.value(value_node, (*path, key))
+
+    def _entries(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, _Entry]:
+        """The keys of a mapping with their nodes: its own, and those that it merges."""
         first_line: dict[str, int] = {}
+        entries: dict[str, _Entry] = {}
+        merged: yaml.Node | None = None
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(key_node, path, f"a key must be a word, not {_kind(key_node)}")
@@ -205,8 +237,24 @@ class _Reader:
                 self._problem(key_node, (*path, key), f"is set twice, first in line {first_line[key]}")
                 continue
             first_line[key] = key_node.start_mark.line + 1
-            self.settings.places[(*path, key)] = self._place(key_node)
-            yield key, self.value(value_node, (*path, key))
+            if key == _MERGE and key_node.style is None:
+                merged = value_node
+            else:
+                entries[key] = key_node, value_node
+        if merged is not None:
+            for key, entry in self._merged(merged, path):
+                entries.setdefault(key, entry)
+        return entries
+
+    def _merged(self, node: yaml.Node, path: KeyPath) -> Iterator[tuple[str, _Entry]]:
+        """The keys of one mapping or of a list of them, the first that counts first."""
+        for mapping in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(mapping, yaml.MappingNode):
+                message = "must be a mapping or a list of mappings, such as *defaults of an anchor &defaults"
+                self._problem(mapping, (*path, _MERGE), message)
+            elif self._enter(mapping, path):
+                yield from self._entries(mapping, path).items()
+                self._open.pop()
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:
         self.settings.places[path] = self._place(node)

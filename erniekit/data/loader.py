@@ -19,6 +19,8 @@ from erniekit.errors import DataError
 
 # Rows in a row of which nothing could be decoded: then it is not the odd broken picture.
 _EMPTY_ROWS = 1000
+EPOCH_TOLERANCE = 1e-9
+"""So much less than a fraction of an epoch counts as that fraction, which a sum of floats may miss."""
 
 
 def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBatch:
@@ -36,8 +38,9 @@ class RowLoader:
     counted, as `budget` says; a row that is left empty by this is passed over.
 
     Of `ranks` processes with a loader each, this one gets the rows of `rank`: each step's rows_per_step rows are
-    spread so that the patches of their pictures are even. With `epochs`, the last step of the last epoch has the
-    rows that are left. All processes get as many rows of a step; one that has none left gets `filler` rows.
+    spread so that the patches of their pictures are even. With `epochs`, which may end inside of an epoch, the last
+    step has the rows that are left. All processes get as many rows of a step; one that has none left gets `filler`
+    rows.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class RowLoader:
         workers: Workers,
         *,
         rows_per_step: int = 1,
-        epochs: int | None = None,
+        epochs: float | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -67,6 +70,11 @@ class RowLoader:
     def epochs_done(self) -> float:
         """Epochs before the next row, as a fraction."""
         return self.source.epochs_done(self.state)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the rows of all `epochs` are drawn; never without `epochs`."""
+        return self._is_over(self.state)
 
     def next_row(self) -> PackedBatch:
         """The row at `state`, and moves on. Raises SampleError or DataError as `budget` says."""
@@ -156,8 +164,16 @@ class RowLoader:
         for _ in range(self._rows_per_step):
             row = next(rows)
             yield row
-            if self._epochs is not None and self.source.epoch(row.after) >= self._epochs:
+            if self._is_over(row.after):
                 return
+
+    def _is_over(self, state: State) -> bool:
+        """Whether the rows before a place are those of all epochs. Of whole epochs no plan is needed to tell."""
+        if self._epochs is None or self.source.epoch(state) + 1 <= self._epochs:
+            return False
+        if self.source.epoch(state) >= self._epochs:
+            return True
+        return self.source.epochs_done(state) >= self._epochs - EPOCH_TOLERANCE
 
     def _account(self, documents: Sequence[Document], decoded: Decoded) -> PackedBatch | None:
         """The row without the documents that failed; None when none is left."""

@@ -47,8 +47,8 @@ class RowSource(Protocol):
     """Where rows come from: `erniekit.data.loader.RowLoader`."""
 
     @property
-    def epoch(self) -> int:
-        """The epoch of the next row, from 0."""
+    def is_over(self) -> bool:
+        """Whether the rows of all epochs of the run are drawn; never where steps alone count."""
 
     def next_row(self) -> PackedBatch:
         """The next row; a new epoch begins by itself."""

@@ -285,7 +285,6 @@ def make_loop(
             total_steps=plan.total_steps,
             rows_per_step=config.train.rows_per_step,
             max_length=config.data.max_length,
-            epochs=plan.epochs,
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=config.train.seed,
             log_every=config.log.every,

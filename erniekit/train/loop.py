@@ -39,15 +39,14 @@ _EMPTY_STEPS = 1000
 class LoopSettings:
     """Sizes and intervals, all in steps or rows.
 
-    `epochs` None: every step is full, however many epochs `total_steps` takes; else the run ends with the
-    last row of the last epoch, and its last step takes the rows that are left. `eval_every` and `save_every`
+    The run also ends with the last row of the last epoch, where `rows` have one; its last step takes the rows that
+    are left. Without one every step is full, however many epochs `total_steps` takes. `eval_every` and `save_every`
     None: only at the end.
     """
 
     total_steps: int
     rows_per_step: int
     max_length: int
-    epochs: int | None
     max_grad_norm: float
     seed: int
     log_every: int = 1
@@ -158,9 +157,7 @@ class Loop:
     @property
     def finished(self) -> bool:
         """Whether all steps are done, all rows of all epochs were drawn, or evaluations no longer improve."""
-        return (
-            self.progress.step >= self.settings.total_steps or self._rows_are_over() or self.is_stopped_early
-        )
+        return self.progress.step >= self.settings.total_steps or self.rows.is_over or self.is_stopped_early
 
     @property
     def is_stopped_early(self) -> bool:
@@ -287,13 +284,10 @@ class Loop:
             name: piece.reshape(part.shape) for name, piece, part in zip(figures, pieces, parts, strict=True)
         }
 
-    def _rows_are_over(self) -> bool:
-        return self.settings.epochs is not None and self.rows.epoch >= self.settings.epochs
-
     def _draw(self) -> list[PackedBatch]:
         rows = self.settings.rows_per_step // (self._team.size if self._team is not None else 1)
         batches = [self.rows.next_row()]
-        while len(batches) < rows and not self._rows_are_over():
+        while len(batches) < rows and not self.rows.is_over:
             batches.append(self.rows.next_row())
         return batches
 

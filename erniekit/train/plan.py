@@ -11,6 +11,7 @@ from erniekit.checkpoint.hub import spec_bytes
 from erniekit.config import Config
 from erniekit.data.account import DataStats
 from erniekit.data.conversation import SampleError
+from erniekit.data.loader import EPOCH_TOLERANCE
 from erniekit.data.rows import StoredRows
 from erniekit.data.stream import StreamedRows
 from erniekit.lora.targets import LoraMatch, group_matches
@@ -35,7 +36,7 @@ class RunPlan:
     """
 
     total_steps: int
-    epochs: int | None
+    epochs: float | None
     rows: int | None
     documents: int
     tokens: int
@@ -54,8 +55,7 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
         total = train.max_steps
     else:
         assert isinstance(rows, StoredRows), "a stream has max_steps: the schema asks for it"
-        drawn = sum(rows.rows_per_epoch(epoch) for epoch in range(train.epochs))
-        total = math.ceil(drawn / train.rows_per_step)
+        total = math.ceil(rows_in_epochs(rows, train.epochs) / train.rows_per_step)
     return RunPlan(
         total_steps=total,
         epochs=train.epochs if train.max_steps is None else None,
@@ -71,6 +71,15 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
             decay_ratio=settings.decay_ratio,
         ),
     )
+
+
+def rows_in_epochs(rows: StoredRows, epochs: float) -> int:
+    """Rows of so many epochs; of a fraction of one its first rows, their number rounded up."""
+    whole = math.floor(epochs)
+    drawn = sum(rows.rows_per_epoch(epoch) for epoch in range(whole))
+    if epochs > whole:
+        drawn += math.ceil((epochs - whole - EPOCH_TOLERANCE) * rows.rows_per_epoch(whole))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -213,7 +222,7 @@ def describe_left_out(errors: Sequence[SampleError]) -> list[str]:
 def describe_run(plan: RunPlan, config: Config, template: str) -> list[str]:
     """Rows, steps and learning rate in words."""
     per_step, schedule, length = config.train.rows_per_step, plan.schedule, config.data.max_length
-    until = f"{plan.epochs} epoch(s)" if plan.epochs is not None else "train.max_steps"
+    until = f"{plan.epochs:g} epoch(s)" if plan.epochs is not None else "train.max_steps"
     floor = "" if schedule.type == "constant" else f" towards {schedule.minimum:g}"
     rows = f"rows: template {template}; of at most {length:,} tokens, as many as the stream gives"
     steps = f"steps: {plan.total_steps:,} ({until}), {per_step} row(s) each"

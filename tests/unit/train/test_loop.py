@@ -75,14 +75,14 @@ class Output:
 
 
 class Rows:
-    """An endless source of the same rows, epoch after epoch."""
+    """An endless source of the same rows, epoch after epoch; `epochs`: so many are wanted."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows, self.drawn = rows, 0
+    def __init__(self, rows: Sequence[Row], epochs: float | None) -> None:
+        self.rows, self.drawn, self.epochs = rows, 0, epochs
 
     @property
-    def epoch(self) -> int:
-        return self.drawn // len(self.rows)
+    def is_over(self) -> bool:
+        return self.epochs is not None and self.drawn / len(self.rows) >= self.epochs
 
     def next_row(self) -> Any:
         self.drawn += 1
@@ -138,7 +138,7 @@ ROWS = [Row((1.0, 2.0, 3.0), "a:1"), Row((10.0,), "a:2"), Row((4.0, 4.0), "b:1")
 def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Loop, Log, list[int]]:
     log, saved = Log(), []
     settings = {
-        "total_steps": 4, "rows_per_step": 2, "max_length": 8, "epochs": None, "max_grad_norm": 0.0, "seed": 1
+        "total_steps": 4, "rows_per_step": 2, "max_length": 8, "max_grad_norm": 0.0, "seed": 1
     }  # fmt: skip
     others = ("evaluate", "watch", "progress", "epoch", "routers", "reduce_totals")
     extra = {key: changes.pop(key) for key in others if key in changes}
@@ -147,7 +147,7 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Loop
         "objective": model,
         "optimizer": AdamW([("weight", model.weight)], weight_decay=0.0),
         "schedule": Schedule("constant", 0.1, 0.0, 100),
-        "rows": Rows(rows),
+        "rows": Rows(rows, changes.pop("epochs", None)),
         "settings": LoopSettings(**{**settings, **changes}),
         "monitor": log,
         "reporter": log,
