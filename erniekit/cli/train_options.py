@@ -16,7 +16,10 @@ Overrides = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Continue from the newest complete checkpoint in train.output_dir."),
+    typer.Option(
+        "--resume",
+        help="Continue from the newest complete checkpoint in train.output_dir; without one, begin.",
+    ),
 ]
 Devices = Annotated[
     str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
@@ -15,7 +16,7 @@ from erniekit.checkpoint.state import (
     newest_checkpoint,
     read_state,
 )
-from erniekit.config import Config, dump_config
+from erniekit.config import Config
 from erniekit.data.rows import StoredRows
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.models.ernie import ErnieModel
@@ -27,6 +28,14 @@ from erniekit.parallel.worker import worker_from
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.answers import HeldOutAnswers
 from erniekit.train.best import make_watch
+from erniekit.train.directory import (
+    CONFIG_FILE,
+    begin_run,
+    check_directory,
+    checkpoint_to_resume,
+    hold_directory,
+    write_config,
+)
 from erniekit.train.dpo import make_dpo_objective, make_reference
 from erniekit.train.evaluating import Evaluator
 from erniekit.train.inputs import Inputs, load_inputs
@@ -40,8 +49,6 @@ from erniekit.train.routers import Routers
 from erniekit.train.saving import (
     Saver,
     changed_settings,
-    check_new_run,
-    checkpoint_to_resume,
     restore,
     run_identity,
     saved_identity,
@@ -50,8 +57,6 @@ from erniekit.train.saving import (
 )
 from erniekit.train.skips import SharedSkips
 from erniekit.train.team import Team, assemble
-
-CONFIG_FILE = "config.yaml"
 
 
 class StoppedAtOnce(Exception):
@@ -66,13 +71,14 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     """Train as `config` says; returns the process's exit status.
 
     That is 0, or after an interrupt 130 (Ctrl-C) or 143 (SIGTERM), when the run was saved and can be resumed.
-    `resume` continues from the newest complete checkpoint in train.output_dir. Raises ErnieKitError for whatever is
+    `resume` continues from the newest complete checkpoint in train.output_dir, and begins where none was ever saved.
+    Raises ErnieKitError for whatever is
     wrong with config, data or files.
     """
     reporter = make_reporter()
     worker = worker_from(os.environ)
-    if not resume and (worker is None or worker.rank == 0):
-        check_new_run(Path(config.train.output_dir))
+    if worker is None or worker.rank == 0:
+        check_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
     device = configure(config.parallel.device, threads, config.train.seed)
     team = assemble(config, worker)
@@ -96,6 +102,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
     dtype = compute_dtype(config.model.dtype, device)
     with team.main_first("encoding the data"):
         inputs = load_inputs(config, reporter.say, team.rank, team.size)
+    held = ExitStack()
     try:
         plan = plan_run(config, inputs.rows)
         for line in describe_run(plan, config, inputs.encoder.template.name):
@@ -117,7 +124,11 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             settle_best(run, progress, config.eval.best_metric, team, reporter.say)
         run.mkdir(parents=True, exist_ok=True)
         if team.is_main:
-            (run / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+            held.enter_context(hold_directory(run, reporter.say))
+            if checkpoint is None:
+                begin_run(config, reporter.say)
+            else:
+                write_config(config)
         saver = Saver(
             run=run,
             config=config,
@@ -152,6 +163,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             monitor.close()
     finally:
         inputs.close()
+        held.close()
 
 
 def _run(loop: Loop, run: Path, say: Callable[[str], None], devices: str) -> int:

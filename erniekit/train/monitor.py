@@ -25,8 +25,8 @@ _GIB = float(1 << 30)
 class Monitor:
     """Writes the figures of a run below `directory`.
 
-    `start_step` is the number of steps already done: when a run is resumed there, what was logged for later
-    steps is dropped from `log.jsonl`, and TensorBoard is told to disregard it, so that no step is logged
+    `start_step` is the number of steps already done: when a run goes on or begins again there, what was logged for
+    later steps is dropped from `log.jsonl`, and TensorBoard is told to disregard it, so that no step is logged
     twice.
     """
 
@@ -34,12 +34,10 @@ class Monitor:
         file = directory / LOG_FILE
         truncate_log(file, start_step)
         self._log = file.open("a", encoding="utf-8")
-        self._events = (
-            EventFileWriter(str(directory / TENSORBOARD_DIR), flush_secs=_FLUSH_SECONDS)
-            if tensorboard
-            else None
-        )
-        if self._events is not None and start_step:
+        events = directory / TENSORBOARD_DIR
+        is_restart = start_step > 0 or events.exists()
+        self._events = EventFileWriter(str(events), flush_secs=_FLUSH_SECONDS) if tensorboard else None
+        if self._events is not None and is_restart:
             start = SessionLog(status=SessionLog.START)
             self._events.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=start))
 

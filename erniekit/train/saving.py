@@ -17,7 +17,6 @@ from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
     copy_side_files,
-    find_checkpoints,
     model_fingerprint,
     prune_checkpoints,
     read_optimizer,
@@ -26,7 +25,7 @@ from erniekit.checkpoint.state import (
 from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
 from erniekit.data.loader import RowLoader
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import AdapterConfig, adapter_parameters, write_adapter
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
@@ -160,28 +159,6 @@ def saved_identity(state: TrainerState, keys: Iterable[str]) -> dict[str, Any]:
         if key not in found and name in values:
             found[key] = values[name]
     return found
-
-
-def checkpoint_to_resume(run: Path, say: Callable[[str], None]) -> Path:
-    """The newest complete checkpoint of a run. Raises CheckpointError where there is none."""
-    found = find_checkpoints(run)
-    for checkpoint in found:
-        if checkpoint.problem is None:
-            return checkpoint.path
-        say(f"passing over {checkpoint.path}, which is incomplete: {checkpoint.problem}")
-    raise CheckpointError(
-        f"{run}: there is no complete checkpoint to resume from. "
-        "Start without --resume, with train.output_dir empty or not there"
-    )
-
-
-def check_new_run(run: Path) -> None:
-    """Raise ConfigError where the directory of a new run holds something but the logs of its processes."""
-    if run.exists() and (not run.is_dir() or any(entry.name != "logs" for entry in run.iterdir())):
-        raise ConfigError(
-            f"train.output_dir: {run} is not empty. Add --resume to continue the run in it, or choose "
-            "another directory for a new one (train.output_dir=...)"
-        )
 
 
 def held_state(exchange: Exchange | None, name: str) -> Held | None:

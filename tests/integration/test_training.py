@@ -266,17 +266,6 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path, data: Path) ->
     assert newest_checkpoint(run) is None
 
 
-def test_a_directory_in_use_is_refused(tmp_path: Path, model: Path, data: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "something").write_text("")
-    config = make_config(run, model, data, train__max_steps=1)
-    with pytest.raises(ConfigError, match=r"is not empty. Add --resume .* or choose another directory"):
-        run_training(config)
-    with pytest.raises(CheckpointError, match="no complete checkpoint to resume from"):
-        run_training(config, resume=True)
-
-
 def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) -> None:
     run = tmp_path / "run"
     for settings, message in (

@@ -1,0 +1,164 @@
+"""Runs that died before they saved anything, in directories of every state: they begin again, or are refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from erniekit.checkpoint.best import BEST_FILE
+from erniekit.config import dump_config, load_config
+from erniekit.errors import CheckpointError, ConfigError
+from erniekit.train.job import run_training
+from erniekit.train.loop import Loop
+from tests.integration.test_resume import tensors
+from tests.integration.training_setup import losses, make_config, read_log
+
+
+class Died(Exception):
+    """Stands for a kill."""
+
+
+def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop.step
+
+    def step_or_die(loop: Loop) -> object:
+        if loop.progress.step == step:
+            raise Died
+        return original(loop)
+
+    monkeypatch.setattr(Loop, "step", step_or_die)
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["plain", "resume"])
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    settings = {
+        "train__max_steps": 3,
+        "checkpoint__save_every": 9,
+        "data__cache_dir": str(tmp_path / "run/cache"),
+    }
+    whole = tmp_path / "whole"
+    run_training(make_config(whole, model, data, **settings))
+    run = tmp_path / "run"
+    config = make_config(run, model, data, **settings)
+    with monkeypatch.context() as patch:
+        die_at(2, patch)
+        with pytest.raises(Died):
+            run_training(config)
+    # In the middle of its first save.
+    (run / ".checkpoint-000002.tmp").mkdir()
+    (run / ".checkpoint-000002.tmp" / "model.safetensors").write_bytes(b"half")
+    (run / "nohup.out").write_text("what the terminal showed\n")
+    assert [line["step"] for line in read_log(run)] == [1, 2]
+    assert run_training(config, resume=resume) == 0
+    assert losses(run) == losses(whole)
+    expected, found = tensors(whole), tensors(run)
+    assert list(expected) == list(found) and all((expected[name] == found[name]).all() for name in expected)
+    assert not list(run.glob(".checkpoint-*"))
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["absent", "empty"])
+def test_resume_begins_where_nothing_was_ever_saved(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    run = tmp_path / "run"
+    if there:
+        run.mkdir()
+    assert run_training(make_config(run, model, data, train__max_steps=1), resume=True) == 0
+    assert (
+        "there is no checkpoint to resume from yet; the run begins at its first step"
+        in capsys.readouterr().out
+    )
+    assert (run / "checkpoint-000001").is_dir()
+
+
+def test_checkpoints_are_never_begun_over(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=1)
+    run_training(config)
+    refusal = r"is not empty\. Add --resume .* checkpoint-000001, or choose another directory"
+    with pytest.raises(ConfigError, match=refusal):
+        run_training(config)
+    (run / "checkpoint-000001" / "trainer_state.json").unlink()
+    with pytest.raises(ConfigError, match=refusal):
+        run_training(config)
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint to resume from.*checkpoint-000001"):
+        run_training(config, resume=True)
+    assert (run / "checkpoint-000001" / "optimizer.safetensors").is_file()
+
+
+def test_a_finished_run_has_nothing_left_to_do(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=2)
+    run_training(config)
+    before = (run / "checkpoint-000002" / "trainer_state.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run_training(config, resume=True) == 0
+    assert "Done: 2 steps" in capsys.readouterr().out
+    assert (run / "checkpoint-000002" / "trainer_state.json").stat().st_mtime_ns == before
+    assert run_training(make_config(run, model, data, train__max_steps=3), resume=True) == 0
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["plain", "resume"])
+def test_files_of_others_are_left_alone(tmp_path: Path, model: Path, data: Path, resume: bool) -> None:
+    run = tmp_path / "run"
+    for name in ("thesis.docx", "checkpoint-500"):
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        (run / name).mkdir()
+        with pytest.raises(ConfigError, match=f"is not empty, and no run has written {name}"):
+            run_training(make_config(run, model, data, train__max_steps=1), resume=resume)
+        (run / name).rmdir()
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"train\.output_dir: .*file is not a directory"):
+        run_training(make_config(file, model, data, train__max_steps=1), resume=resume)
+
+
+def test_what_a_dead_run_left_is_not_taken_for_this_one(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("# mine\nextends: base.yaml\n")
+    (run / BEST_FILE).write_text(json.dumps({"checkpoint": "checkpoint-000009"}))
+    (run / "log.jsonl").write_text('{"step": 9, "train/loss": 1.0}\n{"ste')
+    config = make_config(run, model, data, train__max_steps=1)
+    run_training(config)
+    assert (run / "config.previous.yaml").read_text() == "# mine\nextends: base.yaml\n"
+    assert load_config(run / "config.yaml") == config
+    assert not (run / BEST_FILE).exists()
+    assert [line["step"] for line in read_log(run)] == [1]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from erniekit.train.directory import hold_directory
+with hold_directory(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_runs_do_not_train_in_one_directory(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = make_config(run, model, data, train__max_steps=1)
+    (run / "config.yaml").write_text(dump_config(config))
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=r"another process trains in .*run now"):
+                run_training(config, resume=resume)
+    finally:
+        other.kill()
+        other.communicate()
+    # However it ended, the directory is free again.
+    assert run_training(config) == 0
