@@ -102,7 +102,7 @@ def _one_warmup(config: Config) -> Iterator[Conflict]:
     if config.schedule.warmup_steps and config.schedule.warmup_ratio:
         yield Conflict(
             ("schedule.warmup_ratio", "schedule.warmup_steps"),
-            "cannot be set together with schedule.warmup_steps; keep one of them",
+            "cannot be set together with schedule.warmup_steps; keep one of them, and set the other to 0",
         )
 
 
@@ -121,6 +121,15 @@ def _learning_rate_falls(config: Config) -> Iterator[Conflict]:
         yield Conflict(
             ("schedule.min_learning_rate", "optimizer.learning_rate"),
             f"{low:g} is above optimizer.learning_rate, which is {high:g}",
+        )
+
+
+def _decay_is_used(config: Config) -> Iterator[Conflict]:
+    schedule = config.schedule
+    if schedule.type != "wsd" and schedule.decay_ratio != _default(schedule, "decay_ratio"):
+        yield Conflict(
+            ("schedule.decay_ratio", "schedule.type"),
+            f"has no effect with schedule.type {schedule.type}; it is of wsd",
         )
 
 
@@ -315,6 +324,7 @@ _RULES: tuple[Callable[[Config], Iterator[Conflict]], ...] = (
     _one_warmup,
     _warmup_fits,
     _learning_rate_falls,
+    _decay_is_used,
     _pixels_in_order,
     _frames_in_order,
     _fetched_layers_are_recomputed,

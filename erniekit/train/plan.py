@@ -14,6 +14,7 @@ from erniekit.data.conversation import SampleError
 from erniekit.data.loader import EPOCH_TOLERANCE
 from erniekit.data.rows import StoredRows
 from erniekit.data.stream import StreamedRows
+from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch, group_matches
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
 from erniekit.parallel.mesh import Layout
@@ -44,7 +45,10 @@ class RunPlan:
 
 
 def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
-    """Count the steps: train.max_steps, else the rows of all epochs over train.rows_per_step, rounded up."""
+    """Count the steps: train.max_steps, else the rows of all epochs over train.rows_per_step, rounded up.
+
+    Raises ConfigError where the schedule does not fit into them.
+    """
     train, settings = config.train, config.schedule
     count, documents, tokens = None, 0, 0
     if isinstance(rows, StoredRows):
@@ -56,21 +60,38 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
     else:
         assert isinstance(rows, StoredRows), "a stream has max_steps: the schema asks for it"
         total = math.ceil(rows_in_epochs(rows, train.epochs) / train.rows_per_step)
+    schedule = Schedule(
+        type=settings.type,
+        peak=config.optimizer.learning_rate,
+        minimum=settings.min_learning_rate,
+        total_steps=total,
+        warmup_steps=warmup_steps(total, settings.warmup_steps, settings.warmup_ratio),
+        decay_ratio=settings.decay_ratio,
+    )
+    _check_schedule(schedule)
     return RunPlan(
         total_steps=total,
         epochs=train.epochs if train.max_steps is None else None,
         rows=count,
         documents=documents,
         tokens=tokens,
-        schedule=Schedule(
-            type=settings.type,
-            peak=config.optimizer.learning_rate,
-            minimum=settings.min_learning_rate,
-            total_steps=total,
-            warmup_steps=warmup_steps(total, settings.warmup_steps, settings.warmup_ratio),
-            decay_ratio=settings.decay_ratio,
-        ),
+        schedule=schedule,
     )
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    total, warmup = schedule.total_steps, schedule.warmup_steps
+    if warmup > total:
+        raise ConfigError(
+            f"schedule.warmup_steps is {warmup:,}, but the data and train.epochs give a run of {total:,} steps, which "
+            "would end before the learning rate has risen. Lower it, or set schedule.warmup_steps: 0 and "
+            "schedule.warmup_ratio, such as 0.1"
+        )
+    if schedule.type == "wsd" and warmup + schedule.decay_steps > total:
+        raise ConfigError(
+            f"schedule.decay_ratio is {schedule.decay_ratio:g}, which makes {schedule.decay_steps:,} steps of decay; "
+            f"with {warmup:,} steps of warm-up these are more than the {total:,} steps of the run. Lower one of them"
+        )
 
 
 def rows_in_epochs(rows: StoredRows, epochs: float) -> int:
@@ -239,7 +260,27 @@ def describe_run(plan: RunPlan, config: Config, template: str) -> list[str]:
     rate = (
         f"learning rate: {schedule.peak:g}, {schedule.warmup_steps:,} steps of warm-up, then {schedule.type}"
     )
-    return [rows, steps, rate + floor]
+    return [rows, steps, rate + floor, *_describe_intervals(plan.total_steps, config)]
+
+
+def _describe_intervals(total: int, config: Config) -> list[str]:
+    """Intervals that are longer than the run, which may not be meant."""
+    evaluated, patience = config.train.eval_every, config.eval.patience
+    lines = [
+        f"note: {key} is {every:,}, more than the run's {total:,} steps: it is {done} at its end only"
+        for key, every, done in (
+            ("train.eval_every", evaluated, "evaluated"),
+            ("checkpoint.save_every", config.checkpoint.save_every, "saved"),
+            ("log.every", config.log.every, "logged"),
+        )
+        if every is not None and every > total
+    ]
+    if evaluated is not None and patience is not None and evaluated * (patience + 1) > total:
+        lines.append(
+            f"note: eval.patience is {patience:,}, more evaluations than follow the first of the run's "
+            f"{total // evaluated:,}: it cannot end the run"
+        )
+    return lines
 
 
 def waste(tokens: int, rows: int, max_length: int) -> float:

@@ -30,6 +30,11 @@ class Schedule:
     warmup_steps: int = 0
     decay_ratio: float = 0.1
 
+    @property
+    def decay_steps(self) -> int:
+        """The steps at the end over which wsd falls."""
+        return round(self.decay_ratio * self.total_steps)
+
     def learning_rate(self, step: int) -> float:
         """The rate of one step, 0 <= step < total_steps."""
         if step < self.warmup_steps:
@@ -40,7 +45,7 @@ class Schedule:
 
     def _multiplier(self, step: int) -> float:
         if self.type == "wsd":
-            decay = round(self.decay_ratio * self.total_steps)
+            decay = self.decay_steps
             past = step - (self.total_steps - decay)
             return 1.0 if past <= 0 else 1.0 - math.sqrt(min(1.0, past / decay))
         t = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))

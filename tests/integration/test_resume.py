@@ -59,6 +59,25 @@ def test_bit_identical_in_every_epoch(
         assert_same_run(whole, part)
 
 
+def test_a_run_that_ends_inside_of_an_epoch(tmp_path: Path, model: Path, data: Path) -> None:
+    settings = {"train__epochs": 1.5, "checkpoint__save_every": 1, "checkpoint__keep": 99}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run_training(make_config(whole, model, data, **settings))
+    lines = [line for line in read_log(whole) if "train/loss" in line]
+    assert 1.5 <= lines[-1]["epoch"] < 2
+    first = next(line["step"] for line in lines if line["epoch"] >= 1)
+    assert 1 < first < lines[-1]["step"]
+    copy_at(whole, part, first)
+    run_training(make_config(part, model, data, **settings), resume=True)
+    assert_same_run(whole, part)
+    # Nothing is left to do, and with more epochs something is.
+    assert run_training(make_config(part, model, data, **settings), resume=True) == 0
+    assert_same_run(whole, part)
+    longer = settings | {"train__epochs": 2}
+    assert run_training(make_config(part, model, data, **longer), resume=True) == 0
+    assert read_log(part)[-1]["step"] > lines[-1]["step"]
+
+
 def test_a_checkpoint_between_two_log_lines(tmp_path: Path, model: Path, data: Path) -> None:
     settings = {"train__max_steps": 6, "log__every": 4, "checkpoint__save_every": 3}
     whole, part = tmp_path / "whole", tmp_path / "part"

@@ -396,7 +396,11 @@ def test_malformed_overrides(write: Write) -> None:
         (
             "schedule:\n  warmup_steps: 1\n  warmup_ratio: 0.1",
             "run.yaml:5: schedule.warmup_ratio: cannot be set together with schedule.warmup_steps; "
-            "keep one of them",
+            "keep one of them, and set the other to 0",
+        ),
+        (
+            "schedule:\n  decay_ratio: 0.2",
+            "run.yaml:4: schedule.decay_ratio: has no effect with schedule.type cosine; it is of wsd",
         ),
         (
             "data:\n  max_pixels: 100\n  min_pixels: 200",
@@ -529,7 +533,7 @@ data: {train: a.jsonl}
         "run.yaml:4: train.eval_every: needs held-out files in data.eval, which is empty",
         "run.yaml:5: lora: must be a section with keys of its own, got true; did you mean `lora.enabled`?",
         "run.yaml:8: schedule.warmup_ratio: cannot be set together with schedule.warmup_steps; "
-        "keep one of them",
+        "keep one of them, and set the other to 0",
         'run.yaml:11: optimizer.learning_rate: must be a number above 0, got "fast"',
         "run.yaml:12: dta: unknown key; did you mean `data`?",
         "command line: log.every: must be a whole number above 0, got 0",

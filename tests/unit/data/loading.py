@@ -57,10 +57,13 @@ def make_loader(
     rows_per_step: int = 1,
     rank: int = 0,
     ranks: int = 1,
+    epochs: float | None = None,
 ) -> RowLoader:
     """A loader over all of a dataset, mixed by concatenation."""
     weights = (1.0,) * len(dataset.sources)
     mixture = Mixture("concat", "first_exhausted", weights, shuffle, seed)
     rows = StoredRows(dataset, mixture, max_length)
     pool = Workers(workers, dataset.spec)
-    return RowLoader(rows, dataset.budget, pool, rows_per_step=rows_per_step, rank=rank, ranks=ranks)
+    return RowLoader(
+        rows, dataset.budget, pool, rows_per_step=rows_per_step, epochs=epochs, rank=rank, ranks=ranks
+    )

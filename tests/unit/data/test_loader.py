@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -339,6 +340,34 @@ def _lives(process: int) -> bool:
     except OSError:
         return False
     return status.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 1.25, 2.0])
+def test_epochs_end_after_a_share_of_the_rows(
+    text_encoder: Encoder, tmp_path: Path, ranks: int, epochs: float
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [qa(f"q{number}") for number in range(30)])
+    dataset = load(text_encoder, path, max_length=60)
+    whole = make_loader(dataset, max_length=60)
+    rows = StoredRows(dataset, whole.source.mixture, 60)  # type: ignore[attr-defined]
+    counts = [rows.rows_per_epoch(epoch) for epoch in range(3)]
+    full = int(epochs)
+    wanted = sum(counts[:full]) + math.ceil((epochs - full) * counts[full])
+    expected = [whole.next_row().sample_ids for _ in range(wanted)]
+    assert not whole.is_over
+    drawn: list[tuple[str, ...]] = []
+    loaders = [
+        make_loader(dataset, max_length=60, rows_per_step=4, epochs=epochs, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    while not loaders[0].is_over:
+        drawn += [tuple(loader.next_row().sample_ids) for loader in loaders]
+    assert all(loader.is_over for loader in loaders)
+    assert sorted(ids for ids in drawn if ids) == sorted(map(tuple, expected))
+    assert loaders[0].epochs_done == pytest.approx(
+        full + math.ceil((epochs - full) * counts[full]) / counts[full]
+    )
 
 
 def test_text_starts_no_process(text_encoder: Encoder, tmp_path: Path) -> None:

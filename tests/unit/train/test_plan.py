@@ -10,6 +10,7 @@ from erniekit.data.account import DataStats
 from erniekit.data.conversation import SampleError
 from erniekit.data.packing import Row
 from erniekit.data.rows import StoredRows
+from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
 from erniekit.parallel.mesh import Layout
@@ -60,6 +61,57 @@ def test_steps_of_all_epochs_are_rounded_up(tmp_path: Path) -> None:
 def test_max_steps_wins(tmp_path: Path) -> None:
     plan = plan_run(config(tmp_path, "train.max_steps=7", "train.epochs=3"), Rows(3, 2, 4))
     assert (plan.total_steps, plan.epochs) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "steps"),
+    [
+        ("1.5", (3, 4), 5),  # 3 rows, and 2 of 4
+        ("0.5", (3,), 2),
+        ("2.0", (3, 4), 7),
+        ("1.1", (10, 10), 11),  # 0.1 * 10 is above 1 in floats
+        ("2.3", (10, 10, 10), 23),
+        ("0.001", (10,), 1),
+    ],
+)
+def test_a_part_of_an_epoch_is_its_first_rows(
+    tmp_path: Path, epochs: str, rows: tuple[int, ...], steps: int
+) -> None:
+    plan = plan_run(config(tmp_path, f"train.epochs={epochs}"), Rows(*rows))
+    assert (plan.total_steps, plan.epochs) == (steps, float(epochs))
+
+
+def test_warmup_that_the_data_is_too_short_for(tmp_path: Path) -> None:
+    settings = config(tmp_path, "schedule.warmup_steps=100", "train.rows_per_step=2")
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps is 100, but .* a run of 18 steps"):
+        plan_run(settings, Rows(36))
+    assert plan_run(settings, Rows(200)).schedule.warmup_steps == 100
+    share = config(tmp_path, "schedule.warmup_ratio=0.1", "train.rows_per_step=2")
+    assert plan_run(share, Rows(36)).schedule.warmup_steps == 2
+
+
+def test_warmup_and_decay_that_overlap(tmp_path: Path) -> None:
+    settings = ["schedule.type=wsd", "schedule.decay_ratio=0.5"]
+    with pytest.raises(
+        ConfigError, match=r"schedule\.decay_ratio is 0\.5, which makes 5 steps .* 6 steps of warm-up"
+    ):
+        plan_run(config(tmp_path, *settings, "schedule.warmup_steps=6"), Rows(10))
+    plan_run(config(tmp_path, *settings, "schedule.warmup_steps=5"), Rows(10))
+
+
+def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:
+    every = ["data.eval=e", "train.eval_every=4", "checkpoint.save_every=9", "log.every=6"]
+    early = ["eval.best_metric=eval/loss", "eval.patience=2"]
+    settings = config(tmp_path, *every, *early)
+    assert describe_run(plan_run(settings, Rows(8)), settings, "ernie")[3:] == [
+        "note: checkpoint.save_every is 9, more than the run's 8 steps: it is saved at its end only",
+        "note: eval.patience is 2, more evaluations than follow the first of the run's 2: it cannot end the run",
+    ]
+    found = describe_run(plan_run(settings, Rows(3)), settings, "ernie")[3:]
+    assert [line.split()[1] for line in found] == [
+        "train.eval_every", "checkpoint.save_every", "log.every", "eval.patience"
+    ]  # fmt: skip
+    assert len(describe_run(plan_run(settings, Rows(12)), settings, "ernie")) == 3
 
 
 def test_the_run_in_words(tmp_path: Path) -> None:
