@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from erniekit.data.positions import media_positions, text_positions
+
 IGNORE = -100
 
 
@@ -31,6 +33,12 @@ class Media:
     def is_video(self) -> bool:
         """Whether it has frames."""
         return bool(self.frames)
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Token times, rows and columns: two frames share a time, merge_size x merge_size patches a token."""
+        rows, columns = self.grid_thw[1] // self.merge_size, self.grid_thw[2] // self.merge_size
+        return self.tokens // (rows * columns), rows, columns
 
     @property
     def num_patches(self) -> int:
@@ -86,13 +94,9 @@ class Document:
 
     @property
     def position_ids(self) -> npt.NDArray[np.int64]:
-        """[3, T] int64 (t, h, w) for 3-D RoPE.
+        """[3, T] int64 (t, h, w) for 3-D RoPE, see `erniekit.data.positions`.
 
-        Text counts up by one on all three. In a picture or video t is the time (a token spans two frames), h
-        and w are row and column of tokens; what follows goes on after the largest of them. Agrees with
-        FastDeploy and with transformers' Ernie4_5_VLMoeModel.get_rope_index, but for videos of more token
-        times than rows and columns, where transformers lets the text that follows overlap the video in t. Both
-        answers of a pair go on from the shared tokens.
+        Both answers of a pair continue from the shared tokens.
         """
         positions = np.empty((3, len(self)), np.int64)
         chosen, rejected = self.branches or (len(self), len(self))
@@ -107,17 +111,8 @@ class Document:
         for item in self.media:
             if not start <= item.start < stop:
                 continue
-            current = _count_up(positions, end, item.start, current)
+            positions[:, end : item.start], current = text_positions(current, item.start - end)
             end = item.start + item.tokens
-            rows, columns = item.grid_thw[1] // item.merge_size, item.grid_thw[2] // item.merge_size
-            times = item.tokens // (rows * columns)
-            positions[0, item.start : end] = current + np.repeat(np.arange(times), rows * columns)
-            positions[1, item.start : end] = current + np.tile(np.repeat(np.arange(rows), columns), times)
-            positions[2, item.start : end] = current + np.tile(np.arange(columns), times * rows)
-            current += max(times, rows, columns)
-        return _count_up(positions, end, stop, current)
-
-
-def _count_up(positions: npt.NDArray[np.int64], start: int, end: int, current: int) -> int:
-    positions[:, start:end] = np.arange(current, current + end - start)
-    return current + end - start
+            positions[:, item.start : end], current = media_positions(current, *item.token_grid)
+        positions[:, end:stop], current = text_positions(current, stop - end)
+        return current

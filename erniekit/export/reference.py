@@ -8,7 +8,9 @@ of it:
                                        float32 [P, patch_dim] normalised patches, int [N, 3] (VL models)
     in_mm_token_type_ids, in_moe_mm_token_type_ids
                                        int [B, T]: 0 text, 1 picture, 2 video; the second counts markers in
-    position_ids_thw                   int [3, B, T]; computed where absent
+    position_ids_thw                   int [3, B, T]; computed as in training where absent. Needed where transformers
+                                       computed the reference for a video of more token times than rows and
+                                       columns, see `erniekit.data.positions`
     labels                             int [B, T], not shifted, -100 = none
     logits                             float32 [B, T, vocab]
     loss                               mean over all labels that a position predicts
@@ -30,6 +32,7 @@ import paddle
 
 from erniekit.checkpoint.hub import as_dtype, read_array, read_header
 from erniekit.checkpoint.weights import array_of, load_model
+from erniekit.data.positions import media_positions, text_positions
 from erniekit.errors import VerifyError
 from erniekit.models.config import VisionConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
@@ -177,14 +180,12 @@ def _runs(kinds: np.ndarray) -> Iterator[tuple[int, int]]:
 def _positions(
     blocks: list[tuple[int, int, np.ndarray | None]], vision: VisionConfig | None, where: str
 ) -> np.ndarray:
-    """Time, height and width of each token, int [3, T]. Agrees with `get_rope_index` of transformers'
-    Ernie4_5_VLMoeModel: text counts on; a picture or video spans a box from the current position, and the
-    text after it goes on from the box's longer side."""
+    """Time, height and width of each token, int [3, T], see `erniekit.data.positions`."""
     columns, current = [], 0
     for kind, count, grid in blocks:
         if not kind:
-            columns.append(np.tile(np.arange(current, current + count), (3, 1)))
-            current += count
+            block, current = text_positions(current, count)
+            columns.append(block)
             continue
         if grid is None or vision is None:
             raise VerifyError(f"{where}: has more stretches of picture tokens than pictures")
@@ -196,8 +197,8 @@ def _positions(
         )
         if box[0] * box[1] * box[2] != count:
             raise VerifyError(f"{where}: {count} picture tokens stand for a grid of {grid.tolist()} patches")
-        columns.append(np.indices(box).reshape(3, -1) + current)
-        current += max(box[1], box[2])
+        block, current = media_positions(current, *box)
+        columns.append(block)
     return np.concatenate(columns, axis=1)
 
 

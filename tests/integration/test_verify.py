@@ -1,6 +1,7 @@
 """`erniekit verify`: the same logits and answers in Paddle and transformers, and a status that says so."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from erniekit.export import verify as verify_module
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.models.specs import TensorSpec
-from tests.integration.training_setup import chats, make_model, write_chats
+from tests.integration.training_setup import COLOURS, chats, make_model, picture, write_chats
 
 REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
 NEEDS_SHARED = pytest.mark.skipif(
@@ -62,6 +63,25 @@ def test_logits_and_answers_are_those_of_transformers(
     assert "logits of a prompt with text" in told
     assert ("logits of a prompt with image" in told) == (family in ("vl", "nested"))
     assert "3 of 3 greedy answers are the same" in told
+
+
+def test_answers_about_a_long_video_are_those_of_transformers(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six token times of two rows and columns: at its own positions transformers answers otherwise."""
+    pytest.importorskip("torch")
+    model = shutil.copytree(models["nested"], tmp_path / "model")
+    file = model / "video_preprocessor_config.json"
+    size = {"shortest_edge": 784, "longest_edge": 784 * 4}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": size, "draw_on_frames": False}))
+    video = [picture(colour, seed) for seed, colour in enumerate([*COLOURS.values()] * 3)]
+    question = {"role": "user", "content": "<video>Which colour?"}
+    messages = [question, {"role": "assistant", "content": "It is red."}]
+    data = write_chats(tmp_path / "video.jsonl", [{"messages": messages, "videos": [video]}])
+    verify(model, data=data, samples=1, max_new_tokens=8)
+    told = capsys.readouterr().out
+    assert "1 of 1 greedy answers are the same" in told
+    assert "note 1 chats have a video of more token times than rows and columns" in told
 
 
 def test_a_difference_between_the_two_fails(

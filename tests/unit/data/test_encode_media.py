@@ -142,7 +142,7 @@ def test_positions_equal_transformers(vl_checkpoint: Path) -> None:
     encoder = make_encoder(vl_checkpoint, EncodeOptions(video_min_pixels=784, video_max_pixels=784 * 20))
     generator = np.random.default_rng(3)
     media = [encoded(noise(*size)) for size in ((8, 8), (56, 140), (140, 56), (28, 300), (90, 90))]
-    # Token times are not more than rows or columns: see Document.position_ids.
+    # Token times are not more than rows or columns: see erniekit.data.positions.
     clips = [video(28, 56, 4), video(56, 28, 3), video(84, 56, 5), video(112, 112, 8)]
     seen = set()
     for _ in range(30):
