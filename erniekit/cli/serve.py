@@ -50,6 +50,15 @@ AllowUrls = Annotated[
     bool,
     typer.Option("--allow-urls", help="Fetch pictures and videos that requests name by http(s) URL."),
 ]
+Cors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors",
+        metavar="ORIGIN",
+        help="Web pages that may use it, as in http://localhost:3000; repeat it for more; *: all.",
+        show_default=False,
+    ),
+]
 Commands = Annotated[
     bool,
     typer.Option("--commands", help="Print vLLM's and FastDeploy's commands for the model and exit."),
@@ -63,6 +72,7 @@ def serve(
     name: Name = "",
     api_key: ApiKey = "",
     allow_urls: AllowUrls = False,
+    cors: Cors = None,
     commands: Commands = False,
     max_new_tokens: MaxNewTokens = 1024,
     temperature: Temperature = 0.0,
@@ -86,6 +96,7 @@ def serve(
     \b
       erniekit serve runs/digits
       erniekit serve exports/ernie --port 9000 --name ernie --temperature 0.8 --top-p 0.8
+      erniekit serve exports/ernie --cors http://localhost:3000
       erniekit serve exports/ernie --commands
     """
     from erniekit.inference.engines import describe, engine_commands
@@ -100,6 +111,7 @@ def serve(
 
     from erniekit.inference.sampling import Sampling
     from erniekit.inference.serve import ChatServer, example, run_server
+    from erniekit.inference.serve_cors import CrossOrigin
     from erniekit.inference.serve_service import ChatService
     from erniekit.inference.text import AnswerText
     from erniekit.runtime import compute_dtype, configure
@@ -115,12 +127,17 @@ def serve(
         seed=seed,
     )
     shown = name or model.resolve().name
-    server = ChatServer(host, port, api_key=api_key, log=functools.partial(typer.echo, err=True))
+    pages = CrossOrigin.from_options(cors or ())
+    server = ChatServer(host, port, api_key=api_key, cors=pages, log=functools.partial(typer.echo, err=True))
     text = AnswerText.from_checkpoint(source.directory)
     service = ChatService(shown, source.load(computed), encoder, text, defaults, allow_urls=allow_urls)
     typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
     typer.echo("\n".join(["try it:", f"  {example(server, shown)}", *production]))
     if server.is_open:
         typer.echo(f"note: whoever reaches {host} can use it; --api-key keeps others out")
+    if server.is_open_to_pages:
+        typer.echo(
+            "note: with --cors '*' any web page in a browser here can use it; --api-key keeps others out"
+        )
     typer.echo(f"listening on {server.url}/v1; Ctrl-C ends it")
     run_server(server, service)

@@ -7,6 +7,7 @@ one, answers in the order of the requests (`ChatService`). So nothing has to be 
 from __future__ import annotations
 
 import hmac
+import http.client
 import http.server
 import ipaddress
 import json
@@ -27,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 from erniekit.errors import ConfigError
 from erniekit.inference.answer import Delta
 from erniekit.inference.console import printable
+from erniekit.inference.serve_cors import ANY_ORIGIN, CrossOrigin
 from erniekit.inference.serve_request import RequestError, read_request
 from erniekit.inference.serve_response import (
     STREAM_END,
@@ -49,6 +51,7 @@ _DISCARD_PIECE = 1 << 20
 _ENDLESS = sys.maxsize
 
 _COMPLETIONS, _MODELS, _HEALTH = "/v1/chat/completions", "/v1/models", "/health"
+_NO_PAGES = CrossOrigin()
 Log = Callable[[str], None]
 
 
@@ -59,16 +62,19 @@ class _GoneError(Exception):
 class ChatServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     """Listens from the beginning; answers once it has a `service` and `serve_forever` runs.
 
-    port 0: one that is free; api_key: what clients must send as bearer token, "" for none; log: gets a line for
-    each request. Raises ConfigError where it cannot listen.
+    port 0: one that is free; api_key: what clients must send as bearer token, "" for none; cors: which web pages
+    may use it; log: gets a line for each request. Raises ConfigError where it cannot listen.
     """
 
     service: ChatService
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, *, api_key: str = "", log: Log) -> None:
+    def __init__(
+        self, host: str, port: int, *, api_key: str = "", cors: CrossOrigin = _NO_PAGES, log: Log
+    ) -> None:
         self.api_key = api_key
+        self.cors = cors
         self.log = log
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -95,6 +101,11 @@ class ChatServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """Whether other machines may reach it and need no key."""
         return not self.api_key and not ipaddress.ip_address(str(self.server_address[0])).is_loopback
 
+    @property
+    def is_open_to_pages(self) -> bool:
+        """Whether any web page that is open beside it may use it, and needs no key."""
+        return not self.api_key and ANY_ORIGIN in self.cors.origins
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks is no news; anything else is a bug and shown as one."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
@@ -108,13 +119,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60.0  # seconds in which a client must send or take something
     disable_nagle_algorithm = True
+    headers = http.client.HTTPMessage()  # of a request whose first line cannot be read
     _unread = 0  # bytes of the body
 
     def do_GET(self) -> None:
         """Any method: what a path takes, `_method` says."""
         began, self._unread = time.perf_counter(), self._announced()
         try:
-            status, note = 200, self._answer()
+            if self.command == "OPTIONS" and self.server.cors:
+                status, note = 204, self._preflight()
+            else:
+                status, note = 200, self._answer()
         except RequestError as error:
             status, note = error.status, str(error)
             self._refuse(error)
@@ -132,6 +147,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: `do_GET` tells of each request once it is done."""
+
+    def end_headers(self) -> None:
+        """Every answer, errors and streams too, says which web pages may read it."""
+        for name, value in self.server.cors.headers(self.headers.get("Origin")).items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class finds wrong with a request, as JSON."""
@@ -160,6 +181,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             service.check_name(path.removeprefix(f"{_MODELS}/"))
             self._send(200, card)
         return service.name
+
+    def _preflight(self) -> str:
+        """What a browser asks before a page's request, without a key and for any path; an error comes after it."""
+        self.close_connection |= self._unread > 0
+        self.send_response(204)
+        for name, value in self.server.cors.preflight(self.headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        origin = self.headers.get("Origin")
+        if origin is None:
+            return "no page asks"
+        return f"page of {origin}" + (
+            "" if self.server.cors.allows(origin) else ", which --cors does not name"
+        )
 
     def _check_key(self) -> None:
         key = self.server.api_key
