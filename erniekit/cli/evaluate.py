@@ -28,6 +28,7 @@ from erniekit.cli.evaluate_options import (
 from erniekit.cli.options import (
     Device,
     Dtype,
+    MinP,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -67,6 +68,7 @@ def evaluate(
     temperature: Temperature = None,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     stop: Stop = None,
     seed: Seed = 0,
@@ -116,6 +118,7 @@ def evaluate(
         temperature=defaults.temperature if temperature is None else temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
         stop=tuple(stop or ()),
         seed=seed,

@@ -20,6 +20,10 @@ TopP = Annotated[
     typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens that make up this share."),
 ]
 TopK = Annotated[int, typer.Option("--top-k", metavar="K", min=0, help="Draw from the K likeliest; 0: all.")]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", metavar="P", help="Draw from tokens with this share of the likeliest; 0: all."),
+]
 RepetitionPenalty = Annotated[
     float,
     typer.Option("--repetition-penalty", metavar="F", help="Over 1: tokens that came up are less likely."),

@@ -117,6 +117,8 @@ def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
         if sampling.temperature:
             yield "top_p", f"{sampling.top_p:g}"
             yield "top_k", f"{sampling.top_k}"
+            if sampling.min_p:
+                yield "min_p", f"{sampling.min_p:g}"
             yield "seed", f"{sampling.seed}"
         if sampling.repetition_penalty != 1:
             yield "repetition_penalty", f"{sampling.repetition_penalty:g}"

@@ -1,7 +1,7 @@
 """The next token of each sequence from its logits: the most probable one, or one drawn at random.
 
 Filters and their order are those of transformers (generation.logits_process): RepetitionPenaltyLogitsProcessor,
-TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper.
+TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Sampling:
     temperature: 0 takes the most probable token always; top_p: of the most probable tokens, the fewest whose
     probabilities sum up to it; top_k: that many of them (0: all); repetition_penalty: what positive logits of
     tokens of the prompt and the answer are divided by, and negative ones multiplied; stop: texts that end an
-    answer and are cut from it; seed: the same gives the same answers. Raises ConfigError for what is out of range.
+    answer and are cut from it; seed: the same gives the same answers; min_p: tokens at least so probable as this
+    share of the most probable one (0: all). Raises ConfigError for what is out of range.
     """
 
     max_new_tokens: int = 1024
@@ -33,6 +34,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -43,6 +45,7 @@ class Sampling:
             ("repetition_penalty", 0 < self.repetition_penalty < np.inf, "over 0"),
             ("stop", all(self.stop), "texts that are not empty"),
             ("seed", self.seed >= 0, "0 or more"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 (all) to 1"),
         ):
             if not good:
                 raise ConfigError(f"{name} must be {wanted}, it is {getattr(self, name)!r}")
@@ -106,6 +109,9 @@ def candidates(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.n
         weights /= weights.sum()
         kept = _nucleus(weights, sampling.top_p)
         ids, weights = ids[kept], weights[kept]
+    if sampling.min_p > 0:
+        likely = weights >= np.float32(sampling.min_p) * weights.max()
+        ids, weights = ids[likely], weights[likely]
     return ids, weights
 
 

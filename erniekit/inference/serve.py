@@ -29,7 +29,8 @@ from erniekit.errors import ConfigError
 from erniekit.inference.answer import Delta
 from erniekit.inference.console import printable
 from erniekit.inference.serve_cors import ANY_ORIGIN, CrossOrigin
-from erniekit.inference.serve_request import RequestError, read_request
+from erniekit.inference.serve_fields import RequestError
+from erniekit.inference.serve_request import read_request
 from erniekit.inference.serve_response import (
     STREAM_END,
     Completion,

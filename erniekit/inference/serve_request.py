@@ -1,63 +1,47 @@
-"""A request for a chat completion in OpenAI's form: what it may hold, and what is asked with it.
-
-Fields that clients send and that change no answer are passed over; fields that would change it in a way that is not
-done here are refused, so that no client takes another answer for the one that it asked for.
-"""
+"""A request for a chat completion in OpenAI's form: what it may hold, and what is asked with it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from erniekit.data.conversation import Conversation, SampleError
 from erniekit.data.media import is_url
 from erniekit.data.template import Template
-from erniekit.errors import ConfigError, ErnieKitError
+from erniekit.errors import ConfigError
 from erniekit.inference.conversations import to_conversation
 from erniekit.inference.sampling import Sampling
-
-_PASSED_OVER = frozenset(
-    (
-        *("metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-        *("service_tier", "store", "user"),
-    )
+from erniekit.inference.serve_fields import (
+    NEUTRAL,
+    PASSED_OVER,
+    RequestError,
+    refusal,
+    unknown_field,
+    without_neutral,
 )
-# For each field the values that ask for nothing (beside null), and what to say of all others.
-_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "audio": ((), "answers are text"),
-    "frequency_penalty": ((0,), "is not supported: use repetition_penalty"),
-    "function_call": ((), "is not supported: use tool_choice"),
-    "functions": ((), "is not supported: use tools"),
-    "logit_bias": (({},), "is not supported"),
-    "logprobs": ((False,), "is not supported"),
-    "modalities": ((["text"],), "answers are text"),
-    "n": ((1,), "a request has one answer"),
-    "parallel_tool_calls": ((True,), "the model decides how many tools it calls"),
-    "presence_penalty": ((0,), "is not supported: use repetition_penalty"),
-    "reasoning_effort": ((), "is not supported: the model's chat template decides whether it thinks"),
-    "response_format": (({"type": "text"},), "only text is supported: nothing holds the model to a format"),
-    "tool_choice": (("auto", "none"), 'must be "auto" or "none": the model cannot be made to call a tool'),
-    "top_logprobs": ((0,), "is not supported"),
-    "verbosity": ((), "is not supported"),
-    "web_search_options": ((), "is not supported"),
-}
+from erniekit.inference.serve_thinking import THINKING_FIELDS, Thinking, take_thinking
+
 _MEDIA = ("image_url", "video_url")
+_TOOL_CHOICES = ("auto", "none")
 
 
-class RequestError(ErnieKitError):
-    """A request that is not answered: HTTP `status`, and OpenAI's `param` and `code`."""
+def _whole(value: Any) -> Any:
+    """1.0 is 1 in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+
+def _limit(value: Any) -> Any:
+    """-1 is no limit, as in llama.cpp."""
+    return None if value == -1 else _whole(value)
+
+
+_Whole = Annotated[int | None, BeforeValidator(_whole)]
+_Limit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_limit)]
 
 
 class _Part(BaseModel):
@@ -69,16 +53,14 @@ class StreamOptions(_Part):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
-
-
-class TemplateOptions(_Part):
-    """What a client tells the chat template."""
-
-    enable_thinking: bool | None = None
+    continuous_usage_stats: Literal[False] | None = None
 
 
 class ChatRequest(_Part):
-    """The fields that are heeded; see OpenAI's API reference. top_k and repetition_penalty: as in vLLM."""
+    """The fields that are heeded; see OpenAI's API reference. top_k, min_p and repetition_penalty: as in vLLM.
+
+    thinking: what other fields say of it.
+    """
 
     model: str | None = None
     messages: list[dict[str, Any]] = Field(min_length=1)
@@ -86,15 +68,16 @@ class ChatRequest(_Part):
     tool_choice: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = Field(default=None, ge=-1)
+    top_k: Annotated[_Whole, Field(ge=-1)] = None
+    min_p: float | None = None
     repetition_penalty: float | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: _Limit = None
+    max_completion_tokens: _Limit = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: _Whole = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    chat_template_kwargs: TemplateOptions | None = None
+    thinking: Thinking = Thinking()
 
     @property
     def may_call(self) -> bool:
@@ -120,16 +103,38 @@ def read_request(body: bytes) -> ChatRequest:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise RequestError("the body must be a JSON object")
-    fields = {name: value for name, value in fields.items() if value is not None and name not in _PASSED_OVER}
-    for name, (nothing, message) in _ONLY.items():
-        if name in fields and fields[name] not in nothing:
-            raise RequestError(f"{name}: {message}", param=name)
-        if name != "tool_choice":
-            fields.pop(name, None)
+    thinking, fields = take_thinking(without_neutral(_spread(fields)))
+    if "tool_choice" in fields and fields["tool_choice"] not in _TOOL_CHOICES:
+        message = 'must be "auto" or "none": the model cannot be made to call a tool'
+        raise refusal("tool_choice", message, fields["tool_choice"])
     try:
-        return ChatRequest.model_validate(fields)
+        return ChatRequest.model_validate({**fields, "thinking": thinking})
     except ValidationError as error:
         raise _wrong_field(error) from error
+
+
+def _spread(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with those that clients pack into others.
+
+    `extra_body` is an argument of OpenAI's client, not a field, for who writes requests by hand too. In `metadata`
+    FastDeploy took fields; OpenAI's labels there are texts.
+    """
+    packed = fields.get("extra_body") or {}
+    if not isinstance(packed, dict):
+        raise refusal("extra_body", "must be an object with fields of the request", packed)
+    labels = fields.get("metadata")
+    if isinstance(labels, dict):
+        taken = {
+            name: value for name, value in labels.items() if name in _KNOWN and not isinstance(value, str)
+        }
+        packed = {**taken, **packed}
+    for name, value in packed.items():
+        if name in fields and fields[name] != value:
+            raise refusal(name, f"is there twice, as {json.dumps(fields[name])[:60]} too", value)
+    return {**{name: value for name, value in fields.items() if name != "extra_body"}, **packed}
+
+
+_KNOWN = (frozenset(ChatRequest.model_fields) | NEUTRAL.keys() | PASSED_OVER | THINKING_FIELDS) - {"metadata"}
 
 
 def _wrong_field(error: ValidationError) -> RequestError:
@@ -137,7 +142,7 @@ def _wrong_field(error: ValidationError) -> RequestError:
     name = _name(details[0])
     kind = details[0]["type"]
     if kind == "extra_forbidden":
-        return RequestError(f"{name}: this server does not know this field", param=name)
+        return unknown_field(name, StreamOptions.model_fields if "." in name else _KNOWN)
     if kind == "missing":
         return RequestError(f"{name}: is missing", param=name)
     # Of a value that may be of several types, every type complains.
@@ -202,14 +207,7 @@ def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
 
 def check_thinking(request: ChatRequest, template: Template) -> None:
     """Raises RequestError where a client wants thinking switched on or off, and the template has it otherwise."""
-    options = request.chat_template_kwargs
-    wanted = None if options is None else options.enable_thinking
-    if wanted is not None and wanted != (template.thinking == "on"):
-        always = "always" if template.thinking == "on" else "never"
-        message = (
-            f"enable_thinking: with template {template.name} the model {always} thinks (see serve --template)"
-        )
-        raise RequestError(message, param="chat_template_kwargs")
+    request.thinking.check(template)
 
 
 def read_sampling(request: ChatRequest, defaults: Sampling, prompt_tokens: int, positions: int) -> Sampling:
@@ -230,23 +228,25 @@ def read_sampling(request: ChatRequest, defaults: Sampling, prompt_tokens: int, 
         raise RequestError(message, param="max_tokens", code="context_length_exceeded")
     chosen: dict[str, Any] = {
         name: value
-        for name in ("temperature", "top_p", "repetition_penalty")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty")
         if (value := getattr(request, name)) is not None
     }
     if request.top_k is not None:
         chosen["top_k"] = max(request.top_k, 0)  # -1 is vLLM's word for all
     if request.seed is not None:
         chosen["seed"] = request.seed % (1 << 64)  # OpenAI's may be negative
+    stop = _texts(request.stop)
     try:
         return replace(
             defaults,
             **chosen,
-            stop=defaults.stop if request.stop is None else tuple(_texts(request.stop)),
+            stop=stop or defaults.stop,
             max_new_tokens=limit or min(defaults.max_new_tokens, room),
         )
     except ConfigError as error:
         raise RequestError(str(error)) from error
 
 
-def _texts(stop: str | list[str]) -> Sequence[str]:
-    return [stop] if isinstance(stop, str) else stop
+def _texts(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Stop texts; an empty one stops nothing."""
+    return tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from erniekit.data.template import Template
 from erniekit.inference.answer import CUT_OFF, Delta, ToolCall
-from erniekit.inference.serve_request import RequestError
+from erniekit.inference.serve_fields import RequestError
 
 STREAM_END = b"data: [DONE]\n\n"
 

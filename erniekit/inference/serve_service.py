@@ -20,9 +20,9 @@ from erniekit.inference.answer import Delta
 from erniekit.inference.generate import Generator
 from erniekit.inference.reader import AnswerReader, chat_sampling
 from erniekit.inference.sampling import Sampling
+from erniekit.inference.serve_fields import RequestError
 from erniekit.inference.serve_request import (
     ChatRequest,
-    RequestError,
     check_thinking,
     read_conversation,
     read_sampling,
@@ -87,13 +87,14 @@ class ChatService:
             raise RequestError(error.detail, param="messages") from error
         defaults = replace(self._defaults, seed=self._defaults.seed + number)
         sampling = chat_sampling(read_sampling(request, defaults, len(prompt), self._positions), template)
+        request.thinking.check_limits(template, sampling.max_new_tokens)
         job = Job(prompt, sampling)
         self._jobs.put(job)
         return job, Completion(self.name, template, request.may_call)
 
     def check_name(self, name: str | None) -> None:
         """Raises RequestError for another model than this one; a request may also name none."""
-        if name is not None and name != self.name:
+        if name and name != self.name:
             message = f"there is no model {name!r}; this server has {self.name!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
 

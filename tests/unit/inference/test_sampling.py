@@ -16,6 +16,8 @@ SETTINGS = [
     Sampling(temperature=1.0, top_p=0.7),
     Sampling(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.3),
     Sampling(temperature=1.2, top_p=0.95, repetition_penalty=0.7, seed=11),
+    Sampling(temperature=1.0, min_p=0.2),
+    Sampling(temperature=1.3, top_k=15, top_p=0.95, min_p=0.05),
 ]
 
 
@@ -44,6 +46,7 @@ def _oracle(logits: np.ndarray, sampling: Sampling, prompt: np.ndarray) -> np.nd
         if reached < sampling.top_p:
             probabilities[token] = np.exp(scores[token]) / total
         reached += np.exp(scores[token]) / total
+    probabilities[probabilities < sampling.min_p * probabilities.max()] = 0.0
     return probabilities / probabilities.sum()
 
 
@@ -73,6 +76,8 @@ def test_filters_are_those_of_transformers(sampling: Sampling, scale: float) -> 
         processors.append(generation.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(generation.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        processors.append(generation.MinPLogitsWarper(sampling.min_p))
     theirs = torch.from_numpy(logits)[None]
     for processor in processors:
         theirs = processor(torch.from_numpy(prompt)[None], theirs)
@@ -149,6 +154,8 @@ def test_a_draw_depends_on_the_seed_the_index_and_the_position_only() -> None:
         ("repetition_penalty", 0.0),
         ("stop", ("a", "")),
         ("seed", -1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
     ],
 )
 def test_what_is_out_of_range_is_refused(setting: str, value: object) -> None:

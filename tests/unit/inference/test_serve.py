@@ -67,6 +67,30 @@ def test_what_is_asked_reaches_the_model(start: Callable[..., Served]) -> None:
     assert "POST /v1/chat/completions 200" in served.lines.get() and "answer 2 tokens" in served.lines.get()
 
 
+def test_a_client_of_fastdeploy_is_answered_where_its_fields_change_nothing(
+    start: Callable[..., Served],
+) -> None:
+    served = start("ernie_vl_thinking", answers=[f"So.\n</think>\n\nseven{END}"])
+    fields = {"chat_template_kwargs": {"options": {"thinking_mode": "open"}}, "reasoning_max_tokens": 50}
+    status, answer = served.completion(
+        {**ASKED, **fields, "min_p": 0.0, "stop": ""}
+    )  # 50: as the answer's limit
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "seven")
+    for wrong, message in (
+        (
+            {"reasoning_max_tokens": 8},
+            "reasoning_max_tokens: reasoning and answer have one limit, of 50 tokens",
+        ),
+        (
+            {"thinking_mode": "close"},
+            "thinking_mode: with template ernie_vl_thinking the model always thinks",
+        ),
+    ):
+        status, answer = served.completion({**ASKED, **wrong})
+        assert (status, answer["error"]["param"]) == (400, next(iter(wrong)))
+        assert answer["error"]["message"].startswith(message)
+
+
 def test_routes_and_methods(start: Callable[..., Served]) -> None:
     served = start()
     assert served.ask("GET", "/health")[:2] == (200, {"status": "ok"})

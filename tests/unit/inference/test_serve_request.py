@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,14 +9,15 @@ import pytest
 from erniekit.data.conversation import ImagePart, Message, ReasoningPart, TextPart, ToolCallPart, VideoPart
 from erniekit.data.template_families import TEMPLATES
 from erniekit.inference.sampling import Sampling
+from erniekit.inference.serve_fields import NEUTRAL, PASSED_OVER, RequestError
 from erniekit.inference.serve_request import (
     ChatRequest,
-    RequestError,
     check_thinking,
     read_conversation,
     read_request,
     read_sampling,
 )
+from erniekit.inference.serve_thinking import THINKING_FIELDS
 from tests.unit.inference.scripted import TOOLS
 
 QUESTION = {"role": "user", "content": "Hello"}
@@ -59,6 +61,91 @@ def test_what_changes_no_answer_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", [*NEUTRAL, *PASSED_OVER, *THINKING_FIELDS, "stop", "top_k", "min_p", "tools", "new"]
+)
+def test_null_asks_for_nothing(name: str) -> None:
+    assert _request(**{name: None}) == _request()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (values, _) in NEUTRAL.items() for value in values]
+)
+def test_every_neutral_value_asks_for_nothing(name: str, value: Any) -> None:
+    assert _request(**{name: value}) == _request()
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL))
+def test_any_other_value_is_refused_with_its_name_and_what_was_sent(name: str) -> None:
+    error = _refused(**{name: "sesame"})
+    assert str(error).startswith(f"{name}: ") and '; "sesame" was sent, leave it out' in str(error)
+    assert (error.status, error.param) == (400, name)
+
+
+def test_no_field_is_in_two_lists() -> None:
+    heeded = set(ChatRequest.model_fields) - {"thinking"}
+    names = [*heeded, *PASSED_OVER, *NEUTRAL, *THINKING_FIELDS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # What clients send by default: vLLM's and SGLang's own examples, SillyTavern, FastDeploy's server.
+        {
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop": [],
+            "length_penalty": 1.0,
+            "best_of": 1,
+        },
+        {
+            "min_tokens": 0,
+            "ignore_eos": False,
+            "skip_special_tokens": True,
+            "spaces_between_special_tokens": True,
+        },
+        {"include_stop_str_in_output": False, "add_generation_prompt": True, "continue_final_message": False},
+        {
+            "stop": "",
+            "logprobs": False,
+            "top_logprobs": 0,
+            "tool_choice": "none",
+            "audio": None,
+            "prediction": None,
+        },
+        {"typical_p": 1, "tfs": 1, "top_a": 0, "mirostat_mode": 0, "repeat_penalty": 1.0, "seed": -1},
+        {"bad_words": [], "stop_token_ids": [], "disable_chat_template": False, "collect_metrics": False},
+        {"max_tokens": -1, "max_completion_tokens": -1, "response_format": {"type": "text"}, "echo": False},
+        {
+            "stream_options": {"include_usage": True, "continuous_usage_stats": False},
+            "cache_salt": "x",
+            "rid": "y",
+        },
+        {
+            "extra_body": {"min_p": 0, "top_k": -1.0, "extra_args": None},
+            "metadata": {"min_tokens": 0, "n": "label"},
+        },
+    ],
+)
+def test_what_clients_send_by_default_changes_nothing(fields: dict[str, Any]) -> None:
+    request = _request(**fields)
+    defaults = Sampling(50, 0.5, stop=("x",), seed=(1 << 64) - 1)
+    assert read_sampling(request, defaults, 10, 100) == defaults
+    assert not request.may_call
+
+
+def test_packed_fields_are_fields() -> None:
+    assert _request(extra_body={"min_p": 0.1, "stop": "x"}) == _request(min_p=0.1, stop="x")
+    assert str(_refused(extra_body={"min_q": 0.1})).startswith("min_q: this server does not know")
+    assert str(_refused(min_p=0.2, extra_body={"min_p": 0.1})).startswith("min_p: is there twice, as 0.2 too")
+    assert _request(min_p=0.1, extra_body={"min_p": 0.1}).min_p == 0.1
+    # What FastDeploy takes from metadata; labels, which are texts, stay labels.
+    assert _request(metadata={"top_k": 3, "temperature": "0.5", "run": 7}) == _request(top_k=3)
+    assert str(_refused(metadata={"min_tokens": 3})).startswith("min_tokens: is not supported")
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("n", 2, "n: a request has one answer"),
@@ -67,10 +154,46 @@ def test_what_changes_no_answer_is_passed_over() -> None:
         ("frequency_penalty", 0.1, "frequency_penalty: is not supported: use repetition_penalty"),
         ("parallel_tool_calls", False, "parallel_tool_calls: the model decides"),
         ("reasoning_effort", "low", "reasoning_effort: is not supported"),
-        ("functions", [], "functions: is not supported: use tools"),
+        ("functions", [{"name": "time"}], "functions: is not supported: use tools"),
         ("tool_choice", "required", 'tool_choice: must be "auto" or "none"'),
         ("tool_choice", {"type": "function", "function": {"name": "time"}}, "tool_choice: must be"),
-        ("best_of", 2, "best_of: this server does not know this field"),
+        ("best_of", 2, "best_of: a request has one answer; 2 was sent, leave it out or send 1"),
+        ("n", True, "n: a request has one answer"),
+        ("n_best", 2, "n_best: this server does not know this field"),
+        ("temprature", 0.5, "temprature: this server does not know this field; did you mean temperature?"),
+        ("min_tokens", 5, "min_tokens: is not supported: the model's end tokens"),
+        ("ignore_eos", True, "ignore_eos: is not supported"),
+        ("stop_token_ids", [2], "stop_token_ids: is not supported"),
+        ("skip_special_tokens", False, "skip_special_tokens: control tokens never stand in an answer's text"),
+        ("continue_final_message", True, "continue_final_message: the prompt is always what"),
+        ("guided_json", {"type": "object"}, "guided_json: only text is supported"),
+        ("mm_processor_kwargs", {"max_pixels": 9}, "mm_processor_kwargs: is not supported"),
+        ("chat_template_kwargs", [1], "chat_template_kwargs: must be an object"),
+        (
+            "chat_template_kwargs",
+            {"enable_thnking": True},
+            "chat_template_kwargs.enable_thnking: this server",
+        ),
+        (
+            "chat_template_kwargs",
+            {"add_generation_prompt": False},
+            "chat_template_kwargs.add_generation_prompt",
+        ),
+        (
+            "thinking_mode",
+            "half",
+            'thinking_mode: must be true or false, or "open" or "close"; "half" was sent',
+        ),
+        ("reasoning_max_tokens", "8", "reasoning_max_tokens: must be a number of tokens"),
+        ("reasoning_max_tokens", float("nan"), "reasoning_max_tokens: must be a number of tokens"),
+        ("extra_body", ["min_p"], "extra_body: must be an object"),
+        (
+            "stream_options",
+            {"continuous_usage_stats": True},
+            "stream_options.continuous_usage_stats: must be False",
+        ),
+        ("tool_choice", ["auto"], 'tool_choice: must be "auto" or "none"'),
+        ("seed", 1.5, "seed: must be a valid integer"),
         ("stream_options", {"usage": True}, "stream_options.usage: this server does not know"),
         ("stream", "yes", "stream: must be a valid boolean"),
         ("temperature", "hot", "temperature: must be a valid number"),
@@ -216,7 +339,7 @@ def test_sampling_is_that_of_the_request_and_else_the_servers() -> None:
         ({"max_tokens": 91}, 10, "ask for 90 at most", "max_tokens"),
         ({"top_p": 0}, 10, "top_p must be over 0", None),
         ({"temperature": -0.1}, 10, "temperature must be 0", None),
-        ({"stop": [""]}, 10, "stop must be texts that are not empty", None),
+        ({"min_p": 2}, 10, "min_p must be from 0", None),
     ],
 )
 def test_sampling_that_cannot_be(fields: Any, prompt: int, message: str, param: str | None) -> None:
@@ -226,9 +349,76 @@ def test_sampling_that_cannot_be(fields: Any, prompt: int, message: str, param: 
     assert (error.value.code == "context_length_exceeded") == (param is not None)
 
 
-def test_thinking_is_as_the_template_has_it() -> None:
-    for name, thinks in (("ernie", False), ("ernie_vl", False), ("ernie_vl_thinking", True)):
-        check_thinking(_request(chat_template_kwargs={"enable_thinking": thinks}), TEMPLATES[name])
-        check_thinking(_request(chat_template_kwargs={}), TEMPLATES[name])
-        with pytest.raises(RequestError, match=r"the model (always|never) thinks"):
-            check_thinking(_request(chat_template_kwargs={"enable_thinking": not thinks}), TEMPLATES[name])
+SWITCHES: list[Callable[[bool], dict[str, Any]]] = [
+    lambda on: {"enable_thinking": on},
+    lambda on: {"think": on},
+    lambda on: {"thinking_mode": "open" if on else "close"},
+    lambda on: {"thinking": {"type": "enabled" if on else "disabled"}},
+    lambda on: {"reasoning_effort": "medium" if on else "none"},
+    lambda on: {"reasoning": {"enabled": on, "exclude": None}},
+    lambda on: {"metadata": {"enable_thinking": on, "user": "x"}},
+    lambda on: {"extra_body": {"chat_template_kwargs": {"enable_thinking": on}}},
+    lambda on: {"chat_template_kwargs": {"enable_thinking": on, "add_generation_prompt": True}},
+    lambda on: {"chat_template_kwargs": {"thinking": on}},
+    lambda on: {"chat_template_kwargs": {"options": {"thinking_mode": "open" if on else "close"}}},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    ("name", "thinks"),
+    [("ernie", False), ("ernie_vl", False), ("ernie_vl_thinking", True), ("ernie_thinking", True)],
+)
+def test_thinking_is_as_the_template_has_it(
+    name: str, thinks: bool, switch: Callable[[bool], dict[str, Any]]
+) -> None:
+    check_thinking(_request(**switch(thinks)), TEMPLATES[name])
+    with pytest.raises(
+        RequestError, match=r"the model (always|never) thinks \(see serve --template\)"
+    ) as error:
+        check_thinking(_request(**switch(not thinks)), TEMPLATES[name])
+    assert error.value.param is not None and str(error.value).startswith(error.value.param)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {}},
+        {"chat_template_kwargs": {"options": {}}},
+        {"chat_template_kwargs": {"enable_thinking": None, "continue_final_message": False}},
+        {"thinking_mode": "auto", "thinking": {"type": "auto"}, "reasoning_effort": "default"},
+        {"reasoning": {}, "reasoning_max_tokens": -1},
+    ],
+)
+def test_what_leaves_thinking_to_the_model(fields: dict[str, Any]) -> None:
+    for template in TEMPLATES.values():
+        check_thinking(_request(**fields), template)
+        _request(**fields).thinking.check_limits(template, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_max_tokens": 8},
+        {"thinking_budget": 8.0},
+        {"thinking": {"type": "enabled", "budget_tokens": 8}},
+        {"reasoning": {"max_tokens": 8}},
+        {"metadata": {"reasoning_max_tokens": 8}},
+    ],
+)
+def test_a_limit_of_reasoning_is_taken_where_it_is_never_reached(fields: dict[str, Any]) -> None:
+    thinking = _request(**fields).thinking
+    for tokens in (4, 8):
+        thinking.check_limits(TEMPLATES["ernie_vl_thinking"], tokens)
+    thinking.check_limits(TEMPLATES["ernie_vl"], 1000)  # which has no reasoning
+    with pytest.raises(RequestError, match="one limit, of 9 tokens here, and 8 was sent") as error:
+        thinking.check_limits(TEMPLATES["ernie_vl_thinking"], 9)
+    assert error.value.param in (*fields, "reasoning_max_tokens")
+
+
+def test_a_limit_of_the_answer_after_reasoning() -> None:
+    thinking = _request(response_max_tokens=8).thinking
+    for template in TEMPLATES.values():
+        thinking.check_limits(template, 8)
+        with pytest.raises(RequestError, match=r"response_max_tokens: .* or set max_tokens"):
+            thinking.check_limits(template, 9)

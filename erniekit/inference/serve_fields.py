@@ -1,0 +1,163 @@
+"""Fields of a request that ask for nothing here, and those that ask for what is not done.
+
+One rule for all fields: null asks for nothing. Beyond that a field is heeded (`ChatRequest`), or passed over whatever
+it says (PASSED_OVER), or taken with the values that change nothing (NEUTRAL), or refused with its name and its value,
+as a field is that is in none of these lists. So no client takes another answer for the one that it asked for.
+Sources: OpenAI's API reference; the chat requests of vLLM, FastDeploy and SGLang; llama.cpp's server.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from erniekit.errors import ErnieKitError
+
+
+class RequestError(ErnieKitError):
+    """A request that is not answered: HTTP `status`, and OpenAI's `param` and `code`."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+_LONGEST_VALUE = 60  # characters of a value that an error shows
+
+# What is about accounts, caches, traces and transport: the answer is the same with any value.
+PASSED_OVER = frozenset(
+    (
+        *("metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+        *("service_tier", "store", "user"),
+        *("request_id", "rid", "session_id", "trace_context", "cache_salt", "extra_key", "cache_prompt"),
+        *("keep_alive", "id_slot", "stream_interval", "max_streaming_response_tokens"),
+        "spaces_between_special_tokens",
+    )
+)
+_ONE_ANSWER = "a request has one answer"
+_NOT_SUPPORTED = "is not supported"
+_PENALTY = "is not supported: use repetition_penalty"
+_SAMPLING = "is not supported: use temperature, top_p, top_k or min_p"
+_FORMAT = "only text is supported: nothing holds the model to a format"
+_ENDS = "is not supported: the model's end tokens and the texts of stop end an answer"
+_CONTROL = "control tokens never stand in an answer's text"
+_TEMPLATE = "the prompt is always what the chat template writes, up to the assistant's answer"
+_WORDS = "is not supported: nothing bans or forces single tokens"
+_RETURNS = "is not supported: an answer has text, reasoning, tool calls and usage"
+_MEDIA = "is not supported: pictures and videos are read as in training"
+# (fields, the values that change nothing, what to say of all others).
+_GROUPS: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
+    # OpenAI
+    (("audio",), (), "answers are text"),
+    (("frequency_penalty", "presence_penalty"), (0,), _PENALTY),
+    (("function_call",), ("auto", "none"), "is not supported: use tool_choice"),
+    (("functions",), ([],), "is not supported: use tools"),
+    (("logit_bias",), ({}, []), _NOT_SUPPORTED),
+    (("logprobs",), (False, 0), _NOT_SUPPORTED),
+    (("modalities",), (["text"],), "answers are text"),
+    (("n", "best_of"), (1,), _ONE_ANSWER),
+    (("parallel_tool_calls",), (True,), "the model decides how many tools it calls"),
+    (("response_format",), ({"type": "text"}, {}), _FORMAT),
+    (("top_logprobs",), (0,), _NOT_SUPPORTED),
+    (("verbosity",), ("medium",), _NOT_SUPPORTED),
+    (("web_search_options",), (), _NOT_SUPPORTED),
+    # vLLM, FastDeploy, SGLang
+    (("num_beams",), (1,), _ONE_ANSWER),
+    (("use_beam_search", "early_stopping"), (False,), _ONE_ANSWER),
+    (("length_penalty",), (1, 0), _ONE_ANSWER),
+    (("min_tokens",), (0,), _ENDS),
+    (("ignore_eos", "no_stop_trim", "include_stop_str_in_output"), (False,), _ENDS),
+    (("stop_token_ids", "stop_regex"), ([], ""), _ENDS),
+    (("skip_special_tokens",), (True,), _CONTROL),
+    (("add_generation_prompt",), (True,), _TEMPLATE),
+    (("continue_final_message", "echo", "add_special_tokens", "disable_chat_template"), (False,), _TEMPLATE),
+    (("documents", "prompt_token_ids", "completion_token_ids", "input_ids"), ([],), _TEMPLATE),
+    (("chat_template",), ("",), "is not supported: see serve --template"),
+    (("truncate_prompt_tokens",), (), "is not supported: prompts are never cut"),
+    (("bad_words", "bad_words_token_ids", "allowed_token_ids"), ([],), _WORDS),
+    (("logits_processors", "custom_logit_processor"), ([], ""), _WORDS),
+    (("logits_processors_args", "custom_params", "vllm_xargs"), ({},), _WORDS),
+    (
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "ebnf"),
+        ("", [], {}),
+        _FORMAT,
+    ),
+    (("structured_outputs", "structural_tag", "json_schema", "grammar"), ("", {}), _FORMAT),
+    (
+        ("include_reasoning", "separate_reasoning", "stream_reasoning"),
+        (True,),
+        "reasoning is always told apart",
+    ),
+    (
+        ("return_token_ids", "return_tokens_as_token_ids", "return_prompt_text", "return_hidden_states"),
+        (False,),
+        _RETURNS,
+    ),
+    (("return_prompt_token_ids", "return_meta_info", "return_cached_tokens_details"), (False,), _RETURNS),
+    (("return_routed_experts", "collect_metrics", "include_draft_logprobs"), (False,), _RETURNS),
+    (("temp_scaled_logprobs", "top_p_normalized_logprobs"), (False,), _RETURNS),
+    (("include_logprobs_decode_token",), (True,), _RETURNS),
+    (("prompt_logprobs",), (), _RETURNS),
+    (("mm_processor_kwargs", "media_io_kwargs", "images_config"), ({},), _MEDIA),
+    (("mm_hashes",), ([],), _MEDIA),
+    (("use_audio_in_video",), (False,), _MEDIA),
+    (("priority",), (0,), "requests are answered in the order in which they come"),
+    (("lora_path",), ("", []), "this server has one model, with its adapters"),
+    (
+        ("kv_transfer_params", "ec_transfer_params", "disaggregate_info", "session_params"),
+        ({},),
+        _NOT_SUPPORTED,
+    ),
+    (("watermark", "watermarking"), (False,), _NOT_SUPPORTED),
+    # llama.cpp and what speaks to it
+    (("repeat_penalty",), (1,), _PENALTY),
+    (("dry_multiplier", "no_repeat_ngram_size", "penalty_alpha"), (0,), _PENALTY),
+    (("typical_p", "tfs_z", "tfs", "guidance_scale"), (1,), _SAMPLING),
+    (("top_a", "xtc_probability", "mirostat", "mirostat_mode", "dynatemp_range"), (0,), _SAMPLING),
+    (("smoothing_factor", "epsilon_cutoff", "eta_cutoff"), (0,), _SAMPLING),
+)
+NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    name: (values, message) for names, values, message in _GROUPS for name in names
+}
+
+
+def without_neutral(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields that ask for something. Raises RequestError for one that asks for what is not done.
+
+    prefix: what errors put before their names, for fields of a field.
+    """
+    asking: dict[str, Any] = {}
+    for name, value in fields.items():
+        if value is None or name in PASSED_OVER:
+            continue
+        if name not in NEUTRAL:
+            asking[name] = value
+            continue
+        values, message = NEUTRAL[name]
+        if not any(_same(value, neutral) for neutral in values):
+            raise refusal(prefix + name, message, value, values)
+    return asking
+
+
+def refusal(name: str, message: str, value: Any, neutral: Sequence[Any] = ()) -> RequestError:
+    """A field with a value that is not done here. neutral: values that are taken."""
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= _LONGEST_VALUE else shown[:_LONGEST_VALUE] + "..."
+    instead = " or ".join(["leave it out", *(f"send {json.dumps(value)}" for value in neutral[:1])])
+    return RequestError(f"{name}: {message}; {shown} was sent, {instead}", param=name)
+
+
+def unknown_field(name: str, known: Collection[str]) -> RequestError:
+    """What to say of a field that is in no list. known: those beside it."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return RequestError(f"{name}: this server does not know this field{meant}", param=name)
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Whether they are the same JSON: 1 is 1.0, but true is not 1."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
