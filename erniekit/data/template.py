@@ -25,7 +25,7 @@ from erniekit.data.conversation import (
 )
 from erniekit.data.policy import DEFAULT_POLICY, LossPolicy, current_turn
 
-_THINK, _END_THINK = "<think>", "</think>"
+THINK, END_THINK = "<think>", "</think>"
 
 # Whose words they are: "template" are those that the template itself writes.
 Kind = Literal[
@@ -93,7 +93,7 @@ class Template:
     opening_end: str = ""
     between_results: str = ""
     before_generation: str = ""
-    end_of_reasoning: str = f"\n{_END_THINK}\n\n"
+    end_of_reasoning: str = f"\n{END_THINK}\n\n"
     answer: Around = ("", "")
     tool_call: Around = ("<tool_call>\n", "\n</tool_call>\n")
     after_answer: str = ""
@@ -253,15 +253,14 @@ class Template:
         texts = [part for part in message.parts if isinstance(part, TextPart) and part.text]
         answer = "".join(part.text for part in texts)
         plain = self.thinking == "none" and policy.reasoning == "train"
-        if not plain and answer.lstrip("\n").startswith(_THINK):
-            inner, end, rest = answer.lstrip("\n").removeprefix(_THINK).partition(_END_THINK)
+        if not plain and answer.lstrip("\n").startswith(THINK):
+            inner, end, rest = answer.lstrip("\n").removeprefix(THINK).partition(END_THINK)
             if not end:
-                detail = f"an answer begins with {_THINK} but has no {_END_THINK}"
+                detail = f"an answer begins with {THINK} but has no {END_THINK}"
                 raise SampleError(sample_id, "bad record", detail)
             if reasoning.strip() and inner.strip():
                 detail = (
-                    "an answer has reasoning twice: in reasoning_content and between "
-                    f"{_THINK} and {_END_THINK}"
+                    f"an answer has reasoning twice: in reasoning_content and between {THINK} and {END_THINK}"
                 )
                 raise SampleError(sample_id, "bad record", detail)
             if not reasoning.strip():

@@ -5,12 +5,36 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from erniekit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+# Control tokens by name, for tokenizers that do not mark all of them as special.
+_CONTROL_TOKENS = (
+    *("<unk>", "<s>", "</s>", "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|endofprompt|>"),
+    *("<|im_start|>", "<|im_end|>", "<|image@placeholder|>", "<|video@placeholder|>"),
+    *("<|IMAGE_PLACEHOLDER|>", "<|AUDIO_PLACEHOLDER|>", "<|VIDEO_PLACEHOLDER|>"),
+    *("<|CROP_COL_SEP|>", "<|CROP_ROW_SEP|>", "<|IMAGE_SEP|>", "<|IMAGE_START|>", "<|IMAGE_END|>"),
+    *("<|VIDEO_START|>", "<|VIDEO_END|>", "<|ASR_START|>", "<|ASR_END|>"),
+)
+# Tokens that are part of an answer although tokenizers mark some of them as special: its tags, and coordinates.
+_ANSWER_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<response>", "</response>")
+_COORDINATES = "<|LOC_"
+
+
+class FastTokenizer(Protocol):
+    """What is needed of the tokenizers library to tell control tokens."""
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """The tokens beside the trained vocabulary, each with `content` and `special`."""
+        ...
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, None where there is none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +61,20 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {error}") from error
+
+
+def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:
+    """Id -> name of the tokens that are never words of an answer: ends, beginnings, roles, media, masks."""
+    found = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    for name in _CONTROL_TOKENS:
+        id = tokenizer.token_to_id(name)
+        if id is not None:
+            found[id] = name
+    return {
+        id: name
+        for id, name in found.items()
+        if name not in _ANSWER_TOKENS and not name.startswith(_COORDINATES)
+    }
 
 
 def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[int, ...]:

@@ -220,5 +220,5 @@ def _compare_answers(
     if not differing:
         return Check("ok", told)
     first = differing[0]
-    said = f"Paddle {text.decode(ours[first])!r}, transformers {text.decode(theirs[first])!r}"
+    said = f"Paddle {text.decode_all(ours[first])!r}, transformers {text.decode_all(theirs[first])!r}"
     return Check("FAIL", f"{told}; {names[first]}: {said}")

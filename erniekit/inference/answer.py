@@ -1,6 +1,8 @@
 """What a model wrote, taken apart: its reasoning, its text, and the tools it calls.
 
-Line ends beside a tag belong to the tag. All else is kept as the model wrote it.
+Line ends beside a tag belong to the tag. All else is kept as the model wrote it, but for tags that stand where none
+belongs: these are left out. Where the template has a form for thinking, a think block that begins an answer is
+reasoning, as it is in training.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Never
 
-from erniekit.data.template import Template
+from erniekit.data.template import END_THINK, THINK, Template
 from erniekit.inference.text import held_back
 
 Kind = Literal["reasoning", "text", "tool_call"]
@@ -79,19 +81,22 @@ class AnswerStream:
 
     def __init__(self, template: Template) -> None:
         call, end_of_call = (mark.strip("\n") for mark in template.tool_call)
+        # Without a form for thinking its tags are text, as they are in training.
+        thinking = () if template.thinking == "none" else (THINK, END_THINK)
         self._terminator = template.terminator
         self._call = call
         self._marks: dict[Kind, tuple[str, ...]] = {
-            "reasoning": (template.end_of_reasoning.strip("\n"),),
-            "text": (call, *(mark.strip("\n") for mark in template.answer if mark)),
+            "reasoning": thinking,
+            "text": (call, end_of_call, *(mark.strip("\n") for mark in template.answer if mark), *thinking),
             "tool_call": (end_of_call,),
         }
         self._kind: Kind = "reasoning" if template.thinking == "on" else "text"
         # What has come in and is not told yet: first white space that may belong to a tag, then the rest.
         self._space = self._rest = ""
-        # Whether a tag came last, but for white space.
+        # Whether a tag came last, but for white space; whether text or a call has come.
         self._after_tag = template.thinking == "on"
-        self._has_text = self._ended = False
+        self._begun = self._ended = False
+        self._told: set[Kind] = set()
 
     def feed(self, text: str) -> list[Delta]:
         """What is certain after these further characters."""
@@ -112,7 +117,7 @@ class AnswerStream:
             place, mark = found
             before, self._rest = self._rest[:place], self._rest[place + len(mark) :]
             deltas += [_whole(before)] if self._kind == "tool_call" else self._tell(before)
-            self._kind = "tool_call" if mark == self._call else "text"
+            self._kind = self._after(mark)
             self._space, self._after_tag = "", True
         if self._kind != "tool_call":
             marks = (*self._marks[self._kind], self._terminator)
@@ -120,6 +125,14 @@ class AnswerStream:
             deltas += self._tell(self._rest[:certain])
             self._rest = self._rest[certain:]
         return deltas
+
+    def _after(self, mark: str) -> Kind:
+        """What follows a tag."""
+        if mark == self._call:
+            self._begun = True
+            return "tool_call"
+        # A prompt may have opened the block already; within an answer it is a tag that belongs nowhere.
+        return "reasoning" if mark == THINK and not self._begun else "text"
 
     def _end(self, cut_off: bool) -> list[Delta]:
         """All that is left. cut_off: it may end within a tag."""
@@ -160,12 +173,15 @@ class AnswerStream:
                 self._space = piece
                 return []
             # What a tag parts must not run together.
-            piece = ("\n" if self._kind == "text" and self._has_text else "") + piece.lstrip("\n")
+            piece = ("\n" if self._kind in self._told else "") + piece.lstrip("\n")
             self._after_tag = False
         told = piece.rstrip("\n")
         self._space = piece[len(told) :]
-        self._has_text |= self._kind == "text" and bool(told)
-        return [Delta(self._kind, told)] if told else []
+        if not told:
+            return []
+        self._told.add(self._kind)
+        self._begun |= self._kind == "text"
+        return [Delta(self._kind, told)]
 
 
 def _whole(raw: str) -> Delta:

@@ -17,6 +17,7 @@ from erniekit.inference.generate import Generated, Generator, inference_mode, sp
 from erniekit.inference.heldout import EvalSample, LossSample, Plan
 from erniekit.inference.metrics.choose import Pair, is_right, score
 from erniekit.inference.progress import OnProgress
+from erniekit.inference.reader import chat_sampling
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.tally import Tally
 from erniekit.inference.text import AnswerText
@@ -214,7 +215,8 @@ class _Run:
 
     def _add_answer(self, sample: EvalSample, generated: Generated) -> Prediction:
         text, template = self._text, self._encoder.template
-        wrote = text.decode(generated.ids, self._sampling.stop)
+        # The template's terminator ends an answer here too, though not its generation: engines go on after it.
+        wrote = text.decode(generated.ids, chat_sampling(self._sampling, template).stop)
         wanted = text.round_trip(sample.expected)
         answer, expected = wrote, sample.expected
         if template.thinking == "on":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from erniekit.data.tokenizer import load_tokenizer, stop_token_ids
+from erniekit.data.tokenizer import control_tokens, load_tokenizer, stop_token_ids
 from erniekit.errors import CheckpointError
 
 # So many tokens without a whole character at their end are no text: a character has four at most.
@@ -20,12 +21,17 @@ class Tokenizer(Protocol):
 
 
 class AnswerText:
-    """Reads generated ids as text. `eos_token_ids` are those on which engines stop."""
+    """Reads generated ids as text. `eos_token_ids` are those on which engines stop.
+
+    One of these ends the text; any other control token gives none (`control_tokens`: id -> name), as engines have it.
+    So no control token stands in a text, while one that the model spells out in other tokens is text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...]) -> None:
         self.eos_token_ids = eos_token_ids
         # The library's own tokenizer, as in Encoder: it never tidies up spaces.
         self._backend = tokenizer.backend_tokenizer
+        self.control_tokens = control_tokens(self._backend)
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path) -> AnswerText:
@@ -43,25 +49,30 @@ class AnswerText:
         return bool(ids) and ids[-1] in self.eos_token_ids
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The text of an answer without its end token, up to the first of the `stop` texts.
+        """The text of an answer up to its end token, or to the first of the `stop` texts.
 
-        Other special tokens are kept as text.
+        A control token in whose name a `stop` text stands ends it too.
         """
         if stop:
             # Cut exactly where generation stopped.
             stream = self.stream(stop)
             return "".join([stream.feed(id) for id in ids]) + stream.finish()
-        plain = ids[:-1] if self.ended(ids) else ids
-        return str(self._backend.decode(list(plain), skip_special_tokens=False))
+        return self._plain(itertools.takewhile(lambda id: id not in self.eos_token_ids, ids))
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Every token as text, control tokens by their names: what the model sees, not what a user does."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def _plain(self, ids: Iterable[int]) -> str:
+        return self.decode_all([id for id in ids if id not in self.control_tokens])
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """What decodes one answer token by token."""
         return TextStream(self, tuple(stop))
 
     def round_trip(self, text: str) -> str:
-        """`text` as the tokenizer gives it back, which differs where it normalises characters."""
-        ids = self._backend.encode(text, add_special_tokens=False).ids
-        return str(self._backend.decode(ids, skip_special_tokens=False))
+        """`text` as an answer can have it: without control tokens, and with characters as the tokenizer has them."""
+        return self._plain(self._backend.encode(text, add_special_tokens=False).ids)
 
 
 class TextStream:
@@ -79,11 +90,22 @@ class TextStream:
         # Tokens before `_told` are decoded and told; those from `_context` on decide how the next ones read.
         self._context = self._told = 0
         self._held = ""
+        self._ended = False
 
     def feed(self, id: int) -> str:
-        """The text that is certain now: no half character, no beginning of a stop text."""
-        if self.stopped or id in self._text.eos_token_ids:
+        """The text that is certain now: no half character, no beginning of a stop text, no control token."""
+        if self.stopped or self._ended:
             return ""
+        if id in self._text.eos_token_ids:
+            self._ended = True
+            return ""
+        name = self._text.control_tokens.get(id)
+        if name is not None:
+            if not any(stop in name for stop in self._stop):
+                return ""
+            told = self.finish()
+            self.stopped = True
+            return told
         self._ids.append(id)
         new = self._new()
         half = new.endswith("\N{REPLACEMENT CHARACTER}") and len(self._ids) - self._told < _MOST_HELD
@@ -102,8 +124,8 @@ class TextStream:
         return rest
 
     def _new(self) -> str:
-        known = self._text.decode(self._ids[self._context : self._told])
-        return self._text.decode(self._ids[self._context :])[len(known) :]
+        known = self._text.decode_all(self._ids[self._context : self._told])
+        return self._text.decode_all(self._ids[self._context :])[len(known) :]
 
     def _cut(self, text: str) -> str:
         """What of the text can be told; keeps the rest."""

@@ -41,7 +41,7 @@ class Script:
 
     def stream(self, document: Document, sampling: Sampling) -> Iterator[int]:
         """In the place of Generator.stream."""
-        self.prompts.append(self.text.decode(document.input_ids.tolist()))
+        self.prompts.append(self.text.decode_all(document.input_ids.tolist()))
         self.samplings.append(sampling)
         answer = self._answers.pop(0)
         said, interrupt, _ = answer.partition(INTERRUPT)

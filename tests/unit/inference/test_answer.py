@@ -125,7 +125,9 @@ def test_whatever_a_model_writes_is_read_and_streamed_alike(name: str, text: str
     assert _joined(deltas) == answer
     one_by_one = _streamed(template, text, list(range(1, len(text))))
     assert _joined(one_by_one) == answer
-    shown = {"reasoning": ("</think>",), "text": ("<tool_call>", template.terminator)}
+    tags = ("<tool_call>", "</tool_call>", template.terminator)
+    thinking = () if template.thinking == "none" else ("<think>", "</think>")
+    shown = {"reasoning": thinking, "text": (*tags, *thinking)}
     for kind, run in groupby(one_by_one, key=lambda delta: delta.kind):
         joined = "".join(delta.text for delta in run)
         assert not any(mark in joined for mark in shown.get(kind, ()))
@@ -181,6 +183,16 @@ def test_text_comes_at_once_and_calls_when_they_are_whole() -> None:
         ("ernie_thinking", "hm</think><response>a</response> \n" + CALL, Answer("hm", "a", (TIME,))),
         ("ernie_thinking", "hm</think><response>a" + CALL + "</response>", Answer("hm", "a", (TIME,))),
         ("ernie_thinking", "", Answer("", "", ())),
+        # A think block that begins an answer is reasoning; a tag that belongs nowhere is left out.
+        ("ernie_vl", "<think>\nhm\n</think>\n\n7", Answer("hm", "7", ())),
+        ("ernie_vl", "\n<think>hm", Answer("hm", "", ())),
+        ("ernie_vl", "</think>\n\n7", Answer("", "7", ())),
+        ("ernie_vl", "7 <think> 8</think>", Answer("", "7 \n 8", ())),
+        ("ernie_vl", CALL + "<think>so", Answer("", "so", (TIME,))),
+        ("ernie_vl_thinking", "<think>\nhm\n</think>\n\n7", Answer("hm", "7", ())),
+        ("ernie_vl_thinking", "a<think>b</think>7</think>8", Answer("a\nb", "7\n8", ())),
+        ("ernie_thinking", "a</think><think>b</think><response>7</response>", Answer("a\nb", "7", ())),
+        ("ernie", "7\n</tool_call>", Answer("", "7", ())),
     ],
 )
 def test_answers(name: str, text: str, expected: Answer) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from erniekit.data.formats import parse_record
 from erniekit.errors import DataError
 from erniekit.inference.answer import Delta
 from erniekit.inference.chat import Chat, load_tools
+from erniekit.inference.generate import Generator
 from erniekit.inference.load import find_model
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText
@@ -135,17 +137,23 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(
 
 
 @pytest.mark.parametrize(
-    ("answer", "problem"),
+    ("said", "problem"),
     [
-        (END, "no answer"),
-        (f"see <|IMAGE_START|>{END}", "contains <|IMAGE_START|>, which only the template may"),
+        ((), "no answer"),
+        (("<|IMAGE_START|>",), "no answer"),
+        # Spelled out in tokens of text, which no token stands for.
+        (("see <|IMAGE_", "START|>"), "contains <|IMAGE_START|>, which only the template may"),
     ],
 )
 def test_an_answer_that_no_chat_can_hold_is_not_kept(
-    vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, answer: str, problem: str
+    vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, said: Sequence[str], problem: str
 ) -> None:
-    chat = scripted_chat(monkeypatch, Script(vl, model, "ernie_vl", [answer, f"two{END}"]))
-    found = chat.ask("One?", lambda delta: None).problem
+    script = Script(vl, model, "ernie_vl", [f"two{END}"])
+    chat = scripted_chat(monkeypatch, script)
+    ids = [id for part in said for id in script.text._backend.encode(part, add_special_tokens=False).ids]
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "stream", lambda generator, document, sampling: iter([*ids, 2]))
+        found = chat.ask("One?", lambda delta: None).problem
     assert found is not None and problem in found
     assert chat.messages == []
     assert chat.ask("One?", lambda delta: None).problem is None

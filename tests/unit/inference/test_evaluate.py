@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -341,15 +342,34 @@ def test_generation_alone_for_use_in_training(checkpoint: Path, tmp_path: Path) 
 
 def test_a_stop_text_ends_an_answer_and_is_not_in_it(checkpoint: Path, tmp_path: Path) -> None:
     model, encoder, text = parts(checkpoint)
-    samples = load_samples([write_chats(tmp_path / "c.jsonl", [("One?", "two")])], encoder)
+    chats = [(question, "two") for question in ("One?", "Two?", "Which digit?", "Six.", "Give the number")]
+    samples = load_samples([write_chats(tmp_path / "c.jsonl", chats)], encoder)
     plan = make_plan(samples, encoder.template, ["auto"])
     seen: list[Prediction] = []
 
     def take(sample: EvalSample, prediction: Prediction) -> None:
         seen.append(prediction)
 
-    evaluate(model, encoder, text, samples, plan, Sampling(12), on_prediction=take)
-    stop = seen[0].answer[len(seen[0].answer) // 2 :][:2]
-    evaluate(model, encoder, text, samples, plan, Sampling(12, stop=(stop,)), on_prediction=take)
-    assert stop and seen[1].answer == seen[0].answer[: seen[0].answer.index(stop)]
-    assert seen[1].ended
+    evaluate(model, encoder, text, samples, plan, Sampling(24), on_prediction=take)
+    # What a model of random weights says is of no account, but bytes that are no text are told at the end only.
+    first = next(place for place, found in enumerate(seen) if re.search("[a-z]{2}", found.answer))
+    (stop,) = re.findall("[a-z]{2}", seen[first].answer)[-1:]
+    evaluate(model, encoder, text, samples, plan, Sampling(24, stop=(stop,)), on_prediction=take)
+    stopped = seen[len(samples) + first]
+    assert stopped.answer == seen[first].answer[: seen[first].answer.index(stop)]
+    assert stopped.ended
+
+
+def test_control_tokens_stand_in_no_answer(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoder, text = parts(checkpoint)
+    wrote = ["<s>t<unk>wo<mask:1>", "two<|end_of_sentence|>", "two<|end_of_sentence|>User: More?"]
+    script(monkeypatch, text, [(answer, True) for answer in wrote])
+    samples = load_samples([write_chats(tmp_path / "c.jsonl", [("One?", "two")] * 3)], encoder)
+    seen: list[Prediction] = []
+    plan = make_plan(samples, encoder.template, ["auto"])
+    evaluate(
+        model, encoder, text, samples, plan, Sampling(12), on_prediction=lambda _, found: seen.append(found)
+    )
+    assert [(found.answer, found.parsed.text, found.match) for found in seen] == [("two", "two", True)] * 3

@@ -47,6 +47,28 @@ def test_reasoning_and_calls_reach_the_client(start: Callable[..., Served]) -> N
         assert [json.loads(call.function.arguments) for call in found.tool_calls] == [{"zone": "Asia"}] * 2
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_control_tokens_never_reach_the_client(
+    start: Callable[..., Served], vl: Path, streamed: bool
+) -> None:
+    text = AnswerText.from_checkpoint(vl)
+    names = ("<s>", "<unk>", "<mask:1>", "<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_PLACEHOLDER|>")
+    control = [text._backend.token_to_id(name) for name in names]
+    end = text._backend.token_to_id("<|end_of_sentence|>")
+    words = [text._backend.encode(part, add_special_tokens=False).ids for part in ("One two", "😀", " six")]
+    said = [id for part in words for token in part for id in (token, *control)]
+    client = (served := start()).client()
+    for last in ([2], [end, *words[0]], []):
+        served.stream = lambda document, sampling, last=last: iter([*said, *last])  # type: ignore[misc]
+        asked: Any = client.chat.completions.create(**ASKED, stream=streamed)
+        pieces = [chunk.choices[0].delta.content or "" for chunk in asked] if streamed else []
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+        found = "".join(pieces) if streamed else asked.choices[0].message.content
+        assert found == "One two😀 six"
+        if not streamed:
+            assert asked.choices[0].finish_reason == ("stop" if last else "length")
+
+
 def test_what_is_asked_reaches_the_model(start: Callable[..., Served]) -> None:
     served, asked = start(), []
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from erniekit.data.tokenizer import stop_token_ids
 from erniekit.errors import CheckpointError
@@ -36,10 +38,78 @@ def test_answers_come_back_as_they_are(checkpoint: Path, answer: str) -> None:
     assert text.ended([*ids, 2]) and not text.ended(ids) and not text.ended([])
 
 
-def test_a_token_that_does_not_end_the_answer_is_part_of_it(checkpoint: Path) -> None:
-    text = AnswerText.from_checkpoint(checkpoint)
-    sentence_end = text._backend.token_to_id("<|end_of_sentence|>")
-    assert text.decode([sentence_end, 2]) == "<|end_of_sentence|>"
+# Those of the models that `init` makes, which are those of the released ones.
+CONTROL = (
+    *("<unk>", "<s>", "<mask:0>", "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|image@placeholder|>"),
+    *("<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|VIDEO_END|>", "<|CROP_COL_SEP|>"),
+)
+
+
+def _ids(text: AnswerText, words: str) -> list[int]:
+    return list(text._backend.encode(words, add_special_tokens=False).ids)
+
+
+def _streamed(text: AnswerText, ids: list[int], stop: tuple[str, ...] = ()) -> str:
+    stream = text.stream(stop)
+    return "".join([stream.feed(id) for id in ids]) + stream.finish()
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_control_token_is_no_text(checkpoint: Path, name: str) -> None:
+    text = _text(checkpoint)
+    control, before, after = text._backend.token_to_id(name), _ids(text, "One two"), _ids(text, " three")
+    ids = [control, *before, control, control, *after, control, 2]
+    for found in (text.decode(ids), _streamed(text, ids), text.decode(ids, ["four"])):
+        assert found == "One two three"
+    assert text.decode_all(ids) == f"{name}One two{name}{name} three{name}</s>"
+    assert text.round_trip(f"One {name}two") == "One two"
+
+
+def test_an_end_token_ends_the_text(checkpoint: Path) -> None:
+    text = _text(checkpoint)
+    ids = [*_ids(text, "One"), 2, *_ids(text, " two")]
+    assert text.decode(ids) == _streamed(text, ids) == text.decode(ids, ["four"]) == "One"
+    # What might have been the beginning of a stop text, and is none, is not lost.
+    assert _streamed(text, [*_ids(text, "One tw"), 2], ("two",)) == "One tw"
+
+
+@pytest.mark.parametrize("stop", ["<|end_of_sentence|>", "<|end", "sentence|>"])
+def test_a_control_token_is_a_stop_text_too(checkpoint: Path, stop: str) -> None:
+    text = _text(checkpoint)
+    end = text._backend.token_to_id("<|end_of_sentence|>")
+    ids = [*_ids(text, "One t"), end, *_ids(text, "wo")]
+    assert text.decode(ids, [stop, "two"]) == "One t"
+    stream = text.stream([stop, "two"])
+    assert "".join([stream.feed(id) for id in ids]) == "One t"
+    assert stream.stopped and stream.finish() == ""
+
+
+def test_tags_and_coordinates_are_part_of_an_answer_whatever_the_tokenizer_calls_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    first = max(file["model"]["vocab"].values()) + 1
+    for token in file["added_tokens"]:
+        token["special"] = not token["special"]  # <think> is, and <s> is not
+    names = ("<|LOC_5|>", "<|LOC_SEP|>", "<response>", "<|im_end|>", "<|mine|>")
+    for id, name in enumerate(names, first):
+        more = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        file["added_tokens"].append({"id": id, "content": name, "special": name != "<|mine|>", **more})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(file)))
+    text = AnswerText(tokenizer, (2,))
+    said = "<think>\nOne\n</think>\n<response><tool_call> <|LOC_5|><|LOC_SEP|><|mine|>"
+    ids = _ids(text, said + "<|im_end|><s><|IMAGE_START|>")
+    assert text.decode(ids) == _streamed(text, ids) == said
+
+
+def test_bytes_of_a_character_are_one_across_a_control_token(checkpoint: Path) -> None:
+    text = _text(checkpoint)
+    ids = _ids(text, "😀")
+    control = text._backend.token_to_id("<|IMAGE_START|>")
+    ids = [*ids[:2], control, *ids[2:]]
+    stream = text.stream()
+    assert [stream.feed(id) for id in ids] == [""] * (len(ids) - 1) + ["😀"]
+    assert text.decode(ids) == "😀"
 
 
 def test_stop_tokens_are_those_of_the_first_file_that_names_them(tmp_path: Path) -> None:
