@@ -298,17 +298,6 @@ def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
             ("dpo.reference", "data.streaming"),
             "cannot be cached with data.streaming, which keeps nothing on disk",
         )
-    spread = (
-        ("parallel.expert", "above 1", config.parallel.expert > 1),
-        ("parallel.shard", "parameters", config.parallel.shard == "parameters"),
-    )
-    for key, value, is_used in spread:
-        if dpo.reference == "cached" and is_used:
-            yield Conflict(
-                ("dpo.reference", key),
-                f"cannot be cached with {key} {value}: one process computes it for all, and would hold the whole "
-                f"model; use auto, or another {key}",
-            )
     if dpo.reference == "cached" and not data.streaming and not data.cache:
         yield Conflict(
             ("dpo.reference", "data.cache"), "cannot be cached with data.cache false: it is kept there"

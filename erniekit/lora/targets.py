@@ -13,6 +13,7 @@ from paddle import nn
 from erniekit.errors import ConfigError
 from erniekit.lora.layers import LoraLinear
 from erniekit.models.layers import Linear
+from erniekit.models.specs import TensorSpec, is_router_tensor
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,32 @@ def find_targets(model: nn.Layer, targets: Sequence[str]) -> dict[str, Linear]:
         for name, layer in model.named_sublayers()
         if isinstance(layer, Linear) and not name.endswith((".lora_A", ".lora_B"))
     }
-    found: dict[str, Linear] = {}
+    return {name: linears[name] for name in match_targets(list(linears), targets)}
+
+
+def match_targets(names: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Of all linear modules of a model those that targets name, in their order. Raises as `find_targets` does."""
+    found: set[str] = set()
     for target in targets:
-        matched = [name for name in linears if name.rpartition(".")[2] == target or fnmatchcase(name, target)]
+        matched = [name for name in names if name.rpartition(".")[2] == target or fnmatchcase(name, target)]
         if not matched:
             raise ConfigError(
-                f"lora.targets: {target!r} matches no module of this model. {_known(linears, target)}"
+                f"lora.targets: {target!r} matches no module of this model. {_known(names, target)}"
             )
-        found.update({name: linears[name] for name in matched})
-    return {name: layer for name, layer in linears.items() if name in found}
+        found.update(matched)
+    return [name for name in names if name in found]
+
+
+def linear_shapes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
+    """The linear modules of a model by name, each with its (out, in) features, as the tensors tell."""
+    return {
+        spec.name.removesuffix(".weight"): (spec.shape[0], spec.shape[1])
+        for spec in specs
+        if len(spec.shape) == 2
+        and spec.name.endswith(".weight")
+        and not is_router_tensor(spec.name)
+        and "embed_tokens" not in spec.name
+    }
 
 
 def apply_lora(
@@ -64,7 +82,7 @@ def apply_lora(
     """
     modules = find_targets(model, targets)
     put_adapters(model, modules, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
-    return [match_of(name, base, rank) for name, base in modules.items()]
+    return [match_of(name, base.in_features, base.out_features, rank) for name, base in modules.items()]
 
 
 def put_adapters(
@@ -88,10 +106,9 @@ def put_adapters(
         (sublayers[parent] if parent else model).add_sublayer(child, adapter)
 
 
-def match_of(name: str, base: Linear, rank: int) -> LoraMatch:
+def match_of(module: str, in_features: int, out_features: int, rank: int) -> LoraMatch:
     """A module that has, or is to have, an adapter of that rank."""
-    size = rank * (base.in_features + base.out_features)
-    return LoraMatch(name, base.in_features, base.out_features, size)
+    return LoraMatch(module, in_features, out_features, rank * (in_features + out_features))
 
 
 def group_matches(matches: Sequence[LoraMatch]) -> list[LoraGroup]:
@@ -106,7 +123,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def _known(linears: dict[str, Linear], target: str) -> str:
+def _known(linears: Sequence[str], target: str) -> str:
     names = sorted({name.rpartition(".")[2] for name in linears if not name.rpartition(".")[2].isdigit()})
     near = get_close_matches(target, names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -66,6 +67,15 @@ def trains_beside_copy(config: Config) -> bool:
     return config.dpo.reference == "copy" or not config.lora.enabled
 
 
+def caches_with_copy(config: Config) -> bool:
+    """Whether a cached reference is computed with a copy of the model: not where one process has the model that is
+    trained whole, adapters switched off."""
+    if config.task != "dpo" or config.dpo.loss in REFERENCE_FREE or config.dpo.reference != "cached":
+        return False
+    parallel = config.parallel
+    return not config.lora.enabled or parallel.expert > 1 or parallel.shard == "parameters"
+
+
 def make_reference(
     config: Config,
     model: ErnieModel,
@@ -86,7 +96,7 @@ def make_reference(
 
     @cache
     def frozen() -> Reference:
-        if config.lora.enabled and config.dpo.reference != "copy":
+        if config.lora.enabled and config.dpo.reference != "copy" and not caches_with_copy(config):
             return WithoutAdapters(model, config.loss.chunk_tokens, Path(config.model.path))
         say(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
@@ -118,6 +128,11 @@ def make_reference(
             computed_here = source.store.references
             unset = np.empty((len(source.store), 2), np.float32)
             source.store.references = team.from_main(unset if computed_here is None else computed_here)
+    # A copy of the model goes before the optimizer's state comes.
+    frozen.cache_clear()
+    gc.collect()
+    if paddle.get_device().startswith("gpu"):
+        paddle.device.cuda.empty_cache()
     return cached_reference
 
 

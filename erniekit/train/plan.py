@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erniekit.checkpoint.hub import spec_bytes
 from erniekit.config import Config
 from erniekit.data.account import DataStats
 from erniekit.data.conversation import SampleError
@@ -16,15 +15,9 @@ from erniekit.data.rows import StoredRows
 from erniekit.data.stream import StreamedRows
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch, group_matches
-from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
 from erniekit.parallel.mesh import Layout
-from erniekit.parallel.sharding import SHARDS, Shard
-from erniekit.parallel.stored import is_stored
 from erniekit.train.schedule import Schedule, warmup_steps
 
-_MOMENT_BYTES = 8
-_MASTER_BYTES = 4
-_SUM_BYTES = 4
 _NAMED_SAMPLES = 5
 
 
@@ -101,95 +94,6 @@ def rows_in_epochs(rows: StoredRows, epochs: float) -> int:
     if epochs > whole:
         drawn += math.ceil((epochs - whole - EPOCH_TOLERANCE) * rows.rows_per_epoch(whole))
     return drawn
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How processes hold a model together.
-
-    experts: how many share the experts that are counted; dense, replicas: how many have the same dense weights, and
-    the same experts; shard: parallel.shard.
-    """
-
-    experts: int = 1
-    dense: int = 1
-    replicas: int = 1
-    shard: Shard = "none"
-
-    def spreads(self, spec: TensorSpec, what: Shard) -> bool:
-        """Whether processes spread of a tensor what parallel.shard `what` spreads."""
-        if is_router_tensor(spec.name) or SHARDS.index(self.shard) < SHARDS.index(what):
-            return False
-        if what == "parameters" and not is_stored(spec.name):
-            return False
-        return self._holders(spec) > 1
-
-    def held(self, spec: TensorSpec, what: Shard) -> float:
-        """The share of a tensor that one process holds of it."""
-        share = 1 / self.experts if is_expert_tensor(spec.name) else 1.0
-        return share / self._holders(spec) if self.spreads(spec, what) else share
-
-    def _holders(self, spec: TensorSpec) -> int:
-        return self.replicas if is_expert_tensor(spec.name) else self.dense
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """Parameters of a model and what training them takes of one process, in bytes; activations are not among them.
-
-    reference: the frozen copy of preference training.
-    """
-
-    parameters: int
-    trained: int
-    weight_bytes: int
-    reference_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-
-
-def plan_model(
-    specs: Sequence[TensorSpec],
-    trained: Sequence[str],
-    *,
-    rows_per_step: int,
-    spread: Spread = Spread(),
-    reference: bool = False,
-) -> ModelPlan:
-    """Add up `specs`, all parameters as they are in memory, of which those named in `trained` are trained.
-
-    reference: the model as it was, without adapters, is in memory once more, held as the trained one is.
-    """
-    # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
-    sum_bytes = _SUM_BYTES if rows_per_step > 1 else 0
-    names = set(trained)
-    weights = frozen = gradients = optimizer = 0.0
-    for spec in specs:
-        held = spread.held(spec, "parameters") * spec_bytes(spec)
-        weights += held
-        if reference and ".lora_" not in spec.name:
-            frozen += held
-        if spec.name not in names:
-            continue
-        wide = spec.dtype == "F32"
-        whole = spec_bytes(spec) + (0 if wide else spec.size * sum_bytes)
-        part = spec.size * _SUM_BYTES
-        spreads = spread.spreads(spec, "gradients")
-        gradients += spread.held(spec, "gradients") * (part if spreads else whole)
-        optimizer += (
-            spread.held(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
-        )
-        if spread.spreads(spec, "optimizer") and not spread.spreads(spec, "parameters"):
-            # Of weights that are whole the optimizer has its part once more.
-            optimizer += spread.held(spec, "optimizer") * spec_bytes(spec)
-    return ModelPlan(
-        parameters=sum(spec.size for spec in specs),
-        trained=sum(spec.size for spec in specs if spec.name in names),
-        weight_bytes=round(weights),
-        reference_bytes=round(frozen),
-        gradient_bytes=round(gradients),
-        optimizer_bytes=round(optimizer),
-    )
 
 
 def describe_data(name: str, stats: DataStats, task: str = "sft") -> list[str]:
@@ -300,17 +204,6 @@ def describe_layout(layout: Layout) -> list[str]:
     return ["; ".join(words)]
 
 
-def describe_model(plan: ModelPlan, processes: int = 1) -> list[str]:
-    """Parameters and memory in words."""
-    where = "memory" if processes == 1 else f"memory of each of {processes} processes"
-    frozen = f"frozen copy for the reference {size(plan.reference_bytes)}, " if plan.reference_bytes else ""
-    return [
-        f"parameters: {plan.parameters:,}, trained {plan.trained:,} ({plan.trained / plan.parameters:.2%})",
-        f"{where}: weights {size(plan.weight_bytes)}, {frozen}"
-        f"gradients {size(plan.gradient_bytes)}, optimizer {size(plan.optimizer_bytes)}; activations come on top",
-    ]
-
-
 def describe_lora(matches: Sequence[LoraMatch], rank: int) -> list[str]:
     """The table of what the adapters were put on."""
     groups = group_matches(matches)
@@ -321,12 +214,3 @@ def describe_lora(matches: Sequence[LoraMatch], rank: int) -> list[str]:
         for group in groups
     ]
     return lines
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -14,10 +14,10 @@ from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.vision import ImageSpec
 from erniekit.lora.adapters import load_adapter
-from erniekit.lora.targets import LoraMatch, find_targets, match_of, put_adapters
+from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.factory import build_model, parameter_specs
+from erniekit.models.factory import parameter_specs
 from erniekit.models.segments import Segments
 from erniekit.models.specs import TensorSpec
 from erniekit.parallel.context import share_rows
@@ -26,9 +26,10 @@ from erniekit.parallel.expert import share_experts
 from erniekit.parallel.mesh import Layout, Mesh
 from erniekit.parallel.sharding import Shard, ShardedExchange
 from erniekit.parallel.stored import StoredLayers
-from erniekit.train.dpo import trains_beside_copy
+from erniekit.train.dpo import caches_with_copy, trains_beside_copy
+from erniekit.train.memory import ModelPlan, Spread, activation_bytes, describe_model, plan_model
 from erniekit.train.parameters import check_routers, trained_names
-from erniekit.train.plan import Spread, describe_layout, describe_lora, describe_model, plan_model
+from erniekit.train.plan import describe_layout, describe_lora
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -77,7 +78,8 @@ def prepare_model(
     """
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
-    choice = _choose(config, dtype)
+    architecture = ErnieConfig.from_dir(config.model.path)
+    choice = _choose(config, architecture, dtype)
     say(f"model: loading {weights} in {dtype}")
     model, stored = load_shared(weights, dtype, mesh, config.parallel.shard)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
@@ -101,7 +103,7 @@ def prepare_model(
             trained.append((name, parameter))
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
-    _describe(config, choice, say, mesh.layout if mesh is not None else Layout())
+    _describe(config, architecture, dtype, choice, say, mesh.layout if mesh is not None else Layout())
     return Prepared(model, trained, choice.trained, stored)
 
 
@@ -146,26 +148,32 @@ def preview_model(
 
     No parameter takes memory, whatever the size of the model. Raises as `prepare_model` does.
     """
+    architecture = ErnieConfig.from_dir(config.model.path)
     if weights:
-        specs = parameter_specs(ErnieConfig.from_dir(config.model.path))
-        check_against(read_index(config.model.path), specs, config.model.path)
-    _describe(config, _choose(config, dtype), say, layout)
+        check_against(read_index(config.model.path), parameter_specs(architecture), config.model.path)
+    _describe(config, architecture, dtype, _choose(config, architecture, dtype), say, layout)
 
 
-def _choose(config: Config, dtype: str) -> _Choice:
+def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, layout: Layout) -> ModelPlan:
+    """What training a model of that architecture takes of each process of a layout. No file is read.
+
+    Raises ConfigError where lora.targets or model.freeze match nothing.
+    """
+    return _plan(config, architecture, dtype, _choose(config, architecture, dtype), layout)
+
+
+def _choose(config: Config, architecture: ErnieConfig, dtype: str) -> _Choice:
     """Read what the configuration trains against the whole model: a process may hold none of what a pattern names.
 
     Raises ConfigError where lora.targets or model.freeze match nothing.
     """
-    architecture = ErnieConfig.from_dir(config.model.path)
     specs = parameter_specs(architecture, _DTYPE_NAMES[dtype])
     matches: list[LoraMatch] = []
     if config.lora.enabled:
-        with paddle.LazyGuard():
-            model = build_model(architecture, dtype)
-        for module, linear in find_targets(model, config.lora.targets).items():
-            rank, inner, outer = config.lora.rank, linear.in_features, linear.out_features
-            matches.append(match_of(module, linear, rank))
+        rank, linears = config.lora.rank, linear_shapes(specs)
+        for module in match_targets(list(linears), config.lora.targets):
+            outer, inner = linears[module]
+            matches.append(match_of(module, inner, outer, rank))
             specs.append(TensorSpec(f"{module}.lora_A.weight", _DTYPE_NAMES[dtype], (rank, inner)))
             specs.append(TensorSpec(f"{module}.lora_B.weight", _DTYPE_NAMES[dtype], (outer, rank)))
     names = [spec.name for spec in specs]
@@ -179,15 +187,30 @@ def _choose(config: Config, dtype: str) -> _Choice:
     return _Choice(matches, specs, trained)
 
 
-def _describe(config: Config, choice: _Choice, say: Callable[[str], None], layout: Layout) -> None:
+def _plan(
+    config: Config, architecture: ErnieConfig, dtype: str, choice: _Choice, layout: Layout
+) -> ModelPlan:
     spread = Spread(layout.expert, layout.world, layout.replicas, config.parallel.shard)
-    plan = plan_model(
+    return plan_model(
         choice.specs,
         choice.trained,
         rows_per_step=config.train.rows_per_step,
         spread=spread,
         reference=trains_beside_copy(config),
+        cached=caches_with_copy(config),
+        activations=activation_bytes(architecture, config, 2 if dtype == "bfloat16" else 4, choice.trained),
     )
+
+
+def _describe(
+    config: Config,
+    architecture: ErnieConfig,
+    dtype: str,
+    choice: _Choice,
+    say: Callable[[str], None],
+    layout: Layout,
+) -> None:
+    plan = _plan(config, architecture, dtype, choice, layout)
     lines = describe_lora(choice.matches, config.lora.rank) if config.lora.enabled else []
     for line in [*describe_layout(layout), *lines, *describe_model(plan, layout.world)]:
         say(line)

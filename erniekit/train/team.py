@@ -84,22 +84,27 @@ class Team:
 
 
 def plan_layout(config: Config, processes: int) -> Layout:
-    """How so many processes would share the run.
+    """How so many processes would share the run. Reads the model's config.json. Raises as `fit_layout` does."""
+    return fit_layout(config, ErnieConfig.from_dir(config.model.path), processes)
+
+
+def fit_layout(config: Config, model: ErnieConfig, processes: int) -> Layout:
+    """How so many processes would share a run of that architecture.
 
     Raises ConfigError where the degrees of `parallel` do not fit the processes, the model or train.rows_per_step.
     """
-    parallel = config.parallel
+    parallel, rows = config.parallel, config.train.rows_per_step
     layout = Layout(processes, parallel.expert, parallel.context)
-    model = ErnieConfig.from_dir(config.model.path)
     layout.validate(
         [] if model.moe is None else [model.moe.num_experts] * model.moe.num_modalities,
         (model.num_attention_heads, model.num_key_value_heads),
     )
-    if config.train.rows_per_step % layout.data:
+    if rows % layout.data:
         who = "processes" if layout.context == 1 else f"groups of {layout.context} processes"
+        below = max(1, rows // layout.data)
         raise ConfigError(
-            f"train.rows_per_step is {config.train.rows_per_step}, which does not divide among the {layout.data} "
-            f"{who} of this run (--devices): use a multiple of their number"
+            f"train.rows_per_step is {rows}, which does not divide among the {layout.data} {who} of this run "
+            f"(--devices): use {below * layout.data}, {(below + 1) * layout.data} or another multiple of {layout.data}"
         )
     return layout
 

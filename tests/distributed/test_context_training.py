@@ -25,6 +25,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "spread": ({**LOSSES, "train.recompute": True}, SPREAD),
     "preferences": ({"task": "dpo", **LORA, "loss.balance_weight": 0.01}, {"parallel.expert": 2}),
     "cached": ({"task": "dpo", "dpo.reference": "cached", "dpo.sft_weight": 0.5}, {}),
+    # The main process computes the reference with a whole model beside its share of the one that is trained.
+    "cached-spread": (
+        {"task": "dpo", "dpo.reference": "cached", "train.recompute": True},
+        {"parallel.expert": 2, **SPREAD},
+    ),
+    "cached-adapters": ({"task": "dpo", "dpo.reference": "cached", **LORA}, {"parallel.expert": 2}),
 }
 CLOSE = {
     "train/gradient_norm",

@@ -31,6 +31,8 @@ def test_example_loads(path: Path) -> None:
     assert config.lora.enabled == ("lora" in path.stem)
     assert config.task == path.stem.split("_")[1] == path.parent.name.split("_")[0]
     assert config.schedule.min_learning_rate == (1e-6 if config.task == "sft" else 0)
+    # However short the data is, the rate rises and falls.
+    assert (config.schedule.warmup_ratio, config.schedule.warmup_steps) == (0.1, 0)
     if config.lora.enabled:
         assert config.lora.rank == 32
     elif config.task == "dpo":

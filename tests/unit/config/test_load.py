@@ -466,12 +466,6 @@ def test_settings_that_exclude_each_other(write: Write, text: str, message: str)
         ("task: dpo\ndpo: {loss: simpo, reference: copy}", "dpo.reference", "must be none"),
         ("task: dpo\ndpo: {reference: none}", "dpo.reference", "compares with a reference"),
         ("task: dpo\ndpo: {reference: cached}\ndata: {cache: false}", "dpo.reference", "data.cache"),
-        ("task: dpo\ndpo: {reference: cached}\nparallel: {expert: 2}", "dpo.reference", "parallel.expert"),
-        (
-            "task: dpo\ndpo: {reference: cached}\ntrain: {recompute: true}\nparallel: {shard: parameters}",
-            "dpo.reference",
-            "another parallel.shard",
-        ),
         (
             "task: dpo\ndpo: {reference: cached}\ndata: {streaming: true}\ntrain: {max_steps: 2}",
             "dpo.reference",

@@ -16,17 +16,14 @@ from erniekit.models.specs import TensorSpec
 from erniekit.parallel.mesh import Layout
 from erniekit.parallel.sharding import SHARDS
 from erniekit.train.dpo import trains_beside_copy
+from erniekit.train.memory import Spread, describe_model, plan_model, size
 from erniekit.train.plan import (
-    Spread,
     describe_data,
     describe_layout,
     describe_left_out,
     describe_lora,
-    describe_model,
     describe_run,
-    plan_model,
     plan_run,
-    size,
 )
 from erniekit.train.schedule import Schedule
 
@@ -133,15 +130,48 @@ def test_memory(rows: int, gradients: int) -> None:
     assert plan.optimizer_bytes == 100 * 12 + 5 * 8
     assert describe_model(plan)[0] == "parameters: 155, trained 105 (67.74%)"
     assert plan.reference_bytes == 0 and "frozen" not in describe_model(plan)[1]
+    assert plan.exchange_bytes == 0 and plan.total_bytes == 320 + gradients + 1240
 
 
 def test_a_frozen_copy_for_the_reference_is_counted() -> None:
     adapter = TensorSpec("a.lora_A.weight", "F32", (25,))
     plan = plan_model([*SPECS, adapter], [adapter.name], rows_per_step=1, reference=True)
     assert plan.reference_bytes == 200 + 100 + 20 == plan.weight_bytes - 100
-    assert describe_model(plan)[1].startswith(
-        "memory: weights 420 B, frozen copy for the reference 320 B, gradients 100 B, "
-    )
+    assert describe_model(plan)[1:] == [
+        "memory: about 1.0 KiB at the peak (weights 420 B, frozen copy for the reference 320 B, gradients 100 B, "
+        "optimizer 200 B)"
+    ]
+
+
+def test_a_cached_reference_is_computed_with_the_whole_model_before_training() -> None:
+    plan = plan_model(SPECS, ["b"], rows_per_step=1, cached=True, activations=50)
+    training = plan.gradient_bytes + plan.optimizer_bytes
+    assert (plan.cached_bytes, training) == (320, 100 + 600)
+    assert plan.total_bytes == 320 + 50 + training
+    assert "the whole model, 320 B, while it computes the reference" in describe_model(plan)[2]
+    # Little is trained: then the model beside the model is the peak.
+    assert plan_model(SPECS, ["router"], rows_per_step=1, cached=True).total_bytes == 640
+    assert plan.fits(1e-5) and not plan.fits(1e-6)
+
+
+def test_what_processes_send_each_other_is_counted() -> None:
+    """Of a layer of 100 trained parameters and an expert of 60: by hand."""
+    specs = [
+        TensorSpec("model.layers.0.self_attn.q_proj.weight", "BF16", (10, 10)),
+        TensorSpec("model.layers.0.mlp.experts.0.up_proj.weight", "BF16", (60,)),
+        TensorSpec("model.layers.1.self_attn.q_proj.weight", "BF16", (10,)),
+        TensorSpec("lm_head.weight", "BF16", (1000,)),
+    ]
+    names = [spec.name for spec in specs]
+
+    def exchanged(spread: Spread, trained: list[str]) -> int:
+        return plan_model(specs, trained, rows_per_step=4, spread=spread).exchange_bytes
+
+    assert exchanged(Spread(), names) == 0
+    assert exchanged(Spread(2, 4, 2, "gradients"), names) == 6 * 100 + 6 * 30
+    assert exchanged(Spread(4, 4, 1, "gradients"), names) == 6 * 100
+    assert exchanged(Spread(2, 4, 2, "parameters"), names) == 6 * 130 + 2 * 2 * 130
+    assert exchanged(Spread(2, 4, 2, "parameters"), ["lm_head.weight"]) == 2 * 2 * 130
 
 
 @pytest.mark.parametrize(

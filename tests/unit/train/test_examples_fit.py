@@ -1,0 +1,126 @@
+"""The shipped example configurations fit and start on the machines that they name, by their shapes alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.config import Config, load_config
+from erniekit.create.shapes import shape_config
+from erniekit.errors import ConfigError
+from erniekit.models.config import ErnieConfig
+from erniekit.parallel.mesh import Layout
+from erniekit.train.memory import ModelPlan, activation_bytes
+from erniekit.train.prepare import plan_memory
+from erniekit.train.team import fit_layout
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
+RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))
+CARD_GIB = 80
+MEDIA = (
+    "im_patch_id", "image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"
+)  # fmt: skip
+LARGE = [
+    "hidden_size=8192", "intermediate_size=28672", "num_hidden_layers=54", "num_attention_heads=64",
+    "num_key_value_heads=8", "moe_k=8", "moe_num_shared_experts=0", "tie_word_embeddings=false",
+]  # fmt: skip
+# Of the 300B its released sizes; of the 424B those that make its parameters with the same language model.
+SHAPES: dict[str, tuple[str, list[str]]] = {
+    "ERNIE-4.5-0.3B": ("0.3b", []),
+    "ERNIE-4.5-21B-A3B": ("21b-a3b", []),
+    "ERNIE-4.5-VL-28B-A3B": ("vl-28b-a3b", []),
+    "ERNIE-4.5-VL-28B-A3B-Thinking": ("vl-28b-a3b", []),
+    "ERNIE-4.5-300B-A47B": ("21b-a3b", [*LARGE, "moe_intermediate_size=3584", "moe_layer_start_index=3"]),
+    "ERNIE-4.5-VL-424B-A47B": (
+        "vl-28b-a3b",
+        [*LARGE, "moe_intermediate_size=[3584,1536]", "moe_layer_start_index=[3,3]"],
+    ),
+}
+
+
+def released(family: str) -> ErnieConfig:
+    shape, overrides = SHAPES[family]
+    raw: dict[str, Any] = shape_config(shape, overrides)
+    return ErnieConfig.from_json(raw | dict.fromkeys(MEDIA, 0))
+
+
+def family_of(path: Path) -> str:
+    return path.relative_to(EXAMPLES).parts[0]
+
+
+def named_devices(path: Path) -> list[int]:
+    """The numbers of devices that a file says it is for, the one that it names first."""
+    text = path.read_text(encoding="utf-8")
+    nodes, cards = re.search(r"# For (?:(\d) nodes of )?(\d) x 80 GB", text).groups()  # type: ignore[union-attr]
+    others = re.search(r"; ([\d, or]+) GPUs [^\n]*take it unchanged", text)
+    return [int(nodes or 1) * int(cards), *map(int, re.findall(r"\d+", others[1]) if others else [])]
+
+
+def plan(config: Config, family: str, processes: int) -> ModelPlan:
+    layout = Layout(processes, config.parallel.expert, config.parallel.context)
+    return plan_memory(config, released(family), "bfloat16", layout)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_an_example_fits_and_starts_on_the_machines_that_it_names(path: Path) -> None:
+    config, family = load_config(path), family_of(path)
+    devices = named_devices(path)
+    assert devices[0] in ({1, 8} if "300B" not in family and "424B" not in family else {16, 32})
+    for processes in devices:
+        fit_layout(config, released(family), processes)
+        found = plan(config, family, processes)
+        assert found.fits(CARD_GIB), f"{processes} processes: {found.total_bytes / 2**30:.1f} GiB"
+    stated = re.search(r"\(about (\d+) GiB", path.read_text(encoding="utf-8"))
+    if stated is not None:
+        assert int(stated[1]) == pytest.approx(plan(config, family, devices[0]).total_bytes / 2**30, abs=1)
+
+
+@pytest.mark.parametrize("name", ["sft", "lora", "dpo", "dpo_lora"])
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_what_all_examples_share_starts_on_every_node(tmp_path: Path, name: str, processes: int) -> None:
+    file = tmp_path / "run.yaml"
+    base = EXAMPLES / "base" / f"{name}.yaml"
+    file.write_text(f"extends: {base}\nmodel: {{path: m}}\ntrain: {{output_dir: o}}\n")
+    fit_layout(load_config(file), released("ERNIE-4.5-0.3B"), processes)
+
+
+def test_rows_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    config = load_config(RUNS[0], ["train.rows_per_step=4"])
+    with pytest.raises(ConfigError, match=r"rows_per_step is 4, .* among the 8 processes .* use 8, 16 or"):
+        fit_layout(config, released("ERNIE-4.5-0.3B"), 8)
+    with pytest.raises(ConfigError, match=r"among the 3 processes .* use 3, 6 or another multiple of 3"):
+        fit_layout(config, released("ERNIE-4.5-0.3B"), 3)
+
+
+def test_without_a_layout_the_large_ones_do_not_fit() -> None:
+    """What the plan is for: all of these were shipped once."""
+    text, pictures = "ERNIE-4.5-21B-A3B", "ERNIE-4.5-VL-28B-A3B"
+    alone = ["parallel.shard=none", "parallel.expert=1"]
+    for family, task in ((text, "sft"), (pictures, "sft"), (text, "dpo"), (pictures, "dpo")):
+        config = load_config(EXAMPLES / family / task / f"run_{task}_8k.yaml", alone)
+        assert plan(config, family, 8).total_bytes > 350 * 2**30
+    copied = load_config(EXAMPLES / pictures / "dpo" / "run_dpo_8k.yaml", ["dpo.reference=copy"])
+    assert not plan(copied, pictures, 8).fits(CARD_GIB)
+    lora = load_config(EXAMPLES / pictures / "sft" / "run_sft_lora_8k.yaml", ["parallel.expert=1"])
+    assert not plan(lora, pictures, 1).fits(CARD_GIB)
+
+
+def test_activations_follow_what_decides_them() -> None:
+    architecture = released("ERNIE-4.5-VL-28B-A3B")
+    path = EXAMPLES / "ERNIE-4.5-VL-28B-A3B" / "sft" / "run_sft_8k.yaml"
+
+    def found(*overrides: str, trained: tuple[str, ...] = ("model.norm.weight",)) -> float:
+        return activation_bytes(architecture, load_config(path, overrides), 2, trained) / 2**30
+
+    usual = found()
+    tokens = 8192
+    # A hidden state of each layer at the least, and far less than all that 28 layers of 2 GiB keep.
+    assert 28 * tokens * 2560 * 2 / 2**30 < usual < 8
+    assert found("train.recompute=false", "parallel.shard=gradients") > usual + 27
+    assert found("data.max_length=16384") > 1.8 * usual
+    assert found("parallel.context=4") < 0.6 * usual
+    assert found("loss.chunk_tokens=8192") > usual + 2
+    assert found(trained=("vision_model.ln.weight",)) > usual + 32
+    head = 103424 * 2560 * 4 / 2**30
+    assert found(trained=("model.embed_tokens.weight",)) == pytest.approx(usual + head)
