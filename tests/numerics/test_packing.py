@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 from erniekit.checkpoint.weights import load_model
 from erniekit.models.ernie import RowInputs
 from erniekit.models.segments import Plain, Segments
+from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.numerics import hf
 
 
@@ -65,7 +66,7 @@ def test_packed_documents_are_as_alone(family: str, tmp_path: Path) -> None:
         for number, document in enumerate(documents):
             alone = model.logits(model(document).hidden).numpy()
             start, stop = packed_row.cu_seqlens[number : number + 2]
-            np.testing.assert_allclose(packed[start:stop], alone, atol=1e-5, rtol=0)
+            assert_close(packed[start:stop], alone, MODEL)
 
 
 def test_recompute_changes_nothing(tmp_path: Path) -> None:
@@ -80,6 +81,4 @@ def test_recompute_changes_nothing(tmp_path: Path) -> None:
         gradients.append(
             {n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None}
         )
-    assert gradients[0].keys() == gradients[1].keys()
-    for name in gradients[0]:
-        np.testing.assert_allclose(gradients[1][name], gradients[0][name], rtol=1e-5, atol=1e-7, err_msg=name)
+    assert_all_close(gradients[1], gradients[0])

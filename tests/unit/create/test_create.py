@@ -16,6 +16,7 @@ from erniekit.data.vision import ImageSpec, patchify
 from erniekit.errors import CheckpointError, ConfigError, DataError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+from tests.closeness import BFLOAT16, assert_close
 
 SHAPES = ("tiny-dense", "tiny-moe", "tiny-vl")
 FILES = {
@@ -100,7 +101,7 @@ def test_bfloat16_is_the_rounded_float32_and_routers_stay_float32(tmp_path: Path
             np.testing.assert_array_equal(read_array(info), wanted)
         else:
             assert info.dtype == "BF16"
-            np.testing.assert_allclose(bfloat16_to_float32(read_array(info)), wanted, rtol=2**-8)
+            assert_close(bfloat16_to_float32(read_array(info)), wanted, BFLOAT16, what=name)
 
 
 def test_vocabulary_size_and_no_weights(tmp_path: Path, text_file: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from erniekit.data.media import image_size, open_image
 from erniekit.data.vision import ImageSpec, image_grid, num_tokens, patchify, smart_resize
 from erniekit.errors import CheckpointError, ConfigError
+from tests.closeness import assert_close
 from tests.unit.data.helpers import PROCESSOR, SHARED, encoded, noise, write_json
 
 NESTED: dict[str, Any] = {
@@ -39,7 +40,7 @@ def assert_equals_reference(image: Image.Image, source: str | bytes, spec: Image
     assert patches.dtype == np.uint8
     assert grid == expected_grid == image_grid(*image_size(source, "f:1"), spec)
     assert len(patches) == 4 * num_tokens(grid, spec)
-    np.testing.assert_allclose(spec.normalise(patches), expected, rtol=0, atol=1e-5)
+    assert_close(spec.normalise(patches), expected)
 
 
 SIZES = [

@@ -27,6 +27,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 from tests.adapters import write_adapter
+from tests.closeness import MODEL, assert_close
 from tests.unit.export.conftest import FAMILIES, Copy, change_json, write_state
 
 
@@ -110,7 +111,7 @@ def test_merged_adapters_give_the_adapted_models_logits(
         targets.append("vision_model.blocks.*.attn.qkv")
     wanted = train_adapter(models[family], tmp_path / "adapter", targets, router=family != "dense")
     report = export_model(tmp_path / "adapter", tmp_path / "out")
-    np.testing.assert_allclose(logits(load_model(tmp_path / "out")), wanted, atol=1e-4)
+    assert_close(logits(load_model(tmp_path / "out")), wanted, MODEL)
     base = arrays(models[family])
     changed = [name for name, array in arrays(tmp_path / "out").items() if (array != base[name]).any()]
     assert len(changed) == report.merged + report.replaced

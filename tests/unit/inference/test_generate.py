@@ -17,6 +17,7 @@ from erniekit.inference.generate import Decoding, Generated, Generator, inferenc
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText
 from erniekit.models.ernie import ErnieModel, RowInputs
+from tests.closeness import MODEL, assert_close
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.inference.helpers import (
     all_logits,
@@ -85,7 +86,7 @@ def test_cached_logits_are_those_of_the_whole_row(model: ErnieModel) -> None:
             if step % 13 == 0:
                 for row, sequence in zip(logits, active, strict=True):
                     whole = all_logits(model, extended(prompts[sequence], tokens[sequence, :step].tolist()))
-                    np.testing.assert_allclose(row, whole[-1], rtol=1e-5, atol=1e-5)
+                    assert_close(row, whole[-1], MODEL)
             if step in (5, 20):
                 kept = np.array([0, 2, 3][: len(active) - 1])
                 decoding.keep(kept)

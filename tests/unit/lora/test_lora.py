@@ -18,6 +18,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.models.factory import build_model
 from tests.adapters import write_adapter
+from tests.closeness import MODEL, assert_close
 from tests.unit.models.test_config import FLAT
 
 TARGETS = ["q_proj", "model.layers.*.mlp.experts.*", "model.resampler_model.spatial_linear.0"]
@@ -139,7 +140,7 @@ def test_merged_weights_give_what_the_adapters_gave(model: ErnieModel, tmp_path:
     hub.write_shards(merged, specs, lambda name: merge(found[name], "F32"))
     assert merge.finish() == 4 + 3 * 18 + 1
     (merged / "config.json").write_text((base / "config.json").read_text())
-    np.testing.assert_allclose(load_model(merged)(_row()).hidden.numpy(), expected, atol=2e-5)
+    assert_close(load_model(merged)(_row()).hidden, expected, MODEL)
 
 
 def test_an_adapter_left_over_is_an_error(model: ErnieModel, tmp_path: Path) -> None:

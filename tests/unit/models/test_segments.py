@@ -8,6 +8,7 @@ import pytest
 from paddle import Tensor, nn
 
 from erniekit.models.segments import LayerRun, Plain, Segments
+from tests.closeness import assert_close
 
 
 class Layers(nn.Layer):
@@ -64,7 +65,7 @@ def test_segments_change_nothing(recompute: bool, needed: bool) -> None:
     """Not the random numbers either: neither a layer's own, the second time, nor those that come after."""
     expected = gradients(Plain(), needed=needed)
     for value, wanted in zip(gradients(Segments(recompute=recompute), needed=needed), expected, strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-7)
+        assert_close(value, wanted)
 
 
 def test_each_layer_is_done_before_the_one_before_it_begins() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-import pytest
 
 from erniekit.moe.losses import balance_sum, entropy_sum, mean_cosine, orthogonal_loss, z_sum
+from tests.closeness import FLOAT64, assert_close
 from tests.unit.moe import oracle
 
 TOKENS, EXPERTS, TOP_K = 11, 5, 2
@@ -25,16 +25,16 @@ def test_balance_value_and_gradient() -> None:
     total = balance_sum(mass, paddle.to_tensor(counts.astype(np.int64)), TOP_K)
     total.backward()
     assert total.dtype == paddle.float64
-    assert float(total) / TOKENS == pytest.approx(oracle.balance(logits, counts), rel=1e-12)
+    assert_close(total / TOKENS, oracle.balance(logits, counts), FLOAT64)
     expected = oracle.numerical_gradient(lambda x: TOKENS * oracle.balance(x, counts), logits)
-    np.testing.assert_allclose(tensor.grad.numpy(), expected, atol=1e-8)
+    assert_close(tensor.grad, expected)
 
 
 def test_even_use_costs_top_k_and_no_tokens_nothing() -> None:
     counts = paddle.to_tensor([[TOP_K * TOKENS] * EXPERTS, [0] * EXPERTS])
     mass = paddle.to_tensor([[float(TOKENS)] * EXPERTS, [0.0] * EXPERTS])
     total = balance_sum(mass, counts, TOP_K).numpy()
-    assert total[0] / (EXPERTS * TOKENS) == pytest.approx(TOP_K)
+    assert_close(total[0] / (EXPERTS * TOKENS), TOP_K)
     assert total[1] == 0.0
 
 
@@ -44,22 +44,22 @@ def test_balance_of_a_row_in_parts_adds_up() -> None:
     counts = paddle.to_tensor(oracle.choices(logits, TOP_K).astype(np.int64))
     p = F.softmax(tensor, axis=-1)
     parts = [float(balance_sum(part.sum(0), counts, TOP_K)) for part in (p[:4], p[4:])]
-    assert sum(parts) == pytest.approx(float(balance_sum(p.sum(0), counts, TOP_K)), rel=1e-12)
+    assert_close(sum(parts), balance_sum(p.sum(0), counts, TOP_K), FLOAT64)
 
 
 def test_z_value_and_gradient() -> None:
     logits, tensor = logits_and_tensor()
     total = z_sum(paddle.logsumexp(tensor, axis=-1))
     total.backward()
-    assert float(total) / TOKENS == pytest.approx(oracle.z(logits), rel=1e-12)
+    assert_close(total / TOKENS, oracle.z(logits), FLOAT64)
     expected = oracle.numerical_gradient(lambda x: TOKENS * oracle.z(x), logits)
-    np.testing.assert_allclose(tensor.grad.numpy(), expected, atol=1e-7)
+    assert_close(tensor.grad, expected)
 
 
 def test_entropy_where_probabilities_vanish_too() -> None:
     logits, tensor = logits_and_tensor()
     value = entropy_sum(paddle.logsumexp(tensor, axis=-1), F.softmax(tensor, axis=-1), tensor)
-    assert float(value) / TOKENS == pytest.approx(oracle.entropy(logits), rel=1e-12)
+    assert_close(value / TOKENS, oracle.entropy(logits), FLOAT64)
     sharp = paddle.to_tensor([[0.0, 2000.0]])
     certain = entropy_sum(paddle.logsumexp(sharp, axis=-1), F.softmax(sharp, axis=-1), sharp)
     assert float(certain) == 0.0
@@ -68,10 +68,8 @@ def test_entropy_where_probabilities_vanish_too() -> None:
 def test_orthogonal_value_and_gradient() -> None:
     rows = np.random.default_rng(1).standard_normal((EXPERTS, 7)) * np.array([[0.1], [1], [2], [0.5], [9]])
     value, gradient = orthogonal_loss(paddle.to_tensor(rows))
-    assert float(value) == pytest.approx(oracle.orthogonal(rows), rel=1e-12)
-    np.testing.assert_allclose(
-        gradient.numpy(), oracle.numerical_gradient(oracle.orthogonal, rows), rtol=1e-6, atol=1e-9
-    )
+    assert_close(value, oracle.orthogonal(rows), FLOAT64)
+    assert_close(gradient, oracle.numerical_gradient(oracle.orthogonal, rows))
     assert value.stop_gradient and gradient.stop_gradient
 
 
@@ -80,14 +78,14 @@ def test_orthogonal_rows_cost_nothing_and_equal_ones_the_most() -> None:
     assert float(value) == 0.0
     assert not gradient.numpy().any()
     value, _ = orthogonal_loss(paddle.ones([4, 6]))
-    assert float(value) == pytest.approx(12 / 16)
+    assert_close(value, 12 / 16)
 
 
 def test_a_row_of_zeros_has_no_gradient() -> None:
     rows = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
     rows[1] = 0.0
     value, gradient = orthogonal_loss(paddle.to_tensor(rows))
-    assert float(value) == pytest.approx(oracle.orthogonal(rows.astype(np.float64)), rel=1e-6)
+    assert_close(value, oracle.orthogonal(rows.astype(np.float64)))
     assert np.isfinite(gradient.numpy()).all()
     assert not gradient.numpy()[1].any()
 
@@ -96,6 +94,6 @@ def test_mean_cosine() -> None:
     rows = np.random.default_rng(3).standard_normal((EXPERTS, 7))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     pairs = [unit[i] @ unit[j] for i in range(EXPERTS) for j in range(EXPERTS) if i != j]
-    assert float(mean_cosine(paddle.to_tensor(rows))) == pytest.approx(np.mean(pairs), rel=1e-10)
-    assert float(mean_cosine(paddle.ones([4, 3]))) == pytest.approx(1.0)
-    assert float(mean_cosine(paddle.ones([1, 3]))) == pytest.approx(0.0, abs=1e-6)
+    assert_close(mean_cosine(paddle.to_tensor(rows)), np.mean(pairs), FLOAT64, scale=1.0)
+    assert_close(mean_cosine(paddle.ones([4, 3])), 1.0)
+    assert_close(mean_cosine(paddle.ones([1, 3])), 0.0, scale=1.0)

@@ -9,6 +9,7 @@ import pytest
 from erniekit.models.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex, RouterTerms
+from tests.closeness import assert_close
 from tests.unit.moe import oracle
 
 HIDDEN, EXPERTS, TOP_K = 6, 4, 2
@@ -49,11 +50,9 @@ def test_sums_by_modality(moe: MoeConfig) -> None:
         tokens = len(logits)
         # The bias sends every token to one expert; the loss counts what the router would have chosen.
         counts = oracle.choices(logits, TOP_K)
-        assert float(router.sums.balance[kind]) == pytest.approx(
-            tokens * oracle.balance(logits, counts), rel=1e-5
-        )
-        assert float(router.sums.z[kind]) == pytest.approx(tokens * oracle.z(logits), rel=1e-5)
-        assert float(router.sums.entropy[kind]) == pytest.approx(tokens * oracle.entropy(logits), rel=1e-5)
+        assert_close(router.sums.balance[kind], tokens * oracle.balance(logits, counts))
+        assert_close(router.sums.z[kind], tokens * oracle.z(logits))
+        assert_close(router.sums.entropy[kind], tokens * oracle.entropy(logits))
         bias = layer.moe_statics.e_score_correction_bias.numpy()[kind]
         used = router.counts.numpy().reshape([moe.num_modalities, EXPERTS])[kind]
         assert used.tolist() == oracle.choices(oracle.softmax(logits) + bias, TOP_K).tolist()
@@ -74,9 +73,9 @@ def test_gradients_reach_weights_and_tokens() -> None:
             return len(logits) * (oracle.balance(logits, counts) + 0.1 * oracle.z(logits))
 
         expected = oracle.numerical_gradient(lambda w, rows=rows: loss(rows @ w), weight)
-        np.testing.assert_allclose(parameter.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
+        assert_close(parameter.grad, expected)
         expected = oracle.numerical_gradient(lambda r, weight=weight: loss(r @ weight), rows)
-        np.testing.assert_allclose(tensor.grad.numpy()[kind == MODALITY], expected, rtol=1e-4, atol=1e-4)
+        assert_close(tensor.grad.numpy()[kind == MODALITY], expected)
     assert layer.moe_statics.e_score_correction_bias.grad is None
 
 

@@ -20,6 +20,7 @@ from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import row_inputs
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
+from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.unit.models.test_config import DENSE
 from tests.unit.objectives.pairs import answer_row, make_answers, pair_row
 from tests.unit.objectives.rows import ROOM, filler, gradients_of, make_model
@@ -79,15 +80,9 @@ def test_a_pair_in_one_document_is_two_rows(family: str, share: bool) -> None:
         assert len(row.input_ids) < len(answer_row(answers).input_ids)
         assert len(row.grid_thw) == (3 if family == "vl" else 0)
     logps, _ = branch_logps(model, row, chunk_tokens=4)
-    np.testing.assert_allclose(logps.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+    assert_close(logps, expected, MODEL)
     (logps * weights).sum().backward()
-    found = gradients_of(model)
-    assert found.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        scale = np.abs(gradient).max()
-        np.testing.assert_allclose(
-            found[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-3), err_msg=name
-        )
+    assert_all_close(gradients_of(model), gradients)
 
 
 def test_the_rejected_answer_does_not_see_the_chosen_one() -> None:
@@ -98,7 +93,7 @@ def test_the_rejected_answer_does_not_see_the_chosen_one() -> None:
     row.input_ids[chosen + 1 : rejected] = 25
     after = branch_logps(model, row, 64)[0].numpy()
     assert abs(after[0] - before[0]) > 1e-3
-    np.testing.assert_allclose(after[1:], before[1:], atol=1e-6)
+    assert_close(after[1:], before[1:])
 
 
 @pytest.mark.parametrize("for_weight", [True, False])
@@ -120,11 +115,11 @@ def test_log_probs_are_those_of_the_whole_softmax(chunk: int, for_weight: bool) 
     weight.clear_gradient()
     logps = paddle.nn.functional.log_softmax(paddle.matmul(hidden, weight, transpose_y=True), axis=-1)
     expected = paddle.index_sample(logps, labels.unsqueeze(-1)).squeeze(-1)
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert_close(found, expected)
     (expected * scale).sum().backward()
     wanted = [x.grad.numpy() for x in (hidden, weight) if not x.stop_gradient]
     for one, other in zip(gradients, wanted, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "orpo", "dpop"])
@@ -145,12 +140,14 @@ def test_packing_changes_nothing(loss: Any) -> None:
                 sums[name] = sums.get(name, 0.0) + value
         results.append((sum(float(o.loss_sum) for o in outputs), pair_means(sums), gradients_of(model)))
     (loss_sum, means, gradients), (other_sum, other_means, other_gradients) = results
-    assert other_sum == pytest.approx(loss_sum, rel=1e-5)
-    assert other_means == pytest.approx(means, rel=1e-4, abs=1e-5)
+    assert_close(other_sum, loss_sum)
+    assert other_means.keys() == means.keys()
+    for name, mean in means.items():
+        # Margins are small differences of what all tokens of an answer add up to.
+        assert_close(other_means[name], mean, scale=abs(means["logps/chosen"]), what=name)
     assert ("logps/kl" in means) == (loss != "orpo")
-    assert loss_sum / 5 == pytest.approx(means["loss/preference"] + 0.3 * means["loss/sft"], rel=1e-5)
-    for name, gradient in gradients.items():
-        np.testing.assert_allclose(other_gradients[name], gradient, rtol=1e-3, atol=2e-5, err_msg=name)
+    assert_close(loss_sum / 5, means["loss/preference"] + 0.3 * means["loss/sft"])
+    assert_all_close(other_gradients, gradients)
 
 
 def test_figures_are_those_of_the_pairs() -> None:
@@ -162,12 +159,14 @@ def test_figures_are_those_of_the_pairs() -> None:
     frozen = reference(row).numpy().reshape(-1, 2)
     rewards = 0.5 * (logps - frozen)
     means = pair_means(output.pairs.sums())
-    assert means["rewards/chosen"] == pytest.approx(rewards[:, 0].mean(), rel=1e-5)
-    assert means["rewards/margin"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean(), rel=1e-5)
+    # These are differences of log-probabilities.
+    scale = np.abs(logps).mean()
+    assert_close(means["rewards/chosen"], rewards[:, 0].mean(), scale=scale)
+    assert_close(means["rewards/margin"], (rewards[:, 0] - rewards[:, 1]).mean(), scale=scale)
     assert means["rewards/accuracy"] == (rewards[:, 0] > rewards[:, 1]).mean()
-    assert means["logps/rejected"] == pytest.approx(logps[:, 1].mean(), rel=1e-5)
+    assert_close(means["logps/rejected"], logps[:, 1].mean())
     tokens = np.count_nonzero(row.labels != IGNORE)
-    assert means["logps/kl"] == pytest.approx((logps - frozen).sum() / tokens, rel=1e-5)
+    assert_close(means["logps/kl"], (logps - frozen).sum() / tokens, scale=scale)
     assert output.num_loss_tokens == tokens
 
 
@@ -181,7 +180,7 @@ def test_lengths_are_normalised_where_asked() -> None:
     expected = np.log1p(np.exp(-0.1 * (ratios[:, 0] - ratios[:, 1]))).sum()
     settings = PreferenceSettings(length_normalize=True)
     output = DpoObjective(model, settings, reference_of(1))(row)
-    assert output.pairs.sums()["loss/preference"] == pytest.approx(expected, rel=1e-5)
+    assert_close(output.pairs.sums()["loss/preference"], expected)
 
 
 def test_a_filler_adds_nothing_and_has_gradients() -> None:
@@ -207,6 +206,6 @@ def test_router_losses_are_added_to_gradients_only() -> None:
     plain = DpoObjective(model, PreferenceSettings(), reference_of(1))(row, totals)
     weights = RouterWeights(balance=0.1, z=0.1)
     added = DpoObjective(model, PreferenceSettings(), reference_of(1), router_weights=weights)(row, totals)
-    assert float(added.loss_sum) == pytest.approx(float(plain.loss_sum))
+    assert_close(added.loss_sum, plain.loss_sum)
     assert float(added.total) > float(plain.total)
     assert added.routing is not None and plain.routing is not None

@@ -6,6 +6,7 @@ import pytest
 
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.optimizer import AdamW, GroupRule, clip_gradients, gradient_norm
+from tests.closeness import BFLOAT16, FLOAT32, assert_close
 
 SHAPES = {"embed.weight": (7, 5), "mlp.weight": (4, 5), "norm.weight": (5,), "head.bias": (3,)}
 Values = dict[str, np.ndarray]
@@ -72,7 +73,7 @@ def test_equals_the_definition_with_groups_and_missing_gradients() -> None:
     ratio = {"embed.weight": 1.0, "mlp.weight": 0.5, "norm.weight": 1.0, "head.bias": 2.0}
     expected = oracle(values, steps, rates, decay, ratio)  # type: ignore[arg-type]
     for name, parameter in named:
-        np.testing.assert_allclose(parameter.numpy(), expected[name], rtol=2e-6, atol=2e-6, err_msg=name)
+        assert_close(parameter, expected[name], what=name)
 
 
 def test_equals_paddles_own_adamw() -> None:
@@ -93,7 +94,7 @@ def test_equals_paddles_own_adamw() -> None:
         optimizer.step(1e-2)
         reference.step()
     for (name, ours), (_, other) in zip(named, theirs, strict=True):
-        np.testing.assert_allclose(ours.numpy(), other.numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
+        assert_close(ours, other, what=name)
 
 
 def test_a_missing_gradient_is_a_zero_gradient() -> None:
@@ -133,7 +134,7 @@ def test_bfloat16_parameters_follow_a_float32_master() -> None:
     read = optimizer.state_reader()
     for name, parameter in named:
         assert parameter.dtype == paddle.bfloat16
-        np.testing.assert_allclose(read(f"{name}.master"), expected[name], rtol=1e-5, atol=1e-5)
+        assert_close(read(f"{name}.master"), expected[name], what=name)
         master = paddle.to_tensor(read(f"{name}.master")).astype("bfloat16")
         assert np.array_equal(parameter.numpy(), master.numpy())
 
@@ -152,7 +153,7 @@ def test_bfloat16_foundof_several_rows_are_summed_in_float32() -> None:
         assert gradient.dtype == paddle.float32
         assert np.array_equal(gradient.numpy(), np.full(gradient.shape, 257.0, np.float32))
     clip_gradients(found, gradient_norm(found), 1.0)
-    assert gradient_norm(optimizer.gradients()) == pytest.approx(1.0, rel=1e-6)
+    assert_close(gradient_norm(optimizer.gradients()), 1.0)
     optimizer.step(1e-2)
     assert optimizer.state_reader()("norm.weight.moment1").std() == 0
     optimizer.clear_gradients()
@@ -209,12 +210,12 @@ def test_norm_and_clipping() -> None:
     found = optimizer.gradients()
     assert len(found) == 3
     norm = gradient_norm(found)
-    assert norm == pytest.approx(expected, rel=1e-6)
+    assert_close(norm, expected)
     clip_gradients(found, norm, 0.0)
     clip_gradients(found, norm, norm * 2)
     assert gradient_norm(optimizer.gradients()) == norm
     clip_gradients(found, norm, 0.5)
-    assert gradient_norm(optimizer.gradients()) == pytest.approx(0.5, rel=1e-6)
+    assert_close(gradient_norm(optimizer.gradients()), 0.5)
 
 
 def test_norm_shows_what_is_not_finite() -> None:
@@ -240,8 +241,8 @@ def test_the_rate_of_routers_has_a_factor_of_its_own() -> None:
         AdamW(named, weight_decay=0.0, rules=rules, router_ratio=0.25).step(1e-2)
         return [-parameter.numpy()[0, 0].item() for _, parameter in named]
 
-    assert moved([]) == pytest.approx([2.5e-3, 2.5e-3, 1e-2])
-    assert moved([GroupRule("*.gate.weight_1", 2.0)]) == pytest.approx([2.5e-3, 5e-3, 1e-2])
+    assert_close(moved([]), [2.5e-3, 2.5e-3, 1e-2])
+    assert_close(moved([GroupRule("*.gate.weight_1", 2.0)]), [2.5e-3, 5e-3, 1e-2])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -267,8 +268,10 @@ def test_descending_past_the_moments(dtype: str) -> None:
     optimizer.descend("mlp.weight", paddle.full([4, 5], 2.0), 0.125)
     moved = {name: before[name] - p.astype("float32").numpy() for name, p in named}
     assert [name for name, change in moved.items() if change.any()] == ["mlp.weight"]
-    np.testing.assert_allclose(moved["mlp.weight"], 0.125, atol=1e-6 if dtype == "float32" else 1e-2)
+    steps, size = np.full((4, 5), 0.125), float(np.linalg.norm(before["mlp.weight"]))
+    precision = FLOAT32 if dtype == "float32" else BFLOAT16
+    assert_close(moved["mlp.weight"], steps, precision, scale=size)
     read = optimizer.state_reader()
     assert not any(read(spec.name).any() for spec in optimizer.state_specs() if "moment" in spec.name)
     if dtype == "bfloat16":
-        np.testing.assert_allclose(read("mlp.weight.master"), before["mlp.weight"] - 0.125, atol=1e-6)
+        assert_close(read("mlp.weight.master"), before["mlp.weight"] - 0.125)
