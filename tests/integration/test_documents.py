@@ -68,7 +68,6 @@ def quickstart(clone: Path) -> subprocess.CompletedProcess[str]:
     return _run(["bash", "examples/quickstart.sh", compare], clone)
 
 
-@pytest.mark.timeout(900)
 def test_quickstart_reads_at_least_95_percent_and_loads(quickstart: subprocess.CompletedProcess[str]) -> None:
     assert quickstart.returncode == 0, quickstart.stdout[-3000:] + quickstart.stderr[-3000:]
     told = re.search(r"exact match (\d+) of (\d+)", quickstart.stdout)
@@ -86,7 +85,6 @@ def _percentages(told: str) -> list[list[float]]:
     return [[float(value) for value in line.replace("%", "").split()] for line in lines]
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("quickstart")
 def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path) -> None:
     finished = _run(["bash", EXAMPLES["make example-dpo"]], clone)
@@ -100,7 +98,6 @@ def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path
     assert list((clone / "runs/digits/dpo-export").glob("*.safetensors"))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("quickstart")
 def test_calls_are_valid_and_right_after_the_example(clone: Path) -> None:
     finished = _run(["bash", EXAMPLES["make example-calls"]], clone)
@@ -128,7 +125,6 @@ def _blocks(text: str) -> Iterator[str]:
                 yield line.strip()
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("quickstart")
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_of_documents_run(document: str, clone: Path) -> None:
@@ -156,7 +152,7 @@ def test_the_client_in_the_readme_talks_to_the_server(clone: Path) -> None:
             finished = _run(["python", "-c", code.replace("http://127.0.0.1:8000", url)], clone)
             assert re.fullmatch(r"\d\n", finished.stdout), finished.stderr[-2000:]
             server.send_signal(signal.SIGINT)
-            assert server.wait(60) == 0
+            assert server.wait() == 0
         finally:
             server.kill()
 
@@ -188,6 +184,7 @@ def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProces
 @pytest.mark.parametrize(
     "arguments",
     [
+        "startup.py --runs 1",
         "kernels.py --tokens 64 --repeats 1",
         "train_step.py --steps 1 --no-peer",
         "data.py --pictures 200 --workers 1",
@@ -201,6 +198,7 @@ def test_benches_run(arguments: str, clone: Path) -> None:
     assert finished.returncode == 0, finished.stderr[-2000:]
     told = (
         r"RMSNorm +[0-9.]+|ms a step|memory of all processes, MB.*: \d+|pictures per second|of it in dispatch"
+        r"|erniekit --help +[0-9.]+"
     )
     assert re.search(told, finished.stdout), finished.stdout
 

@@ -2,10 +2,11 @@
 
 import os
 import signal
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from erniekit import interrupt
 from erniekit.interrupt import InterruptGuard
 
 
@@ -26,17 +27,19 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number: signal.S
     assert signal.getsignal(number) == before
 
 
-def test_the_same_signal_soon_after_is_the_same_request() -> None:
+def test_the_same_signal_soon_after_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
     told: list[str] = []
     with InterruptGuard(told.append, same_seconds=0.3) as guard:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            now[0] += 0.1
         assert told == ["SIGTERM"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.sigtimedwait([], 1)
-        time.sleep(0.3)
+        now[0] += 0.3
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
             signal.sigtimedwait([], 1)

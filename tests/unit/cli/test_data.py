@@ -1,6 +1,5 @@
 """`erniekit data`: its help, what it imports, and wrong usage."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,7 @@ COMMANDS = GROUPS["data"].commands
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ERNIEKIT, "data", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run([ERNIEKIT, "data", *arguments], capture_output=True, text=True, check=False)
 
 
 def modules_after(*arguments: str) -> tuple[str, set[str]]:
@@ -51,17 +48,6 @@ def test_help_of_a_command(name: str) -> None:
     assert COMMANDS[name].summary in text
     assert f"\n    erniekit data {name} " in text.partition("Examples:")[2]
     assert loaded <= {"pydantic"}
-
-
-def test_the_list_of_commands_is_quick() -> None:
-    seconds = []
-    for _ in range(5):
-        before = os.times()
-        assert run("--help").returncode == 0
-        after = os.times()
-        used = after.children_user + after.children_system - before.children_user - before.children_system
-        seconds.append(used)
-    assert min(seconds) < 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""The command as a user starts it: speed of its help, exit statuses, and errors without tracebacks."""
+"""The command as a user starts it: what its help loads, exit statuses, and errors without tracebacks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,33 +14,28 @@ ERNIEKIT = Path(sys.executable).with_name("erniekit")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ERNIEKIT, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([ERNIEKIT, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_help_is_quick_and_names_every_command() -> None:
-    seconds = []
-    for _ in range(5):
-        before = os.times()
-        result = run("--help")
-        after = os.times()
-        # Processor time, so that a busy machine does not count; on an idle one it is the time that one waits.
-        used = after.children_user + after.children_system - before.children_user - before.children_system
-        seconds.append(used)
+def test_help_names_every_command() -> None:
+    result = run("--help")
     assert result.returncode == 0
     for name, command in COMMANDS.items():
         assert name in result.stdout and command.summary in result.stdout
-    assert min(seconds) < 0.3
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_little() -> None:
+    """Which is what makes it quick: tools/bench/startup.py measures that."""
     code = (
-        "import sys\nsys.argv = ['erniekit', '--help']\nfrom erniekit.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'paddle', 'numpy', 'pydantic', 'rich', 'transformers', 'torch', 'yaml'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "import sys\nbefore = set(sys.modules)\n"
+        "sys.argv = ['erniekit', '--help']\nfrom erniekit.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint(*set(sys.modules) - before)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+    found = set(result.stdout.splitlines()[-1].split())
+    packages = {name.partition(".")[0] for name in found} - sys.stdlib_module_names
+    assert packages == {"erniekit", "typer", "annotated_doc", "shellingham"}  # the last two are typer's
+    assert len(found) < 200
 
 
 @pytest.mark.parametrize("name", COMMANDS)

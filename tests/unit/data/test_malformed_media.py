@@ -20,7 +20,8 @@ from erniekit.data.vision import ImageSpec, image_grid
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.data.videos import video
 
-pytestmark = pytest.mark.timeout(30)
+# They take milliseconds, and must not take for ever.
+pytestmark = pytest.mark.timeout(600)
 
 Make = Callable[[Path], None]
 HTML = b"<!DOCTYPE html>\n<html><body>403 Forbidden</body></html>"

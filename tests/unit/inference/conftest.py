@@ -26,6 +26,7 @@ from erniekit.models.ernie import ErnieModel
 from tests.unit.inference.helpers import make_model
 from tests.unit.inference.scripted import Script
 
+HANGS = 600  # seconds: whatever takes so long, on a machine however busy
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which digit?"}]}
 Stream = Callable[[Document, Sampling], Iterator[int]]
 
@@ -69,7 +70,7 @@ class Served:
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(str(self.host), self.port, timeout=30)
+        connection = http.client.HTTPConnection(str(self.host), self.port, timeout=HANGS)
         sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection.request(method, path, sent, {"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
@@ -81,7 +82,7 @@ class Served:
         return self.ask("POST", "/v1/chat/completions", body, headers)[:2]
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="secret", max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="secret", max_retries=0, timeout=HANGS)
 
 
 @pytest.fixture

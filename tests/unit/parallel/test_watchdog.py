@@ -1,7 +1,6 @@
 """Who is told to be missing, and when."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,25 @@ from typing import Any
 
 import pytest
 
+from erniekit.parallel import watchdog as module
 from erniekit.parallel.watchdog import LOST, Calls, Watchdog, ranks_text, tell_ended, waiting
+
+
+@dataclass
+class Clock:
+    """In the place of time.monotonic: a busy machine takes its time."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 class MemoryStore:
@@ -80,7 +97,7 @@ def verdict(member: Member) -> str:
     return str(found.value)
 
 
-def test_the_missing_are_named() -> None:
+def test_the_missing_are_named(clock: Clock) -> None:
     store = MemoryStore()
     first, second, third = members(3, store)
     for member in (first, second):
@@ -88,7 +105,7 @@ def test_the_missing_are_named() -> None:
             pass
     with inside(first, "all_to_all"):
         first.watchdog.check()
-        time.sleep(0.25)
+        clock.now += 0.25
         text = verdict(first)
     assert text.startswith(
         "rank 0 has waited 0 s in all_to_all (call 2 of ranks 0-2); did not arrive: ranks 1, 2\n"
@@ -99,38 +116,38 @@ def test_the_missing_are_named() -> None:
     assert verdict(third) == f"{LOST}: {text.splitlines()[0]}"
 
 
-def test_in_time_nothing_is_told() -> None:
+def test_in_time_nothing_is_told(clock: Clock) -> None:
     first, second = members(2, MemoryStore())
     for _ in range(3):
         with inside(first, "barrier"), inside(second, "barrier"):
             first.watchdog.check()
-    time.sleep(0.25)
+    clock.now += 0.25
     first.watchdog.check()
     second.watchdog.check()
 
 
-def test_all_are_there_but_not_in_the_same_call() -> None:
+def test_all_are_there_but_not_in_the_same_call(clock: Clock) -> None:
     first, second = members(2, MemoryStore())
     with inside(first, "all_reduce"), inside(second, "all_gather"):
-        time.sleep(0.25)
+        clock.now += 0.25
         text = verdict(first)
     assert "every rank has entered it, so what connects them is stuck" in text
     assert "rank 1 entered all_gather as its call 1" in text
 
 
-def test_who_is_busy_is_waited_for_while_it_lives(capfd: pytest.CaptureFixture[str]) -> None:
+def test_who_is_busy_is_waited_for_while_it_lives(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
     first, second = members(2, MemoryStore())
     with second.watchdog.busy("saving"), inside(first, "barrier"):
         for _ in range(8):
             second.watchdog.publish()
-            time.sleep(0.05)
+            clock.now += 0.05
             first.watchdog.check()
         told = "waiting in barrier (call 1 of ranks 0, 1) for rank 1: saving\n"
         assert capfd.readouterr().err == told
         # Now it publishes no more.
         text = ""
         for _ in range(20):
-            time.sleep(0.05)
+            clock.now += 0.05
             try:
                 first.watchdog.check()
             except Ended as error:
@@ -140,14 +157,14 @@ def test_who_is_busy_is_waited_for_while_it_lives(capfd: pytest.CaptureFixture[s
     assert "nothing was heard of it for 0 s" in text
 
 
-def test_queued_calls_are_open_until_the_device_is_done() -> None:
+def test_queued_calls_are_open_until_the_device_is_done(clock: Clock) -> None:
     first, _ = members(2, MemoryStore())
     tasks = [FakeTask(), FakeTask()]
     for task in tasks:
         with waiting("all_to_all", first) as call:
             call.task = task
     assert first.calls.oldest() is not None
-    time.sleep(0.25)
+    clock.now += 0.25
     assert "in all_to_all (call 1 of ranks 0, 1)" in verdict(first)
     tasks[0].done = True
     oldest = first.calls.oldest()
@@ -174,7 +191,7 @@ def run_thread(store: MemoryStore, close: bool) -> list[str]:
     if close:
         watchdog.close()
     store.broken = True
-    time.sleep(0.1)
+    watchdog._thread.join()  # it ends with what it tells, or when it is closed
     watchdog.close()
     return told
 
