@@ -26,6 +26,7 @@ from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.parallel.collectives import all_reduce_, all_reduce_host
 from erniekit.parallel.context import SharedRows
 from erniekit.parallel.mesh import Layout, Mesh, connect
+from tests.closeness import assert_all_close, assert_close
 from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.pairs import make_answers, pair_row
 from tests.unit.objectives.rows import END, PLACEHOLDER, START
@@ -123,13 +124,15 @@ def _check(mesh: Mesh, model: ErnieModel, objective: Any, row: PackedBatch, case
     whole = dict(zip([*found, "evaluated"], total.tolist(), strict=True))
     expected["evaluated"] = expected["loss_sum"]
     assert whole.keys() == expected.keys(), case
+    # Figures of pairs are made from differences of log-probabilities.
+    scale = abs(expected.get("logps/chosen", 0.0))
     for name, value in expected.items():
-        np.testing.assert_allclose(whole[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{case}: {name}")
+        assert_close(whole[name], value, scale=scale, what=f"{case}: {name}")
+    sums = {}
     for name, gradient in gradients.items():
-        part = paddle.to_tensor(parts.get(name, np.zeros_like(gradient)))
-        all_reduce_(part, mesh.world)
-        atol = 1e-5 * max(1.0, float(np.abs(gradient).max()))
-        np.testing.assert_allclose(part.numpy(), gradient, rtol=1e-4, atol=atol, err_msg=f"{case}: {name}")
+        sums[name] = paddle.to_tensor(parts.get(name, np.zeros_like(gradient)))
+        all_reduce_(sums[name], mesh.world)
+    assert_all_close(sums, gradients, what=case)
 
 
 def _figures(

@@ -13,13 +13,14 @@ from erniekit.parallel.worker import worker_from
 from erniekit.train.job import train_with
 from erniekit.train.progress import make_reporter
 from erniekit.train.team import Team
+from tests.distributed.processes import OTHERS_HANG
 
 
 def trainings(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Train as each of `runs` says, by dotted key."""
     worker = worker_from(os.environ)
     assert worker is not None
-    connection = Connection(worker, 120.0) if world > 1 else None
+    connection = Connection(worker, OTHERS_HANG) if world > 1 else None
     for settings in runs:
         file = Path(f"{settings['train.output_dir']}.{worker.rank}.yaml")
         file.write_text("{}\n")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from erniekit.train.job import run_training
+from tests.closeness import assert_close
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
 from tests.integration.training_setup import chats, make_config, make_model, read_log, write_chats
@@ -72,7 +73,7 @@ def test_answers_and_decisions_are_the_same(runs: Path, layout: str) -> None:
     assert [line["step"] for line in found] == [line["step"] for line in expected] == [1, 2, 3]
     assert [line["eval/exact_match"] for line in found] == [line["eval/exact_match"] for line in expected]
     losses = [[line["eval/loss"] for line in lines] for lines in (found, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert_close(*losses)
     assert json.loads((several / "best.json").read_text()) == json.loads((alone / "best.json").read_text())
     kept = [sorted(path.name for path in run.glob("checkpoint-*")) for run in (alone, several)]
     assert kept[0] == kept[1]

@@ -85,7 +85,7 @@ def test_training_is_the_same(runs: Path, setting: dict[str, Any], world: int, l
     chosen = keys(setting, lora)
     if not (runs / alone.name).exists():
         run(1, trainings, 1, [chosen | alone.settings(runs)])
-    run(world, trainings, world, [chosen | case.settings(runs) for case in cases], timeout=580)
+    run(world, trainings, world, [chosen | case.settings(runs) for case in cases])
     for case in cases:
         assert_same(runs / alone.name, runs / case.name)
 
@@ -111,7 +111,7 @@ def test_preferences_are_learnt_the_same(tmp_path: Path) -> None:
     for world in (1, 2, 4):
         cases = [case for case in [*alone, *PAIRS] if case.world == world]
         chosen = [keys(setting, case.lora) | case.settings(tmp_path) for case in cases]
-        run(world, trainings, world, chosen, timeout=280)
+        run(world, trainings, world, chosen)
     for case in PAIRS:
         assert_same(tmp_path / alone[case.lora].name, tmp_path / case.name)
 
@@ -141,5 +141,5 @@ def test_random_layouts_train_the_same(
     }
     setting = keys(vl_setting(directory) | own, case.lora)
     for one in (alone, case):
-        run(one.world, trainings, one.world, [setting | one.settings(directory)], timeout=300)
+        run(one.world, trainings, one.world, [setting | one.settings(directory)])
     assert_same(directory / alone.name, directory / case.name, steps=3)

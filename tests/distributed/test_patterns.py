@@ -52,7 +52,7 @@ def test_single_experts_are_trained_the_same_on_every_layout(
     for world in (1, 2, 4):
         shards = ["none"] if world == 1 else [shard for count, shard in LAYOUTS if count == world]
         runs = [one(directory, setting, name, world, shard) for name in CHOICES for shard in shards]
-        run(world, trainings, world, runs, timeout=200)
+        run(world, trainings, world, runs)
     for name in CHOICES:
         alone = directory / f"{name} 1 none"
         for world, shard in LAYOUTS:

@@ -83,7 +83,7 @@ def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, lay
         "eval.max_new_tokens": 2,
         **layout,
     }
-    ends = run_to_end(2, draw_differently, 2, settings, f"{data}:2", timeout=60)
+    ends = run_to_end(2, draw_differently, 2, settings, f"{data}:2")
     for end in ends:
         assert "ErnieKitError: eval.samples: the processes have drawn different held-out chats" in end.output
     words = rf"the \d\. is {data}:2 of \d+ tokens on rank 0, but {data}:\d of \d+ tokens on rank 1"
@@ -100,7 +100,7 @@ def test_skipped_samples_are_told_and_counted_on_all_processes(directory: Path) 
     # Rows of one chat each, and every chat once.
     settings |= {"data.max_length": 45, "data.shuffle": False, "train.max_steps": None, "train.epochs": 1}
     stopping = settings | {"data.eval": [], "data.max_errors": 1, "train.output_dir": f"{directory}/stopped"}
-    ends = run_to_end(2, trainings, 2, [settings, stopping], timeout=60)
+    ends = run_to_end(2, trainings, 2, [settings, stopping])
     first, second = zip(*(end.output.split("Done: ") for end in ends), strict=True)
     for told in first:
         # In training and in the evaluation.

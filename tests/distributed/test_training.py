@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.state import newest_checkpoint
+from erniekit.checkpoint.state import newest_checkpoint, read_state
+from tests.closeness import MODEL, assert_close
 from tests.distributed.settings import ROOT, STEPS, assert_same, vl_setting
 from tests.integration.training_setup import losses
 
@@ -37,7 +37,7 @@ def train(
     command = [sys.executable, "-m", "erniekit", "train", str(run.parent / "run.yaml")]
     command += [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
     command += ["--devices", f"cpu:{world}", *(["--resume"] if resume else [])]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def trained(
@@ -82,7 +82,7 @@ def test_epochs_end_with_a_shorter_step_on_every_layout(setting: dict[str, Any],
     expected = np.asarray(losses(one))[:, 1]
     for context in (1, 2):
         four = trained(tmp_path / f"context{context}" / "run", short, 4, 2, context)
-        np.testing.assert_allclose(np.asarray(losses(four))[:, 1], expected, rtol=1e-5)
+        assert_close(np.asarray(losses(four))[:, 1], expected, MODEL)
 
 
 def test_degrees_that_do_not_fit_are_told(setting: dict[str, Any], tmp_path: Path) -> None:
@@ -116,21 +116,27 @@ def signalled(
         if line.startswith("step "):
             send(process)
             break
-    rest, _ = process.communicate(timeout=120)
+    rest, _ = process.communicate()
     return process.returncode, told + rest
 
 
 def test_an_interrupt_stops_all_processes_after_the_same_step(
-    setting: dict[str, Any], alone: Path, tmp_path: Path
+    setting: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    status, told = signalled(run, setting, lambda process: process.send_signal(signal.SIGINT))
+    # It is not over when the interrupt comes, whenever that is; then it goes on for two steps.
+    setting = {**setting, "schedule.type": "constant", "checkpoint.save_every": None}
+    status, told = signalled(
+        run, {**setting, "train.max_steps": 2000}, lambda process: process.send_signal(signal.SIGINT)
+    )
     assert status == 130, told
     assert "Stopped after step" in told
     assert "--resume --devices cpu:2" in told
-    assert newest_checkpoint(run) is not None
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    setting["train.max_steps"] = steps = read_state(checkpoint).step + 2
     trained(run, setting, 2, 2, resume=True)
-    assert_same(alone, run)
+    assert_same(trained(tmp_path / "alone" / "run", setting, 1, 1), run, steps)
 
 
 def test_a_scheduler_may_signal_every_process(setting: dict[str, Any], tmp_path: Path) -> None:
@@ -141,7 +147,7 @@ def test_a_scheduler_may_signal_every_process(setting: dict[str, Any], tmp_path:
         for pid in (process.pid, *map(int, children)):
             os.kill(pid, signal.SIGTERM)
 
-    long = {**setting, "train.max_steps": 400, "checkpoint.save_every": None}
+    long = {**setting, "train.max_steps": 2000, "checkpoint.save_every": None}
     status, told = signalled(tmp_path / "run", long, send)
     assert status == 143, told
     assert "Stopped after step" in told
@@ -153,10 +159,9 @@ def test_a_second_interrupt_stops_all_processes_at_once(setting: dict[str, Any],
 
     def send(process: subprocess.Popen[str]) -> None:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.05)
         process.send_signal(signal.SIGTERM)  # another signal is another request, however soon it comes
 
-    long = {**setting, "train.max_steps": 400, "train.rows_per_step": 64, "checkpoint.save_every": None}
+    long = {**setting, "train.max_steps": 2000, "train.rows_per_step": 64, "checkpoint.save_every": None}
     status, told = signalled(tmp_path / "run", long, send)
     assert status == 130, told
     assert told.rstrip().endswith("Stopped at once. Nothing was saved yet."), told

@@ -41,7 +41,6 @@ def _chat(lines: list[str], *arguments: str | Path) -> subprocess.CompletedProce
         input="".join(line + "\n" for line in lines),
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
 
@@ -157,7 +156,7 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(model: Path) -> None:
         said = r"\(/quit or Ctrl-D to end\)"
         _until(leader, said, "\n.*> ", again=lambda: process.send_signal(signal.SIGINT))
         os.write(leader, b"\x04")
-        assert process.wait(timeout=60) == 0
+        assert process.wait() == 0
     finally:
         process.kill()
         process.wait()
@@ -173,7 +172,7 @@ def _until(leader: int, *marks: str, again: Callable[[], None] = lambda: None) -
 
     again: called at first, and whenever nothing has come up for a second.
     """
-    seen, start, deadline = "", 0, time.monotonic() + 120
+    seen, start, deadline = "", 0, time.monotonic() + 1200
     again()
     for mark in marks:
         while (found := re.compile(mark).search(seen, start)) is None:

@@ -19,9 +19,7 @@ LONG = "seven " * 200
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ERNIEKIT, "data", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run([ERNIEKIT, "data", *arguments], capture_output=True, text=True, check=False)
 
 
 def run_in_terminal(*arguments: str | Path) -> tuple[int, str]:

@@ -236,8 +236,8 @@ def test_wrong_options_are_named(
 
 def test_the_command_as_a_process(run: Path, tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("erniekit"), "eval", tmp_path, "--data", "x.jsonl"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
-    result = subprocess.run(command[:3], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command[:3], capture_output=True, text=True, check=False)
     assert result.returncode == 2

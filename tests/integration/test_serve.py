@@ -70,7 +70,7 @@ def server(run: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         yield url, said
         process.send_signal(signal.SIGTERM)  # Ctrl-C: see test_documents
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
         assert process.returncode == 0 and "Traceback" not in errors
         assert errors.splitlines()[-1] == "stopped"
     finally:
@@ -80,7 +80,7 @@ def server(run: Path) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def client(server: tuple[str, list[str]]) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
 
 
 def _question(index: int) -> tuple[list[Any], str]:

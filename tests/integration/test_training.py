@@ -25,6 +25,7 @@ from erniekit.train.job import run_training
 from erniekit.train.loop import Loop
 from erniekit.train.preview import preview_training
 from erniekit.train.team import Team
+from tests.closeness import assert_close
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 
 
@@ -68,9 +69,9 @@ def test_full_training_end_to_end(
     events.Reload()
     scalars = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert [step for step, _ in scalars] == [step for step, *_ in steps]
-    assert scalars[0][1] == pytest.approx(steps[0][1], rel=1e-6)
+    assert_close(scalars[0][1], steps[0][1])
     shares = events.Histograms("expert_share/layer_1/vision")[0].histogram_value
-    assert sum(shares.bucket) == pytest.approx(1)
+    assert_close(sum(shares.bucket), 1)
 
     assert load_config(run / "config.yaml") == config
     checkpoint = final(run)
@@ -159,7 +160,10 @@ def test_accumulation_equals_one_large_row(tmp_path: Path, model: Path) -> None:
     assert read_state(final(tmp_path / "apart")).rows > 1
     assert read_state(final(tmp_path / "together")).rows == 1
     assert len(apart) == len(together) == 1
-    np.testing.assert_allclose(apart[0], together[0], rtol=2e-6)
+    (_, loss, norm, rate), (_, other_loss, other_norm, other_rate) = apart[0], together[0]
+    assert_close(loss, other_loss)
+    assert_close(norm, other_norm)
+    assert rate == other_rate
 
 
 def test_recompute_changes_nothing(tmp_path: Path, model: Path, data: Path) -> None:
@@ -207,12 +211,11 @@ def test_sigterm_to_the_command(tmp_path: Path, model: Path, data: Path) -> None
     process = subprocess.Popen([*command, str(file)], stdout=subprocess.PIPE, text=True)
     log = run / "log.jsonl"
     try:
-        deadline = time.monotonic() + 120
-        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        while not (log.exists() and log.read_text()):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        told, _ = process.communicate(timeout=120)
+        told, _ = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 143
@@ -222,7 +225,7 @@ def test_sigterm_to_the_command(tmp_path: Path, model: Path, data: Path) -> None
     assert hint[:2] == ["erniekit", "train"]
     assert hint[-1] == "--resume"
     again = subprocess.run(
-        [*command, *hint[2:], f"train.max_steps={done + 1}"], capture_output=True, text=True, timeout=120
+        [*command, *hint[2:], f"train.max_steps={done + 1}"], capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr
     assert [step for step, *_ in losses(run)] == list(range(1, done + 2))
