@@ -93,7 +93,7 @@ def _check_reference(directory: Path, npz: Path, gradients: Path | None) -> Iter
     )
 
     report = compare_with_reference(directory, npz, gradients)
-    compared = [(f"{npz.name}: logits differ by", report.logits_max_abs, LOGITS_TOLERANCE)]
+    compared = [(f"{npz.name}: logits differ, in norm, by", report.logits_relative, LOGITS_TOLERANCE)]
     if report.loss_relative is not None:
         compared.append((f"{npz.name}: loss differs, relative, by", report.loss_relative, LOSS_TOLERANCE))
     if report.gradient_worst is not None:

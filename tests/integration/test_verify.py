@@ -91,7 +91,7 @@ def test_a_difference_between_the_two_fails(
     from erniekit.export import verify_transformers
 
     def shifted(results: verify_transformers.Results) -> verify_transformers.Results:
-        return verify_transformers.Results([x + 0.01 for x in results.logits], [[5], *results.answers[1:]])
+        return verify_transformers.Results([x * 1.001 for x in results.logits], [[5], *results.answers[1:]])
 
     run = verify_transformers._run_paddle
     monkeypatch.setattr(verify_transformers, "_run_paddle", lambda *inputs: shifted(run(*inputs)))
@@ -101,6 +101,29 @@ def test_a_difference_between_the_two_fails(
     told = capsys.readouterr().out
     assert "result: FAIL, 3 checks failed" in told
     assert "1 of 2 greedy answers are the same" in told and f"{data}:1" in told
+
+
+def test_answers_may_part_where_two_tokens_are_equally_probable() -> None:
+    torch = pytest.importorskip("torch")
+    from erniekit.export.verify_transformers import Results, _compare_answers, _ties
+
+    steps = [torch.tensor([row]) for row in ([0.0, 5.0, 1.0], [20.0, 1.0, 19.9995], [3.0, 2.9, -9.0])]
+    assert _ties(steps) == {1: {0, 2}}
+    text = type("Text", (), {"decode": lambda self, ids: str(ids)})()
+    theirs = [[1, 0, 0]] * 4
+
+    def compared(*ours: list[int]) -> tuple[str, str]:
+        check = _compare_answers(["a", "b"], ours, Results([], theirs[:2], [_ties(steps)] * 2), text)
+        return check.status, check.text
+
+    same = "greedy answers are the same in Paddle and transformers"
+    assert compared([1, 0, 0], [1, 0, 0]) == ("ok", f"2 of 2 {same}")
+    tied = f"1 of 2 {same}, 1 part where two tokens are equally probable"
+    assert compared([1, 0, 0], [1, 2, 5, 7]) == ("ok", tied)
+    # Another place, another token, and an answer that ends early.
+    for wrong in ([1, 0, 1], [1, 1, 0], [2, 2, 0], [1, 0]):
+        status, said = compared(wrong, [1, 2])
+        assert status == "FAIL" and said.startswith(f"0 of 2 {tied[7:]}; a: Paddle '{wrong}'")
 
 
 def test_what_transformers_cannot_load_fails(

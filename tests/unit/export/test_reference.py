@@ -69,7 +69,6 @@ def test_a_padded_batch_agrees_with_its_sequences_alone(models: dict[str, Path],
         make_reference(models[family], file)
         report = compare_with_reference(models[family], file, file.with_suffix(".safetensors"))
         assert report.passed, report
-        assert report.logits_max_abs < 3e-5
         assert len(report.names_checked) == len(list(load_model(models[family]).named_parameters()))
 
 
@@ -86,8 +85,10 @@ def test_each_difference_is_seen(models: dict[str, Path], tmp_path: Path) -> Non
 
     assert report().passed
     logits = good["logits"].copy()
-    logits[1, 3, 5] += 2e-4
+    # One token's logits, and a tenth of the tolerance in all of them, which is rounding.
+    logits[1, 3] *= 1.002
     assert not report(logits=logits).passed
+    assert report(logits=good["logits"] * (1 + 1e-5)).passed
     logits[1, 3, 5] = np.nan
     assert not report(logits=logits).passed
     assert not report(loss=good["loss"] * (1 + 2e-5)).passed
