@@ -9,6 +9,7 @@ lacks, travels as uint16.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from erniekit.errors import CheckpointError
+from erniekit.local_files import placeholder_problem, read_json_object, unfinished_downloads
 from erniekit.models.specs import TensorSpec
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -38,6 +40,9 @@ NUMPY_TYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }
 _HEADER_LIMIT = 100 << 20
+_SHARD_NAME = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+# Weights that other programs read: pickles, Paddle's own form, formats of engines.
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".pdparams", ".gguf", ".h5", ".msgpack", ".onnx")
 _BLOCK = 1 << 20
 # Tensors of the multi-token-prediction head, which fine-tuning and inference leave out.
 _NOT_TRAINED = re.compile(r"(^|\.)mtp_")
@@ -56,55 +61,92 @@ class TensorInfo:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Read the header of one safetensors file. Raises CheckpointError where it is damaged or cut off."""
+    """Read the header of one safetensors file.
+
+    Raises CheckpointError where it is damaged, cut off, or not the file itself (a Git LFS pointer).
+    """
+    problem = placeholder_problem(file)
+    if problem is not None:
+        raise CheckpointError(f"{file}: {problem}")
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                raise CheckpointError(f"{file}: not a safetensors file, or cut off ({size} bytes)")
+                raise CheckpointError(
+                    f"{file}: not a safetensors file, or cut off ({size} bytes); download it again"
+                )
             header = json.loads(stream.read(length))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in entries.items()}
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise CheckpointError(f"{file}: its safetensors header is damaged") from None
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in NUMPY_TYPES:
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{file}: its safetensors header is damaged; download it again") from None
+    for info in tensors.values():
+        if info.offset + info.nbytes > size:
             raise CheckpointError(
-                f"{file}: {name} has the element type {entry['dtype']}, which is not supported"
+                f"{file}: cut off: {info.name} ends at byte {info.offset + info.nbytes} of {size}; download it again"
             )
-        if 8 + length + end > size:
-            raise CheckpointError(f"{file}: cut off: {name} ends at byte {8 + length + end} of {size}")
-        tensors[name] = TensorInfo(
-            name, entry["dtype"], tuple(entry["shape"]), file, 8 + length + begin, end - begin
-        )
     return tensors
+
+
+def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorInfo:
+    """One entry of a header, whose data begin at `start`. Raises ValueError, KeyError or TypeError: it is damaged."""
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(side) for side in entry["shape"])
+    if entry["dtype"] not in NUMPY_TYPES:
+        raise CheckpointError(f"{file}: {name} has the element type {entry['dtype']}, which is not supported")
+    if end - begin != math.prod(shape) * np.dtype(NUMPY_TYPES[entry["dtype"]]).itemsize or begin < 0:
+        raise ValueError
+    return TensorInfo(name, entry["dtype"], shape, file, start + begin, end - begin)
 
 
 def weight_files(directory: Path) -> list[Path]:
     """The shards of a checkpoint directory: those that its index names, else its one safetensors file."""
-    index = directory / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise CheckpointError(f"{index}: not a valid index of shards") from None
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{directory}: the index names shards that are not there: {', '.join(missing)}"
-            )
+    if (directory / INDEX_FILE).is_file():
+        names = sorted(set(_weight_map(directory).values()))
+        _refuse_missing(directory, names, "the index names shards that are not there")
         return [directory / name for name in names]
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
     shards = sorted(directory.glob("model-*.safetensors"))
     if not shards:
-        raise CheckpointError(f"{directory}: holds no weights ({INDEX_FILE} or {SINGLE_FILE})")
+        raise CheckpointError(
+            f"{directory}: holds no weights ({INDEX_FILE} or {SINGLE_FILE}){_download_hint(directory)}"
+        )
+    # Their own names say how many there are where the index, which is downloaded last or not at all, does not.
+    counts = {match[1] for shard in shards if (match := _SHARD_NAME.fullmatch(shard.name))}
+    for count in counts:
+        wanted = [f"model-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+        _refuse_missing(directory, wanted, "shards are not there")
     return shards
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Name of a tensor -> name of its shard. Raises CheckpointError where the index is damaged."""
+    found = read_json_object(directory / INDEX_FILE).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(f"{directory / INDEX_FILE}: not a valid index of shards")
+    return found
+
+
+def _refuse_missing(directory: Path, names: Sequence[str], what: str) -> None:
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        raise CheckpointError(f"{directory}: {what}: {shown}{_download_hint(directory)}")
+
+
+def _download_hint(directory: Path) -> str:
+    """What else is in a directory that lacks weights, and what to do."""
+    unfinished = unfinished_downloads(directory)
+    if unfinished:
+        return f"; a download has not ended ({unfinished[0]}): finish it, or download the model again"
+    others = sorted(file.name for file in directory.glob("*") if file.name.endswith(_OTHER_WEIGHTS))
+    if others:
+        return f"; {others[0]} is of another format, which is not read: download the safetensors files of the model"
+    return "; download the model again" if directory.is_dir() else ""
 
 
 def read_index(directory: str | Path) -> dict[str, TensorInfo]:
@@ -117,13 +159,11 @@ def read_index(directory: str | Path) -> dict[str, TensorInfo]:
         if twice:
             raise CheckpointError(f"{file}: {twice[0]} is also in {tensors[twice[0]].file.name}")
         tensors.update(header)
-    index = directory / INDEX_FILE
-    if index.is_file():
-        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        if listed - set(tensors):
+    if (directory / INDEX_FILE).is_file():
+        absent = set(_weight_map(directory)) - set(tensors)
+        if absent:
             raise CheckpointError(
-                f"{directory}: the index lists tensors that no shard holds:\n"
-                + _name_list(listed - set(tensors))
+                f"{directory}: the index lists tensors that no shard holds:\n" + _name_list(absent)
             )
     return tensors
 
@@ -185,7 +225,7 @@ def check_against(
     """Compare names and shapes. Raises one CheckpointError that lists all that is missing, extra or misshapen.
 
     Tensors of the multi-token-prediction head may be there and are not used. A tied `lm_head.weight` may be
-    there as well: some tools write it. `partial` accepts missing names.
+    there as well: some tools write it, see `erniekit.checkpoint.model_files`. `partial` accepts missing names.
     """
     shapes = {spec.name: spec.shape for spec in wanted}
     extra = {n for n in set(found) - set(shapes) if not _NOT_TRAINED.search(n) and n != "lm_head.weight"}
@@ -194,6 +234,8 @@ def check_against(
     problems = []
     if missing:
         lines = _name_list(f"{name} {list(shapes[name])}" for name in missing)
+        if missing == {"lm_head.weight"}:
+            lines += '\n  set "tie_word_embeddings": true in config.json if the embedding is the output matrix as well'
         problems.append(f"{len(missing)} tensors are missing:\n{lines}")
     if extra:
         lines = _name_list(f"{name} {list(found[name].shape)}" for name in extra)

@@ -13,16 +13,16 @@ from paddle import Tensor
 from erniekit.checkpoint.hub import (
     TensorInfo,
     as_dtype,
-    check_against,
     read_array,
     read_index,
     read_span,
     write_shards,
 )
+from erniekit.checkpoint.model_files import check_tensors, open_model
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
-from erniekit.models.specs import TensorSpec, parameter_specs
+from erniekit.models.specs import TensorSpec
 from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.shards import Span
 from erniekit.parallel.stored import StoredLayers
@@ -60,7 +60,7 @@ def load_weights(model: ErnieModel, directory: str | Path) -> None:
     processes hold are not extra.
     """
     found = read_index(directory)
-    check_against(found, parameter_specs(model.config), str(directory))
+    check_tensors(found, model.config, str(directory))
     _fill(model.named_parameters(), found)
 
 
@@ -110,8 +110,7 @@ def _open(
     directory: str | Path, expert_rank: int, expert_ranks: int
 ) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
     """Configuration and tensors, checked before memory is taken for a model that the files do not fit."""
-    config, found = ErnieConfig.from_dir(directory), read_index(directory)
-    check_against(found, parameter_specs(config), str(directory))
+    config, found = open_model(directory)
     if config.moe is not None:
         moe = replace(config.moe, expert_rank=expert_rank, expert_ranks=expert_ranks)
         config = replace(config, moe=moe)

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.fetch import cache_dir, fetch
+from erniekit.local_files import is_lfs_pointer, is_web_page
 
 Kind = Literal["image", "video"]
 _NOUN: dict[Kind, str] = {"image": "picture", "video": "video"}
@@ -195,9 +196,9 @@ def _what_instead(head: bytes) -> str:
     start = head.lstrip().lower()
     if not head:
         return "empty"
-    if start.startswith((b"<!doctype html", b"<html")):
+    if is_web_page(head):
         return "a web page"
-    if start.startswith(b"version https://git-lfs"):
+    if is_lfs_pointer(head):
         return "a Git LFS pointer: run `git lfs pull`"
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "an SVG drawing: export it as PNG"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erniekit.errors import CheckpointError
+from erniekit.local_files import read_json_object, refuse_placeholders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,6 +37,9 @@ class FastTokenizer(Protocol):
         ...
 
 
+_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+
+
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
     """Token ids of pictures and videos. In the flat layout videos use the image placeholder."""
@@ -57,6 +60,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
     # Here, because it takes seconds to import and most of the command line does without.
     from transformers import PreTrainedTokenizerFast
 
+    refuse_placeholders(Path(directory), _SUFFIXES)
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError) as error:
@@ -85,17 +89,6 @@ def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[in
         if found is not None:
             return tuple(found) if isinstance(found, list) else (int(found),)
     return () if tokenizer_eos is None else (tokenizer_eos,)
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises CheckpointError naming it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: must hold a JSON object")
-    return found
 
 
 def media_token_ids(directory: str | Path) -> MediaTokens | None:

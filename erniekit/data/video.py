@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 from erniekit.data.conversation import SampleError
 from erniekit.data.frames import VideoInfo, VideoSource, load_frames, video_info
 from erniekit.data.media import describe
-from erniekit.data.tokenizer import read_json_object
 from erniekit.data.vision import CHANNELS, Patches, fill_patches, image_grid, read_processor
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.local_files import read_json_object
 
 Sampling = Literal["leading", "middle", "random"]
 FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from erniekit.data.tokenizer import read_json_object
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.local_files import read_json_object
 
 Patches = npt.NDArray[np.uint8]
 CHANNELS = 3

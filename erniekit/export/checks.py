@@ -12,17 +12,19 @@ from typing import Any, Literal
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
-    check_against,
     read_header,
     read_index,
     weight_files,
 )
+from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.errors import CheckpointError
-from erniekit.export.files import chat_template, read_json
+from erniekit.export.files import chat_template
 from erniekit.export.layouts import ARCHITECTURES, DTYPE_NAMES, HUB_MODEL_TYPES, NESTED_MODEL_TYPE
+from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import is_adapter_directory
 from erniekit.models.config import ErnieConfig
-from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+from erniekit.models.config_keys import unknown_keys_message
+from erniekit.models.specs import is_router_tensor, parameter_specs
 
 _DECODER_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -83,10 +85,14 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
         yield Check("FAIL", "the directory holds an adapter, not a model: export it first")
         return
     try:
+        refuse_undownloaded(directory)
         config = ErnieConfig.from_dir(directory)
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return
+    unknown = unknown_keys_message(config.unknown, directory / "config.json")
+    if unknown is not None:
+        yield Check("note", unknown)
     yield from _check_files(directory, config)
     yield from _check_config(directory, config)
     try:
@@ -97,7 +103,7 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
     yield from _check_tensors(directory, config, tensors)
     yield from _check_shards(directory)
     if base is not None:
-        yield from _check_base(tensors, base, parameter_specs(config))
+        yield from _check_base(tensors, base, config)
 
 
 def _check_files(directory: Path, config: ErnieConfig) -> Iterator[Check]:
@@ -184,7 +190,7 @@ def _flat_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
 
 def _nested_problems(directory: Path) -> Iterator[str]:
     file = directory / "tokenizer_config.json"
-    content = read_json(file) if file.is_file() else {}
+    content = read_json_object(file) if file.is_file() else {}
     missing = [name for name in _TOKENIZER_ATTRIBUTES if name not in content]
     if missing:
         yield f"(tokenizer_config.json) has no {', '.join(missing)}, which transformers' processor reads"
@@ -198,7 +204,7 @@ def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, Tens
             "FAIL", f"{foreign[0]}: not a name of the released checkpoints; vLLM does not find such weights"
         )
     try:
-        check_against(tensors, specs, str(directory))
+        check_tensors(tensors, config, str(directory))
         yield Check("ok", f"{len(specs)} tensors have the names and shapes that config.json asks for")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
@@ -236,7 +242,7 @@ def _check_shards(directory: Path) -> Iterator[Check]:
     if not index.is_file():
         yield Check("ok", f"{len(where)} tensors in one file")
         return
-    listed = read_json(index)["weight_map"]
+    listed = read_json_object(index)["weight_map"]
     wrong = sorted(name for name in set(listed) | set(where) if listed.get(name) != where.get(name))
     if wrong:
         yield Check("FAIL", f"{INDEX_FILE} and the shards disagree on {_some(wrong)}")
@@ -244,10 +250,11 @@ def _check_shards(directory: Path) -> Iterator[Check]:
         yield Check("ok", f"the index agrees with the shards ({len(set(where.values()))})")
 
 
-def _check_base(tensors: dict[str, TensorInfo], base: Path, specs: list[TensorSpec]) -> Iterator[Check]:
+def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig) -> Iterator[Check]:
+    specs = parameter_specs(config)
     try:
         theirs = read_index(base)
-        check_against(theirs, specs, f"{base} (the base)")
+        check_tensors(theirs, config, f"{base} (the base)")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return

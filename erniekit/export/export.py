@@ -20,12 +20,12 @@ from erniekit.checkpoint.hub import (
     DEFAULT_SHARD_BYTES,
     TensorInfo,
     as_dtype,
-    check_against,
     read_array,
     read_index,
     spec_bytes,
     write_shards,
 )
+from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.state import STATE_FILE, read_state
 from erniekit.data.encode import EncodeOptions
 from erniekit.errors import CheckpointError, ConfigError
@@ -44,6 +44,7 @@ from erniekit.inference.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory, read_adapter_config
 from erniekit.lora.merge import AdapterMerge
 from erniekit.models.config import ErnieConfig
+from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
@@ -114,7 +115,7 @@ def export_model(
     source = resolve_source(Path(path), None if base is None else Path(base))
     tensors = read_index(source.weights)
     wanted = parameter_specs(source.config)
-    check_against(tensors, wanted, str(source.weights))
+    check_tensors(tensors, source.config, str(source.weights))
     specs = _output_specs(source, tensors, wanted, dtype)
     merge = AdapterMerge(source.adapter) if source.adapter is not None else None
     aside: Path | None = None
@@ -163,9 +164,13 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
             raise CheckpointError(
                 f"{path}: its base model {base} is not there (no config.json); say where it is with --base"
             )
+        refuse_undownloaded(base)
         return ExportSource(path, base, ErnieConfig.from_dir(base), path, base, True, options)
     if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
         base = Path(state.base_model)
+    for directory in (path, base):
+        if directory is not None:
+            refuse_undownloaded(directory)
     return ExportSource(path, path, ErnieConfig.from_dir(path), None, base, state is not None, options)
 
 
@@ -201,7 +206,7 @@ def _output_specs(
     base: dict[str, TensorInfo] = {}
     if source.base is not None and source.base != source.weights:
         base = read_index(source.base)
-        check_against(base, wanted, f"{source.base} (the base of {source.weights})")
+        check_tensors(base, source.config, f"{source.base} (the base of {source.weights})")
     raw = source.config.raw
     stated = _ELEMENT_TYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")))
 
@@ -254,7 +259,9 @@ def _write_files(
 ) -> list[str]:
     """Write everything but weights; returns warnings."""
     config, options = source.config, source.options
-    warnings = carry_files(side_files(source.files), target, config, layout)
+    unknown = unknown_keys_message(config.unknown, source.weights / "config.json")
+    warnings = [] if unknown is None else [unknown]
+    warnings += carry_files(side_files(source.files), target, config, layout)
     if config.family == "vl":
         warnings += set_picture_bounds(target, options.min_pixels, options.max_pixels)
         if source.trained:

@@ -19,6 +19,7 @@ from erniekit.data.video import FONT
 from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.export.layouts import NESTED_MODEL_TYPE, Layout
+from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from erniekit.models.config import ErnieConfig
 
@@ -85,7 +86,7 @@ def carry_files(files: dict[str, Path], target: Path, config: ErnieConfig, layou
         _to_flat(target)
     for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
         if (target / name).is_file():
-            content = read_json(target / name)
+            content = read_json_object(target / name)
             if drop_missing_code(content, target):
                 write_json(target / name, content)
     warnings = _warnings(target, config, nested_after)
@@ -117,26 +118,13 @@ def token_id(directory: Path, token: str) -> int | None:
     file = directory / "tokenizer.json"
     if not file.is_file():
         return None
-    content = read_json(file)
+    content = read_json_object(file)
     for added in content.get("added_tokens", []):
         if added["content"] == token:
             return int(added["id"])
     vocabulary = content.get("model", {}).get("vocab")
     found = vocabulary.get(token) if isinstance(vocabulary, dict) else None
     return None if found is None else int(found)
-
-
-def read_json(file: Path) -> Json:
-    """A JSON object. Raises CheckpointError where the file holds none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: must hold one JSON object")
-    return content
 
 
 def write_json(file: Path, content: Json) -> None:
@@ -148,7 +136,7 @@ def chat_template(directory: Path) -> str | None:
     """Where the chat template of a model directory is: the name of the file; None where it has none."""
     for name in _TEMPLATE_FILES:
         file = directory / name
-        if file.is_file() and (name.endswith(".jinja") or read_json(file).get("chat_template")):
+        if file.is_file() and (name.endswith(".jinja") or read_json_object(file).get("chat_template")):
             return name
     return None
 
@@ -159,7 +147,7 @@ def write_chat_template(directory: Path, program: str, layout: Layout) -> None:
         program = _with_placeholders(program, 0, 1)
     (directory / "chat_template.jinja").write_text(program, encoding="utf-8")
     (directory / "chat_template.json").unlink(missing_ok=True)
-    tokenizer = read_json(directory / "tokenizer_config.json")
+    tokenizer = read_json_object(directory / "tokenizer_config.json")
     if tokenizer.pop("chat_template", None) is not None:
         write_json(directory / "tokenizer_config.json", tokenizer)
 
@@ -187,7 +175,7 @@ def _is_there(reference: Any, directory: Path) -> bool:
 def _to_nested(target: Path) -> None:
     """Rewrite the files of a flat VL base as transformers' own processor reads them."""
     _rename_placeholders(target, 0, 1)
-    tokenizer = read_json(target / "tokenizer_config.json")
+    tokenizer = read_json_object(target / "tokenizer_config.json")
     if "auto_map" in tokenizer or str(tokenizer.get("tokenizer_class", "")).startswith("Ernie"):
         # The released class is remote code; these are what transformers reads the same files with.
         generic = "PreTrainedTokenizerFast" if (target / "tokenizer.json").is_file() else "LlamaTokenizer"
@@ -255,7 +243,7 @@ def _rename_placeholders(target: Path, old: int, new: int) -> None:
         file = target / name
         if not file.is_file():
             continue
-        content = file.read_text(encoding="utf-8") if name.endswith(".jinja") else read_json(file)
+        content = file.read_text(encoding="utf-8") if name.endswith(".jinja") else read_json_object(file)
         if isinstance(content, str):
             file.write_text(_with_placeholders(content, old, new), encoding="utf-8")
         elif isinstance(content.get("chat_template"), str):
@@ -295,7 +283,7 @@ def _generation_config(target: Path, config: ErnieConfig) -> Json:
         key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw.get(key) is not None
     }
     if "eos_token_id" not in result:
-        name = read_json(target / "tokenizer_config.json").get("eos_token")
+        name = read_json_object(target / "tokenizer_config.json").get("eos_token")
         found = token_id(target, name["content"] if isinstance(name, dict) else str(name))
         if found is None:
             raise CheckpointError(

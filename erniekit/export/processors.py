@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.encode import EncodeOptions, video_spec
-from erniekit.export.files import read_json, timestamps, write_json
+from erniekit.export.files import timestamps, write_json
+from erniekit.local_files import read_json_object
 
 _SAMPLING = "leading"  # what every engine does
 
@@ -20,7 +21,7 @@ def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int 
     changes = []
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = directory / name
-        content = read_json(file) if file.is_file() else {}
+        content = read_json_object(file) if file.is_file() else {}
         processor = content.get("image_processor", content)
         for key, edge, value in (
             ("min_pixels", "shortest_edge", min_pixels),
@@ -46,7 +47,7 @@ def set_videos(directory: Path, options: EncodeOptions) -> list[str]:
     Only the transformers layout has a file for it. Returns what was changed, and what cannot be said there.
     """
     files = [directory / "video_preprocessor_config.json", directory / "processor_config.json"]
-    found = {file: read_json(file) for file in files if file.is_file()}
+    found = {file: read_json_object(file) for file in files if file.is_file()}
     processors = {
         file: content if file.name.startswith("video") else content.get("video_processor")
         for file, content in found.items()

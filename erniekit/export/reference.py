@@ -34,6 +34,7 @@ from erniekit.checkpoint.hub import as_dtype, read_array, read_header
 from erniekit.checkpoint.weights import array_of, load_model
 from erniekit.data.positions import media_positions, text_positions
 from erniekit.errors import VerifyError
+from erniekit.local_files import placeholder_problem
 from erniekit.models.config import VisionConfig
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.objectives.language import chunked_cross_entropy
@@ -159,6 +160,9 @@ def reference_row(stored: Arrays, vision: VisionConfig | None, where: str) -> tu
 
 
 def _read(file: Path) -> Arrays:
+    problem = placeholder_problem(file)
+    if problem is not None:
+        raise VerifyError(f"{file}: {problem}")
     try:
         with np.load(file) as archive:
             stored = {name: archive[name] for name in archive.files}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME, best_checkpoint
+from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, newest_checkpoint, read_state
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
@@ -67,7 +68,8 @@ def load_for_inference(path: str | Path, dtype: str = "float32") -> LoadedModel:
 def find_model(path: str | Path) -> ModelSource:
     """What a path that a user names stands for. An adapter goes on the base that its configuration names.
 
-    Raises CheckpointError where there is no model, no base, or a training checkpoint that is incomplete.
+    Raises CheckpointError where there is no model, no base, a training checkpoint that is incomplete, or files that
+    do not fit: what they are is known from their headers, before anyone waits for data.
     """
     checkpoint = find_checkpoint(Path(path))
     directory = checkpoint
@@ -78,9 +80,11 @@ def find_model(path: str | Path) -> ModelSource:
                 f"{checkpoint}: its base model {directory} is not there; a relative path counts from the "
                 "directory in which the command runs (base_model_name_or_path in adapter_config.json)"
             )
-    if not (checkpoint / STATE_FILE).is_file():
+        read_adapter_index(checkpoint)
+    state = read_state(checkpoint) if (checkpoint / STATE_FILE).is_file() else None
+    open_model(directory)
+    if state is None:
         return ModelSource(checkpoint, directory)
-    state = read_state(checkpoint)
     return ModelSource(checkpoint, directory, EncodeOptions.of_run(state.config["data"], state.seed))
 
 

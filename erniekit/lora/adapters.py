@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, write_safetensors
 from erniekit.checkpoint.weights import assign
 from erniekit.errors import CheckpointError
+from erniekit.local_files import read_json_object
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec, is_expert_tensor
 
@@ -79,8 +80,8 @@ def write_adapter(
 def read_adapter_config(directory: str | Path) -> AdapterConfig:
     """Read `adapter_config.json`. Raises CheckpointError naming what is missing."""
     file = Path(directory) / CONFIG_FILE
+    raw = read_json_object(file)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
         return AdapterConfig(
             base_path=str(raw["base_model_name_or_path"]),
             rank=int(raw["r"]),
@@ -88,8 +89,6 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
             dropout=float(raw.get("lora_dropout", 0.0)),
             targets=tuple(raw["target_modules"]),
         )
-    except OSError:
-        raise CheckpointError(f"{file}: not found") from None
     except KeyError as error:
         raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
     except (ValueError, TypeError):

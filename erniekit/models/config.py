@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from erniekit.errors import CheckpointError
+from erniekit.local_files import read_json_object
+from erniekit.models.config_keys import (
+    DECODER_ALIASES,
+    ROPE_KEYS,
+    VISION_ALIASES,
+    Family,
+    canonical,
+    check_keys,
+    decoder_keys,
+    outer_keys,
+    read_flag,
+    read_integer,
+    read_number,
+    read_object,
+    vision_keys,
+)
 
-Family = Literal["dense", "moe", "vl"]
+Json = dict[str, Any]
 FAMILY_OF_MODEL_TYPE: dict[str, Family] = {
     "ernie4_5": "dense",
     "ernie4_5_moe": "moe",
@@ -18,6 +33,10 @@ FAMILY_OF_MODEL_TYPE: dict[str, Family] = {
 }
 VISION_ROPE_THETA = 10000.0
 VISION_NORM_EPS = 1e-6
+_ROPE_NAMES = ("rope_parameters", "rope_scaling")
+_PADDLE_HINT = (
+    "; the file is like those of -Paddle releases, which are not read: use the release that ends in -PT"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,8 @@ class MediaTokens:
 class ErnieConfig:
     """One architecture, whichever of the four `config.json` forms described it.
 
-    `raw` is the `config.json` as it was read, from which exports are written.
+    `raw` is the `config.json` as it was read, from which exports are written; `unknown` are the names of its keys
+    that `erniekit.models.config_keys` does not have.
     """
 
     family: Family
@@ -114,7 +134,8 @@ class ErnieConfig:
     moe: MoeConfig | None = None
     vision: VisionConfig | None = None
     media: MediaTokens | None = None
-    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+    unknown: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_dir(cls, path: str | Path) -> ErnieConfig:
@@ -124,161 +145,261 @@ class ErnieConfig:
             raise CheckpointError(
                 f"{file}: not found; a model directory holds config.json beside its weights"
             )
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{file}: must hold one JSON object")
-        return cls.from_json(raw, where=str(file))
+        return cls.from_json(read_json_object(file), where=str(file))
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any], where: str = "config.json") -> ErnieConfig:
-        """Interpret a parsed `config.json`. Raises CheckpointError naming the key that is missing or impossible."""
+    def from_json(cls, raw: Json, where: str = "config.json") -> ErnieConfig:
+        """Interpret a parsed `config.json`.
+
+        Raises CheckpointError that names the key that is missing, impossible, or asks for a computation that is not
+        implemented.
+        """
         model_type = raw.get("model_type")
-        family = FAMILY_OF_MODEL_TYPE.get(model_type or "")
+        family = FAMILY_OF_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
         if family is None:
             known = ", ".join(FAMILY_OF_MODEL_TYPE)
             raise CheckpointError(
                 f"{where}: model_type {model_type!r} is not an ERNIE 4.5 model; known: {known}"
             )
-        nested = "text_config" in raw
-        if nested and not isinstance(raw["text_config"], dict):
-            raise CheckpointError(f"{where}: text_config must be an object")
-        text = {**raw["text_config"], **_only(raw, "tie_word_embeddings")} if nested else raw
         try:
-            config = _build(family, text, raw, nested)
+            return _build(family, raw)
         except KeyError as error:
-            raise CheckpointError(f"{where}: key {error.args[0]!r} is missing") from None
-        except (TypeError, ValueError) as error:
+            hint = _PADDLE_HINT if is_paddle_config(raw) else ""
+            raise CheckpointError(f"{where}: key {error.args[0]!r} is missing{hint}") from None
+        except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from None
-        return config
 
 
-def _only(source: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: source[key] for key in keys if key in source}
+def is_paddle_config(raw: Json) -> bool:
+    """Whether a `config.json` is of a `-Paddle` release: `dtype` without torch's name and transformers' version.
+
+    FastDeploy tells the layouts apart in the same way.
+    """
+    return "dtype" in raw and not raw.get("torch_dtype") and not raw.get("transformers_version")
 
 
-def _build(family: Family, text: dict[str, Any], raw: dict[str, Any], nested: bool) -> ErnieConfig:
-    heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
-    layers = int(text["num_hidden_layers"])
-    head_dim = int(text.get("head_dim") or hidden // heads)
-    rope = text.get("rope_parameters") or {}
+def _build(family: Family, raw: Json) -> ErnieConfig:
+    nested = raw.get("text_config") is not None
+    unknown: list[str] = []
+    if nested:
+        outer = canonical(raw, {})
+        unknown += check_keys(outer, outer_keys())
+        text = canonical(read_object(raw, "text_config"), DECODER_ALIASES, "text_config.")
+        unknown += check_keys(text, decoder_keys(family), "text_config.")
+        text["tie_word_embeddings"] = _tied(outer, text)
+    else:
+        outer = text = canonical(raw, DECODER_ALIASES)
+        unknown += check_keys(text, decoder_keys(family))
+    vision: Json = {}
+    if family == "vl":
+        vision = canonical(read_object(raw, "vision_config"), VISION_ALIASES, "vision_config.")
+        unknown += check_keys(vision, vision_keys(), "vision_config.")
+    rope = _rope(text, unknown)
+    heads, hidden = read_integer(text, "num_attention_heads"), read_integer(text, "hidden_size")
+    layers = read_integer(text, "num_hidden_layers")
+    head_dim = read_integer(text, "head_dim", hidden // heads)
     config = ErnieConfig(
         family=family,
-        vocab_size=int(text["vocab_size"]),
+        vocab_size=read_integer(text, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=int(text["intermediate_size"]),
+        intermediate_size=read_integer(text, "intermediate_size"),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=int(text.get("num_key_value_heads") or heads),
+        num_key_value_heads=read_integer(text, "num_key_value_heads", heads),
         head_dim=head_dim,
-        rms_norm_eps=float(text.get("rms_norm_eps", 1e-5)),
-        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 500000.0),
-        mrope_section=_mrope_section(text, head_dim) if family == "vl" else None,
-        tie_word_embeddings=bool(text.get("tie_word_embeddings", True)),
-        use_bias=bool(text.get("use_bias") or False),
-        max_position_embeddings=int(text.get("max_position_embeddings", 131072)),
+        rms_norm_eps=read_number(text, "rms_norm_eps", 1e-5),
+        rope_theta=read_number(rope, "rope_theta", 500000.0),
+        mrope_section=_mrope_section(text, rope, head_dim) if family == "vl" else None,
+        tie_word_embeddings=read_flag(text, "tie_word_embeddings", True),
+        use_bias=False,
+        max_position_embeddings=read_integer(text, "max_position_embeddings", 131072),
         moe=_moe(family, text, layers) if family != "dense" else None,
-        vision=_vision(raw, nested) if family == "vl" else None,
-        media=_media(raw, nested) if family == "vl" else None,
+        vision=_vision(outer, vision, nested, unknown) if family == "vl" else None,
+        media=_media(outer, nested) if family == "vl" else None,
         raw=raw,
+        unknown=tuple(unknown),
     )
     if config.num_attention_heads % config.num_key_value_heads:
         raise ValueError(
             f"num_attention_heads {config.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {config.num_key_value_heads}"
         )
-    if config.use_bias:
-        raise ValueError("use_bias true is not supported: no released ERNIE 4.5 has biases in its decoder")
+    if head_dim % 2:
+        raise ValueError(f"head_dim {head_dim}: rotary embedding needs an even one")
     return config
 
 
-def _mrope_section(text: dict[str, Any], head_dim: int) -> tuple[int, int, int]:
+def _tied(outer: Json, text: Json) -> bool:
+    """`tie_word_embeddings` of a nested file, which has it in two places."""
+    inner = read_flag(text, "tie_word_embeddings", outer.get("tie_word_embeddings", True))
+    found = read_flag(outer, "tie_word_embeddings", inner)
+    if found != inner:
+        raise ValueError(
+            f"tie_word_embeddings is {str(found).lower()}, text_config.tie_word_embeddings is {str(inner).lower()}: "
+            "make them agree"
+        )
+    return found
+
+
+def _rope(
+    section: Json, unknown: list[str], prefix: str = "", default_types: tuple[str, ...] = ("default",)
+) -> Json:
+    """Settings of a rotary embedding, from `rope_parameters`, `rope_scaling` and `rope_theta`.
+
+    Adds unknown keys to `unknown`. Raises ValueError for another kind than the default one, and where places disagree.
+    """
+    merged: Json = {}
+    for name in _ROPE_NAMES:
+        found = (
+            canonical(read_object(section, name), {"type": "rope_type"}, f"{name}.")
+            if name in section
+            else {}
+        )
+        kind = found.pop("rope_type", default_types[0])
+        # A scale of 1, which is the default by another name, passes check_keys.
+        kinds = (*default_types, "linear") if "factor" in found else default_types
+        if kind not in kinds:
+            raise ValueError(
+                f"{prefix}{name} is {section[name]}, which is not supported: only the default rotary embedding is. No "
+                f"released ERNIE 4.5 has another; where the model was not trained with it, remove {name} from the file"
+            )
+        if any(isinstance(value, dict) for value in found.values()):
+            raise ValueError(
+                f"{prefix}{name} has settings of its own for kinds of layers, which is not supported"
+            )
+        unknown += check_keys(found, ROPE_KEYS, f"{prefix}{name}.")
+        for key, value in found.items():
+            if merged.setdefault(key, value) != value:
+                raise ValueError(f"{prefix}rope_parameters and {prefix}rope_scaling have different {key}")
+    theta = section.get("rope_theta")
+    if theta is not None and merged.setdefault("rope_theta", theta) != theta:
+        raise ValueError(
+            f"{prefix}rope_theta is {theta}, and {merged['rope_theta']} in rope_parameters or rope_scaling"
+        )
+    return merged
+
+
+def _mrope_section(text: Json, rope: Json, head_dim: int) -> tuple[int, int, int]:
     """Frequencies that follow height, width and time; the flat config may give only the share of time."""
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    section = scaling.get("mrope_section")
+    section = rope.get("mrope_section")
     if section is None:
-        time = int(text.get("freq_allocation", 20))
+        time = read_integer(text, "freq_allocation", 20)
         space = head_dim // 2 - time
         section = [space // 2, space - space // 2, time]
-    height, width, time = (int(part) for part in section)
+    if (
+        not isinstance(section, list)
+        or len(section) != 3
+        or not all(isinstance(part, int) for part in section)
+    ):
+        raise ValueError(f"mrope_section must be three whole numbers, it is {section!r}")
+    height, width, time = section
     if height + width + time != head_dim // 2 or height != width:
         raise ValueError(
-            f"mrope_section {list(section)} must hold equal shares of height and width and add up to "
+            f"mrope_section {section} must hold equal shares of height and width and add up to "
             f"head_dim / 2 = {head_dim // 2}"
         )
+    if read_integer(text, "freq_allocation", time) != time:
+        raise ValueError(f"freq_allocation is {text['freq_allocation']}, mrope_section gives time {time}")
     return height, width, time
 
 
-def _moe(family: Family, text: dict[str, Any], layers: int) -> MoeConfig:
-    experts = text["moe_num_experts"]
-    if isinstance(experts, list):
-        if len(set(experts)) != 1:
-            raise ValueError(
-                f"moe_num_experts {experts}: text and vision must have the same number of experts"
-            )
-        experts = experts[0]
-    widths = text["moe_intermediate_size"]
-    widths = tuple(int(w) for w in widths) if isinstance(widths, list) else (int(widths),)
+def _moe(family: Family, text: Json, layers: int) -> MoeConfig:
     modalities = 2 if family == "vl" else 1
+    experts = _per_modality(text, "moe_num_experts")
+    if len(set(experts)) != 1:
+        raise ValueError(f"moe_num_experts {experts}: text and vision must have the same number of experts")
+    widths = _per_modality(text, "moe_intermediate_size")
     if len(widths) != modalities:
-        raise ValueError(f"moe_intermediate_size {list(widths)}: a {family} model has {modalities} of them")
-    top_k = int(text["moe_k"])
-    if not 1 <= top_k <= int(experts):
-        raise ValueError(f"moe_k {top_k} must be between 1 and moe_num_experts {experts}")
+        raise ValueError(f"moe_intermediate_size {widths}: a {family} model has {modalities} of them")
+    top_k = read_integer(text, "moe_k")
+    if top_k > experts[0]:
+        raise ValueError(f"moe_k {top_k} must be between 1 and moe_num_experts {experts[0]}")
     return MoeConfig(
-        num_experts=int(experts),
+        num_experts=experts[0],
         top_k=top_k,
-        intermediate_sizes=widths,
-        num_shared_experts=int(text.get("moe_num_shared_experts") or 0),
-        norm_min=float(text.get("moe_norm_min", 1e-12)),
+        intermediate_sizes=tuple(widths),
+        num_shared_experts=read_integer(text, "moe_num_shared_experts", 0, least=0),
+        norm_min=read_number(text, "moe_norm_min", 1e-12),
         sparse_layers=_sparse_layers(text, layers),
     )
 
 
-def _sparse_layers(text: dict[str, Any], layers: int) -> tuple[int, ...]:
+def _per_modality(text: Json, key: str, default: int | None = None, least: int = 1) -> list[int]:
+    """A number, or a list of one for text and one for vision."""
+    value = text.get(key, default)
+    if value is None:
+        raise KeyError(key)
+    values = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
+    return [read_integer({key: one}, key, least=least) for one in values]
+
+
+def _sparse_layers(text: Json, layers: int) -> tuple[int, ...]:
     types = text.get("mlp_layer_types")
     if types is not None:
+        if not isinstance(types, list) or len(types) != layers or not set(types) <= {"sparse", "dense"}:
+            raise ValueError(f'mlp_layer_types must be "sparse" or "dense" for each of the {layers} layers')
         return tuple(index for index, kind in enumerate(types) if kind == "sparse")
-    start = _as_list(text.get("moe_layer_start_index", 1))
-    end = [layers - 1 if e == -1 else e for e in _as_list(text.get("moe_layer_end_index", -1))]
-    interval = int(text.get("moe_layer_interval") or 1)
-    return tuple(i for i in range(layers) if min(start) <= i <= max(end) and (i + 1) % interval == 0)
+    starts = _per_modality(text, "moe_layer_start_index", 1, least=0)
+    ends = [
+        layers - 1 if end == -1 else end for end in _per_modality(text, "moe_layer_end_index", -1, least=-1)
+    ]
+    interval = read_integer(text, "moe_layer_interval", 1)
+    found = [
+        tuple(i for i in range(layers) if start <= i <= end and (i + 1) % interval == 0)
+        for start, end in zip(starts * (2 // len(starts)), ends * (2 // len(ends)), strict=True)
+    ]
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"moe_layer_start_index {starts} and moe_layer_end_index {ends} give text and vision experts in different "
+            "layers, which is not supported"
+        )
+    return found[0]
 
 
-def _as_list(value: Any) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, list) else [int(value)]
-
-
-def _vision(raw: dict[str, Any], nested: bool) -> VisionConfig:
-    vision = raw["vision_config"]
-    width = int(vision["hidden_size"])
-    if vision.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise ValueError(f"vision_config.hidden_act {vision['hidden_act']!r}: only quick_gelu is known")
-    temporal = vision["temporal_merge_size"] if nested else raw.get("temporal_conv_size", 2)
-    if int(temporal) != 2:
-        raise ValueError(f"temporal merge of {temporal} frames: only 2 is known")
-    return VisionConfig(
-        depth=int(vision["depth"]),
+def _vision(outer: Json, vision: Json, nested: bool, unknown: list[str]) -> VisionConfig:
+    width = read_integer(vision, "hidden_size")
+    rope = _rope(vision, unknown, "vision_config.", ("default", "axial"))
+    if read_number(rope, "rope_theta", VISION_ROPE_THETA) != VISION_ROPE_THETA:
+        raise ValueError(
+            f"vision_config.rope_theta is {rope['rope_theta']}: only {VISION_ROPE_THETA} is supported"
+        )
+    patch = vision.get("patch_size")
+    if isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1]:
+        vision = vision | {"patch_size": patch[0]}
+    ratio = 0.0 if nested else read_number(vision, "mlp_ratio", 4.0)
+    found = VisionConfig(
+        depth=read_integer(vision, "depth"),
         hidden_size=width,
-        intermediate_size=int(vision["intermediate_size"] if nested else width * vision["mlp_ratio"]),
-        num_heads=int(vision["num_heads"]),
-        patch_size=int(vision["patch_size"]),
-        in_channels=int(vision["in_channels"]),
-        spatial_merge_size=int(vision["spatial_merge_size"]),
-        temporal_merge_size=int(temporal),
+        intermediate_size=read_integer(vision, "intermediate_size") if nested else int(width * ratio),
+        num_heads=read_integer(vision, "num_heads"),
+        patch_size=read_integer(vision, "patch_size"),
+        in_channels=read_integer(vision, "in_channels"),
+        spatial_merge_size=read_integer(vision, "spatial_merge_size"),
+        temporal_merge_size=2,
     )
+    same = (
+        ("pixel_hidden_size", outer, "hidden_size", found.hidden_size),
+        ("spatial_conv_size", outer, "spatial_merge_size", found.spatial_merge_size),
+        ("embed_dim", vision, "hidden_size", found.hidden_size),
+        ("in_chans", vision, "in_channels", found.in_channels),
+        ("spatial_patch_size", vision, "patch_size", found.patch_size),
+    )
+    for key, section, other, value in same:
+        if section.get(key, value) != value:
+            raise ValueError(
+                f"{key} is {section[key]}, vision_config.{other} is {value}: they must be the same"
+            )
+    return found
 
 
-def _media(raw: dict[str, Any], nested: bool) -> MediaTokens:
+def _media(raw: Json, nested: bool) -> MediaTokens:
     # The flat layout has one placeholder for pictures and videos; only the nested one tells them apart.
-    image = int(raw["image_token_id" if nested else "im_patch_id"])
+    image = read_integer(raw, "image_token_id" if nested else "im_patch_id", least=0)
     return MediaTokens(
         image_placeholder=image,
-        video_placeholder=int(raw.get("video_token_id", image)),
-        image_start=int(raw["image_start_token_id"]),
-        image_end=int(raw["image_end_token_id"]),
-        video_start=int(raw["video_start_token_id"]),
-        video_end=int(raw["video_end_token_id"]),
+        video_placeholder=read_integer(raw, "video_token_id", image, least=0),
+        image_start=read_integer(raw, "image_start_token_id", least=0),
+        image_end=read_integer(raw, "image_end_token_id", least=0),
+        video_start=read_integer(raw, "video_start_token_id", least=0),
+        video_end=read_integer(raw, "video_end_token_id", least=0),
     )

@@ -20,13 +20,15 @@ from erniekit.data.dataset import (
     temporary_cache,
 )
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
-from erniekit.data.files import hub_file
+from erniekit.data.files import expand, hub_file
 from erniekit.data.loader import RowLoader
 from erniekit.data.mixture import Mixture
 from erniekit.data.rows import StoredRows
 from erniekit.data.samples import SampleReader, pair_mode
 from erniekit.data.stream import StreamedRows
 from erniekit.data.workers import Workers
+from erniekit.errors import DataError
+from erniekit.local_files import placeholder_problem
 from erniekit.train.plan import describe_data, describe_left_out
 
 Say = Callable[[str], None]
@@ -77,6 +79,7 @@ def load_inputs(config: Config, say: Say, rank: int = 0, ranks: int = 1) -> Inpu
     rank, ranks: of the processes that share the rows.
     """
     data = config.data
+    _check_sources(data)
     encoder = make_encoder(
         Path(config.model.path), EncodeOptions.of_run(data.model_dump(), config.train.seed)
     )
@@ -111,6 +114,15 @@ def load_inputs(config: Config, say: Say, rank: int = 0, ranks: int = 1) -> Inpu
         # From here on: pictures that turn out to be damaged when they are decoded, and streamed samples.
         budget.on_skip = lambda error: say(f"skipped: {error}")
         return Inputs(encoder, loader, rows, heldout, stack.pop_all())
+
+
+def _check_sources(data: DataConfig) -> None:
+    """Find what names no file, or a file that was not downloaded, before the first source is encoded."""
+    for source in (*data.train, *data.eval):
+        for file in () if source.path.startswith(HUB) else expand([source.path]):
+            problem = placeholder_problem(file)
+            if problem is not None:
+                raise DataError(f"{file}: {problem}")
 
 
 def _heldout(

@@ -43,7 +43,7 @@ from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
 from erniekit.train.optimizer import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
-from erniekit.train.prepare import Prepared, load_shared, make_exchange, prepare_model
+from erniekit.train.prepare import Prepared, check_model, load_shared, make_exchange, prepare_model
 from erniekit.train.progress import Reporter, make_reporter
 from erniekit.train.routers import Routers
 from erniekit.train.saving import (
@@ -77,6 +77,7 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     """
     reporter = make_reporter()
     worker = worker_from(os.environ)
+    check_model(Path(config.model.path), reporter.say)
     if worker is None or worker.rank == 0:
         check_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import paddle
 
-from erniekit.checkpoint.hub import check_against, read_index
+from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.weights import load_model, load_spread
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
@@ -16,6 +16,7 @@ from erniekit.data.vision import ImageSpec
 from erniekit.lora.adapters import load_adapter
 from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters
 from erniekit.models.config import ErnieConfig
+from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import parameter_specs
 from erniekit.models.segments import Segments
@@ -107,6 +108,18 @@ def prepare_model(
     return Prepared(model, trained, choice.trained, stored)
 
 
+def check_model(directory: Path, say: Callable[[str], None], *, weights: bool = True) -> None:
+    """Check the files of the base model, from their headers, and say which keys of config.json are not known.
+
+    Comes before data is encoded, which may take long. Without `weights` it reads config.json only. Raises
+    CheckpointError.
+    """
+    config = open_model(directory)[0] if weights else ErnieConfig.from_dir(directory)
+    unknown = unknown_keys_message(config.unknown, directory / "config.json")
+    if unknown is not None:
+        say(f"warning: {unknown}")
+
+
 def load_shared(
     directory: Path, dtype: str, mesh: Mesh | None, shard: Shard
 ) -> tuple[ErnieModel, StoredLayers | None]:
@@ -140,17 +153,12 @@ def make_exchange(config: Config, prepared: Prepared, mesh: Mesh) -> Exchange | 
     return exchange
 
 
-def preview_model(
-    config: Config, dtype: str, say: Callable[[str], None], layout: Layout, *, weights: bool
-) -> None:
-    """Say what `prepare_model` would do, from `config.json` and, with `weights`, the headers of the weight
-    files.
+def preview_model(config: Config, dtype: str, say: Callable[[str], None], layout: Layout) -> None:
+    """Say what `prepare_model` would do, from `config.json`.
 
     No parameter takes memory, whatever the size of the model. Raises as `prepare_model` does.
     """
     architecture = ErnieConfig.from_dir(config.model.path)
-    if weights:
-        check_against(read_index(config.model.path), parameter_specs(architecture), config.model.path)
     _describe(config, architecture, dtype, _choose(config, architecture, dtype), say, layout)
 
 

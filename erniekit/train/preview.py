@@ -11,7 +11,7 @@ from erniekit.errors import DataError
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.inputs import load_inputs
 from erniekit.train.plan import describe_run, plan_run
-from erniekit.train.prepare import preview_model
+from erniekit.train.prepare import check_model, preview_model
 from erniekit.train.progress import make_reporter
 from erniekit.train.team import plan_layout
 
@@ -39,8 +39,9 @@ def _model(config: Config, say: Callable[[str], None], processes: int, no_weight
     model = Path(config.model.path)
     if no_weights and not (model / "config.json").is_file():
         return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]
+    check_model(model, say, weights=not no_weights)
     dtype = compute_dtype(config.model.dtype, device)
-    preview_model(config, dtype, say, plan_layout(config, processes), weights=not no_weights)
+    preview_model(config, dtype, say, plan_layout(config, processes))
     return []
 
 

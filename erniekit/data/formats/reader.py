@@ -14,6 +14,7 @@ from erniekit.data.formats.arrays import read_array, read_objects, spans_lines
 from erniekit.data.formats.records import BadLine, Cursor, Record, Stream
 from erniekit.data.formats.tables import read_parquet, read_table
 from erniekit.errors import DataError
+from erniekit.local_files import placeholder_problem
 
 __all__ = ["BadLine", "Cursor", "Record", "read_records"]
 
@@ -32,6 +33,9 @@ def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLin
     cannot be read, holds no record, or has an error after which it cannot be read on; a line of JSON lines or a row
     of a table that is wrong comes as a BadLine.
     """
+    problem = placeholder_problem(path)
+    if problem is not None:
+        raise DataError(f"{path}: {problem}")
     empty = True
     try:
         with path.open("rb") as raw:

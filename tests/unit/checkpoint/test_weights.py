@@ -56,7 +56,9 @@ def test_a_bfloat16_checkpoint_comes_back_in_either_type(directory: Path, tmp_pa
 
 
 def test_what_does_not_fit_the_configuration_is_listed(directory: Path) -> None:
-    (directory / "config.json").write_text(json.dumps(FLAT | {"num_hidden_layers": 5}))
+    (directory / "config.json").write_text(
+        json.dumps(FLAT | {"num_hidden_layers": 5, "moe_layer_end_index": -1})
+    )
     with pytest.raises(
         CheckpointError, match=r"30 tensors are missing:\n  model\.layers\.4\.input_layernorm\.weight \[16\]"
     ):

@@ -14,11 +14,11 @@ from erniekit.export.files import (
     VIDEO_PLACEHOLDER,
     carry_files,
     drop_missing_code,
-    read_json,
     side_files,
     token_id,
 )
 from erniekit.export.layouts import hub_config, transformers_config
+from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy, change_json
 
@@ -96,16 +96,16 @@ def test_transformers_layout_and_back(copy: Copy, tmp_path: Path) -> None:
     assert not list(nested.glob("*.py"))
     template = (nested / "chat_template.jinja").read_text()
     assert "<|IMAGE_PLACEHOLDER|>" in template and "@placeholder" not in template
-    tokenizer = read_json(nested / "tokenizer_config.json")
+    tokenizer = read_json_object(nested / "tokenizer_config.json")
     assert (
         tokenizer["image_token"] == "<|IMAGE_PLACEHOLDER|>"
         and tokenizer["video_end_token"] == "<|VIDEO_END|>"
     )
     assert "auto_map" not in tokenizer
-    processor = read_json(nested / "preprocessor_config.json")
+    processor = read_json_object(nested / "preprocessor_config.json")
     assert processor["image_processor_type"] == "Ernie4_5_VLMoeImageProcessor"
     assert set(processor["size"]) == {"shortest_edge", "longest_edge"}
-    video = read_json(nested / "video_preprocessor_config.json")
+    video = read_json_object(nested / "video_preprocessor_config.json")
     assert video["draw_on_frames"] is True and (nested / video["font"]).read_bytes() == FONT.read_bytes()
     assert "Apache License" in (nested / "Roboto-LICENSE.txt").read_text()
     assert ImageSpec.from_checkpoint(nested) == ImageSpec.from_checkpoint(source)
@@ -124,7 +124,7 @@ def test_chat_template_inside_tokenizer_config(copy: Copy, tmp_path: Path) -> No
     (source / "chat_template.jinja").unlink()
     change_json(source / "tokenizer_config.json", chat_template=template)
     carry(source, tmp_path / "out", "transformers")
-    written = read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"]
+    written = read_json_object(tmp_path / "out" / "tokenizer_config.json")["chat_template"]
     assert written == template.replace("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>").replace(
         "<|video@placeholder|>", "<|VIDEO_PLACEHOLDER|>"
     )
@@ -157,14 +157,16 @@ def test_missing_generation_config_is_written(copy: Copy, tmp_path: Path) -> Non
     source = copy("dense")
     (source / "generation_config.json").unlink()
     assert any("generation_config.json" in warning for warning in carry(source, tmp_path / "a"))
-    assert read_json(tmp_path / "a" / "generation_config.json") == {
+    assert read_json_object(tmp_path / "a" / "generation_config.json") == {
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
     change_json(source / "config.json", eos_token_id=None)
     carry(source, tmp_path / "b")
-    assert read_json(tmp_path / "b" / "generation_config.json")["eos_token_id"] == 2  # the tokenizer's </s>
+    assert (
+        read_json_object(tmp_path / "b" / "generation_config.json")["eos_token_id"] == 2
+    )  # the tokenizer's </s>
     change_json(source / "tokenizer_config.json", eos_token="<gone>")
     with pytest.raises(CheckpointError, match="end token"):
         carry(source, tmp_path / "c")

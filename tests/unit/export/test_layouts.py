@@ -47,7 +47,7 @@ def test_hub_config_fills_what_engines_read_and_a_base_may_leave_out() -> None:
     ):
         del raw[key]
     del raw["vision_config"]["embed_dim"], raw["rope_theta"], raw["torch_dtype"]
-    raw |= {"architectures": ["Ernie4_5_VLForConditionalGeneration"], "moe_layer_end_index": [-1, 1]}
+    raw |= {"architectures": ["Ernie4_5_VLForConditionalGeneration"], "moe_layer_end_index": [-1, 2]}
     raw |= {
         "freq_allocation": 24,
         "dtype": "float32",
@@ -62,7 +62,7 @@ def test_hub_config_fills_what_engines_read_and_a_base_may_leave_out() -> None:
         500000.0,
         "silu",
     )
-    assert written["moe_layer_end_index"] == [2, 1]
+    assert written["moe_layer_end_index"] == [2, 2]
     assert written["pixel_hidden_size"] == written["vision_config"]["embed_dim"] == 64
     assert written["torch_dtype"] == "bfloat16" and "dtype" not in written
     assert written["num_nextn_predict_layers"] == 0

@@ -12,8 +12,9 @@ from erniekit.data.encode import EncodeOptions, video_spec
 from erniekit.data.video import FONT, VideoSpec
 from erniekit.data.vision import ImageSpec
 from erniekit.export.export import export_model
-from erniekit.export.files import carry_files, read_json, side_files, write_json
+from erniekit.export.files import carry_files, side_files, write_json
 from erniekit.export.processors import set_picture_bounds, set_videos
+from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy, change_json, write_state
 
@@ -50,7 +51,7 @@ def test_picture_bounds_of_training_in_each_form(tmp_path: Path) -> None:
 
 
 def test_the_processor_of_the_hub_is_what_transformers_gets(nested: Path) -> None:
-    video = read_json(nested / "video_preprocessor_config.json")
+    video = read_json_object(nested / "video_preprocessor_config.json")
     # Without a rate transformers takes all frames, as many as it may.
     assert (video["fps"], video["min_frames"], video["max_frames"]) == (2.0, 16, 180)
     assert video["do_sample_frames"] is True
@@ -71,7 +72,7 @@ def test_videos_are_read_as_in_training(nested: Path) -> None:
     ]
     assert VideoSpec.from_checkpoint(nested) == trained
     assert set_videos(nested, options) == []
-    assert read_json(file)["resample"] == 3, "everything else stays"
+    assert read_json_object(file)["resample"] == 3, "everything else stays"
 
 
 def test_areas_that_stand_apart_in_the_base_are_changed_too(nested: Path) -> None:
@@ -86,12 +87,12 @@ def test_a_base_without_a_rate_gets_that_of_training(nested: Path) -> None:
     assert set_videos(nested, EncodeOptions()) == [
         "video_preprocessor_config.json: fps is 2.0, as in training"
     ]
-    assert read_json(nested / "video_preprocessor_config.json")["fps"] == 2.0
+    assert read_json_object(nested / "video_preprocessor_config.json")["fps"] == 2.0
 
 
 def test_times_are_written_on_frames_as_in_training(nested: Path) -> None:
     file = nested / "video_preprocessor_config.json"
-    assert (nested / read_json(file)["font"]).read_bytes() == b"font", "the font of the base"
+    assert (nested / read_json_object(file)["font"]).read_bytes() == b"font", "the font of the base"
     assert (
         set_videos(nested, EncodeOptions(video_timestamps=True)) == set_videos(nested, EncodeOptions()) == []
     )
@@ -100,10 +101,10 @@ def test_times_are_written_on_frames_as_in_training(nested: Path) -> None:
     assert not VideoSpec.from_checkpoint(nested).timestamps
     # A base whose processor writes none, in the other file that transformers knows.
     (nested / "Roboto-Regular.ttf").unlink()
-    write_json(nested / "processor_config.json", {"video_processor": read_json(file), "other": 1})
+    write_json(nested / "processor_config.json", {"video_processor": read_json_object(file), "other": 1})
     file.unlink()
     assert len(set_videos(nested, EncodeOptions(video_timestamps=True))) == 1
-    content = read_json(nested / "processor_config.json")
+    content = read_json_object(nested / "processor_config.json")
     assert content["other"] == 1
     assert content["video_processor"]["draw_on_frames"] is True
     assert (nested / content["video_processor"]["font"]).read_bytes() == FONT.read_bytes()

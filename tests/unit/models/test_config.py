@@ -109,7 +109,7 @@ def test_specs_are_the_parameters_of_the_model(raw: dict[str, Any]) -> None:
         (dict(rope_scaling={"mrope_section": [2, 1, 1]}), "mrope_section"),
         (dict(num_attention_heads=3, num_key_value_heads=2), "not a multiple"),
         (dict(use_bias=True), "use_bias"),
-        (dict(temporal_conv_size=4), "only 2 is known"),
+        (dict(temporal_conv_size=4), "temporal_conv_size is 4"),
     ],
 )
 def test_what_cannot_be_is_named(change: dict[str, Any], words: str) -> None:

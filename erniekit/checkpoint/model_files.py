@@ -1,0 +1,126 @@
+"""A model directory, checked before its weights are read: what was downloaded, its layout, and its tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erniekit.checkpoint.hub import INDEX_FILE, TensorInfo, as_dtype, check_against, read_index, read_span
+from erniekit.errors import CheckpointError
+from erniekit.local_files import read_json_object, refuse_placeholders
+from erniekit.models.config import ErnieConfig
+from erniekit.models.specs import parameter_specs
+
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".ttf")
+_BLOCK = 1 << 22
+# Prefixes and fused linear layers of the -Paddle files, see the table of layouts in ERNIEKit and FastDeploy.
+_PADDLE_PREFIXES = ("ernie.",)
+_PADDLE_PARTS = (".qkv_proj.", ".up_gate_proj.")
+# (family, hidden_size, num_hidden_layers) -> the release that is read.
+_RELEASES: dict[tuple[str, Any, Any], str] = {
+    ("ernie4_5", 1024, 18): "baidu/ERNIE-4.5-0.3B-PT",
+    ("ernie4_5_moe", 2560, 28): "baidu/ERNIE-4.5-21B-A3B-PT",
+    ("ernie4_5_moe", 8192, 54): "baidu/ERNIE-4.5-300B-A47B-PT",
+    ("ernie4_5_moe_vl", 2560, 28): "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+    ("ernie4_5_moe_vl", 8192, 54): "baidu/ERNIE-4.5-VL-424B-A47B-PT",
+}
+
+
+def open_model(directory: str | Path) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
+    """Configuration of a model directory, and the place of each of its tensors.
+
+    Reads the first bytes of files and the headers of weights, and all of an `lm_head.weight` that should not be there.
+    Raises CheckpointError for files that were not downloaded, a `-Paddle` release, a config.json that is not supported,
+    and tensors that are missing, extra, misshapen, or a second output matrix.
+    """
+    directory = Path(directory)
+    refuse_undownloaded(directory)
+    config = ErnieConfig.from_dir(directory)
+    found = read_index(directory)
+    check_tensors(found, config, str(directory))
+    return config, found
+
+
+def check_tensors(found: dict[str, TensorInfo], config: ErnieConfig, where: str) -> None:
+    """Names, shapes and the output matrix of a model's tensors. Raises CheckpointError, see `open_model`."""
+    specs = parameter_specs(config)
+    shapes = {spec.name: spec.shape for spec in specs}
+    wrong = [name for name in shapes if name in found and found[name].shape != shapes[name]]
+    foreign = [name for name in found if _is_paddle(name)]
+    if foreign:
+        raise _paddle_error(where, f"it holds {foreign[0]}", config.raw)
+    if wrong and all(found[name].shape == shapes[name][::-1] for name in wrong):
+        name = wrong[0]
+        sign = f"{name} is {list(found[name].shape)}, {list(shapes[name])} in -PT"
+        raise _paddle_error(where, sign, config.raw)
+    check_against(found, specs, where)
+    if config.tie_word_embeddings and OUTPUT in found:
+        _check_output_matrix(found, config, where)
+
+
+def refuse_undownloaded(directory: Path) -> None:
+    """Raise CheckpointError for a directory that holds Git LFS pointers, or a `-Paddle` release.
+
+    Looks at names and first bytes only, before anything asks for keys that such a config.json lacks.
+    """
+    refuse_placeholders(directory, _READ)
+    parameters = sorted(file.name for file in directory.glob("*.pdparams"))
+    if parameters and not any(directory.glob("*.safetensors")):
+        raise _paddle_error(str(directory), f"it holds {parameters[0]}", _config_of(directory))
+    index = directory / INDEX_FILE
+    listed = read_json_object(index).get("weight_map") if index.is_file() else None
+    foreign = [name for name in listed if _is_paddle(name)] if isinstance(listed, dict) else []
+    if foreign:
+        raise _paddle_error(str(directory), f"it holds {foreign[0]}", _config_of(directory))
+
+
+def _is_paddle(name: str) -> bool:
+    return name.startswith(_PADDLE_PREFIXES) or any(part in name for part in _PADDLE_PARTS)
+
+
+def _config_of(directory: Path) -> dict[str, Any]:
+    file = directory / "config.json"
+    return read_json_object(file) if file.is_file() else {}
+
+
+def _paddle_error(where: str, sign: str, raw: dict[str, Any]) -> CheckpointError:
+    size = (str(raw.get("model_type")), raw.get("hidden_size"), raw.get("num_hidden_layers"))
+    use = _RELEASES.get(size, "baidu/ERNIE-4.5-...-PT")
+    name = Path(where).name
+    if name.endswith("-Paddle"):
+        use = f"baidu/{name.removesuffix('-Paddle')}-PT"
+    return CheckpointError(
+        f"{where}: the weights are in the layout of the -Paddle releases, with transposed or fused linear layers "
+        f"({sign}). Use the release of the same model whose name ends in -PT: {use}"
+    )
+
+
+def _check_output_matrix(found: dict[str, TensorInfo], config: ErnieConfig, where: str) -> None:
+    """Refuse an `lm_head.weight` of other values than the embedding it should share: one of them would be lost."""
+    output, embedding = found[OUTPUT], found[EMBEDDING]
+    if output.shape == embedding.shape and _same_values(output, embedding):
+        return
+    stated = (
+        "says"
+        if "tie_word_embeddings" in {**config.raw, **(config.raw.get("text_config") or {})}
+        else "means"
+    )
+    raise CheckpointError(
+        f"{where}: config.json {stated} tie_word_embeddings true, but {OUTPUT} ({output.file.name}) is not equal to "
+        f'{EMBEDDING}. Set "tie_word_embeddings": false in config.json to use and train {OUTPUT}, or remove {OUTPUT} '
+        "from its file to use the embedding"
+    )
+
+
+def _same_values(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two tensors of one shape have the same values, whatever their element types. Reads them in blocks."""
+    size = int(np.prod(first.shape))
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        one, two = (as_dtype(read_span(info, start, stop), info.dtype, "F32") for info in (first, second))
+        if not np.array_equal(one, two, equal_nan=True):
+            return False
+    return True

@@ -1,0 +1,95 @@
+"""Files of models and data on this machine: JSON objects, and what an unfinished download leaves in a file's place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from erniekit.errors import CheckpointError
+
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser was the name before the first release.
+_POINTER_HEADS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_POINTER_BYTES = 1024
+_WEB_PAGE_HEADS = (b"<!doctype html", b"<html")
+_MANY = 4
+# Left by huggingface_hub, aria2, wget-like tools and browsers beside, or in the place of, what they download.
+_UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload", "*.tmp")
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether bytes, at least the first 1025 of a longer file, are a Git LFS pointer and not the file itself."""
+    return len(content) <= _POINTER_BYTES and content.lstrip(b"\xef\xbb\xbf \r\n").startswith(_POINTER_HEADS)
+
+
+def is_web_page(content: bytes) -> bool:
+    """Whether bytes begin as HTML does: a hub's page of a file, or its page about an error."""
+    return content.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE_HEADS)
+
+
+def placeholder_problem(file: Path) -> str | None:
+    """What stands in the place of a file, and what to do; None where it may be the file itself, or is not there."""
+    try:
+        with file.open("rb") as stream:
+            return _problem_of(stream.read(_POINTER_BYTES + 1), file)
+    except OSError:
+        return None
+
+
+def _problem_of(head: bytes, file: Path) -> str | None:
+    if is_lfs_pointer(head):
+        return (
+            f"is a Git LFS pointer, not the file: run `git lfs pull` in {file.parent}, or download it again"
+        )
+    if is_web_page(head):
+        return "is a web page, not the file: download it again"
+    return None
+
+
+def refuse_placeholders(directory: Path, suffixes: Iterable[str]) -> None:
+    """Raise one CheckpointError that names the files of a directory, of these suffixes, that were not downloaded."""
+    found: dict[str, str] = {}
+    for file in sorted(directory.iterdir()) if directory.is_dir() else ():
+        problem = placeholder_problem(file) if file.suffix in tuple(suffixes) else None
+        if problem is not None:
+            found[file.name] = problem
+    if not found:
+        return
+    (name, problem), *others = found.items()
+    if not others:
+        raise CheckpointError(f"{directory / name}: {problem}")
+    names = ", ".join(list(found)[:_MANY]) + (f" and {len(found) - _MANY} more" if len(found) > _MANY else "")
+    raise CheckpointError(f"{directory}: {len(found)} files were not downloaded ({names}): {name} {problem}")
+
+
+def unfinished_downloads(directory: Path) -> list[str]:
+    """Names of the files that say that a download into a directory has not ended."""
+    places = (directory, directory / ".cache" / "huggingface" / "download")
+    return sorted({file.name for place in places for pattern in _UNFINISHED for file in place.glob(pattern)})
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises CheckpointError that names it, and the line of a mistake."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
+    problem = _problem_of(content, file)
+    if problem is not None:
+        raise CheckpointError(f"{file}: {problem}")
+    if not content.strip(b"\0 \t\r\n"):
+        raise CheckpointError(f"{file}: the file is empty: download it again")
+    try:
+        found = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{file}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{file}: not UTF-8 text: download it again") from None
+    except RecursionError:
+        raise CheckpointError(f"{file}: JSON that is nested too deeply to be read") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: must hold one JSON object")
+    return found

@@ -1,0 +1,323 @@
+"""Every key that config.json of an ERNIE 4.5 model is known to have, and what becomes of it here.
+
+Sources: the released `-PT` and `-Paddle` files, transformers' Ernie4_5Config, Ernie4_5_MoeConfig and
+Ernie4_5_VLMoeConfig, the released remote code, ERNIEKit and PaddleFormers. A key is `used`, or `fixed`: one computation
+is implemented, and a file that asks for another one is refused, or has `no_effect` on what training computes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Family = Literal["dense", "moe", "vl"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What becomes of a key. values: those that a fixed one may have; note: why, for the documentation."""
+
+    effect: Literal["used", "fixed", "none"]
+    values: tuple[Any, ...] = ()
+    note: str = ""
+
+
+Keys = dict[str, Key]
+
+
+def _used(names: str, note: str = "") -> Keys:
+    return {name: Key("used", (), note) for name in names.split()}
+
+
+def _fixed(names: str, *values: Any, note: str = "") -> Keys:
+    return {name: Key("fixed", values, note) for name in names.split()}
+
+
+def _no_effect(names: str, note: str) -> Keys:
+    return {name: Key("none", (), note) for name in names.split()}
+
+
+# The same key under a name that transformers (attribute_map) or Baidu's classes accept as well.
+DECODER_ALIASES = {
+    "num_experts": "moe_num_experts",
+    "num_experts_per_tok": "moe_k",
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "activation_function": "hidden_act",
+}
+VISION_ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
+
+_ANY: Keys = {
+    **_used("model_type tie_word_embeddings"),
+    **_used("dtype torch_dtype", "element type of an export; says nothing about the computation"),
+    **_used("eos_token_id", "ends answers, where generation_config.json does not say"),
+    **_used("bos_token_id pad_token_id", "written into exports"),
+    **_no_effect(
+        "architectures auto_map transformers_version paddlenlp_version paddleformers_version model_name name_or_path "
+        "_name_or_path _commit_hash tokenizer_class id2label label2id problem_type finetuning_task "
+        "task_specific_params",
+        "names and versions",
+    ),
+    **_no_effect(
+        "attn_implementation _attn_implementation _attn_implementation_autoset torchscript use_bfloat16 "
+        "chunk_size_feed_forward use_cache return_dict output_hidden_states output_attentions tie_encoder_decoder "
+        "is_decoder is_encoder_decoder tf_legacy_loss cross_attention_hidden_size decoder_start_token_id "
+        "sep_token_id initializer_range",
+        "how other libraries run it",
+    ),
+    **_no_effect(
+        "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups temperature top_k "
+        "top_p typical_p repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size "
+        "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate "
+        "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty "
+        "suppress_tokens begin_suppress_tokens prefix",
+        "settings of generation",
+    ),
+    **_fixed(
+        "quantization_config", None, note="quantized weights cannot be trained: use the bfloat16 release"
+    ),
+    **_fixed("is_quantized add_cross_attention", False),
+    **_fixed("pruned_heads", {}),
+}
+
+_DECODER: Keys = {
+    **_ANY,
+    **_used(
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "rms_norm_eps max_position_embeddings"
+    ),
+    **_used("rope_theta rope_parameters rope_scaling", "rotary embedding: the default one only"),
+    **_fixed("hidden_act", "silu", "swish"),
+    **_fixed("use_bias attention_bias mlp_bias", False),
+    **_fixed("use_rmsnorm", True),
+    **_fixed("partial_rotary_factor compression_ratio", 1.0),
+    **_fixed("use_qk_norm qk_layernorm", False),
+    **_fixed("sliding_window attention_window_size", None),
+    **_fixed("use_sliding_window", False),
+    **_fixed("layer_types", "full_attention", note="in every layer"),
+    **_fixed(
+        "remove_tail_layer", False, note="layers that a pretraining configuration counts and the model lacks"
+    ),
+    **_fixed(
+        "attention_dropout attention_dropout_prob attention_probs_dropout_prob hidden_dropout hidden_dropout_prob",
+        0.0,
+    ),
+    **_no_effect(
+        "use_flash_attention use_flash_attn use_flash_attn_with_mask use_sparse_flash_attn use_var_len_flash_attn "
+        "use_mem_eff_attn use_attn_mask_start_row_indices fuse_attn_ffn fuse_gate_detach_matmul fuse_linear fuse_ln "
+        "fuse_rms_norm fuse_rope fuse_softmax_mask fuse_swiglu use_fast_ln cachekv_quant using_precision_check",
+        "kernels of the same computation",
+    ),
+    **_no_effect(
+        "recompute recompute_granularity recompute_use_reentrant refined_recompute skip_recompute_ops "
+        "no_recompute_layers offload_recompute_inputs use_recompute use_recompute_lm_head use_recompute_loss_fn "
+        "use_recompute_moe use_recompute_mtp use_recompute_resampler loss_subbatch_seqlen "
+        "use_sparse_head_and_loss_fn use_fused_head_and_loss_fn",
+        "memory of Baidu's trainer",
+    ),
+    **_no_effect(
+        "tensor_parallel_degree tensor_parallel_rank tensor_parallel_output tensor_model_parallel_size "
+        "sequence_parallel pipeline_parallel_degree pp_seg_method virtual_pp_degree add_tail_layers "
+        "disable_ffn_model_parallel use_ep_comm_overlap enable_delay_scale_loss num_acc_steps micro_batch_size "
+        "offload_pp_data_chunk_size",
+        "processes of Baidu's trainer",
+    ),
+    **_no_effect(
+        "dpo_config token_balance_loss token_balance_seqlen ignored_index max_sequence_length",
+        "losses and data of Baidu's trainer; the run's configuration has its own",
+    ),
+    **_no_effect("weight_share_add_bias", "a bias of the output layer, only with use_bias"),
+    **_no_effect(
+        "num_nextn_predict_layers multi_token_pred_lambda mtp_loss_scaling_factor enable_mtp_magic_send",
+        "multi-token prediction, whose weights are left out",
+    ),
+}
+
+_MOE: Keys = {
+    **_used(
+        "moe_num_experts moe_k moe_intermediate_size moe_num_shared_experts moe_norm_min moe_layer_start_index "
+        "moe_layer_end_index moe_layer_interval mlp_layer_types"
+    ),
+    **_fixed("moe_gate", "topk", "topk_fused", "top2", "top2_fused", note="all mean the best moe_k"),
+    **_fixed("moe_gate_act", "softmax"),
+    **_fixed("scoring_func", "softmax"),
+    **_fixed("moe_norm_gate_logits norm_topk_prob moe_use_aux_free", True),
+    **_fixed("routed_scaling_factor", 1.0),
+    **_fixed(
+        "moe_group_experts moe_fuse_experts moe_num_attn_experts moe_reverse_token_drop moe_use_token_type_bias",
+        False,
+    ),
+    **_fixed("moe_dropout_prob moe_all_to_all_dropout", 0.0),
+    **_no_effect("moe_capacity", "no token is dropped, as in engines"),
+    **_no_effect("moe_dense_experts_token_type_id", "a token type that no data has"),
+    **_no_effect("sinkhorn_2gate sinkhorn_temp", "of another moe_gate"),
+    **_no_effect(
+        "moe_group moe_rank moe_world_size moe_group_origin moe_multimodal_dispatch_use_allgather "
+        "moe_use_size_all2all moe_layer_feed_fake_token moe_with_send_router_loss",
+        "processes of Baidu's trainer",
+    ),
+    **_no_effect(
+        "router_aux_loss_coef output_router_logits moe_aux_loss_lambda moe_z_loss_lambda moe_orthogonal_loss_lambda "
+        "moe_group_orthogonal_loss global_aux_loss",
+        "losses of routers; the run's configuration has its own (loss.*)",
+    ),
+}
+
+_MEDIA_IDS = "image_start_token_id image_end_token_id video_start_token_id video_end_token_id"
+_FLAT_VL: Keys = {
+    **_used(f"vision_config im_patch_id {_MEDIA_IDS} freq_allocation"),
+    **_used("pixel_hidden_size", "must be vision_config.hidden_size"),
+    **_used("spatial_conv_size", "must be vision_config.spatial_merge_size"),
+    **_fixed("temporal_conv_size", 2),
+    **_fixed("rope_3d use_temporal_conv moe_use_hard_gate", True),
+    **_fixed("modality_detach", False),
+    **_fixed("mm_vocab_size", 0),
+    **_no_effect("max_text_id", "only with mm_vocab_size"),
+    **_no_effect("resampler_fuse_rms_norm", "kernels of the same computation"),
+}
+
+_VISION: Keys = {
+    **_ANY,
+    **_used(
+        "depth hidden_size intermediate_size mlp_ratio num_heads patch_size in_channels spatial_merge_size"
+    ),
+    **_used("embed_dim", "must be hidden_size"),
+    **_used("in_chans", "must be in_channels"),
+    **_used("spatial_patch_size", "must be patch_size"),
+    **_used(
+        "rope_theta rope_parameters rope_scaling", "rotary embedding: rows and columns, theta 10000, only"
+    ),
+    **_fixed("temporal_merge_size", 2),
+    **_fixed("hidden_act", "quick_gelu"),
+    **_fixed("rms_norm_eps layer_norm_eps", 1e-6),
+    **_fixed("attention_dropout hidden_dropout", 0.0),
+    **_no_effect(
+        "attn_sep pp_data_balance recompute use_recompute vit_first_fwd_bsz vit_num_recompute_layers "
+        "tensor_parallel_degree tensor_parallel_rank tensor_model_parallel_size use_flash_attention use_flash_attn "
+        "use_sparse_flash_attn",
+        "processes, memory and kernels of Baidu's trainer",
+    ),
+}
+
+ROPE_KEYS: Keys = {
+    **_used("rope_theta"),
+    **_used("mrope_section", "shares of height, width and time"),
+    **_fixed("partial_rotary_factor factor", 1.0),
+    **_no_effect("original_max_position_embeddings finetuned", "of other rotary embeddings"),
+}
+
+
+def decoder_keys(family: Family) -> Keys:
+    """Keys of the decoder: of the whole file where it is flat, of text_config where it is nested."""
+    if family == "vl":
+        return {**_DECODER, **_MOE, **_FLAT_VL}
+    text = {
+        **_no_effect("freq_allocation moe_use_hard_gate", "of vision-language models"),
+        **_fixed("rope_3d", False),
+    }
+    if family == "moe":
+        return {**_DECODER, **_MOE, **text}
+    no_experts = _no_effect(" ".join(_MOE), "of models with experts") | _fixed("moe_num_experts", 0, [])
+    return {**_DECODER, **no_experts, **text}
+
+
+def vision_keys() -> Keys:
+    """Keys of vision_config."""
+    return _VISION
+
+
+def outer_keys() -> Keys:
+    """Keys beside text_config and vision_config in the nested form of transformers."""
+    return {**_ANY, **_used(f"text_config vision_config image_token_id video_token_id {_MEDIA_IDS}")}
+
+
+def canonical(section: Mapping[str, Any], aliases: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
+    """A section without nulls, which mean that a key is absent, and with each key under its first name.
+
+    Raises ValueError where two names of a key have different values.
+    """
+    found: dict[str, Any] = {key: value for key, value in section.items() if value is not None}
+    for other, name in aliases.items():
+        if other not in found:
+            continue
+        value = found.pop(other)
+        if found.setdefault(name, value) != value:
+            raise ValueError(
+                f"{prefix}{name} is {_shown(found[name])}, {prefix}{other} is {_shown(value)}: they are the same key"
+            )
+    return found
+
+
+def check_keys(section: Mapping[str, Any], keys: Keys, prefix: str = "") -> list[str]:
+    """Names of the keys, with `prefix`, that are not known. Raises ValueError for a value that is not supported."""
+    for name, value in section.items():
+        key = keys.get(name)
+        if key is not None and key.effect == "fixed" and not _has_value(value, key.values):
+            accepted = " or ".join(_shown(wanted) for wanted in key.values)
+            note = f" ({key.note})" if key.note else ""
+            raise ValueError(
+                f"{prefix}{name} is {_shown(value)}, which is not supported: only {accepted} is{note}. If the "
+                "model was not trained so, correct the file"
+            )
+    return [f"{prefix}{name}" for name in section if name not in keys]
+
+
+def unknown_keys_message(unknown: Sequence[str], where: object) -> str | None:
+    """What people must know about keys of a file that are not known here; None where there are none."""
+    if not unknown:
+        return None
+    keys = "this key is" if len(unknown) == 1 else "these keys are"
+    return f"{where}: {keys} not known: {', '.join(unknown)}. Where one changes the computation, the results differ"
+
+
+def read_object(source: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object of a section. Raises KeyError where it is absent, ValueError where it is something else."""
+    found = source.get(key)
+    if found is None:
+        raise KeyError(key)
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} must be an object, it is {found!r}")
+    return found
+
+
+def read_integer(source: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of at least `least`. Raises KeyError where it is absent without a default, or ValueError."""
+    value = source.get(key, default)
+    if value is None:
+        raise KeyError(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        raise ValueError(f"{key} must be a whole number of at least {least}, it is {value!r}")
+    return int(value)
+
+
+def read_number(source: Mapping[str, Any], key: str, default: float) -> float:
+    """A number above 0. Raises ValueError."""
+    value = source.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{key} must be a number above 0, it is {value!r}")
+    return float(value)
+
+
+def read_flag(source: Mapping[str, Any], key: str, default: bool) -> bool:
+    """true or false, and no other spelling of them. Raises ValueError."""
+    value = source.get(key, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, it is {value!r}")
+    return value
+
+
+def _has_value(value: Any, accepted: tuple[Any, ...]) -> bool:
+    # Of lists, such as layer_types, every element counts; [] and {} are values themselves.
+    if isinstance(value, list) and value:
+        return all(_has_value(inner, accepted) for inner in value)
+    return any(value == wanted for wanted in accepted)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

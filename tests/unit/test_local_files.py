@@ -1,0 +1,81 @@
+"""Git LFS pointers are told from files wherever files are read."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from erniekit.data.formats.reader import read_records
+from erniekit.errors import CheckpointError, DataError, ErnieKitError, VerifyError
+from erniekit.export.reference import compare_with_reference
+from erniekit.local_files import is_lfs_pointer, is_web_page, read_json_object, unfinished_downloads
+from erniekit.lora.adapters import read_adapter_config, read_adapter_index
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+WORDS = "is a Git LFS pointer, not the file: run `git lfs pull` in"
+
+
+def pointer(directory: Path, name: str) -> Path:
+    file = directory / name
+    file.write_bytes(POINTER)
+    return file
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv", "a.txt", "a.jsonl.gz", "a"])
+def test_data_files(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"{name}: {WORDS} {tmp_path}"):
+        list(read_records(pointer(tmp_path, name)))
+
+
+def test_text_about_pointers_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(POINTER * 20)
+    assert len(list(read_records(file))) == 1
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"text": "version https://git-lfs.github.com/spec/v1"}\n'))
+    assert len(list(read_records(packed))) == 1
+
+
+def test_adapters_and_references(tmp_path: Path) -> None:
+    pointer(tmp_path, "adapter_config.json")
+    pointer(tmp_path, "adapter_model.safetensors")
+    for read in (read_adapter_config, read_adapter_index):
+        with pytest.raises(CheckpointError, match=WORDS):
+            read(tmp_path)
+    with pytest.raises(VerifyError, match=WORDS):
+        compare_with_reference(tmp_path, pointer(tmp_path, "reference.npz"))
+
+
+def test_what_is_no_pointer() -> None:
+    assert is_lfs_pointer(POINTER) and is_lfs_pointer(b"\xef\xbb\xbf" + POINTER)
+    for content in (
+        b"",
+        b"version 2",
+        b'{"version https://git-lfs.github.com/spec/v1": 1}',
+        POINTER + b"x" * 1024,
+    ):
+        assert not is_lfs_pointer(content)
+    assert is_web_page(b" <HTML lang=en>") and not is_web_page(b"a <html>")
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'"a"', b"null", b"", b'{"a": 1', b"\x80", b"[" * 100000])
+def test_json_that_is_no_object(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    with pytest.raises(ErnieKitError, match=r"x\.json"):
+        read_json_object(file)
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json_object(file) == {"a": 1}
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_json_object(tmp_path)
+
+
+def test_downloads_that_have_not_ended(tmp_path: Path) -> None:
+    assert unfinished_downloads(tmp_path) == []
+    np.savez(tmp_path / "done.npz")
+    (tmp_path / "model.safetensors.aria2").touch()
+    (tmp_path / "b.part").touch()
+    assert unfinished_downloads(tmp_path) == ["b.part", "model.safetensors.aria2"]
