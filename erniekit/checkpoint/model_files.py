@@ -48,12 +48,16 @@ def check_tensors(found: dict[str, TensorInfo], config: ErnieConfig, where: str)
     """Names, shapes and the output matrix of a model's tensors. Raises CheckpointError, see `open_model`."""
     specs = parameter_specs(config)
     shapes = {spec.name: spec.shape for spec in specs}
-    wrong = [name for name in shapes if name in found and found[name].shape != shapes[name]]
     foreign = [name for name in found if _is_paddle(name)]
     if foreign:
         raise _paddle_error(where, f"it holds {foreign[0]}", config.raw)
-    if wrong and all(found[name].shape == shapes[name][::-1] for name in wrong):
-        name = wrong[0]
+    linear = [
+        name
+        for name, shape in shapes.items()
+        if name.endswith("_proj.weight") and shape != shape[::-1] and name in found
+    ]
+    if linear and all(found[name].shape == shapes[name][::-1] for name in linear):
+        name = linear[0]
         sign = f"{name} is {list(found[name].shape)}, {list(shapes[name])} in -PT"
         raise _paddle_error(where, sign, config.raw)
     check_against(found, specs, where)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.docs import configuration
+from tools.docs import checkpoints, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/configuration.md"]
+DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/checkpoints.md", "docs/configuration.md"]
 COMMANDS = [
     "train",
     "eval",
@@ -246,6 +246,11 @@ def test_commands_in_running_text_exist(help_texts: dict[str, str]) -> None:
 def test_the_page_of_keys_is_that_of_the_schema() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == configuration.document(), "run python tools/docs/configuration.py"
+
+
+def test_the_page_of_checkpoints_has_every_key_of_config_json() -> None:
+    written = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert written == checkpoints.document(), "run python tools/docs/checkpoints.py"
 
 
 def test_links_lead_somewhere() -> None:

@@ -185,10 +185,13 @@ def test_the_release_to_take_instead_is_named(write: Write, tmp_path: Path) -> N
         open_model(old)
 
 
-def test_one_misshapen_tensor_is_no_other_layout(write: Write) -> None:
+@pytest.mark.parametrize("edit", [lambda array: array[:-1].copy(), lambda array: array.T.copy()])
+def test_one_misshapen_tensor_is_no_other_layout(
+    write: Write, edit: Callable[[np.ndarray], np.ndarray]
+) -> None:
     def change(arrays: Arrays) -> None:
         name = "model.layers.0.mlp.up_proj.weight"
-        arrays[name] = arrays[name][:-1].copy()
+        arrays[name] = edit(arrays[name])
 
     with pytest.raises(CheckpointError, match="1 tensors have another shape"):
         open_model(write(change=change))
