@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
 }
 FORMATS: tuple[str, ...] = tuple(_PARSERS)
 _MOST_KEYS, _LONGEST_KEY = 20, 40  # that an error shows
+# As in the identity sets of LLaMA-Factory and ms-swift. Code has braces too, but a longer text in them.
+_PLACEHOLDER = re.compile(r"\{\{ ?\w{2,30} ?\}\}")
 _CHATS = ("messages", "sharegpt", "alpaca", "query_response")
 
 # (format, keys that its records have), in the order in which they are tried: what only one format has comes first,
@@ -104,6 +107,7 @@ def parse_record(
                 )
     conversation = _PARSERS[name](record, sample)
     _check(conversation, sample)
+    _note_placeholders(conversation, sample)
     return replace(conversation, notices=tuple(sample.notices)) if sample.notices else conversation
 
 
@@ -128,6 +132,15 @@ def _check(conversation: Conversation, sample: SampleContext) -> None:
         raise sample.bad("a system message can only be the first of a sample")
     for message in (*conversation.messages, *conversation.rejected):
         _check_text(message, sample)
+
+
+def _note_placeholders(conversation: Conversation, sample: SampleContext) -> None:
+    """Take note of names in double braces in a chat, which a script should have filled in."""
+    for message in (*conversation.messages, *conversation.rejected):
+        for part in message.parts:
+            if isinstance(part, TextPart | ReasoningPart) and "{{" in part.text and message.role != "text":
+                for found in _PLACEHOLDER.findall(part.text):
+                    sample.notice(f"placeholder {found} is not filled in")
 
 
 def _check_text(message: Message, sample: SampleContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from erniekit.data.formats.keys import HARMLESS, LOSS_SWITCHES, REASONING, REFUS
 from erniekit.data.media import resolve_source
 
 _LONGEST_QUOTE = 80  # characters
+_MOST_KEYS = 10  # that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +133,36 @@ class SampleContext:
 
 
 def describe(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """What a JSON value is, in words, and what it says."""
+    if value is None:
+        return "null or missing"
+    if isinstance(value, dict):
+        return f"an object with {keys_of(value)}"
     if isinstance(value, str):
-        return "a string" if value else "an empty string"
-    kinds = {
-        dict: "an object",
-        list: "an array",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        type(None): "null or missing",
-    }
-    return kinds.get(type(value), "something else")
+        kind = "a string of JSON text" if _is_json_text(value) else "a string"
+        return f"{kind} ({quoted(value)})" if value else "an empty string"
+    kinds = {list: "an array", bool: "a boolean", int: "a number", float: "a number"}
+    return f"{kinds.get(type(value), 'something else')} ({quoted(value)})"
+
+
+def keys_of(entry: Mapping[str, Any]) -> str:
+    """The keys of an object, as errors name them."""
+    if not entry:
+        return "no keys"
+    names = [quoted(key) for key in list(entry)[:_MOST_KEYS]]
+    more = [f"{len(entry) - _MOST_KEYS} more"] if len(entry) > _MOST_KEYS else []
+    return f"the {'key' if len(entry) == 1 else 'keys'} {', '.join([*names, *more])}"
+
+
+def _is_json_text(text: str) -> bool:
+    """Whether somebody wrote a list or an object as text, as tables make people do."""
+    if not text.lstrip().startswith(("[", "{")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def quoted(value: Any) -> str:

@@ -66,7 +66,7 @@ def _entries(record: dict[str, Any], key: str, sample: SampleContext) -> list[di
         raise sample.bad(f'"{key}" must be a list, it is {describe(entries)}')
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not entry.get("image_url"):
-            raise sample.bad(f'{key}[{number}] must be an object with "image_url"')
+            raise sample.bad(f'{key}[{number}] must be an object with "image_url", it is {describe(entry)}')
     return entries
 
 

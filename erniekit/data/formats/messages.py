@@ -25,7 +25,7 @@ from erniekit.data.conversation import (
     ToolCallPart,
 )
 from erniekit.data.formats import preference
-from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
 from erniekit.data.formats.markers import MEDIA_KEYS, MarkedMedia
 from erniekit.data.formats.parts import read_part
@@ -200,7 +200,7 @@ class MessageReader:
         role = entry.get("role")
         if isinstance(role, str) and role in _ROLES:
             return _ROLES[role]
-        found = "no role" if role is None else f"unknown role {quoted(role)}"
+        found = f"no role, only {keys_of(entry)}" if role is None else f"unknown role {quoted(role)}"
         raise self._sample.error("unknown role", f"{where}: {found}; allowed are {_ALLOWED_ROLES}")
 
     def _content(self, where: str, role: Role, entry: dict[str, Any]) -> Iterable[Part]:
@@ -224,7 +224,7 @@ class MessageReader:
         if role == "tool" and isinstance(content, dict):
             return (TextPart(json_text(where, content, "bad record", self._sample)),)
         if "content" not in entry:
-            raise self._sample.bad(f'{where} ({role}) has no "content"')
+            raise self._sample.bad(f'{where} ({role}) has no "content", only {keys_of(entry)}')
         found = f"{where} ({role}): content must be a string or a list of parts, it is {describe(content)}"
         raise self._sample.bad(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from erniekit.data.conversation import Part, ReasoningPart, Role, TextPart
-from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES
 from erniekit.data.formats.markers import Kind, MarkedMedia
 from erniekit.data.formats.tools import read_tool_calls
@@ -28,7 +28,8 @@ def read_part(
     """
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        found = quoted(kind) if isinstance(part, dict) else f"missing: the part is {describe(part)}"
+        shown = f"{quoted(kind)} in " if isinstance(part, dict) and kind is not None else ""
+        found = f"{shown or 'missing: the part is '}{describe(part)}"
         raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {found}")
     if kind in _TEXTS:
         return (_text(where, role, part, _TEXTS[kind], sample),)
@@ -89,6 +90,6 @@ def _media(
         listed: Kind = "video" if is_video else "image"
         media = marked.take(listed) if kind == listed and marked.has(listed) else None
         if media is None:
-            raise sample.bad(f'{where}: a part of type {kind} needs the key "{kind}"')
+            raise sample.bad(f'{where}: a part of type {kind} needs the key "{kind}", it has {keys_of(part)}')
         return media
     return sample.video(where, source) if is_video else sample.image(where, source)

@@ -12,7 +12,7 @@ from typing import Any
 
 from erniekit.data.conversation import Conversation
 from erniekit.data.formats import preference
-from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import CALL_ROLE, MessageReader, chat_or_text
 from erniekit.data.formats.rounds import are_rounds, read_rounds
@@ -65,7 +65,7 @@ def _translated(where: str, entry: dict[str, Any], sample: SampleContext) -> dic
     name, value = entry.get("from"), entry.get("value")
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        found = 'no "from"' if name is None else f"unknown role {quoted(name)}"
+        found = f'no "from", only {keys_of(entry)}' if name is None else f"unknown role {quoted(name)}"
         raise sample.error("unknown role", f"{where}: {found}; allowed are {_ALLOWED}")
     structured = isinstance(value, dict) or (isinstance(value, list) and role == CALL_ROLE)
     if not isinstance(value, str) and not (structured and role in (CALL_ROLE, "tool")):

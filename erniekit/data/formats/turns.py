@@ -47,7 +47,9 @@ def history(record: dict[str, Any], marked: MarkedMedia, sample: SampleContext) 
     messages = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, list) or len(turn) != 2 or not isinstance(turn[0], str):
-            raise sample.bad(f'"history", turn {number} must be two strings, [question, answer]')
+            raise sample.bad(
+                f'"history", turn {number} must be two strings, [question, answer], it is {describe(turn)}'
+            )
         messages.append(question(turn[0], marked))
         messages.append(answer(f'"history", turn {number}', turn[1], sample))
     return messages
