@@ -217,7 +217,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for found in self._events(job):
                 if isinstance(found, Finished):
                     self._send(200, completion.whole(deltas, found))
-                    return _described(found)
+                    return _described(found, job)
                 deltas += found
             raise _GoneError
         finally:
@@ -242,7 +242,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._write(event(completion.usage_chunk(found)))
         self._write(STREAM_END)
         self._end_stream()
-        return _described(found)
+        return _described(found, job)
 
     def _events(self, job: Job) -> Iterator[list[Delta] | Finished]:
         """What comes of a job, up to its end, as long as the client is there. Raises RequestError."""
@@ -350,9 +350,10 @@ def _method(path: str) -> str | None:
     return "POST" if path == _COMPLETIONS else None
 
 
-def _described(finished: Finished) -> str:
+def _described(finished: Finished, job: Job) -> str:
+    notices = "".join(f"; {text}" for text in job.notices)
     cut = " (cut off)" if finished.finish == "length" else ""
-    return f"prompt {finished.prompt_tokens:,} tokens, answer {finished.tokens:,} tokens{cut}"
+    return f"prompt {finished.prompt_tokens:,} tokens, answer {finished.tokens:,} tokens{cut}{notices}"
 
 
 def example(server: ChatServer, name: str) -> str:

@@ -27,6 +27,9 @@ from erniekit.inference.serve_fields import (
 from erniekit.inference.serve_thinking import THINKING_FIELDS, Thinking, take_thinking
 
 _MEDIA = ("image_url", "video_url")
+_WORDS = ("text", "input_text", "output_text", "refusal", "reasoning", "thinking")  # parts without a file
+# Under which the reader looks for files. `detail` is OpenAI's hint of a size: pictures are sized as in training.
+_SOURCES = frozenset((*_MEDIA, "image", "images", "video", "videos", "frames", "url", "path", "bytes"))
 _TOOL_CHOICES = ("auto", "none")
 
 
@@ -185,12 +188,14 @@ def _with_safe_media(where: str, message: dict[str, Any], allow_urls: bool) -> d
 
 def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in ("text", *_MEDIA):
+    if kind in _WORDS:
+        return dict(part)
+    if kind not in _MEDIA:
+        found = json.dumps(kind) if isinstance(part, dict) else json.dumps(part)
         raise RequestError(
-            f"{where}: must be an object of type text, image_url or video_url", param="messages"
+            f"{where}: must be an object of type text, image_url or video_url, it is {found[:60]}",
+            param="messages",
         )
-    if kind == "text":
-        return {"type": "text", "text": part.get("text")}
     media = part.get(kind)
     url = media.get("url") if isinstance(media, dict) else media
     if not isinstance(url, str):
@@ -202,7 +207,10 @@ def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
             else "files of the server are never read"
         )
         raise RequestError(f"{where}: send the file itself as a data: URI; {what}", param="messages")
-    return {"type": kind, kind: {"url": url}}
+    # What else the client says of the medium is for the reader, which heeds, refuses or reports it.
+    others = {**part, **(media if isinstance(media, dict) else {})}
+    kept = {key: value for key, value in others.items() if key not in _SOURCES and key != "detail"}
+    return {**kept, "type": kind, kind: {"url": url}}
 
 
 def check_thinking(request: ChatRequest, template: Template) -> None:

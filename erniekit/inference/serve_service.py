@@ -37,10 +37,15 @@ Event = list[Delta] | Finished | RequestError
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An answer on order. `events`: what has come of it; the last one is no list. `cancelled`: nobody waits for it."""
+    """An answer on order.
+
+    notices: of what in its messages is not read; events: what has come of it, the last one is no list; cancelled:
+    nobody waits for it.
+    """
 
     prompt: Document
     sampling: Sampling
+    notices: tuple[str, ...] = ()
     events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -88,7 +93,7 @@ class ChatService:
         defaults = replace(self._defaults, seed=self._defaults.seed + number)
         sampling = chat_sampling(read_sampling(request, defaults, len(prompt), self._positions), template)
         request.thinking.check_limits(template, sampling.max_new_tokens)
-        job = Job(prompt, sampling)
+        job = Job(prompt, sampling, conversation.notices)
         self._jobs.put(job)
         return job, Completion(self.name, template, request.may_call)
 

@@ -113,6 +113,13 @@ def test_a_client_of_fastdeploy_is_answered_where_its_fields_change_nothing(
         assert answer["error"]["message"].startswith(message)
 
 
+def test_keys_that_nothing_reads_are_told_in_the_log(start: Callable[..., Served]) -> None:
+    served = start(answers=[f"seven{END}"])
+    asked = {**ASKED, "messages": [{"role": "user", "content": "Which digit?", "mood": "good"}]}
+    assert served.completion(asked)[0] == 200
+    assert served.lines.get(timeout=30).endswith("; key 'mood' of a message is not read")
+
+
 def test_routes_and_methods(start: Callable[..., Served]) -> None:
     served = start()
     assert served.ask("GET", "/health")[:2] == (200, {"status": "ok"})

@@ -250,6 +250,58 @@ def test_a_chat_with_media_and_calls() -> None:
     assert found[2].parts == (ReasoningPart("Hm"), ToolCallPart("time", '{"a": 1}'))
 
 
+def test_keys_that_clients_put_into_messages_change_nothing() -> None:
+    def chat(**more: Any) -> list[dict[str, Any]]:
+        text = {"type": "text", "text": "Look", **({"cache_control": {"type": "ephemeral"}} if more else {})}
+        return [
+            {"role": "user", "content": [text, {"type": "image_url", "image_url": {"url": DATA}}], **more},
+            {"role": "assistant", "content": "Seen.", **more},
+            {"role": "user", "content": "And?"},
+        ]
+
+    # What OpenAI's client keeps of an answer, and what other clients add.
+    more = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    more |= {"id": "msg_1", "status": "completed", "created_at": 5, "model": "m", "metadata": {"a": 1}}
+    request = _request(messages=chat(**more))
+    found = read_conversation(request, "request 1", allow_urls=False)
+    assert found == read_conversation(_request(messages=chat()), "request 1", allow_urls=False)
+    assert found.notices == ()
+
+
+def test_keys_that_nothing_reads_are_noticed_and_those_that_matter_refused() -> None:
+    picture = {"type": "image_url", "image_url": {"url": DATA, "detail": "low", "crop": 2}, "caption": "x"}
+    request = _request(messages=[{"role": "user", "content": [picture], "mood": "good"}])
+    assert sorted(read_conversation(request, "request 1", allow_urls=False).notices) == [
+        "key 'caption' of a part is not read",
+        "key 'crop' of a part is not read",
+        "key 'mood' of a message is not read",
+    ]
+    for key, value in (("audio", {"id": "a"}), ("prefix", True), ("images", ["/etc/passwd"])):
+        with pytest.raises(RequestError, match=f'message 1: "{key}"') as error:
+            _conversation({"role": "user", "content": "x", key: value})
+        assert error.value.param == "messages"
+
+
+@pytest.mark.parametrize("key", ["path", "url", "image", "video", "frames", "bytes"])
+def test_no_other_key_of_a_part_names_a_file(key: str) -> None:
+    for part in (
+        {"type": "image_url", "image_url": {"url": DATA}, key: "/etc/passwd"},
+        {"type": "image_url", "image_url": {"url": DATA, **({} if key == "url" else {key: "/etc/passwd"})}},
+    ):
+        assert _conversation({"role": "user", "content": [part]})[0].parts == (ImagePart(b"xxx"),)
+
+
+def test_parts_of_other_names_are_text_and_reasoning() -> None:
+    said = [{"type": "thinking", "thinking": "Hm"}, {"type": "output_text", "text": "a", "annotations": []}]
+    found = _conversation(
+        {"role": "user", "content": [{"type": "input_text", "text": "q"}]},
+        {"role": "assistant", "content": said},
+        QUESTION,
+    )
+    assert found[0].parts == (TextPart("q"),)
+    assert found[1].parts == (ReasoningPart("Hm"), TextPart("a"))
+
+
 def test_tools_are_left_out_where_the_model_must_not_call() -> None:
     request = _request(tools=list(TOOLS))
     assert request.may_call
@@ -304,8 +356,8 @@ def test_urls_are_for_servers_that_allow_them() -> None:
     [
         ([{"role": "robot", "content": "x"}], "message 1: unknown role 'robot'"),
         ([QUESTION, {"role": "system", "content": "x"}], "a system message can only be the first"),
-        ([{"content": "x"}], "no role"),
-        ([{"role": "user"}], 'has no "content"'),
+        ([{"content": "x"}], "no role, only the key 'content'"),
+        ([{"role": "user", "text": "x"}], "has no \"content\", only the keys 'role', 'text'"),
         ([{"role": "user", "content": [{"type": "text", "text": 5}]}], '"text" must be a string'),
         ([QUESTION, {"role": "assistant", "tool_calls": [{"function": {}}]}], "has no name"),
         ([{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
