@@ -1,5 +1,6 @@
 """`erniekit serve` as a user runs it, asked by OpenAI's own Python client."""
 
+import http.client
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from erniekit.train.job import run_training
 from tests.integration.training_setup import chats, make_config, make_model, write_chats
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
+PAGE = "http://localhost:3000"
 PROMPT = "What is the time in Rome?"
 TOOL: Any = {
     "type": "function",
@@ -66,7 +68,7 @@ def _start(*arguments: str | Path) -> tuple[subprocess.Popen[str], str, list[str
 
 @pytest.fixture(scope="module")
 def server(run: Path) -> Iterator[tuple[str, list[str]]]:
-    process, url, said = _start(run, "--name", "colours")
+    process, url, said = _start(run, "--name", "colours", "--cors", "http://other", "--cors", PAGE)
     try:
         yield url, said
         process.send_signal(signal.SIGTERM)  # Ctrl-C: see test_documents
@@ -93,7 +95,10 @@ def test_it_answers_in_text_and_to_pictures(client: openai.OpenAI) -> None:
     assert client.models.retrieve("colours").owned_by == "erniekit"
     for index in (0, 1, 2):
         messages, answer = _question(index)
-        found = client.chat.completions.create(model="colours", messages=messages, user="me", store=False)
+        nothing = {"min_p": 0.0, "min_tokens": 0, "skip_special_tokens": True, "stop_token_ids": []}
+        found = client.chat.completions.create(
+            model="colours", messages=messages, user="me", store=False, n=1, stop=[], extra_body=nothing
+        )
         (choice,) = found.choices
         assert (choice.message.content, choice.finish_reason) == (answer, "stop")
         assert choice.message.tool_calls is None and found.object == "chat.completion"
@@ -159,7 +164,12 @@ def test_limits_and_sampling(client: openai.OpenAI) -> None:
     [
         ({"temperature": -1.0}, "temperature must be 0 (greedy) or more", None),
         ({"n": 2}, "n: a request has one answer", "n"),
-        ({"logprobs": True}, "logprobs: is not supported", "logprobs"),
+        (
+            {"logprobs": True},
+            "logprobs: is not supported; true was sent, leave it out or send false",
+            "logprobs",
+        ),
+        ({"extra_body": {"min_tokens": 5}}, "min_tokens: is not supported", "min_tokens"),
         (
             {"tools": [TOOL], "tool_choice": "required"},
             'tool_choice: must be "auto" or "none"',
@@ -203,6 +213,23 @@ def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]
         [ERNIEKIT, "serve", run, "--commands"], capture_output=True, text=True, check=True
     )
     assert printed.stdout.splitlines() == said[3:-1]
+
+
+def test_a_chat_in_a_browser(server: tuple[str, list[str]]) -> None:
+    asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
+    for method, headers, status in (("OPTIONS", asked, 204), ("POST", {"Origin": PAGE}, 415)):
+        connection = http.client.HTTPConnection(server[0].removeprefix("http://"), timeout=60)
+        connection.request(method, "/v1/chat/completions", headers=headers)
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (status, PAGE)
+
+
+def test_what_is_no_origin(run: Path) -> None:
+    command = [ERNIEKIT, "serve", run, "--cors", "localhost:3000"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "error: --cors localhost:3000: is no origin" in result.stderr
 
 
 def test_a_port_that_is_taken(run: Path) -> None:
