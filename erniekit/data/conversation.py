@@ -45,19 +45,34 @@ class ImagePart:
     """A picture.
 
     source: a path (str), or the bytes of an encoded picture (PNG, JPEG, ...) that the sample carries itself.
+    min_pixels, max_pixels: bounds of its area after resizing, in the place of the model's.
     """
 
     source: str | bytes
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VideoPart:
     """A video.
 
-    source: a path (str), the bytes of a video file, or its frames as pictures, in order (a tuple).
+    source: the path of a file or of a directory of frames (str), the bytes of a video file, or its frames as
+    pictures, in order (a tuple). All else is in the place of the model's settings where it is given. fps: of a file,
+    frames to pick per second; of frames, how many were taken per second. min_frames, max_frames: bounds of the number
+    of frames; start, end: seconds between which frames are picked; min_pixels, max_pixels: bounds of a frame's area
+    after resizing; times: of frames, the second of each.
     """
 
     source: str | bytes | tuple[str | bytes, ...]
+    fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +113,15 @@ class Conversation:
     sample_id is "file:line", the place that every error about it names. tools: what the assistant may call,
     each {"type": "function", "function": {"name", ...}} as servers give them to chat templates. rejected: of a
     preference pair, what the messages after the common prompt are in the rejected answer; messages then ends
-    with the chosen one. Plain text (continued pre-training) is a single message of role "text". notices: what of the
-    record users should know, such as keys that are not read; each text is the same for all samples of its kind.
+    with the chosen one. rejected_prompt: the messages before the rejected answer where they are others than those
+    before the chosen one (other pictures), else empty. Plain text (continued pre-training) is a single message of role
+    "text". notices: what of the record users should know, such as keys that are not read; each text is the same for
+    all samples of its kind.
     """
 
     messages: tuple[Message, ...]
     sample_id: str
     tools: tuple[dict[str, Any], ...] = ()
     rejected: tuple[Message, ...] = ()
+    rejected_prompt: tuple[Message, ...] = ()
     notices: tuple[str, ...] = field(default=(), compare=False)

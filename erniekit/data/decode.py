@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.document import Document, Media
 from erniekit.data.media import describe, open_image
 from erniekit.data.video import VideoSpec, patchify_video
-from erniekit.data.vision import ImageSpec, Patches, patchify
+from erniekit.data.vision import PIXELS_APART, ImageSpec, Patches, limits, patchify
+
+Spec = TypeVar("Spec", ImageSpec, VideoSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,20 @@ class MediaSpec:
 
     image: ImageSpec
     video: VideoSpec
+
+
+def bounded(spec: Spec, min_pixels: int | None, max_pixels: int | None) -> Spec:
+    """The spec with the bounds of one picture or video in the place of its own, where they are given.
+
+    Raises ValueError for bounds that allow no token.
+    """
+    if min_pixels is None and max_pixels is None:
+        return spec
+    side = spec.patch_size * spec.merge_size
+    if max_pixels is not None and max_pixels < side**2:
+        raise ValueError(f"its max_pixels ({max_pixels}) must allow one token of {side}x{side} pixels")
+    least, most = limits(min_pixels, max_pixels, (spec.min_pixels, spec.max_pixels), PIXELS_APART)
+    return replace(spec, min_pixels=least, max_pixels=most)
 
 
 def decode(document: Document, spec: MediaSpec | None) -> list[Patches]:
@@ -32,10 +49,13 @@ def decode(document: Document, spec: MediaSpec | None) -> list[Patches]:
 
 def _decode(item: Media, spec: MediaSpec, sample_id: str) -> Patches:
     if item.is_video:
-        return patchify_video(item.source, item.frames, item.grid_thw, spec.video, sample_id)
+        video = bounded(spec.video, item.min_pixels, item.max_pixels)
+        return patchify_video(item.source, item.frames, item.grid_thw, video, sample_id, item.times)
     assert not isinstance(item.source, tuple), "only a video is given as frames"
     try:
-        patches, grid = patchify(open_image(item.source, sample_id), spec.image)
+        patches, grid = patchify(
+            open_image(item.source, sample_id), bounded(spec.image, item.min_pixels, item.max_pixels)
+        )
     except ValueError:  # no longer of a shape that can be resized
         grid = None
     if grid != item.grid_thw:

@@ -19,7 +19,9 @@ class Media:
     source: path, encoded bytes, or the frames of a video; grid_thw: patches (t, h, w), t = 1 for a picture and
     the even number of frames of a video; start: index of its first placeholder, which its start marker
     precedes; tokens: number of placeholders, which its end marker follows; merge_size: patches a side of a
-    token; frames: of a video, the number of each sampled frame in the file, () for a picture.
+    token; frames: of a video, the number of each sampled frame in the file, () for a picture; min_pixels, max_pixels:
+    as in `ImagePart` and `VideoPart`; times: of a video given as frames taken at known times, the second of each
+    sampled frame.
     """
 
     source: str | bytes | tuple[str | bytes, ...]
@@ -28,6 +30,9 @@ class Media:
     tokens: int
     merge_size: int
     frames: tuple[int, ...] = ()
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    times: tuple[float, ...] = ()
 
     @property
     def is_video(self) -> bool:

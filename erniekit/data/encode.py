@@ -55,7 +55,7 @@ Ids = npt.NDArray[np.int32]
 # What engines expand to a picture or a video before tokenising.
 _ENGINE_MARKS = ("<|image@placeholder|>", "<|video@placeholder|>")
 # To be raised whenever the same conversation comes out differently: see Encoder.identity.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +210,10 @@ class Encoder:
         parts = []
         for end in ends:
             name = conversation.sample_id + (f" (message {end})" if len(ends) > 1 else "")
-            rejected = conversation.rejected if end == len(messages) else ()
-            parts.append(
-                dataclasses.replace(conversation, messages=messages[:end], sample_id=name, rejected=rejected)
-            )
+            part = dataclasses.replace(conversation, messages=messages[:end], sample_id=name)
+            if end < len(messages):
+                part = dataclasses.replace(part, rejected=(), rejected_prompt=())
+            parts.append(part)
         return parts
 
     def encode_prompt(self, conversation: Conversation) -> Document:
@@ -322,6 +322,7 @@ class Encoder:
         for name, messages in (
             ("message", conversation.messages),
             ("rejected message", conversation.rejected),
+            ("message before the rejected answer", conversation.rejected_prompt),
         ):
             for number, message in enumerate(messages, 1):
                 # Joined, as they are tokenised: a token must not come out of two parts either.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,10 @@ _SEEKABLE = ("mov", "matroska")
 _MISCOUNT = 2
 # What transformers takes for a video that does not say.
 _UNKNOWN_FPS = 24.0
+# Names of the pictures in a directory of frames; all else there is passed over.
+_FRAME_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"),
+)
 _UPRIGHT = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -49,12 +55,39 @@ class VideoInfo:
     width: int
 
 
+def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
+    """Of a directory its pictures, in the order of the numbers in their names; any other source as it is.
+
+    Raises SampleError where there is none.
+    """
+    if not isinstance(source, str) or not os.path.isdir(source):
+        return source
+    try:
+        names = os.listdir(source)
+    except OSError as error:
+        raise _bad(source, sample_id, f"the directory cannot be read: {error.strerror}") from error
+    # A dot begins the files that file managers leave behind.
+    names = [name for name in names if name.lower().endswith(_FRAME_SUFFIXES) and not name.startswith(".")]
+    if not names:
+        raise _bad(
+            source, sample_id, "it is a directory without pictures; of a directory they are the frames"
+        )
+    return tuple(os.path.join(source, name) for name in sorted(names, key=_by_numbers))
+
+
+def _by_numbers(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """Orders frame2 before frame10; names that differ in zeros or case alone keep an order of their own."""
+    pieces = re.split(r"([0-9]+)", name.lower())
+    return [(False, int(piece), "") if piece.isdigit() else (True, 0, piece) for piece in pieces], name
+
+
 def video_info(source: VideoSource, sample_id: str) -> VideoInfo:
     """What a video is, from its header; decodes one frame, as only that knows how a phone was held.
 
     Where the header has no number of frames the file is read through, without decoding. Pixels are taken as
     square. Raises SampleError.
     """
+    source = frame_files(source, sample_id)
     if isinstance(source, tuple):
         if not source:
             raise _bad(source, sample_id, "it has no frames")
@@ -85,6 +118,7 @@ def load_frames(source: VideoSource, frames: tuple[int, ...], sample_id: str) ->
     Numbers count the frames in the order in which they are shown. Raises SampleError, also when the file ends
     before the last of them.
     """
+    source = frame_files(source, sample_id)
     if isinstance(source, tuple):
         for number in frames:
             yield open_image(source[number], sample_id)

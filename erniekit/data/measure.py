@@ -3,31 +3,85 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from erniekit.data.conversation import ImagePart, SampleError, VideoPart
-from erniekit.data.decode import MediaSpec
+from erniekit.data.decode import MediaSpec, bounded
 from erniekit.data.document import Media
+from erniekit.data.frames import VideoInfo
 from erniekit.data.media import describe, image_size
-from erniekit.data.video import sample_frames, video_grid, video_info, video_tokens
-from erniekit.data.vision import image_grid, num_tokens
+from erniekit.data.video import (
+    VideoSpec,
+    frames_between,
+    sample_frames,
+    video_grid,
+    video_info,
+    video_tokens,
+)
+from erniekit.data.vision import image_grid, limits, num_tokens
 
 
 def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Media:
     """A picture or video that stands nowhere yet (start 0). Reads its header only. Raises SampleError."""
     try:
         if isinstance(part, ImagePart):
-            grid = image_grid(*image_size(part.source, sample_id), spec.image)
-            return Media(part.source, grid, 0, num_tokens(grid, spec.image), spec.image.merge_size)
-        info = video_info(part.source, sample_id)
-        frames = sample_frames(info, spec.video, _key(part.source))
-        grid = video_grid(info, frames, spec.video)
-        tokens = video_tokens(grid, spec.video)
-        return Media(part.source, grid, 0, tokens, spec.video.merge_size, frames)
+            image = bounded(spec.image, part.min_pixels, part.max_pixels)
+            grid = image_grid(*image_size(part.source, sample_id), image)
+            frames: tuple[int, ...] = ()
+            times: tuple[float, ...] = ()
+            tokens = num_tokens(grid, image)
+        else:
+            info = video_info(part.source, sample_id)
+            video = _video_spec(part, info, spec.video)
+            frames, times = _frames(part, info, video)
+            grid = video_grid(info, frames, video)
+            tokens = video_tokens(grid, video)
+        merge_size = spec.image.merge_size if isinstance(part, ImagePart) else spec.video.merge_size
+        return Media(
+            *(part.source, grid, 0, tokens, merge_size, frames),
+            min_pixels=part.min_pixels,
+            max_pixels=part.max_pixels,
+            times=times,
+        )
     except ValueError as error:
         kind, reason = ("picture", "bad image") if isinstance(part, ImagePart) else ("video", "bad video")
         detail = f"the {kind} {describe(part.source)} cannot be used: {error}"
         raise SampleError(sample_id, reason, detail) from error
+
+
+def _video_spec(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> VideoSpec:
+    """How this video is read: as the model wants it, but for what the sample says. Raises ValueError."""
+    is_file = info.fps > 0
+    exact = part.min_frames is not None and part.min_frames == part.max_frames
+    if is_file and exact and part.fps is not None:
+        raise ValueError("both fps and a number of frames are asked for: give one of them")
+    if is_file and part.times:
+        raise ValueError("timestamps are of frames given as pictures, and it is a video file")
+    least, most = limits(part.min_frames, part.max_frames, (spec.min_frames, spec.max_frames), apart=1)
+    fps = part.fps if is_file and part.fps is not None else spec.fps
+    return replace(
+        bounded(spec, part.min_pixels, part.max_pixels), fps=fps, min_frames=least, max_frames=most
+    )
+
+
+def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """(numbers of the frames to use, their times where these do not follow from a file). Raises ValueError."""
+    if part.times and len(part.times) != info.frames:
+        raise ValueError(f"it has {info.frames} frames and {len(part.times)} timestamps")
+    first, count = 0, info.frames
+    if part.start is not None or part.end is not None:
+        rate = info.fps or part.fps
+        if rate is None:
+            raise ValueError("a part of frames given as pictures needs fps, how many were taken per second")
+        first, count = frames_between(part.start, part.end, info.frames, rate)
+    picked = sample_frames(replace(info, frames=count), spec, _key(part.source))
+    frames = tuple(first + number for number in picked)
+    if part.times:
+        return frames, tuple(part.times[number] for number in frames)
+    if not info.fps and part.fps is not None:
+        return frames, tuple(number / part.fps for number in frames)
+    return frames, ()
 
 
 def _key(source: str | bytes | tuple[str | bytes, ...]) -> str:

@@ -24,9 +24,10 @@ def prompt_messages(conversation: Conversation) -> int:
 
 
 def with_rejected(conversation: Conversation) -> Conversation:
-    """A pair's conversation with its rejected answer in the place of the chosen one."""
-    prompt = conversation.messages[: prompt_messages(conversation)]
-    return dataclasses.replace(conversation, messages=(*prompt, *conversation.rejected), rejected=())
+    """A pair's conversation with its rejected answer, and the prompt of that, in the place of the chosen one."""
+    prompt = conversation.rejected_prompt or conversation.messages[: prompt_messages(conversation)]
+    messages = (*prompt, *conversation.rejected)
+    return dataclasses.replace(conversation, messages=messages, rejected=(), rejected_prompt=())
 
 
 def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = True) -> Document:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from erniekit.data.conversation import Conversation, ReasoningPart, SampleError, ToolCallPart
+from erniekit.data.conversation import Conversation, Message, ReasoningPart, SampleError, ToolCallPart
 from erniekit.data.document import IGNORE, Document
 from erniekit.data.encode import Encoder
 from erniekit.data.formats import detect, parse_record
@@ -142,14 +142,17 @@ class SampleReader:
         """
         messages = conversation.messages
         end = len(messages) if self.pairs == "chosen" else prompt_messages(conversation)
-        starts = [index for index, message in enumerate(messages[:end]) if message.role == "user"]
-        head = messages[:1] if messages[0].role == "system" else ()
+        exchanges = sum(message.role == "user" for message in messages[:end])
         # The shortest cut that fits: what is left gets shorter with every exchange that goes.
-        fewest, most = 1, len(starts) - 1
+        fewest, most = 1, exchanges - 1
         fitting: Document | None = None
         while fewest <= most:
             middle = (fewest + most) // 2
-            rest = dataclasses.replace(conversation, messages=(*head, *messages[starts[middle] :]))
+            rest = dataclasses.replace(
+                conversation,
+                messages=(*_recent(messages[:end], middle), *messages[end:]),
+                rejected_prompt=_recent(conversation.rejected_prompt, middle),
+            )
             document = self._document(rest)
             if len(document) <= self.max_length:
                 fitting, most = document, middle - 1
@@ -164,6 +167,13 @@ class SampleReader:
             what = "shorten it, raise data.max_length, or set data.on_long to trim_history or drop"
         detail = f"{tokens:,} tokens, more than data.max_length={self.max_length:,}: {what}"
         return SampleError(conversation.sample_id, TOO_LONG, detail)
+
+
+def _recent(messages: tuple[Message, ...], dropped: int) -> tuple[Message, ...]:
+    """Messages without their oldest exchanges, of which the last stays; the system message stays as well."""
+    starts = [index for index, message in enumerate(messages) if message.role == "user"]
+    head = messages[:1] if messages and messages[0].role == "system" else ()
+    return (*head, *messages[starts[min(dropped, len(starts) - 1)] :]) if starts else messages
 
 
 def _not_a_pair(record: Record, format: str) -> SampleError:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -103,7 +104,8 @@ class StoreWriter:
             "merge_size": item.merge_size,
             "frames": list(item.frames),
         }
-        return record
+        more = {"min_pixels": item.min_pixels, "max_pixels": item.max_pixels, "times": list(item.times)}
+        return record | {key: value for key, value in more.items() if value}
 
     def _source(self, source: str | bytes | tuple[str | bytes, ...]) -> Any:
         """A path with what its file looked like; the place of bytes; or a list of such."""
@@ -207,7 +209,12 @@ class DocumentStore:
     def _media(self, item: dict[str, Any]) -> Media:
         t, h, w = item["grid_thw"]
         source, frames = self._source(item["source"]), tuple(item["frames"])
-        return Media(source, (t, h, w), item["start"], item["tokens"], item["merge_size"], frames)
+        return Media(
+            *(source, (t, h, w), item["start"], item["tokens"], item["merge_size"], frames),
+            min_pixels=item.get("min_pixels"),
+            max_pixels=item.get("max_pixels"),
+            times=tuple(item.get("times", ())),
+        )
 
     def _source(self, source: Any) -> Any:
         if isinstance(source, list):
@@ -222,12 +229,15 @@ class DocumentStore:
 
 
 def _stamp(path: str) -> list[int] | None:
-    """Size and time of change of a file; None where it cannot be seen, such as a URL."""
+    """Size and time of change of a file, or of all in a directory; None where it cannot be seen, such as a URL."""
     try:
-        status = os.stat(path)
+        found = [os.stat(path)]
+        if stat.S_ISDIR(found[0].st_mode):
+            with os.scandir(path) as entries:
+                found += [entry.stat() for entry in entries]
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [sum(item.st_size for item in found), max(item.st_mtime_ns for item in found)]
 
 
 def _digest(document: Document) -> bytes:
@@ -238,6 +248,8 @@ def _digest(document: Document) -> bytes:
         digest.update(np.asarray(document.branches, np.int64).tobytes())
     for item in document.media:
         digest.update(np.asarray([*item.grid_thw, item.start, *item.frames], np.int64).tobytes())
+        if item.times:
+            digest.update(np.asarray(item.times).tobytes())
         for source in item.source if isinstance(item.source, tuple) else (item.source,):
             # The file's name without its directory: a dataset may be moved.
             digest.update(Path(source).name.encode() if isinstance(source, str) else source)

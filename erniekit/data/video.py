@@ -19,7 +19,15 @@ from PIL import Image, ImageDraw, ImageFont
 from erniekit.data.conversation import SampleError
 from erniekit.data.frames import VideoInfo, VideoSource, load_frames, video_info
 from erniekit.data.media import describe
-from erniekit.data.vision import CHANNELS, Patches, fill_patches, image_grid, read_processor
+from erniekit.data.vision import (
+    CHANNELS,
+    PIXELS_APART,
+    Patches,
+    fill_patches,
+    image_grid,
+    limits,
+    read_processor,
+)
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import read_json_object
 
@@ -117,8 +125,8 @@ class VideoSpec:
             raise CheckpointError(f"{path}: the key {error} is missing") from error
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
-        frames = _limits(min_frames, max_frames, own_frames, apart=1)
-        pixels = _limits(min_pixels, max_pixels, own_pixels, apart=_PIXELS[1] // _PIXELS[0])
+        frames = limits(min_frames, max_frames, own_frames, apart=1)
+        pixels = limits(min_pixels, max_pixels, own_pixels, PIXELS_APART)
         return cls(
             fps=own_fps if fps is None else fps,
             min_frames=frames[0],
@@ -136,15 +144,6 @@ class VideoSpec:
 def _get(found: dict[str, Any], key: str, default: Any) -> Any:
     value = found.get(key)
     return default if value is None else value
-
-
-def _limits(least: int | None, most: int | None, own: tuple[int, int], apart: int) -> tuple[int, int]:
-    """The limits that were asked for; one that was not asked for gives way where it would cross the other."""
-    if least is None:
-        least = own[0] if most is None or own[0] <= most else max(1, most // apart)
-    if most is None:
-        most = own[1] if least <= own[1] else least * apart
-    return least, most
 
 
 def _read_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -184,6 +183,20 @@ def sample_frames(info: VideoInfo, spec: VideoSpec, key: str) -> tuple[int, ...]
     return frames if len(frames) % _TEMPORAL == 0 else (*frames, frames[-1])
 
 
+def frames_between(start: float | None, end: float | None, total: int, fps: float) -> tuple[int, int]:
+    """(first, number) of the frames from second `start` to second `end`, of `total` frames at `fps` a second.
+
+    Raises ValueError where there is none.
+    """
+    # Products that are whole but for rounding are whole: 0.7 s of 10 frames a second is frame 7.
+    first = 0 if start is None else math.ceil(round(start * fps, 6))
+    last = total - 1 if end is None else min(math.floor(round(end * fps, 6)), total - 1)
+    if first > last:
+        window = f"from second {start or 0:g}" + ("" if end is None else f" to second {end:g}")
+        raise ValueError(f"it has no frame {window}: it is {total / fps:.2f} seconds long")
+    return first, last - first + 1
+
+
 def video_grid(info: VideoInfo, frames: tuple[int, ...], spec: VideoSpec) -> tuple[int, int, int]:
     """Grid (T, h, w): frames, and patches of each. Raises ValueError as smart_resize does."""
     _, rows, columns = image_grid(info.height, info.width, spec)
@@ -202,11 +215,13 @@ def patchify_video(
     grid_thw: tuple[int, int, int],
     spec: VideoSpec,
     sample_id: str,
+    times: tuple[float, ...] = (),
 ) -> Patches:
     """Patches [T * h * w, patch_dim] uint8 of a video: frame after frame, each in patchify's order.
 
-    Holds one frame at a time beside the patches. Raises SampleError, also when the file is no longer the one
-    that frames and grid_thw were found from.
+    times: the second of each of `frames` where it does not follow from its number and the file's rate. Holds one frame
+    at a time beside the patches. Raises SampleError, also when the file is no longer the one that frames and grid_thw
+    were found from.
     """
     info = video_info(source, sample_id)
     try:
@@ -220,7 +235,7 @@ def patchify_video(
     patches = np.empty((len(frames) * per_frame, spec.patch_dim), np.uint8)
     for place, image in enumerate(load_frames(source, frames, sample_id)):
         if spec.timestamps:
-            draw_timestamp(image, frames[place] / (info.fps or spec.fps))
+            draw_timestamp(image, times[place] if times else frames[place] / (info.fps or spec.fps))
         fill_patches(patches[place * per_frame : (place + 1) * per_frame], image, grid_thw, spec)
     return patches
 

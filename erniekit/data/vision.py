@@ -23,6 +23,8 @@ CHANNELS = 3
 # Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without pictures.
 PATCH_DIM = CHANNELS * 14 * 14
 _LARGEST_ASPECT = 200
+# How far apart bounds of areas are when one of them gives way to the other.
+PIXELS_APART = 4
 
 
 class Resizing(Protocol):
@@ -134,6 +136,15 @@ def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(
         f"{directory}: no preprocessor_config.json, so it is not known how this model wants its pictures"
     )
+
+
+def limits(least: int | None, most: int | None, own: tuple[int, int], apart: int) -> tuple[int, int]:
+    """The limits that were asked for; one that was not asked for gives way where it would cross the other."""
+    if least is None:
+        least = own[0] if most is None or own[0] <= most else max(1, most // apart)
+    if most is None:
+        most = own[1] if least <= own[1] else least * apart
+    return least, most
 
 
 def smart_resize(height: int, width: int, spec: Resizing) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from erniekit.data.conversation import Conversation, ImagePart, Part, ReasoningPart, ToolCallPart, VideoPart
 
@@ -70,13 +71,13 @@ def digest(conversation: Conversation) -> int:
 
 def _pieces(conversation: Conversation) -> Iterator[bytes]:
     yield json.dumps(conversation.tools, sort_keys=True).encode()
-    for message in (*conversation.messages, *conversation.rejected):
+    for message in (*conversation.messages, *conversation.rejected_prompt, *conversation.rejected):
         yield f"{message.role} {message.trained} {len(message.parts)}".encode()
         for part in message.parts:
             if not isinstance(part, ImagePart | VideoPart):
                 yield repr(part).encode()
                 continue
-            yield type(part).__name__.encode()
+            yield repr(replace(part, source="")).encode()
             sources = part.source if isinstance(part.source, tuple) else (part.source,)
             yield from (source if isinstance(source, bytes) else source.encode() for source in sources)
 

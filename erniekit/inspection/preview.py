@@ -251,4 +251,6 @@ def _placeholder(shown: Shown) -> str:
     width, height = shown.size
     frames = f"{len(shown.media.frames)} frames of " if shown.media.is_video else ""
     name = describe(shown.part.source)
-    return f"[{shown.label}: {name} {frames}{width}x{height}, {shown.media.tokens:,} tokens]"
+    times = shown.media.times
+    known = f"from {times[0]:g} to {times[-1]:g} s, " if times else ""
+    return f"[{shown.label}: {name} {frames}{width}x{height}, {known}{shown.media.tokens:,} tokens]"

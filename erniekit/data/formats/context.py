@@ -10,10 +10,12 @@ from typing import Any
 
 from erniekit.data.conversation import ImagePart, Message, SampleError, TextPart, VideoPart
 from erniekit.data.formats.keys import HARMLESS, LOSS_SWITCHES, REASONING, REFUSED, Level
+from erniekit.data.formats.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 from erniekit.data.media import resolve_source
 
 _LONGEST_QUOTE = 80  # characters
 _MOST_KEYS = 10  # that an error names
+_SOURCES = ("bytes", "path", "url")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +81,31 @@ class SampleContext:
 
     def image(self, where: str, value: Any) -> ImagePart:
         """The picture that a value names. where: its place in the record, for errors."""
+        if isinstance(value, dict):
+            self.check_keys(where, "part", value, (*_SOURCES, "image", *IMAGE_KEYS))
+            inner = _source(value, "image")
+            if inner is not None:
+                return with_options(where, self.image(where, inner), value, self)
         try:
             source = resolve_source(value, self.base_dir, self.sample_id, allow_urls=self.allow_urls)
         except SampleError as error:
             raise self.error(error.reason, f"{where}: {error.detail}") from error
-        return ImagePart(source)
+        image = ImagePart(source)
+        return with_options(where, image, value, self) if isinstance(value, dict) else image
 
     def video(self, where: str, value: Any) -> VideoPart:
         """The video that a value names; a list holds its frames as pictures, in order."""
+        if isinstance(value, dict):
+            self.check_keys(where, "part", value, (*_SOURCES, "video", *VIDEO_KEYS))
+            inner = _source(value, "video")
+            if inner is not None:
+                return with_options(where, self.video(where, inner), value, self)
         if isinstance(value, list):
             if not value:
                 raise self.bad(f"{where}: a video given as a list of its frames needs at least one")
-            frames = (self.image(f"{where}, frame {n}", frame) for n, frame in enumerate(value, 1))
+            frames = [self.image(f"{where}, frame {n}", frame) for n, frame in enumerate(value, 1)]
+            if any(frame != ImagePart(frame.source) for frame in frames):
+                raise self.bad(f"{where}: bounds of pixels belong to the video, not to one of its frames")
             return VideoPart(tuple(frame.source for frame in frames))
         try:
             source = resolve_source(
@@ -98,7 +113,8 @@ class SampleContext:
             )
         except SampleError as error:
             raise self.error(error.reason, f"{where}: {error.detail}") from error
-        return VideoPart(source)
+        video = VideoPart(source)
+        return with_options(where, video, value, self) if isinstance(value, dict) else video
 
     def text(self, record: Mapping[str, Any], key: str) -> str:
         """A field that must be a string."""
@@ -130,6 +146,11 @@ class SampleContext:
                 return messages
             raise self.bad('two different system messages: in "system" and as the first message')
         return [message, *messages]
+
+
+def _source(value: Mapping[str, Any], kind: str) -> Any:
+    """The source that stands under its kind, as Qwen-VL's elements have it; None where the common keys have it."""
+    return value.get(kind) if all(value.get(key) is None for key in _SOURCES) else None
 
 
 def describe(value: Any) -> str:

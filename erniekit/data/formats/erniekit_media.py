@@ -7,10 +7,22 @@ from typing import Any, Literal
 
 from erniekit.data.conversation import Part, VideoPart
 from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.formats.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 
 Kind = Literal["image", "video"]
 _LISTS: dict[str, Kind] = {"image_info": "image", "video_info": "video"}
 _SPOKEN = ("asr", "subtitles")
+# Sizes are taken from the pictures themselves.
+_KEYS = (
+    "image_url",
+    "matched_text_index",
+    "image_type",
+    "video_uid",
+    "image_width",
+    "image_height",
+    *_SPOKEN,
+)
+_TIMES = ("time_stamp", "timestamp")
 
 
 @dataclass(slots=True)
@@ -28,7 +40,9 @@ class _Frames:
     """A video that the sample has as pictures of its frames."""
 
     text: int
+    where: str
     sources: list[str | bytes] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
 
 def placed_media(record: dict[str, Any], texts: int, sample: SampleContext) -> dict[int, tuple[Part, ...]]:
@@ -55,7 +69,7 @@ def placed_media(record: dict[str, Any], texts: int, sample: SampleContext) -> d
         part = _part(entry, frames, sample)
         if not any(part is other for other in place):
             place.append(part)
-    return {text: tuple(map(_finished, parts)) for text, parts in placed.items()}
+    return {text: tuple(_finished(part, sample) for part in parts) for text, parts in placed.items()}
 
 
 def _entries(record: dict[str, Any], key: str, sample: SampleContext) -> list[dict[str, Any]]:
@@ -119,23 +133,35 @@ def _part(entry: _Entry, frames: dict[Any, _Frames], sample: SampleContext) -> P
         if entry.value.get(key):
             raise sample.error("not supported", f'{entry.where}: the "{key}" of a video is not supported')
     source = entry.value["image_url"]
-    if entry.kind == "video":
-        return sample.video(entry.where, source)
-    image = sample.image(entry.where, source)
     kind = entry.value.get("image_type")
+    is_frame = entry.kind == "image" and kind == "video"
+    options = VIDEO_KEYS if entry.kind == "video" else _TIMES if is_frame else IMAGE_KEYS
+    sample.check_keys(entry.where, "part", entry.value, (*_KEYS, *options))
+    if entry.kind == "video":
+        return with_options(entry.where, sample.video(entry.where, source), entry.value, sample)
+    image = sample.image(entry.where, source)
     if kind in (None, "image"):
-        return image
+        return with_options(entry.where, image, entry.value, sample)
     if kind != "video":
         raise sample.bad(f'{entry.where}: image_type must be "image" or "video", it is {quoted(kind)}')
     uid = entry.value.get("video_uid")
     if not isinstance(uid, str | int):
         raise sample.bad(f'{entry.where}: a frame of a video needs "video_uid", a string or number')
-    video = frames.setdefault(uid, _Frames(entry.text))
+    video = frames.setdefault(uid, _Frames(entry.text, entry.where))
     if video.text != entry.text:
         raise sample.bad(f"{entry.where}: the frames of video {quoted(uid)} stand before different texts")
     video.sources.append(image.source)
+    video.times += [entry.value[key] for key in _TIMES if entry.value.get(key) is not None][:1]
     return video
 
 
-def _finished(part: Part | _Frames) -> Part:
-    return VideoPart(tuple(part.sources)) if isinstance(part, _Frames) else part
+def _finished(part: Part | _Frames, sample: SampleContext) -> Part:
+    if not isinstance(part, _Frames):
+        return part
+    if part.times and len(part.times) != len(part.sources):
+        raise sample.bad(
+            f"{part.where}: {len(part.times)} of the {len(part.sources)} frames of its video have a time: all or none"
+        )
+    return with_options(
+        part.where, VideoPart(tuple(part.sources)), {"timestamps": part.times or None}, sample
+    )

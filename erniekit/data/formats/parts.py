@@ -8,6 +8,7 @@ from erniekit.data.conversation import Part, ReasoningPart, Role, TextPart
 from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES
 from erniekit.data.formats.markers import Kind, MarkedMedia
+from erniekit.data.formats.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 from erniekit.data.formats.tools import read_tool_calls
 
 # The key of the text in a part of each type.
@@ -83,13 +84,16 @@ def _media(
     noun = "video" if is_video else "picture"
     if role != "user":
         raise sample.bad(f"{where}: a {noun} can only be in a user message, not in one of the {role}")
+    options = VIDEO_KEYS if is_video else IMAGE_KEYS
     keys = (kind, "url", "path", "value")
-    sample.check_keys(where, "part", part, ("type", *keys))
+    sample.check_keys(where, "part", part, ("type", *keys, *options))
     source = next((part[key] for key in keys if part.get(key) is not None), None)
     if source is None:
         listed: Kind = "video" if is_video else "image"
-        media = marked.take(listed) if kind == listed and marked.has(listed) else None
-        if media is None:
+        found = marked.take(listed) if kind == listed and marked.has(listed) else None
+        if found is None:
             raise sample.bad(f'{where}: a part of type {kind} needs the key "{kind}", it has {keys_of(part)}')
-        return media
-    return sample.video(where, source) if is_video else sample.image(where, source)
+        media = found
+    else:
+        media = sample.video(where, source) if is_video else sample.image(where, source)
+    return with_options(where, media, part, sample)
