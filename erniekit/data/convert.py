@@ -24,7 +24,8 @@ from erniekit.data.conversation import (
 )
 from erniekit.data.files import replacing
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.markers import MARK
+from erniekit.data.formats.markers import has_marks
+from erniekit.data.formats.media_options import options_of
 from erniekit.data.formats.reader import BadLine, read_records
 from erniekit.data.media import is_url
 from erniekit.errors import DataError
@@ -124,6 +125,9 @@ def to_record(conversation: Conversation, place: Place = str) -> dict[str, Any]:
         return {**record, "messages": [_message(message, place) for message in messages]}
     # Of a pair the first message with loss begins the chosen answer: the prompt has none.
     start = next(index for index, message in enumerate(messages) if message.trained)
+    if conversation.rejected_prompt:
+        prompt = [_message(message, place, in_prompt=True) for message in conversation.rejected_prompt]
+        record["rejected_prompt"] = prompt
     return {
         **record,
         "messages": [_message(message, place, in_prompt=True) for message in messages[:start]],
@@ -153,7 +157,7 @@ def _content(role: Role, parts: Sequence[Part], place: Place) -> str | list[dict
     if len(parts) == 1 and isinstance(parts[0], TextPart):
         text = parts[0].text
         # In a user's string a mark would stand for a picture or video.
-        if parts[0].trained and (role != "user" or not MARK.search(text)):
+        if parts[0].trained and (role != "user" or not has_marks(text)):
             return text
     return [_part(part, place) for part in parts]
 
@@ -164,10 +168,13 @@ def _part(part: Part, place: Place) -> dict[str, Any]:
         return {"type": kind, kind: part.text} | ({} if part.trained else {"loss": False})
     assert not isinstance(part, ToolCallPart)
     if isinstance(part, ImagePart):
-        return {"type": "image", "image": _source(part.source, place)}
-    if isinstance(part.source, tuple):
-        return {"type": "video", "video": [_source(frame, place) for frame in part.source]}
-    return {"type": "video", "video": _source(part.source, place)}
+        return {"type": "image", "image": _source(part.source, place), **options_of(part)}
+    source: str | list[str] = (
+        [_source(frame, place) for frame in part.source]
+        if isinstance(part.source, tuple)
+        else _source(part.source, place)
+    )
+    return {"type": "video", "video": source, **options_of(part)}
 
 
 def _source(source: str | bytes, place: Place) -> str:

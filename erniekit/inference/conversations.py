@@ -20,9 +20,9 @@ def to_conversation(
 ) -> Conversation:
     """A chat, for `Encoder.encode_prompt`.
 
-    messages: as in format "messages", but `<image>` and `<video>` in texts are plain text, and there are no columns
-    beside them; tools: as in OpenAI's API. base_dir: what relative paths of media are relative to; sample_id: what
-    errors call the chat; allow_urls: whether media may be http(s) URLs. Raises SampleError.
+    messages: as in format "messages", but `<image>`, `<video>` and paths in tags are plain text, and there are no
+    columns beside them; tools: as in OpenAI's API. base_dir: what relative paths of media are relative to; sample_id:
+    what errors call the chat; allow_urls: whether media may be http(s) URLs. Raises SampleError.
     """
     record = {"messages": [_plain(message) for message in messages], "tools": list(tools or ())}
     return parse_record(
@@ -32,7 +32,7 @@ def to_conversation(
 
 def _plain(message: Mapping[str, Any]) -> Any:
     """The message, its text as a part: only as a string it could have marks."""
-    if not isinstance(message, Mapping) or message.get("role") != "user":
+    if not isinstance(message, Mapping) or message.get("role") not in ("user", "tool"):
         return message
     content = message.get("content")
     return (

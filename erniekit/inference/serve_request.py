@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from erniekit.data.conversation import Conversation, SampleError
+from erniekit.data.formats.markers import MESSAGE_MEDIA_KEYS
 from erniekit.data.media import is_url
 from erniekit.data.template import Template
 from erniekit.errors import ConfigError
@@ -179,6 +180,9 @@ def read_conversation(request: ChatRequest, sample_id: str, *, allow_urls: bool)
 
 
 def _with_safe_media(where: str, message: dict[str, Any], allow_urls: bool) -> dict[str, Any]:
+    for key in MESSAGE_MEDIA_KEYS:
+        if message.get(key):
+            raise RequestError(f"{where}.{key}: is not supported: use parts in the content", param="messages")
     content = message.get("content")
     if not isinstance(content, list):
         return message

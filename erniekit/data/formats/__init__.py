@@ -21,6 +21,7 @@ from erniekit.data.formats.alpaca import parse_alpaca
 from erniekit.data.formats.context import SampleContext, describe
 from erniekit.data.formats.erniekit import parse_erniekit
 from erniekit.data.formats.messages import parse_messages
+from erniekit.data.formats.objects import notice_marks
 from erniekit.data.formats.plain_text import parse_plain_text
 from erniekit.data.formats.query_response import PAIRS, parse_query_response
 from erniekit.data.formats.sharegpt import parse_sharegpt
@@ -108,6 +109,7 @@ def parse_record(
     conversation = _PARSERS[name](record, sample)
     _check(conversation, sample)
     _note_placeholders(conversation, sample)
+    notice_marks(conversation, sample)
     return replace(conversation, notices=tuple(sample.notices)) if sample.notices else conversation
 
 
@@ -128,9 +130,11 @@ def _check(conversation: Conversation, sample: SampleContext) -> None:
     """Refuses what no format may give."""
     if not conversation.messages:
         raise sample.bad("the sample has no messages")
-    if any(message.role == "system" for message in (*conversation.messages[1:], *conversation.rejected)):
+    prompt = conversation.rejected_prompt
+    after_first = (*conversation.messages[1:], *prompt[1:], *conversation.rejected)
+    if any(message.role == "system" for message in after_first):
         raise sample.bad("a system message can only be the first of a sample")
-    for message in (*conversation.messages, *conversation.rejected):
+    for message in (*conversation.messages, *prompt, *conversation.rejected):
         _check_text(message, sample)
 
 

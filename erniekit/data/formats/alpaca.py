@@ -33,7 +33,7 @@ def parse_alpaca(record: dict[str, Any], sample: SampleContext) -> Conversation:
     messages = turns.history(record, reader.marked, sample)
     messages.append(turns.question(_question(record, sample), reader.marked))
     reasoning = turns.reasoning(record, sample)
-    if not preference.is_pair(record):
+    if record.get("chosen") is None and record.get("rejected") is None:
         messages.append(turns.answer('"output"', record.get("output"), sample, reasoning))
     messages = sample.with_system(record, messages)
     return preference.conversation(record, messages, reader, read_tools(record.get("tools"), sample), sample)

@@ -71,10 +71,8 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
     first, second = (_candidate(number, value, sample) for number, value in enumerate(candidates))
     chosen, rejected = (first, second) if ranks[0] > ranks[1] else (second, first)
     prompt = _turns(record, questions, answers, [0] * len(answers), sample)
-    messages, rejected_messages = preference.pair(prompt, chosen, rejected, sample)
-    return Conversation(
-        messages, sample.sample_id, read_tools(record.get("tools"), sample), rejected_messages
-    )
+    pair = preference.pair(prompt, chosen, prompt, rejected, sample)
+    return preference.of_pair(pair, read_tools(record.get("tools"), sample), sample)
 
 
 def parse_pretraining(record: dict[str, Any], sample: SampleContext) -> Conversation:

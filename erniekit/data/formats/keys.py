@@ -47,7 +47,7 @@ HARMLESS: dict[Level, frozenset[str]] = {
         )
     ),
     "message": frozenset((*_COMMON, "status")),
-    "part": frozenset((*_COMMON, "cache_control")),
+    "part": frozenset((*_COMMON, "cache_control", "detail")),
     "tool call": frozenset((*_COMMON, "status")),
 }
 
@@ -58,10 +58,6 @@ _NO_WEIGHTS = "samples have no weights: give a source a weight in data.train"
 _UNTRAINED: Refused = {
     key: ((False,), f"is not read: {_SAY_LOSS}") for key in ("mask", "masked", "ignore", "ignore_loss")
 }
-_MEDIA_IN_MESSAGE = (
-    'is not read in a message: use parts in its content, or "images" and "videos" of the record'
-)
-_MEDIA_KEYS = ("image", "images", "video", "videos", "files", "attachments")
 REFUSED: dict[Level, Refused] = {
     "record": {
         **_UNTRAINED,
@@ -78,6 +74,12 @@ REFUSED: dict[Level, Refused] = {
         },
         "margin": ((0,), "preference pairs have no margins here"),
         "chat_template_kwargs": ((), "is not read: data.template decides how a chat is written"),
+        "mm_processor_kwargs": (
+            (),
+            "is not read: give bounds of pixels and frames in the part of a picture or video",
+        ),
+        "rejected_tools": ((), "is not read: both answers of a pair have the same tools"),
+        "rejected_audios": ((), "these models do not hear"),
         **{
             key: ((), "is for embedding models, which are not trained here")
             for key in ("positive_messages", "negative_messages")
@@ -88,9 +90,17 @@ REFUSED: dict[Level, Refused] = {
         "train_detail": ((), "is not read: give the content as parts, each with its own loss switch"),
         "channel": (("final",), 'is not read: write reasoning under "reasoning_content"'),
         "prefix": ((False,), "is not read: an answer is trained from its beginning"),
-        **{key: ((), _MEDIA_IN_MESSAGE) for key in _MEDIA_KEYS},
+        **{key: ((), "is not read: use parts in the message's content") for key in ("files", "attachments")},
         **{key: ((), "these models do not hear") for key in ("audio", "audios")},
     },
-    "part": dict(_UNTRAINED),
+    "part": {
+        **_UNTRAINED,
+        **{
+            key: ((), "is not read: use min_pixels and max_pixels")
+            for key in ("resized_height", "resized_width", "total_pixels", "image_pixel_limit")
+        },
+        "frames_sample": ((), "is not read: data.video_sampling says which frames are picked"),
+        "extracted_frame_indices": ((), "is not read: list the frames as pictures"),
+    },
     "tool call": dict(_UNTRAINED),
 }

@@ -24,10 +24,15 @@ from erniekit.data.conversation import (
     TextPart,
     ToolCallPart,
 )
-from erniekit.data.formats import preference
+from erniekit.data.formats import objects, preference
 from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
-from erniekit.data.formats.markers import MEDIA_KEYS, MarkedMedia
+from erniekit.data.formats.markers import (
+    MEDIA_KEYS,
+    MESSAGE_MEDIA_KEYS,
+    REJECTED_MEDIA_KEYS,
+    MarkedMedia,
+)
 from erniekit.data.formats.parts import read_part
 from erniekit.data.formats.plain_text import plain_text
 from erniekit.data.formats.tools import json_text, read_tool_calls, read_tools
@@ -46,7 +51,12 @@ _ALLOWED_ROLES = "system, user, assistant, tool"
 # The role of ms-swift for a message that is nothing but calls, which are its content.
 CALL_ROLE = "tool_call"
 _MESSAGE_KEYS = frozenset(
-    ("role", "content", "refusal", "tool_calls", "function_call", *REASONING, *LOSS_SWITCHES)
+    (
+        *("role", "content", "refusal", "tool_calls", "function_call"),
+        *REASONING,
+        *LOSS_SWITCHES,
+        *MESSAGE_MEDIA_KEYS,
+    )
 )
 _RESULT_KEYS = _MESSAGE_KEYS | {"tool_call_id", "name"}
 _PREFERENCE_FILE = ("input", "preferred_output", "non_preferred_output")
@@ -105,7 +115,7 @@ def chat_or_text(
     if messages is None or preference.is_pair(record) or [one.role for one in messages] != ["assistant"]:
         return preference.conversation(record, messages, reader, tools, sample)
     reader.marked.check()
-    parts = messages[0].parts
+    parts = objects.fill(record, messages, sample)[0].parts
     if tools or not all(isinstance(part, TextPart) for part in parts):
         raise sample.bad(
             "a lone assistant message is text for continued pre-training, which has no tools, calls or reasoning: "
@@ -119,13 +129,20 @@ def chat_or_text(
 class MessageReader:
     """Reads the messages of one record.
 
-    translate: for a dialect, makes a message of this format from one of its own.
+    translate: for a dialect, makes a message of this format from one of its own; rejected: of the rejected answer of a
+    pair, whose media may be its own.
     """
 
     def __init__(
-        self, record: dict[str, Any], sample: SampleContext, translate: Translate | None = None
+        self,
+        record: dict[str, Any],
+        sample: SampleContext,
+        translate: Translate | None = None,
+        *,
+        rejected: bool = False,
     ) -> None:
-        self.marked = MarkedMedia(record, sample)
+        self.marked = MarkedMedia(record, sample, rejected=rejected)
+        self._rejected = rejected
         self._record = record
         self._sample = sample
         self._translate = translate
@@ -157,12 +174,18 @@ class MessageReader:
         if isinstance(value, dict):
             return [self._message(f'"{key}"', value)[0]]
         if isinstance(value, list) and value and self._begins_chat(value[0]):
-            whole = MessageReader(self._record, self._sample, self._translate)
+            whole = MessageReader(self._record, self._sample, self._translate, rejected=self._rejected)
             messages = whole.chat(f'"{key}", message', key, value)
             whole.marked.check()
             self.marked = whole.marked
             return messages
         return self.chat(f'"{key}", message', key, value)
+
+    def of_rejected(self) -> MessageReader:
+        """What reads the rejected answer of a pair: itself, unless that one has media of its own."""
+        if any(self._record.get(key) for key in REJECTED_MEDIA_KEYS):
+            return MessageReader(self._record, self._sample, self._translate, rejected=True)
+        return self
 
     def _begins_chat(self, entry: Any) -> bool:
         if isinstance(entry, dict) and self._translate is not None:
@@ -204,16 +227,31 @@ class MessageReader:
         raise self._sample.error("unknown role", f"{where}: {found}; allowed are {_ALLOWED_ROLES}")
 
     def _content(self, where: str, role: Role, entry: dict[str, Any]) -> Iterable[Part]:
+        if not any(entry.get(key) for key in MESSAGE_MEDIA_KEYS):
+            return self._parts(where, role, entry, self.marked)
+        if role != "user":
+            raise self._sample.bad(
+                f"{where}: only a user's message has pictures or videos, not one of the {role}"
+            )
+        # Ollama's form: the message has media of its own, at its marks or before its text.
+        own = MarkedMedia(entry, self._sample, where=where)
+        parts = tuple(self._parts(where, role, entry, own))
+        if not own.marks:
+            parts = (*own.rest(), *parts)
+        own.check()
+        return parts
+
+    def _parts(self, where: str, role: Role, entry: dict[str, Any], marked: MarkedMedia) -> Iterable[Part]:
         content = entry.get("content")
         if content is None and role == "assistant":
             content = entry.get("refusal")  # where OpenAI puts an answer that is a refusal
         if isinstance(content, str):
-            return self.marked.split(content) if role == "user" else (TextPart(content),)
+            return marked.split(content) if role == "user" else (TextPart(content),)
         if isinstance(content, list):
             return [
                 read
                 for number, part in enumerate(content, 1)
-                for read in read_part(f"{where}, part {number}", role, part, self.marked, self._sample)
+                for read in read_part(f"{where}, part {number}", role, part, marked, self._sample)
             ]
         if (
             role == "assistant"

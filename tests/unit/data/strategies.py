@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from erniekit.data.conversation import (
 
 # With characters that JSON, marks and line ends make special; half surrogate pairs are no text.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["<image>", "a<video>\n", "\u2028", '"\\', "<think>x</think>", "{}", "[1]"]
+    ["<image>", "a<video>\n", "<img>a.png</img>", "<bbox>", "\u2028", '"\\', "<think>x</think>", "{}", "[1]"]
 )
 SOME_TEXT = TEXT.filter(bool)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -114,8 +115,19 @@ _OBJECTS = st.dictionaries(TEXT, _PLAIN, max_size=3)
 
 _PATHS = st.sampled_from(["/data/a.png", "/data/b c/猫.jpg", "rel/a.png", "/x/%20.png"])
 _PICTURES = _PATHS | st.binary(max_size=8)
-_IMAGES = st.builds(ImagePart, _PICTURES)
-_VIDEOS = st.builds(VideoPart, _PICTURES | st.lists(_PICTURES, min_size=1, max_size=3).map(tuple))
+_AREAS = st.none() | st.integers(1, 99)
+_IMAGES = st.builds(ImagePart, _PICTURES) | st.builds(ImagePart, _PICTURES, _AREAS)
+_SOURCES = _PICTURES | st.lists(_PICTURES, min_size=1, max_size=3).map(tuple)
+_VIDEOS = st.builds(VideoPart, _SOURCES) | st.builds(
+    VideoPart,
+    _SOURCES,
+    fps=st.none() | st.floats(0.1, 99),
+    max_frames=_AREAS,
+    start=st.none() | st.floats(0, 9),
+    end=st.none() | st.floats(10, 99),
+    max_pixels=_AREAS,
+    times=st.just(()) | st.lists(st.floats(0, 99), max_size=3).map(sorted).map(tuple),
+)
 _CALLS = st.builds(
     ToolCallPart,
     SOME_TEXT,
@@ -181,7 +193,11 @@ def conversations(draw: st.DrawFn) -> Conversation:
         rejected = [Message("assistant", (TextPart("no"), *rejected[0].parts), True), *rejected[1:]]
         if rejected[0].parts and isinstance(rejected[0].parts[1], ReasoningPart):
             rejected[0] = Message("assistant", (TextPart("no, no"),), True)
-    return Conversation((*opening, *turns, last, *chosen), "f:1", tools, tuple(rejected))
+    other: tuple[Message, ...] = ()
+    if draw(st.booleans()):
+        picture = ImagePart("/data/other.png")
+        other = (*opening, *turns, replace(last, role="user", parts=(picture, *last.parts)))
+    return Conversation((*opening, *turns, last, *chosen), "f:1", tools, tuple(rejected), other)
 
 
 def mutated(draw: st.DrawFn, value: Any) -> Any:
