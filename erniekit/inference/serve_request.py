@@ -30,7 +30,9 @@ from erniekit.inference.serve_thinking import THINKING_FIELDS, Thinking, take_th
 _MEDIA = ("image_url", "video_url")
 _WORDS = ("text", "input_text", "output_text", "refusal", "reasoning", "thinking")  # parts without a file
 # Under which the reader looks for files. `detail` is OpenAI's hint of a size: pictures are sized as in training.
-_SOURCES = frozenset((*_MEDIA, "image", "images", "video", "videos", "frames", "url", "path", "bytes"))
+_SOURCES = frozenset(
+    (*_MEDIA, "image", "images", "video", "videos", "frames", "url", "path", "value", "bytes")
+)
 _TOOL_CHOICES = ("auto", "none")
 
 

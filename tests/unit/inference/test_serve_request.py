@@ -282,7 +282,7 @@ def test_keys_that_nothing_reads_are_noticed_and_those_that_matter_refused() -> 
         assert error.value.param == "messages"
 
 
-@pytest.mark.parametrize("key", ["path", "url", "image", "video", "frames", "bytes"])
+@pytest.mark.parametrize("key", ["path", "url", "image", "video", "frames", "value", "bytes"])
 def test_no_other_key_of_a_part_names_a_file(key: str) -> None:
     for part in (
         {"type": "image_url", "image_url": {"url": DATA}, key: "/etc/passwd"},
