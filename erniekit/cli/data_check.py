@@ -123,9 +123,9 @@ def check(
         pairs="chosen" if run is None else pair_mode(run.task, data.share_prompt),
     )
     if paths:
-        found = named_files(paths, format or data.format)
+        found = named_files(paths, format or data.format, typer.echo)
     else:
-        found = [*training_files(data, format), *heldout_files(data, format)]
+        found = [*training_files(data, format, typer.echo), *heldout_files(data, format, typer.echo)]
     _report(found, options, json_file)
 
 

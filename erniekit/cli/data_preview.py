@@ -82,7 +82,8 @@ def preview(
     run = load_config(config, overrides or [])
     if heldout and not run.data.eval:
         raise ConfigError(f"{config}: data.eval is empty: there are no held-out samples to show")
-    files = heldout_files(run.data) if heldout else training_files(run.data)
+    find = heldout_files if heldout else training_files
+    files = find(run.data, say=typer.echo)
     encoder = make_encoder(Path(run.model.path), encode_options(run))
     if sample:
         chosen = [named(files, name, run.data.format) for name in sample]

@@ -199,7 +199,7 @@ def _samples(
 
     data = None if run is None else run.data
     return HeldOut(
-        find_files([expand_path(file) for file in files], data, format),
+        find_files([expand_path(file) for file in files], data, format, typer.echo),
         encoder,
         answers=answers,
         limit=limit,

@@ -21,8 +21,9 @@ from erniekit import __version__
 from erniekit.data.account import DataStats, ErrorBudget
 from erniekit.data.conversation import SampleError
 from erniekit.data.decode import MediaSpec
+from erniekit.data.digests import content_digests, stamp
 from erniekit.data.document import Document
-from erniekit.data.files import expand
+from erniekit.data.files import Say, Use, expand, resolved
 from erniekit.data.formats.reader import read_records
 from erniekit.data.samples import Sample, SampleReader
 from erniekit.data.store import DocumentStore, StoreWriter
@@ -32,6 +33,7 @@ from erniekit.errors import DataError
 # (bytes read, bytes in all) of all files of a source
 Progress = Callable[[int, int], None]
 _BATCH = 64  # records that a worker encodes at a time
+_DIGESTS = "digests"  # directory of what is known of data files
 _ALONE = 512  # records that are encoded before worker processes are worth their start
 
 
@@ -44,9 +46,9 @@ class SourceFiles:
     format: str
 
     @classmethod
-    def of(cls, name: str, format: str = "auto") -> SourceFiles:
-        """The source that `name` means: a file, a directory or a pattern. Raises DataError."""
-        return cls(name, tuple(expand([name])), format)
+    def of(cls, name: str, format: str = "auto", use: Use = "train", say: Say | None = None) -> SourceFiles:
+        """The source that `name` means: a file, a directory or a pattern. use, say, Raises: as `expand`."""
+        return cls(name, tuple(expand([name], use, say)), format)
 
 
 @dataclass(frozen=True)
@@ -122,23 +124,22 @@ def load_source(
     budget: ErrorBudget,
     cache_dir: Path,
     *,
+    kept: bool = True,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Source:
     """A source as documents in a store below cache_dir; encoded only where it is not there yet.
 
     A store is used again as long as the content of the files, the tokenizer, the template and every setting
-    that shapes a document are the same, and every picture's file is the one that was measured. workers:
+    that shapes a document are the same, and every picture's file is the one that was measured. Files are read to know
+    their content only where size and times do not tell it. kept: whether cache_dir outlives the process. workers:
     processes that help to encode. Raises DataError when a file cannot be read or no sample can be used, and
     what `budget` raises.
     """
-    directory = cache_dir / _key(source, reader)
+    directory = cache_dir / _key(source, reader, cache_dir if kept else None)
     store = DocumentStore.find(directory)
     if store is not None and store.changed_media() is None:
-        stats = DataStats.from_dict(store.summary["stats"])
-        for sample_id, reason, detail in store.summary["errors"]:
-            budget.spend(SampleError(sample_id, reason, detail))
-        return Source(source.name, store, stats, cached=True)
+        return _found(source.name, store, budget)
     if store is not None:
         store.close()
         _retire(directory)
@@ -158,6 +159,16 @@ def load_source(
         described = [[error.sample_id, error.reason, error.detail] for error in errors]
         writer.finish({"stats": stats.as_dict(), "errors": described})
     return Source(source.name, DocumentStore(directory), stats, cached=False)
+
+
+def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
+    """A source whose store is there already: nothing of its files is looked at. Raises as `load_source`."""
+    return _found(name, DocumentStore(directory), budget)
+
+
+def hub_dir(cache_dir: str | None) -> Path:
+    """Where datasets of the hub are kept, whoever reads them. cache_dir: data.cache_dir of the configuration."""
+    return (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "hub"
 
 
 def default_cache_dir() -> Path:
@@ -205,8 +216,19 @@ def _samples(
         pool.close()
 
 
-def _key(source: SourceFiles, reader: SampleReader) -> str:
-    """Name of the store: a digest of all that its documents depend on."""
+def _found(name: str, store: DocumentStore, budget: ErrorBudget) -> Source:
+    for sample_id, reason, detail in store.summary["errors"]:
+        budget.spend(SampleError(sample_id, reason, detail))
+    return Source(name, store, DataStats.from_dict(store.summary["stats"]), cached=True)
+
+
+def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> str:
+    """Name of the store: a digest of all that its documents depend on. cache_dir: None where it is not kept."""
+    places, contents = resolved(source.files), list[Any]()
+    if cache_dir is None:
+        contents += [stamp(path) for path in places]
+    else:
+        contents += content_digests(places, cache_dir / _DIGESTS)
     settings: dict[str, Any] = {
         "erniekit": __version__,
         "encoder": reader.encoder.identity,
@@ -216,17 +238,12 @@ def _key(source: SourceFiles, reader: SampleReader) -> str:
         "allow_urls": reader.allow_urls,
         "pairs": reader.pairs,
         # As written and as meant: sample ids carry the one, relative paths of pictures the other.
-        "files": [(str(path), str(path.resolve()), _content(path)) for path in source.files],
+        "files": [
+            (str(path), str(place), content)
+            for path, place, content in zip(source.files, places, contents, strict=True)
+        ],
     }
     return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
-
-
-def _content(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the data file: {error.strerror or error}") from error
 
 
 def _retire(directory: Path) -> None:

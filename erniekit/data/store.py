@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -72,7 +73,7 @@ class StoreWriter:
             ids, media = (np.asarray(self._offsets[name], np.int64) for name in ("ids.bin", "media.bin"))
             patches = np.asarray(self._patches, np.int64)
             np.savez(self._draft / "index.npz", ids=ids, media=media, patches=patches)
-            described = {"fingerprint": self._digest.hexdigest(), **summary}
+            described = {"fingerprint": self._digest.hexdigest(), "id": secrets.token_hex(8), **summary}
             (self._draft / _SUMMARY).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
             try:
                 self._draft.rename(self.directory)
@@ -139,9 +140,9 @@ class DocumentStore:
     """The documents of a store, by position.
 
     lengths [D] int64, tokens of each; patches [D] int64, of its pictures and videos; summary: as it was given
-    to `StoreWriter.finish`, and "fingerprint", a digest of tokens, labels and the names of media. references [D, 2]
-    float32: `Document.reference` of each, where a run has set it (`erniekit.data.references`). Reading one takes
-    memory for that one only.
+    to `StoreWriter.finish`, and "fingerprint", a digest of tokens, labels and the names of media, and "id".
+    references [D, 2] float32: `Document.reference` of each, where a run has set it (`erniekit.data.references`).
+    Reading one takes memory for that one only.
     """
 
     references: npt.NDArray[np.float32] | None = None
@@ -163,6 +164,11 @@ class DocumentStore:
     def find(cls, directory: Path) -> DocumentStore | None:
         """The store in that place; None where there is none."""
         return cls(directory) if (directory / _SUMMARY).is_file() else None
+
+    @property
+    def id(self) -> str:
+        """Random: tells whether two processes see the same store, or each one of its own in the same place."""
+        return str(self.summary.get("id", ""))
 
     @property
     def fingerprint(self) -> str:

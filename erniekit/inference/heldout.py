@@ -16,7 +16,7 @@ from erniekit.data.account import ErrorBudget
 from erniekit.data.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.document import Document
 from erniekit.data.encode import Encoder
-from erniekit.data.files import expand
+from erniekit.data.files import Say, expand
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.data.template import MediaSpan, Span, Template, TextSpan
@@ -156,11 +156,13 @@ class HeldOut:
         return _question(conversation, whole, source, self.encoder)
 
 
-def find_files(named: Sequence[str], data: DataConfig | None, format: str | None = None) -> list[HeldOutFile]:
+def find_files(
+    named: Sequence[str], data: DataConfig | None, format: str | None = None, say: Say | None = None
+) -> list[HeldOutFile]:
     """The files that entries name; without any, those of the configuration's data.eval. A source is an entry.
 
-    data: of a run, None without one; format: in place of the configuration's. Raises DataError for an entry that
-    means no file, ConfigError where there is none.
+    data: of a run, None without one; format: in place of the configuration's; say: as in `expand`. Raises DataError
+    for an entry that means no file, ConfigError where there is none.
     """
     sources = [SourceConfig(path=name) for name in named]
     if data is None:
@@ -170,7 +172,7 @@ def find_files(named: Sequence[str], data: DataConfig | None, format: str | None
     return [
         HeldOutFile(file.path, source.path, file.format)
         for source in sources or data.eval
-        for file in heldout_files(data.model_copy(update={"eval": [source]}), format)
+        for file in heldout_files(data.model_copy(update={"eval": [source]}), format, say)
     ]
 
 

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from erniekit.config import Config, DataConfig, SourceConfig
-from erniekit.data.dataset import default_cache_dir
+from erniekit.data.dataset import hub_dir
 from erniekit.data.encode import EncodeOptions
-from erniekit.data.files import expand, hub_file
+from erniekit.data.files import HUB, Say, Use, expand, hub_file
 from erniekit.inspection.check import CheckedFile
-
-_HUB = "hub:"
 
 
 def encode_options(run: Config) -> EncodeOptions:
@@ -19,34 +17,35 @@ def encode_options(run: Config) -> EncodeOptions:
     return EncodeOptions.of_run(run.data.model_dump(), run.train.seed)
 
 
-def named_files(entries: Sequence[str], format: str) -> list[CheckedFile]:
-    """The files that names, directories and patterns mean, each once. Raises DataError."""
-    return [CheckedFile(path, format) for path in expand(entries)]
+def named_files(entries: Sequence[str], format: str, say: Say) -> list[CheckedFile]:
+    """The files that names, directories and patterns mean for training, each once. say: as in `expand`.
+
+    Raises DataError.
+    """
+    return [CheckedFile(path, format) for path in expand(entries, "train", say)]
 
 
-def training_files(data: DataConfig, format: str | None = None) -> list[CheckedFile]:
-    """The files of data.train. format: in place of the configuration's. Raises DataError."""
-    return _files(data.train, data, format, heldout=False)
+def training_files(data: DataConfig, format: str | None = None, say: Say | None = None) -> list[CheckedFile]:
+    """The files of data.train. format: in place of the configuration's; say: as in `expand`. Raises DataError."""
+    return _files(data.train, data, format, "train", say)
 
 
-def heldout_files(data: DataConfig, format: str | None = None) -> list[CheckedFile]:
-    """The files of data.eval, none where it is empty. format, Raises: as `training_files`."""
-    return _files(data.eval, data, format, heldout=True)
+def heldout_files(data: DataConfig, format: str | None = None, say: Say | None = None) -> list[CheckedFile]:
+    """The files of data.eval, none where it is empty. format, say, Raises: as `training_files`."""
+    return _files(data.eval, data, format, "eval", say)
 
 
 def _files(
-    sources: Sequence[SourceConfig], data: DataConfig, format: str | None, heldout: bool
+    sources: Sequence[SourceConfig], data: DataConfig, format: str | None, use: Use, say: Say | None
 ) -> list[CheckedFile]:
     return [
-        CheckedFile(path, format or source.format or data.format, heldout)
+        CheckedFile(path, format or source.format or data.format, heldout=use == "eval")
         for source in sources
-        for path in _expand(source, data)
+        for path in _expand(source, data, use, say)
     ]
 
 
-def _expand(source: SourceConfig, data: DataConfig) -> list[Path]:
-    if not source.path.startswith(_HUB):
-        return expand([source.path])
-    # Where training keeps it.
-    cache = Path(data.cache_dir) if data.cache_dir is not None else default_cache_dir()
-    return [hub_file(source.path, cache / "hub")]
+def _expand(source: SourceConfig, data: DataConfig, use: Use, say: Say | None) -> list[Path]:
+    if source.path.startswith(HUB):
+        return [hub_file(source.path, hub_dir(data.cache_dir), use, say)]
+    return expand([source.path], use, say)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from erniekit.config import Config, dump_config
-from erniekit.data.files import expand
+from erniekit.config import Config, SourceConfig, dump_config
+from erniekit.data.files import Use, expand
 from erniekit.errors import DataError
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.inputs import load_inputs
@@ -64,9 +64,11 @@ def _data(config: Config, say: Callable[[str], None], no_weights: bool) -> list[
 def _absent(config: Config) -> list[str]:
     """Sources of which nothing is there."""
     absent = []
-    for source in [*config.data.train, *config.data.eval]:
+    sources: list[tuple[Use, SourceConfig]] = [("train", source) for source in config.data.train]
+    sources += [("eval", source) for source in config.data.eval]
+    for use, source in sources:
         try:
-            expand([source.path])
+            expand([source.path], use)
         except DataError:
             absent.append(source.path)
     return absent

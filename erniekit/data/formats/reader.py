@@ -11,12 +11,13 @@ from pathlib import Path
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.formats.arrays import read_array, read_objects, spans_lines
-from erniekit.data.formats.records import BadLine, Cursor, Record, Stream
+from erniekit.data.formats.arrow import ARROW, read_arrow
+from erniekit.data.formats.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
 from erniekit.data.formats.tables import read_parquet, read_table
 from erniekit.errors import DataError
 from erniekit.local_files import placeholder_problem
 
-__all__ = ["BadLine", "Cursor", "Record", "read_records"]
+__all__ = ["BadLine", "Cursor", "Passed", "Record", "read_records", "read_share"]
 
 _HEAD = 1 << 16  # bytes that tell what a file is
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
@@ -27,12 +28,19 @@ _START = Cursor()
 def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLine]:
     """The records of a file in order, beginning after a cursor that an earlier reading of the file gave.
 
-    JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet; tables
-    with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}. Text is UTF-8, with or without
-    a byte order mark, and may be compressed with gzip. Nothing is read whole but .txt. Raises DataError when the file
-    cannot be read, holds no record, or has an error after which it cannot be read on; a line of JSON lines or a row
-    of a table that is wrong comes as a BadLine.
+    JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet; Arrow
+    (.arrow); tables with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}. Text is UTF-8,
+    with or without a byte order mark, and may be compressed with gzip. Nothing is read whole but .txt. Raises DataError
+    when the file cannot be read, holds no record, or has an error after which it cannot be read on; a line of JSON
+    lines or a row of a table that is wrong comes as a BadLine.
     """
+    for record in read_share(path, after, _every):
+        assert not isinstance(record, Passed)
+        yield record
+
+
+def read_share(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | BadLine | Passed]:
+    """As `read_records`, with a Passed for each record that is not one's own. Most kinds do not parse those."""
     problem = placeholder_problem(path)
     if problem is not None:
         raise DataError(f"{path}: {problem}")
@@ -42,13 +50,16 @@ def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLin
             magic = raw.read(len(_PARQUET))
             raw.seek(0)
             if magic == _PARQUET or path.suffix.lower() == ".parquet":
-                records: Iterator[Record | BadLine] = read_parquet(path, after)
+                records: Iterator[Record | BadLine | Passed] = read_parquet(path, after, is_own)
+            elif path.suffix.lower() == ".arrow" or magic == ARROW[: len(_PARQUET)]:
+                records = read_arrow(path, after, is_own)
             else:
                 file = gzip.GzipFile(fileobj=raw) if magic.startswith(_GZIP) else raw
-                records = _read_text(path, Stream(raw, file), after)
+                records = _read_text(path, Stream(raw, file), after, is_own)
             for record in records:
                 empty = False
-                yield record
+                is_wanted = isinstance(record, Passed) or is_own(record.after.records - 1)
+                yield record if is_wanted else Passed(record.after)
     except OSError as error:
         raise DataError(f"{path}: cannot read the data file: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
@@ -60,7 +71,13 @@ def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLin
 _EXPECTED = "expected JSON lines, one JSON array, parquet, a table (.csv, .tsv) or text (.txt)"
 
 
-def _read_text(path: Path, stream: Stream, after: Cursor) -> Iterator[Record | BadLine]:
+def _every(number: int) -> bool:
+    return True
+
+
+def _read_text(
+    path: Path, stream: Stream, after: Cursor, is_own: IsOwn
+) -> Iterator[Record | BadLine | Passed]:
     head = stream.file.read(_HEAD)
     _refuse_other_encodings(path, head)
     start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
@@ -80,7 +97,7 @@ def _read_text(path: Path, stream: Stream, after: Cursor) -> Iterator[Record | B
         stream.file.seek(start)
         if several:
             return read_objects(path, stream, after)
-    return _lines(path, stream, after if after.records else Cursor(offset=start))
+    return _lines(path, stream, after if after.records else Cursor(offset=start), is_own)
 
 
 def _is_json(line: bytes) -> bool:
@@ -112,7 +129,7 @@ def _whole(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
         yield Record({"text": text}, f"{path}:1", stream.bytes_read(len(data)), Cursor(records=1))
 
 
-def _lines(path: Path, stream: Stream, after: Cursor) -> Iterator[Record | BadLine]:
+def _lines(path: Path, stream: Stream, after: Cursor, is_own: IsOwn) -> Iterator[Record | BadLine | Passed]:
     records, offset = after.records, after.offset
     stream.file.seek(offset)
     for number, line in enumerate(stream.file, after.line + 1):
@@ -122,6 +139,9 @@ def _lines(path: Path, stream: Stream, after: Cursor) -> Iterator[Record | BadLi
         records += 1
         place = f"{path}:{number}"
         cursor = Cursor(records, offset, number)
+        if not is_own(records - 1):
+            yield Passed(cursor)
+            continue
         try:
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:

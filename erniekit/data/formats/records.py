@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from erniekit.data.conversation import SampleError
+
+# Of a record, by its number in the file from 0: whether this process reads it.
+IsOwn = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,13 @@ class BadLine:
 
     error: SampleError
     bytes_read: int
+    after: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A record that was passed over, since another process reads it."""
+
     after: Cursor
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.formats import detect
-from erniekit.data.formats.records import BadLine, Cursor, Record, Stream
+from erniekit.data.formats.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
 from erniekit.errors import DataError
 
 # Columns whose cells may hold JSON text: lists and objects, which a cell cannot hold otherwise.
@@ -115,7 +115,7 @@ def _has_messages(value: Any) -> bool:
     return all(isinstance(entry, dict) and ("role" in entry or "from" in entry) for entry in entries)
 
 
-def read_parquet(path: Path, after: Cursor) -> Iterator[Record]:
+def read_parquet(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Passed]:
     """The rows of a parquet file, named "file:row N" from 1, a batch of them in memory at a time."""
     import pyarrow
     import pyarrow.parquet
@@ -127,13 +127,26 @@ def read_parquet(path: Path, after: Cursor) -> Iterator[Record]:
         for batch in file.iter_batches(batch_size=_ROWS):
             skipped = min(max(after.records - number, 0), len(batch))
             number += skipped
-            for row in batch.slice(skipped).to_pylist():
+            for row in own_rows(batch.slice(skipped), number, is_own):
                 number += 1
+                if row is None:
+                    yield Passed(Cursor(number))
+                    continue
                 read = size * number // rows
                 yield Record(plain(row), f"{path}:row {number}", read, Cursor(number))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         detail = " ".join(str(error).split())[:200]
         raise DataError(f"{path}:row {number + 1}: the parquet file cannot be read: {detail}") from error
+
+
+def own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] | None]:
+    """The rows of an Arrow batch, None for those that are not one's own. first: the number of its first row."""
+    own = [is_own(number) for number in range(first, first + len(batch))]
+    if all(own):
+        yield from batch.to_pylist()
+        return
+    for place, wanted in enumerate(own):
+        yield batch.slice(place, 1).to_pylist()[0] if wanted else None
 
 
 def plain(value: Any) -> Any:
