@@ -147,13 +147,17 @@ class DataConfig(Section):
     shuffle: bool = Field(True, description="Draw the samples of each epoch in a new, seeded order.")
     streaming: bool = Field(
         False,
-        description="Read and encode samples as they are needed, and keep nothing on disk; needs train.max_steps.",
+        description="Read and encode samples as they are needed, and keep nothing on disk; needs train.max_steps. Each "
+        "data-parallel process encodes its own share, so a run continues with the same number of them.",
     )
     buffer: Positive = Field(
-        2048, description="With streaming: samples that are read, shuffled and packed together."
+        2048,
+        description="With streaming: samples that each data-parallel process reads, shuffles and packs together.",
     )
     cache: bool = Field(
-        True, description="Keep encoded samples on disk, so that the next run starts at once."
+        True,
+        description="Keep encoded samples on disk, so that the next run starts at once. false: they go with the run. "
+        "Datasets of the hub stay in cache_dir in either case.",
     )
     cache_dir: PathText | None = Field(
         None, description="Where they are kept. null: erniekit/data in XDG_CACHE_HOME, or in ~/.cache."

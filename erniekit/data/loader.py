@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 from erniekit.data.account import ErrorBudget
@@ -21,6 +21,8 @@ from erniekit.errors import DataError
 _EMPTY_ROWS = 1000
 EPOCH_TOLERANCE = 1e-9
 """So much less than a fraction of an epoch counts as that fraction, which a sum of floats may miss."""
+# Settings of a source that are none of the configuration, in words.
+_SETTINGS = {"processes": "the number of processes that share the stream (--devices / parallel.context)"}
 
 
 def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBatch:
@@ -30,6 +32,14 @@ def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBat
     return pack(documents, patches)
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row before its pictures are decoded. after: where the next row stands."""
+
+    documents: Sequence[Document]
+    after: State
+
+
 class RowLoader:
     """Rows of a source, without end.
 
@@ -37,10 +47,11 @@ class RowLoader:
     never changes what comes out. A picture that fails to decode is raised, or its document left out and
     counted, as `budget` says; a row that is left empty by this is passed over.
 
-    Of `ranks` processes with a loader each, this one gets the rows of `rank`: each step's rows_per_step rows are
-    spread so that the patches of their pictures are even. With `epochs`, which may end inside of an epoch, the last
-    step has the rows that are left. All processes get as many rows of a step; one that has none left gets `filler`
-    rows.
+    Of `ranks` processes with a loader each, this one gets the rows of `rank`, and reads no others: each step's
+    rows_per_step rows are spread so that the patches of their pictures are even. With `epochs`, which may end inside of
+    an epoch, the last step has the rows that are left. All processes get as many rows of a step; one that has none left
+    gets `filler` rows. Of a source that is shared among as many `ranks` already all rows are this loader's, and its
+    state differs from those of the others.
     """
 
     def __init__(
@@ -59,7 +70,8 @@ class RowLoader:
         self.state: State = source.start()
         self._workers = workers
         self._rows_per_step, self._epochs, self._rank, self._ranks = rows_per_step, epochs, rank, ranks
-        self._stream: Generator[tuple[PlannedRow, Decoded]] | None = None
+        self._is_shared = source.ranks > 1
+        self._stream: Generator[tuple[_Row, Decoded]] | None = None
 
     @property
     def epoch(self) -> int:
@@ -87,15 +99,15 @@ class RowLoader:
             self.state = row.after
             if batch is not None:
                 return batch
-            if self._ranks > 1:
+            if self._ranks > 1 and not self._is_shared:
                 return filler()
         raise DataError(
             f"none of the last {_EMPTY_ROWS} rows has a sample that can be used ({self.budget.by_reason()})"
         )
 
     def once(self, rows: Iterable[Sequence[Document]]) -> Iterator[PackedBatch]:
-        """Those rows, such as `StoredRows.once`, or this rank's share of them. Does not move `state`."""
-        for documents, decoded in self._workers.decode(self._share(rows), lambda row: row):
+        """This rank's rows, such as those of `StoredRows.once`. Does not move `state`."""
+        for documents, decoded in self._workers.decode(rows, lambda row: row):
             batch = self._account(documents, decoded)
             if batch is not None:
                 yield batch
@@ -105,30 +117,31 @@ class RowLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the next row stands, and what must be the same for that to mean the same row.
 
-        JSON values only.
+        JSON values only. Of a source that is shared this is the state of one process: see `join_states`.
         """
         return {"place": self.state, "settings": self.source.settings}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Goes on from a state.
+        """Goes on from a state, which may be that of all processes (`join_states`). Raises as `check_state`."""
+        self.check_state(saved)
+        self.close()
+        self.state = self._place(saved)
 
-        Raises DataError when data or settings have changed, or the state is not one.
-        """
+    def check_state(self, saved: dict[str, Any]) -> None:
+        """Raises DataError when data or settings have changed, or the state is not one."""
         before = saved.get("settings", {})
         for name, value in self.source.settings.items():
             if name == "fingerprint" or before.get(name) == value:
                 continue
-            changed = f"{name} was {before.get(name)!r} and is now {value!r}, which changes every row"
+            what = _SETTINGS.get(name, name)
+            changed = f"{what} was {before.get(name)!r} and is now {value!r}, which changes every row"
             raise DataError(f"cannot continue: {changed}; set it back, or {NEW_RUN}")
         if before.get("fingerprint") != self.source.settings["fingerprint"]:
             raise DataError(
                 "cannot continue: the training data, its template or its tokenizer have changed since the "
                 f"checkpoint; put them back, or {NEW_RUN}"
             )
-        place = saved.get("place", {})
-        self.source.check(place)
-        self.close()
-        self.state = place
+        self.source.check(self._place(saved))
 
     def close(self) -> None:
         """Stops the workers. The next row, if asked for, starts them anew."""
@@ -137,27 +150,27 @@ class RowLoader:
             self._stream = None
         self._workers.close()
 
-    def _own(self, rows: Iterator[PlannedRow]) -> Iterator[PlannedRow]:
+    def _place(self, saved: dict[str, Any]) -> State:
+        """This process's place in a state."""
+        places = saved.get("places")
+        place: State = saved.get("place", {}) if places is None else places[self._rank]
+        return place
+
+    def _own(self, rows: Iterator[PlannedRow]) -> Iterator[_Row]:
         """The rows of this rank. Between the first and the last of a step the state stays at its start."""
-        if self._ranks == 1:
-            yield from rows
+        if self._ranks == 1 or self._is_shared:
+            for row in rows:
+                yield _Row(row.read(), row.after)
             return
         before = self.state
         while True:
             step = list(self._step(rows))
-            costs = [sum(document.num_patches for document in row.documents) for row in step]
-            own = [step[index].documents for index in spread(costs, self._ranks)[self._rank]]
+            own = [step[index] for index in spread([row.patches for row in step], self._ranks)[self._rank]]
             most = -(-len(step) // self._ranks)
-            own += [()] * (most - len(own))
-            for number, documents in enumerate(own, 1):
-                yield PlannedRow(documents, step[-1].after if number == most else before)
+            for number in range(most):
+                documents = own[number].read() if number < len(own) else ()
+                yield _Row(documents, step[-1].after if number + 1 == most else before)
             before = step[-1].after
-
-    def _share(self, rows: Iterable[Sequence[Document]]) -> Iterator[Sequence[Document]]:
-        """One of every `ranks` rows, as many for each rank; () where there is none left."""
-        reading = iter(rows)
-        while group := list(islice(reading, self._ranks)):
-            yield group[self._rank] if self._rank < len(group) else ()
 
     def _step(self, rows: Iterator[PlannedRow]) -> Iterator[PlannedRow]:
         """The rows of one step, fewer at the end of the last epoch."""
@@ -186,3 +199,13 @@ class RowLoader:
                 kept.append(document)
                 patches += found
         return pack(kept, patches) if kept else None
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The states of all `ranks` loaders (`RowLoader.state_dict`), in their order, as one that each can go on from.
+
+    It has the form of one state where that is the same everywhere: then any number of loaders can go on from it.
+    """
+    if all(state == states[0] for state in states):
+        return states[0]
+    return {"places": [state["place"] for state in states], "settings": states[0]["settings"]}

@@ -5,8 +5,9 @@ A state is a dict of JSON values: the place of the next row. Which rows follow d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,14 +24,26 @@ NEW_RUN = "start a new run from the checkpoint's weights"
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """A row before its pictures are decoded. after: where the next row stands."""
+    """A row of which only its cost is known: its documents are read when `read` is called.
 
-    documents: Sequence[Document]
+    patches: of its pictures and videos. after: where the next row stands.
+    """
+
+    patches: int
+    read: Callable[[], Sequence[Document]]
     after: State
 
 
 class RowSource(Protocol):
-    """What a loader draws rows from."""
+    """What a loader draws rows from.
+
+    ranks: 1 where every process plans all rows, of which a loader reads its share; else the processes that share the
+    samples, of which this source reads those of one, so that all its rows are its loader's.
+    """
+
+    @property
+    def ranks(self) -> int:
+        """See above."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,6 +70,8 @@ class StoredRows:
 
     State: {"epoch", "row"}, both from 0.
     """
+
+    ranks = 1
 
     def __init__(self, dataset: Dataset, mixture: Mixture, max_length: int) -> None:
         self.dataset = dataset
@@ -105,8 +120,8 @@ class StoredRows:
             here, row = row, row + 1
             if row == len(plan):
                 epoch, row = epoch + 1, 0
-            documents = [self.dataset.document(index) for index in plan[here]]
-            yield PlannedRow(documents, {"epoch": epoch, "row": row})
+            patches = int(self.dataset.patches[list(plan[here])].sum())
+            yield PlannedRow(patches, partial(self._read, plan[here]), {"epoch": epoch, "row": row})
 
     def epoch(self, state: State) -> int:
         """See `RowSource`."""
@@ -116,11 +131,18 @@ class StoredRows:
         """See `RowSource`."""
         return float(state["epoch"] + state["row"] / self.rows_per_epoch(state["epoch"]))
 
-    def once(self) -> Iterator[list[Document]]:
-        """Rows of every document once, in an order that never changes: for evaluation."""
+    def once(self, rank: int = 0, ranks: int = 1) -> Iterator[Sequence[Document]]:
+        """Rows of every document once, in an order that never changes: for evaluation.
+
+        One of every `ranks` rows, as many for each rank; () where there is none left.
+        """
         lengths, patches = self.dataset.lengths, self.dataset.patches
-        for row in plan_rows(np.arange(len(lengths)), lengths, patches, self.max_length):
-            yield [self.dataset.document(index) for index in row]
+        rows = plan_rows(np.arange(len(lengths)), lengths, patches, self.max_length)
+        for place in range(rank, -(-len(rows) // ranks) * ranks, ranks):
+            yield self._read(rows[place]) if place < len(rows) else ()
+
+    def _read(self, row: Row) -> list[Document]:
+        return [self.dataset.document(index) for index in row]
 
 
 def mixture_settings(mixture: Mixture, max_length: int) -> dict[str, Any]:

@@ -3,14 +3,19 @@
 Samples are read in order, a buffer at a time; those of a buffer are shuffled and packed among themselves. So
 the state is where each source stood at the start of the buffer and which row of it is next, and to go on means
 to read one buffer again.
+
+Several processes share each source record by record: the first takes the first, and so on in turn, from one pass to
+the next. Each has buffers, rows and a state of its own, mixes the sources by itself, and encodes nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ import numpy as np
 from erniekit.data.account import DataStats, ErrorBudget
 from erniekit.data.dataset import SourceFiles
 from erniekit.data.document import Document
-from erniekit.data.formats.reader import BadLine, Cursor, Record, read_records
+from erniekit.data.formats.reader import BadLine, Cursor, Passed, Record, read_share
 from erniekit.data.mixture import Mixture, next_source, permutation
 from erniekit.data.packing import plan_rows
 from erniekit.data.rows import PlannedRow, State, mixture_settings
@@ -28,6 +33,7 @@ from erniekit.data.samples import SampleReader
 from erniekit.data.workers import Batch, Workers
 from erniekit.errors import DataError
 
+_END = 1 << 14  # bytes of a file that tell it from others, at each end
 _BATCH = 64  # records that a worker encodes at a time
 
 _Origin = tuple[Path, str]  # directory of the file, format
@@ -35,10 +41,14 @@ _Origin = tuple[Path, str]  # directory of the file, format
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a source stands: how often it has been read to its end, in which file, and where in that."""
+    """Where a source stands: how often it has been read to its end, in which file, and where in that.
+
+    records: of all files and passes before, those of other processes included.
+    """
 
     passes: int = 0
     file: int = 0
+    records: int = 0
     cursor: Cursor = field(default_factory=Cursor)
 
 
@@ -51,17 +61,12 @@ class _Buffer:
     drawn: tuple[int, ...]
 
     def state(self, row: int) -> State:
-        places = [
-            {**asdict(place.cursor), "passes": place.passes, "file": place.file} for place in self.places
-        ]
+        places = [asdict(place) for place in self.places]
         return {"buffer": self.number, "row": row, "places": places, "drawn": list(self.drawn)}
 
     @classmethod
     def of(cls, state: State) -> _Buffer:
-        places = tuple(
-            _Place(place["passes"], place["file"], Cursor(place["records"], place["offset"], place["line"]))
-            for place in state["places"]
-        )
+        places = tuple(_Place(**{**place, "cursor": Cursor(**place["cursor"])}) for place in state["places"])
         return cls(state["buffer"], places, tuple(state["drawn"]))
 
 
@@ -69,7 +74,8 @@ class StreamedRows:
     """Rows of sources that are read as they are needed, again and again.
 
     workers: what encodes, with `reader`. buffer: samples read, shuffled and packed together. mixture.stop means
-    nothing here: a source that ends begins again. stats: of what has been read so far.
+    nothing here: a source that ends begins again. stats: of what has been read so far. digests: of the sources' files
+    (`files_digest`), where they are known. rank, ranks: which of the processes that share the samples this is.
     """
 
     def __init__(
@@ -81,8 +87,13 @@ class StreamedRows:
         workers: Workers,
         *,
         buffer: int,
+        digests: Sequence[str] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.sources = tuple(sources)
+        self.rank, self.ranks = rank, ranks
+        self._digests = digests
         self.mixture = mixture
         self.budget = budget
         self.stats = DataStats()
@@ -91,17 +102,15 @@ class StreamedRows:
         # Files stay open from one buffer to the next: not all kinds can be entered in the middle.
         self._open: tuple[_Buffer, list[_Reading]] | None = None
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """See `RowSource`. Files are told by name and size: to read them all would take too long."""
-        files = [
-            (path.name, path.stat().st_size, source.format, self._reader.encoder.identity)
-            for source in self.sources
-            for path in source.files
-        ]
+        """See `RowSource`."""
+        digests = self._digests or [files_digest(source.files) for source in self.sources]
+        formats = [source.format for source in self.sources]
+        files = [self._reader.encoder.identity, *zip(digests, formats, strict=True)]
         fingerprint = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
         shared = mixture_settings(self.mixture, self._max_length)
-        return {**shared, "buffer": self._buffer, "fingerprint": fingerprint}
+        return {**shared, "buffer": self._buffer, "processes": self.ranks, "fingerprint": fingerprint}
 
     def start(self) -> State:
         """See `RowSource`."""
@@ -130,7 +139,9 @@ class StreamedRows:
             for index in range(row, len(plan)):
                 last = index + 1 == len(plan)
                 after = following.state(0) if last else buffer.state(index + 1)
-                yield PlannedRow([documents[number] for number in plan[index]], after)
+                row_documents = [documents[number] for number in plan[index]]
+                patches = sum(document.num_patches for document in row_documents)
+                yield PlannedRow(patches, partial(list, row_documents), after)
             buffer, row = following, 0
 
     def epoch(self, state: State) -> int:
@@ -157,7 +168,8 @@ class StreamedRows:
             reading = self._open[1]
         else:
             reading = [
-                _Reading(source, place) for source, place in zip(self.sources, buffer.places, strict=True)
+                _Reading(source, place, self.rank, self.ranks)
+                for source, place in zip(self.sources, buffer.places, strict=True)
             ]
         drawn = list(buffer.drawn)
         documents: list[Document] = []
@@ -197,36 +209,70 @@ class StreamedRows:
         return next_source(self.mixture.weights, drawn)
 
 
+def files_digest(files: Sequence[Path]) -> str:
+    """Tells files from others by their names, sizes, beginnings and ends: to read them all would take too long.
+
+    Raises DataError for a file that cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest.update(json.dumps([path.name, size]).encode())
+                digest.update(file.read(_END))
+                file.seek(max(0, size - _END))
+                digest.update(file.read(_END))
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the data file: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
 class _Reading:
-    """Reads the files of a source one after the other, without end. place: where the next record is."""
+    """Reads this process's records of a source, file after file, without end. place: where the next of them is."""
 
     _ahead: Record | BadLine
 
-    def __init__(self, source: SourceFiles, place: _Place) -> None:
+    def __init__(self, source: SourceFiles, place: _Place, rank: int, ranks: int) -> None:
         self.place = place
         self._source = source
-        self._enter()
+        self._rank, self._ranks = rank, ranks
+        self._open()
+        self._seek()
+        has_left = (self.place.passes, self.place.file) != (place.passes, place.file)
+        if has_left and place.cursor.records:
+            raise DataError(f"{source.files[place.file]}: has fewer samples than when it was read before")
 
     def next(self) -> tuple[_Origin, Record | BadLine]:
         """The next record, and where it is from."""
-        record = self._ahead
-        origin = (self._file.parent, self._source.format)
-        following = next(self._records, None)
-        if following is not None:
-            self._ahead = following
-            self.place = replace(self.place, cursor=record.after)
-        elif self.place.file + 1 < len(self._source.files):
-            self.place = _Place(self.place.passes, self.place.file + 1)
-            self._enter()
-        else:
-            self.place = _Place(self.place.passes + 1)
-            self._enter()
+        record, origin = self._ahead, (self._file.parent, self._source.format)
+        self._move(record.after)
+        self._seek()
         return origin, record
 
-    def _enter(self) -> None:
-        self._file = self._source.files[self.place.file]
-        self._records = read_records(self._file, self.place.cursor)
-        ahead = next(self._records, None)
-        if ahead is None:
-            raise DataError(f"{self._file}: has fewer samples than when it was read before")
-        self._ahead = ahead
+    def _seek(self) -> None:
+        """Go to the next record of this process, into other files and passes if need be."""
+        while True:
+            for record in self._records:
+                if not isinstance(record, Passed):
+                    self._ahead = record
+                    return
+                self._move(record.after)
+            place = self.place
+            is_last = place.file + 1 == len(self._source.files)
+            passes, file = (place.passes + 1, 0) if is_last else (place.passes, place.file + 1)
+            self.place = _Place(passes, file, place.records)
+            self._open()
+
+    def _move(self, after: Cursor) -> None:
+        self.place = replace(self.place, cursor=after, records=self.place.records + 1)
+
+    def _open(self) -> None:
+        place = self.place
+        self._file = self._source.files[place.file]
+        first = place.records - place.cursor.records  # number of the file's first record
+
+        def is_own(number: int) -> bool:
+            return (first + number) % self._ranks == self._rank
+
+        self._records = read_share(self._file, place.cursor, is_own)

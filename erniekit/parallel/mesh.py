@@ -126,6 +126,12 @@ class Mesh:
         """Whether this process writes and tells for all."""
         return self.rank == 0
 
+    @property
+    def machine(self) -> int:
+        """Tells this process's machine from the others: the rank of the first process on it."""
+        worker = self.connection.worker if self.connection is not None else None
+        return 0 if worker is None else worker.rank - worker.local_rank
+
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """Around what this rank does alone, such as "writing a checkpoint": the others wait, however long."""

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 from erniekit.config import Config, DataConfig, SourceConfig
 from erniekit.data.account import ErrorBudget
@@ -16,24 +18,48 @@ from erniekit.data.dataset import (
     Progress,
     SourceFiles,
     default_cache_dir,
+    hub_dir,
     load_source,
+    open_source,
     temporary_cache,
 )
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
-from erniekit.data.files import expand, hub_file
+from erniekit.data.files import HUB, Use, expand, hub_file
 from erniekit.data.loader import RowLoader
 from erniekit.data.mixture import Mixture
 from erniekit.data.rows import StoredRows
 from erniekit.data.samples import SampleReader, pair_mode
-from erniekit.data.stream import StreamedRows
+from erniekit.data.store import DocumentStore
+from erniekit.data.stream import StreamedRows, files_digest
 from erniekit.data.workers import Workers
 from erniekit.errors import DataError
 from erniekit.local_files import placeholder_problem
 from erniekit.train.plan import describe_data, describe_left_out
 
 Say = Callable[[str], None]
+# Where a source is, as another process can find it: the directory and the id of its encoded samples ("store", "id"), or
+# the files that are streamed and their digest ("files", "digest"). "name": what errors call it.
+Place = dict[str, Any]
+Places = dict[Use, list[Place]]
 _PROGRESS_SECONDS = 5.0
-HUB = "hub:"
+_NAMES: dict[Use, str] = {"train": "training data", "eval": "held-out data"}
+
+
+class DataProcesses(Protocol):
+    """The processes that read the data of a run together: `erniekit.train.team.Team`."""
+
+    rank: int
+    size: int
+
+    def make_once(self, what: str, make: Callable[[], Places], is_here: Callable[[Places], bool]) -> Places:
+        """See `erniekit.train.team.Team`."""
+
+
+class _Alone:
+    rank, size = 0, 1
+
+    def make_once(self, what: str, make: Callable[[], Places], is_here: Callable[[Places], bool]) -> Places:
+        return make()
 
 
 @dataclass(frozen=True)
@@ -42,10 +68,12 @@ class HeldOut:
 
     rows: StoredRows
     loader: RowLoader
+    rank: int
+    ranks: int
 
     def once(self) -> Iterator[PackedBatch]:
         """Every row, in an order that never changes; of several processes, a share of them each."""
-        return self.loader.once(self.rows.once())
+        return self.loader.once(self.rows.once(self.rank, self.ranks))
 
     @property
     def num_rows(self) -> int:
@@ -73,44 +101,60 @@ def encode_options(config: Config) -> EncodeOptions:
     return EncodeOptions.of_run(config.data.model_dump(), config.train.seed)
 
 
-def load_inputs(config: Config, say: Say, rank: int = 0, ranks: int = 1) -> Inputs:
+def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None) -> Inputs:
     """Read and encode all data, saying what it holds. Raises ErnieKitError for what is wrong there.
 
-    rank, ranks: of the processes that share the rows.
+    processes: that share the rows. What is kept on disk is made by one of them, and found by the others.
     """
-    data = config.data
+    data, processes = config.data, processes or _Alone()
     _check_sources(data)
-    encoder = make_encoder(
-        Path(config.model.path), EncodeOptions.of_run(data.model_dump(), config.train.seed)
-    )
+    encoder = make_encoder(Path(config.model.path), encode_options(config))
     with ExitStack() as stack:
-        cache = _cache_dir(data, stack)
+        places = processes.make_once(
+            "encoding the data", lambda: _prepare(config, encoder, say, stack), _are_here
+        )
         mixture = Mixture(
             data.mix, data.stop, tuple(s.weight for s in data.train), data.shuffle, config.train.seed
         )
+        budget = _budget(data)
         reader = _reader(config, encoder)
-        budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
         workers = Workers(data.workers, encoder.media_spec, reader)
         stack.callback(workers.close)
         rows: StoredRows | StreamedRows
         if data.streaming:
-            files = [_files(source, data, cache) for source in data.train]
-            rows = StreamedRows(files, reader, mixture, budget, workers, buffer=data.buffer)
-            say(f"training data: streamed, {', '.join(source.name for source in files)}")
+            files = [
+                SourceFiles(place["name"], tuple(map(Path, place["files"])), source.format or data.format)
+                for source, place in zip(data.train, places["train"], strict=True)
+            ]
+            rows = StreamedRows(
+                files,
+                reader,
+                mixture,
+                budget,
+                workers,
+                buffer=data.buffer,
+                digests=[place["digest"] for place in places["train"]],
+                rank=processes.rank,
+                ranks=processes.size,
+            )
         else:
-            dataset = _load("training data", data.train, config, encoder, budget, cache, say, stack)
-            rows = StoredRows(dataset, mixture, data.max_length)
+            rows = StoredRows(_open(places["train"], encoder, budget, stack), mixture, data.max_length)
         loader = RowLoader(
             rows,
             budget,
             workers,
             rows_per_step=config.train.rows_per_step,
             epochs=config.train.epochs if config.train.max_steps is None else None,
-            rank=rank,
-            ranks=ranks,
+            rank=processes.rank,
+            ranks=processes.size,
         )
         stack.callback(loader.close)
-        heldout = _heldout(config, encoder, workers, cache, say, stack, rank, ranks) if data.eval else None
+        heldout = None
+        if data.eval:
+            unseen = _budget(data)
+            dataset = _open(places["eval"], encoder, unseen, stack)
+            heldout = _heldout(config, dataset, unseen, workers, processes)
+            unseen.on_skip = lambda error: say(f"skipped: {error}")
         # From here on: pictures that turn out to be damaged when they are decoded, and streamed samples.
         budget.on_skip = lambda error: say(f"skipped: {error}")
         return Inputs(encoder, loader, rows, heldout, stack.pop_all())
@@ -118,69 +162,116 @@ def load_inputs(config: Config, say: Say, rank: int = 0, ranks: int = 1) -> Inpu
 
 def _check_sources(data: DataConfig) -> None:
     """Find what names no file, or a file that was not downloaded, before the first source is encoded."""
-    for source in (*data.train, *data.eval):
-        for file in () if source.path.startswith(HUB) else expand([source.path]):
+    by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
+    for use, sources in by_use:
+        paths = [source.path for source in sources if not source.path.startswith(HUB)]
+        for file in expand(paths, use):
             problem = placeholder_problem(file)
             if problem is not None:
                 raise DataError(f"{file}: {problem}")
 
 
 def _heldout(
-    config: Config,
-    encoder: Encoder,
-    workers: Workers,
-    cache: Path,
-    say: Say,
-    stack: ExitStack,
-    rank: int,
-    ranks: int,
+    config: Config, dataset: Dataset, budget: ErrorBudget, workers: Workers, processes: DataProcesses
 ) -> HeldOut:
+    mixture = Mixture("concat", "first_exhausted", (1.0,) * len(config.data.eval), False, 0)
+    rows = StoredRows(dataset, mixture, config.data.max_length)
+    rank, ranks = processes.rank, processes.size
+    return HeldOut(rows, RowLoader(rows, budget, workers, rank=rank, ranks=ranks), rank, ranks)
+
+
+def _prepare(config: Config, encoder: Encoder, say: Say, stack: ExitStack) -> Places:
+    """Bring all data to where every process finds it: datasets of the hub as files, samples encoded.
+
+    stack: removes what is not kept.
+    """
     data = config.data
-    budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
-    dataset = _load("held-out data", data.eval, config, encoder, budget, cache, say, stack)
-    mixture = Mixture("concat", "first_exhausted", (1.0,) * len(data.eval), False, 0)
-    rows = StoredRows(dataset, mixture, data.max_length)
-    loader = RowLoader(rows, budget, workers, rank=rank, ranks=ranks)
-    budget.on_skip = lambda error: say(f"skipped: {error}")
-    return HeldOut(rows, loader)
+    places: Places = {"train": [], "eval": []}
+    cache: Path | None = None
+    by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
+    for use, sources in by_use:
+        paths = [_path(source, data, use, say) for source in sources]
+        if use == "train" and data.streaming:
+            for path in paths:
+                files = SourceFiles.of(path, use=use, say=say).files
+                named = [str(file) for file in files]
+                places[use].append({"name": path, "files": named, "digest": files_digest(files)})
+            say(f"{_NAMES[use]}: streamed, {', '.join(source.path for source in sources)}")
+        elif sources:
+            cache = cache or _cache_dir(data, stack)
+            places[use] = _encode(use, sources, paths, config, encoder, cache, say)
+    return places
 
 
-def _load(
-    name: str,
+def _are_here(places: Places) -> bool:
+    """Whether this process sees what another one has prepared."""
+    return all(map(_is_here, chain.from_iterable(places.values())))
+
+
+def _is_here(place: Place) -> bool:
+    if "files" in place:
+        return all(Path(file).exists() for file in place["files"])
+    store = DocumentStore.find(Path(place["store"]))
+    if store is None:
+        return False
+    store.close()
+    return store.id == place["id"]
+
+
+def _open(places: Sequence[Place], encoder: Encoder, budget: ErrorBudget, stack: ExitStack) -> Dataset:
+    sources = []
+    for place in places:
+        sources.append(open_source(place["name"], Path(place["store"]), budget))
+        stack.callback(sources[-1].store.close)
+    return Dataset(tuple(sources), encoder.media_spec, budget)
+
+
+def _encode(
+    use: Use,
     sources: Sequence[SourceConfig],
+    paths: Sequence[str],
     config: Config,
     encoder: Encoder,
-    budget: ErrorBudget,
     cache: Path,
     say: Say,
-    stack: ExitStack,
-) -> Dataset:
+) -> list[Place]:
+    """Encode what is not encoded yet, and say what all of it holds."""
     data, loaded = config.data, []
-    for source in sources:
-        files = _files(source, data, cache)
+    budget = _budget(data)
+    for source, path in zip(sources, paths, strict=True):
+        files = SourceFiles.of(path, source.format or data.format, use, say)
         started = time.monotonic()
         found = load_source(
             files,
             _reader(config, encoder),
             budget,
             cache,
+            kept=data.cache,
             workers=data.workers,
             progress=_progress(source.path, say),
         )
-        stack.callback(found.store.close)
+        found.store.close()
         loaded.append(found)
         if len(sources) > 1:
             stats = found.stats
             say(f"  {source.path}: {stats.samples:,} samples, {stats.tokens:,} tokens")
         if not found.cached and time.monotonic() - started > _PROGRESS_SECONDS:
-            say(f"  {source.path}: encoded in {time.monotonic() - started:.0f} s, kept for the next run")
+            kept = ", kept for the next run" if data.cache else ""
+            say(f"  {source.path}: encoded in {time.monotonic() - started:.0f} s{kept}")
     dataset = Dataset(tuple(loaded), encoder.media_spec, budget)
-    lines = describe_data(name, dataset.stats, config.task)
+    lines = describe_data(_NAMES[use], dataset.stats, config.task)
     if all(source.cached for source in loaded):
         lines[0] += " (encoded before)"
     for line in [*lines, *describe_left_out(budget.left_out())]:
         say(line)
-    return dataset
+    return [
+        {"name": path, "store": str(found.store.directory), "id": found.store.id}
+        for path, found in zip(paths, loaded, strict=True)
+    ]
+
+
+def _budget(data: DataConfig) -> ErrorBudget:
+    return ErrorBudget(data.on_error, data.max_errors, data.on_long)
 
 
 def _reader(config: Config, encoder: Encoder) -> SampleReader:
@@ -189,9 +280,10 @@ def _reader(config: Config, encoder: Encoder) -> SampleReader:
     return SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
 
 
-def _files(source: SourceConfig, data: DataConfig, cache: Path) -> SourceFiles:
-    path = str(hub_file(source.path, cache / "hub")) if source.path.startswith(HUB) else source.path
-    return SourceFiles.of(path, source.format or data.format)
+def _path(source: SourceConfig, data: DataConfig, use: Use, say: Say) -> str:
+    if source.path.startswith(HUB):
+        return str(hub_file(source.path, hub_dir(data.cache_dir), use, say))
+    return source.path
 
 
 def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:

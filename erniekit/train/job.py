@@ -101,8 +101,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
     checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
     state = read_state(checkpoint) if checkpoint is not None else None
     dtype = compute_dtype(config.model.dtype, device)
-    with team.main_first("encoding the data"):
-        inputs = load_inputs(config, reporter.say, team.rank, team.size)
+    inputs = load_inputs(config, reporter.say, team)
     held = ExitStack()
     try:
         plan = plan_run(config, inputs.rows)
@@ -111,6 +110,8 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
         identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]))
         if checkpoint is not None and state is not None:
             check_identity(saved_identity(state, identity), identity, checkpoint)
+            # Before the model is loaded, which may take long.
+            inputs.train.check_state(state.loader)
             _say_changes(checkpoint, state, config, reporter.say)
         prepared = prepare_model(
             config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh

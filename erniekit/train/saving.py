@@ -24,7 +24,7 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
-from erniekit.data.loader import RowLoader
+from erniekit.data.loader import RowLoader, join_states
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import AdapterConfig, adapter_parameters, write_adapter
 from erniekit.models.ernie import ErnieModel
@@ -62,22 +62,30 @@ class Saver:
     def __call__(self, progress: Progress) -> None:
         """Save `progress` with all that belongs to it. All processes of the team call this together."""
         weights, optimizer = self._weights(), self._optimizer_state()
+        # Processes that share a row have the same state.
+        states = self.team.gather(self.loader.state_dict())[:: self.team.mesh.context.size]
         if self.team.is_main:
             with self.team.mesh.busy("writing a checkpoint"):
-                self._write(progress, weights, optimizer)
+                self._write(progress, weights, optimizer, join_states(states))
         else:
             weights.serve()
             optimizer.serve()
         self.team.wait()
 
-    def _write(self, progress: Progress, weights: GatheredTensors, optimizer: GatheredTensors) -> None:
+    def _write(
+        self,
+        progress: Progress,
+        weights: GatheredTensors,
+        optimizer: GatheredTensors,
+        loader: dict[str, Any],
+    ) -> None:
         state = TrainerState(
             step=progress.step,
             rows=progress.rows,
             tokens=progress.tokens,
             loss_tokens=progress.loss_tokens,
             seed=self.config.train.seed,
-            loader=self.loader.state_dict(),
+            loader=loader,
             window=progress.window.as_dict(),
             schedule=self.schedule.as_dict(),
             identity=self.identity,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
@@ -16,6 +15,8 @@ from erniekit.models.config import ErnieConfig
 from erniekit.parallel.collectives import all_gather_uneven, all_reduce_host, barrier, broadcast_
 from erniekit.parallel.mesh import Layout, Mesh, connect, local_mesh
 from erniekit.parallel.worker import Worker
+
+Made = TypeVar("Made")
 
 
 class Team:
@@ -65,18 +66,30 @@ class Team:
         """Until all processes are here."""
         barrier(self.mesh.world)
 
-    @contextmanager
-    def main_first(self, what: str) -> Iterator[None]:
-        """The main process does it, then the others, which find it done on disk, or have to do it as well: where
-        nothing is kept there, or on machines with disks of their own. Either may take long."""
-        if self.is_main:
-            with self.mesh.busy(what):
-                yield
-            self.wait()
-        else:
-            self.wait()
-            with self.mesh.busy(what):
-                yield
+    def make_once(self, what: str, make: Callable[[], Made], is_here: Callable[[Made], bool]) -> Made:
+        """What `make` makes on disk, told as JSON values: by the main process, and where others do not see that
+        (`is_here`), on machines with disks of their own, by one process of each such machine. Either may take long.
+        """
+        world, made = self.mesh.world, None
+        if world.size == 1:
+            return make()
+        machine = self.mesh.machine
+        makers = [0]
+        while True:
+            if world.rank in makers:
+                with self.mesh.busy(what):
+                    made = make()
+            offers = [
+                offer for offer in self.gather(made if world.rank in makers else None) if offer is not None
+            ]
+            if made is None:
+                made = next((offer for offer in offers if is_here(offer)), None)
+            machines = self.gather(machine if made is None else None)
+            makers = [
+                rank for rank, name in enumerate(machines) if name is not None and name not in machines[:rank]
+            ]
+            if made is not None and not makers:
+                return made
 
     def close(self) -> None:
         """Leave the others."""

@@ -295,7 +295,8 @@ def busy(world: int, told: str) -> None:
 
 
 def slow_reader(world: int, told: str) -> None:
-    """Rank 1 encodes all data after the main process and loads the model, both longer than others may wait."""
+    """Rank 1 encodes all data after the main process, whose disk it does not see, and loads the model, both longer
+    than others may wait."""
     from erniekit.train import prepare
     from erniekit.train.team import Team
 
@@ -306,10 +307,14 @@ def slow_reader(world: int, told: str) -> None:
 
     mesh = connect(Layout(world), timeout=PATIENCE)
     team = Team(mesh)
+
+    def encode() -> list[int]:
+        if mesh.rank:
+            _until_told(told, "encoding the data")
+        return [mesh.rank]
+
     with _telling(told):
-        with team.main_first("encoding the data"):
-            if mesh.rank:
-                _until_told(told, "encoding the data")
+        assert team.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
         team.wait()
         with mock.patch.object(prepare, "load_model", load):
             prepare.load_shared(Path("model"), "float32", mesh, "none")

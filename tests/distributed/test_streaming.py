@@ -1,0 +1,74 @@
+"""Streams on several processes: each reads its share, and the training goes on exactly where it stood."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.settings import assert_same, vl_setting
+from tests.distributed.test_training import train, trained
+
+STEPS = 6
+# Processes, those that share the experts and each row: two with rows of their own in each.
+LAYOUTS = {"DP2": (2, 1, 1), "EP2": (2, 2, 1), "CP2-DP2": (4, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two sources by weight, in buffers that end within steps, over several passes."""
+    setting = vl_setting(tmp_path_factory.mktemp("setting"))
+    chats, videos = setting["data.train"]
+    return setting | {
+        "data.train": [{"path": chats, "weight": 5.0}, {"path": videos, "weight": 1.0}],
+        "data.mix": "weighted",
+        "data.streaming": True,
+        "data.buffer": 13,
+        "train.max_steps": STEPS,
+        "checkpoint.save_every": 1,
+        "checkpoint.keep": 9,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(setting: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs")
+    for name, layout in LAYOUTS.items():
+        trained(directory / name / "run", setting, *layout)
+    return directory
+
+
+def copy_at(run: Path, part: Path, step: int) -> Path:
+    """A run as it stood after a step."""
+    shutil.copytree(run, part)
+    for later in range(step + 1, STEPS + 1):
+        shutil.rmtree(part / f"checkpoint-{later:06d}")
+    return part
+
+
+@pytest.mark.parametrize("layout", ["EP2", "CP2-DP2"])
+def test_as_many_processes_with_rows_of_their_own_train_the_same(runs: Path, layout: str) -> None:
+    assert_same(runs / "DP2" / "run", runs / layout / "run", STEPS)
+
+
+@pytest.mark.parametrize(("before", "after", "step"), [("DP2", "CP2-DP2", 3), ("CP2-DP2", "EP2", 4)])
+def test_a_stream_goes_on_where_each_process_stood(
+    runs: Path, setting: dict[str, Any], tmp_path: Path, before: str, after: str, step: int
+) -> None:
+    part = copy_at(runs / before / "run", tmp_path / "again" / "run", step)
+    trained(part, setting, *LAYOUTS[after], resume=True)
+    assert_same(runs / "DP2" / "run", part, STEPS)
+
+
+def test_another_number_is_refused_before_the_model_is_loaded(
+    runs: Path, setting: dict[str, Any], tmp_path: Path
+) -> None:
+    part = copy_at(runs / "DP2" / "run", tmp_path / "again" / "run", 3)
+    finished = train(part, setting, 2, 1, 2, resume=True)
+    told = finished.stdout + finished.stderr
+    assert finished.returncode == 1
+    assert "cannot continue: the number of processes that share the stream" in told
+    assert "was 2 and is now 1" in told
+    assert "model: loading" not in told
