@@ -28,11 +28,11 @@ _START = Cursor()
 def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLine]:
     """The records of a file in order, beginning after a cursor that an earlier reading of the file gave.
 
-    JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet; Arrow
-    (.arrow); tables with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}. Text is
-    UTF-8, with or without a byte order mark, and may be compressed with gzip. Nothing is read whole but .txt. Raises
-    DataError when the file cannot be read, holds no record, or has an error after which it cannot be read on; a line of JSON
-    lines or a row of a table that is wrong comes as a BadLine.
+    JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet;
+    Arrow (.arrow); tables with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}.
+    Text is UTF-8, with or without a byte order mark, and may be compressed with gzip. Nothing is read whole but
+    .txt. Raises DataError when the file cannot be read, holds no record, or has an error after which it cannot be
+    read on; a line of JSON lines or a row of a table that is wrong comes as a BadLine.
     """
     for record in read_share(path, after, _every):
         assert not isinstance(record, Passed)
