@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.command import erniekit
 from tests.unit.data.helpers import SHARED, encoded, make_checkpoint, noise, qa, write_lines
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
@@ -19,7 +20,7 @@ LONG = "seven " * 200
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ERNIEKIT, "data", *arguments], capture_output=True, text=True, check=False)
+    return erniekit("data", *arguments)
 
 
 def run_in_terminal(*arguments: str | Path) -> tuple[int, str]:

@@ -22,6 +22,7 @@ from erniekit.objectives.sft import row_inputs
 from erniekit.train.job import run_training
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close, relative_difference
+from tests.command import erniekit
 from tests.integration.training_setup import chats, make_config, make_model, write_chats
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -31,11 +32,6 @@ NEEDS_SHARED = pytest.mark.skipif(
 )
 KINDS = {"dense": "dense", "moe": "moe", "vl_hub": "vl"}
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def erniekit(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "erniekit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def check_export(directory: Path, model: str, npz: bool) -> None:

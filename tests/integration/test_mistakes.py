@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from erniekit.checkpoint.hub import TensorSpec, read_array, read_index, write_shards
+from tests.command import erniekit
 from tests.integration.training_setup import chats, write_chats
 
 
@@ -33,9 +33,8 @@ class Workplace:
         write_chats(self.data, samples)
 
     def train(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        """`erniekit train` as a process."""
-        command = [sys.executable, "-m", "erniekit", "train", str(self.config), *overrides]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        """`erniekit train`."""
+        return erniekit("train", self.config, *overrides)
 
 
 @pytest.fixture

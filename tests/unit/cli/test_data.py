@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from erniekit.cli.main import GROUPS
+from tests.command import erniekit
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
 COMMANDS = GROUPS["data"].commands
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ERNIEKIT, "data", *arguments], capture_output=True, text=True, check=False)
+    return erniekit("data", *arguments)
 
 
 def modules_after(*arguments: str) -> tuple[str, set[str]]:
