@@ -29,6 +29,7 @@ import numpy as np
 
 from erniekit.checkpoint.hub import TensorInfo, read_header, weight_files, write_safetensors
 from erniekit.errors import CheckpointError
+from erniekit.local_files import placeholder_problem
 from erniekit.models.specs import TensorSpec
 
 STATE_FILE = "trainer_state.json"
@@ -239,7 +240,8 @@ def _problem(checkpoint: Path) -> str | None:
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            pointer = placeholder_problem(file)
+            return f"{name} {pointer or f'has {file.stat().st_size} bytes instead of {size}'}"
     return None
 
 

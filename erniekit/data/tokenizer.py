@@ -106,6 +106,9 @@ def media_token_ids(directory: str | Path) -> MediaTokens | None:
     markers = ("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id")
     missing = [key for key in (image, video, *markers) if not isinstance(config.get(key), int)]
     if missing:
-        raise CheckpointError(f"{file}: a {kind} model needs the token ids {', '.join(missing)}")
+        raise CheckpointError(
+            f"{file}: a {kind} model needs the token ids {', '.join(missing)}; -Paddle releases lack them: use the "
+            "release whose name ends in -PT"
+        )
     image_start, image_end, video_start, video_end = (config[key] for key in markers)
     return MediaTokens(config[image], image_start, image_end, config[video], video_start, video_end)

@@ -21,6 +21,8 @@ from erniekit.data.frames import VideoInfo, VideoSource, load_frames, video_info
 from erniekit.data.media import describe
 from erniekit.data.vision import (
     CHANNELS,
+    MERGE_SIZE,
+    PATCH_SIZE,
     PIXELS_APART,
     Patches,
     fill_patches,
@@ -120,9 +122,8 @@ class VideoSpec:
             )
             own_pixels = int(_get(found, "min_pixels", pixels[0])), int(_get(found, "max_pixels", pixels[1]))
             own_fps = float(_get(found, "fps", _FPS))
-            patch_size, merge_size = int(found["patch_size"]), int(found["merge_size"])
-        except KeyError as error:
-            raise CheckpointError(f"{path}: the key {error} is missing") from error
+            patch_size = int(found.get("patch_size") or PATCH_SIZE)
+            merge_size = int(found.get("merge_size") or MERGE_SIZE)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         frames = limits(min_frames, max_frames, own_frames, apart=1)

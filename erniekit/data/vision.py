@@ -22,6 +22,10 @@ Patches = npt.NDArray[np.uint8]
 CHANNELS = 3
 # Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without pictures.
 PATCH_DIM = CHANNELS * 14 * 14
+# Defaults of the released processor. The preprocessor_config.json of VL-28B-A3B-PT and -Thinking has neither key.
+PATCH_SIZE, MERGE_SIZE = 14, 2
+# Settings that have one implementation.
+_FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "resample": 3}
 _LARGEST_ASPECT = 200
 # How far apart bounds of areas are when one of them gives way to the other.
 PIXELS_APART = 4
@@ -88,12 +92,15 @@ class ImageSpec:
     ) -> ImageSpec:
         """The spec in preprocessor_config.json (or processor_config.json) of a checkpoint directory.
 
-        Reads both shapes: flat `min_pixels`/`max_pixels`, and `size` with `shortest_edge`/`longest_edge`
+        Reads all shapes: `min_pixels`/`max_pixels`, also in `size`, and `size` with `shortest_edge`/`longest_edge`
         (areas, despite their names). min_pixels, max_pixels replace the checkpoint's. Raises CheckpointError.
         """
         path, found = read_processor(directory)
         size = found.get("size") or {}
         try:
+            for key, wanted in _FIXED.items():
+                if found.get(key, wanted) not in (wanted, None):
+                    raise CheckpointError(f"{path}: {key} is {found[key]!r}; only {wanted} is supported")
             rescale = float(found.get("rescale_factor", 1 / 255))
             if abs(rescale * 255 - 1) > 1e-6:
                 raise CheckpointError(f"{path}: rescale_factor is {rescale}; only 1/255 is supported")
@@ -101,10 +108,10 @@ class ImageSpec:
             if len(mean) != CHANNELS or len(std) != CHANNELS:
                 raise CheckpointError(f"{path}: image_mean and image_std must have {CHANNELS} values each")
             return cls(
-                min_pixels=_area(min_pixels, found.get("min_pixels"), size, "shortest_edge"),
-                max_pixels=_area(max_pixels, found.get("max_pixels"), size, "longest_edge"),
-                patch_size=int(found["patch_size"]),
-                merge_size=int(found["merge_size"]),
+                min_pixels=_area(min_pixels, found, size, "min_pixels", "shortest_edge"),
+                max_pixels=_area(max_pixels, found, size, "max_pixels", "longest_edge"),
+                patch_size=int(found.get("patch_size") or PATCH_SIZE),
+                merge_size=int(found.get("merge_size") or MERGE_SIZE),
                 image_mean=(mean[0], mean[1], mean[2]),
                 image_std=(std[0], std[1], std[2]),
             )
@@ -120,10 +127,13 @@ class ImageSpec:
         return ((patches / 255.0 - mean) / std).astype(np.float32)
 
 
-def _area(asked: int | None, flat: Any, size: dict[str, Any], edge: str) -> int:
+def _area(asked: int | None, found: dict[str, Any], size: dict[str, Any], flat: str, edge: str) -> int:
     if asked is not None:
         return asked
-    return int(flat if flat is not None else size[edge])
+    for section in (found, size):
+        if section.get(flat) is not None:
+            return int(section[flat])
+    return int(size[edge])
 
 
 def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from erniekit.errors import CheckpointError
 from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, MoeConfig, VisionConfig
+from erniekit.models.config_keys import DECODER_ALIASES
 
 Layout = Literal["hub", "transformers"]
 Json = dict[str, Any]
@@ -39,10 +40,14 @@ def hub_config(config: ErnieConfig, dtype: str) -> Json:
     no words for an architecture.
     """
     raw, nested = config.raw, "text_config" in config.raw
-    kept = {key: value for key, value in raw.items() if key not in _REPLACED}
+    kept = {key: value for key, value in raw.items() if key not in _REPLACED and key not in DECODER_ALIASES}
     if nested:
         kept = {key: value for key, value in kept.items() if key not in _NESTED_ONLY}
-        kept |= {k: v for k, v in raw["text_config"].items() if v is not None and k not in _REPLACED}
+        kept |= {
+            k: v
+            for k, v in raw["text_config"].items()
+            if v is not None and k not in _REPLACED and k not in DECODER_ALIASES
+        }
     result = kept | _decoder(config) | {"rope_theta": config.rope_theta, "torch_dtype": DTYPE_NAMES[dtype]}
     result |= {"architectures": [ARCHITECTURES[config.family]], "model_type": HUB_MODEL_TYPES[config.family]}
     if config.family == "dense" or config.head_dim * config.num_attention_heads != config.hidden_size:
@@ -131,7 +136,7 @@ def _layer_range(config: ErnieConfig, moe: MoeConfig) -> tuple[Any, Any, int]:
     The base's own, with the -1 that stands for the last layer resolved: FastDeploy reads the number as it is.
     """
     raw = config.raw
-    if "moe_layer_start_index" in raw and "moe_layer_end_index" in raw:
+    if raw.get("moe_layer_start_index") is not None and raw.get("moe_layer_end_index") is not None:
         last = config.num_hidden_layers - 1
         end = raw["moe_layer_end_index"]
         resolved = (

@@ -8,6 +8,7 @@ is implemented, and a file that asks for another one is refused, or has `no_effe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -290,7 +291,8 @@ def read_integer(source: Mapping[str, Any], key: str, default: int | None = None
     value = source.get(key, default)
     if value is None:
         raise KeyError(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < least:
         raise ValueError(f"{key} must be a whole number of at least {least}, it is {value!r}")
     return int(value)
 
@@ -298,7 +300,7 @@ def read_integer(source: Mapping[str, Any], key: str, default: int | None = None
 def read_number(source: Mapping[str, Any], key: str, default: float) -> float:
     """A number above 0. Raises ValueError."""
     value = source.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{key} must be a number above 0, it is {value!r}")
     return float(value)
 

@@ -267,9 +267,9 @@ def test_bad_specs(tmp_path: Path) -> None:
         write_json(path, {**OWN, **change})
         with pytest.raises(CheckpointError, match=message):
             VideoSpec.from_checkpoint(tmp_path)
-    write_json(path, {key: value for key, value in OWN.items() if key != "merge_size"})
-    with pytest.raises(CheckpointError, match="the key 'merge_size' is missing"):
-        VideoSpec.from_checkpoint(tmp_path)
+    write_json(path, {key: value for key, value in OWN.items() if key not in ("merge_size", "patch_size")})
+    found = VideoSpec.from_checkpoint(tmp_path)
+    assert (found.patch_size, found.merge_size) == (14, 2)
     write_json(path, OWN)
     impossible: list[tuple[dict[str, Any], str]] = [
         ({"fps": 0}, r"data\.video_fps \(0\)"),

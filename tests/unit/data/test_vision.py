@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from erniekit.data.media import image_size, open_image
+from erniekit.data.video import VideoSpec
 from erniekit.data.vision import ImageSpec, image_grid, num_tokens, patchify, smart_resize
 from erniekit.errors import CheckpointError, ConfigError
 from tests.closeness import assert_close
@@ -126,12 +127,32 @@ def test_spec_from_both_shapes_of_the_file(tmp_path: Path) -> None:
     assert ImageSpec.from_checkpoint(tmp_path).max_pixels == 4842768
 
 
+def test_the_released_files_without_patch_sizes(tmp_path: Path) -> None:
+    """preprocessor_config.json of VL-28B-A3B-PT and -Thinking: its processor's defaults hold."""
+    released = {key: PROCESSOR[key] for key in ("image_mean", "image_std", "min_pixels")}
+    released |= dict(max_pixels=4816896, size={"height": 224, "width": 224}, resample=3, do_center_crop=False)
+    released |= dict(do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=0.00392156862745098)
+    write_json(tmp_path / "preprocessor_config.json", released)
+    spec = ImageSpec.from_checkpoint(tmp_path)
+    assert (spec.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels) == (14, 2, 3136, 4816896)
+    video = VideoSpec.from_checkpoint(tmp_path)
+    assert (video.patch_size, video.merge_size) == (14, 2)
+    inner = {key: value for key, value in released.items() if not key.endswith("_pixels")}
+    inner["size"] = {"min_pixels": 3136, "max_pixels": 7840}
+    write_json(tmp_path / "preprocessor_config.json", inner)
+    assert ImageSpec.from_checkpoint(tmp_path).max_pixels == 7840
+
+
 def test_bad_specs(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json"):
         ImageSpec.from_checkpoint(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"patch_size": None}, "int()"),
+        ({"patch_size": "x"}, "invalid literal"),
+        ({"do_resize": False}, "do_resize is False; only True is supported"),
+        ({"do_normalize": False}, "do_normalize is False"),
+        ({"do_center_crop": True}, "do_center_crop is True"),
+        ({"resample": 2}, "resample is 2; only 3 is supported"),
         ({"rescale_factor": 1.0}, "only 1/255"),
         ({"image_mean": [0.5]}, "3 values"),
     ]
@@ -143,7 +164,7 @@ def test_bad_specs(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the key 'longest_edge' is missing"):
         ImageSpec.from_checkpoint(tmp_path)
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         ImageSpec.from_checkpoint(tmp_path)
     write_json(path, PROCESSOR)
     with pytest.raises(ConfigError, match=r"data\.min_pixels \(9999999\)"):

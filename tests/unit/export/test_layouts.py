@@ -123,3 +123,12 @@ def test_mlp_ratio_gives_the_width_back(hidden: int, width: int) -> None:
 def test_only_vl_models_have_a_nested_form() -> None:
     with pytest.raises(ValueError, match="vision-language"):
         transformers_config(read(shape("tiny-dense")), "F32")
+
+
+def test_keys_under_other_names_are_written_under_the_first() -> None:
+    raw = shape("tiny-vl") | {"num_experts": 4, "moe_layer_start_index": None}
+    del raw["moe_num_experts"]
+    written = hub_config(read(raw), "F32")
+    assert written["moe_num_experts"] == [4, 4] and "num_experts" not in written
+    assert written["moe_layer_start_index"] == [1, 1]
+    assert read(written) == read(raw)
