@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,10 +31,13 @@ def check_directory(config: Config, *, resume: bool) -> None:
     started again either way. Raises ConfigError where a run would write beside what is not its own.
     """
     run = Path(config.train.output_dir)
+    there = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"train.output_dir: {there} is not a directory; choose another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"train.output_dir: {there} cannot be written to; choose another directory")
     if not run.exists():
         return
-    if not run.is_dir():
-        raise ConfigError(f"train.output_dir: {run} is not a directory; choose another one")
     _refuse_second_run(run)
     found = find_checkpoints(run)
     if found and not resume:
@@ -78,6 +82,8 @@ def begin_run(config: Config, say: Callable[[str], None]) -> None:
     A configuration that is there and reads otherwise is kept under another name: people may have written it.
     """
     run = Path(config.train.output_dir)
+    if (run / LOG_FILE).exists():
+        say(f"{run}: the run in it ended before its first checkpoint; it begins again")
     for aside in run.glob(".checkpoint-*.tmp"):
         shutil.rmtree(aside)
     (run / BEST_FILE).unlink(missing_ok=True)
@@ -92,6 +98,14 @@ def write_config(config: Config) -> None:
     """Write the resolved configuration into the run's directory."""
     file = Path(config.train.output_dir) / CONFIG_FILE
     file.write_text(dump_config(config), encoding="utf-8")
+
+
+def make_directory(run: Path) -> None:
+    """Make the directory of a run where it is not there. Raises ConfigError."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output_dir: {run} cannot be made: {error.strerror}") from None
 
 
 @contextmanager

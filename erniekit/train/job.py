@@ -34,6 +34,7 @@ from erniekit.train.directory import (
     check_directory,
     checkpoint_to_resume,
     hold_directory,
+    make_directory,
     write_config,
 )
 from erniekit.train.dpo import make_dpo_objective, make_reference
@@ -124,7 +125,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             with team.mesh.busy("loading the checkpoint"):
                 progress = restore(checkpoint, state, optimizer, inputs.train, team, exchange)
             settle_best(run, progress, config.eval.best_metric, team, reporter.say)
-        run.mkdir(parents=True, exist_ok=True)
+        make_directory(run)
         if team.is_main:
             held.enter_context(hold_directory(run, reporter.say))
             if checkpoint is None:

@@ -116,8 +116,10 @@ def test_files_of_others_are_left_alone(tmp_path: Path, model: Path, data: Path,
         (run / name).rmdir()
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(ConfigError, match=r"train\.output_dir: .*file is not a directory"):
-        run_training(make_config(file, model, data, train__max_steps=1), resume=resume)
+    for place in (file, file / "below" / "run"):
+        config = make_config(run, model, data, train__max_steps=1, train__output_dir=str(place))
+        with pytest.raises(ConfigError, match=r"train\.output_dir: .*file is not a directory"):
+            run_training(config, resume=resume)
 
 
 def test_what_a_dead_run_left_is_not_taken_for_this_one(tmp_path: Path, model: Path, data: Path) -> None:
