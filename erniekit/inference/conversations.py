@@ -32,7 +32,7 @@ def to_conversation(
 
 def _plain(message: Mapping[str, Any]) -> Any:
     """The message, its text as a part: only as a string it could have marks."""
-    if not isinstance(message, Mapping) or message.get("role") not in ("user", "tool"):
+    if not isinstance(message, Mapping) or message.get("role") in ("assistant", "system", "developer"):
         return message
     content = message.get("content")
     return (

@@ -74,6 +74,8 @@ KEYS = st.sampled_from(
             "question",
             "answer",
         ),
+        *("objects", "ref", "bbox", "bbox_type", "image_id", "rejected_objects", "rejected_images"),
+        *("rejected_prompt", "fps", "nframes", "video_start", "video_end", "max_pixels", "timestamps"),
     ]
 )
 WORDS = st.sampled_from(
@@ -96,6 +98,10 @@ WORDS = st.sampled_from(
             "video",
             "function",
             "<image>",
+            "<bbox>",
+            "<ref-object>",
+            "<img>a.png</img>",
+            "norm1",
             "{}",
             "a.png",
             "https://x/y",

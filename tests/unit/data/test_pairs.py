@@ -38,8 +38,8 @@ def pair(prompt: list[tuple[str, Any]], chosen: Any, rejected: Any) -> Conversat
 
 def alone(encoder: Encoder, conversation: Conversation) -> list[Document]:
     """The documents of both answers."""
-    prompt = conversation.messages[: prompt_messages(conversation)]
-    other = dataclasses.replace(conversation, messages=(*prompt, *conversation.rejected), rejected=())
+    prompt = conversation.rejected_prompt or conversation.messages[: prompt_messages(conversation)]
+    other = Conversation((*prompt, *conversation.rejected), conversation.sample_id, conversation.tools)
     return [encoder.encode(conversation), encoder.encode(other)]
 
 
@@ -118,6 +118,33 @@ def test_pictures_of_the_answers_go_with_their_branch(vl_encoder: Encoder) -> No
     row = pack([document], [item for item in decode(document, vl_encoder.media_spec)])
     assert len(row.media_positions) == sum(item.tokens for item in document.media)
     assert (row.modality[row.media_positions] == 1).all()
+
+
+@pytest.mark.parametrize("answer", ["a cat", "two apples"])
+def test_prompts_of_other_pictures(vl_encoder: Encoder, answer: str) -> None:
+    """What stands before the first picture that differs is there once; pictures of one size are not taken for one."""
+    asked = [("user", [picture(), "what?", picture(1)]), ("assistant", "Paris"), ("user", "and?")]
+    other = [("user", [picture(), "what?", picture(2)]), *asked[1:]]
+    conversation = pair(asked, "a cat", answer)
+    prompt = pair(other, "a cat", answer).messages[:3]
+    document = check(vl_encoder, dataclasses.replace(conversation, rejected_prompt=prompt))
+    assert [item.source for item in document.media] == [picture(), picture(1), picture(2)]
+    assert document.branches is not None
+    chosen = document.media[1]
+    assert document.branches[0] == chosen.start - 1
+    assert document.input_ids[document.branches[0] :][: chosen.tokens].tolist() == (
+        document.input_ids[document.branches[1] :][: chosen.tokens].tolist()
+    )
+
+
+def test_prompts_of_pictures_of_other_sizes(vl_encoder: Encoder) -> None:
+    conversation = pair([("user", [picture(), "what?"])], "a cat", "a cat")
+    large = encoded(noise(112, 224))
+    prompt = pair([("user", [large, "what?"])], "a cat", "a cat").messages[:1]
+    document = check(vl_encoder, dataclasses.replace(conversation, rejected_prompt=prompt))
+    assert len({item.tokens for item in document.media}) == 2
+    row = pack([document], decode(document, vl_encoder.media_spec))
+    assert len(row.media_positions) == sum(item.tokens for item in document.media)
 
 
 def test_answers_that_begin_alike_share_no_trained_token(text_encoder: Encoder) -> None:

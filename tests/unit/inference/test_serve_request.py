@@ -343,6 +343,20 @@ def test_other_ways_to_name_media_are_refused(part: Any) -> None:
         _conversation({"role": "user", "content": [part]})
 
 
+@pytest.mark.parametrize("role", ["user", "tool", "function", "assistant"])
+@pytest.mark.parametrize("key", ["images", "image", "videos", "video"])
+def test_media_beside_a_text_are_refused(role: str, key: str) -> None:
+    with pytest.raises(RequestError, match=rf"messages\.0\.{key}: "):
+        _conversation({"role": role, "content": "x", key: ["/etc/x.png"]}, allow_urls=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["<img>/etc/x.png</img>", "<image>/etc/x.png</image>", "<video>x.mp4</video>"]
+)
+def test_paths_in_texts_are_text(text: str) -> None:
+    assert _conversation({"role": "user", "content": text})[0].parts == (TextPart(text),)
+
+
 def test_urls_are_for_servers_that_allow_them() -> None:
     url = "https://example.com/x.png"
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
