@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,12 +70,7 @@ def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[in
     """(numbers of the frames to use, their times where these do not follow from a file). Raises ValueError."""
     if part.times and len(part.times) != info.frames:
         raise ValueError(f"it has {info.frames} frames and {len(part.times)} timestamps")
-    first, count = 0, info.frames
-    if part.start is not None or part.end is not None:
-        rate = info.fps or part.fps
-        if rate is None:
-            raise ValueError("a part of frames given as pictures needs fps, how many were taken per second")
-        first, count = frames_between(part.start, part.end, info.frames, rate)
+    first, count = _window(part, info)
     picked = sample_frames(replace(info, frames=count), spec, _key(part.source))
     frames = tuple(first + number for number in picked)
     if part.times:
@@ -82,6 +78,22 @@ def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[in
     if not info.fps and part.fps is not None:
         return frames, tuple(number / part.fps for number in frames)
     return frames, ()
+
+
+def _window(part: VideoPart, info: VideoInfo) -> tuple[int, int]:
+    """(first, number) of the frames among which some are picked. Raises ValueError."""
+    if part.start is None and part.end is None:
+        return 0, info.frames
+    if part.times:
+        end = math.inf if part.end is None else part.end
+        inside = [number for number, time in enumerate(part.times) if (part.start or 0) <= time <= end]
+        if not inside:
+            raise ValueError(f"none of its timestamps is from {part.start or 0:g} to {end:g} seconds")
+        return inside[0], len(inside)
+    rate = info.fps or part.fps
+    if rate is None:
+        raise ValueError("a part of frames given as pictures needs fps, how many were taken per second")
+    return frames_between(part.start, part.end, info.frames, rate)
 
 
 def _key(source: str | bytes | tuple[str | bytes, ...]) -> str:

@@ -16,8 +16,11 @@ from erniekit.data.formats.records import BadLine, Cursor, IsOwn, Passed, Record
 from erniekit.errors import DataError
 
 # Columns whose cells may hold JSON text: lists and objects, which a cell cannot hold otherwise.
-_JSON_COLUMNS = ("messages", "conversations", "images", "videos", "tools", "history", "chosen", "rejected")
-_ANSWERS = ("chosen", "rejected")
+_ANSWERS = ("chosen", "rejected", "rejected_response")
+_JSON_COLUMNS = (
+    *("messages", "conversations", "images", "videos", "objects", "tools", "history", *_ANSWERS),
+    *("rejected_messages", "rejected_prompt", "rejected_images", "rejected_videos", "rejected_objects"),
+)
 _ROWS = 128  # of a parquet file in memory at a time
 
 

@@ -134,6 +134,7 @@ def test_times_of_frames_follow_their_rate(
             ({"times": (0.0, 3.5, 4.0, 60.0)}, [0, 3.5, 4, 60]),
             ({"fps": 0.1, "min_frames": 2, "max_frames": 2}, [0, 20]),
             ({"fps": 1.0, "start": 1, "end": 2}, [1, 2]),
+            ({"times": (0.0, 3.5, 4.0, 60.0), "start": 3, "end": 5}, [3.5, 4]),
         ]
     ):
         drawn.clear()

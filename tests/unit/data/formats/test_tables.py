@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from erniekit.data.conversation import ImagePart
+from erniekit.data.conversation import ImagePart, TextPart
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.errors import DataError
@@ -158,3 +158,23 @@ def test_an_empty_parquet_file(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
     with pytest.raises(DataError, match="has no samples"):
         list(read_records(path))
+
+
+def test_cells_of_grounding_and_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "query,response,images,rejected_images,rejected_response,objects\n"
+        '<image>?,<bbox>,"[""1.png""]","[""2.png""]",no,"{""bbox"": [[0.5, 1]], ""bbox_type"": ""norm1""}"\n'
+        '<image>?,<bbox>,1.png,,,"{""bbox"": [[0.5, 1]], ""bbox_type"": ""norm1""}"\n'
+    )
+    pair, alone = (
+        parse_record(record.value, format="auto", base_dir=tmp_path, sample_id="")
+        for record in read_records(path)
+        if isinstance(record, Record)
+    )
+    for found in (pair, alone):
+        assert found.messages[1].parts == (TextPart("[500, 1000]"),)
+    assert [part.source for part in pair.rejected_prompt[0].parts if isinstance(part, ImagePart)] == [
+        str(tmp_path / "2.png")
+    ]
+    assert (alone.rejected, alone.rejected_prompt) == ((), ())
