@@ -78,7 +78,10 @@ def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
 def _by_numbers(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     """Orders frame2 before frame10; names that differ in zeros or case alone keep an order of their own."""
     pieces = re.split(r"([0-9]+)", name.lower())
-    return [(False, int(piece), "") if piece.isdigit() else (True, 0, piece) for piece in pieces], name
+    return [
+        (False, int(piece), "") if piece.isascii() and piece.isdigit() else (True, 0, piece)
+        for piece in pieces
+    ], name
 
 
 def video_info(source: VideoSource, sample_id: str) -> VideoInfo:

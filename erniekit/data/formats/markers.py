@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from erniekit.data.conversation import ImagePart, Part, TextPart, VideoPart
-from erniekit.data.formats.context import SampleContext, describe
+from erniekit.data.formats.context import SampleContext, describe, quoted
 
 Kind = Literal["image", "video"]
 Media = TypeVar("Media", ImagePart, VideoPart)
@@ -93,13 +93,13 @@ class MarkedMedia:
         if path is not None:
             if not _is_source(path, "image") and "/" not in path:
                 return None
-            return self._sample.image(f"<img>{path}</img>", path.strip()), match.end()
+            return self._sample.image(quoted(match.group()), path.strip()), match.end()
         own: Kind = "image" if kind == "image" else "video"
         path = match["path"]
         if path is None or not _is_source(path, own):
             return self.take(own), match.start() + len(f"<{own}>")
         read = self._sample.image if own == "image" else self._sample.video
-        return read(match.group(), path.strip()), match.end()
+        return read(quoted(match.group()), path.strip()), match.end()
 
     def take(self, kind: Kind) -> ImagePart | VideoPart | None:
         """The next of a column; None where there is none left."""

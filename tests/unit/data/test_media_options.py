@@ -162,6 +162,7 @@ def directory_of_frames(path: Path) -> Path:
     path.mkdir()
     for number in (1, 2, 10):
         (path / f"frame{number}.PNG").write_bytes(frame(number))
+    (path / "frame².png").write_bytes(frame(11))  # no digit that counts
     for other in ("frame3.txt", "labels.json", ".frame4.png", "._frame1.PNG"):
         (path / other).write_text("no picture")
     (path / "more").mkdir()
@@ -170,13 +171,14 @@ def directory_of_frames(path: Path) -> Path:
 
 def test_a_directory_holds_the_frames(encoder: Encoder, tmp_path: Path) -> None:
     directory = directory_of_frames(tmp_path / "clip")
-    found = [number_of(image) for image in load_frames(str(directory), (0, 1, 2), "f:1")]
-    assert found == [1, 2, 10]
-    assert video_info(str(directory), "f:1").frames == 3
+    found = [number_of(image) for image in load_frames(str(directory), (0, 1, 2, 3), "f:1")]
+    assert found == [1, 2, 10, 11]
+    assert video_info(str(directory), "f:1").frames == 4
     document = encoder.encode(asked(VideoPart(str(directory), fps=0.5)))
-    assert document.media[0].frames == (0, 1, 2, 2)
-    assert document.media[0].times == (0.0, 2.0, 4.0, 4.0)
-    listed = tuple(str(directory / f"frame{number}.PNG") for number in (1, 2, 10))
+    assert document.media[0].frames == (0, 1, 2, 3)
+    assert document.media[0].times == (0.0, 2.0, 4.0, 6.0)
+    names = ("frame1.PNG", "frame2.PNG", "frame10.PNG", "frame².png")
+    listed = tuple(str(directory / name) for name in names)
     same = encoder.encode(asked(VideoPart(listed, fps=0.5)))
     np.testing.assert_array_equal(
         decode(document, encoder.media_spec)[0], decode(same, encoder.media_spec)[0]
