@@ -87,11 +87,14 @@ class ReasoningPart:
 class ToolCallPart:
     """A call that the assistant makes.
 
-    arguments: a JSON object as text, as it stands in the data (an object there is written by json.dumps).
+    arguments: a JSON object as text, as it stands in the data (an object there is written by json.dumps). trained: as
+    in `TextPart`. id: by which the data knows the call, "" for none; templates write none.
     """
 
     name: str
     arguments: str
+    trained: bool = True
+    id: str = field(default="", compare=False, repr=False)
 
 
 Part = TextPart | ImagePart | VideoPart | ReasoningPart | ToolCallPart

@@ -184,4 +184,5 @@ def _source(source: str | bytes, place: Place) -> str:
 
 
 def _call(part: ToolCallPart) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+    call = {"type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+    return call if part.trained else {**call, "loss": False}

@@ -25,7 +25,7 @@ def calls_as_history(conversation: Conversation, template: Template, policy: Los
     messages = conversation.messages
     trained, prompted = policy.trained(messages), template.stands_as_prompted(messages)
     return sum(
-        sum(isinstance(part, ToolCallPart) for part in message.parts)
+        sum(isinstance(part, ToolCallPart) and part.trained for part in message.parts)
         for index, message in enumerate(messages)
         if trained[index] and not prompted[index]
     )

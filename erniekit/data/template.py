@@ -230,7 +230,7 @@ class Template:
             if isinstance(part, ToolCallPart):
                 name = json.dumps(part.name, ensure_ascii=False)
                 call = f'{{"name": {name}, "arguments": {part.arguments}}}'
-                spans += _wrapped(call, "tool_call", self.tool_call, trained, generated=True)
+                spans += _wrapped(call, "tool_call", self.tool_call, trained and part.trained, generated=True)
         spans.append(TextSpan(self.terminator, "template", trained, generated=True))
         return spans
 

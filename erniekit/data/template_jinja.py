@@ -74,10 +74,11 @@ START
         {%- for call in message['tool_calls'] or [] -%}
             {%- set function = call['function'] or call -%}
             {{- CALL_BEFORE + '{"name": ' + function['name'] | tojson + ', "arguments": ' -}}
-            {%- if function['arguments'] is string -%}
-                {{- function['arguments'] -}}
+            {%- set arguments = function['arguments'] or {} -%}
+            {%- if arguments is string -%}
+                {{- arguments -}}
             {%- else -%}
-                {{- function['arguments'] | tojson -}}
+                {{- arguments | tojson -}}
             {%- endif -%}
             {{- '}' + CALL_AFTER -}}
         {%- endfor -%}

@@ -195,9 +195,11 @@ def _whole(raw: str) -> Delta:
         if not isinstance(call.get("name"), str) or not call["name"]:
             raise ValueError('it has no "name"')
         json.dumps(call, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
-        name, arguments = call["name"], call.get("arguments", {})
+        name, arguments = call["name"], call.get("arguments")
         if isinstance(arguments, str):
-            arguments = _STRICT.decode(arguments)
+            arguments = _STRICT.decode(arguments) if arguments.strip() else None
+        if arguments is None:  # as in data: none are {}
+            arguments = {}
         if not isinstance(arguments, dict):
             raise ValueError('its "arguments" are no object')
     except (ValueError, RecursionError) as error:

@@ -104,11 +104,20 @@ class Chat:
         Ctrl-C ends it early, after the next token; a second one raises KeyboardInterrupt, and the turn is lost.
         """
         attached, self.attached = self.attached, []
-        return self._reply([Message("user", (*attached, TextPart(text)), False)], show)
+        question = Message("user", (*attached, TextPart(text)), False)
+        # Calls without results are none that a chat may go on from: here the tools gave nothing back.
+        return self._reply([*_results([""] * self._open_calls), question], show)
 
     def give_results(self, results: Sequence[str], show: OnDelta) -> Reply:
-        """The answer to what the tools that were called gave back, at least one result."""
-        return self._reply([Message("tool", (TextPart(result),), False) for result in results], show)
+        """The answer to what the tools gave back: one result for each call of the last answer, in their order."""
+        if len(results) != self._open_calls:
+            raise ValueError(f"{len(results)} results for {self._open_calls} calls")
+        return self._reply(_results(results), show)
+
+    @property
+    def _open_calls(self) -> int:
+        """How many tools the last message calls."""
+        return sum(isinstance(part, ToolCallPart) for part in self.messages[-1].parts) if self.messages else 0
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -173,6 +182,10 @@ class Chat:
         if guard.requested is not None and finish != "stop":
             finish = "interrupted"
         return Reply(Answer.of(deltas), finish, len(prompt), reader.tokens, first - began, last - first, None)
+
+
+def _results(texts: Sequence[str]) -> list[Message]:
+    return [Message("tool", (TextPart(text),), False) for text in texts]
 
 
 def answer_message(answer: Answer, template: Template, *, whole: bool) -> Message | None:

@@ -99,18 +99,16 @@ class ChatConsole:
             self._complain(f"there is no command {name}; /help lists them")
 
     def _results(self, reply: Reply) -> list[str]:
-        """What the user gives back for each call; an empty line gives nothing."""
+        """What the user gives back for each call, an empty line for an empty result; nothing if all are empty."""
         results = []
         for call in reply.answer.tool_calls:
             if call.arguments is None:
                 continue
             try:
-                result = self._read(f"result of {printable(call.name)} (empty: none)> ").strip()
+                results.append(self._read(f"result of {printable(call.name)} (empty: none)> ").strip())
             except (EOFError, KeyboardInterrupt):
                 return []
-            if result:
-                results.append(result)
-        return results
+        return results if any(results) else []
 
     def _show(self, delta: Delta) -> None:
         if delta.call is not None:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from erniekit.data.conversation import Conversation, SampleError
 from erniekit.data.formats.markers import MESSAGE_MEDIA_KEYS
+from erniekit.data.formats.tools import TOOL_KEYS
 from erniekit.data.media import is_url
 from erniekit.data.template import Template
 from erniekit.errors import ConfigError
@@ -185,6 +186,8 @@ def _with_safe_media(where: str, message: dict[str, Any], allow_urls: bool) -> d
     for key in MESSAGE_MEDIA_KEYS:
         if message.get(key):
             raise RequestError(f"{where}.{key}: is not supported: use parts in the content", param="messages")
+    if any(message.get(key) for key in TOOL_KEYS):
+        raise RequestError(f'{where}: tools belong in the field "tools" of the request', param="messages")
     content = message.get("content")
     if not isinstance(content, list):
         return message

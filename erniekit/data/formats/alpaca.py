@@ -15,10 +15,10 @@ from erniekit.data.formats.context import SampleContext
 from erniekit.data.formats.keys import REASONING
 from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import MessageReader
-from erniekit.data.formats.tools import read_tools
+from erniekit.data.formats.tools import TOOL_KEYS
 
 _KEYS = frozenset(
-    ("input", "output", "system", "history", "tools", *REASONING, *MEDIA_KEYS, *preference.KEYS)
+    ("input", "output", "system", "history", *TOOL_KEYS, *REASONING, *MEDIA_KEYS, *preference.KEYS)
 )
 
 
@@ -36,7 +36,7 @@ def parse_alpaca(record: dict[str, Any], sample: SampleContext) -> Conversation:
     if record.get("chosen") is None and record.get("rejected") is None:
         messages.append(turns.answer('"output"', record.get("output"), sample, reasoning))
     messages = sample.with_system(record, messages)
-    return preference.conversation(record, messages, reader, read_tools(record.get("tools"), sample), sample)
+    return preference.conversation(record, messages, reader, sample)
 
 
 def _key(record: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ def read_arrow(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Pa
                             yield Passed(Cursor(number))
                         else:
                             yield Record(plain(row), f"{path}:row {number}", file.tell(), Cursor(number))
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         detail = " ".join(str(error).split())[:200]
         raise DataError(f"{path}:row {number + 1}: the Arrow file cannot be read: {detail}") from error
 

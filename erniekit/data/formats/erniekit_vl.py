@@ -7,16 +7,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from erniekit.data.conversation import Conversation, Message, Part, ReasoningPart, TextPart
+from erniekit.data.formats.calls import CALL_KEYS, Tools, message_calls
 from erniekit.data.formats.context import SampleContext, describe, quoted
 from erniekit.data.formats.erniekit_media import placed_media
 from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
-from erniekit.data.formats.tools import json_text, read_tool_calls, read_tools
+from erniekit.data.formats.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
+from erniekit.data.formats.tools import TOOL_KEYS, json_text, record_tools, says_nothing
 
-_KEYS = frozenset(("text_info", "image_info", "video_info", "order", "is_system", "system", "tools"))
-_TEXT_KEYS = frozenset(("text", "tag", "label", "tool_calls", "tool_response", *REASONING, *LOSS_SWITCHES))
+_KEYS = frozenset(("text_info", "image_info", "video_info", "order", "is_system", "system", *TOOL_KEYS))
+_TEXT_KEYS = frozenset(
+    (
+        *("text", "tag", "label", *CALL_KEYS, "tool_response", *CALL_ID_KEYS, "name"),
+        *REASONING,
+        *LOSS_SWITCHES,
+    )
+)
 
 
 def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversation:
@@ -26,30 +35,33 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
     0. A `mask` text with a `tool_response` is the result of a tool; several may follow each other. With
     `is_system` the first text is the system prompt; a `no_mask` text right after it is a filler that ERNIEKit
     drops, and so is dropped here. Media stand before the text of their `matched_text_index`, or where `order`
-    says, always before a user's text. Indices count the texts as written. Raises SampleError.
+    says, always before a user's text or in the result of a tool. Indices count the texts as written.
+    Raises SampleError.
     """
     sample.check_keys("the record", "record", record, _KEYS)
     texts = record["text_info"]
     if not isinstance(texts, list) or not texts:
         found = "an empty array" if texts == [] else describe(texts)
         raise sample.bad(f'"text_info" must be a list of at least one text, it is {found}')
-    turns = _turns(texts, sample.switch('"is_system"', record.get("is_system"), default=False), sample)
+    tools = record_tools("the record", record, sample)
+    is_system = sample.switch('"is_system"', record.get("is_system"), default=False)
     media = placed_media(record, len(texts), sample)
-    messages = []
-    for index, turn in enumerate(turns):
+    turns = []
+    for index, turn in enumerate(_turns(texts, is_system, tools, sample)):
         parts = media.get(index, ())
-        if parts and (turn is None or turn.role != "user"):
+        if parts and (turn is None or turn.message.role not in ("user", "tool")):
             detail = "a picture or video can only stand before one"
             raise sample.bad(f"text_info[{index}] is not a user's text; {detail}")
         if turn is not None:
-            messages.append(Message(turn.role, (*parts, *turn.parts), turn.trained))
-    messages = sample.with_system(record, messages)
-    return Conversation(tuple(messages), sample.sample_id, read_tools(record.get("tools"), sample))
+            message = replace(turn.message, parts=(*parts, *turn.message.parts))
+            turns.append(replace(turn, message=message))
+    messages = sample.with_system(record, in_order_of_calls(turns, sample))
+    return Conversation(tuple(messages), sample.sample_id, tools)
 
 
-def _turns(texts: list[Any], is_system: bool, sample: SampleContext) -> list[Message | None]:
+def _turns(texts: list[Any], is_system: bool, tools: Tools, sample: SampleContext) -> list[Turn | None]:
     """The message of each text, without its media; None for the filler after a system prompt."""
-    turns: list[Message | None] = []
+    turns: list[Turn | None] = []
     expected = "mask"
     for index, entry in enumerate(texts):
         where = f"text_info[{index}]"
@@ -62,24 +74,27 @@ def _turns(texts: list[Any], is_system: bool, sample: SampleContext) -> list[Mes
                 f'{where}: "tag" must be "mask" (no loss) or "no_mask" (loss), it is {quoted(tag)}'
             )
         if is_system and index == 0 and tag == "mask":
-            turns.append(Message("system", (TextPart(_text(where, entry, sample)),), trained=False))
+            system = Message("system", (TextPart(_text(where, entry, sample)),), trained=False)
+            turns.append(Turn(system, where))
             continue
         if is_system and index == 1 and tag == "no_mask":
             turns.append(None)
             continue
-        is_result = tag == "mask" and bool(entry.get("tool_response"))
-        follows_result = is_result and bool(turns) and turns[-1] is not None and turns[-1].role == "tool"
+        is_result = tag == "mask" and _has_result(entry)
+        last = turns[-1] if turns else None
+        follows_result = is_result and last is not None and last.message.role == "tool"
         if tag != expected and not follows_result:
             detail = f'tags must alternate, "mask" (user) first; here "{tag}" is out of turn'
             raise sample.bad(f"{where}: {detail}")
         if tag == "mask" and (sample.loss(where, entry) or sample.reasoning(where, entry)):
             raise sample.bad(f'{where}: only an answer ("no_mask") carries loss or has reasoning')
         if tag == "no_mask":
-            turns.append(_answer(where, entry, sample))
+            turns.append(Turn(_answer(where, entry, tools, sample), where))
         elif is_result:
-            turns.append(Message("tool", (TextPart(_result(where, entry, sample)),), trained=False))
+            result = Message("tool", (TextPart(_result(where, entry, sample)),), trained=False)
+            turns.append(result_turn(result, where, entry, sample))
         else:
-            turns.append(_question(where, entry, sample))
+            turns.append(Turn(_question(where, entry, sample), where))
         expected = "no_mask" if tag == "mask" else "mask"
     return turns
 
@@ -92,15 +107,15 @@ def _text(where: str, entry: dict[str, Any], sample: SampleContext) -> str:
 
 
 def _question(where: str, entry: dict[str, Any], sample: SampleContext) -> Message:
-    if entry.get("tool_calls"):
+    if message_calls(where, entry, sample):
         raise sample.error("bad tool call", f'{where}: only the assistant ("no_mask") calls tools')
     return Message("user", (TextPart(_text(where, entry, sample)),), trained=False)
 
 
-def _answer(where: str, entry: dict[str, Any], sample: SampleContext) -> Message:
-    if entry.get("tool_response"):
+def _answer(where: str, entry: dict[str, Any], tools: Tools, sample: SampleContext) -> Message:
+    if _has_result(entry):
         raise sample.bad(f'{where}: the result of a tool must have the tag "mask"')
-    calls = read_tool_calls(where, entry["tool_calls"], sample) if entry.get("tool_calls") else ()
+    calls = message_calls(where, entry, sample, tools)
     parts: tuple[Part, ...] = ()
     if entry.get("text") is not None or not calls:
         text = _text(where, entry, sample)
@@ -112,6 +127,10 @@ def _answer(where: str, entry: dict[str, Any], sample: SampleContext) -> Message
         parts = (ReasoningPart(reasoning), *parts)
     labelled = sample.switch(f'{where}: "label"', entry.get("label"), default=True)
     return Message("assistant", (*parts, *calls), labelled and sample.loss(where, entry) is not False)
+
+
+def _has_result(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("tool_response")) and not says_nothing(entry["tool_response"])
 
 
 def _result(where: str, entry: dict[str, Any], sample: SampleContext) -> str:

@@ -72,6 +72,7 @@ REFUSED: dict[Level, Refused] = {
             key: ((False,), "is not read: only answers are trained")
             for key in ("train_on_inputs", "train_on_prompt")
         },
+        "tool_calls": ((), "is not read in the record: put it into the assistant message that calls"),
         "margin": ((0,), "preference pairs have no margins here"),
         "chat_template_kwargs": ((), "is not read: data.template decides how a chat is written"),
         "mm_processor_kwargs": (
@@ -92,6 +93,15 @@ REFUSED: dict[Level, Refused] = {
         "prefix": ((False,), "is not read: an answer is trained from its beginning"),
         **{key: ((), "is not read: use parts in the message's content") for key in ("files", "attachments")},
         **{key: ((), "these models do not hear") for key in ("audio", "audios")},
+        **{key: ((), "is not read in a message: put it into the record") for key in ("tools", "functions")},
+        **{
+            key: ((), 'is not read: calls are "tool_calls" of an assistant message')
+            for key in ("tool_call", "function_calls")
+        },
+        **{
+            key: ((), 'is not read: the results of tools are messages of role "tool"')
+            for key in ("tool_response", "tool_responses", "tool_result", "tool_results", "tool_outputs")
+        },
     },
     "part": {
         **_UNTRAINED,

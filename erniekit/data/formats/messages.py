@@ -1,7 +1,7 @@
 """Format "messages": chats as OpenAI's API has them, with the ways of LLaMA-Factory and ms-swift to name media.
 
 {"messages": [{"role": "system" | "user" | "assistant" | "tool", "content": string or list of parts,
-               "tool_calls", "reasoning_content", "loss": all optional}],
+               "tool_calls", "tool_call_id", "reasoning_content", "loss": all optional}],
  "tools", "system", "images", "videos": optional,
  "chosen" and "rejected": optional, the two answers of a preference pair}
 or OpenAI's preference file: {"input": {"messages", "tools"}, "preferred_output", "non_preferred_output"}
@@ -11,7 +11,7 @@ Parts: {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"} or s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from erniekit.data.conversation import (
     ToolCallPart,
 )
 from erniekit.data.formats import objects, preference
+from erniekit.data.formats.calls import CALL_KEYS, message_calls, read_tool_calls, split_results
 from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
 from erniekit.data.formats.markers import (
@@ -35,7 +36,8 @@ from erniekit.data.formats.markers import (
 )
 from erniekit.data.formats.parts import read_part
 from erniekit.data.formats.plain_text import plain_text
-from erniekit.data.formats.tools import json_text, read_tool_calls, read_tools
+from erniekit.data.formats.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
+from erniekit.data.formats.tools import TOOL_KEYS, json_text, record_tools
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -51,16 +53,15 @@ _ALLOWED_ROLES = "system, user, assistant, tool"
 # The role of ms-swift for a message that is nothing but calls, which are its content.
 CALL_ROLE = "tool_call"
 _MESSAGE_KEYS = frozenset(
-    (
-        *("role", "content", "refusal", "tool_calls", "function_call"),
-        *REASONING,
-        *LOSS_SWITCHES,
-        *MESSAGE_MEDIA_KEYS,
-    )
+    ("role", "content", "refusal", *CALL_KEYS, *REASONING, *LOSS_SWITCHES, *MESSAGE_MEDIA_KEYS)
 )
-_RESULT_KEYS = _MESSAGE_KEYS | {"tool_call_id", "name"}
+# What messages of some roles may have beyond these.
+_MORE_KEYS: dict[Role, frozenset[str]] = {
+    "tool": frozenset((*CALL_ID_KEYS, "name")),
+    "system": frozenset(TOOL_KEYS),
+}
 _PREFERENCE_FILE = ("input", "preferred_output", "non_preferred_output")
-_KEYS = frozenset(("messages", "system", "tools", "functions", *MEDIA_KEYS, *preference.KEYS))
+_KEYS = frozenset(("messages", "system", *TOOL_KEYS, *MEDIA_KEYS, *preference.KEYS))
 # Makes a message of OpenAI's form from one of another dialect: (where, entry) -> entry
 Translate = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -69,24 +70,24 @@ def parse_messages(record: dict[str, Any], sample: SampleContext) -> Conversatio
     """One record as a Conversation.
 
     In a user's content that is a string, each `<image>` or `<video>` stands for the next one of the record's
-    `images` or `videos`; there must be as many marks as media. In a list of parts they are plain text, and
-    {"type": "image"} without a source takes the next of `images`. An assistant message carries loss unless it
-    says `"loss": false` (or another of LOSS_SWITCHES does), or the record's `label`, a list with 0 or 1 for each, says
-    0; its `reasoning_content` is what it thinks first. A lone answer is text for continued pre-training, as in
-    ms-swift's files. Preference pairs: see `preference`. Raises SampleError.
+    `images` or `videos`; there must be as many marks as media, and where there are media the text of a tool's result
+    has marks as well. In a list of parts they are plain text, and {"type": "image"} without a source takes the next of
+    `images`. An assistant message carries loss unless it says `"loss": false` (or another of LOSS_SWITCHES does), or
+    the record's `label`, a list with 0 or 1 for each, says 0; its `reasoning_content` is what it thinks first. Results
+    of tools are put in the order of their calls: see `in_order_of_calls`. A lone answer is text for continued
+    pre-training, as in ms-swift's files. Preference pairs: see `preference`. Raises SampleError.
     """
     if record.get("preferred_output") is not None or record.get("non_preferred_output") is not None:
         record = _preference_file(record, sample)
     label = record.get("label")
     sample.check_keys("the record", "record", record, _KEYS | {"label"} if isinstance(label, list) else _KEYS)
-    tools = read_tools(record.get("functions") if record.get("tools") is None else record["tools"], sample)
     reader = MessageReader(record, sample)
     if record.get("messages") is None and preference.is_pair(record):
         prompt = None
     else:
         messages = reader.chat("message", "messages", record.get("messages"))
         prompt = _labelled(sample.with_system(record, messages), label, sample)
-    return chat_or_text(record, prompt, reader, tools, sample)
+    return chat_or_text(record, prompt, reader, sample)
 
 
 def _preference_file(record: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
@@ -104,7 +105,6 @@ def chat_or_text(
     record: dict[str, Any],
     messages: list[Message] | None,
     reader: MessageReader,
-    tools: tuple[dict[str, Any], ...],
     sample: SampleContext,
 ) -> Conversation:
     """The Conversation of a record's messages; a lone answer is text for continued pre-training.
@@ -113,10 +113,10 @@ def chat_or_text(
     answer to nothing. Raises SampleError.
     """
     if messages is None or preference.is_pair(record) or [one.role for one in messages] != ["assistant"]:
-        return preference.conversation(record, messages, reader, tools, sample)
+        return preference.conversation(record, messages, reader, sample)
     reader.marked.check()
     parts = objects.fill(record, messages, sample)[0].parts
-    if tools or not all(isinstance(part, TextPart) for part in parts):
+    if reader.tools or not all(isinstance(part, TextPart) for part in parts):
         raise sample.bad(
             "a lone assistant message is text for continued pre-training, which has no tools, calls or reasoning: "
             "put the question before it as a user message"
@@ -130,7 +130,7 @@ class MessageReader:
     """Reads the messages of one record.
 
     translate: for a dialect, makes a message of this format from one of its own; rejected: of the rejected answer of a
-    pair, whose media may be its own.
+    pair, whose media may be its own. tools: what the assistant may call, by the record or by its system message.
     """
 
     def __init__(
@@ -142,44 +142,53 @@ class MessageReader:
         rejected: bool = False,
     ) -> None:
         self.marked = MarkedMedia(record, sample, rejected=rejected)
+        self.tools = record_tools("the record", record, sample)
         self._rejected = rejected
         self._record = record
         self._sample = sample
         self._translate = translate
 
-    def chat(self, where: str, key: str, entries: Any) -> list[Message]:
+    def chat(self, where: str, key: str, entries: Any, *, may_end_with_calls: bool = True) -> list[Message]:
         """A list of messages; where: what one of them is called in errors, before its number."""
         if not isinstance(entries, list) or not entries:
             found = "an empty array" if entries == [] else describe(entries)
             raise self._sample.bad(f'"{key}" must be a list of at least one message, it is {found}')
-        messages: list[Message] = []
+        turns: list[Turn] = []
+        ids: set[str] = set()
         for number, entry in enumerate(entries, 1):
-            message, is_call = self._message(f"{where} {number}", entry)
-            last = messages[-1] if messages else None
-            if is_call and last and last.role == "assistant" and last.trained == message.trained:
-                # Where calls are messages of their own, these and the text before them are one turn.
-                messages[-1] = replace(last, parts=last.parts + message.parts)
-            else:
-                messages.append(message)
-        return messages
+            place = f"{where} {number}"
+            for one in split_results(place, self._translated(place, entry), self._sample):
+                turn, is_call = self._turn(place, one, ids)
+                ids.update(call.id for call in turn.calls if call.id)
+                if is_call and turns and turns[-1].message.role == "assistant":
+                    # Where calls are messages of their own, these and the text before them are one turn.
+                    turns[-1] = replace(turns[-1], message=_joined(turns[-1].message, turn.message))
+                else:
+                    turns.append(turn)
+        return in_order_of_calls(turns, self._sample, may_end_with_calls=may_end_with_calls)
 
     def answer(self, key: str, value: Any) -> list[Message]:
         """One answer of a preference pair: a string, a message, or a list of messages.
 
         A list that does not start with the assistant is a whole chat; its marks are counted by themselves.
         """
+        where = f'"{key}"'
         if isinstance(value, str):
-            value = {"role": "assistant", "content": value}
-            return [MessageReader({}, self._sample)._message(f'"{key}"', value)[0]]
+            return [
+                MessageReader({}, self._sample)
+                ._turn(where, {"role": "assistant", "content": value})[0]
+                .message
+            ]
         if isinstance(value, dict):
-            return [self._message(f'"{key}"', value)[0]]
+            return [self._turn(where, self._translated(where, value))[0].message]
         if isinstance(value, list) and value and self._begins_chat(value[0]):
             whole = MessageReader(self._record, self._sample, self._translate, rejected=self._rejected)
-            messages = whole.chat(f'"{key}", message', key, value)
+            whole.tools = self.tools
+            messages = whole.chat(f"{where}, message", key, value)
             whole.marked.check()
-            self.marked = whole.marked
+            self.marked, self.tools = whole.marked, whole.tools
             return messages
-        return self.chat(f'"{key}", message', key, value)
+        return self.chat(f"{where}, message", key, value)
 
     def of_rejected(self) -> MessageReader:
         """What reads the rejected answer of a pair: itself, unless that one has media of its own."""
@@ -192,32 +201,60 @@ class MessageReader:
             entry = self._translate("the first message", entry)
         return isinstance(entry, dict) and entry.get("role") in ("system", "developer", "user")
 
-    def _message(self, where: str, entry: Any) -> tuple[Message, bool]:
-        """A message, and whether it is calls only, in a dialect in which calls are messages of their own."""
+    def _translated(self, where: str, entry: Any) -> dict[str, Any]:
         if not isinstance(entry, dict):
             raise self._sample.bad(
                 f"{where} must be an object with role and content, it is {describe(entry)}"
             )
-        if self._translate is not None:
-            entry = self._translate(where, entry)
+        return entry if self._translate is None else self._translate(where, entry)
+
+    def _turn(self, where: str, entry: dict[str, Any], ids: Collection[str] = ()) -> tuple[Turn, bool]:
+        """A message, and whether it is calls only, in a dialect in which calls are messages of their own.
+
+        ids: those of the calls before it.
+        """
         role = self._role(where, entry)
-        self._sample.check_keys(where, "message", entry, _RESULT_KEYS if role == "tool" else _MESSAGE_KEYS)
+        self._sample.check_keys(where, "message", entry, _MESSAGE_KEYS | _MORE_KEYS.get(role, frozenset()))
         if entry["role"] == CALL_ROLE:
-            parts: tuple[Part, ...] = read_tool_calls(where, entry.get("content"), self._sample)
-            return Message(role, parts, self._trained(where, role, entry, parts)), True
-        parts = (*self._reasoning(where, role, entry), *self._content(where, role, entry))
-        if role == "assistant":
-            calls = (*(part for part in parts if isinstance(part, ToolCallPart)), *self._calls(where, entry))
-            if calls:
-                others = (part for part in parts if not isinstance(part, ToolCallPart))
-                parts = (*(part for part in others if part != TextPart("")), *calls)
-            elif not any(isinstance(part, TextPart) and part.text for part in parts):
-                raise self._sample.bad(f"{where}: the assistant's answer is empty")
-        elif entry.get("tool_calls") or entry.get("function_call"):
+            parts: tuple[Part, ...] = read_tool_calls(where, entry.get("content"), self._sample, self.tools)
+            return Turn(Message(role, parts, self._trained(where, role, entry, parts)), where), True
+        calls = message_calls(where, entry, self._sample, self.tools)
+        if calls and role != "assistant":
             raise self._sample.error(
                 "bad tool call", f"{where}: only the assistant calls tools, not the {role}"
             )
-        return Message(role, parts, self._trained(where, role, entry, parts)), False
+        parts = (*self._reasoning(where, role, entry), *self._content(where, role, entry, bool(calls)))
+        if role == "assistant":
+            parts = self._answer(where, parts, calls)
+        if role == "system":
+            self._add_tools(where, entry)
+        message = Message(role, parts, self._trained(where, role, entry, parts))
+        return result_turn(message, where, entry, self._sample, ids) if role == "tool" else Turn(
+            message, where
+        ), False
+
+    def _answer(
+        self, where: str, parts: tuple[Part, ...], calls: tuple[ToolCallPart, ...]
+    ) -> tuple[Part, ...]:
+        """The parts of an answer with its calls, those in its content (Anthropic's form) or those beside it."""
+        inside = [index for index, part in enumerate(parts) if isinstance(part, ToolCallPart)]
+        if inside and calls:
+            raise self._sample.error("bad tool call", f"{where}: calls in the content and in tool_calls")
+        if inside and inside != [*range(inside[0], len(parts))]:
+            raise self._sample.bad(f"{where}: a part follows a call: calls must be the last parts")
+        if inside or calls:
+            return (*(part for part in parts if part != TextPart("")), *calls)
+        if not any(isinstance(part, TextPart) and part.text for part in parts):
+            raise self._sample.bad(f"{where}: the assistant's answer is empty")
+        return parts
+
+    def _add_tools(self, where: str, entry: dict[str, Any]) -> None:
+        tools = record_tools(where, entry, self._sample)
+        if tools and self.tools and tools != self.tools:
+            raise self._sample.error(
+                "bad tools", f"{where} has other tools than the record: keep one of them"
+            )
+        self.tools = tools or self.tools
 
     def _role(self, where: str, entry: dict[str, Any]) -> Role:
         role = entry.get("role")
@@ -226,41 +263,41 @@ class MessageReader:
         found = f"no role, only {keys_of(entry)}" if role is None else f"unknown role {quoted(role)}"
         raise self._sample.error("unknown role", f"{where}: {found}; allowed are {_ALLOWED_ROLES}")
 
-    def _content(self, where: str, role: Role, entry: dict[str, Any]) -> Iterable[Part]:
+    def _content(self, where: str, role: Role, entry: dict[str, Any], calls: bool) -> Iterable[Part]:
         if not any(entry.get(key) for key in MESSAGE_MEDIA_KEYS):
-            return self._parts(where, role, entry, self.marked)
-        if role != "user":
+            return self._parts(where, role, entry, self.marked, calls)
+        if role not in ("user", "tool"):
             raise self._sample.bad(
-                f"{where}: only a user's message has pictures or videos, not one of the {role}"
+                f"{where}: only a user's message or the result of a tool has pictures or videos, not one of the {role}"
             )
         # Ollama's form: the message has media of its own, at its marks or before its text.
         own = MarkedMedia(entry, self._sample, where=where)
-        parts = tuple(self._parts(where, role, entry, own))
+        parts = tuple(self._parts(where, role, entry, own, calls))
         if not own.marks:
             parts = (*own.rest(), *parts)
         own.check()
         return parts
 
-    def _parts(self, where: str, role: Role, entry: dict[str, Any], marked: MarkedMedia) -> Iterable[Part]:
+    def _parts(
+        self, where: str, role: Role, entry: dict[str, Any], marked: MarkedMedia, calls: bool
+    ) -> Iterable[Part]:
         content = entry.get("content")
         if content is None and role == "assistant":
             content = entry.get("refusal")  # where OpenAI puts an answer that is a refusal
+        if role == "tool" and isinstance(content, dict):
+            content = json_text(where, content, "bad record", self._sample)
         if isinstance(content, str):
-            return marked.split(content) if role == "user" else (TextPart(content),)
+            # In the result of a tool a mark is plain text, unless the record lists media.
+            marks = role == "user" or (role == "tool" and (marked.has("image") or marked.has("video")))
+            return marked.split(content) if marks else (TextPart(content),)
         if isinstance(content, list):
             return [
                 read
                 for number, part in enumerate(content, 1)
-                for read in read_part(f"{where}, part {number}", role, part, marked, self._sample)
+                for read in read_part(f"{where}, part {number}", role, part, marked, self._sample, self.tools)
             ]
-        if (
-            role == "assistant"
-            and content is None
-            and (entry.get("tool_calls") or entry.get("function_call"))
-        ):
+        if role == "assistant" and content is None and calls:
             return ()
-        if role == "tool" and isinstance(content, dict):
-            return (TextPart(json_text(where, content, "bad record", self._sample)),)
         if "content" not in entry:
             raise self._sample.bad(f'{where} ({role}) has no "content", only {keys_of(entry)}')
         found = f"{where} ({role}): content must be a string or a list of parts, it is {describe(content)}"
@@ -272,10 +309,6 @@ class MessageReader:
             raise self._sample.bad(f"{where}: only an assistant message has reasoning, not one of the {role}")
         return (ReasoningPart(reasoning),) if reasoning else ()
 
-    def _calls(self, where: str, entry: dict[str, Any]) -> tuple[ToolCallPart, ...]:
-        calls = entry.get("tool_calls") or entry.get("function_call")
-        return read_tool_calls(where, calls, self._sample) if calls else ()
-
     def _trained(self, where: str, role: Role, entry: dict[str, Any], parts: Sequence[Part]) -> bool:
         loss = self._sample.loss(where, entry)
         if loss and role != "assistant":
@@ -285,6 +318,19 @@ class MessageReader:
         if role != "assistant" or loss is False:
             return False
         return any(getattr(part, "trained", True) for part in parts)
+
+
+def _joined(message: Message, calls: Message) -> Message:
+    """One turn of an answer and the calls after it; each part is trained as in its own message."""
+    if message.trained == calls.trained:
+        return replace(message, parts=message.parts + calls.parts)
+    return Message("assistant", (*_switched(message), *_switched(calls)), trained=True)
+
+
+def _switched(message: Message) -> Iterable[Part]:
+    for part in message.parts:
+        if isinstance(part, TextPart | ReasoningPart | ToolCallPart):
+            yield replace(part, trained=part.trained and message.trained)
 
 
 def _labelled(messages: list[Message], label: Any, sample: SampleContext) -> list[Message]:

@@ -5,27 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from erniekit.data.conversation import Part, ReasoningPart, Role, TextPart
+from erniekit.data.formats.calls import Tools, read_tool_calls
 from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
 from erniekit.data.formats.keys import LOSS_SWITCHES
 from erniekit.data.formats.markers import Kind, MarkedMedia
 from erniekit.data.formats.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
-from erniekit.data.formats.tools import read_tool_calls
 
 # The key of the text in a part of each type.
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _REASONING = ("reasoning", "thinking")
-_CALL = "tool_call"  # LLaMA-Factory's, whose value is a call or a list of calls
 _MEDIA = ("image", "image_url", "video", "video_url")
-_TYPES = ("text", *_MEDIA, *_REASONING, _CALL)
+_CALLS = (
+    "tool_call",  # LLaMA-Factory's, whose value is a call or a list of calls
+    "tool_use",  # Anthropic's, as is tool_result, which `calls.split_results` takes out
+)
+_TYPES = ("text", *_MEDIA, *_REASONING, *_CALLS)
 _UNSUPPORTED = ("audio", "input_audio", "file")
 
 
 def read_part(
-    where: str, role: Role, part: Any, marked: MarkedMedia, sample: SampleContext
+    where: str, role: Role, part: Any, marked: MarkedMedia, sample: SampleContext, tools: Tools = ()
 ) -> tuple[Part, ...]:
-    """One part of a message of that role, in most cases as one. where: which one, for errors.
+    """One part of a message of that role, in most cases as one.
 
-    What it holds stands under the name of its type, or as in LLaMA-Factory's files under "value". Raises SampleError.
+    where: which one, for errors; tools: what the assistant may call. What a part holds stands under the name of its
+    type, or as in LLaMA-Factory's files under "value". Raises SampleError.
     """
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
@@ -38,11 +42,17 @@ def read_part(
         return (_reasoning(where, role, part, kind, sample),)
     if kind in _MEDIA:
         return (_media(where, role, part, kind, marked, sample),)
-    if kind == _CALL:
+    if kind in _CALLS:
         if role != "assistant":
             raise sample.error("bad tool call", f"{where}: only the assistant calls tools, not the {role}")
+        if kind == "tool_use":
+            return read_tool_calls(where, part, sample, tools)
         sample.check_keys(where, "part", part, ("type", kind, "value"))
-        return read_tool_calls(where, part.get(kind) or part.get("value"), sample)
+        return read_tool_calls(where, part.get(kind) or part.get("value"), sample, tools)
+    if kind == "tool_result":
+        raise sample.bad(
+            f"{where}: parts of type tool_result stand in user messages, not in one of the {role}"
+        )
     if kind in _UNSUPPORTED:
         raise sample.error("not supported", f'{where}: parts of type "{kind}" are not supported')
     raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {quoted(kind)}")
@@ -82,8 +92,10 @@ def _media(
 ) -> Part:
     is_video = kind.startswith("video")
     noun = "video" if is_video else "picture"
-    if role != "user":
-        raise sample.bad(f"{where}: a {noun} can only be in a user message, not in one of the {role}")
+    if role not in ("user", "tool"):
+        raise sample.bad(
+            f"{where}: a {noun} can only be in a user message or the result of a tool, not in one of the {role}"
+        )
     options = VIDEO_KEYS if is_video else IMAGE_KEYS
     keys = (kind, "url", "path", "value")
     sample.check_keys(where, "part", part, ("type", *keys, *options))

@@ -46,6 +46,7 @@ class AnswerReader(Protocol):
     """What reads the answers of a pair in the way of the record's format."""
 
     marked: MarkedMedia
+    tools: tuple[dict[str, Any], ...]
 
     def answer(self, key: str, value: Any) -> list[Message]:
         """The messages of one answer."""
@@ -66,7 +67,6 @@ def conversation(
     record: dict[str, Any],
     messages: list[Message] | None,
     reader: AnswerReader,
-    tools: tuple[dict[str, Any], ...],
     sample: SampleContext,
 ) -> Conversation:
     """The Conversation of a record, a pair or not.
@@ -76,7 +76,9 @@ def conversation(
     """
     if not is_pair(record):
         reader.marked.check()
-        return Conversation(tuple(objects.fill(record, messages or (), sample)), sample.sample_id, tools)
+        return Conversation(
+            tuple(objects.fill(record, messages or (), sample)), sample.sample_id, reader.tools
+        )
     found = _read(record, messages, reader, sample)
     reader.marked.check()
     start, other_start = len(found.prompt), len(found.rejected_prompt)
@@ -84,7 +86,7 @@ def conversation(
         record, (*found.prompt, *found.chosen), (*found.rejected_prompt, *found.rejected), sample
     )
     filled = Pair(chosen[:start], chosen[start:], rejected[:other_start], rejected[other_start:])
-    return of_pair(filled, tools, sample)
+    return of_pair(filled, reader.tools, sample)
 
 
 def of_pair(pair: Pair, tools: tuple[dict[str, Any], ...], sample: SampleContext) -> Conversation:

@@ -16,11 +16,11 @@ from erniekit.data.formats.context import SampleContext
 from erniekit.data.formats.keys import REASONING
 from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import MessageReader
-from erniekit.data.formats.tools import read_tools
+from erniekit.data.formats.tools import TOOL_KEYS
 
 PAIRS = (("query", "response"), ("prompt", "completion"), ("question", "answer"), ("prompt", "response"))
 
-_KEYS = frozenset(("system", "history", "tools", *REASONING, *MEDIA_KEYS, *preference.KEYS))
+_KEYS = frozenset(("system", "history", *TOOL_KEYS, *REASONING, *MEDIA_KEYS, *preference.KEYS))
 
 
 def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conversation:
@@ -30,7 +30,7 @@ def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conve
     reader = MessageReader(record, sample)
     messages = turns.history(record, reader.marked, sample)
     if isinstance(record.get(question), list):
-        prompt = reader.chat(f'"{question}", message', question, record[question])
+        prompt = reader.chat(f'"{question}", message', question, record[question], may_end_with_calls=False)
         messages += [preference.context(message) for message in prompt]
     else:
         messages.append(turns.question(sample.text(record, question), reader.marked))
@@ -42,7 +42,7 @@ def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conve
     elif record.get("chosen") is None and record.get("rejected") is None:
         messages.append(turns.answer(f'"{answer}"', record.get(answer), sample, reasoning))
     messages = sample.with_system(record, messages)
-    return preference.conversation(record, messages, reader, read_tools(record.get("tools"), sample), sample)
+    return preference.conversation(record, messages, reader, sample)
 
 
 def _keys(record: dict[str, Any]) -> tuple[str, str]:

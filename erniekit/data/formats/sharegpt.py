@@ -16,7 +16,7 @@ from erniekit.data.formats.context import SampleContext, describe, keys_of, quot
 from erniekit.data.formats.markers import MEDIA_KEYS
 from erniekit.data.formats.messages import CALL_ROLE, MessageReader, chat_or_text
 from erniekit.data.formats.rounds import are_rounds, read_rounds
-from erniekit.data.formats.tools import read_tools
+from erniekit.data.formats.tools import TOOL_KEYS
 
 _ROLES = {
     "human": "user",
@@ -30,7 +30,7 @@ _ROLES = {
     "tool": "tool",
     "tool_response": "tool",
 }
-_KEYS = frozenset(("system", "tools", *MEDIA_KEYS, *preference.KEYS))
+_KEYS = frozenset(("system", *TOOL_KEYS, *MEDIA_KEYS, *preference.KEYS))
 _ALLOWED = "human, gpt, system, function_call, observation (or user, assistant, tool_call, tool)"
 
 
@@ -47,7 +47,6 @@ def parse_sharegpt(record: dict[str, Any], sample: SampleContext) -> Conversatio
         else "conversations"
     )
     sample.check_keys("the record", "record", record, _KEYS | {key})
-    tools = read_tools(record.get("tools"), sample)
     reader = MessageReader(record, sample, lambda where, entry: _translated(where, entry, sample))
     entries = record.get(key)
     if are_rounds(entries):
@@ -55,7 +54,7 @@ def parse_sharegpt(record: dict[str, Any], sample: SampleContext) -> Conversatio
     else:
         messages = reader.chat("message", key, entries)
     messages = sample.with_system(record, messages)
-    return chat_or_text(record, messages, reader, tools, sample)
+    return chat_or_text(record, messages, reader, sample)
 
 
 def _translated(where: str, entry: dict[str, Any], sample: SampleContext) -> dict[str, Any]:

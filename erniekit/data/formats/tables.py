@@ -137,7 +137,7 @@ def read_parquet(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | 
                     continue
                 read = size * number // rows
                 yield Record(plain(row), f"{path}:row {number}", read, Cursor(number))
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         detail = " ".join(str(error).split())[:200]
         raise DataError(f"{path}:row {number + 1}: the parquet file cannot be read: {detail}") from error
 
@@ -146,10 +146,10 @@ def own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] |
     """The rows of an Arrow batch, None for those that are not one's own. first: the number of its first row."""
     own = [is_own(number) for number in range(first, first + len(batch))]
     if all(own):
-        yield from batch.to_pylist()
+        yield from batch.to_pylist(maps_as_pydicts="strict")
         return
     for place, wanted in enumerate(own):
-        yield batch.slice(place, 1).to_pylist()[0] if wanted else None
+        yield batch.slice(place, 1).to_pylist(maps_as_pydicts="strict")[0] if wanted else None
 
 
 def plain(value: Any) -> Any:

@@ -1,24 +1,39 @@
-"""Tools and the calls of tools, brought to one form from the forms that data has them in."""
+"""Tools, brought to one form from the forms that data has them in."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Never
 
-from erniekit.data.conversation import ToolCallPart
+from erniekit.data.formats.arrow_nulls import clean_schema
 from erniekit.data.formats.context import SampleContext, describe, quoted
+
+# Keys of a record that list its tools.
+TOOL_KEYS = ("tools", "functions")
+# Keys of a tool that hold the schema of its arguments: of OpenAI, Anthropic and MCP.
+_SCHEMAS = ("parameters", "input_schema", "inputSchema")
+
+
+def record_tools(where: str, entry: dict[str, Any], sample: SampleContext) -> tuple[dict[str, Any], ...]:
+    """The tools of a record or of its system message, under either of TOOL_KEYS. Raises SampleError."""
+    tools, functions = (read_tools(entry.get(key), sample) for key in TOOL_KEYS)
+    if tools and functions and tools != functions:
+        raise sample.error(
+            "bad tools", f'{where} has different tools in "tools" and "functions": keep one of them'
+        )
+    return tools or functions
 
 
 def read_tools(value: Any, sample: SampleContext) -> tuple[dict[str, Any], ...]:
     """The tools of a record, each {"type": "function", "function": {"name", ...}}.
 
-    value: a list of tools or its JSON text; null, "" and [] are none. A tool has that form already, or is the
-    inner object alone, or JSON text of either. The inner object keeps its keys and their order. Raises
-    SampleError.
+    value: a list of tools or its JSON text; null and what is empty, also as text, are none. A tool has that form
+    already, or is the inner object alone, or JSON text of either. The inner object keeps its keys and their order, but
+    for nulls that no schema has, and the schema of the arguments is under "parameters". Raises SampleError.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    tools = parsed(value, "tools", "bad tools", sample)
+    if says_nothing(tools):
         return ()
-    tools = _parsed(value, "tools", "bad tools", sample)
     if isinstance(tools, dict):
         tools = [tools]
     if not isinstance(tools, list):
@@ -27,57 +42,57 @@ def read_tools(value: Any, sample: SampleContext) -> tuple[dict[str, Any], ...]:
 
 
 def _tool(where: str, value: Any, sample: SampleContext) -> dict[str, Any]:
-    tool = _parsed(value, where, "bad tools", sample)
+    tool = parsed(value, where, "bad tools", sample)
     if not isinstance(tool, dict):
         raise sample.error("bad tools", f"{where} must be an object, it is {describe(tool)}")
-    if tool.get("type", "function") != "function" and ("function" in tool or "name" not in tool):
-        raise sample.error(
-            "bad tools", f'{where}: its "type" must be "function", it is {quoted(tool["type"])}'
-        )
+    kind = tool.get("type")
+    if kind not in (None, "function") and ("function" in tool or "name" not in tool):
+        raise sample.error("bad tools", f'{where}: its "type" must be "function", it is {quoted(kind)}')
     function = tool.get("function")
-    if function is None:
-        # The bare form may carry the type beside the name, as newer interfaces of OpenAI write it.
-        function = {key: inner for key, inner in tool.items() if (key, inner) != ("type", "function")}
+    if says_nothing(function):
+        # The bare form may carry the type beside the name, as newer interfaces of OpenAI and Anthropic write it.
+        own = ("function", "custom") if "input_schema" in tool else ("function",)
+        function = {key: inner for key, inner in tool.items() if key != "type" or inner not in own}
         function.pop("function", None)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         detail = f'{where} must be {{"type": "function", "function": {{"name", ...}}}}, with a name'
         raise sample.error("bad tools", detail)
-    json_text(where, function, "bad tools", sample)
-    return {"type": "function", "function": function}
+    function = _with_parameters(where, function, sample)
+    cleaned: dict[str, Any] = clean_schema(function)
+    if json_text(where, function, "bad tools", sample) != json_text(where, cleaned, "bad tools", sample):
+        sample.notice("nulls in tools, which Arrow adds, are removed")
+    return {"type": "function", "function": cleaned}
 
 
-def read_tool_calls(where: str, value: Any, sample: SampleContext) -> tuple[ToolCallPart, ...]:
-    """The calls of one message; where: which message, for errors.
+def _with_parameters(where: str, function: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
+    """A tool whose schema of arguments is an object under "parameters"."""
+    schemas = {}
+    for key in _SCHEMAS:
+        schema = parsed(function.get(key), f'{where}: "{key}"', "bad tools", sample)
+        if schema is None:
+            continue
+        if not isinstance(schema, dict):
+            detail = f'"{key}" must be a JSON schema (an object), it is {describe(schema)}'
+            raise sample.error("bad tools", f"{where}: {detail}")
+        properties = parsed(schema.get("properties"), f'{where}: "{key}", "properties"', "bad tools", sample)
+        schemas[key] = {**schema, "properties": properties} if "properties" in schema else schema
+    different = [schema for schema in schemas.values() if schema]
+    if any(schema != different[0] for schema in different):
+        raise sample.error("bad tools", f"{where} has different schemas in {' and '.join(schemas)}")
+    renamed: dict[str, Any] = {}
+    for key, inner in function.items():
+        if key not in _SCHEMAS:
+            renamed[key] = inner
+        elif schemas:
+            renamed["parameters"] = different[0] if different else {}
+    return renamed
 
-    value: a call, a list of calls, or the JSON text of either. A call is {"name", "arguments"}, or has these
-    under "function". Arguments are a JSON object, or its text, which is kept as it stands. Raises SampleError.
-    """
-    calls = _parsed(value, f"{where}: the tool call", "bad tool call", sample)
-    if isinstance(calls, dict):
-        calls = [calls]
-    if not isinstance(calls, list) or not calls:
-        detail = f'{where}: tool calls must be a list of {{"name", "arguments"}}, here is {describe(calls)}'
-        raise sample.error("bad tool call", detail)
-    return tuple(_call(f"{where}, tool call {number}", call, sample) for number, call in enumerate(calls, 1))
 
-
-def _call(where: str, value: Any, sample: SampleContext) -> ToolCallPart:
-    if not isinstance(value, dict):
-        raise sample.error("bad tool call", f"{where} must be an object, it is {describe(value)}")
-    call = value if value.get("function") is None else value["function"]
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
-        raise sample.error("bad tool call", f"{where} has no name")
-    arguments = call.get("arguments")
-    if arguments is None:
-        return ToolCallPart(call["name"], "{}")
-    parsed = _parsed(arguments, f"{where} ({quoted(call['name'])}): the arguments", "bad tool call", sample)
-    if not isinstance(parsed, dict):
-        detail = (
-            f"{where} ({quoted(call['name'])}): arguments must be a JSON object, here is {describe(parsed)}"
-        )
-        raise sample.error("bad tool call", detail)
-    text = arguments if isinstance(arguments, str) else json_text(where, arguments, "bad tool call", sample)
-    return ToolCallPart(call["name"], text)
+def says_nothing(value: Any) -> bool:
+    """Whether a value stands for none: null, what is empty, or an object that Arrow filled with such."""
+    if isinstance(value, dict):
+        return all(map(says_nothing, value.values()))
+    return value is None or value in ("", [])
 
 
 def json_text(where: str, value: Any, reason: str, sample: SampleContext) -> str:
@@ -90,10 +105,12 @@ def json_text(where: str, value: Any, reason: str, sample: SampleContext) -> str
         raise sample.error(reason, f"{where} cannot be written as JSON: {error}") from error
 
 
-def _parsed(value: Any, what: str, reason: str, sample: SampleContext) -> Any:
-    """Of JSON text its value, any other value as it is."""
+def parsed(value: Any, what: str, reason: str, sample: SampleContext) -> Any:
+    """Of JSON text its value, None of text without a word, any other value as it is. Raises SampleError."""
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     try:
         return _STRICT.decode(value)
     except json.JSONDecodeError as error:

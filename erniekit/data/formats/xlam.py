@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from erniekit.data.conversation import Conversation, Message, TextPart
+from erniekit.data.formats.calls import read_tool_calls
 from erniekit.data.formats.context import SampleContext
-from erniekit.data.formats.tools import read_tool_calls, read_tools
+from erniekit.data.formats.tools import read_tools
 
 _KEYS = frozenset(("query", "answers", "tools", "system"))
 _TYPES = {
@@ -32,7 +33,9 @@ def parse_xlam(record: dict[str, Any], sample: SampleContext) -> Conversation:
     sample.check_keys("the record", "record", record, _KEYS)
     tools = tuple(_with_schema(tool, sample) for tool in read_tools(record["tools"], sample))
     question = Message("user", (TextPart(sample.text(record, "query")),), trained=False)
-    answer = Message("assistant", read_tool_calls('"answers"', record["answers"], sample), trained=True)
+    answer = Message(
+        "assistant", read_tool_calls('"answers"', record["answers"], sample, tools), trained=True
+    )
     messages = sample.with_system(record, [question, answer])
     return Conversation(tuple(messages), sample.sample_id, tools)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from hypothesis import strategies as st
@@ -134,14 +135,10 @@ _VIDEOS = st.builds(VideoPart, _SOURCES) | st.builds(
     max_pixels=_AREAS,
     times=st.just(()) | st.lists(st.floats(0, 99), max_size=3).map(sorted).map(tuple),
 )
-_CALLS = st.builds(
-    ToolCallPart,
-    SOME_TEXT,
-    _OBJECTS.map(json.dumps) | _OBJECTS.map(lambda value: json.dumps(value, indent=1)),
-)
+_ARGUMENTS = _OBJECTS.map(json.dumps) | _OBJECTS.map(lambda value: json.dumps(value, indent=1))
 _TOOLS = st.builds(
     lambda name, more: {"type": "function", "function": {"name": name, **more}}, SOME_TEXT, _OBJECTS.filter(
-        lambda value: "name" not in value
+        lambda value: "name" not in value and None not in value.values()
     )
 )  # fmt: skip
 
@@ -155,11 +152,11 @@ def answers(draw: st.DrawFn, trained: bool | None = None) -> Message:
     """An assistant message: reasoning, texts, calls, in this order and not empty; with loss, parts without it."""
     switch = st.just(True) if trained else st.booleans()
     reasoning = draw(st.lists(st.builds(ReasoningPart, SOME_TEXT, switch), max_size=2))
-    calls = draw(st.lists(_CALLS, max_size=2))
+    calls = draw(st.lists(st.builds(ToolCallPart, SOME_TEXT, _ARGUMENTS, switch), max_size=2))
     texts = list(
         draw(st.lists(st.builds(TextPart, SOME_TEXT, switch), min_size=0 if calls else 1, max_size=2))
     )
-    has_loss = bool(calls) or any(part.trained for part in (*reasoning, *texts))
+    has_loss = any(part.trained for part in (*reasoning, *texts, *calls))
     return Message(
         "assistant", (*reasoning, *texts, *calls), has_loss and (draw(switch) if trained is None else trained)
     )
@@ -171,9 +168,22 @@ _USERS = st.builds(
     st.lists(st.builds(TextPart, TEXT) | _IMAGES | _VIDEOS, max_size=3).map(tuple),
     st.just(False),
 )
-_RESULTS = st.builds(Message, st.just("tool"), _texts(least=0), st.just(False))
+_RESULTS = st.builds(
+    Message,
+    st.just("tool"),
+    st.lists(st.builds(TextPart, TEXT) | _IMAGES | _VIDEOS, max_size=2).map(tuple),
+    st.just(False),
+)
 _SYSTEMS = st.builds(Message, st.just("system"), _texts(least=1), st.just(False))
 _PLAIN_TEXTS = st.builds(lambda text: Message("text", (TextPart(text),), True), SOME_TEXT)
+
+
+@st.composite
+def exchanges(draw: st.DrawFn, trained: bool | None = None) -> list[Message]:
+    """A user's message, or an answer with a result for each of its calls."""
+    message = draw(_USERS | answers(trained))
+    calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+    return [message, *(draw(_RESULTS) for _ in calls)]
 
 
 @st.composite
@@ -185,14 +195,23 @@ def conversations(draw: st.DrawFn) -> Conversation:
     tools = tuple(draw(st.lists(_TOOLS, max_size=2)))
     opening = draw(st.lists(_SYSTEMS, max_size=1))
     if kind == "chat":
-        turns = draw(st.lists(_USERS | _RESULTS | answers(), min_size=0 if opening else 1, max_size=4))
+        turns = list(chain.from_iterable(draw(st.lists(exchanges(), max_size=3))))
+        turns += draw(st.lists(_USERS | answers(), min_size=0 if opening or turns else 1, max_size=1))
         if [message.role for message in (*opening, *turns)] == ["assistant"]:  # which is plain text
             turns = [draw(_USERS), *turns]
         return Conversation((*opening, *turns), "f:1", tools)
-    turns = draw(st.lists(_USERS | _RESULTS | answers(trained=False), max_size=2))
-    last = draw(_USERS | _RESULTS)
+    turns = list(chain.from_iterable(draw(st.lists(exchanges(trained=False), max_size=2))))
+    last = draw(exchanges(trained=False).filter(lambda found: found[-1].role != "assistant"))
     chosen, rejected = (
-        [draw(answers(trained=True)), *draw(st.just([]) | st.tuples(_USERS, answers()).map(list))]
+        draw(
+            answers(trained=True).map(lambda answer: [answer])
+            | st.builds(
+                lambda *found: [*found[0], *found[1:]],
+                exchanges(trained=True).filter(lambda found: found[0].role == "assistant"),
+                _USERS,
+                answers(),
+            )
+        )
         for _ in range(2)
     )
     if [(m.role, m.parts) for m in chosen] == [(m.role, m.parts) for m in rejected]:
@@ -202,8 +221,9 @@ def conversations(draw: st.DrawFn) -> Conversation:
     other: tuple[Message, ...] = ()
     if draw(st.booleans()):
         picture = ImagePart("/data/other.png")
-        other = (*opening, *turns, replace(last, role="user", parts=(picture, *last.parts)))
-    return Conversation((*opening, *turns, last, *chosen), "f:1", tools, tuple(rejected), other)
+        asked = replace(last[-1], role="user", parts=(picture, *last[-1].parts))
+        other = (*opening, *turns, *last[:-1], asked) if last[-1].role == "user" else ()
+    return Conversation((*opening, *turns, *last, *chosen), "f:1", tools, tuple(rejected), other)
 
 
 def mutated(draw: st.DrawFn, value: Any) -> Any:

@@ -323,6 +323,11 @@ def test_plain_text_is_all_trained() -> None:
         ),
         ("ernie_thinking", [("user", [PNG]), ("assistant", "a")], "user message has a picture"),
         ("ernie_thinking", [("user", [CLIP]), ("assistant", "a")], "user message has a video"),
+        (
+            "ernie_thinking",
+            [("user", "q"), ("assistant", [CALL]), ("tool", [PNG]), ("assistant", "a")],
+            "tool message has a picture",
+        ),
         ("ernie", [("user", "q"), ("system", "s"), ("assistant", "a")], "message 2: a system message can"),
         ("ernie", [("user", "q"), ("text", "s"), ("assistant", "a")], "message 2: a text message can"),
         ("ernie", [("text", "")], "the text is empty"),

@@ -101,6 +101,15 @@ def test_prompts_are_as_in_training(template: Template) -> None:
                 assert rendered(template, question, add_generation_prompt=True) == expected
 
 
+@pytest.mark.parametrize("arguments", [{}, {"arguments": ""}, {"arguments": None}, {"arguments": {}}])
+def test_a_call_without_arguments_is_as_in_training(template: Template, arguments: dict[str, Any]) -> None:
+    calls = [{"type": "function", "function": {"name": "f", **arguments}}]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    tokenizer = make_tokenizer(chat_template(template, media=template.takes_media))
+    found = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+    assert '{"name": "f", "arguments": {}}' in found
+
+
 def test_training_finds_the_template_by_it(template: Template) -> None:
     tokenizer = make_tokenizer(chat_template(template, media=True))
     assert resolve_template("auto", tokenizer, is_vl=True) == template

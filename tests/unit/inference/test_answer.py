@@ -253,6 +253,8 @@ def test_malformed_calls_are_told_and_do_not_raise(frame: str, raw: str, name: s
     [
         ('{"name": "f"}', {}),
         ('{"arguments": "{\\"a\\": 1}", "name": "f"}', {"a": 1}),
+        ('{"name": "f", "arguments": null}', {}),
+        ('{"name": "f", "arguments": " "}', {}),
         (' {"name": "f",\n "arguments": {"a": "</tool_call>"}}\n', {"a": "</tool_call>"}),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.conversation import ImagePart, Message, ReasoningPart, SampleError, TextPart, ToolCallPart
 from erniekit.data.formats import parse_record
+from erniekit.data.formats.reader import Record, read_records
 from erniekit.errors import DataError
 from erniekit.inference.answer import Delta
 from erniekit.inference.chat import Chat, load_tools
@@ -87,7 +88,7 @@ def test_reasoning_is_told_apart_and_not_sent_back(
 
 
 def test_tools_are_called_and_their_results_sent(
-    vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch
+    vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = Script(vl, model, "ernie_vl", [f"Look:\n{CALL}{CALL}{END}", f"noon{END}", f"bye{END}"])
     chat = scripted_chat(monkeypatch, script, TOOLS)
@@ -101,9 +102,17 @@ def test_tools_are_called_and_their_results_sent(
     assert f"<tool_list>\n{json.dumps(list(TOOLS))}\n</tool_list>" in script.prompts[0]
     results = '<tool_output>\n12:00\n</tool_output>\n<tool_output>\n{"a": 1}\n</tool_output>\n'
     assert script.prompts[1].partition(f"Look:{CALL}{CALL}{TERMINATOR}User: ")[2].startswith(results)
-    # Results may also be left out.
+    # Results may also be left out: then they are empty, and the chat that is saved can be read.
     chat.messages = chat.messages[:2]
+    with pytest.raises(ValueError, match="1 results for 2 calls"):
+        chat.give_results(["12:00"], shown.append)
     assert chat.ask("Never mind.", shown.append).problem is None
+    assert [message.role for message in chat.messages[2:]] == ["tool", "tool", "user", "assistant"]
+    chat.save(tmp_path / "saved.jsonl")
+    (saved,) = read_records(tmp_path / "saved.jsonl")
+    assert isinstance(saved, Record)
+    read = parse_record(saved.value, format="auto", base_dir=tmp_path, sample_id="x")
+    assert read.messages == tuple(chat.messages)
 
 
 def test_a_call_that_cannot_be_read_stays_as_text_and_is_not_trained(

@@ -277,7 +277,7 @@ def test_keys_that_nothing_reads_are_noticed_and_those_that_matter_refused() -> 
         "key 'mood' of a message is not read",
     ]
     for key, value in (("audio", {"id": "a"}), ("prefix", True), ("images", ["/etc/passwd"])):
-        with pytest.raises(RequestError, match=f'message 1: "{key}"') as error:
+        with pytest.raises(RequestError, match=f'message 1: "{key}"|messages.0.{key}: is not supported') as error:
             _conversation({"role": "user", "content": "x", key: value})
         assert error.value.param == "messages"
 
@@ -300,6 +300,32 @@ def test_parts_of_other_names_are_text_and_reasoning() -> None:
     )
     assert found[0].parts == (TextPart("q"),)
     assert found[1].parts == (ReasoningPart("Hm"), TextPart("a"))
+
+
+def _calling(*ids: str, arguments: str = "{}") -> dict[str, Any]:
+    function = {"name": "time", "arguments": arguments}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": id, "type": "function", "function": function} for id in ids],
+    }
+
+
+def _result(content: Any, id: str) -> dict[str, Any]:
+    return {"role": "tool", "content": content, "tool_call_id": id}
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "null", "{}"])
+def test_results_of_a_request_stand_in_the_order_of_the_calls(arguments: str) -> None:
+    picture = [{"type": "image_url", "image_url": {"url": DATA}}, {"type": "text", "text": "<image>"}]
+    calling = _calling("x", "y", arguments=arguments)
+    found = _conversation(QUESTION, calling, _result(picture, "y"), _result("one <image>", "x"))
+    assert found[1].parts == (ToolCallPart("time", "{}"),) * 2
+    assert found[2].parts == (TextPart("one <image>"),)
+    assert found[3].parts == (ImagePart(b"xxx"), TextPart("<image>"))
+    path = [{"type": "image_url", "image_url": {"url": "x.png"}}]
+    with pytest.raises(RequestError, match=r"messages\.2\.content\.0: send the file itself as a data: URI"):
+        _conversation(QUESTION, _calling("x"), _result(path, "x"))
 
 
 def test_tools_are_left_out_where_the_model_must_not_call() -> None:
@@ -375,6 +401,12 @@ def test_urls_are_for_servers_that_allow_them() -> None:
         ([{"role": "user", "content": [{"type": "text", "text": 5}]}], '"text" must be a string'),
         ([QUESTION, {"role": "assistant", "tool_calls": [{"function": {}}]}], "has no name"),
         ([{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
+        ([QUESTION, _calling("x", "y"), _result("1", "z"), _result("2", "x")], "message 3: tool_call_id 'z'"),
+        ([QUESTION, _calling("x", "y"), _result("1", "x")], "message 2: the result of its tool call 2"),
+        ([QUESTION, _calling("x"), QUESTION], "message 2: the result of its tool call 1 .* before message 3"),
+        ([QUESTION, _result("1", "x")], "message 2: the result of a tool, but message 1 calls none"),
+        ([QUESTION, _calling("x"), _result("1", "x"), _result("2", "x")], "message 4: a second result"),
+        ([{"role": "system", "content": "s", "tools": list(TOOLS)}, QUESTION], "messages.0: tools belong in"),
     ],
 )
 def test_chats_that_are_none(messages: list[Any], message: str) -> None:

@@ -115,7 +115,7 @@ def test_tools_calls_and_results() -> None:
     assert found.messages[3].parts == (TextPart('{"none": true}'),)
     assert [m.trained for m in found.messages] == [False, True, False, False, True]
     text = {"text": "Let me see.", "tag": "no_mask", "tool_calls": json.dumps(CALL)}
-    both = parse(text_info=[items[0], text, *items[2:]]).messages[1]
+    both = parse(text_info=[items[0], text, items[2], items[4]]).messages[1]
     assert both.parts == (TextPart("Let me see."), ToolCallPart("look_up", '{"word": "猫"}'))
 
 

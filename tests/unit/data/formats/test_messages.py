@@ -220,7 +220,7 @@ BAD = [
         "a picture can only be in a user message",
     ),
     (
-        {"messages": [{"role": "tool", "content": [{"type": "video", "video": "a.mp4"}]}]},
+        {"messages": [{"role": "system", "content": [{"type": "video", "video": "a.mp4"}]}]},
         "bad record",
         "a video can only be in a user message",
     ),

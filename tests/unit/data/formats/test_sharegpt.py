@@ -55,8 +55,16 @@ def test_calls_and_their_results() -> None:
 
 def test_calls_in_a_row_are_one_turn() -> None:
     one, two = '{"name": "f", "arguments": {}}', '{"name": "g"}'
-    found = parse(chat(("human", "q"), ("function_call", one), ("function_call", two), ("observation", "x")))
-    assert outline(found.messages)[1] == ("assistant", "f({})|g({})", True)
+    calls = chat(("human", "q"), ("function_call", one), ("function_call", two))
+    assert outline(parse(calls).messages)[1:] == [("assistant", "f({})|g({})", True)]
+    results = [("observation", "x"), ("observation", "y"), ("gpt", "a")]
+    turns = [("human", "q"), ("function_call", one), ("function_call", two), *results]
+    assert outline(parse(chat(*turns)).messages)[1:] == [
+        ("assistant", "f({})|g({})", True),
+        ("tool", "x", False),
+        ("tool", "y", False),
+        ("assistant", "a", True),
+    ]
 
 
 def test_media_columns_and_the_column_system() -> None:
