@@ -217,7 +217,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
     if [(m.role, m.parts) for m in chosen] == [(m.role, m.parts) for m in rejected]:
         rejected = [Message("assistant", (TextPart("no"), *rejected[0].parts), True), *rejected[1:]]
         if rejected[0].parts and isinstance(rejected[0].parts[1], ReasoningPart):
-            rejected[0] = Message("assistant", (TextPart("no, no"),), True)
+            rejected = [Message("assistant", (TextPart("no, no"),), True)]
     other: tuple[Message, ...] = ()
     if draw(st.booleans()):
         picture = ImagePart("/data/other.png")

@@ -277,7 +277,9 @@ def test_keys_that_nothing_reads_are_noticed_and_those_that_matter_refused() -> 
         "key 'mood' of a message is not read",
     ]
     for key, value in (("audio", {"id": "a"}), ("prefix", True), ("images", ["/etc/passwd"])):
-        with pytest.raises(RequestError, match=f'message 1: "{key}"|messages.0.{key}: is not supported') as error:
+        with pytest.raises(
+            RequestError, match=f'message 1: "{key}"|messages.0.{key}: is not supported'
+        ) as error:
             _conversation({"role": "user", "content": "x", key: value})
         assert error.value.param == "messages"
 

@@ -79,7 +79,9 @@ def test_media_inside_a_message() -> None:
     assert message("q", images=[]) == (TextPart("q"),)
     with pytest.raises(SampleError, match=r"message 1: 1 <image> mark.*2 picture"):
         message("<image>", images=["1.png", "2.png"])
-    with pytest.raises(SampleError, match="message 2: only a user's message or the result of a tool has pictures"):
+    with pytest.raises(
+        SampleError, match="message 2: only a user's message or the result of a tool has pictures"
+    ):
         parse({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "images": ["1.png"]}]})
     # Those of the record are for the other messages.
     chat = [
