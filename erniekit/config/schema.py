@@ -317,7 +317,9 @@ class ScheduleConfig(Section):
     type: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="Shape after warm-up. wsd: constant, then a fall by 1 - sqrt (decay_ratio)."
     )
-    warmup_steps: NotNegative = Field(0, description="Steps of linear warm-up.")
+    warmup_steps: NotNegative = Field(
+        0, description="Steps of linear warm-up; more than the run has are an error."
+    )
     warmup_ratio: Share = Field(0.0, description="Warm-up as a share of all steps, where warmup_steps is 0.")
     min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the schedule.")
     decay_ratio: float = Field(
@@ -336,7 +338,9 @@ class TrainConfig(Section):
         None, description="Optimizer steps; where set, epochs is not used. null: as epochs says."
     )
     rows_per_step: Positive = Field(
-        1, description="Packed rows summed into one optimizer step (gradient accumulation)."
+        1,
+        description="Packed rows of an optimizer step, over all devices; a multiple of the devices with rows of their "
+        "own (all, or --devices / parallel.context), each of which sums its share (gradient accumulation).",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of data order, adapters and dropout.")
     recompute: bool = Field(

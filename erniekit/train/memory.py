@@ -253,7 +253,7 @@ def describe_model(plan: ModelPlan, processes: int = 1) -> list[str]:
     shown = ", ".join(f"{name} {size(count)}" for name, count in parts if count)
     lines = [
         f"parameters: {plan.parameters:,}, trained {plan.trained:,} ({plan.trained / plan.parameters:.2%})",
-        f"{where}: about {size(plan.total_bytes)} at the peak ({shown})",
+        f"{where}: {shown}; about {size(plan.total_bytes)} at the peak",
     ]
     if plan.cached_bytes:
         lines.append(

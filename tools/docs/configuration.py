@@ -24,6 +24,8 @@ INTRODUCTION = """# Configuration
 
 A run is one YAML file. `extends: other.yaml` (or a list) takes over another file's keys, paths relative to the file;
 `erniekit train run.yaml optimizer.learning_rate=1e-4 data.train=[a.jsonl,b.jsonl]` changes keys on the command line.
+In paths `~`, `${NAME}` and `$NAME` are expanded (`$$` is a dollar sign). YAML's anchors and merge keys (`<<: *anchor`)
+work; a key at the top whose only use is to hold anchors is allowed.
 An unknown key is an error. `erniekit train run.yaml --dry-run` prints every value as it is resolved.
 """
 

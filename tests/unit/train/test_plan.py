@@ -138,8 +138,8 @@ def test_a_frozen_copy_for_the_reference_is_counted() -> None:
     plan = plan_model([*SPECS, adapter], [adapter.name], rows_per_step=1, reference=True)
     assert plan.reference_bytes == 200 + 100 + 20 == plan.weight_bytes - 100
     assert describe_model(plan)[1:] == [
-        "memory: about 1.0 KiB at the peak (weights 420 B, frozen copy for the reference 320 B, gradients 100 B, "
-        "optimizer 200 B)"
+        "memory: weights 420 B, frozen copy for the reference 320 B, gradients 100 B, optimizer 200 B; "
+        "about 1.0 KiB at the peak"
     ]
 
 
