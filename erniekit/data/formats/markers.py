@@ -141,7 +141,7 @@ class MarkedMedia:
             marks, listed = self._marks[kind], len(self._columns[kind])
             if marks != listed:
                 detail = (
-                    f"{self._where}{marks} <{kind}> mark(s) in the texts of users and tools, {listed} {_NOUN[kind]}(s) in "
+                    f"{self._where}{marks} <{kind}> mark(s) in users' and tools' texts, {listed} {_NOUN[kind]}(s) in "
                     f'"{self._keys[kind]}": the numbers must be equal (for a literal <{kind}> use format messages '
                     "and give the content as a list of parts)"
                 )

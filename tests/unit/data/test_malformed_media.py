@@ -209,7 +209,12 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:1/a.
 
 VIDEOS: list[tuple[str, Make, str, str]] = [
     ("absent", lambda path: None, "missing video", "no such video"),
-    ("directory", lambda path: path.mkdir(), "bad video", "cannot be used: it is a directory without pictures"),
+    (
+        "directory",
+        lambda path: path.mkdir(),
+        "bad video",
+        "cannot be used: it is a directory without pictures",
+    ),
     ("pipe", lambda path: os.mkfifo(path), "bad video", "it is a pipe or a device"),
     ("empty", content(b""), "bad video", r"not a video that can be read: .* \(it is empty\)|cannot be used"),
     ("text", content(b"no video" * 100), "bad video", "not a video that can be read"),
