@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,23 @@ from paddle import Tensor, nn
 from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, write_safetensors
 from erniekit.checkpoint.weights import assign
 from erniekit.errors import CheckpointError
-from erniekit.local_files import read_json_object
+from erniekit.lora.layers import LoraLinear
+from erniekit.lora.peft import CONFIG_FILE, AdapterConfig, read_adapter_config, write_adapter_config
+from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
+from erniekit.models.layers import Linear
 from erniekit.models.specs import TensorSpec, is_expert_tensor
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What an adapter directory says of itself. `base_path` is the model directory that it was trained on."""
-
-    base_path: str
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
+_HALF = re.compile(r"\.lora_[AB]\.weight$")
+# Names of transformers' own classes -> the Hub's, in adapters that PEFT trained.
+_FOREIGN_NAMES = (
+    ("model.language_model.", "model."),
+    ("model.vision_tower.", "vision_model."),
+    ("_linear.fc1.", "_linear.0."),
+    ("_linear.fc2.", "_linear.2."),
+)
 
 
 def is_adapter_directory(directory: str | Path) -> bool:
@@ -52,59 +50,78 @@ def write_adapter(
     specs: Sequence[TensorSpec],
     read: Callable[[str], np.ndarray],
     adapter: AdapterConfig,
+    base: ErnieConfig,
 ) -> None:
     """Write adapters to a directory that exists.
 
-    specs: the tensors of `adapter_parameters`, by the model's own names; read: gives one, asked in their order.
+    specs: the tensors of `adapter_parameters`, by the model's own names; read: gives one, asked in their order; base:
+    the model that they are on.
     """
     directory = Path(directory)
-    whole = sorted({spec.name.rpartition(".")[0] for spec in specs if ".lora_" not in spec.name})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base_path,
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "target_modules": list(adapter.targets),
-        "modules_to_save": whole or None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    modules = {_HALF.sub("", spec.name) for spec in specs if _HALF.search(spec.name)}
+    whole = [spec.name for spec in specs if ".lora_" not in spec.name]
+    write_adapter_config(directory, adapter, modules, whole, base)
     prefixed = [TensorSpec(PREFIX + spec.name, spec.dtype, spec.shape) for spec in specs]
     write_safetensors(directory / WEIGHTS_FILE, prefixed, lambda name: read(name.removeprefix(PREFIX)))
 
 
-def read_adapter_config(directory: str | Path) -> AdapterConfig:
-    """Read `adapter_config.json`. Raises CheckpointError naming what is missing."""
-    file = Path(directory) / CONFIG_FILE
-    raw = read_json_object(file)
-    try:
-        return AdapterConfig(
-            base_path=str(raw["base_model_name_or_path"]),
-            rank=int(raw["r"]),
-            alpha=float(raw["lora_alpha"]),
-            dropout=float(raw.get("lora_dropout", 0.0)),
-            targets=tuple(raw["target_modules"]),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
-    except (ValueError, TypeError):
-        raise CheckpointError(f"{file}: not a valid adapter configuration") from None
-
-
 def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
-    """Place of every tensor of an adapter file, by the model's own name."""
+    """Place of every tensor of an adapter file, by the model's own name.
+
+    Raises CheckpointError for a tensor that is neither a half of an adapter of a linear module nor a whole tensor.
+    """
     file = Path(directory) / WEIGHTS_FILE
-    return {name.removeprefix(PREFIX): info for name, info in read_header(file).items()}
+    tensors = {}
+    for stored, info in read_header(file).items():
+        name = stored.removeprefix(PREFIX)
+        for theirs, ours in _FOREIGN_NAMES:
+            name = name.replace(theirs, ours)
+        fused = re.search(r"\.experts\.(base_layer\.)?lora_", name)
+        if fused or (".lora_" in name and not _HALF.search(name)):
+            what = "an adapter on fused experts" if fused else "no lora_A or lora_B of a linear module"
+            raise CheckpointError(
+                f"{file}: {stored} is {what}, which cannot be read; merge the adapter with PEFT (merge_and_unload) "
+                "and use the merged model"
+            )
+        tensors[name] = info
+    return tensors
+
+
+def adapter_vocab_size(directory: str | Path) -> int | None:
+    """Rows of the embedding that an adapter holds whole, as after model.resize_vocab; None where it holds none."""
+    info = read_adapter_index(directory).get("model.embed_tokens.weight")
+    return None if info is None else info.shape[0]
 
 
 def _is_elsewhere(name: str, model: ErnieModel) -> bool:
     """Whether a tensor may belong to an expert that another process holds."""
     moe = model.config.moe
     return moe is not None and moe.expert_ranks > 1 and is_expert_tensor(name)
+
+
+def add_adapter(model: ErnieModel, directory: str | Path) -> None:
+    """Put the adapters of a directory on a model, which has none. Raises CheckpointError where they do not fit."""
+    adapter, found = read_adapter_config(directory), read_adapter_index(directory)
+    for name, parameter in model.named_parameters():
+        # What the file holds whole was trained beside the adapters (a router), and is read like them.
+        parameter.stop_gradient = name not in found
+    sublayers = dict(model.named_sublayers())
+    for name, info in found.items():
+        module, half, _ = name.partition(".lora_A.")
+        if not half:
+            continue
+        base = sublayers.get(module)
+        if not isinstance(base, Linear):
+            raise CheckpointError(
+                f"{directory}: the adapter does not fit this model, which has no linear module {module}"
+            )
+        rank = info.shape[0]
+        alpha = adapter.scaling(module, rank) * rank
+        parent, _, child = module.rpartition(".")
+        (sublayers[parent] if parent else model).add_sublayer(
+            child, LoraLinear(base, rank, alpha, adapter.dropout)
+        )
+    load_adapter(model, directory)
 
 
 def load_adapter(model: ErnieModel, directory: str | Path) -> None:

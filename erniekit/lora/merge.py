@@ -8,15 +8,16 @@ import numpy as np
 
 from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import read_adapter_config, read_adapter_index
+from erniekit.lora.adapters import read_adapter_index
+from erniekit.lora.peft import read_adapter_config
 
 
 class AdapterMerge:
     """Merged values of base tensors.
 
-    `W' = W + (alpha / rank) B A`, computed in float32 and rounded once. Tensors that
-    the adapter file holds whole (a trained router) replace those of the base. `finish` must be called at the
-    end: it makes sure that every adapter found its weight.
+    `W' = W + scaling B A` (see `AdapterConfig.scaling`), computed in float32 and rounded once. Tensors that the
+    adapter file holds whole (a trained router) replace those of the base. `finish` must be called at the end: it makes
+    sure that every adapter found its weight.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -24,7 +25,8 @@ class AdapterMerge:
         self.config = read_adapter_config(directory)
         self._tensors = read_adapter_index(directory)
         self.modules = {name.partition(".lora_A.")[0] for name in self._tensors if ".lora_A." in name}
-        self.whole = {name for name in self._tensors if ".lora_" not in name}
+        # Name -> shape.
+        self.whole = {name: info.shape for name, info in self._tensors.items() if ".lora_" not in name}
         halves = {name.partition(".lora_B.")[0] for name in self._tensors if ".lora_B." in name}
         if halves != self.modules:
             name = min(halves ^ self.modules)
@@ -45,17 +47,18 @@ class AdapterMerge:
                 f"{self.directory}: the adapter of {module} is for a weight of "
                 f"{[up.shape[0], down.shape[1]]}, the base has {list(info.shape)}"
             )
-        merged = (up * (self.config.alpha / self.config.rank)) @ down
+        merged = (up * self.config.scaling(module, down.shape[0])) @ down
         merged += as_dtype(read_array(info), info.dtype, "F32")
         self._merged.add(module)
         return as_dtype(merged, "F32", dtype)
 
     def finish(self) -> int:
         """The number of merged adapters. Raises CheckpointError unless it equals the number of those present."""
-        left = sorted((self.modules | self.whole) - self._merged)
+        everything = self.modules | set(self.whole)
+        left = sorted(everything - self._merged)
         if left:
             raise CheckpointError(
-                f"{self.directory}: {len(left)} of {len(self.modules | self.whole)} adapters have no weight in the "
+                f"{self.directory}: {len(left)} of {len(everything)} adapters have no weight in the "
                 f"base model, e.g. {left[0]}; is this the base that they were trained on?"
             )
         return len(self.modules)

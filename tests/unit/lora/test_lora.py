@@ -152,7 +152,7 @@ def test_an_adapter_left_over_is_an_error(model: ErnieModel, tmp_path: Path) -> 
 
 
 def _write(model: ErnieModel, directory: Path) -> None:
-    write_adapter(directory, model, base_path="base", rank=2, alpha=4.0, dropout=0.0, targets=TARGETS)
+    write_adapter(directory, model, base_path="base", rank=2, alpha=4.0, dropout=0.0)
 
 
 def _save_base(model: ErnieModel, directory: Path) -> None:

@@ -1,0 +1,192 @@
+"""`adapter_config.json`, as PEFT (https://github.com/huggingface/peft) reads and writes it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erniekit.errors import CheckpointError
+from erniekit.models.config import ErnieConfig
+from erniekit.models.specs import is_expert_tensor, is_router_tensor, is_vocab_tensor, parameter_specs
+
+CONFIG_FILE = "adapter_config.json"
+# What changes how an adapter computes, and is not done here.
+_REFUSED = (
+    *("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication"),
+    *("trainable_token_indices", "alora_invocation_tokens"),
+)
+# Initialisations that also change the base's weights, so that the adapter does not fit the base as it is on disk.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+# A module's place in a layer: what transformers' classes and the Hub's names have in common.
+_IN_LAYER = re.compile(r"(?:^|\.)((?:layers|blocks)\.\d+\..*)$")
+# The experts of a layer as transformers 5 has them.
+_FUSED = ("experts.gate_up_proj", "experts.down_proj")
+# Numbered modules of the resampler, as transformers' Ernie4_5_VLMoe calls them.
+_RESAMPLER = {"0": "fc1", "2": "fc2"}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter directory says of itself. `base_path` is the model directory that it was trained on.
+
+    alpha_pattern: alpha of the modules whose names match, as PEFT matches them; the rank of each module is that of its
+    tensors. use_rslora: the output is scaled by alpha / sqrt(rank), not alpha / rank (Kalajdzievski 2023).
+    """
+
+    base_path: str
+    rank: int
+    alpha: float
+    dropout: float
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+
+    def scaling(self, module: str, rank: int) -> float:
+        """The factor on the output of one module's adapter, whose rank is `rank`."""
+        matching = (a for key, a in self.alpha_pattern.items() if re.match(rf"(.*\.)?({key})$", module))
+        alpha = next(matching, self.alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def read_adapter_config(directory: str | Path) -> AdapterConfig:
+    """Read `adapter_config.json`. Raises CheckpointError naming what is missing or cannot be done."""
+    file = Path(directory) / CONFIG_FILE
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        _check_supported(file, raw)
+        return AdapterConfig(
+            base_path=str(raw["base_model_name_or_path"]),
+            rank=int(raw["r"]),
+            alpha=float(raw["lora_alpha"]),
+            dropout=float(raw.get("lora_dropout") or 0.0),
+            alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
+            use_rslora=bool(raw.get("use_rslora")),
+        )
+    except OSError:
+        raise CheckpointError(f"{file}: not found") from None
+    except KeyError as error:
+        raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
+    except (ValueError, TypeError, AttributeError):
+        raise CheckpointError(f"{file}: not a valid adapter configuration") from None
+
+
+def write_adapter_config(
+    directory: Path, adapter: AdapterConfig, modules: Collection[str], whole: Iterable[str], base: ErnieConfig
+) -> None:
+    """Write `adapter_config.json` for adapters on `modules`, beside tensors `whole` that are trained without one."""
+    target_modules, target_parameters = targets_of(modules, base)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_path,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        # PEFT refuses dropout on parameters.
+        "lora_dropout": 0.0 if target_parameters else adapter.dropout,
+        "target_modules": target_modules,
+        "target_parameters": target_parameters or None,
+        "modules_to_save": _modules_to_save(whole, base) or None,
+        "rank_pattern": {},
+        "alpha_pattern": adapter.alpha_pattern,
+        "use_rslora": adapter.use_rslora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def targets_of(modules: Collection[str], base: ErnieConfig) -> tuple[list[str], list[str]]:
+    """PEFT's target_modules and target_parameters for adapters on `modules`, as PEFT 0.21 loads them.
+
+    transformers 5 stacks the experts of a layer into parameters. For text models PEFT turns the names of experts'
+    projections into those, and every other projection of the same name with them: those of dense layers and shared
+    experts are therefore named as the parameters that they are. For vision-language models it knows no such turn: the
+    parameters are named, and PEFT warns that it finds no adapters for them.
+    """
+    linears = linear_modules(base)
+    if base.family == "dense":
+        return target_names(modules, linears), []
+    experts = {name for name in modules if is_expert_tensor(name)}
+    if base.family == "vl":
+        others = [name for name in linears if not is_expert_tensor(name)]
+        return target_names(set(modules) - experts, others), list(_FUSED) if experts else []
+    alone = {name for name in linears if ".mlp." in name and not is_expert_tensor(name)}
+    parameters = [f"{name.removeprefix('model.')}.weight" for name in linears if name in alone & set(modules)]
+    return target_names(set(modules) - alone, [name for name in linears if name not in alone]), parameters
+
+
+def _modules_to_save(whole: Iterable[str], base: ErnieConfig) -> list[str]:
+    """PEFT's modules_to_save for tensors that an adapter file holds whole.
+
+    PEFT loads an embedding and a head that are not listed into a model that was resized before, and a tied head stays
+    tied. It cannot load the routers of any model, nor an embedding under another name than transformers': these are
+    listed as transformers' modules, so that PEFT stops there (KeyError) instead of leaving them out.
+    """
+    found = set()
+    for name in whole:
+        module = name.rpartition(".")[0]
+        if base.family == "vl" and is_router_tensor(name):
+            module = module.removesuffix("gate") + (
+                "vision_moe.gate" if name.endswith("_1") else "text_moe.gate"
+            )
+        if base.family == "vl":
+            module = module.removeprefix("model.")
+        if base.family == "vl" or not is_vocab_tensor(name):
+            found.add(module)
+    return sorted(found)
+
+
+def linear_modules(config: ErnieConfig) -> list[str]:
+    """Every module that an adapter can be put on, by its name on the Hub."""
+    return [
+        spec.name.removesuffix(".weight")
+        for spec in parameter_specs(config)
+        if len(spec.shape) == 2
+        and spec.name != "model.embed_tokens.weight"
+        and not is_router_tensor(spec.name)
+    ]
+
+
+def target_names(modules: Collection[str], linears: Sequence[str]) -> list[str]:
+    """`modules` as PEFT's target_modules: names that equal a module's, or end it after a dot, and no pattern.
+
+    One name stands for the projections of all layers where each of them has an adapter. Else names begin with the
+    layer, since what is before it differs between transformers' classes and the Hub.
+    """
+    chosen, found = set(modules), []
+    partly = {module.rpartition(".")[2] for module in linears if module not in chosen}
+    for module in linears:
+        if module not in chosen:
+            continue
+        leaf = module.rpartition(".")[2]
+        if leaf.endswith("_proj") and leaf not in partly:
+            found.append(leaf)
+            continue
+        inner = _IN_LAYER.search(module)
+        found.append(inner[1] if inner else module.removeprefix("model."))
+        if ".resampler_model." in module and leaf in _RESAMPLER:
+            found.append(found[-1].removesuffix(leaf) + _RESAMPLER[leaf])
+    return list(dict.fromkeys(found))
+
+
+def _check_supported(file: Path, raw: dict[str, Any]) -> None:
+    kind = raw.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{file}: peft_type is {kind!r}; only LORA can be read")
+    for key in _REFUSED:
+        if raw.get(key):
+            raise CheckpointError(
+                f"{file}: {key} is {raw[key]!r}, which is not supported; merge the adapter with PEFT "
+                "(merge_and_unload) and use the merged model"
+            )
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise CheckpointError(
+            f"{file}: init_lora_weights is {start!r}, which also changed the base's weights; save the adapter with "
+            "PEFT's path_initial_model_for_weight_conversion, or merge it with PEFT"
+        )

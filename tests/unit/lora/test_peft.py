@@ -1,0 +1,299 @@
+"""Adapter files fit PEFT: the names in their configuration, what PEFT computes with them, and what PEFT writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from erniekit.checkpoint.hub import TensorSpec, read_array, write_safetensors
+from erniekit.checkpoint.weights import load_model
+from erniekit.create.create import create_model
+from erniekit.errors import CheckpointError
+from erniekit.export.export import export_model
+from erniekit.inference.load import load_for_inference
+from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
+from erniekit.lora.peft import linear_modules, read_adapter_config, targets_of
+from erniekit.lora.targets import apply_lora
+from erniekit.models.config import ErnieConfig
+from tests.adapters import write_adapter
+from tests.unit.models.test_config import FLAT
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PATTERNS = ["model.layers.1.self_attn.*", "*shared_experts.*", "model.layers.0.mlp.*", "vision_model.*"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    parent = tmp_path_factory.mktemp("models")
+    text = parent / "text.txt"
+    text.write_text("A small cat sits on the red mat and looks at two green apples.\n" * 3)
+    for family in ("dense", "moe", "vl"):
+        create_model(
+            f"tiny-{family}",
+            parent / family,
+            [text],
+            vocab_size=400,
+            std=0.1,
+            overrides=["num_hidden_layers=2"],
+        )
+    return {family: parent / family for family in ("dense", "moe", "vl")}
+
+
+def write(base: Path, directory: Path, targets: list[str], dropout: float = 0.0) -> dict[str, Any]:
+    """An adapter with values; returns its configuration."""
+    model = load_model(base)
+    apply_lora(model, rank=4, alpha=12.0, dropout=dropout, targets=targets, seed=0)
+    rng = np.random.default_rng(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.set_value(paddle.to_tensor(rng.normal(0, 0.1, parameter.shape).astype(np.float32)))
+    directory.mkdir()
+    write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=dropout)
+    config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
+    return config
+
+
+def matched(names: list[str], targets: list[str]) -> set[str]:
+    """The names that PEFT takes for targets."""
+    return {name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)}
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["model.layers.1.*"], PROJECTIONS, ["lm_head"]])
+def test_targets_name_the_adapted_modules(
+    tmp_path: Path, models: dict[str, Path], targets: list[str]
+) -> None:
+    if targets == ["lm_head"]:
+        raw = json.loads((models["dense"] / "config.json").read_text()) | {"tie_word_embeddings": False}
+        assert targets_of({"lm_head"}, ErnieConfig.from_json(raw)) == (["lm_head"], [])
+        return
+    config = write(models["dense"], tmp_path / "adapter", targets)
+    adapted = {name.partition(".lora_")[0] for name in read_adapter_index(tmp_path / "adapter")}
+    linears = linear_modules(ErnieConfig.from_dir(models["dense"]))
+    assert matched(linears, config["target_modules"]) == adapted
+    assert len(config["target_modules"]) <= len(adapted)
+    assert all("*" not in name for name in config["target_modules"])
+    assert config["target_parameters"] is None
+
+
+def test_one_name_stands_for_all_layers_only_where_it_does() -> None:
+    base = ErnieConfig.from_json(FLAT)
+    linears = linear_modules(base)
+    attention = {name for name in linears if name.endswith("q_proj")}
+    assert targets_of(attention, base) == (["q_proj"], [])
+    names, parameters = targets_of(attention - {"model.layers.0.self_attn.q_proj"}, base)
+    assert matched(linears, names) == attention - {"model.layers.0.self_attn.q_proj"}
+    assert parameters == []
+    # As transformers' classes have it, too.
+    theirs = [name.replace("model.layers.", "model.language_model.layers.") for name in linears]
+    assert len(matched(theirs, names)) == len(attention) - 1
+    resampler, _ = targets_of({"model.resampler_model.spatial_linear.0"}, base)
+    assert matched(["model.resampler_model.spatial_linear.fc1"], resampler)
+
+
+def test_dropout_is_not_stated_where_peft_refuses_it(tmp_path: Path, models: dict[str, Path]) -> None:
+    assert write(models["dense"], tmp_path / "a", ["up_proj"], 0.2)["lora_dropout"] == 0.2
+    assert write(models["moe"], tmp_path / "b", ["q_proj"], 0.2)["lora_dropout"] == 0.2
+    assert write(models["moe"], tmp_path / "c", ["up_proj"], 0.2)["lora_dropout"] == 0.0
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_an_adapter_with_ranks_and_alphas_of_its_own(
+    tmp_path: Path, models: dict[str, Path], use_rslora: bool
+) -> None:
+    """As PEFT writes it: a pattern for some modules, transformers' names, `target_modules` as a regular expression."""
+    base = models["dense"]
+    rng = np.random.default_rng(2)
+    modules = {"model.layers.0.self_attn.q_proj": 2, "model.layers.1.mlp.up_proj": 3}
+    linears = load_model(base)
+    shapes = {name: p.shape for name, p in linears.named_parameters()}
+    arrays = {}
+    for module, rank in modules.items():
+        out, inner = shapes[f"{module}.weight"]
+        arrays[f"{PREFIX}{module}.lora_A.weight"] = rng.normal(0, 1, (rank, inner)).astype(np.float32)
+        arrays[f"{PREFIX}{module}.lora_B.weight"] = rng.normal(0, 1, (out, rank)).astype(np.float32)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
+    write_safetensors(adapter / "adapter_model.safetensors", specs, lambda name: arrays[name])
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(base),
+        "r": 2,
+        "lora_alpha": 6,
+        "target_modules": r"model\.layers\.\d+\.(self_attn\.q_proj|mlp\.up_proj)",
+        "rank_pattern": {"up_proj": 3},
+        "alpha_pattern": {r"layers\.1\.mlp\.up_proj": 9},
+        "use_rslora": use_rslora,
+        "init_lora_weights": True,
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    export_model(adapter, tmp_path / "out")
+    merged = dict(load_model(tmp_path / "out").named_parameters())
+    loaded = load_for_inference(adapter).model
+    for (module, rank), alpha in zip(modules.items(), (6, 9), strict=True):
+        scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        down, up = (arrays[f"{PREFIX}{module}.lora_{half}.weight"] for half in "AB")
+        wanted = dict(linears.named_parameters())[f"{module}.weight"].numpy() + scaling * up @ down
+        found = merged[f"{module}.weight"].numpy()
+        assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
+        assert dict(loaded.named_sublayers())[module].scaling == pytest.approx(scaling)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(
+    tmp_path: Path, models: dict[str, Path], change: dict[str, Any], message: str
+) -> None:
+    config = write(models["dense"], tmp_path / "adapter", ["q_proj"])
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_for_inference(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=message):
+        export_model(tmp_path / "adapter", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.layers.1.mlp.experts.base_layer.lora_A.weight", "an adapter on fused experts"),
+        ("model.embed_tokens.lora_embedding_A", "no lora_A or lora_B of a linear module"),
+        ("model.layers.0.self_attn.q_proj.lora_B.bias", "no lora_A or lora_B of a linear module"),
+    ],
+)
+def test_tensors_that_are_no_adapter_of_a_linear_module(
+    tmp_path: Path, models: dict[str, Path], name: str, message: str
+) -> None:
+    write(models["dense"], tmp_path / "adapter", ["q_proj"])
+    array = np.zeros((2, 2), np.float32)
+    write_safetensors(
+        tmp_path / "adapter" / "adapter_model.safetensors",
+        [TensorSpec(PREFIX + name, "F32", (2, 2))],
+        lambda _: array,
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_for_inference(tmp_path / "adapter")
+
+
+def test_names_of_transformers_classes_are_read(tmp_path: Path, models: dict[str, Path]) -> None:
+    directory = tmp_path / "adapter"
+    write(
+        models["vl"], directory, ["q_proj", "vision_model.blocks.*", "model.resampler_model.spatial_linear.2"]
+    )
+    found = read_adapter_index(directory)
+    arrays = {name: read_array(info) for name, info in found.items()}
+
+    def theirs(name: str) -> str:
+        name = name.replace("model.layers.", "model.language_model.layers.")
+        name = name.replace("spatial_linear.2", "spatial_linear.fc2")
+        return PREFIX + name.replace("vision_model.", "model.vision_tower.")
+
+    names = {theirs(name): name for name in arrays}
+    specs = [TensorSpec(stored, "F32", arrays[name].shape) for stored, name in names.items()]
+    write_safetensors(directory / "adapter_model.safetensors", specs, lambda stored: arrays[names[stored]])
+    assert read_adapter_index(directory).keys() == found.keys()
+    model = load_model(models["vl"])
+    add_adapter(model, directory)
+
+
+def test_a_module_that_the_model_lacks(tmp_path: Path, models: dict[str, Path]) -> None:
+    write(models["moe"], tmp_path / "adapter", ["model.layers.1.mlp.experts.*"])
+    with pytest.raises(CheckpointError, match=r"no linear module model\.layers\.1\.mlp\.experts"):
+        add_adapter(load_model(models["dense"]), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("dense", PROJECTIONS),
+        ("dense", PATTERNS[:1]),
+        ("moe", PROJECTIONS),
+        ("moe", PATTERNS[:3]),
+        ("vl", PATTERNS[:3]),
+    ],
+)
+def test_peft_computes_what_the_merged_model_does(
+    tmp_path: Path, models: dict[str, Path], family: str, targets: list[str]
+) -> None:
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    classes = {
+        "dense": transformers.Ernie4_5ForCausalLM,
+        "moe": transformers.Ernie4_5_MoeForCausalLM,
+        "vl": transformers.Ernie4_5_VLMoeForConditionalGeneration,
+    }
+    base = models[family]
+    write(base, tmp_path / "adapter", [t for t in targets if family != "dense" or "shared" not in t])
+    layout = "transformers" if family == "vl" else "hub"
+    export_model(tmp_path / "adapter", tmp_path / "merged", layout=layout)  # type: ignore[arg-type]
+    if family == "vl":
+        export_model(base, tmp_path / "base", layout="transformers")
+        base = tmp_path / "base"
+    ids = torch.arange(5, 45)[None]
+    kinds = {"mm_token_type_ids": torch.zeros_like(ids), "moe_mm_token_type_ids": torch.zeros_like(ids)}
+    inputs = {"input_ids": ids, **(kinds if family == "vl" else {})}
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model.eval()(**inputs).logits
+
+    def load(directory: Path) -> Any:
+        return classes[family].from_pretrained(str(directory), dtype=torch.float32)
+
+    before, wanted = logits(load(base)), logits(load(tmp_path / "merged"))
+    found = logits(peft.PeftModel.from_pretrained(load(base), str(tmp_path / "adapter")))
+    assert float((wanted - before).norm() / before.norm()) > 1e-2
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_peft_says_which_adapters_of_experts_it_leaves_out(tmp_path: Path, models: dict[str, Path]) -> None:
+    """Of vision-language models, whose experts it cannot convert."""
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    config = write(models["vl"], tmp_path / "adapter", ["down_proj"], 0.1)
+    assert config["target_parameters"] == ["experts.gate_up_proj", "experts.down_proj"]
+    export_model(models["vl"], tmp_path / "base", layout="transformers")
+    model = transformers.Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(str(tmp_path / "base"))
+    with pytest.warns(UserWarning, match=r"missing adapter keys.*text_moe\.experts"):
+        peft.PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
+
+
+def test_the_configuration_reads_back(tmp_path: Path, models: dict[str, Path]) -> None:
+    write(models["dense"], tmp_path / "adapter", ["q_proj"], 0.1)
+    adapter = read_adapter_config(tmp_path / "adapter")
+    assert (adapter.rank, adapter.alpha, adapter.dropout) == (4, 12.0, 0.1)
+    assert adapter.scaling("model.layers.0.self_attn.q_proj", 4) == 3.0
+
+
+def test_tensors_that_are_trained_whole(tmp_path: Path, models: dict[str, Path]) -> None:
+    """What PEFT can load is left to it; what it cannot is listed by transformers' names, so that it stops there."""
+    listed = {}
+    for family in ("dense", "moe", "vl"):
+        model = load_model(models[family])
+        apply_lora(model, rank=2, alpha=4.0, dropout=0.0, targets=["q_proj"], seed=0)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("embed_tokens.weight", "gate.weight", "gate.weight_1")):
+                parameter.stop_gradient = False
+        directory = tmp_path / family
+        directory.mkdir()
+        write_adapter(directory, model, base_path=str(models[family]), rank=2, alpha=4.0, dropout=0.0)
+        listed[family] = json.loads((directory / "adapter_config.json").read_text())["modules_to_save"]
+        assert "model.embed_tokens.weight" in read_adapter_index(directory)
+    assert listed["dense"] is None
+    assert listed["moe"] == ["model.layers.1.mlp.gate"]
+    assert listed["vl"] == ["embed_tokens", "layers.1.mlp.text_moe.gate", "layers.1.mlp.vision_moe.gate"]
