@@ -88,6 +88,10 @@ class SourceConfig(Section):
         1.0, description="Its share of the samples, relative to the other weights, with data.mix weighted."
     )
     format: Format | None = Field(None, description="Format of its samples. null: data.format.")
+    columns: dict[Text, Text] | None = Field(
+        None,
+        description="Its own names for keys of a format, as in {messages: dialogue, images: pics}. null: it has none.",
+    )
 
 
 def _as_sources(value: Any) -> Any:

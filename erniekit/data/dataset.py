@@ -24,6 +24,7 @@ from erniekit.data.decode import MediaSpec
 from erniekit.data.digests import content_digests, stamp
 from erniekit.data.document import Document
 from erniekit.data.files import Say, Use, expand, resolved
+from erniekit.data.formats.columns import Columns
 from erniekit.data.formats.reader import read_records
 from erniekit.data.samples import Sample, SampleReader
 from erniekit.data.store import DocumentStore, StoreWriter
@@ -39,16 +40,24 @@ _ALONE = 512  # records that are encoded before worker processes are worth their
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """One source of samples: what the configuration calls it, its files and their format."""
+    """One source of samples: what the configuration calls it, its files, their format and names of columns."""
 
     name: str
     files: tuple[Path, ...]
     format: str
+    columns: Columns = ()
 
     @classmethod
-    def of(cls, name: str, format: str = "auto", use: Use = "train", say: Say | None = None) -> SourceFiles:
+    def of(
+        cls,
+        name: str,
+        format: str = "auto",
+        use: Use = "train",
+        say: Say | None = None,
+        columns: Columns = (),
+    ) -> SourceFiles:
         """The source that `name` means: a file, a directory or a pattern. use, say, Raises: as `expand`."""
-        return cls(name, tuple(expand([name], use, say)), format)
+        return cls(name, tuple(expand([name], use, say)), format, columns)
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ def read_batches(source: SourceFiles, progress: Progress | None = None) -> Itera
     sizes = [path.stat().st_size for path in source.files]
     before = 0
     for path, size in zip(source.files, sizes, strict=True):
-        reading = read_records(path)
+        reading = read_records(path, columns=source.columns)
         while records := tuple(islice(reading, _BATCH)):
             if progress is not None:
                 progress(before + records[-1].bytes_read, sum(sizes))
@@ -233,6 +242,7 @@ def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> s
         "erniekit": __version__,
         "encoder": reader.encoder.identity,
         "format": source.format,
+        "columns": source.columns,
         "max_length": reader.max_length,
         "on_long": reader.on_long,
         "allow_urls": reader.allow_urls,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, groupby
@@ -29,7 +29,7 @@ from erniekit.data.formats.reader import BadLine, Cursor, Passed, Record, read_s
 from erniekit.data.mixture import Mixture, next_source, permutation
 from erniekit.data.packing import plan_rows
 from erniekit.data.rows import PlannedRow, State, mixture_settings
-from erniekit.data.samples import SampleReader
+from erniekit.data.samples import Sample, SampleReader
 from erniekit.data.workers import Batch, Workers
 from erniekit.errors import DataError
 
@@ -76,6 +76,7 @@ class StreamedRows:
     workers: what encodes, with `reader`. buffer: samples read, shuffled and packed together. mixture.stop means
     nothing here: a source that ends begins again. stats: of what has been read so far. digests: of the sources' files
     (`files_digest`), where they are known. rank, ranks: which of the processes that share the samples this is.
+    on_notice: receives each kind of notice about the data once (`Notices`).
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class StreamedRows:
         digests: Sequence[str] | None = None,
         rank: int = 0,
         ranks: int = 1,
+        on_notice: Callable[[str], None] | None = None,
     ) -> None:
         self.sources = tuple(sources)
         self.rank, self.ranks = rank, ranks
         self._digests = digests
+        self._on_notice = on_notice
         self.mixture = mixture
         self.budget = budget
         self.stats = DataStats()
@@ -106,7 +109,7 @@ class StreamedRows:
     def settings(self) -> dict[str, Any]:
         """See `RowSource`."""
         digests = self._digests or [files_digest(source.files) for source in self.sources]
-        formats = [source.format for source in self.sources]
+        formats = [(source.format, source.columns) for source in self.sources]
         files = [self._reader.encoder.identity, *zip(digests, formats, strict=True)]
         fingerprint = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
         shared = mixture_settings(self.mixture, self._max_length)
@@ -177,7 +180,7 @@ class StreamedRows:
             for error in sample.errors:
                 self.budget.spend(error)
             documents += sample.documents
-            self.stats.add(sample)
+            self._add(sample)
         if not documents:
             raise DataError(
                 f"none of {self._buffer:,} samples in a row can be used ({self.budget.by_reason()})"
@@ -186,6 +189,13 @@ class StreamedRows:
         following = _Buffer(buffer.number + 1, places, tuple(drawn))
         self._open = following, reading
         return documents, following
+
+    def _add(self, sample: Sample) -> None:
+        known = set(self.stats.notices.counts) if sample.notices else ()
+        self.stats.add(sample)
+        if self._on_notice is not None and sample.notices:
+            for text in self.stats.notices.counts.keys() - known:
+                self._on_notice(f"note: {text}; the first is {self.stats.notices.first[text]}")
 
     def _batches(self, reading: Sequence[_Reading], drawn: list[int]) -> Iterator[Batch]:
         """The records of one buffer; those of a batch are of one file."""
@@ -275,4 +285,4 @@ class _Reading:
         def is_own(number: int) -> bool:
             return (first + number) % self._ranks == self._rank
 
-        self._records = read_share(self._file, place.cursor, is_own)
+        self._records = read_share(self._file, place.cursor, is_own, self._source.columns)

@@ -18,6 +18,7 @@ from erniekit.data.document import Document
 from erniekit.data.encode import Encoder
 from erniekit.data.files import Say, expand
 from erniekit.data.formats import parse_record
+from erniekit.data.formats.columns import Columns
 from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.data.template import MediaSpan, Span, Template, TextSpan
 from erniekit.errors import ConfigError, DataError
@@ -30,11 +31,15 @@ Modality = Literal["text", "images", "videos"]
 
 @dataclass(frozen=True)
 class HeldOutFile:
-    """A data file. format: as in `parse_record`; source: the name that its figures are told under."""
+    """A data file.
+
+    source: the name that its figures are reported under; format: as in `parse_record`; columns: as in `read_records`.
+    """
 
     path: Path
     source: str
     format: str = "auto"
+    columns: Columns = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,9 @@ class HeldOut:
         return found
 
     def _records(self) -> Iterator[tuple[HeldOutFile, Record | BadLine]]:
-        return ((file, record) for file in self.files for record in read_records(file.path))
+        return (
+            (file, record) for file in self.files for record in read_records(file.path, columns=file.columns)
+        )
 
     def _parse(self, file: HeldOutFile, record: Record | BadLine) -> Conversation:
         if isinstance(record, BadLine):
@@ -170,7 +177,7 @@ def find_files(
     if not sources and not data.eval:
         raise ConfigError("data.eval is empty: there are no held-out samples; name files with --data")
     return [
-        HeldOutFile(file.path, source.path, file.format)
+        HeldOutFile(file.path, source.path, file.format, file.columns)
         for source in sources or data.eval
         for file in heldout_files(data.model_copy(update={"eval": [source]}), format, say)
     ]
@@ -215,8 +222,6 @@ def make_plan(samples: Iterable[LossSample], template: Template, metrics: Collec
 
 def _question(conversation: Conversation, whole: Document, source: str, encoder: Encoder) -> EvalSample:
     question = dataclasses.replace(conversation, messages=conversation.messages[:-1])
-    if not question.messages:
-        raise SampleError(conversation.sample_id, "bad record", "nothing stands before the answer")
     template, policy = encoder.template, encoder.policy
     prompt_text = _text(template.render_prompt(question, policy))
     expected = _text(template.render(conversation, policy)).removeprefix(prompt_text)

@@ -13,6 +13,7 @@ from erniekit.data.decode import MediaSpec, decode
 from erniekit.data.document import Document
 from erniekit.data.encode import Encoder
 from erniekit.data.formats import detect, parse_record
+from erniekit.data.formats.columns import Columns
 from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.data.measure import measure
 from erniekit.data.samples import TOO_LONG, OnLong, Pairs, SampleReader
@@ -54,11 +55,15 @@ DEFAULT_MEDIA = MediaSpec(
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """A file to check, and what is known of it. format: as in `parse_record`; heldout: it is not trained on."""
+    """A file to check, and what is known of it.
+
+    format: as in `parse_record`; heldout: it is not trained on; columns: as in `read_records`.
+    """
 
     path: Path
     format: str
     heldout: bool = False
+    columns: Columns = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,7 @@ class _Checker:
     def read(self, file: CheckedFile, found: FileReport) -> Iterator[int]:
         """Checks a file; yields how many of its bytes are read, now and then."""
         try:
-            for record in read_records(file.path):
+            for record in read_records(file.path, columns=file.columns):
                 if self._options.limit is not None and self._report.samples >= self._options.limit:
                     return
                 found.samples += 1

@@ -20,7 +20,7 @@ _NAMED = 3
 def all_records(files: Sequence[CheckedFile]) -> Iterator[Chosen]:
     """The records of the files, in order. Raises DataError where a file cannot be read."""
     for file in files:
-        for record in read_records(file.path):
+        for record in read_records(file.path, columns=file.columns):
             yield file, record
 
 
@@ -66,7 +66,7 @@ def named(files: Sequence[CheckedFile], name: str, format: str) -> Chosen:
         raise DataError(f"{name}: a sample is named file:line, as in chats.jsonl:12")
     file = _file(files, Path(path), format)
     places = []
-    for record in read_records(file.path):
+    for record in read_records(file.path, columns=file.columns):
         sample_id = record.error.sample_id if isinstance(record, BadLine) else record.sample_id
         found = sample_id.rpartition(":")[2]
         if found == place:

@@ -9,6 +9,7 @@ from erniekit.config import Config, DataConfig, SourceConfig
 from erniekit.data.dataset import hub_dir
 from erniekit.data.encode import EncodeOptions
 from erniekit.data.files import HUB, Say, Use, expand, hub_file
+from erniekit.data.formats.columns import read_columns
 from erniekit.inspection.check import CheckedFile
 
 
@@ -39,7 +40,12 @@ def _files(
     sources: Sequence[SourceConfig], data: DataConfig, format: str | None, use: Use, say: Say | None
 ) -> list[CheckedFile]:
     return [
-        CheckedFile(path, format or source.format or data.format, heldout=use == "eval")
+        CheckedFile(
+            path,
+            format or source.format or data.format,
+            heldout=use == "eval",
+            columns=read_columns(source.columns, source.path),
+        )
         for source in sources
         for path in _expand(source, data, use, say)
     ]

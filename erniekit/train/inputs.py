@@ -25,6 +25,7 @@ from erniekit.data.dataset import (
 )
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
 from erniekit.data.files import HUB, Use, expand, hub_file
+from erniekit.data.formats.columns import read_columns
 from erniekit.data.loader import RowLoader
 from erniekit.data.mixture import Mixture
 from erniekit.data.rows import StoredRows
@@ -123,7 +124,12 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
         rows: StoredRows | StreamedRows
         if data.streaming:
             files = [
-                SourceFiles(place["name"], tuple(map(Path, place["files"])), source.format or data.format)
+                SourceFiles(
+                    place["name"],
+                    tuple(map(Path, place["files"])),
+                    source.format or data.format,
+                    read_columns(source.columns, source.path),
+                )
                 for source, place in zip(data.train, places["train"], strict=True)
             ]
             rows = StreamedRows(
@@ -136,6 +142,7 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
                 digests=[place["digest"] for place in places["train"]],
                 rank=processes.rank,
                 ranks=processes.size,
+                on_notice=say,
             )
         else:
             rows = StoredRows(_open(places["train"], encoder, budget, stack), mixture, data.max_length)
@@ -161,9 +168,11 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
 
 
 def _check_sources(data: DataConfig) -> None:
-    """Find what names no file, or a file that was not downloaded, before the first source is encoded."""
+    """Find columns of no format, names of no file and files that were not downloaded, before anything is encoded."""
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:
+        for source in sources:
+            read_columns(source.columns, source.path)
         paths = [source.path for source in sources if not source.path.startswith(HUB)]
         for file in expand(paths, use):
             problem = placeholder_problem(file)
@@ -239,7 +248,8 @@ def _encode(
     data, loaded = config.data, []
     budget = _budget(data)
     for source, path in zip(sources, paths, strict=True):
-        files = SourceFiles.of(path, source.format or data.format, use, say)
+        columns = read_columns(source.columns, source.path)
+        files = SourceFiles.of(path, source.format or data.format, use, say, columns)
         started = time.monotonic()
         found = load_source(
             files,

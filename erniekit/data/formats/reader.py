@@ -7,11 +7,13 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.formats.arrays import read_array, read_objects, spans_lines
 from erniekit.data.formats.arrow import ARROW, read_arrow
+from erniekit.data.formats.columns import Columns, renamed
 from erniekit.data.formats.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
 from erniekit.data.formats.tables import read_parquet, read_table
 from erniekit.errors import DataError
@@ -25,8 +27,10 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _START = Cursor()
 
 
-def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLine]:
+def read_records(path: Path, after: Cursor = _START, columns: Columns = ()) -> Iterator[Record | BadLine]:
     """The records of a file in order, beginning after a cursor that an earlier reading of the file gave.
+
+    columns: names that the file has for keys of its format, which the records have then; see `columns.renamed`.
 
     JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet;
     Arrow (.arrow); tables with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}.
@@ -34,12 +38,14 @@ def read_records(path: Path, after: Cursor = _START) -> Iterator[Record | BadLin
     .txt. Raises DataError when the file cannot be read, holds no record, or has an error after which it cannot be
     read on; a line of JSON lines or a row of a table that is wrong comes as a BadLine.
     """
-    for record in read_share(path, after, _every):
+    for record in read_share(path, after, _every, columns):
         assert not isinstance(record, Passed)
         yield record
 
 
-def read_share(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | BadLine | Passed]:
+def read_share(
+    path: Path, after: Cursor, is_own: IsOwn, columns: Columns = ()
+) -> Iterator[Record | BadLine | Passed]:
     """As `read_records`, with a Passed for each record that is not one's own. Most kinds do not parse those."""
     problem = placeholder_problem(path)
     if problem is not None:
@@ -55,11 +61,11 @@ def read_share(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Ba
                 records = read_arrow(path, after, is_own)
             else:
                 file = gzip.GzipFile(fileobj=raw) if magic.startswith(_GZIP) else raw
-                records = _read_text(path, Stream(raw, file), after, is_own)
+                records = _read_text(path, Stream(raw, file), after, is_own, columns)
             for record in records:
                 empty = False
                 is_wanted = isinstance(record, Passed) or is_own(record.after.records - 1)
-                yield record if is_wanted else Passed(record.after)
+                yield _renamed(record, columns) if is_wanted else Passed(record.after)
     except OSError as error:
         raise DataError(f"{path}: cannot read the data file: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
@@ -71,12 +77,21 @@ def read_share(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Ba
 _EXPECTED = "expected JSON lines, one JSON array, parquet, a table (.csv, .tsv) or text (.txt)"
 
 
+def _renamed(record: Record | BadLine | Passed, columns: Columns) -> Record | BadLine | Passed:
+    if not columns or not isinstance(record, Record):
+        return record
+    try:
+        return replace(record, value=renamed(record.value, columns, record.sample_id))
+    except SampleError as error:
+        return BadLine(error, record.bytes_read, record.after)
+
+
 def _every(number: int) -> bool:
     return True
 
 
 def _read_text(
-    path: Path, stream: Stream, after: Cursor, is_own: IsOwn
+    path: Path, stream: Stream, after: Cursor, is_own: IsOwn, columns: Columns
 ) -> Iterator[Record | BadLine | Passed]:
     head = stream.file.read(_HEAD)
     _refuse_other_encodings(path, head)
@@ -88,7 +103,7 @@ def _read_text(
     if suffix == ".txt":
         return _whole(path, stream, after)
     if suffix in _DELIMITERS:
-        return read_table(path, stream, _DELIMITERS[suffix], after)
+        return read_table(path, stream, _DELIMITERS[suffix], after, columns)
     if first == b"[":
         return read_array(path, stream, after)
     if first == b"{" and not _is_json(stream.file.readline()):

@@ -12,6 +12,7 @@ from typing import Any
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.formats import detect
+from erniekit.data.formats.columns import Columns
 from erniekit.data.formats.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
 from erniekit.errors import DataError
 
@@ -24,7 +25,9 @@ _JSON_COLUMNS = (
 _ROWS = 128  # of a parquet file in memory at a time
 
 
-def read_table(path: Path, stream: Stream, delimiter: str, after: Cursor) -> Iterator[Record | BadLine]:
+def read_table(
+    path: Path, stream: Stream, delimiter: str, after: Cursor, columns: Columns = ()
+) -> Iterator[Record | BadLine]:
     """The rows of a text file whose first line names the columns.
 
     A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
@@ -36,7 +39,8 @@ def read_table(path: Path, stream: Stream, delimiter: str, after: Cursor) -> Ite
     header = _next(path, rows)
     if header is None:
         return
-    _check_header(path, header)
+    names = {name: key for key, name in columns}
+    _check_header(path, header, [names.get(name, name) for name in header])
     records = 0
     while True:
         number = rows.line_num + 1
@@ -51,7 +55,9 @@ def read_table(path: Path, stream: Stream, delimiter: str, after: Cursor) -> Ite
         place, cursor, read = f"{path}:{number}", Cursor(records), stream.bytes_read(lines.offset)
         if len(row) == len(header):
             cells = zip(header, row, strict=True)
-            yield Record({name: _cell(name, text) for name, text in cells}, place, read, cursor)
+            yield Record(
+                {name: _cell(names.get(name, name), text) for name, text in cells}, place, read, cursor
+            )
         else:
             detail = f"the row has {len(row)} cells, the first line names {len(header)} columns"
             yield BadLine(SampleError(place, "bad record", detail), read, cursor)
@@ -89,10 +95,11 @@ def _next(path: Path, rows: Any) -> list[str] | None:
         raise DataError(f"{path}:{rows.line_num}: cannot read the table: {error} ({advice})") from error
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(path: Path, header: list[str], keys: list[str]) -> None:
+    """keys: what the columns are for the formats."""
     if len(set(header)) < len(header):
         raise DataError(f"{path}:1: the first line names a column twice: {', '.join(header)}")
-    if detect(dict.fromkeys(header, "")) is None:
+    if detect(dict.fromkeys(keys, "")) is None:
         found = ", ".join(header)[:200]
         detail = f"the first line must name the columns, as in instruction,input,output; it is: {found}"
         raise DataError(f"{path}:1: {detail}")

@@ -131,7 +131,8 @@ def test_lines_of_other_processes_are_not_even_parsed(
     loader, encoded = stream(text_encoder, [lines(tmp_path / "a.jsonl", "a", 160)], 1, 4, buffer=40)
     loader.next_row()
     assert len(encoded) == 40
-    assert 40 <= len(parsed) <= 41  # the next one is known
+    # Also the next one, and the first line whenever the file is opened, which shows that these are lines.
+    assert 40 <= len(parsed) <= 44
 
 
 def test_records_that_do_not_divide_go_round(text_encoder: Encoder, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from erniekit.data.account import ErrorBudget
 from erniekit.data.dataset import SourceFiles
 from erniekit.data.encode import Encoder
+from erniekit.data.formats.columns import Columns
 from erniekit.data.loader import RowLoader
 from erniekit.data.mixture import Mix, Mixture
 from erniekit.data.samples import SampleReader
@@ -29,13 +31,16 @@ def stream(
     max_length: int = 120,
     budget: ErrorBudget | None = None,
     workers: int = 0,
+    columns: Columns = (),
+    on_notice: Callable[[str], None] | None = None,
 ) -> RowLoader:
-    files = [SourceFiles.of(str(source)) for source in sources]
+    files = [SourceFiles.of(str(source), columns=columns) for source in sources]
     reader = SampleReader(encoder, max_length, "error")
     budget = budget or ErrorBudget("raise", 0)
     pool = Workers(workers, encoder.media_spec, reader)
     mixture = Mixture(mix, "first_exhausted", weights or (1.0,) * len(files), shuffle, seed)
-    return RowLoader(StreamedRows(files, reader, mixture, budget, pool, buffer=buffer), budget, pool)
+    rows = StreamedRows(files, reader, mixture, budget, pool, buffer=buffer, on_notice=on_notice)
+    return RowLoader(rows, budget, pool)
 
 
 def lines(path: Path, name: str, count: int, first: int = 0) -> Path:
@@ -164,3 +169,14 @@ def test_pictures_stream_too(vl_encoder: Encoder, tmp_path: Path) -> None:
     row = stream(vl_encoder, path, buffer=9).next_row()
     assert len(row.grid_thw) == len(row.sample_ids) > 1
     assert len(row.patches) == 24 * len(row.grid_thw)
+
+
+def test_names_of_columns_and_notices_in_a_stream(text_encoder: Encoder, tmp_path: Path) -> None:
+    records = [{"asked": f"q {number}", "told": "a", "mood": "blue"} for number in range(40)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    notices: list[str] = []
+    loader = stream(
+        text_encoder, path, columns=(("query", "asked"), ("response", "told")), on_notice=notices.append
+    )
+    assert len(drawn(loader, 40)) >= 40
+    assert notices == [f"note: key 'mood' of a record is not read; the first is {path}:1"]

@@ -112,10 +112,6 @@ def test_a_plan_counts_what_there_is(vl: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"messages": [{"role": "user", "content": "One?"}]}\n', r":1: the chat ends with a user message"),
-        (
-            '{"messages": [{"role": "assistant", "content": "two"}]}\n',
-            r":1: nothing stands before the answer",
-        ),
         ('\n{"messages": [\n', r":2: not valid JSON"),
         ("", r"the data file has no samples"),
     ],

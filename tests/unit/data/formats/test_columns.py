@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from erniekit.data.conversation import SampleError
 from erniekit.data.formats.columns import read_columns, renamed
+from erniekit.data.formats.reader import BadLine, Record, read_records
 from erniekit.errors import DataError
 
 
@@ -43,3 +49,28 @@ def test_a_record_without_a_needed_column_is_named() -> None:
 def test_wrong_columns_are_named(names: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_columns(names, "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_files_of_every_kind_have_columns(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    if name == "a.csv":
+        path.write_text('number,dialogue\n3,"' + json.dumps(chat).replace('"', '""') + '"\n')
+    elif name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"number": ["3"], "dialogue": [chat]}), path)
+    else:
+        record = {"number": "3", "dialogue": chat}
+        path.write_text(json.dumps([record] if name == "a.json" else record) + "\n")
+    columns = read_columns({"messages": "dialogue"}, name)
+    (found,) = read_records(path, columns=columns)
+    assert isinstance(found, Record) and found.value == {"number": "3", "messages": chat}
+
+
+def test_a_line_without_a_needed_column_is_a_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"asked": "q", "told": "a"}\n{"asked": "q"}\n{"asked": "r", "told": "b"}\n')
+    columns = read_columns({"query": "asked", "response": "told"}, "a.jsonl")
+    found = list(read_records(path, columns=columns))
+    assert [type(item) for item in found] == [Record, BadLine, Record]
+    assert isinstance(found[1], BadLine) and found[1].error.sample_id == f"{path}:2"
