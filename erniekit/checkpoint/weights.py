@@ -13,16 +13,16 @@ from paddle import Tensor
 from erniekit.checkpoint.hub import (
     TensorInfo,
     as_dtype,
-    read_array,
     read_index,
     read_span,
     write_shards,
 )
 from erniekit.checkpoint.model_files import check_tensors, open_model
+from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges, read_rows
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
-from erniekit.models.specs import TensorSpec
+from erniekit.models.specs import TensorSpec, is_vocab_tensor
 from erniekit.parallel.mesh import Mesh
 from erniekit.parallel.shards import Span
 from erniekit.parallel.stored import StoredLayers
@@ -66,28 +66,36 @@ def load_weights(model: ErnieModel, directory: str | Path) -> None:
 
 def _fill(parameters: Iterable[tuple[str, Tensor]], found: Mapping[str, TensorInfo]) -> None:
     for name, parameter in parameters:
-        assign(parameter, read_array(found[name]), found[name].dtype)
+        rows = int(parameter.shape[0]) if is_vocab_tensor(name) else None
+        assign(parameter, read_rows(found[name], rows), found[name].dtype)
 
 
 def load_model(
-    directory: str | Path, dtype: str = "float32", *, expert_rank: int = 0, expert_ranks: int = 1
+    directory: str | Path,
+    dtype: str = "float32",
+    *,
+    expert_rank: int = 0,
+    expert_ranks: int = 1,
+    changes: ModelChanges = NO_CHANGES,
 ) -> ErnieModel:
     """Build the model that `config.json` describes and load its weights, computing in `dtype`.
 
-    expert_rank, expert_ranks: where processes share the experts, see `MoeConfig`.
+    expert_rank, expert_ranks: where processes share the experts, see `MoeConfig`. changes: what is to be larger.
     """
-    config, found = _open(directory, expert_rank, expert_ranks)
+    config, found = _open(directory, expert_rank, expert_ranks, changes)
     model = build_model(config, dtype)
     _fill(model.named_parameters(), found)
     return model
 
 
-def load_spread(directory: str | Path, dtype: str, mesh: Mesh) -> tuple[ErnieModel, StoredLayers]:
+def load_spread(
+    directory: str | Path, dtype: str, mesh: Mesh, changes: ModelChanges = NO_CHANGES
+) -> tuple[ErnieModel, StoredLayers]:
     """As `load_model`, but the weights of its decoder layers are spread over the processes of `mesh`.
 
     Every process reads its own part of each from the files, and never has more than one layer whole.
     """
-    config, found = _open(directory, mesh.expert.rank, mesh.expert.size)
+    config, found = _open(directory, mesh.expert.rank, mesh.expert.size, changes)
     with paddle.LazyGuard():
         model = build_model(config, dtype)
 
@@ -107,10 +115,11 @@ def load_spread(directory: str | Path, dtype: str, mesh: Mesh) -> tuple[ErnieMod
 
 
 def _open(
-    directory: str | Path, expert_rank: int, expert_ranks: int
+    directory: str | Path, expert_rank: int, expert_ranks: int, changes: ModelChanges
 ) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
     """Configuration and tensors, checked before memory is taken for a model that the files do not fit."""
     config, found = open_model(directory)
+    config = changes.apply(config)
     if config.moe is not None:
         moe = replace(config.moe, expert_rank=expert_rank, expert_ranks=expert_ranks)
         config = replace(config, moe=moe)

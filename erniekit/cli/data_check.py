@@ -140,6 +140,9 @@ def _encoder(run: "Config | None", model: Path | None, template: str | None) -> 
         from erniekit.inspection.run import encode_options
 
         options = encode_options(run)
+        if model is not None:
+            # Of another model than the run enlarges.
+            options = dataclasses.replace(options, vocab_size=None, max_positions=None)
         model = model or Path(run.model.path)
     if model is None:
         return None
@@ -157,6 +160,8 @@ def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path
 
     if options.encoder is not None:
         typer.echo(f"template {options.encoder.template.name}, max_length {options.max_length:,}")
+        for note in options.encoder.limits.notes():
+            typer.echo(f"note: {note}")
     with show_progress("checking") as progress:
         report = check_files(files, options, progress)
     for line in describe(report):

@@ -173,7 +173,11 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
         return find_model(model), None
     run = load_config(config)
     source = find_model(model or run.train.output_dir)
-    return dataclasses.replace(source, options=encode_options(run)), run
+    own = source.options
+    options = dataclasses.replace(
+        encode_options(run), vocab_size=own.vocab_size, max_positions=own.max_positions
+    )
+    return dataclasses.replace(source, options=options), run
 
 
 def _budget(on_error: Literal["raise", "skip"] | None, run: "Config | None") -> "ErrorBudget":

@@ -35,6 +35,17 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Compute dtype. auto: bfloat16 on a GPU, float32 on a CPU."
     )
+    resize_vocab: bool = Field(
+        False,
+        description="Add rows to the embedding and the head for tokens that were added to the tokenizer, up to a "
+        "multiple of 64. New rows start as the mean of the others. With LoRA both are trained and saved whole.",
+    )
+    max_position_embeddings: Positive | None = Field(
+        None,
+        description="Positions of the trained model, where longer documents than the checkpoint was made for are to be "
+        "trained; nothing is interpolated, and config.json states the new number. null: the checkpoint's; a longer "
+        "document is treated as one above data.max_length.",
+    )
     freeze: TextList = Field(
         [],
         description="Parts that are not trained: vision, resampler, language, router, "

@@ -110,6 +110,11 @@ class Document:
         self._place(positions, rejected, len(self), shared)
         return positions
 
+    @property
+    def num_positions(self) -> int:
+        """Positions that it takes, on the longest axis: its tokens, but for media and the answers of a pair."""
+        return int(self.position_ids.max()) + 1
+
     def _place(self, positions: npt.NDArray[np.int64], start: int, stop: int, current: int) -> int:
         """Fill [:, start:stop], from position `current` on; returns the position that follows."""
         end = start

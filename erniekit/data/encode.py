@@ -36,6 +36,7 @@ from erniekit.data.conversation import (
 )
 from erniekit.data.decode import MediaSpec
 from erniekit.data.document import IGNORE, Document, Media
+from erniekit.data.limits import NO_LIMITS, ModelLimits, read_limits
 from erniekit.data.measure import measure
 from erniekit.data.media import describe
 from erniekit.data.policy import DEFAULT_POLICY, LossPolicy
@@ -62,7 +63,8 @@ _VERSION = 3
 class EncodeOptions:
     """What a run says about encoding, as in its config section `data`; None: as the checkpoint has it.
 
-    seed: of the frames that video_sampling "random" picks.
+    seed: of the frames that video_sampling "random" picks; vocab_size, max_positions: of a model that a run has
+    enlarged, see `erniekit.data.limits`.
     """
 
     template: str = "auto"
@@ -77,6 +79,8 @@ class EncodeOptions:
     video_min_pixels: int | None = None
     video_max_pixels: int | None = None
     seed: int = 0
+    vocab_size: int | None = None
+    max_positions: int | None = None
 
     @classmethod
     def of_run(cls, data: Mapping[str, Any], seed: int) -> EncodeOptions:
@@ -87,7 +91,8 @@ class EncodeOptions:
         policy = {
             field.name: data[field.name] for field in dataclasses.fields(LossPolicy) if field.name in data
         }
-        own = {field.name for field in dataclasses.fields(cls)} - {"policy", "seed"}
+        own = {field.name for field in dataclasses.fields(cls)}
+        own -= {"policy", "seed", "vocab_size", "max_positions"}
         return cls(
             **{name: data[name] for name in own if name in data}, policy=LossPolicy(**policy), seed=seed
         )
@@ -116,8 +121,8 @@ class Encoder:
     It can be pickled, and then needs no transformers. media_tokens and media_spec: both, or both None for a
     text model. eos_token_ids: on which generation stops (generation_config.json). Turns end with the template's
     terminator, which need not be among them: then its label becomes the first of eos_token_ids, while the input
-    keeps it, so that the tuned model stops in engines. Raises CheckpointError when the tokenizer does not know
-    the template's or the pictures' tokens.
+    keeps it, so that the tuned model stops in engines. limits: of the model. Raises CheckpointError when the tokenizer
+    does not know the template's or the pictures' tokens, or the model has no room for them.
     """
 
     def __init__(
@@ -129,6 +134,7 @@ class Encoder:
         policy: LossPolicy = DEFAULT_POLICY,
         media_tokens: MediaTokens | None = None,
         media_spec: MediaSpec | None = None,
+        limits: ModelLimits = NO_LIMITS,
     ) -> None:
         if (media_tokens is None) != (media_spec is None):
             raise ValueError("media_tokens and media_spec go together")
@@ -136,9 +142,10 @@ class Encoder:
         self.policy = policy
         self.media_spec = media_spec
         self.media_tokens = media_tokens
+        self.limits = limits
         self._tokenizer = tokenizer
-        for token in template.tokens:
-            _single_id(tokenizer, token)
+        for token in (*template.tokens, template.terminator):
+            limits.check_token(token, _single_id(tokenizer, token))
         terminator = _single_id(tokenizer, template.terminator)
         stops = not eos_token_ids or terminator in eos_token_ids
         self._terminator_label = terminator if stops else eos_token_ids[0]
@@ -164,7 +171,7 @@ class Encoder:
         if spec is not None and spec.video.sampling != "random":
             spec = dataclasses.replace(spec, video=dataclasses.replace(spec.video, seed=0))
         labels = (self._terminator_label, self._end_of_text)
-        settings = (_VERSION, self.template, self.policy, spec, self.media_tokens, labels)
+        settings = (_VERSION, self.template, self.policy, spec, self.media_tokens, labels, self.limits)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
         digest.update(self._tokenizer.to_str().encode())
         return digest.hexdigest()
@@ -274,7 +281,9 @@ class Encoder:
             length += len(chunk)
         end = self._end_of_text if plain and conversation.messages[0].trained else IGNORE
         targets.append(np.full(1, end, np.int32))
-        return Document(np.concatenate(ids), np.concatenate(targets)[1:], tuple(media), sample_id)
+        input_ids = np.concatenate(ids)
+        self.limits.check_ids(input_ids, sample_id)
+        return Document(input_ids, np.concatenate(targets)[1:], tuple(media), sample_id)
 
     def _ids(self, text: str) -> Ids:
         # A batch of one, since only batches can do without the offsets, which take a third of the time.
@@ -371,13 +380,15 @@ def make_encoder(directory: str | Path, options: EncodeOptions = _DEFAULTS) -> E
     directory = Path(directory)
     media_tokens = media_token_ids(directory)
     tokenizer = load_tokenizer(directory)
+    backend = tokenizer.backend_tokenizer
     return Encoder(
-        tokenizer.backend_tokenizer,
+        backend,
         resolve_template(options.template, tokenizer, is_vl=media_tokens is not None),
         eos_token_ids=stop_token_ids(directory, tokenizer.eos_token_id),
         policy=options.policy,
         media_tokens=media_tokens,
         media_spec=None if media_tokens is None else _media_spec(directory, options),
+        limits=read_limits(directory, backend, options.vocab_size, options.max_positions),
     )
 
 

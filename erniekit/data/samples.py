@@ -55,7 +55,7 @@ class Sample:
 class SampleReader:
     """Reads records. Goes to worker processes.
 
-    on_long: a document of more than max_length tokens is an error, or
+    on_long: a document of more than max_length tokens, or of more positions than the model has, is an error, or
     loses its oldest exchanges ("trim_history"); "drop" tells whoever counts, see `DataStats`. pairs: of a preference
     pair only the answer "chosen" is read, as of any chat; or every sample must be a pair, whose answers are one
     document with their prompt "shared" or "separate", see `encode_pair`.
@@ -101,14 +101,16 @@ class SampleReader:
         for part in self.encoder.split(conversation):
             document = self._document(part)
             whole.append((len(document), sum(item.tokens for item in document.media)))
-            if len(document) <= self.max_length:
+            if self._fits(document):
                 documents.append(document)
             elif part.messages[0].role == "text":
-                documents += cut(document, self.max_length)
+                documents += cut(
+                    document, min(self.max_length, self.encoder.limits.max_positions or len(document))
+                )
             else:
                 shorter = self._trim(part) if self.on_long == "trim_history" else None
                 if shorter is None:
-                    errors.append(self._too_long(part, len(document)))
+                    errors.append(self._too_long(document))
                 else:
                     documents.append(shorter)
                     trimmed += 1
@@ -154,19 +156,30 @@ class SampleReader:
                 rejected_prompt=_recent(conversation.rejected_prompt, middle),
             )
             document = self._document(rest)
-            if len(document) <= self.max_length:
+            if self._fits(document):
                 fitting, most = document, middle - 1
             else:
                 fewest = middle + 1
         return fitting
 
-    def _too_long(self, conversation: Conversation, tokens: int) -> SampleError:
+    def _fits(self, document: Document) -> bool:
+        return len(document) <= self.max_length and self.encoder.limits.fits(document)
+
+    def _too_long(self, document: Document) -> SampleError:
+        limits = self.encoder.limits
+        reasons, cures = [], []
+        if len(document) > self.max_length:
+            reasons.append(f"{len(document):,} tokens, more than data.max_length={self.max_length:,}")
+            cures.append("raise data.max_length")
+        if not limits.fits(document):
+            reasons.append(limits.too_long(document))
+            cures.append("set model.max_position_embeddings to train beyond it")
+        told, more = "; ".join(reasons), " and ".join(cures)
         if self.on_long == "trim_history":
-            what = "its last exchange alone does not fit: shorten it, or raise data.max_length"
+            what = f"its last exchange alone does not fit: shorten it, or {more}"
         else:
-            what = "shorten it, raise data.max_length, or set data.on_long to trim_history or drop"
-        detail = f"{tokens:,} tokens, more than data.max_length={self.max_length:,}: {what}"
-        return SampleError(conversation.sample_id, TOO_LONG, detail)
+            what = f"shorten it, {more}, or set data.on_long to trim_history or drop"
+        return SampleError(document.sample_id, TOO_LONG, f"{told}: {what}")
 
 
 def _recent(messages: tuple[Message, ...], dropped: int) -> tuple[Message, ...]:

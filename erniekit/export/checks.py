@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from erniekit.checkpoint.hub import (
     weight_files,
 )
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
+from erniekit.data.limits import read_limits
+from erniekit.data.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError
 from erniekit.export.files import chat_template
 from erniekit.export.layouts import ARCHITECTURES, DTYPE_NAMES, HUB_MODEL_TYPES, NESTED_MODEL_TYPE
@@ -95,6 +97,8 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
         yield Check("note", unknown)
     yield from _check_files(directory, config)
     yield from _check_config(directory, config)
+    if (directory / "tokenizer_config.json").is_file():
+        yield from _check_vocabulary(directory, config)
     try:
         tensors = read_index(directory)
     except CheckpointError as error:
@@ -250,11 +254,26 @@ def _check_shards(directory: Path) -> Iterator[Check]:
         yield Check("ok", f"the index agrees with the shards ({len(set(where.values()))})")
 
 
+def _check_vocabulary(directory: Path, config: ErnieConfig) -> Iterator[Check]:
+    try:
+        limits = read_limits(directory, load_tokenizer(directory).backend_tokenizer)
+    except CheckpointError as error:
+        yield Check("FAIL", str(error))
+        return
+    if limits.beyond:
+        yield from (Check("note", note) for note in limits.notes())
+    else:
+        yield Check(
+            "ok", f"every token of the tokenizer has one of the {config.vocab_size:,} rows of the embedding"
+        )
+
+
 def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig) -> Iterator[Check]:
     specs = parameter_specs(config)
     try:
+        rows = ErnieConfig.from_dir(base).vocab_size
         theirs = read_index(base)
-        check_tensors(theirs, config, f"{base} (the base)")
+        check_tensors(theirs, replace(config, vocab_size=rows), f"{base} (the base)")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return
@@ -269,7 +288,12 @@ def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig)
             "FAIL", f"{len(wrong)} tensors have another element type than in the base: {_some(wrong)}"
         )
     else:
-        yield Check("ok", f"names, shapes and element types are those of the base {base}")
+        grown = (
+            f", but for {config.vocab_size - rows:+,} rows of the vocabulary"
+            if config.vocab_size != rows
+            else ""
+        )
+        yield Check("ok", f"names, shapes and element types are those of the base {base}{grown}")
 
 
 def _metadata(file: Path) -> dict[str, Any]:

@@ -26,13 +26,17 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
+from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import STATE_FILE, read_state
 from erniekit.data.encode import EncodeOptions
+from erniekit.data.limits import read_limits
+from erniekit.data.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,
     carry_files,
     drop_missing_code,
+    set_positions,
     side_files,
     token_id,
     write_json,
@@ -40,9 +44,10 @@ from erniekit.export.files import (
 from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
 from erniekit.export.processors import set_picture_bounds, set_videos
 from erniekit.export.prompts import TemplateChoice, settle_chat_template
-from erniekit.inference.load import find_checkpoint
-from erniekit.lora.adapters import is_adapter_directory, read_adapter_config
+from erniekit.inference.load import find_checkpoint, run_options
+from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
+from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
@@ -115,9 +120,11 @@ def export_model(
     source = resolve_source(Path(path), None if base is None else Path(base))
     tensors = read_index(source.weights)
     wanted = parameter_specs(source.config)
-    check_tensors(tensors, source.config, str(source.weights))
+    check_tensors(tensors, _on_disk(source.config, source.weights), str(source.weights))
     specs = _output_specs(source, tensors, wanted, dtype)
     merge = AdapterMerge(source.adapter) if source.adapter is not None else None
+    if merge is not None:
+        _check_whole(source, tensors, wanted, merge)
     aside: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +162,8 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     """Find the weights, the adapter and the base behind a path that a user names. Raises CheckpointError."""
     path = find_checkpoint(path)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
-    options = EncodeOptions.of_run(state.config["data"], state.seed) if state is not None else EncodeOptions()
+    options = EncodeOptions() if state is None else run_options(state)
+    changes = ModelChanges(max_position_embeddings=options.max_positions)
     if base is not None and not (base / "config.json").is_file():
         raise CheckpointError(f"--base {base}: not a model directory: it has no config.json")
     if is_adapter_directory(path):
@@ -165,13 +173,16 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
                 f"{path}: its base model {base} is not there (no config.json); say where it is with --base"
             )
         refuse_undownloaded(base)
-        return ExportSource(path, base, ErnieConfig.from_dir(base), path, base, True, options)
+        changes = replace(changes, vocab_size=adapter_vocab_size(path))
+        config = changes.apply(ErnieConfig.from_dir(base))
+        return ExportSource(path, base, config, path, base, True, options)
     if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
         base = Path(state.base_model)
     for directory in (path, base):
         if directory is not None:
             refuse_undownloaded(directory)
-    return ExportSource(path, path, ErnieConfig.from_dir(path), None, base, state is not None, options)
+    config = changes.apply(ErnieConfig.from_dir(path))
+    return ExportSource(path, path, config, None, base, state is not None, options)
 
 
 def describe(report: ExportReport) -> list[str]:
@@ -206,7 +217,9 @@ def _output_specs(
     base: dict[str, TensorInfo] = {}
     if source.base is not None and source.base != source.weights:
         base = read_index(source.base)
-        check_tensors(base, source.config, f"{source.base} (the base of {source.weights})")
+        check_tensors(
+            base, _on_disk(source.config, source.base), f"{source.base} (the base of {source.weights})"
+        )
     raw = source.config.raw
     stated = _ELEMENT_TYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")))
 
@@ -229,6 +242,24 @@ def _output_specs(
             f"{source.weights}: {odd.name} has the element type {odd.dtype}; choose one with --dtype"
         )
     return specs
+
+
+def _on_disk(config: ErnieConfig, directory: Path) -> ErnieConfig:
+    """The configuration of an exported model as a directory has it, to whose embedding training may have added rows."""
+    return replace(config, vocab_size=ErnieConfig.from_dir(directory).vocab_size)
+
+
+def _check_whole(
+    source: ExportSource, tensors: dict[str, TensorInfo], wanted: list[TensorSpec], merge: AdapterMerge
+) -> None:
+    """Raise CheckpointError where a tensor that an adapter holds whole, or should hold, has another shape."""
+    shapes = {name: info.shape for name, info in tensors.items()} | merge.whole
+    for spec in wanted:
+        if shapes[spec.name] != spec.shape:
+            raise CheckpointError(
+                f"{source.adapter}: the adapter does not fit {source.weights}: {spec.name} is "
+                f"{list(shapes[spec.name])}, the model wants {list(spec.shape)}"
+            )
 
 
 def _main_dtype(specs: list[TensorSpec]) -> str:
@@ -254,6 +285,20 @@ def _reader(
     return read
 
 
+def _vocabulary_warnings(source: ExportSource, target: Path) -> list[str]:
+    """What to know of tokens that were added to the tokenizer."""
+    config, warnings = source.config, []
+    if source.base is not None and config.media is not None:
+        before = ErnieConfig.from_dir(source.base).vocab_size
+        if config.vocab_size > before:
+            warnings.append(
+                f"FastDeploy takes every token id from im_patch_id ({config.media.image_placeholder}) on for one of a "
+                f"picture, also the added ones from {before} on: use vLLM, or transformers"
+            )
+    tokenizer = load_tokenizer(target).backend_tokenizer
+    return warnings + read_limits(target, tokenizer, config.vocab_size).notes()
+
+
 def _write_files(
     source: ExportSource, target: Path, layout: Layout, dtype: str, template: TemplateChoice
 ) -> list[str]:
@@ -262,6 +307,8 @@ def _write_files(
     unknown = unknown_keys_message(config.unknown, source.weights / "config.json")
     warnings = [] if unknown is None else [unknown]
     warnings += carry_files(side_files(source.files), target, config, layout)
+    if options.max_positions is not None:
+        set_positions(target, config.max_position_embeddings)
     if config.family == "vl":
         warnings += set_picture_bounds(target, options.min_pixels, options.max_pixels)
         if source.trained:
@@ -284,6 +331,7 @@ def _write_files(
                 f"{config.media.video_placeholder} of the base is lost"
             )
     write_json(target / "config.json", content)
+    warnings += _vocabulary_warnings(source, target)
     return warnings + settle_chat_template(
         target,
         options.template,

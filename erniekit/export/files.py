@@ -96,6 +96,18 @@ def carry_files(files: dict[str, Path], target: Path, config: ErnieConfig, layou
     return warnings
 
 
+def set_positions(target: Path, positions: int) -> None:
+    """Raise the tokenizer's `model_max_length` to the positions that the model was trained with.
+
+    vLLM takes the smaller one of this and the config's max_position_embeddings.
+    """
+    file = target / "tokenizer_config.json"
+    content = read_json_object(file)
+    length = content.get("model_max_length")
+    if isinstance(length, int | float) and length < positions:
+        write_json(file, content | {"model_max_length": positions})
+
+
 def drop_missing_code(content: Json, directory: Path) -> bool:
     """Remove from `auto_map` what names a Python file that is not in `directory`; returns whether it did.
 

@@ -132,9 +132,7 @@ class HeldOut:
         found = []
         for _, file, conversation in sorted(drawn, key=lambda item: item[0]):
             try:
-                found.append(
-                    _question(conversation, self.encoder.encode(conversation), file.source, self.encoder)
-                )
+                found.append(_question(conversation, self._encode(conversation), file.source, self.encoder))
             except SampleError as error:
                 self.budget.spend(error)
         return found
@@ -155,9 +153,14 @@ class HeldOut:
             allow_urls=self.allow_urls,
         )
 
+    def _encode(self, conversation: Conversation) -> Document:
+        document = self.encoder.encode(conversation)
+        self.encoder.limits.check_positions(document)
+        return document
+
     def _sample(self, conversation: Conversation, source: str) -> LossSample:
         # First: it checks that the last message is an answer.
-        whole = self.encoder.encode(conversation)
+        whole = self._encode(conversation)
         if not self.answers or conversation.messages[0].role == "text":
             return LossSample(conversation.sample_id, source, whole)
         return _question(conversation, whole, source, self.encoder)

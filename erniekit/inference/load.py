@@ -7,13 +7,20 @@ from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME, best_checkpoint
 from erniekit.checkpoint.model_files import open_model
-from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, newest_checkpoint, read_state
+from erniekit.checkpoint.resize import ModelChanges
+from erniekit.checkpoint.state import (
+    STATE_FILE,
+    TrainerState,
+    find_checkpoints,
+    newest_checkpoint,
+    read_state,
+)
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
 from erniekit.data.vision import ImageSpec
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import is_adapter_directory, load_adapter, read_adapter_config, read_adapter_index
-from erniekit.lora.targets import apply_lora
+from erniekit.lora.adapters import adapter_vocab_size, add_adapter, is_adapter_directory
+from erniekit.lora.peft import read_adapter_config
 from erniekit.models.ernie import ErnieModel
 
 
@@ -36,9 +43,10 @@ class ModelSource:
 
     def load(self, dtype: str = "float32") -> ErnieModel:
         """The model itself, computing in `dtype`, in evaluation mode. Raises CheckpointError."""
-        model = load_model(self.directory, dtype)
+        changes = ModelChanges(self.options.vocab_size, self.options.max_positions)
+        model = load_model(self.directory, dtype, changes=changes)
         if self.checkpoint != self.directory:
-            _add_adapter(model, self.checkpoint)
+            add_adapter(model, self.checkpoint)
         if model.config.vision is not None:
             spec = ImageSpec.from_checkpoint(self.directory)
             model.image_mean, model.image_std = spec.image_mean, spec.image_std
@@ -72,7 +80,7 @@ def find_model(path: str | Path) -> ModelSource:
     do not fit: what they are is known from their headers, before anyone waits for data.
     """
     checkpoint = find_checkpoint(Path(path))
-    directory = checkpoint
+    directory, vocab_size = checkpoint, None
     if is_adapter_directory(checkpoint):
         directory = Path(read_adapter_config(checkpoint).base_path)
         if not (directory / "config.json").is_file():
@@ -80,12 +88,18 @@ def find_model(path: str | Path) -> ModelSource:
                 f"{checkpoint}: its base model {directory} is not there; a relative path counts from the "
                 "directory in which the command runs (base_model_name_or_path in adapter_config.json)"
             )
-        read_adapter_index(checkpoint)
-    state = read_state(checkpoint) if (checkpoint / STATE_FILE).is_file() else None
+        vocab_size = adapter_vocab_size(checkpoint)
+    options = EncodeOptions()
+    if (checkpoint / STATE_FILE).is_file():
+        options = run_options(read_state(checkpoint))
     open_model(directory)
-    if state is None:
-        return ModelSource(checkpoint, directory)
-    return ModelSource(checkpoint, directory, EncodeOptions.of_run(state.config["data"], state.seed))
+    return ModelSource(checkpoint, directory, replace(options, vocab_size=vocab_size))
+
+
+def run_options(state: TrainerState) -> EncodeOptions:
+    """How a run encoded its samples, and the positions that it gave its model."""
+    options = EncodeOptions.of_run(state.config["data"], state.seed)
+    return replace(options, max_positions=state.config.get("model", {}).get("max_position_embeddings"))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -106,22 +120,3 @@ def find_checkpoint(path: Path) -> Path:
     if broken:
         raise CheckpointError(f"{path}: no checkpoint of this run is complete ({'; '.join(broken)})")
     raise CheckpointError(f"{path}: holds no model (config.json), no adapter and no checkpoint of a run")
-
-
-def _add_adapter(model: ErnieModel, directory: Path) -> None:
-    adapter = read_adapter_config(directory)
-    # The seed is of no account: every value is read from the file.
-    apply_lora(
-        model,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        targets=adapter.targets,
-        seed=0,
-    )
-    # What the file holds whole was trained beside the adapters (the router), and is read like them.
-    whole = {name for name in read_adapter_index(directory) if ".lora_" not in name}
-    for name, parameter in model.named_parameters():
-        if name in whole:
-            parameter.stop_gradient = False
-    load_adapter(model, directory)

@@ -96,12 +96,13 @@ class KindCount:
 
 @dataclass(frozen=True, slots=True)
 class PreviewedDocument:
-    """One document. tokens, loss_tokens: as training counts them."""
+    """One document. tokens, loss_tokens: as training counts them; positions: that it takes of the model's."""
 
     sample_id: str
     pieces: tuple[Piece, ...]
     tokens: int
     loss_tokens: int
+    positions: int
 
     @property
     def stretches(self) -> list[Stretch]:
@@ -149,7 +150,9 @@ class Preview:
     def notes(self, sample: PreviewedSample, document: PreviewedDocument) -> list[str]:
         """What else there is to say of a document."""
         notes = []
-        if document.tokens > self.max_length:
+        limit = self.encoder.limits.max_positions
+        too_many = limit is not None and document.positions > limit
+        if document.tokens > self.max_length or too_many:
             if document.pieces[-1].kind == "text":
                 fate = "it is cut into pieces"
             else:
@@ -158,7 +161,8 @@ class Preview:
                     "drop": "it is left out",
                     "trim_history": "it loses its oldest turns",
                 }[self.on_long]
-            notes.append(f"longer than data.max_length: {fate} (data.on_long: {self.on_long})")
+            what = f"the model's max_position_embeddings={limit:,}" if too_many else "data.max_length"
+            notes.append(f"longer than {what}: {fate} (data.on_long: {self.on_long})")
         if sample.is_pair and document.pieces[-1].branch is None:
             notes.append("a preference pair: the chosen answer is shown, and learnt (task: dpo takes both)")
         elif sample.is_pair:
@@ -199,7 +203,13 @@ def _document(conversation: Conversation, reader: SampleReader) -> PreviewedDocu
         pieces = list(_pieces(encoder.segments(conversation), document, encoder))
     else:
         document, pieces = _pair(conversation, encoder, share=reader.pairs == "shared")
-    return PreviewedDocument(conversation.sample_id, tuple(pieces), len(document), document.num_loss_tokens)
+    return PreviewedDocument(
+        conversation.sample_id,
+        tuple(pieces),
+        len(document),
+        document.num_loss_tokens,
+        document.num_positions,
+    )
 
 
 def _pair(conversation: Conversation, encoder: Encoder, *, share: bool) -> tuple[Document, list[Piece]]:

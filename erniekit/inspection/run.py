@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from erniekit.config import Config, DataConfig, SourceConfig
@@ -10,12 +11,20 @@ from erniekit.data.dataset import hub_dir
 from erniekit.data.encode import EncodeOptions
 from erniekit.data.files import HUB, Say, Use, expand, hub_file
 from erniekit.data.formats.columns import read_columns
+from erniekit.data.limits import check_max_positions, resized_vocab_size
 from erniekit.inspection.check import CheckedFile
 
 
 def encode_options(run: Config) -> EncodeOptions:
-    """How the run encodes its samples."""
-    return EncodeOptions.of_run(run.data.model_dump(), run.train.seed)
+    """How the run encodes its samples. Raises CheckpointError, ConfigError where the model's files do not fit it."""
+    path, positions = run.model.path, run.model.max_position_embeddings
+    if positions is not None:
+        check_max_positions(path, positions)
+    return replace(
+        EncodeOptions.of_run(run.data.model_dump(), run.train.seed),
+        vocab_size=resized_vocab_size(path) if run.model.resize_vocab else None,
+        max_positions=positions,
+    )
 
 
 def named_files(entries: Sequence[str], format: str, say: Say) -> list[CheckedFile]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.errors import CheckpointError
+from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import is_expert_tensor, is_router_tensor, is_vocab_tensor, parameter_specs
 
@@ -55,8 +56,8 @@ class AdapterConfig:
 def read_adapter_config(directory: str | Path) -> AdapterConfig:
     """Read `adapter_config.json`. Raises CheckpointError naming what is missing or cannot be done."""
     file = Path(directory) / CONFIG_FILE
+    raw = read_json_object(file)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
         _check_supported(file, raw)
         return AdapterConfig(
             base_path=str(raw["base_model_name_or_path"]),
@@ -66,8 +67,6 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
             alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
             use_rslora=bool(raw.get("use_rslora")),
         )
-    except OSError:
-        raise CheckpointError(f"{file}: not found") from None
     except KeyError as error:
         raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
     except (ValueError, TypeError, AttributeError):

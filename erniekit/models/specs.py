@@ -33,6 +33,11 @@ def is_router_tensor(name: str) -> bool:
     return ".mlp.gate.weight" in name or name.endswith("e_score_correction_bias")
 
 
+def is_vocab_tensor(name: str) -> bool:
+    """Whether a tensor has a row for each token id: the embedding, and the head where it is not tied."""
+    return name in ("model.embed_tokens.weight", "lm_head.weight")
+
+
 def parameter_specs(config: ErnieConfig, dtype: str = "F32") -> list[TensorSpec]:
     """Every tensor of the model, in the order of its layers.
 

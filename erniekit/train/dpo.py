@@ -113,7 +113,7 @@ def make_reference(
             with team.mesh.busy("computing the reference"), alone(model):
                 known, computed = cache_references(
                     dataset,
-                    model_key(config.model.path, dtype),
+                    model_key(config.model.path, dtype, model.config.vocab_size),
                     frozen,
                     max_length=config.data.max_length,
                     workers=config.data.workers,

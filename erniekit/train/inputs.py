@@ -23,7 +23,7 @@ from erniekit.data.dataset import (
     open_source,
     temporary_cache,
 )
-from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode import Encoder, make_encoder
 from erniekit.data.files import HUB, Use, expand, hub_file
 from erniekit.data.formats.columns import read_columns
 from erniekit.data.loader import RowLoader
@@ -34,6 +34,7 @@ from erniekit.data.store import DocumentStore
 from erniekit.data.stream import StreamedRows, files_digest
 from erniekit.data.workers import Workers
 from erniekit.errors import DataError
+from erniekit.inspection.run import encode_options
 from erniekit.local_files import placeholder_problem
 from erniekit.train.plan import describe_data, describe_left_out
 
@@ -97,11 +98,6 @@ class Inputs:
         self.cleanup.close()
 
 
-def encode_options(config: Config) -> EncodeOptions:
-    """What the configuration says about encoding."""
-    return EncodeOptions.of_run(config.data.model_dump(), config.train.seed)
-
-
 def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None) -> Inputs:
     """Read and encode all data, saying what it holds. Raises ErnieKitError for what is wrong there.
 
@@ -110,6 +106,8 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
     data, processes = config.data, processes or _Alone()
     _check_sources(data)
     encoder = make_encoder(Path(config.model.path), encode_options(config))
+    for note in encoder.limits.notes():
+        say(f"note: {note}")
     with ExitStack() as stack:
         places = processes.make_once(
             "encoding the data", lambda: _prepare(config, encoder, say, stack), _are_here

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
+from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.state import (
     TrainerState,
     check_identity,
@@ -108,16 +109,18 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
         plan = plan_run(config, inputs.rows)
         for line in describe_run(plan, config, inputs.encoder.template.name):
             reporter.say(line)
-        identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]))
+        limits = inputs.encoder.limits
+        changes = ModelChanges(limits.vocab_size, limits.max_positions)
+        identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]), changes)
         if checkpoint is not None and state is not None:
             check_identity(saved_identity(state, identity), identity, checkpoint)
             # Before the model is loaded, which may take long.
             inputs.train.check_state(state.loader)
             _say_changes(checkpoint, state, config, reporter.say)
         prepared = prepare_model(
-            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh
+            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh, changes
         )
-        objective = make_objective(config, prepared, inputs, dtype, team, reporter.say)
+        objective = make_objective(config, prepared, inputs, dtype, team, reporter.say, changes)
         exchange = make_exchange(config, prepared, team.mesh)
         optimizer = make_optimizer(config, prepared, exchange)
         progress = Progress()
@@ -144,6 +147,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             team=team,
             stored=prepared.stored,
             exchange=exchange,
+            changes=changes,
         )
         monitor = _monitor(run, config, progress, team)
         try:
@@ -237,7 +241,13 @@ def make_optimizer(config: Config, prepared: Prepared, exchange: Exchange | None
 
 
 def make_objective(
-    config: Config, prepared: Prepared, inputs: Inputs, dtype: str, team: Team, say: Callable[[str], None]
+    config: Config,
+    prepared: Prepared,
+    inputs: Inputs,
+    dtype: str,
+    team: Team,
+    say: Callable[[str], None],
+    changes: ModelChanges = NO_CHANGES,
 ) -> SftObjective | DpoObjective:
     """The loss of the run's task; with its reference model, where it has one."""
     model, loss = prepared.model, config.loss
@@ -251,7 +261,7 @@ def make_objective(
         def load_base() -> ErnieModel:
             # One process computes what is cached.
             mesh = None if config.dpo.reference == "cached" else team.mesh
-            return load_shared(Path(config.model.path), dtype, mesh, config.parallel.shard)[0]
+            return load_shared(Path(config.model.path), dtype, mesh, config.parallel.shard, changes)[0]
 
         reference = make_reference(config, model, dtype, datasets, load_base, say, team)
         return make_dpo_objective(config, model, reference)

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from erniekit.errors import ConfigError
+from erniekit.models.specs import is_vocab_tensor
 
 # Patterns over parameter names. A part's adapters bear its name, so that they are frozen with it.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -41,13 +42,19 @@ def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
 
 
 def trained_names(
-    names: Sequence[str], *, freeze: Sequence[str], adapters: bool = False, train_router: bool = False
+    names: Sequence[str],
+    *,
+    freeze: Sequence[str],
+    adapters: bool = False,
+    train_router: bool = False,
+    train_vocab: bool = False,
 ) -> list[str]:
     """Of all parameters, those that a run trains, in their order.
 
     Without `adapters` that is everything, with them only low-rank matrices and, with `train_router`, the
-    routers; less what `freeze` covers, and never the correction bias of a router, which no gradient reaches.
-    Raises ConfigError as `frozen_names` does, for a router that is not there, and where nothing is left.
+    routers, with `train_vocab` embedding and head; less what `freeze` covers, and never the correction bias of
+    a router, which no gradient reaches. Raises ConfigError as `frozen_names` does, for a router that is not there,
+    and where nothing is left.
     """
     frozen = frozen_names(names, freeze)
     routers = {name for name in names if part_of(name) == "router"}
@@ -57,6 +64,7 @@ def trained_names(
     for name in names:
         if adapters:
             wanted = ".lora_A." in name or ".lora_B." in name or (train_router and name in routers)
+            wanted = wanted or (train_vocab and is_vocab_tensor(name))
         else:
             wanted = not name.endswith("e_score_correction_bias")
         if wanted and name not in frozen:

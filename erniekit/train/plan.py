@@ -204,6 +204,14 @@ def describe_layout(layout: Layout) -> list[str]:
     return ["; ".join(words)]
 
 
+def describe_vocab(before: int, rows: int, *, adapters: bool) -> str:
+    """What model.resize_vocab does, in words."""
+    if rows == before:
+        return f"vocabulary: every token has a row in the embedding, which keeps its {rows:,} rows"
+    trained = "; embedding and head are trained and saved whole" if adapters else ""
+    return f"vocabulary: {before:,} rows -> {rows:,}, the new ones start as the mean of the others{trained}"
+
+
 def describe_lora(matches: Sequence[LoraMatch], rank: int) -> list[str]:
     """The table of what the adapters were put on."""
     groups = group_matches(matches)

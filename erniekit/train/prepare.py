@@ -9,10 +9,12 @@ from pathlib import Path
 import paddle
 
 from erniekit.checkpoint.model_files import open_model
+from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.weights import load_model, load_spread
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.vision import ImageSpec
+from erniekit.errors import ConfigError
 from erniekit.lora.adapters import load_adapter
 from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters
 from erniekit.models.config import ErnieConfig
@@ -20,7 +22,7 @@ from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import parameter_specs
 from erniekit.models.segments import Segments
-from erniekit.models.specs import TensorSpec
+from erniekit.models.specs import TensorSpec, is_vocab_tensor
 from erniekit.parallel.context import share_rows
 from erniekit.parallel.exchange import Exchange, WholeExchange
 from erniekit.parallel.expert import share_experts
@@ -30,7 +32,7 @@ from erniekit.parallel.stored import StoredLayers
 from erniekit.train.dpo import caches_with_copy, trains_beside_copy
 from erniekit.train.memory import ModelPlan, Spread, activation_bytes, describe_model, plan_model
 from erniekit.train.parameters import check_routers, trained_names
-from erniekit.train.plan import describe_layout, describe_lora
+from erniekit.train.plan import describe_layout, describe_lora, describe_vocab
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -51,11 +53,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What is trained of a whole model, whichever process holds it: every parameter, adapters among them."""
+    """What is trained of a whole model, whichever process holds it: every parameter, adapters among them.
+
+    rows_before, rows: of the embedding, in the checkpoint and in memory.
+    """
 
     matches: list[LoraMatch]
     specs: list[TensorSpec]
     trained: list[str]
+    rows_before: int
+    rows: int
 
 
 def lora_alpha(lora: LoraConfig) -> float:
@@ -70,19 +77,20 @@ def prepare_model(
     checkpoint: Path | None,
     say: Callable[[str], None],
     mesh: Mesh | None = None,
+    changes: ModelChanges = NO_CHANGES,
 ) -> Prepared:
     """Load the model, put adapters on it, mark what is trained, and say so.
 
     `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. `mesh`: the
-    processes that share the model and its rows. Raises CheckpointError where files do not fit, ConfigError where
-    lora.targets or model.freeze match nothing.
+    processes that share the model and its rows. `changes`: to the base's `config.json`. Raises
+    CheckpointError where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
     """
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
-    architecture = ErnieConfig.from_dir(config.model.path)
-    choice = _choose(config, architecture, dtype)
+    before = ErnieConfig.from_dir(config.model.path)
+    choice = _choose(config, before, dtype, changes)
     say(f"model: loading {weights} in {dtype}")
-    model, stored = load_shared(weights, dtype, mesh, config.parallel.shard)
+    model, stored = load_shared(weights, dtype, mesh, config.parallel.shard, changes)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
         model.model.run = Segments(recompute=True)
     if image_spec is not None:
@@ -104,7 +112,9 @@ def prepare_model(
             trained.append((name, parameter))
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
-    _describe(config, architecture, dtype, choice, say, mesh.layout if mesh is not None else Layout())
+    _describe(
+        config, changes.apply(before), dtype, choice, say, mesh.layout if mesh is not None else Layout()
+    )
     return Prepared(model, trained, choice.trained, stored)
 
 
@@ -121,19 +131,22 @@ def check_model(directory: Path, say: Callable[[str], None], *, weights: bool = 
 
 
 def load_shared(
-    directory: Path, dtype: str, mesh: Mesh | None, shard: Shard
+    directory: Path, dtype: str, mesh: Mesh | None, shard: Shard, changes: ModelChanges = NO_CHANGES
 ) -> tuple[ErnieModel, StoredLayers | None]:
     """A model as this process holds it: with its share of experts, rows and, where they are spread, layers."""
     if mesh is None or mesh.world.size == 1:
-        return load_model(directory, dtype), None
+        return load_model(directory, dtype, changes=changes), None
     stored = None
     # Of slow disks, or one that the processes share, some may have read long before others.
     with mesh.busy("loading the model"):
         if shard == "parameters":
-            model, stored = load_spread(directory, dtype, mesh)
+            model, stored = load_spread(directory, dtype, mesh, changes)
             model.model.run = Segments(stored, recompute=True)
         else:
-            model = load_model(directory, dtype, expert_rank=mesh.expert.rank, expert_ranks=mesh.expert.size)
+            experts = mesh.expert
+            model = load_model(
+                directory, dtype, expert_rank=experts.rank, expert_ranks=experts.size, changes=changes
+            )
     share_experts(model, mesh.expert)
     share_rows(model, mesh.context)
     return model, stored
@@ -153,13 +166,20 @@ def make_exchange(config: Config, prepared: Prepared, mesh: Mesh) -> Exchange | 
     return exchange
 
 
-def preview_model(config: Config, dtype: str, say: Callable[[str], None], layout: Layout) -> None:
+def preview_model(
+    config: Config,
+    dtype: str,
+    say: Callable[[str], None],
+    layout: Layout,
+    changes: ModelChanges = NO_CHANGES,
+) -> None:
     """Say what `prepare_model` would do, from `config.json`.
 
     No parameter takes memory, whatever the size of the model. Raises as `prepare_model` does.
     """
-    architecture = ErnieConfig.from_dir(config.model.path)
-    _describe(config, architecture, dtype, _choose(config, architecture, dtype), say, layout)
+    before = ErnieConfig.from_dir(config.model.path)
+    choice = _choose(config, before, dtype, changes)
+    _describe(config, changes.apply(before), dtype, choice, say, layout)
 
 
 def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, layout: Layout) -> ModelPlan:
@@ -167,14 +187,16 @@ def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, layout: L
 
     Raises ConfigError where lora.targets or model.freeze match nothing.
     """
-    return _plan(config, architecture, dtype, _choose(config, architecture, dtype), layout)
+    return _plan(config, architecture, dtype, _choose(config, architecture, dtype, NO_CHANGES), layout)
 
 
-def _choose(config: Config, architecture: ErnieConfig, dtype: str) -> _Choice:
+def _choose(config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges) -> _Choice:
     """Read what the configuration trains against the whole model: a process may hold none of what a pattern names.
 
-    Raises ConfigError where lora.targets or model.freeze match nothing.
+    Raises ConfigError where lora.targets or model.freeze match nothing, and where model.freeze covers new rows.
     """
+    architecture = changes.apply(before)
+    is_resized = architecture.vocab_size > before.vocab_size
     specs = parameter_specs(architecture, _DTYPE_NAMES[dtype])
     matches: list[LoraMatch] = []
     if config.lora.enabled:
@@ -190,9 +212,17 @@ def _choose(config: Config, architecture: ErnieConfig, dtype: str) -> _Choice:
         freeze=config.model.freeze,
         adapters=config.lora.enabled,
         train_router=config.lora.train_router,
+        # Adapters hold no new rows: the tensors that have them are trained and saved whole.
+        train_vocab=is_resized,
     )
+    if is_resized:
+        untrained = [name for name in names if is_vocab_tensor(name) and name not in trained]
+        if untrained:
+            raise ConfigError(
+                f"model.freeze covers {untrained[0]}, whose new rows (model.resize_vocab) would stay untrained: thaw it"
+            )
     check_routers(names, trained, router_settings(config))
-    return _Choice(matches, specs, trained)
+    return _Choice(matches, specs, trained, before.vocab_size, architecture.vocab_size)
 
 
 def _plan(
@@ -220,5 +250,7 @@ def _describe(
 ) -> None:
     plan = _plan(config, architecture, dtype, choice, layout)
     lines = describe_lora(choice.matches, config.lora.rank) if config.lora.enabled else []
+    if config.model.resize_vocab:
+        lines.insert(0, describe_vocab(choice.rows_before, choice.rows, adapters=config.lora.enabled))
     for line in [*describe_layout(layout), *lines, *describe_model(plan, layout.world)]:
         say(line)

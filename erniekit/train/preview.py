@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from erniekit.checkpoint.resize import ModelChanges
 from erniekit.config import Config, SourceConfig, dump_config
 from erniekit.data.files import Use, expand
 from erniekit.errors import DataError
+from erniekit.inspection.run import encode_options
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.inputs import load_inputs
 from erniekit.train.plan import describe_run, plan_run
@@ -41,7 +43,11 @@ def _model(config: Config, say: Callable[[str], None], processes: int, no_weight
         return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]
     check_model(model, say, weights=not no_weights)
     dtype = compute_dtype(config.model.dtype, device)
-    preview_model(config, dtype, say, plan_layout(config, processes))
+    if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
+        return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
+    options = encode_options(config)
+    changes = ModelChanges(options.vocab_size, options.max_positions)
+    preview_model(config, dtype, say, plan_layout(config, processes), changes)
     return []
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.checkpoint.hub import read_array, read_index, weight_files
+from erniekit.checkpoint.hub import read_index, weight_files
+from erniekit.checkpoint.resize import read_rows
 from erniekit.checkpoint.state import model_fingerprint
 from erniekit.checkpoint.weights import assign
 from erniekit.data.account import ErrorBudget
@@ -30,6 +31,7 @@ from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear
 from erniekit.models.context import WholeRows
 from erniekit.models.ernie import ErnieModel
+from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.dpo import Reference, branch_logps
 
 # (pairs done, pairs in all) of one source
@@ -71,7 +73,8 @@ class WithoutAdapters(FrozenModel):
         index = read_index(base) if whole else {}
         for name, parameter in whole.items():
             value = paddle.empty_like(parameter)
-            assign(value, read_array(index[name]), index[name].dtype)
+            rows = int(parameter.shape[0]) if is_vocab_tensor(name) else None
+            assign(value, read_rows(index[name], rows), index[name].dtype)
             self._whole.append((parameter, value))
 
     def __call__(self, batch: PackedBatch) -> Tensor:
@@ -122,15 +125,16 @@ def cached_reference(batch: PackedBatch) -> Tensor:
     return paddle.to_tensor(batch.reference.reshape(-1))
 
 
-def model_key(directory: str | Path, dtype: str) -> str:
+def model_key(directory: str | Path, dtype: str, vocab_size: int) -> str:
     """Names a checkpoint on disk, computing in `dtype`: a digest of what `model_fingerprint` reads of it.
 
-    The times of change of its files count too, since that reads their ends only: adapters that were merged may have
-    changed just what is between them.
+    vocab_size: rows of its embedding in memory, over which probabilities are normalised. The times of change of its
+    files count too, since that reads their ends only: adapters that were merged may have changed just what is between
+    them.
     """
     directory = Path(directory)
     times = [file.stat().st_mtime_ns for file in weight_files(directory)]
-    settings = (dtype, model_fingerprint(directory)["digest"], times)
+    settings = (dtype, vocab_size, model_fingerprint(directory)["digest"], times)
     return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
 

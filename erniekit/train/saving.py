@@ -13,6 +13,7 @@ from paddle import Tensor
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
 from erniekit.checkpoint.hub import read_array, read_span, write_shards
+from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
@@ -26,7 +27,8 @@ from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
 from erniekit.data.loader import RowLoader, join_states
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import AdapterConfig, adapter_parameters, write_adapter
+from erniekit.lora.adapters import adapter_parameters, write_adapter
+from erniekit.lora.peft import AdapterConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
 from erniekit.parallel.exchange import Exchange, Held
@@ -58,6 +60,7 @@ class Saver:
     team: Team
     stored: StoredLayers | None = None
     exchange: Exchange | None = None
+    changes: ModelChanges = NO_CHANGES
 
     def __call__(self, progress: Progress) -> None:
         """Save `progress` with all that belongs to it. All processes of the team call this together."""
@@ -128,15 +131,17 @@ class Saver:
     def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
         lora = self.config.lora
         if lora.enabled:
-            base, targets = self.config.model.path, tuple(lora.targets)
-            adapter = AdapterConfig(base, lora.rank, lora_alpha(lora), lora.dropout, targets)
-            write_adapter(directory, weights.specs, weights.read, adapter)
+            adapter = AdapterConfig(self.config.model.path, lora.rank, lora_alpha(lora), lora.dropout)
+            write_adapter(directory, weights.specs, weights.read, adapter, self.model.config)
         else:
             copy_side_files(Path(self.config.model.path), directory)
+            self.changes.write(directory / "config.json")
             write_shards(directory, weights.specs, weights.read)
 
 
-def run_identity(config: Config, dtype: str, data_fingerprint: str) -> dict[str, Any]:
+def run_identity(
+    config: Config, dtype: str, data_fingerprint: str, changes: ModelChanges = NO_CHANGES
+) -> dict[str, Any]:
     """What must be the same for a run to be continued, by configuration key: model, order of the data, and the goal.
 
     Rates, weights and constants (dpo.beta too) may be changed on the way, and how the reference of preference training
@@ -149,6 +154,8 @@ def run_identity(config: Config, dtype: str, data_fingerprint: str) -> dict[str,
         "model.path": model_fingerprint(Path(config.model.path)),
         "model.dtype": dtype,
         "model.freeze": config.model.freeze,
+        # The number of rows: tokens may have been added to the tokenizer since.
+        "model.resize_vocab": changes.vocab_size if config.model.resize_vocab else False,
         **{f"lora.{key}": value for key, value in config.lora.model_dump().items()},
         "data.train": {"digest": data_fingerprint},
         **{f"data.{key}": getattr(config.data, key) for key in _ROW_SETTINGS},

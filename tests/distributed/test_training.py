@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.state import newest_checkpoint, read_state
+from erniekit.data.tokenizer import load_tokenizer
 from tests.closeness import MODEL, assert_close
 from tests.distributed.settings import ROOT, STEPS, assert_same, vl_setting
-from tests.integration.training_setup import losses
+from tests.integration.training_setup import chats, losses, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +166,25 @@ def test_a_second_interrupt_stops_all_processes_at_once(setting: dict[str, Any],
     status, told = signalled(tmp_path / "run", long, send)
     assert status == 130, told
     assert told.rstrip().endswith("Stopped at once. Nothing was saved yet."), told
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_rows_added_to_the_vocabulary_are_the_same_in_any_layout(
+    setting: dict[str, Any], tmp_path: Path, lora: bool
+) -> None:
+    steps = 4
+    model = shutil.copytree(setting["model.path"], tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens([f"<added_{number}>" for number in range(513 - len(tokenizer))])
+    tokenizer.save_pretrained(model)
+    samples = chats(12)
+    samples[0]["messages"][1]["content"] += f" {tokenizer.convert_ids_to_tokens(512)}"
+    data = write_chats(tmp_path / "chats.jsonl", samples)
+    resized = {**setting, "model.path": str(model), "data.train": str(data), "model.resize_vocab": True}
+    resized |= {"train.max_steps": steps, "lora.enabled": lora, "data.cache_dir": str(tmp_path / "cache")}
+    resized["checkpoint.save_every"] = None
+    if lora:
+        resized |= {f"loss.{name}": 0 for name in ("balance_weight", "z_weight", "orthogonal_weight")}
+    alone = trained(tmp_path / "alone" / "run", resized, 1, 1)
+    spread = {**resized, "parallel.shard": "parameters", "train.recompute": True}
+    assert_same(alone, trained(tmp_path / "spread" / "run", spread, 2, 2), steps)

@@ -275,9 +275,10 @@ def test_another_model_has_a_cache_of_its_own(tmp_path: Path, model: Path, pairs
     other.mkdir()
     for file in model.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    keys = {model_key(model, "float32"), model_key(model, "bfloat16"), model_key(other, "float32")}
+    keys = {model_key(*one) for one in ((model, "float32", 9), (model, "bfloat16", 9), (other, "float32", 9))}
+    assert model_key(model, "float32", 10) not in keys
     assert len(keys) == 3
-    assert model_key(model, "float32") in keys
+    assert model_key(model, "float32", 9) in keys
 
 
 def test_pairs_that_were_not_computed_are_an_error(tmp_path: Path, model: Path, pairs: Path) -> None:

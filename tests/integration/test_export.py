@@ -74,9 +74,7 @@ def test_merged_reference_models_pass_the_engines_check(model: str, tmp_path: Pa
             parameter.set_value(paddle.to_tensor(values.astype(np.float32)))
     (tmp_path / "adapter").mkdir()
     base = str(REFERENCES / model)
-    write_adapter(
-        tmp_path / "adapter", adapted, base_path=base, rank=4, alpha=8.0, dropout=0.0, targets=EVERY_LINEAR
-    )
+    write_adapter(tmp_path / "adapter", adapted, base_path=base, rank=4, alpha=8.0, dropout=0.0)
     done = erniekit("export", tmp_path / "adapter", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     count = len([name for name in read_adapter_index(tmp_path / "adapter") if ".lora_A." in name])

@@ -18,7 +18,8 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.config import dump_config, load_config
 from erniekit.data.encode import make_encoder
 from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
-from erniekit.lora.adapters import read_adapter_config, read_adapter_index
+from erniekit.lora.adapters import read_adapter_index
+from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import parameter_specs
 from erniekit.train.job import run_training

@@ -81,7 +81,7 @@ def train_adapter(base: Path, directory: Path, targets: list[str], router: bool 
             parameter.stop_gradient = False
             parameter.set_value(parameter + 0.1)
     directory.mkdir()
-    write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=0.0, targets=targets)
+    write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=0.0)
     model.eval()
     return logits(model)
 

@@ -107,9 +107,9 @@ def test_a_run_is_its_newest_complete_checkpoint(base: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("train_router", [False, True])
 def test_an_adapter_goes_on_its_base(base: Path, tmp_path: Path, train_router: bool) -> None:
-    lora = dict(rank=4, alpha=8.0, dropout=0.1, targets=["q_proj", "down_proj"])
+    lora = dict(rank=4, alpha=8.0, dropout=0.1)
     trained = load_model(base)
-    apply_lora(trained, seed=5, **lora)  # type: ignore[arg-type]
+    apply_lora(trained, seed=5, targets=["q_proj", "down_proj"], **lora)  # type: ignore[arg-type]
     seed_values(trained, "lora_B.weight", 2)
     if train_router:
         for name, parameter in trained.named_parameters():
@@ -152,7 +152,7 @@ def test_what_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     gone = str(tmp_path / "gone")
-    write_adapter(adapter, model, base_path=gone, rank=2, alpha=2.0, dropout=0.0, targets=["q_proj"])
+    write_adapter(adapter, model, base_path=gone, rank=2, alpha=2.0, dropout=0.0)
     with pytest.raises(CheckpointError, match=r"its base model .*gone is not there"):
         find_model(adapter)
     shutil.rmtree(adapter)

@@ -1,0 +1,55 @@
+"""A model that is made larger than its checkpoint: more token ids, more positions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
+from erniekit.models.config import ErnieConfig
+
+
+@dataclass(frozen=True)
+class ModelChanges:
+    """What may differ from a checkpoint's `config.json`; None, or less than there: it does not."""
+
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
+
+    def apply(self, config: ErnieConfig) -> ErnieConfig:
+        """The configuration of the larger model."""
+        return replace(
+            config,
+            vocab_size=max(self.vocab_size or 0, config.vocab_size),
+            max_position_embeddings=max(self.max_position_embeddings or 0, config.max_position_embeddings),
+        )
+
+    def write(self, file: Path) -> None:
+        """Change a `config.json`, in its flat or its nested form, in place."""
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        section = content.get("text_config", content)
+        changed = {k: v for k, v in vars(self).items() if v is not None and v > section.get(k, 0)}
+        if changed:
+            section.update(changed)
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+NO_CHANGES = ModelChanges()
+
+
+def read_rows(info: TensorInfo, rows: int | None) -> np.ndarray:
+    """A tensor, with rows added up to `rows` (None: as it is), each the mean of those that there are.
+
+    With the mean of all embeddings a new token changes the model's distribution over the others least: Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models".
+    """
+    array = read_array(info)
+    if rows is None or rows == len(array):
+        return array
+    mean = as_dtype(array, info.dtype, "F32").mean(axis=0, dtype=np.float64).astype(np.float32)
+    row = as_dtype(mean, "F32", info.dtype)
+    return np.concatenate([array, np.broadcast_to(row, (rows - len(array), *row.shape))])
