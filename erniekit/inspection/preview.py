@@ -128,12 +128,17 @@ class PreviewedDocument:
 
 @dataclass(frozen=True, slots=True)
 class PreviewedSample:
-    """One record. documents: what becomes of it; error: why it cannot be used; is_pair: a preference pair."""
+    """One record.
+
+    documents: what becomes of it; error: why it cannot be used; is_pair: a preference pair; notices: as in
+    `Conversation`.
+    """
 
     sample_id: str
     documents: tuple[PreviewedDocument, ...] = ()
     error: SampleError | None = None
     is_pair: bool = False
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ class Preview:
 
     def notes(self, sample: PreviewedSample, document: PreviewedDocument) -> list[str]:
         """What else there is to say of a document."""
-        notes = []
+        notes = list(sample.notices)
         limit = self.encoder.limits.max_positions
         too_many = limit is not None and document.positions > limit
         if document.tokens > self.max_length or too_many:
@@ -193,7 +198,8 @@ def _preview(chosen: Chosen, reader: SampleReader) -> PreviewedSample:
         documents = tuple(_document(part, reader) for part in reader.encoder.split(conversation))
     except SampleError as error:
         return PreviewedSample(record.sample_id, error=error)
-    return PreviewedSample(record.sample_id, documents, is_pair=bool(conversation.rejected))
+    is_pair = bool(conversation.rejected)
+    return PreviewedSample(record.sample_id, documents, is_pair=is_pair, notices=conversation.notices)
 
 
 def _document(conversation: Conversation, reader: SampleReader) -> PreviewedDocument:

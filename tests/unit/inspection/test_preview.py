@@ -147,6 +147,12 @@ def test_notes(
         assert notes == [f"note: longer than data.max_length: {note}"]
 
 
+def test_notices_about_the_record_are_notes(tmp_path: Path, vl_encoder: Encoder) -> None:
+    preview = preview_of(tmp_path / "a.jsonl", [qa("one", mood="blue")], vl_encoder)
+    notes = [line for line in plain_lines(preview) if line.startswith("note: ")]
+    assert notes == ["note: key 'mood' of a record is not read"]
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, vl_encoder: Encoder) -> None:
     path = write_lines(tmp_path / "esc\x1b.jsonl", [qa("red \x1b[31m \x00"), {"strange": 1}])
     preview = preview_of(path, [qa("red \x1b[31m \x00"), {"strange\x9b": 1}], vl_encoder)
