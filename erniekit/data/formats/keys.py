@@ -23,7 +23,10 @@ LOSS_SWITCHES = (
     "loss_scale",  # ms-swift
 )
 # The reasoning of an answer, beside its text.
-REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+REASONING = (
+    *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "think"),
+    *("cot", "chain_of_thought"),
+)
 
 _COMMON = (
     *("id", "_id", "idx", "index", "uid", "uuid", "hash", "created", "created_at", "timestamp", "date"),
@@ -54,7 +57,7 @@ HARMLESS: dict[Level, frozenset[str]] = {
 # For each key the values that ask for nothing (beside null and what is empty), and what to do about all others.
 Refused = dict[str, tuple[tuple[Any, ...], str]]
 _SAY_LOSS = 'say "loss": false in the messages that are not to be trained'
-_NO_WEIGHTS = "samples have no weights: give a source a weight in data.train"
+_NO_WEIGHTS = "is not read: samples have no weights; give a source a weight in data.train"
 _UNTRAINED: Refused = {
     key: ((False,), f"is not read: {_SAY_LOSS}") for key in ("mask", "masked", "ignore", "ignore_loss")
 }
