@@ -33,8 +33,8 @@ _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
     "sharegpt": parse_sharegpt,
     "alpaca": parse_alpaca,
     "query_response": parse_query_response,
-    "erniekit": parse_erniekit,
     "xlam": parse_xlam,
+    "erniekit": parse_erniekit,
     "text": parse_plain_text,
 }
 FORMATS: tuple[str, ...] = tuple(_PARSERS)
@@ -52,11 +52,11 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("messages", ("chosen_messages", "rejected_messages")),
     ("sharegpt", ("conversations",)),
     ("sharegpt", ("conversation",)),
-    ("xlam", ("query", "answers", "tools")),
     ("erniekit", ("text_info",)),
     ("erniekit", ("src",)),
     ("alpaca", ("instruction",)),
     ("alpaca", ("question", "chosen", "rejected")),
+    ("xlam", ("query", "answers", "tools")),
     *(("query_response", pair) for pair in PAIRS),
     ("query_response", ("query", "chosen", "rejected")),
     ("query_response", ("prompt", "chosen", "rejected")),

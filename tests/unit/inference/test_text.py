@@ -119,7 +119,7 @@ def test_stop_tokens_are_those_of_the_first_file_that_names_them(tmp_path: Path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 6]}))
     assert stop_token_ids(tmp_path, 5) == (2, 6)
     (tmp_path / "generation_config.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json:1: not valid JSON"):
         stop_token_ids(tmp_path, 5)
 
 

@@ -275,10 +275,11 @@ def test_the_examples_in_the_readme_are_read_as_they_say() -> None:
         for source in pictures(chat):
             assert open_image(source, "").mode == "RGB"
     assert formats == {
-        "messages": 4,
+        "messages": 8,
         "sharegpt": 1,
         "alpaca": 1,
         "query_response": 1,
+        "xlam": 1,
         "erniekit": 3,
         "text": 1,
     }
@@ -289,7 +290,7 @@ def test_the_readme_names_formats_and_keys_in_the_order_in_which_they_are_tried(
     assert re.findall(r"^## Format `(\w+)`", readme, re.MULTILINE) == list(FORMATS)
     order = readme.split("first in this list counts:")[1].split(".")[0]
     signs = ["messages", "conversations", "text_info", "src", "instruction", "query", "chosen", "tgt", "text"]
-    assert [key for key in re.findall(r"`(\w+)`", order) if key in signs] == signs
+    assert [key for key in dict.fromkeys(re.findall(r"`(\w+)`", order)) if key in signs] == signs
     answers = {"query": "response", "chosen": "rejected"}
     records = [{key: "x", answers.get(key, key): "x"} for key in signs]
     for before, after in pairwise(records):
