@@ -1,5 +1,6 @@
 """What every test has: the process settings of a real run, before anything imports Paddle, and a cache of its own."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from erniekit.runtime import prepare_environment
 
 prepare_environment()
+# A suite that was started in the background of a script ignores Ctrl-C, and so would the commands that it runs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says nothing but how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
