@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         common |= {"train.output_dir": str(directory / f"{name}-2"), "parallel.context": 2}
         common |= {"optimizer.learning_rate": 1e-3, "data.cache_dir": str(directory / f"{name}-2.cache")}
         several.append(common | {"parallel.device": "cpu", "parallel.threads": 1})
-    run(2, trainings, 2, several, timeout=500)
+    run(2, trainings, 2, several)
     return directory
 
 

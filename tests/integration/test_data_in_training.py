@@ -133,6 +133,7 @@ def test_all_of_the_demo_data_in_one_run(
         Path("-"),
         data__train=files,
         data__max_length=16384,
+        model__max_position_embeddings=16384,
         data__on_error="skip",
         data__max_errors=1,
         data__video_max_frames=4,

@@ -218,7 +218,7 @@ def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]
 def test_a_chat_in_a_browser(server: tuple[str, list[str]]) -> None:
     asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
     for method, headers, status in (("OPTIONS", asked, 204), ("POST", {"Origin": PAGE}, 415)):
-        connection = http.client.HTTPConnection(server[0].removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(server[0].removeprefix("http://"), timeout=600)
         connection.request(method, "/v1/chat/completions", headers=headers)
         response = connection.getresponse()
         response.read()

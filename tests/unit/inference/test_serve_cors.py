@@ -12,7 +12,7 @@ import pytest
 from erniekit.errors import ConfigError
 from erniekit.inference.serve import ChatServer
 from erniekit.inference.serve_cors import CrossOrigin
-from tests.unit.inference.conftest import ASKED, Served
+from tests.unit.inference.conftest import ASKED, HANGS, Served
 from tests.unit.inference.scripted import END
 
 PAGE = "http://localhost:3000"
@@ -35,7 +35,7 @@ def test_a_page_asks_first(start: Callable[..., Served], cors: tuple[str, ...], 
     assert found["Access-Control-Allow-Headers"] == "authorization, content-type, x-stainless-os"
     assert int(found["Access-Control-Max-Age"]) > 0 and found["Vary"] == "Origin"
     assert "Access-Control-Allow-Private-Network" not in found
-    assert f"OPTIONS {path} 204" in (line := served.lines.get(timeout=30)) and PAGE in line
+    assert f"OPTIONS {path} 204" in (line := served.lines.get(timeout=HANGS)) and PAGE in line
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -52,7 +52,7 @@ def test_a_page_reads_answers_and_errors(start: Callable[..., Served], streamed:
         ("DELETE", "/v1/models", None, given, 405),
         ("BREW", "/v1/models", None, given, 501),
     ):
-        connection = http.client.HTTPConnection(str(served.host), served.port, timeout=30)
+        connection = http.client.HTTPConnection(str(served.host), served.port, timeout=HANGS)
         sent = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json", "Origin": PAGE, **more}
         connection.request(method, path, sent, headers)
@@ -73,7 +73,7 @@ def test_other_pages_get_no_headers(start: Callable[..., Served], origin: str | 
         assert status == (204 if method == "OPTIONS" else 200)
         assert not [name for name in response.headers if name.startswith("Access-Control")]
     if origin:
-        assert f"page of {origin}, which --cors does not name" in served.lines.get(timeout=30)
+        assert f"page of {origin}, which --cors does not name" in served.lines.get(timeout=HANGS)
 
 
 def test_without_cors_a_page_is_a_client_like_any_other(start: Callable[..., Served]) -> None:
@@ -89,7 +89,7 @@ def test_only_names_of_headers_go_back(start: Callable[..., Served]) -> None:
     asked = "X-A,\r\n x-b: 1"  # folded, as old clients write long headers
     head = f"OPTIONS /v1/models HTTP/1.1\r\nOrigin: {PAGE}\r\nAccess-Control-Request-Headers: {asked}\r\n"
     head += "Access-Control-Request-Private-Network: true\r\nConnection: close\r\n\r\n"
-    with socket.create_connection((str(served.host), served.port), timeout=30) as connection:
+    with socket.create_connection((str(served.host), served.port), timeout=HANGS) as connection:
         connection.sendall(head.encode())
         received = b"".join(iter(lambda: connection.recv(4096), b"")).decode().splitlines()
     assert "Access-Control-Allow-Headers: X-A, x-b, 1" in received
