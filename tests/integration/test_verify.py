@@ -109,7 +109,7 @@ def test_answers_may_part_where_two_tokens_are_equally_probable() -> None:
 
     steps = [torch.tensor([row]) for row in ([0.0, 5.0, 1.0], [20.0, 1.0, 19.9995], [3.0, 2.9, -9.0])]
     assert _ties(steps) == {1: {0, 2}}
-    text = type("Text", (), {"decode": lambda self, ids: str(ids)})()
+    text = type("Text", (), {"decode_all": lambda self, ids: str(ids)})()
     theirs = [[1, 0, 0]] * 4
 
     def compared(*ours: list[int]) -> tuple[str, str]:
