@@ -27,7 +27,13 @@ def test_every_sample_is_used(
     name: str, task: str, longest: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = TESTDATA / name, tmp_path / "model"
-    create_model("tiny-dense", model, [data], vocab_size=2048, overrides=["num_hidden_layers=1", "max_position_embeddings=16384"])
+    create_model(
+        "tiny-dense",
+        model,
+        [data],
+        vocab_size=2048,
+        overrides=["num_hidden_layers=1", "max_position_embeddings=16384"],
+    )
     # Whatever cannot be used, or is too long, would be an error. All samples are read before the first step.
     config = make_config(
         tmp_path / "run",
