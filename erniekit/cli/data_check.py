@@ -9,7 +9,7 @@ from erniekit.config.schema import Format
 
 if TYPE_CHECKING:
     from erniekit.config import Config
-    from erniekit.data.encode import Encoder
+    from erniekit.data.encode.encoder import Encoder
     from erniekit.inspection.check import CheckedFile, CheckOptions
 
 
@@ -103,7 +103,7 @@ def check(
                 raise typer.BadParameter("it needs --model or --config", param_hint=name)
 
     from erniekit.config import DataConfig, SourceConfig, load_config
-    from erniekit.data.samples import pair_mode
+    from erniekit.data.encode.samples import pair_mode
     from erniekit.inspection.check import CheckOptions
     from erniekit.inspection.run import heldout_files, named_files, training_files
     from erniekit.paths import expand_path
@@ -133,7 +133,7 @@ def _encoder(run: "Config | None", model: Path | None, template: str | None) -> 
     """The encoder of the named model, else of the run's; None without either."""
     import dataclasses
 
-    from erniekit.data.encode import EncodeOptions, make_encoder
+    from erniekit.data.encode.encoder import EncodeOptions, make_encoder
 
     options = EncodeOptions()
     if run is not None:

@@ -42,7 +42,7 @@ def convert(
       erniekit data convert 'old/*.json' tools.parquet all.jsonl --on-error skip
     """
     from erniekit.data.convert import convert as run
-    from erniekit.data.files import expand
+    from erniekit.data.files.find import expand
     from erniekit.paths import expand_path
 
     paths = expand([expand_path(source) for source in sources], say=typer.echo)

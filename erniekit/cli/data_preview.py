@@ -72,8 +72,8 @@ def preview(
         raise typer.BadParameter("it cannot be combined with --sample", param_hint="--skip")
 
     from erniekit.config import load_config
-    from erniekit.data.encode import make_encoder
-    from erniekit.data.samples import SampleReader, pair_mode
+    from erniekit.data.encode.encoder import make_encoder
+    from erniekit.data.encode.samples import SampleReader, pair_mode
     from erniekit.errors import ConfigError
     from erniekit.inspection.choose import at_random, first, named
     from erniekit.inspection.preview import Preview, preview_samples

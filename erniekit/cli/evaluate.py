@@ -41,8 +41,8 @@ from erniekit.config.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from erniekit.config import Config
-    from erniekit.data.account import ErrorBudget
-    from erniekit.data.encode import Encoder
+    from erniekit.data.encode.account import ErrorBudget
+    from erniekit.data.encode.encoder import Encoder
     from erniekit.inference.evaluate import Evaluation, OnPrediction, Prediction
     from erniekit.inference.heldout import EvalSample, HeldOut, Plan
     from erniekit.inference.load import ModelSource
@@ -182,7 +182,7 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
 
 def _budget(on_error: Literal["raise", "skip"] | None, run: "Config | None") -> "ErrorBudget":
     """What becomes of samples that cannot be used; any number of them may be skipped."""
-    from erniekit.data.account import ErrorBudget
+    from erniekit.data.encode.account import ErrorBudget
 
     return ErrorBudget(on_error or ("raise" if run is None else run.data.on_error), sys.maxsize)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.formats.reader import BadLine, read_records
+from erniekit.data.files.reader import BadLine, read_records
 from erniekit.errors import DataError
 
 DATA_SUFFIXES = (".json", ".jsonl")

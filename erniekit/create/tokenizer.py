@@ -20,8 +20,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from erniekit.data.template_families import TEMPLATES
-from erniekit.data.template_jinja import chat_template
+from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.chat.jinja import chat_template
 from erniekit.errors import ConfigError, DataError
 
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")

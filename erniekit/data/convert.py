@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
     Message,
@@ -22,12 +22,12 @@ from erniekit.data.conversation import (
     TextPart,
     ToolCallPart,
 )
-from erniekit.data.files import replacing
+from erniekit.data.files.find import replacing
+from erniekit.data.files.reader import BadLine, read_records
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.markers import has_marks
-from erniekit.data.formats.media_options import options_of
-from erniekit.data.formats.reader import BadLine, read_records
-from erniekit.data.media import is_url
+from erniekit.data.formats.fields.markers import has_marks
+from erniekit.data.formats.fields.media_options import options_of
+from erniekit.data.media.images import is_url
 from erniekit.errors import DataError
 
 # What stands in a record for a path: (path) -> path

@@ -17,8 +17,8 @@ from erniekit.checkpoint.hub import (
     weight_files,
 )
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
-from erniekit.data.limits import read_limits
-from erniekit.data.tokenizer import load_tokenizer
+from erniekit.data.encode.limits import read_limits
+from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError
 from erniekit.export.files import chat_template
 from erniekit.export.layouts import ARCHITECTURES, DTYPE_NAMES, HUB_MODEL_TYPES, NESTED_MODEL_TYPE

@@ -28,9 +28,9 @@ from erniekit.checkpoint.hub import (
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import STATE_FILE, read_state
-from erniekit.data.encode import EncodeOptions
-from erniekit.data.limits import read_limits
-from erniekit.data.tokenizer import load_tokenizer
+from erniekit.data.encode.encoder import EncodeOptions
+from erniekit.data.encode.limits import read_limits
+from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.state import STATE_FILE
-from erniekit.data.video import FONT
-from erniekit.data.vision import ImageSpec
+from erniekit.data.media.patches import ImageSpec
+from erniekit.data.media.video import FONT
 from erniekit.errors import CheckpointError
 from erniekit.export.layouts import NESTED_MODEL_TYPE, Layout
 from erniekit.local_files import read_json_object

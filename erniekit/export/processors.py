@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.encode import EncodeOptions, video_spec
+from erniekit.data.encode.encoder import EncodeOptions, video_spec
 from erniekit.export.files import timestamps, write_json
 from erniekit.local_files import read_json_object
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from erniekit.data.conversation import Conversation, Message, Part, TextPart, ToolCallPart
-from erniekit.data.template import Template, TextSpan
-from erniekit.data.template_families import resolve_template
-from erniekit.data.template_jinja import chat_template
-from erniekit.data.tokenizer import load_tokenizer
+from erniekit.data.chat.conversation import Conversation, Message, Part, TextPart, ToolCallPart
+from erniekit.data.chat.families import resolve_template
+from erniekit.data.chat.jinja import chat_template
+from erniekit.data.chat.template import Template, TextSpan
+from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
 from erniekit.export.files import write_chat_template
 from erniekit.export.layouts import Layout

@@ -10,7 +10,7 @@ of it:
                                        int [B, T]: 0 text, 1 picture, 2 video; the second counts markers in
     position_ids_thw                   int [3, B, T]; computed as in training where absent. Needed where transformers
                                        computed the reference for a video of more token times than rows and
-                                       columns, see `erniekit.data.positions`
+                                       columns, see `erniekit.data.encode.positions`
     labels                             int [B, T], not shifted, -100 = none
     logits                             float32 [B, T, vocab]
     loss                               mean over all labels that a position predicts
@@ -32,7 +32,7 @@ import paddle
 
 from erniekit.checkpoint.hub import as_dtype, read_array, read_header
 from erniekit.checkpoint.weights import array_of, load_model
-from erniekit.data.positions import media_positions, text_positions
+from erniekit.data.encode.positions import media_positions, text_positions
 from erniekit.errors import VerifyError
 from erniekit.local_files import placeholder_problem
 from erniekit.models.config import VisionConfig
@@ -187,7 +187,7 @@ def _runs(kinds: np.ndarray) -> Iterator[tuple[int, int]]:
 def _positions(
     blocks: list[tuple[int, int, np.ndarray | None]], vision: VisionConfig | None, where: str
 ) -> np.ndarray:
-    """Time, height and width of each token, int [3, T], see `erniekit.data.positions`."""
+    """Time, height and width of each token, int [3, T], see `erniekit.data.encode.positions`."""
     columns, current = [], 0
     for kind, count, grid in blocks:
         if not kind:

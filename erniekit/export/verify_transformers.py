@@ -18,12 +18,13 @@ import torch
 import transformers
 from PIL import Image
 
-from erniekit.data.batch import PackedBatch
-from erniekit.data.conversation import Conversation, ImagePart, Message, TextPart
-from erniekit.data.decode import MediaSpec
-from erniekit.data.document import Document, Media
-from erniekit.data.encode import Encoder, make_encoder
-from erniekit.data.loader import load_row
+from erniekit.data.chat.conversation import Conversation, ImagePart, Message, TextPart
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.load.batch import PackedBatch
+from erniekit.data.load.loader import load_row
+from erniekit.data.media.item import Media
+from erniekit.data.media.spec import MediaSpec
 from erniekit.export.checks import Check
 from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config
 from erniekit.inference.generate import Generator
@@ -121,8 +122,8 @@ def torch_inputs(batch: PackedBatch, spec: MediaSpec | None) -> dict[str, torch.
                 suffix = "_videos" if kind == "video" else ""
                 inputs[f"pixel_values{suffix}"] = pixels[of_video == (kind == "video")]
                 inputs[f"{kind}_grid_thw"] = torch.from_numpy(batch.grid_thw[chosen].astype(np.int64))
-        # Its own positions after a long video are not those of training: see `erniekit.data.positions`. The first of
-        # the four rows counts tokens, for the attention mask.
+        # Its own positions after a long video are not those of training: see `erniekit.data.encode.positions`.
+        # The first of the four rows counts tokens, for the attention mask.
         rows = np.concatenate([np.arange(len(batch.input_ids))[None], batch.position_ids])
         inputs["position_ids"] = torch.from_numpy(rows)[:, None]
     return inputs

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Never
 
-from erniekit.data.template import END_THINK, THINK, Template
+from erniekit.data.chat.template import END_THINK, THINK, Template
 from erniekit.inference.text import held_back
 
 Kind = Literal["reasoning", "text", "tool_call"]

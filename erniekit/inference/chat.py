@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
     Message,
@@ -22,11 +22,11 @@ from erniekit.data.conversation import (
     ToolCallPart,
     VideoPart,
 )
+from erniekit.data.chat.template import Template
 from erniekit.data.convert import to_record
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
 from erniekit.data.formats import parse_record
-from erniekit.data.template import Template
 from erniekit.errors import DataError
 from erniekit.inference.answer import CUT_OFF, Answer, Delta
 from erniekit.inference.generate import Generator

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from erniekit.data.conversation import SampleError
+from erniekit.data.chat.conversation import SampleError
 from erniekit.errors import ErnieKitError
 from erniekit.inference.answer import Delta, Kind, ToolCall
 from erniekit.inference.chat import Chat, Reply

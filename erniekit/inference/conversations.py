@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.conversation import Conversation
+from erniekit.data.chat.conversation import Conversation
 from erniekit.data.formats import parse_record
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erniekit.checkpoint.state import STATE_FILE
-from erniekit.data.encode import video_spec
-from erniekit.data.template import Template
+from erniekit.data.chat.template import Template
+from erniekit.data.encode.encoder import video_spec
 from erniekit.inference.load import ModelSource
 from erniekit.models.config import ErnieConfig
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from erniekit.data.account import ErrorBudget
-from erniekit.data.batch import pack
-from erniekit.data.conversation import SampleError
-from erniekit.data.decode import decode
-from erniekit.data.encode import Encoder
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.load.batch import pack
+from erniekit.data.media.decode import decode
 from erniekit.inference.answer import Answer, parse_answer
 from erniekit.inference.generate import Generated, Generator, inference_mode, split_rows
 from erniekit.inference.heldout import EvalSample, LossSample, Plan
@@ -182,7 +182,9 @@ class _Run:
         kept, documents, patches = [], [], []
         for index in row:
             try:
-                patches += decode(samples[index].whole, self._encoder.media_spec)
+                patches += decode(
+                    samples[index].whole.media, samples[index].whole.sample_id, self._encoder.media_spec
+                )
             except SampleError as error:
                 self._budget.spend(error)
                 continue

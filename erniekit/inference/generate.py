@@ -11,9 +11,9 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.data.decode import MediaSpec
-from erniekit.data.document import Document
-from erniekit.data.loader import load_row
+from erniekit.data.encode.document import Document
+from erniekit.data.load.loader import load_row
+from erniekit.data.media.spec import MediaSpec
 from erniekit.inference.cache import KeyValueCache, PrefillAttention
 from erniekit.inference.sampling import Sampler, Sampling
 from erniekit.inference.text import AnswerText

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from erniekit.config import DataConfig, SourceConfig
-from erniekit.data.account import ErrorBudget
-from erniekit.data.conversation import Conversation, ImagePart, SampleError
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
-from erniekit.data.files import Say, expand
+from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
+from erniekit.data.chat.template import MediaSpan, Span, Template, TextSpan
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.files.find import Say, expand
+from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.columns import Columns
-from erniekit.data.formats.reader import BadLine, Record, read_records
-from erniekit.data.template import MediaSpan, Span, Template, TextSpan
+from erniekit.data.formats.fields.columns import Columns
 from erniekit.errors import ConfigError, DataError
 from erniekit.inference.answer import parse_answer
 from erniekit.inference.metrics.choose import References, choose

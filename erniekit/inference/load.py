@@ -16,8 +16,8 @@ from erniekit.checkpoint.state import (
     read_state,
 )
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
-from erniekit.data.vision import ImageSpec
+from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import adapter_vocab_size, add_adapter, is_adapter_directory
 from erniekit.lora.peft import read_adapter_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from erniekit.data.template import Template
+from erniekit.data.chat.template import Template
 from erniekit.inference.answer import AnswerStream, Delta
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText

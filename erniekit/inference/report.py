@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.account import ErrorBudget
-from erniekit.data.files import replacing
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.files.find import replacing
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.inference.answer import ToolCall
 from erniekit.inference.evaluate import Evaluation, Prediction

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from erniekit.data.conversation import ImagePart, SampleError, VideoPart
-from erniekit.data.document import Media
+from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
+from erniekit.data.media.item import Media
 from erniekit.inference.answer import Answer, ToolCall
 from erniekit.inference.evaluate import Evaluation, Prediction
 from erniekit.inference.heldout import EvalSample

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from erniekit.data.conversation import Conversation, SampleError
-from erniekit.data.formats.markers import MESSAGE_MEDIA_KEYS
-from erniekit.data.formats.tools import TOOL_KEYS
-from erniekit.data.media import is_url
-from erniekit.data.template import Template
+from erniekit.data.chat.conversation import Conversation, SampleError
+from erniekit.data.chat.template import Template
+from erniekit.data.formats.fields.markers import MESSAGE_MEDIA_KEYS
+from erniekit.data.formats.fields.tools import TOOL_KEYS
+from erniekit.data.media.images import is_url
 from erniekit.errors import ConfigError
 from erniekit.inference.conversations import to_conversation
 from erniekit.inference.sampling import Sampling

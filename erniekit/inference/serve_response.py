@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from erniekit.data.template import Template
+from erniekit.data.chat.template import Template
 from erniekit.inference.answer import CUT_OFF, Delta, ToolCall
 from erniekit.inference.serve_fields import RequestError
 

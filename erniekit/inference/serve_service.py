@@ -13,9 +13,9 @@ import time
 import traceback
 from dataclasses import dataclass, field, replace
 
-from erniekit.data.conversation import SampleError
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
 from erniekit.inference.answer import Delta
 from erniekit.inference.generate import Generator
 from erniekit.inference.reader import AnswerReader, chat_sampling

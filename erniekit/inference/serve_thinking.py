@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from erniekit.data.template import Template
+from erniekit.data.chat.template import Template
 from erniekit.inference.serve_fields import RequestError, refusal, unknown_field, without_neutral
 
 _Kind = Literal["switch", "effort", "reasoning limit", "answer limit", "group"]

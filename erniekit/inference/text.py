@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from erniekit.data.tokenizer import control_tokens, load_tokenizer, stop_token_ids
+from erniekit.data.encode.tokenizer import control_tokens, load_tokenizer, stop_token_ids
 from erniekit.errors import CheckpointError
 
 # So many tokens without a whole character at their end are no text: a character has four at most.

@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from erniekit.data.conversation import Conversation, SampleError
-from erniekit.data.decode import MediaSpec, decode
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
+from erniekit.data.chat.conversation import Conversation, SampleError
+from erniekit.data.chat.template import require_answer
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.samples import TOO_LONG, OnLong, Pairs, SampleReader
+from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import detect, parse_record
-from erniekit.data.formats.columns import Columns
-from erniekit.data.formats.reader import BadLine, Record, read_records
-from erniekit.data.measure import measure
-from erniekit.data.samples import TOO_LONG, OnLong, Pairs, SampleReader
-from erniekit.data.template import require_answer
-from erniekit.data.video import VideoSpec
-from erniekit.data.vision import ImageSpec
+from erniekit.data.formats.fields.columns import Columns
+from erniekit.data.media.decode import decode
+from erniekit.data.media.measure import measure
+from erniekit.data.media.patches import ImageSpec
+from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.video import VideoSpec
 from erniekit.errors import DataError
 from erniekit.inspection.contents import all_characters, media_parts
 from erniekit.inspection.report import ErrorList, FileReport, Report, Unit
@@ -175,8 +173,7 @@ class _Checker:
             require_answer(conversation)
         media = [measure(part, DEFAULT_MEDIA, sample_id) for part in media_parts(conversation)]
         if self._options.decode:
-            nothing = np.zeros(0, np.int32)
-            decode(Document(nothing, nothing, tuple(media), sample_id), DEFAULT_MEDIA)
+            decode(media, sample_id, DEFAULT_MEDIA)
         vision = sum(item.tokens for item in media)
         self._report.vision_tokens += vision
         self._report.add_length(all_characters(conversation), vision)
@@ -187,7 +184,7 @@ class _Checker:
         errors = list(sample.errors)
         if self._options.decode:
             for document in sample.documents:
-                decode(document, reader.encoder.media_spec)
+                decode(document.media, document.sample_id, reader.encoder.media_spec)
         for tokens, vision in sample.whole:
             self._report.add_length(tokens - vision, vision)
         if not heldout:

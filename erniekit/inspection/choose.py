@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from erniekit.data.formats.reader import BadLine, Record, read_records
+from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.errors import DataError
 from erniekit.inspection.check import CheckedFile
 

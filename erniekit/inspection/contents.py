@@ -7,7 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
-from erniekit.data.conversation import Conversation, ImagePart, Part, ReasoningPart, ToolCallPart, VideoPart
+from erniekit.data.chat.conversation import (
+    Conversation,
+    ImagePart,
+    Part,
+    ReasoningPart,
+    ToolCallPart,
+    VideoPart,
+)
 
 # What `contents` tells, in the order in which it is shown.
 CONTENTS = (

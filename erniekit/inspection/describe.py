@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from erniekit.data.conversation import CHAT_ROLES
+from erniekit.data.chat.conversation import CHAT_ROLES
 from erniekit.inspection.contents import CONTENTS
 from erniekit.inspection.lengths import PERCENTILES, Lengths, edges_for
 from erniekit.inspection.report import FileReport, Packing, Report

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from jinja2 import Environment, StrictUndefined
 
-from erniekit.data.conversation import SampleError
+from erniekit.data.chat.conversation import SampleError
 from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, ShownKind
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
 from erniekit.inspection.visible import visible

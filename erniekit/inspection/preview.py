@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from erniekit.data.conversation import Conversation, ImagePart, SampleError, VideoPart
-from erniekit.data.document import Document, Media
-from erniekit.data.encode import Encoder, Segment
+from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError, VideoPart
+from erniekit.data.chat.template import Kind
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder, Segment
+from erniekit.data.encode.pairs import encode_pair, with_rejected
+from erniekit.data.encode.samples import SampleReader
+from erniekit.data.files.reader import BadLine
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.reader import BadLine
-from erniekit.data.media import describe
-from erniekit.data.pairs import encode_pair, with_rejected
-from erniekit.data.samples import SampleReader
-from erniekit.data.template import Kind
+from erniekit.data.media.images import describe
+from erniekit.data.media.item import Media
 from erniekit.inspection.choose import Chosen
 
 ShownKind = Kind | Literal["media"]

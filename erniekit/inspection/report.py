@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from erniekit.data.account import Notices
-from erniekit.data.conversation import Conversation, ImagePart, SampleError
-from erniekit.data.document import Document
-from erniekit.data.mixture import Mixture
-from erniekit.data.packing import plan_rows
+from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
+from erniekit.data.encode.account import Notices
+from erniekit.data.encode.document import Document
+from erniekit.data.load.mixture import Mixture
+from erniekit.data.load.packing import plan_rows
 from erniekit.inspection.contents import characters, contents, digest, media_parts
 from erniekit.inspection.lengths import Lengths
 
@@ -110,7 +110,7 @@ class Report:
 
     unit: of the lengths of texts, "characters" where there is no tokenizer. dropped: samples left out for their length,
     as on_long says, which is no error; trimmed: documents that lost old turns; untrained_reasoning: answers whose
-    reasoning is not learnt; calls_as_history: see `erniekit.data.history`;
+    reasoning is not learnt; calls_as_history: see `erniekit.data.chat.history`;
     notices: see `Notices`. total, text, vision: length of each
     document, whole, before anything is cut or trimmed; vision counts placeholder tokens, of documents that have any,
     and total is text and vision where text is in tokens. row_lengths, row_patches: of each document that training would

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from erniekit.config import Config, DataConfig, SourceConfig
-from erniekit.data.dataset import hub_dir
-from erniekit.data.encode import EncodeOptions
-from erniekit.data.files import HUB, Say, Use, expand, hub_file
-from erniekit.data.formats.columns import read_columns
-from erniekit.data.limits import check_max_positions, resized_vocab_size
+from erniekit.data.encode.encoder import EncodeOptions
+from erniekit.data.encode.limits import check_max_positions, resized_vocab_size
+from erniekit.data.files.find import HUB, Say, Use, expand, hub_file
+from erniekit.data.formats.fields.columns import read_columns
+from erniekit.data.store.dataset import hub_dir
 from erniekit.inspection.check import CheckedFile
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from erniekit.data.conversation import SampleError
-from erniekit.data.frames import load_frames
-from erniekit.data.media import open_image
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.media.frames import load_frames
+from erniekit.data.media.images import open_image
 from erniekit.inspection.preview import Shown
 
 _LONGEST_SIDE = 160  # pixels

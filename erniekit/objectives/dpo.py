@@ -9,8 +9,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.data.batch import PackedBatch
-from erniekit.data.document import IGNORE
+from erniekit.data.encode.document import IGNORE
+from erniekit.data.load.batch import PackedBatch
 from erniekit.models.branches import BranchAttention
 from erniekit.models.decoder import DecoderOutput
 from erniekit.models.ernie import ErnieModel

@@ -9,8 +9,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.data.batch import PackedBatch
-from erniekit.data.document import IGNORE
+from erniekit.data.encode.document import IGNORE
+from erniekit.data.load.batch import PackedBatch
 from erniekit.models.ernie import ErnieModel, RowInputs
 from erniekit.moe.router import NO_TERMS
 from erniekit.objectives.language import chunked_cross_entropy

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from erniekit.data.batch import PackedBatch
-from erniekit.data.document import IGNORE
+from erniekit.data.encode.document import IGNORE
+from erniekit.data.load.batch import PackedBatch
 
 MODALITIES = ("text", "vision")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from erniekit.config import Config
 from erniekit.config.evaluation import ANSWER_FIGURES
-from erniekit.data.account import ErrorBudget
-from erniekit.data.conversation import SampleError
-from erniekit.data.decode import decode
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.media.decode import decode
 from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.inference.answer import parse_answer
 from erniekit.inference.evaluate import Evaluation, OnPrediction, evaluate_generation
@@ -165,7 +165,7 @@ def draw_samples(config: Config, encoder: Encoder, team: Team, say: Say) -> list
             continue
         # Now, and not hours into the run.
         try:
-            decode(sample.prompt, encoder.media_spec)
+            decode(sample.prompt.media, sample.prompt.sample_id, encoder.media_spec)
         except SampleError as error:
             budget.spend(error)
             continue

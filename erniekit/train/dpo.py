@@ -13,8 +13,8 @@ import paddle
 from paddle import nn
 
 from erniekit.config import Config
-from erniekit.data.batch import PackedBatch
-from erniekit.data.dataset import Dataset
+from erniekit.data.load.batch import PackedBatch
+from erniekit.data.store.dataset import Dataset
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.pairs import pair_means

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from erniekit.data.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch
 from erniekit.inference.progress import OnProgress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective

@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from erniekit.config import Config, DataConfig, SourceConfig
-from erniekit.data.account import ErrorBudget
-from erniekit.data.batch import PackedBatch
-from erniekit.data.dataset import (
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.samples import SampleReader, pair_mode
+from erniekit.data.encode.workers import Workers
+from erniekit.data.files.find import HUB, Use, expand, hub_file
+from erniekit.data.formats.fields.columns import read_columns
+from erniekit.data.load.batch import PackedBatch
+from erniekit.data.load.loader import RowLoader
+from erniekit.data.load.mixture import Mixture
+from erniekit.data.load.rows import StoredRows
+from erniekit.data.load.stream import StreamedRows, files_digest
+from erniekit.data.store.dataset import (
     Dataset,
     Progress,
     SourceFiles,
@@ -23,16 +32,7 @@ from erniekit.data.dataset import (
     open_source,
     temporary_cache,
 )
-from erniekit.data.encode import Encoder, make_encoder
-from erniekit.data.files import HUB, Use, expand, hub_file
-from erniekit.data.formats.columns import read_columns
-from erniekit.data.loader import RowLoader
-from erniekit.data.mixture import Mixture
-from erniekit.data.rows import StoredRows
-from erniekit.data.samples import SampleReader, pair_mode
-from erniekit.data.store import DocumentStore
-from erniekit.data.stream import StreamedRows, files_digest
-from erniekit.data.workers import Workers
+from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
 from erniekit.inspection.run import encode_options
 from erniekit.local_files import placeholder_problem

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import paddle
 
-from erniekit.data.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import StepTotals
@@ -44,7 +44,7 @@ class Objective(Protocol):
 
 
 class RowSource(Protocol):
-    """Where rows come from: `erniekit.data.loader.RowLoader`."""
+    """Where rows come from: `erniekit.data.load.loader.RowLoader`."""
 
     @property
     def is_over(self) -> bool:

@@ -18,7 +18,7 @@ from erniekit.checkpoint.state import (
     read_state,
 )
 from erniekit.config import Config
-from erniekit.data.rows import StoredRows
+from erniekit.data.load.rows import StoredRows
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective

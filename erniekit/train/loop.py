@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from erniekit.data.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.pairs import RowPairs

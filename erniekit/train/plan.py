@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erniekit.config import Config
-from erniekit.data.account import DataStats
-from erniekit.data.conversation import SampleError
-from erniekit.data.loader import EPOCH_TOLERANCE
-from erniekit.data.rows import StoredRows
-from erniekit.data.stream import StreamedRows
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import DataStats
+from erniekit.data.load.loader import EPOCH_TOLERANCE
+from erniekit.data.load.rows import StoredRows
+from erniekit.data.load.stream import StreamedRows
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch, group_matches
 from erniekit.parallel.mesh import Layout

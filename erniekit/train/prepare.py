@@ -13,7 +13,7 @@ from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.weights import load_model, load_spread
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
-from erniekit.data.vision import ImageSpec
+from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import ConfigError
 from erniekit.lora.adapters import load_adapter
 from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters

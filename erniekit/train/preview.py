@@ -7,7 +7,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.config import Config, SourceConfig, dump_config
-from erniekit.data.files import Use, expand
+from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
 from erniekit.inspection.run import encode_options
 from erniekit.runtime import compute_dtype, configure

@@ -16,16 +16,16 @@ from erniekit.checkpoint.hub import read_index, weight_files
 from erniekit.checkpoint.resize import read_rows
 from erniekit.checkpoint.state import model_fingerprint
 from erniekit.checkpoint.weights import assign
-from erniekit.data.account import ErrorBudget
-from erniekit.data.batch import PackedBatch, pack
-from erniekit.data.conversation import SampleError
-from erniekit.data.dataset import Dataset
-from erniekit.data.document import Document
-from erniekit.data.packing import plan_rows
-from erniekit.data.references import ReferenceFile
-from erniekit.data.store import DocumentStore
-from erniekit.data.vision import Patches
-from erniekit.data.workers import Workers
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.workers import Workers
+from erniekit.data.load.batch import PackedBatch, pack
+from erniekit.data.load.packing import plan_rows
+from erniekit.data.media.patches import Patches
+from erniekit.data.store.dataset import Dataset
+from erniekit.data.store.references import ReferenceFile
+from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear

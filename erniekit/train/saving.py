@@ -25,7 +25,7 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
-from erniekit.data.loader import RowLoader, join_states
+from erniekit.data.load.loader import RowLoader, join_states
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import adapter_parameters, write_adapter
 from erniekit.lora.peft import AdapterConfig

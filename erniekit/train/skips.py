@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from erniekit.data.account import ErrorBudget
-from erniekit.data.conversation import SampleError
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
 from erniekit.train.team import Team
 
 

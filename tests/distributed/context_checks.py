@@ -10,8 +10,9 @@ import numpy as np
 import paddle
 from paddle.base import core
 
-from erniekit.data.batch import PackedBatch, filler, pack
-from erniekit.data.document import IGNORE, Document, Media
+from erniekit.data.encode.document import IGNORE, Document
+from erniekit.data.load.batch import PackedBatch, filler, pack
+from erniekit.data.media.item import Media
 from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.context import WholeRows

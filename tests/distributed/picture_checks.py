@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-from erniekit.data.conversation import SampleError
-from erniekit.data.decode import MediaSpec, decode
-from erniekit.data.document import Document
-from erniekit.data.vision import Patches
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.media.decode import decode
+from erniekit.data.media.item import Media
+from erniekit.data.media.patches import Patches
+from erniekit.data.media.spec import MediaSpec
 from erniekit.train import answers, job
 from tests.distributed.layouts import trainings
 
@@ -24,10 +26,10 @@ def reference_loads(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def draw_differently(world: int, settings: dict[str, Any], sample_id: str) -> None:
     """Train, while rank 1 alone cannot read the pictures of a held-out chat."""
 
-    def failing(document: Document, spec: MediaSpec | None) -> list[Patches]:
-        if document.sample_id == sample_id and os.environ["PADDLE_TRAINER_ID"] == "1":
+    def failing(media: Sequence[Media], name: str, spec: MediaSpec | None) -> list[Patches]:
+        if name == sample_id and os.environ["PADDLE_TRAINER_ID"] == "1":
             raise SampleError(sample_id, "bad image", "the picture cannot be read here")
-        return decode(document, spec)
+        return decode(media, name, spec)
 
     with mock.patch.object(answers, "decode", failing):
         trainings(world, [settings])

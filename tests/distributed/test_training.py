@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.state import newest_checkpoint, read_state
-from erniekit.data.tokenizer import load_tokenizer
+from erniekit.data.encode.tokenizer import load_tokenizer
 from tests.closeness import MODEL, assert_close
 from tests.distributed.settings import ROOT, STEPS, assert_same, vl_setting
 from tests.integration.training_setup import chats, losses, write_chats

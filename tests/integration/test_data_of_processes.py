@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from erniekit.config import Config
-from erniekit.data import dataset as dataset_module
-from erniekit.data import digests
-from erniekit.data.encode import Encoder
-from erniekit.data.stream import StreamedRows
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.load.stream import StreamedRows
+from erniekit.data.store import dataset as dataset_module
+from erniekit.data.store import digests
 from erniekit.inspection.run import heldout_files
 from erniekit.train import inputs as inputs_module
 from erniekit.train.inputs import Inputs, Places, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats
-from tests.unit.data.test_files import FakeHub, install
+from tests.unit.data.files.test_find import FakeHub, install
 
 
 class Process:

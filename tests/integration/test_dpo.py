@@ -13,15 +13,15 @@ import pytest
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import Config
-from erniekit.data.account import ErrorBudget
-from erniekit.data.batch import PackedBatch
-from erniekit.data.dataset import Dataset, SourceFiles, load_source
-from erniekit.data.decode import decode
-from erniekit.data.encode import Encoder, make_encoder
-from erniekit.data.loader import load_row
-from erniekit.data.mixture import Mixture
-from erniekit.data.rows import StoredRows
-from erniekit.data.samples import SampleReader, pair_mode
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.samples import SampleReader, pair_mode
+from erniekit.data.load.batch import PackedBatch
+from erniekit.data.load.loader import load_row
+from erniekit.data.load.mixture import Mixture
+from erniekit.data.load.rows import StoredRows
+from erniekit.data.media.decode import decode
+from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
 from erniekit.errors import DataError
 from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
@@ -311,5 +311,10 @@ def test_pictures_of_a_prompt_are_decoded_once(tmp_path: Path, model: Path, pair
     for share in (True, False):
         run = Run(tmp_path / str(share), model, pairs, data__share_prompt=share, data__max_length=256)
         documents = [run.dataset.document(index) for index in range(len(run.dataset.lengths))]
-        counts.append(sum(len(decode(document, run.encoder.media_spec)) for document in documents))
+        counts.append(
+            sum(
+                len(decode(document.media, document.sample_id, run.encoder.media_spec))
+                for document in documents
+            )
+        )
     assert counts[1] == 2 * counts[0] > 0

@@ -10,8 +10,8 @@ import pytest
 
 from erniekit.checkpoint.hub import read_array, read_index, write_shards
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.encode import make_encoder
-from erniekit.data.loader import load_row
+from erniekit.data.encode.encoder import make_encoder
+from erniekit.data.load.loader import load_row
 from erniekit.inference.heldout import load_samples
 from erniekit.inference.load import load_for_inference
 from erniekit.lora.adapters import read_adapter_index

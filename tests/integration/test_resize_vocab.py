@@ -14,8 +14,8 @@ from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.resize import read_rows
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.create.create import create_model
-from erniekit.data.conversation import SampleError
-from erniekit.data.tokenizer import load_tokenizer
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model

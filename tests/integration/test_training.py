@@ -16,7 +16,7 @@ from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import dump_config, load_config
-from erniekit.data.encode import make_encoder
+from erniekit.data.encode.encoder import make_encoder
 from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from erniekit.data.formats.reader import read_records
+from erniekit.data.files.reader import read_records
 from erniekit.errors import CheckpointError, DataError, ErnieKitError, VerifyError
 from erniekit.export.reference import compare_with_reference
 from erniekit.local_files import is_lfs_pointer, is_web_page, read_json_object, unfinished_downloads

@@ -21,19 +21,19 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from erniekit.data.account import ErrorBudget
-from erniekit.data.conversation import SampleError, TextPart
-from erniekit.data.dataset import Dataset, Source, SourceFiles, load_source
-from erniekit.data.encode import Encoder, make_encoder
-from erniekit.data.files import expand
+from erniekit.data.chat.conversation import SampleError, TextPart
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.tokenizer import load_tokenizer
+from erniekit.data.encode.workers import Workers
+from erniekit.data.files.find import expand
+from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.reader import Record, read_records
-from erniekit.data.loader import RowLoader
-from erniekit.data.mixture import Mixture
-from erniekit.data.rows import StoredRows
-from erniekit.data.samples import SampleReader
-from erniekit.data.tokenizer import load_tokenizer
-from erniekit.data.workers import Workers
+from erniekit.data.load.loader import RowLoader
+from erniekit.data.load.mixture import Mixture
+from erniekit.data.load.rows import StoredRows
+from erniekit.data.store.dataset import Dataset, Source, SourceFiles, load_source
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "runs" / "quickstart" / "model"

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erniekit.data.media import open_image
-from erniekit.data.video import VideoSpec, patchify_video, sample_frames, video_grid, video_info
-from erniekit.data.vision import ImageSpec, patchify
+from erniekit.data.media.images import open_image
+from erniekit.data.media.patches import ImageSpec, patchify
+from erniekit.data.media.video import VideoSpec, patchify_video, sample_frames, video_grid, video_info
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS = (56 * 56, 28 * 28 * 6177)

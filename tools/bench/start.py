@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.account import ErrorBudget
-from erniekit.data.dataset import SourceFiles, load_source
-from erniekit.data.encode import Encoder, make_encoder
-from erniekit.data.loader import RowLoader
-from erniekit.data.mixture import Mixture
-from erniekit.data.samples import SampleReader
-from erniekit.data.stream import StreamedRows
-from erniekit.data.workers import Workers
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.workers import Workers
+from erniekit.data.load.loader import RowLoader
+from erniekit.data.load.mixture import Mixture
+from erniekit.data.load.stream import StreamedRows
+from erniekit.data.store.dataset import SourceFiles, load_source
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "runs" / "quickstart" / "model"

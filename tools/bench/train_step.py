@@ -28,7 +28,7 @@ import paddle
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import load_config
-from erniekit.data.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch
 from erniekit.models.attention import DocumentAttention
 from erniekit.models.ernie import CLIP_MEAN, CLIP_STD, ErnieModel
 from erniekit.models.rope import decoder_rotation

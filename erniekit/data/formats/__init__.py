@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     Message,
     Part,
@@ -18,10 +18,10 @@ from erniekit.data.conversation import (
     ToolCallPart,
 )
 from erniekit.data.formats.alpaca import parse_alpaca
-from erniekit.data.formats.context import SampleContext, describe
 from erniekit.data.formats.erniekit import parse_erniekit
+from erniekit.data.formats.fields.context import SampleContext, describe
+from erniekit.data.formats.fields.objects import notice_marks
 from erniekit.data.formats.messages import parse_messages
-from erniekit.data.formats.objects import notice_marks
 from erniekit.data.formats.plain_text import parse_plain_text
 from erniekit.data.formats.query_response import PAIRS, parse_query_response
 from erniekit.data.formats.sharegpt import parse_sharegpt

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation
-from erniekit.data.formats.context import SampleContext
+from erniekit.data.chat.conversation import Conversation
 from erniekit.data.formats.erniekit_text import parse_preference, parse_pretraining, parse_text_chat
 from erniekit.data.formats.erniekit_vl import parse_multimodal
+from erniekit.data.formats.fields.context import SampleContext
 
 _KEYS = ("text_info", "src", "tgt", "text")
 

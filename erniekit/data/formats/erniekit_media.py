@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from erniekit.data.conversation import Part, VideoPart
-from erniekit.data.formats.context import SampleContext, describe, quoted
-from erniekit.data.formats.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
+from erniekit.data.chat.conversation import Part, VideoPart
+from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 
 Kind = Literal["image", "video"]
 _LISTS: dict[str, Kind] = {"image_info": "image", "video_info": "video"}
@@ -138,10 +138,10 @@ def _part(entry: _Entry, frames: dict[Any, _Frames], sample: SampleContext) -> P
     options = VIDEO_KEYS if entry.kind == "video" else _TIMES if is_frame else IMAGE_KEYS
     sample.check_keys(entry.where, "part", entry.value, (*_KEYS, *options))
     if entry.kind == "video":
-        return with_options(entry.where, sample.video(entry.where, source), entry.value, sample)
+        return with_options(entry.where, sample.video(entry.where, source), entry.value, sample.bad)
     image = sample.image(entry.where, source)
     if kind in (None, "image"):
-        return with_options(entry.where, image, entry.value, sample)
+        return with_options(entry.where, image, entry.value, sample.bad)
     if kind != "video":
         raise sample.bad(f'{entry.where}: image_type must be "image" or "video", it is {quoted(kind)}')
     uid = entry.value.get("video_uid")
@@ -163,5 +163,5 @@ def _finished(part: Part | _Frames, sample: SampleContext) -> Part:
             f"{part.where}: {len(part.times)} of the {len(part.sources)} frames of its video have a time: all or none"
         )
     return with_options(
-        part.where, VideoPart(tuple(part.sources)), {"timestamps": part.times or None}, sample
+        part.where, VideoPart(tuple(part.sources)), {"timestamps": part.times or None}, sample.bad
     )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation, Message, Role, TextPart
-from erniekit.data.formats import preference
-from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.chat.conversation import Conversation, Message, Role, TextPart
+from erniekit.data.formats.fields import preference
+from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.tools import read_tools
 from erniekit.data.formats.plain_text import plain_text
-from erniekit.data.formats.tools import read_tools
 
 _MEDIA = ("images", "videos", "image_info", "video_info")
 _CHAT_KEYS = frozenset(("src", "tgt", "system", "is_system", "tools", *_MEDIA))

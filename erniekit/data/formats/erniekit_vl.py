@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from erniekit.data.conversation import Conversation, Message, Part, ReasoningPart, TextPart
-from erniekit.data.formats.calls import CALL_KEYS, Tools, message_calls
-from erniekit.data.formats.context import SampleContext, describe, quoted
+from erniekit.data.chat.conversation import Conversation, Message, Part, ReasoningPart, TextPart
 from erniekit.data.formats.erniekit_media import placed_media
-from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
-from erniekit.data.formats.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
-from erniekit.data.formats.tools import TOOL_KEYS, json_text, record_tools, says_nothing
+from erniekit.data.formats.fields.calls import CALL_KEYS, Tools, message_calls
+from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.keys import LOSS_SWITCHES, REASONING
+from erniekit.data.formats.fields.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
+from erniekit.data.formats.fields.tools import TOOL_KEYS, json_text, record_tools, says_nothing
 
 _KEYS = frozenset(("text_info", "image_info", "video_info", "order", "is_system", "system", *TOOL_KEYS))
 _TEXT_KEYS = frozenset(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     Message,
     Part,
@@ -24,20 +24,20 @@ from erniekit.data.conversation import (
     TextPart,
     ToolCallPart,
 )
-from erniekit.data.formats import objects, preference
-from erniekit.data.formats.calls import CALL_KEYS, message_calls, read_tool_calls, split_results
-from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
-from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
-from erniekit.data.formats.markers import (
+from erniekit.data.formats.fields import objects, preference
+from erniekit.data.formats.fields.calls import CALL_KEYS, message_calls, read_tool_calls, split_results
+from erniekit.data.formats.fields.context import SampleContext, describe, keys_of, quoted
+from erniekit.data.formats.fields.keys import LOSS_SWITCHES, REASONING
+from erniekit.data.formats.fields.markers import (
     MEDIA_KEYS,
     MESSAGE_MEDIA_KEYS,
     REJECTED_MEDIA_KEYS,
     MarkedMedia,
 )
+from erniekit.data.formats.fields.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
+from erniekit.data.formats.fields.tools import TOOL_KEYS, json_text, record_tools
 from erniekit.data.formats.parts import read_part
 from erniekit.data.formats.plain_text import plain_text
-from erniekit.data.formats.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
-from erniekit.data.formats.tools import TOOL_KEYS, json_text, record_tools
 
 _ROLES: dict[str, Role] = {
     "system": "system",

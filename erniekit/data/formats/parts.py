@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Part, ReasoningPart, Role, TextPart
-from erniekit.data.formats.calls import Tools, read_tool_calls
-from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
-from erniekit.data.formats.keys import LOSS_SWITCHES
-from erniekit.data.formats.markers import Kind, MarkedMedia
-from erniekit.data.formats.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
+from erniekit.data.chat.conversation import Part, ReasoningPart, Role, TextPart
+from erniekit.data.formats.fields.calls import Tools, read_tool_calls
+from erniekit.data.formats.fields.context import SampleContext, describe, keys_of, quoted
+from erniekit.data.formats.fields.keys import LOSS_SWITCHES
+from erniekit.data.formats.fields.markers import Kind, MarkedMedia
+from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 
 # The key of the text in a part of each type.
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -108,4 +108,4 @@ def _media(
         media = found
     else:
         media = sample.video(where, source) if is_video else sample.image(where, source)
-    return with_options(where, media, part, sample)
+    return with_options(where, media, part, sample.bad)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation, Message, TextPart
-from erniekit.data.formats.context import SampleContext
+from erniekit.data.chat.conversation import Conversation, Message, TextPart
+from erniekit.data.formats.fields.context import SampleContext
 
 
 def parse_plain_text(record: dict[str, Any], sample: SampleContext) -> Conversation:

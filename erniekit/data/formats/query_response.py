@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation
-from erniekit.data.formats import preference, turns
-from erniekit.data.formats.context import SampleContext
-from erniekit.data.formats.keys import REASONING
-from erniekit.data.formats.markers import MEDIA_KEYS
+from erniekit.data.chat.conversation import Conversation
+from erniekit.data.formats.fields import preference, turns
+from erniekit.data.formats.fields.context import SampleContext
+from erniekit.data.formats.fields.keys import REASONING
+from erniekit.data.formats.fields.markers import MEDIA_KEYS
+from erniekit.data.formats.fields.tools import TOOL_KEYS
 from erniekit.data.formats.messages import MessageReader
-from erniekit.data.formats.tools import TOOL_KEYS
 
 PAIRS = (("query", "response"), ("prompt", "completion"), ("question", "answer"), ("prompt", "response"))
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from erniekit.data.conversation import Message
-from erniekit.data.formats import turns
-from erniekit.data.formats.context import SampleContext, describe, quoted
-from erniekit.data.formats.keys import LOSS_SWITCHES, REASONING
-from erniekit.data.formats.markers import MarkedMedia
+from erniekit.data.chat.conversation import Message
+from erniekit.data.formats.fields import turns
+from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.keys import LOSS_SWITCHES, REASONING
+from erniekit.data.formats.fields.markers import MarkedMedia
 
 _ROUNDS = (("human", "assistant"), ("input", "output"))
 

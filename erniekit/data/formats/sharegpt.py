@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation
-from erniekit.data.formats import preference
-from erniekit.data.formats.context import SampleContext, describe, keys_of, quoted
-from erniekit.data.formats.markers import MEDIA_KEYS
+from erniekit.data.chat.conversation import Conversation
+from erniekit.data.formats.fields import preference
+from erniekit.data.formats.fields.context import SampleContext, describe, keys_of, quoted
+from erniekit.data.formats.fields.markers import MEDIA_KEYS
+from erniekit.data.formats.fields.tools import TOOL_KEYS
 from erniekit.data.formats.messages import CALL_ROLE, MessageReader, chat_or_text
 from erniekit.data.formats.rounds import are_rounds, read_rounds
-from erniekit.data.formats.tools import TOOL_KEYS
 
 _ROLES = {
     "human": "user",

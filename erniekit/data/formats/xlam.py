@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import Conversation, Message, TextPart
-from erniekit.data.formats.calls import read_tool_calls
-from erniekit.data.formats.context import SampleContext
-from erniekit.data.formats.tools import read_tools
+from erniekit.data.chat.conversation import Conversation, Message, TextPart
+from erniekit.data.formats.fields.calls import read_tool_calls
+from erniekit.data.formats.fields.context import SampleContext
+from erniekit.data.formats.fields.tools import read_tools
 
 _KEYS = frozenset(("query", "answers", "tools", "system"))
 _TYPES = {

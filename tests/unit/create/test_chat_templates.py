@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from erniekit.data.conversation import Conversation, VideoPart
-from erniekit.data.encode import Encoder, make_encoder
-from erniekit.data.template import MediaSpan
-from erniekit.data.template_families import resolve_template
+from erniekit.data.chat.conversation import Conversation, VideoPart
+from erniekit.data.chat.families import resolve_template
+from erniekit.data.chat.template import MediaSpan
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from tests.unit.data.helpers import openai
 from tests.unit.data.tool_loops import LOOPS, MEDIA_LOOP, TOOLS
 

@@ -12,7 +12,7 @@ from PIL import Image
 from erniekit.checkpoint.hub import bfloat16_to_float32, read_array, read_index
 from erniekit.create import create as module
 from erniekit.create.create import create_model, initial_value
-from erniekit.data.vision import ImageSpec, patchify
+from erniekit.data.media.patches import ImageSpec, patchify
 from erniekit.errors import CheckpointError, ConfigError, DataError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs

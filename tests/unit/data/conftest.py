@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.data.encode import Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from tests.unit.data.helpers import make_checkpoint
 
 

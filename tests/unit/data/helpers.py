@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
     Message,

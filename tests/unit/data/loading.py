@@ -6,15 +6,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from erniekit.data.account import ErrorBudget, OnError
-from erniekit.data.dataset import Dataset, SourceFiles, load_source
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
-from erniekit.data.loader import RowLoader
-from erniekit.data.mixture import Mixture
-from erniekit.data.rows import StoredRows
-from erniekit.data.samples import OnLong, SampleReader
-from erniekit.data.workers import Workers
+from erniekit.data.encode.account import ErrorBudget, OnError
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.samples import OnLong, SampleReader
+from erniekit.data.encode.workers import Workers
+from erniekit.data.load.loader import RowLoader
+from erniekit.data.load.mixture import Mixture
+from erniekit.data.load.rows import StoredRows
+from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
 
 
 def load(

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
     Message,

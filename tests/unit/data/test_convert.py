@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from erniekit.data.conversation import Conversation, ImagePart, SampleError, VideoPart
+from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError, VideoPart
 from erniekit.data.convert import convert, to_record
+from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import detect, parse_record
-from erniekit.data.formats.reader import Record, read_records
 from erniekit.errors import DataError
 from tests.unit.data.helpers import SHARED, encoded, noise, qa, write_json, write_lines
 from tests.unit.data.strategies import conversations

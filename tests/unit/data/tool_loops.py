@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.conversation import ToolCallPart
+from erniekit.data.chat.conversation import ToolCallPart
 from tests.unit.data.helpers import chat, encoded, noise, video
 
 PARAMETERS = {"type": "object", "properties": {"of": {"type": "string", "description": '数 <b> & "c"'}}}

@@ -18,7 +18,7 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.vision import ImageSpec
+from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
 from erniekit.export.layouts import Layout

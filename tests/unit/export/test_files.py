@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.encode import make_encoder
-from erniekit.data.video import FONT
-from erniekit.data.vision import ImageSpec
+from erniekit.data.encode.encoder import make_encoder
+from erniekit.data.media.patches import ImageSpec
+from erniekit.data.media.video import FONT
 from erniekit.errors import CheckpointError
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.encode import EncodeOptions, video_spec
-from erniekit.data.video import FONT, VideoSpec
-from erniekit.data.vision import ImageSpec
+from erniekit.data.encode.encoder import EncodeOptions, video_spec
+from erniekit.data.media.patches import ImageSpec
+from erniekit.data.media.video import FONT, VideoSpec
 from erniekit.export.export import export_model
 from erniekit.export.files import carry_files, side_files, write_json
 from erniekit.export.processors import set_picture_bounds, set_videos

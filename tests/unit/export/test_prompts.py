@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.encode import make_encoder
-from erniekit.data.template_families import TEMPLATES
-from erniekit.data.template_jinja import chat_template
-from erniekit.data.tokenizer import load_tokenizer
+from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.chat.jinja import chat_template
+from erniekit.data.encode.encoder import make_encoder
+from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
 from erniekit.export.export import export_model
 from erniekit.export.layouts import Layout

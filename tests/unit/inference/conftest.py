@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.document import Document
+from erniekit.data.encode.document import Document
 from erniekit.inference.generate import Generator
 from erniekit.inference.load import find_model
 from erniekit.inference.sampling import Sampling

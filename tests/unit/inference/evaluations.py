@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.data.document import Document, Media
+from erniekit.data.encode.document import Document
+from erniekit.data.media.item import Media
 from erniekit.inference.answer import Answer, ToolCall
 from erniekit.inference.evaluate import Evaluation, Prediction
 from erniekit.inference.heldout import EvalSample

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
 from erniekit.inference.chat import Chat
 from erniekit.inference.generate import Generator
 from erniekit.inference.load import find_model

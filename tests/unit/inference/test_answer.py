@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from erniekit.data.conversation import Conversation, Message, Part, ReasoningPart, TextPart, ToolCallPart
-from erniekit.data.template import Template, TextSpan
-from erniekit.data.template_families import TEMPLATES
+from erniekit.data.chat.conversation import Conversation, Message, Part, ReasoningPart, TextPart, ToolCallPart
+from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.chat.template import Template, TextSpan
 from erniekit.inference.answer import Answer, AnswerStream, Delta, ToolCall, parse_answer
 
 ALL = tuple(TEMPLATES)

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.conversation import ImagePart, Message, ReasoningPart, SampleError, TextPart, ToolCallPart
+from erniekit.data.chat.conversation import (
+    ImagePart,
+    Message,
+    ReasoningPart,
+    SampleError,
+    TextPart,
+    ToolCallPart,
+)
+from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.reader import Record, read_records
 from erniekit.errors import DataError
 from erniekit.inference.answer import Delta
 from erniekit.inference.chat import Chat, load_tools

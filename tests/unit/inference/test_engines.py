@@ -8,8 +8,8 @@ import pytest
 
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.create.create import create_model
-from erniekit.data.encode import EncodeOptions
-from erniekit.data.template_families import TEMPLATES
+from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.export.layouts import transformers_config
 from erniekit.inference.engines import describe, engine_commands
 from erniekit.inference.load import ModelSource

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.account import ErrorBudget
-from erniekit.data.conversation import SampleError
-from erniekit.data.document import Document
-from erniekit.data.encode import Encoder
-from erniekit.data.loader import load_row
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.load.loader import load_row
 from erniekit.errors import DataError
 from erniekit.inference import evaluate as module
 from erniekit.inference.evaluate import Evaluation, Prediction, evaluate, evaluate_generation

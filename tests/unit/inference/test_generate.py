@@ -9,10 +9,10 @@ import paddle
 import pytest
 
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.conversation import Conversation, ImagePart, Message, Part, SampleError, TextPart
-from erniekit.data.decode import MediaSpec
-from erniekit.data.document import Document
-from erniekit.data.encode import make_encoder
+from erniekit.data.chat.conversation import Conversation, ImagePart, Message, Part, SampleError, TextPart
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import make_encoder
+from erniekit.data.media.spec import MediaSpec
 from erniekit.inference.generate import Decoding, Generated, Generator, inference_mode, split_rows
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from erniekit.config import DataConfig
-from erniekit.data.account import ErrorBudget
+from erniekit.data.encode.account import ErrorBudget
 from erniekit.errors import ConfigError, DataError
 from erniekit.inference.heldout import (
     EvalSample,

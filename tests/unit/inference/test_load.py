@@ -17,8 +17,8 @@ from erniekit.checkpoint.state import (
     write_checkpoint,
 )
 from erniekit.checkpoint.weights import load_model, save_weights
-from erniekit.data.encode import EncodeOptions
-from erniekit.data.policy import LossPolicy
+from erniekit.data.chat.loss_policy import LossPolicy
+from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.errors import CheckpointError
 from erniekit.inference.load import find_model, load_for_inference
 from erniekit.lora.targets import apply_lora

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.data.account import ErrorBudget
-from erniekit.data.conversation import SampleError
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.inference.answer import ToolCall
 from erniekit.inference.report import (

@@ -17,7 +17,7 @@ from typing import Any
 import openai
 import pytest
 
-from erniekit.data.document import Document
+from erniekit.data.encode.document import Document
 from erniekit.errors import ConfigError
 from erniekit.inference import serve
 from erniekit.inference.generate import Generator

@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ImagePart, Message, ReasoningPart, TextPart, ToolCallPart, VideoPart
-from erniekit.data.template_families import TEMPLATES
+from erniekit.data.chat.conversation import (
+    ImagePart,
+    Message,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    VideoPart,
+)
+from erniekit.data.chat.families import TEMPLATES
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.serve_fields import NEUTRAL, PASSED_OVER, RequestError
 from erniekit.inference.serve_request import (

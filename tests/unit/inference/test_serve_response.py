@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.template_families import TEMPLATES
+from erniekit.data.chat.families import TEMPLATES
 from erniekit.inference.answer import AnswerStream, Delta
 from erniekit.inference.serve_request import RequestError
 from erniekit.inference.serve_response import Completion, Finished, error_body, event, to_json

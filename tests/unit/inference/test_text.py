@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from erniekit.data.tokenizer import stop_token_ids
+from erniekit.data.encode.tokenizer import stop_token_ids
 from erniekit.errors import CheckpointError
 from erniekit.inference.text import AnswerText, held_back
 from tests.unit.inference.helpers import make_model

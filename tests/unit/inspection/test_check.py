@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.decode import MediaSpec
-from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
-from erniekit.data.policy import LossPolicy
-from erniekit.data.video import VideoSpec
-from erniekit.data.vision import ImageSpec
+from erniekit.data.chat.loss_policy import LossPolicy
+from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.media.patches import ImageSpec
+from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.video import VideoSpec
 from erniekit.inspection.check import DEFAULT_MEDIA, CheckedFile, CheckOptions, check_files
 from erniekit.inspection.report import Report
 from tests.unit.data.helpers import data_uri, encoded, noise, qa, write_json, write_lines

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.data.formats.reader import BadLine
+from erniekit.data.files.reader import BadLine
 from erniekit.errors import DataError
 from erniekit.inspection.check import CheckedFile
 from erniekit.inspection.choose import Chosen, at_random, first, named

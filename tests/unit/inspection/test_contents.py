@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from erniekit.data.conversation import Conversation, ImagePart, ReasoningPart, ToolCallPart, VideoPart
+from erniekit.data.chat.conversation import Conversation, ImagePart, ReasoningPart, ToolCallPart, VideoPart
 from erniekit.inspection.contents import CONTENTS, all_characters, contents, digest
 from tests.unit.data.helpers import chat
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import SampleError
-from erniekit.data.encode import Encoder
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.encoder import Encoder
 from erniekit.inspection.check import CheckedFile, CheckOptions, check_files
 from erniekit.inspection.describe import as_values, bar, describe, table
 from erniekit.inspection.report import ErrorList, FileReport, Report

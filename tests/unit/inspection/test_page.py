@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from erniekit.data.encode import Encoder
+from erniekit.data.encode.encoder import Encoder
 from erniekit.inspection.page import render_page
 from tests.unit.data.helpers import encoded, noise, qa
 from tests.unit.elements import Elements

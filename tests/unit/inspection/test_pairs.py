@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.document import IGNORE
-from erniekit.data.encode import Encoder
+from erniekit.data.encode.document import IGNORE
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.pairs import encode_pair, with_rejected
+from erniekit.data.encode.samples import Pairs, pair_mode
 from erniekit.data.formats import parse_record
-from erniekit.data.pairs import encode_pair, with_rejected
-from erniekit.data.samples import Pairs, pair_mode
 from erniekit.inspection.check import CheckedFile, CheckOptions, check_files
 from erniekit.inspection.page import render_page
 from erniekit.inspection.plain import plain_lines

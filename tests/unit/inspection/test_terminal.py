@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from erniekit.data.encode import Encoder
+from erniekit.data.encode.encoder import Encoder
 from erniekit.inspection.preview import KINDS, Preview
 from erniekit.inspection.terminal import print_preview, style_of
 from tests.unit.data.helpers import qa

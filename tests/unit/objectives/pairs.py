@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from erniekit.data.batch import PackedBatch, pack
-from erniekit.data.document import IGNORE, Document, Media
+from erniekit.data.encode.document import IGNORE, Document
+from erniekit.data.load.batch import PackedBatch, pack
+from erniekit.data.media.item import Media
 from tests.unit.objectives.rows import END, PLACEHOLDER, START
 
 GRID = (1, 4, 4)

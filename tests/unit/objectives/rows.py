@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 
-from erniekit.data.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model

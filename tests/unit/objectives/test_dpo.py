@@ -8,8 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.data.batch import PackedBatch
-from erniekit.data.document import IGNORE
+from erniekit.data.encode.document import IGNORE
+from erniekit.data.load.batch import PackedBatch
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.data.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch
 from erniekit.models.segments import Segments
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import Normalization, SftObjective

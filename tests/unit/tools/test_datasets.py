@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erniekit.data.conversation import Conversation, ImagePart, TextPart, ToolCallPart
+from erniekit.data.chat.conversation import Conversation, ImagePart, TextPart, ToolCallPart
+from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import FORMATS, detect, parse_record
-from erniekit.data.formats.reader import Record, read_records
-from erniekit.data.media import open_image
+from erniekit.data.media.images import open_image
 from erniekit.inference.answer import ToolCall
 from erniekit.inference.metrics.calls import is_valid
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from erniekit.config import Config, load_config
-from erniekit.data.account import DataStats
-from erniekit.data.conversation import SampleError
-from erniekit.data.packing import Row
-from erniekit.data.rows import StoredRows
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import DataStats
+from erniekit.data.load.packing import Row
+from erniekit.data.load.rows import StoredRows
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.conversation import Conversation, Message, TextPart, ToolCallPart
+from erniekit.data.chat.conversation import Conversation, Message, TextPart, ToolCallPart
 from erniekit.data.formats import parse_record
 
 

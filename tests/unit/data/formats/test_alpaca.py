@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ImagePart, SampleError, TextPart
+from erniekit.data.chat.conversation import ImagePart, SampleError, TextPart
 from tests.unit.data.formats.parsing import outline, parse
 
 

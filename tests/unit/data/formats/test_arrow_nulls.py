@@ -10,10 +10,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from erniekit.data.conversation import Conversation, ToolCallPart
+from erniekit.data.chat.conversation import Conversation, ToolCallPart
+from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.arrow_nulls import clean_arguments, clean_schema
-from erniekit.data.formats.reader import Record, read_records
+from erniekit.data.formats.fields.arrow_nulls import clean_arguments, clean_schema
 from tests.unit.data.formats.parsing import parse
 
 

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from erniekit.data.conversation import SampleError
-from erniekit.data.formats.columns import read_columns, renamed
-from erniekit.data.formats.reader import BadLine, Record, read_records
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.files.reader import BadLine, Record, read_records
+from erniekit.data.formats.fields.columns import read_columns, renamed
 from erniekit.errors import DataError
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import SampleError
+from erniekit.data.chat.conversation import SampleError
 from erniekit.data.formats import FORMATS, detect, parse_record
 from erniekit.errors import DataError
 from tests.unit.data.formats.parsing import outline, parse

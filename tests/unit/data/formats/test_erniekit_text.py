@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import SampleError
+from erniekit.data.chat.conversation import SampleError
 from tests.unit.data.formats.parsing import outline, parse
 
 

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import Conversation, ImagePart, SampleError, TextPart, ToolCallPart, VideoPart
+from erniekit.data.chat.conversation import (
+    Conversation,
+    ImagePart,
+    SampleError,
+    TextPart,
+    ToolCallPart,
+    VideoPart,
+)
 from erniekit.data.formats import parse_record
 from tests.unit.data.helpers import data_uri, encoded, noise
 

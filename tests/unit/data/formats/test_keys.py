@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ReasoningPart, SampleError, TextPart
-from erniekit.data.formats.keys import HARMLESS, LOSS_SWITCHES, REASONING, REFUSED
+from erniekit.data.chat.conversation import ReasoningPart, SampleError, TextPart
+from erniekit.data.formats.fields.keys import HARMLESS, LOSS_SWITCHES, REASONING, REFUSED
 from tests.unit.data.formats.parsing import parse
 
 QUESTION = {"role": "user", "content": "q"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ImagePart, Part, SampleError, TextPart, VideoPart
+from erniekit.data.chat.conversation import ImagePart, Part, SampleError, TextPart, VideoPart
 from tests.unit.data.formats.parsing import parse
 
 ANSWER = {"role": "assistant", "content": "a"}

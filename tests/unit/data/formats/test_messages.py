@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import (
+from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
     Message,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import Conversation, ReasoningPart, SampleError, TextPart, ToolCallPart
+from erniekit.data.chat.conversation import Conversation, ReasoningPart, SampleError, TextPart, ToolCallPart
 from erniekit.data.formats import parse_record
 from tests.unit.data.helpers import encoded, noise
 

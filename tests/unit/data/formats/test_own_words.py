@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import Conversation, SampleError
+from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.context import describe
+from erniekit.data.formats.fields.context import describe
 from tests.unit.data.helpers import qa
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import Conversation, ImagePart, Message, SampleError, TextPart, VideoPart
+from erniekit.data.chat.conversation import Conversation, ImagePart, Message, SampleError, TextPart, VideoPart
 from tests.unit.data.formats.parsing import outline, parse
 
 ASKED = {"role": "user", "content": "<image>Colour?"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ImagePart, ReasoningPart, SampleError, TextPart, ToolCallPart
+from erniekit.data.chat.conversation import ImagePart, ReasoningPart, SampleError, TextPart, ToolCallPart
 from tests.unit.data.formats.parsing import outline, parse
 
 

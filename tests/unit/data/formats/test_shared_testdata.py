@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.data.conversation import Conversation
+from erniekit.data.chat.conversation import Conversation
+from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import detect, parse_record
-from erniekit.data.formats.reader import Record, read_records
 from tests.unit.data.helpers import SHARED
 
 TESTDATA = SHARED / "testdata"

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ImagePart, SampleError, TextPart, VideoPart
+from erniekit.data.chat.conversation import ImagePart, SampleError, TextPart, VideoPart
 from tests.unit.data.formats.parsing import outline, parse
 
 

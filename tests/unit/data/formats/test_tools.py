@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.conversation import ImagePart, SampleError, TextPart, ToolCallPart, VideoPart
+from erniekit.data.chat.conversation import ImagePart, SampleError, TextPart, ToolCallPart, VideoPart
 from tests.unit.data.formats.parsing import outline, parse
 from tests.unit.data.helpers import qa
 

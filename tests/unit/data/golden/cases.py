@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.data.conversation import Conversation, ReasoningPart, ToolCallPart
-from erniekit.data.document import IGNORE, Document
-from erniekit.data.encode import EncodeOptions, Encoder, make_encoder
-from erniekit.data.policy import DEFAULT_POLICY, LossPolicy
-from erniekit.data.template import MediaSpan, Span
+from erniekit.data.chat.conversation import Conversation, ReasoningPart, ToolCallPart
+from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy
+from erniekit.data.chat.template import MediaSpan, Span
+from erniekit.data.encode.document import IGNORE, Document
+from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
 from tests.unit.data.helpers import chat, encoded, make_checkpoint, noise, video
 
 DIRECTORY = Path(__file__).parent

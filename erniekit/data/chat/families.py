@@ -1,0 +1,147 @@
+"""The chat templates of the families of ERNIE 4.5 checkpoints, and which of them a tokenizer has."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, Protocol
+
+from erniekit.data.chat.template import Template
+from erniekit.errors import DataError
+
+BEGIN = "<|begin_of_sentence|>"
+TERMINATOR = "<|end_of_sentence|>"
+_TURN, _END_TURN = "<|im_start|>", "<|im_end|>"
+_SETTING, _END_SETTING = "<global_setting>", "</global_setting>"
+_NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def _framed(
+    name: str,
+    thinking: Literal["none", "off", "on"],
+    user_end: str,
+    answer_start: str,
+    generation_start: str,
+) -> Template:
+    """The text models' frame, which the VL models share. Only VL-Thinking has its tools from a release."""
+    return Template(
+        name=name,
+        thinking=thinking,
+        begin=BEGIN,
+        system=("", "\n"),
+        tools=("\n<tool_list>\n", "\n</tool_list>\n"),
+        tools_first=True,
+        user=("User: ", user_end),
+        tool_result=("<tool_output>\n", "\n</tool_output>\n"),
+        answer_start=answer_start,
+        generation_start=generation_start,
+        terminator=TERMINATOR,
+        tokens=(BEGIN, TERMINATOR),
+    )
+
+
+# ERNIE-4.5-21B-A3B-Thinking.
+_ERNIE_THINKING = Template(
+    name="ernie_thinking",
+    thinking="on",
+    begin="",
+    system=(f"{_TURN}system\n<system_setting>\n", "\n</system_setting>\n\n"),
+    default_system=f"{_TURN}system\n",
+    settings=f"{_SETTING}\nthink_mode=True\n{_END_SETTING}",
+    tools=("\n\n<tool_list>\n", "\n</tool_list>"),
+    tools_first=False,
+    opening_end=f"{_END_TURN}\n\n",
+    user=(f"{_TURN}user\n", f"{_END_TURN}\n\n"),
+    tool_result=("<tool_response>\n", "\n</tool_response>"),
+    between_results="\n",
+    answer_start=f"{_TURN}assistant\n",
+    generation_start="<think>\n",
+    end_of_reasoning="\n</think>\n",
+    answer=("<response>\n", "\n</response>\n"),
+    tool_call=("\n<tool_call>\n", "\n</tool_call>\n"),
+    terminator=_END_TURN,
+    after_answer="\n\n",
+    tokens=(_TURN, _END_TURN),
+    takes_media=False,
+)
+TEMPLATES = {
+    template.name: template
+    for template in (
+        _framed("ernie", "none", "\n", "Assistant: ", ""),
+        _ERNIE_THINKING,
+        _framed("ernie_vl", "off", "", "\nAssistant: ", _NO_THOUGHT),
+        _framed("ernie_vl_thinking", "on", "", "\nAssistant: ", "\n<think>\n"),
+    )
+}
+_CHOICES = f"set data.template to one of {', '.join(TEMPLATES)}"
+
+
+class ChatTemplateTokenizer(Protocol):
+    """What resolve_template needs of a transformers tokenizer."""
+
+    chat_template: str | None
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        """The chat as text."""
+        ...
+
+
+def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -> Template:
+    """The template of that name; for "auto", the one with which the tokenizer's own chat template agrees.
+
+    "auto" renders one question with apply_chat_template and compares the text; what the tokenizer's template
+    puts before the question (a default system prompt) is kept. A tokenizer without a chat template: ernie_vl
+    when is_vl, else ernie. Raises DataError for a chat template that is none of these.
+    """
+    if name != "auto":
+        if name not in TEMPLATES:
+            raise DataError(f"unknown data.template {name!r}; there are {', '.join(TEMPLATES)} and auto")
+        return TEMPLATES[name]
+    if not tokenizer.chat_template:
+        return TEMPLATES["ernie_vl" if is_vl else "ernie"]
+    question = "x"
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a Jinja program of the checkpoint runs here: it can fail in any way
+        raise DataError(
+            f"the tokenizer's chat template fails on a plain question: {error}; {_CHOICES}"
+        ) from error
+    # ernie_vl and ernie_vl_thinking end with more than ernie does, so an order of trial is not needed.
+    for template in TEMPLATES.values():
+        agrees = _thinking_frame if template.begin == "" else _plain_frame
+        found = agrees(template, rendered, question)
+        if found is not None:
+            return found
+    raise DataError(
+        f"the tokenizer's chat template is none that erniekit knows (it renders {rendered!r}); {_CHOICES}"
+    )
+
+
+def _plain_frame(template: Template, rendered: str, question: str) -> Template | None:
+    turn = template.user[0] + question + template.user[1]
+    ending = turn + template.answer_start + template.generation_start
+    if not (rendered.startswith(template.begin) and rendered.endswith(ending)):
+        return None
+    return dataclasses.replace(template, default_system=rendered[len(template.begin) : -len(ending)])
+
+
+def _thinking_frame(template: Template, rendered: str, question: str) -> Template | None:
+    """The template if it is what was rendered, but for blanks and for what the system block holds."""
+    opening, turn, prompt = rendered.partition(template.user[0] + question + template.user[1])
+    before, _, rest = opening.partition(_SETTING)
+    settings, end, opening_end = rest.partition(_END_SETTING)
+    prompt_end = template.answer_start + template.generation_start
+    blanks = prompt.removesuffix(prompt_end)
+    known = settings.startswith("\nthink_mode=True") and prompt.endswith(prompt_end) and not blanks.strip()
+    if not (turn and end and known):
+        return None
+    return dataclasses.replace(
+        template,
+        default_system=before,
+        settings=_SETTING + settings + _END_SETTING,
+        opening_end=opening_end,
+        before_generation=blanks,
+    )

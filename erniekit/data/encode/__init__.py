@@ -1,0 +1,1 @@
+"""From conversations to documents of tokens."""

@@ -1,0 +1,176 @@
+"""What was found in data, what was left out, and how much of that is too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.samples import TOO_LONG, OnLong, Sample
+from erniekit.errors import DataError
+
+OnError = Literal["raise", "skip"]
+_MOST_NOTICES = 50
+_MORE_NOTICES = "more keys that are not read"
+
+
+@dataclass
+class DataStats:
+    """What a dataset holds.
+
+    samples: that are used; documents: what they became, usually one each; skipped: samples left out, by
+    reason; tokens: all, vision included; loss_tokens: with a label; vision_tokens: placeholders of images and
+    videos; patches: that the vision tower sees; longest: tokens of the longest document; messages: by role;
+    pairs: preference pairs, of which the chosen answer is used; trimmed: documents that lost old turns;
+    untrained_reasoning: answers whose reasoning is not learnt, since later turns do not see it; calls_as_history: see
+    `history.calls_as_history`; notices: see `Notices`.
+    """
+
+    samples: int = 0
+    documents: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    loss_tokens: int = 0
+    images: int = 0
+    videos: int = 0
+    vision_tokens: int = 0
+    patches: int = 0
+    longest: int = 0
+    messages: Counter[str] = field(default_factory=Counter)
+    tool_calls: int = 0
+    pairs: int = 0
+    trimmed: int = 0
+    untrained_reasoning: int = 0
+    calls_as_history: int = 0
+    notices: Notices = field(default_factory=lambda: Notices())
+
+    def add(self, sample: Sample) -> None:
+        """Count a sample, if any document came of it."""
+        if not sample.documents:
+            return
+        self.samples += 1
+        self.documents += len(sample.documents)
+        for document in sample.documents:
+            videos = sum(item.is_video for item in document.media)
+            self.tokens += len(document)
+            self.loss_tokens += document.num_loss_tokens
+            self.videos += videos
+            self.images += len(document.media) - videos
+            self.vision_tokens += sum(item.tokens for item in document.media)
+            self.patches += document.num_patches
+            self.longest = max(self.longest, len(document))
+        self.messages.update(sample.messages)
+        self.tool_calls += sample.tool_calls
+        self.pairs += sample.is_pair
+        self.trimmed += sample.trimmed
+        self.untrained_reasoning += sample.untrained_reasoning
+        self.calls_as_history += sample.calls_as_history
+        self.notices.add(sample.notices, sample.documents[0].sample_id)
+
+    def merge(self, other: DataStats) -> None:
+        """Add what another part of the data holds."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, Notices):
+                mine.merge(value)
+            elif isinstance(value, Counter):
+                mine.update(value)
+            else:
+                setattr(self, name, max(mine, value) if name == "longest" else mine + value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values from which `DataStats.from_dict` makes it again."""
+        values = {
+            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
+        }
+        return {**values, "notices": vars(self.notices)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataStats:
+        """What `as_dict` gave."""
+        stats = cls()
+        for name, value in values.items():
+            if name == "notices":
+                stats.notices = Notices(Counter(value["counts"]), value["first"])
+            else:
+                setattr(stats, name, Counter(value) if isinstance(value, dict) else value)
+        return stats
+
+
+@dataclass
+class Notices:
+    """What users should know about their data and what is no error: samples of each kind, and the first place.
+
+    The keys of both are the texts of `Conversation.notices`.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, notices: Sequence[str], sample_id: str) -> None:
+        """Count the notices of a sample."""
+        for text in notices:
+            # Data with names of its own in every record would fill the memory with them.
+            if text not in self.counts and len(self.counts) >= _MOST_NOTICES:
+                text = _MORE_NOTICES
+            self.counts[text] += 1
+            self.first.setdefault(text, sample_id)
+
+    def merge(self, other: Notices) -> None:
+        """Add those of another part of the data, which comes after this one."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
+
+    def lines(self) -> list[str]:
+        """They in words, most frequent first."""
+        return [
+            f"note: {text}: {count:,} samples, the first {self.first[text]}"
+            for text, count in self.counts.most_common()
+        ]
+
+
+class ErrorBudget:
+    """Decides what a wrong sample means: "raise" it, or "skip" and count it, up to max_errors samples.
+
+    With on_long "drop", samples that are too long are left out and counted whatever their number, and do not
+    count as errors.
+    """
+
+    def __init__(self, on_error: OnError, max_errors: int, on_long: OnLong = "error") -> None:
+        self.on_error = on_error
+        self.max_errors = max_errors
+        self.on_long = on_long
+        # By sample id: a sample that fails in every epoch counts once.
+        self.errors: dict[str, SampleError] = {}
+        self.dropped: dict[str, SampleError] = {}
+        # Told of each sample that is skipped, once; whoever trains sets it, since pictures fail late.
+        self.on_skip: Callable[[SampleError], None] | None = None
+
+    def spend(self, error: SampleError) -> None:
+        """Takes note of a wrong sample. Raises it, or DataError when there have been too many."""
+        if self.on_long == "drop" and error.reason == TOO_LONG:
+            self.dropped.setdefault(error.sample_id, error)
+            return
+        if self.on_error == "raise":
+            raise error
+        if error.sample_id in self.errors:
+            return
+        self.errors[error.sample_id] = error
+        if self.on_skip is not None:
+            self.on_skip(error)
+        if len(self.errors) > self.max_errors:
+            counts = (
+                f"more than data.max_errors={self.max_errors} samples cannot be used ({self.by_reason()})"
+            )
+            raise DataError(f"{counts}; the last: {error}") from error
+
+    def left_out(self) -> list[SampleError]:
+        """All of them: wrong samples, then samples dropped for their length."""
+        return [*self.errors.values(), *self.dropped.values()]
+
+    def by_reason(self) -> str:
+        """The counts in words, most frequent first."""
+        counts = Counter(error.reason for error in self.left_out())
+        return ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())

@@ -1,0 +1,89 @@
+"""One encoded sample: token ids, labels, and what follows from where its pictures and videos stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from erniekit.data.encode.positions import media_positions, text_positions
+from erniekit.data.media.item import Media
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An encoded sample of T tokens.
+
+    input_ids [T] int32; labels [T] int32, already shifted: the token that position t must predict, IGNORE if
+    none. branches: of a preference pair, where the chosen and the rejected answer begin; each goes on from the
+    shared tokens before the first of them, and the rejected one does not see the chosen one (see
+    `erniekit.data.encode.pairs`). reference: of a pair, the log-probabilities of both answers under the reference
+    model, where they were computed before.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    media: tuple[Media, ...]
+    sample_id: str
+    branches: tuple[int, int] | None = None
+    reference: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Positions with a label."""
+        return int(np.count_nonzero(self.labels != IGNORE))
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that the vision tower sees: what its work grows with."""
+        return sum(item.num_patches for item in self.media)
+
+    @property
+    def modality(self) -> npt.NDArray[np.int8]:
+        """[T] int8: 1 for placeholders and their start and end markers, 0 for text."""
+        modality = np.zeros(len(self), np.int8)
+        for item in self.media:
+            modality[item.start - 1 : item.start + item.tokens + 1] = 1
+        return modality
+
+    @property
+    def media_positions(self) -> npt.NDArray[np.int64]:
+        """[M] int64: indices of the placeholders, picture by picture, video by video."""
+        spans = [np.arange(item.start, item.start + item.tokens) for item in self.media]
+        return np.concatenate(spans) if spans else np.zeros(0, np.int64)
+
+    @property
+    def position_ids(self) -> npt.NDArray[np.int64]:
+        """[3, T] int64 (t, h, w) for 3-D RoPE, see `erniekit.data.encode.positions`.
+
+        Both answers of a pair continue from the shared tokens.
+        """
+        positions = np.empty((3, len(self)), np.int64)
+        chosen, rejected = self.branches or (len(self), len(self))
+        shared = self._place(positions, 0, chosen, 0)
+        self._place(positions, chosen, rejected, shared)
+        self._place(positions, rejected, len(self), shared)
+        return positions
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that it takes, on the longest axis: its tokens, but for media and the answers of a pair."""
+        return int(self.position_ids.max()) + 1
+
+    def _place(self, positions: npt.NDArray[np.int64], start: int, stop: int, current: int) -> int:
+        """Fill [:, start:stop], from position `current` on; returns the position that follows."""
+        end = start
+        for item in self.media:
+            if not start <= item.start < stop:
+                continue
+            positions[:, end : item.start], current = text_positions(current, item.start - end)
+            end = item.start + item.tokens
+            positions[:, item.start : end], current = media_positions(current, *item.token_grid)
+        positions[:, end:stop], current = text_positions(current, stop - end)
+        return current

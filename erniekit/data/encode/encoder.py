@@ -1,0 +1,413 @@
+"""From a conversation to a Document: tokens, labels, and room for its pictures and videos.
+
+Where texts are cut for the tokenizer matters, because BPE merges across what it is given as one string.
+Everything that is context (pictures included) is one string, up to an answer of which anything is trained; what
+the model itself writes in that answer, from its reasoning to its terminator, is another, since the engine that
+serves the model tokenises the prompt alone and the answer comes after it token by token. So the ids of a prompt
+equal apply_chat_template(messages, add_generation_prompt=True), the ids of a first answer are
+encode(answer + terminator) after those, and the text of a whole conversation equals apply_chat_template's. Its
+ids may differ from apply_chat_template's of the whole conversation in one place: there, the space that ends
+"Assistant: " may merge with the answer's first word. Inside an answer a token is trained if any of its characters
+is (of a reasoning that is masked, the last token may reach into the answer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from erniekit.data.chat.conversation import (
+    Conversation,
+    ImagePart,
+    Part,
+    SampleError,
+    ToolCallPart,
+    VideoPart,
+)
+from erniekit.data.chat.families import BEGIN, TERMINATOR, resolve_template
+from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy
+from erniekit.data.chat.template import Kind, MediaSpan, Span, Template, TextSpan, require_answer
+from erniekit.data.encode.document import IGNORE, Document
+from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, read_limits
+from erniekit.data.encode.strings import strings, trained_tokens
+from erniekit.data.encode.tokenizer import MediaTokens, load_tokenizer, media_token_ids, stop_token_ids
+from erniekit.data.media.images import describe
+from erniekit.data.media.item import Media
+from erniekit.data.media.measure import measure
+from erniekit.data.media.patches import ImageSpec
+from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.video import VideoSpec
+from erniekit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Ids = npt.NDArray[np.int32]
+
+# What engines expand to a picture or a video before tokenising.
+_ENGINE_MARKS = ("<|image@placeholder|>", "<|video@placeholder|>")
+# To be raised whenever the same conversation comes out differently: see Encoder.identity.
+_VERSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What a run says about encoding, as in its config section `data`; None: as the checkpoint has it.
+
+    seed: of the frames that video_sampling "random" picks; vocab_size, max_positions: of a model that a run has
+    enlarged, see `erniekit.data.encode.limits`.
+    """
+
+    template: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    policy: LossPolicy = DEFAULT_POLICY
+    video_fps: float | None = None
+    video_min_frames: int | None = None
+    video_max_frames: int | None = None
+    video_sampling: Literal["leading", "middle", "random"] | None = None
+    video_timestamps: bool | None = None
+    video_min_pixels: int | None = None
+    video_max_pixels: int | None = None
+    seed: int = 0
+    vocab_size: int | None = None
+    max_positions: int | None = None
+
+    @classmethod
+    def of_run(cls, data: Mapping[str, Any], seed: int) -> EncodeOptions:
+        """Those of a run's section `data`, as its configuration or its checkpoint has it.
+
+        A key that a run of an older version lacks stands at its default.
+        """
+        policy = {
+            field.name: data[field.name] for field in dataclasses.fields(LossPolicy) if field.name in data
+        }
+        own = {field.name for field in dataclasses.fields(cls)}
+        own -= {"policy", "seed", "vocab_size", "max_positions"}
+        return cls(
+            **{name: data[name] for name in own if name in data}, policy=LossPolicy(**policy), seed=seed
+        )
+
+
+_DEFAULTS = EncodeOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a document: its text, whose words they are, how many tokens begin in it.
+
+    part: the picture or video of kind "media", whose text is its marks with one placeholder.
+    """
+
+    kind: Kind | Literal["media"]
+    text: str
+    tokens: int
+    trained: bool
+    part: ImagePart | VideoPart | None = None
+
+
+class Encoder:
+    """Turns conversations into documents, for one tokenizer, template and kind of pictures and videos.
+
+    It can be pickled, and then needs no transformers. media_tokens and media_spec: both, or both None for a
+    text model. eos_token_ids: on which generation stops (generation_config.json). Turns end with the template's
+    terminator, which need not be among them: then its label becomes the first of eos_token_ids, while the input
+    keeps it, so that the tuned model stops in engines. limits: of the model. Raises CheckpointError when the tokenizer
+    does not know the template's or the pictures' tokens, or the model has no room for them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        *,
+        eos_token_ids: tuple[int, ...],
+        policy: LossPolicy = DEFAULT_POLICY,
+        media_tokens: MediaTokens | None = None,
+        media_spec: MediaSpec | None = None,
+        limits: ModelLimits = NO_LIMITS,
+    ) -> None:
+        if (media_tokens is None) != (media_spec is None):
+            raise ValueError("media_tokens and media_spec go together")
+        self.template = template
+        self.policy = policy
+        self.media_spec = media_spec
+        self.media_tokens = media_tokens
+        self.limits = limits
+        self._tokenizer = tokenizer
+        for token in (*template.tokens, template.terminator):
+            limits.check_token(token, _single_id(tokenizer, token))
+        terminator = _single_id(tokenizer, template.terminator)
+        stops = not eos_token_ids or terminator in eos_token_ids
+        self._terminator_label = terminator if stops else eos_token_ids[0]
+        self._end_of_text = eos_token_ids[0] if eos_token_ids else terminator
+        reserved = {BEGIN, TERMINATOR, *template.tokens, *_ENGINE_MARKS}
+        self._marks = {"image": "", "video": ""}
+        if media_tokens is not None:
+            names = [_media_token(tokenizer, id) for id in astuple(media_tokens)]
+            reserved.update(names)
+            image, image_start, image_end, video, video_start, video_end = names
+            self._marks = {"image": image_start + image + image_end, "video": video_start + video + video_end}
+        self._reserved = re.compile("|".join(re.escape(text) for text in sorted(reserved)))
+
+    @property
+    def image_spec(self) -> ImageSpec | None:
+        """How the model wants its pictures; None for a text model."""
+        return None if self.media_spec is None else self.media_spec.image
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of everything that decides ids, labels and grids: encoded samples are valid while it is equal."""
+        spec = self.media_spec
+        if spec is not None and spec.video.sampling != "random":
+            spec = dataclasses.replace(spec, video=dataclasses.replace(spec.video, seed=0))
+        labels = (self._terminator_label, self._end_of_text)
+        settings = (_VERSION, self.template, self.policy, spec, self.media_tokens, labels, self.limits)
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        digest.update(self._tokenizer.to_str().encode())
+        return digest.hexdigest()
+
+    def encode(self, conversation: Conversation) -> Document:
+        """A conversation with its answers, or a plain text, for training. Never cut.
+
+        With loss_on "each_turn" only the last message is trained: see split. The end of a plain text is
+        trained as well: its last label is the first of eos_token_ids. `rejected` is passed over. Raises
+        SampleError, also when no token carries loss.
+        """
+        document = self._encode(conversation, self.template.render(conversation, self.policy))
+        if not document.num_loss_tokens:
+            what = (
+                "the last message" if self.policy.loss_on == "each_turn" else "at least one assistant message"
+            )
+            detail = f"no token carries loss: {what} must be trained"
+            raise SampleError(conversation.sample_id, "no loss token", detail)
+        return document
+
+    def documents(self, conversation: Conversation) -> list[Document]:
+        """The documents of a sample: one, or with loss_on "each_turn" one for each answer. Raises SampleError."""
+        return [self.encode(part) for part in self.split(conversation)]
+
+    def split(self, conversation: Conversation) -> list[Conversation]:
+        """What encode takes one by one: the sample itself, or with loss_on "each_turn" its beginnings.
+
+        Each ends with one of its trained answers, which stands there as at inference; where there are several,
+        sample_id says of which message. Raises SampleError when there is none.
+        """
+        messages = conversation.messages
+        if self.policy.loss_on != "each_turn" or messages[0].role == "text":
+            return [conversation]
+        require_answer(conversation)
+        ends = [
+            number
+            for number, message in enumerate(messages, 1)
+            if message.role == "assistant" and message.trained
+        ]
+        if not ends:
+            detail = "no token carries loss: at least one assistant message must be trained"
+            raise SampleError(conversation.sample_id, "no loss token", detail)
+        parts = []
+        for end in ends:
+            name = conversation.sample_id + (f" (message {end})" if len(ends) > 1 else "")
+            part = dataclasses.replace(conversation, messages=messages[:end], sample_id=name)
+            if end < len(messages):
+                part = dataclasses.replace(part, rejected=(), rejected_prompt=())
+            parts.append(part)
+        return parts
+
+    def encode_prompt(self, conversation: Conversation) -> Document:
+        """A conversation up to the assistant's next answer, for generation; no labels. Raises SampleError."""
+        return self._encode(conversation, self.template.render_prompt(conversation, self.policy))
+
+    def segments(self, conversation: Conversation, cut: int = 0) -> list[Segment]:
+        """The document that encode gives, stretch by stretch; their tokens add up to its length.
+
+        A token that reaches over two counts for the one in which it begins. cut: a stretch of text in which this
+        token of the document stands is divided before it. Raises SampleError.
+        """
+        self._refuse_reserved(conversation)
+        found: list[Segment] = []
+        done = 0
+        for spans, _ in strings(self.template.render(conversation, self.policy)):
+            texts = [self._text_of(span, conversation.sample_id) for span in spans]
+            encoding = self._tokenizer.encode("".join(texts), add_special_tokens=False)
+            starts = np.cumsum([0, *map(len, texts[:-1])])
+            first = np.asarray([start for start, _ in encoding.offsets], np.int64)
+            tokens = np.bincount(np.searchsorted(starts, first, "right") - 1, minlength=len(texts))
+            seen = 0
+            for span, text, start, count in zip(spans, texts, starts.tolist(), tokens.tolist(), strict=True):
+                before, seen = seen, seen + count
+                if isinstance(span, MediaSpan):
+                    assert self.media_spec is not None
+                    count += measure(span.part, self.media_spec, conversation.sample_id).tokens - 1
+                    found.append(Segment("media", text, count, False, span.part))
+                elif 0 < (left := cut - done) < count:
+                    place = int(first[before + left]) - start
+                    found.append(Segment(span.kind, text[:place], left, span.trained))
+                    found.append(Segment(span.kind, text[place:], count - left, span.trained))
+                else:
+                    found.append(Segment(span.kind, text, count, span.trained))
+                done += count
+        return found
+
+    def _encode(self, conversation: Conversation, spans: Iterable[Span]) -> Document:
+        self._refuse_reserved(conversation)
+        sample_id = conversation.sample_id
+        plain = conversation.messages[0].role == "text"
+        ids: list[Ids] = []
+        targets: list[Ids] = []
+        media: list[Media] = []
+        length = 0
+        for string, trained in strings(spans):
+            text = "".join([self._text_of(span, sample_id) for span in string])
+            if trained:
+                chunk, target = self._answer(text, string)
+                if not plain:
+                    target[-1] = self._terminator_label
+            else:
+                chunk, placed = self._place(self._ids(text), string, length, sample_id)
+                media += placed
+                target = np.full(len(chunk), IGNORE, np.int32)
+            ids.append(chunk)
+            targets.append(target)
+            length += len(chunk)
+        end = self._end_of_text if plain and conversation.messages[0].trained else IGNORE
+        targets.append(np.full(1, end, np.int32))
+        input_ids = np.concatenate(ids)
+        self.limits.check_ids(input_ids, sample_id)
+        return Document(input_ids, np.concatenate(targets)[1:], tuple(media), sample_id)
+
+    def _ids(self, text: str) -> Ids:
+        # A batch of one, since only batches can do without the offsets, which take a third of the time.
+        return np.asarray(
+            self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32
+        )
+
+    def _answer(self, text: str, spans: list[Span]) -> tuple[Ids, Ids]:
+        """(ids, labels not shifted) of an answer of which anything is trained."""
+        if all([isinstance(span, TextSpan) and span.trained for span in spans]):
+            ids = self._ids(text)
+            return ids, ids.copy()
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = np.asarray(encoding.ids, np.int32)
+        return ids, np.where(trained_tokens(spans, encoding.offsets), ids, np.int32(IGNORE))
+
+    def _text_of(self, span: Span, sample_id: str) -> str:
+        if isinstance(span, TextSpan):
+            return span.text
+        kind = "image" if isinstance(span.part, ImagePart) else "video"
+        if self.media_spec is None:
+            detail = (
+                f"this model takes no pictures and no videos, the sample has {describe(span.part.source)}"
+            )
+            raise SampleError(sample_id, "not supported", detail)
+        return self._marks[kind]
+
+    def _place(self, ids: Ids, spans: list[Span], offset: int, sample_id: str) -> tuple[Ids, list[Media]]:
+        """Widens each placeholder to the number of tokens of its picture or video."""
+        parts = [span.part for span in spans if isinstance(span, MediaSpan)]
+        if not parts:
+            return ids, []
+        assert self.media_tokens is not None and self.media_spec is not None
+        counts = np.ones(len(ids), np.int64)
+        media: list[Media] = []
+        kinds = (self.media_tokens.image_placeholder, self.media_tokens.video_placeholder)
+        for index, part in zip(np.flatnonzero(np.isin(ids, kinds)), parts, strict=True):
+            item = dataclasses.replace(measure(part, self.media_spec, sample_id), start=offset + int(index))
+            media.append(item)
+            counts[index] = item.tokens
+            offset += item.tokens - 1
+        return np.repeat(ids, counts), media
+
+    def _refuse_reserved(self, conversation: Conversation) -> None:
+        for name, messages in (
+            ("message", conversation.messages),
+            ("rejected message", conversation.rejected),
+            ("message before the rejected answer", conversation.rejected_prompt),
+        ):
+            for number, message in enumerate(messages, 1):
+                # Joined, as they are tokenised: a token must not come out of two parts either.
+                found = self._reserved.search("".join(map(_words, message.parts)))
+                if found:
+                    raise _reserved_error(conversation, f"{name} {number} ({message.role})", found.group())
+        if conversation.tools:
+            found = self._reserved.search(json.dumps(conversation.tools, ensure_ascii=False))
+            if found:
+                raise _reserved_error(conversation, "the list of tools", found.group())
+
+
+def _reserved_error(conversation: Conversation, where: str, token: str) -> SampleError:
+    detail = f"{where} contains {token}, which only the template may write"
+    return SampleError(conversation.sample_id, "reserved token", detail)
+
+
+def _words(part: Part) -> str:
+    if isinstance(part, ImagePart | VideoPart):
+        return ""
+    return f"{part.name} {part.arguments}" if isinstance(part, ToolCallPart) else part.text
+
+
+def _single_id(tokenizer: Tokenizer, text: str) -> int:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if len(ids) != 1 or tokenizer.id_to_token(ids[0]) != text:
+        raise CheckpointError(f"the tokenizer has no token {text}, which ERNIE's chat templates need")
+    return int(ids[0])
+
+
+def _media_token(tokenizer: Tokenizer, id: int) -> str:
+    token = tokenizer.id_to_token(id)
+    if token is None or tokenizer.encode(token, add_special_tokens=False).ids != [id]:
+        raise CheckpointError(
+            f"config.json names {id} as the id of a media token, but the tokenizer does not"
+        )
+    return str(token)
+
+
+def make_encoder(directory: str | Path, options: EncodeOptions = _DEFAULTS) -> Encoder:
+    """The Encoder of a checkpoint: its tokenizer, chat template, stop tokens and, for a VL model, media.
+
+    Reads local files only and runs no code of the checkpoint but its Jinja chat template, which transformers
+    sandboxes. Raises CheckpointError, DataError, ConfigError.
+    """
+    directory = Path(directory)
+    media_tokens = media_token_ids(directory)
+    tokenizer = load_tokenizer(directory)
+    backend = tokenizer.backend_tokenizer
+    return Encoder(
+        backend,
+        resolve_template(options.template, tokenizer, is_vl=media_tokens is not None),
+        eos_token_ids=stop_token_ids(directory, tokenizer.eos_token_id),
+        policy=options.policy,
+        media_tokens=media_tokens,
+        media_spec=None if media_tokens is None else _media_spec(directory, options),
+        limits=read_limits(directory, backend, options.vocab_size, options.max_positions),
+    )
+
+
+def _media_spec(directory: Path, options: EncodeOptions) -> MediaSpec:
+    image = ImageSpec.from_checkpoint(directory, options.min_pixels, options.max_pixels)
+    return MediaSpec(image, video_spec(directory, options))
+
+
+def video_spec(directory: Path, options: EncodeOptions) -> VideoSpec:
+    """How a checkpoint's videos are read with `options`. Raises CheckpointError, ConfigError."""
+    return VideoSpec.from_checkpoint(
+        directory,
+        fps=options.video_fps,
+        min_frames=options.video_min_frames,
+        max_frames=options.video_max_frames,
+        sampling=options.video_sampling,
+        timestamps=options.video_timestamps,
+        min_pixels=options.video_min_pixels,
+        max_pixels=options.video_max_pixels,
+        seed=options.seed,
+    )

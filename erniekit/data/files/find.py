@@ -1,0 +1,301 @@
+"""Which files an entry of the configuration means: a file, a directory, a pattern, or a dataset of the hub."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import mimetypes
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from erniekit.data.files.tables import plain
+from erniekit.errors import DataError
+
+HUB = "hub:"
+Use = Literal["train", "eval"]
+Say = Callable[[str], None]
+_SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
+_PACKED = ".gz"
+_HUB_ENTRY = re.compile(r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
+_ROWS = 256  # of a hub dataset in memory at a time
+_NAMED = 3  # files that a note names
+# What `datasets`, its save_to_disk and the hub write beside the samples.
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
+_CACHE_PREFIX = "cache-"  # of arrow files: results of `Dataset.map`
+# The words by which file and directory names say their split, between characters that are no letters of a word:
+# those that `datasets` knows, and the usual others.
+_SPLIT = re.compile(
+    r"(?<![a-z])(?:(?P<train>train(?:ing|set)?)"
+    r"|(?P<validation>val(?:id|idation)?|dev(?:el|elopment)?|held[-_ ]?out)"
+    r"|(?P<test>test(?:ing|set)?|eval(?:uation)?))(?![a-z])"
+    r"|(?P<train_zh>训练)|(?P<validation_zh>验证)|(?P<test_zh>测试|评估)"
+)
+
+
+def expand(entries: Sequence[str | Path], use: Use = "train", say: Say | None = None) -> list[Path]:
+    """The data files that entries mean, in their order, each once.
+
+    An entry is a file; a directory, which means the data files in it and below, sorted, without hidden ones (.txt
+    files only where there are no others, since these would be notes about the data); or a pattern with `*`, `?`,
+    `[...]` and `**` for any directories, which means the data files that it matches, sorted. Data files are
+    .json, .jsonl, .parquet, .arrow, .csv, .tsv and .txt, also with .gz, but not what `datasets` and the hub write
+    about a dataset (dataset_infos.json and the like); a file that is named itself may be called anything.
+
+    Where files of a directory are of several splits, by their names or those of their directories, `use` chooses:
+    "train" the split train, or files of no split where there is none; "eval" validation, or test where there is no
+    validation. `say` takes a line about what a directory has beside that. Raises DataError for an entry that means no
+    file.
+    """
+    files = [file for entry in entries for file in _files(Path(entry).expanduser(), use, say)]
+    found: dict[Path, Path] = {}
+    for file, place in zip(files, resolved(files), strict=True):
+        found.setdefault(place, file)
+    return list(found.values())
+
+
+def resolved(files: Sequence[Path]) -> list[Path]:
+    """As `Path.resolve` of each; quick where many files are in few directories."""
+    parents: dict[Path, Path] = {}
+    places = []
+    for file in files:
+        if file.is_symlink():
+            places.append(file.resolve())
+            continue
+        parent = parents.get(file.parent)
+        if parent is None:
+            parent = parents[file.parent] = file.parent.resolve()
+        places.append(parent / file.name)
+    return places
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a path names, relative to the directory of its dataset: train, validation, test or None.
+
+    The file's own name counts first, then its directories, the nearest first; in a name the first such word.
+    """
+    for name in reversed(path.parts):
+        word = _SPLIT.search(name.lower())
+        if word is not None:
+            return str(word.lastgroup).removesuffix("_zh")
+    return None
+
+
+def _files(path: Path, use: Use, say: Say | None) -> list[Path]:
+    if os.path.isdir(path):
+        return _in_directory(path, use, say)
+    if os.path.exists(path):
+        return [path]
+    if glob.has_magic(str(path)):
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        files = sorted(match for match in matches if match.is_file() and _is_data(match))
+        if files:
+            return files
+        others = "only things that are no data files" if matches else "nothing"
+        raise DataError(f"{path}: the pattern matches {others} ({', '.join(_SUFFIXES)}){_near(path)}")
+    hub = "; a dataset of the hub is named hub:owner/name" if _HUB_ENTRY.fullmatch(f"hub:{path}") else ""
+    raise DataError(f"{path}: cannot read the data file: No such file or directory{_near(path) or hub}")
+
+
+def _in_directory(directory: Path, use: Use, say: Say | None) -> list[Path]:
+    data: list[Path] = []
+    others: list[Path] = []
+    for root, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        for file in (Path(root, name) for name in names if not name.startswith(".")):
+            (data if _is_data(file) else others).append(file)
+    records = [file for file in data if _suffix(file) != ".txt"]
+    if records:
+        others += [file for file in data if _suffix(file) == ".txt"]
+    elif not data:
+        raise DataError(f"{directory}: the directory holds no data files ({', '.join(_SUFFIXES)})")
+    files = _of_split(directory, sorted(records or data), use, say)
+    # Pictures and videos are what samples name: they are not passed over.
+    strangers = sorted(file for file in others if not _is_media(file))
+    if strangers and say is not None:
+        say(f"{directory}: ignores what is no data file: {_names(directory, strangers)}")
+    return files
+
+
+def _of_split(directory: Path, files: list[Path], use: Use, say: Say | None) -> list[Path]:
+    """Those of a directory's data files that are for `use`."""
+    splits: dict[str | None, list[Path]] = {}
+    for file in files:
+        splits.setdefault(split_of(file.relative_to(directory)), []).append(file)
+    wanted: tuple[str | None, ...] = ("train", None) if use == "train" else ("validation", "test")
+    if not splits.keys() - ({"train", None} if use == "train" else {None}):
+        return files
+    for split in wanted:
+        if split in splits:
+            rest = ", ".join(
+                f"{name or 'of no split'} ({_names(directory, found)})"
+                for name, found in sorted(splits.items(), key=lambda item: item[0] or "")
+                if name != split
+            )
+            if rest and say is not None:
+                chosen = f"the split {split}" if split else "the files of no split"
+                say(f"{directory}: reads {chosen} ({_names(directory, splits[split])}); not read: {rest}")
+            return splits[split]
+    have = ", ".join(f"{name or 'no split'}: {_names(directory, found)}" for name, found in splits.items())
+    asked = " or ".join(name for name in wanted if name)
+    raise DataError(
+        f"{directory}: the directory has no files of the split {asked} ({have}); name the files that are meant, one by "
+        f"one or with a pattern such as {directory / '**' / f'*{files[0].suffix}'}"
+    )
+
+
+def _is_data(path: Path) -> bool:
+    name, suffix = path.name.lower(), _suffix(path)
+    if name in _METADATA or (suffix == ".arrow" and name.startswith(_CACHE_PREFIX)):
+        return False
+    return suffix in _SUFFIXES
+
+
+def _is_media(path: Path) -> bool:
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return kind.startswith(("image/", "video/", "audio/"))
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return Path(name.removesuffix(_PACKED)).suffix
+
+
+def _names(directory: Path, files: Sequence[Path]) -> str:
+    named = ", ".join(str(file.relative_to(directory)) for file in files[:_NAMED])
+    return named if len(files) <= _NAMED else f"{named} and {len(files) - _NAMED:,} more"
+
+
+def _near(path: Path) -> str:
+    """Names beside the one that is missing that look like it, in words."""
+    directory = path.parent
+    while not directory.is_dir() and directory != directory.parent:
+        path, directory = directory, directory.parent
+    try:
+        names = [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return f"; there is {', '.join(str(directory / name) for name in near)}" if near else ""
+
+
+def hub_file(entry: str, cache_dir: Path, use: Use = "train", say: Say | None = None) -> Path:
+    """The dataset of the Hugging Face hub that an entry hub:owner/name[:split] names, as a file of JSON lines.
+
+    It is loaded through `datasets` once; the file, and beside it the pictures that the dataset holds, stay in
+    cache_dir and are used from then on. Where no split is named, it is "train", and for `use` "eval" the validation
+    split, or the test split where there is none. Raises DataError without the extra "hub", offline, or where `datasets`
+    cannot load it.
+    """
+    match = _HUB_ENTRY.fullmatch(entry)
+    if match is None:
+        raise DataError(f"{entry}: a dataset of the hub is named hub:owner/name or hub:owner/name:split")
+    name, split = match["name"], match["split"] or use
+    is_sought = match["split"] is None and use == "eval"
+    # The digest keeps apart what the readable part does not: a/b--c and a--b/c, a split that is called eval.
+    key = f"{name}:" if is_sought else f"{name}:{split}"
+    digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
+    readable = re.sub(r"[^\w.-]+", "--", f"{name}--{split}")
+    target = cache_dir / f"{readable}-{digest}.jsonl"
+    if not target.exists():
+        if is_sought:
+            split = _eval_split(entry, name)
+        if match["split"] is None and say is not None:
+            say(f"{entry}: reads the split {split}")
+        try:
+            with replacing(target) as file:
+                for row in _load(entry, name, split):
+                    record = plain(_with_files(row, target.with_suffix(".media")))
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DataError(f"{entry}: cannot write {target}: {error.strerror or error}") from error
+    return target
+
+
+def _load(entry: str, name: str, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a dataset, as JSON has them; the hub is asked before the first."""
+    with _hub(entry) as datasets:
+        # As arrow tables, in which pictures are the bytes of their files: nothing is decoded.
+        dataset = datasets.load_dataset(name, split=split).with_format("arrow")
+    for table in dataset.iter(batch_size=_ROWS):
+        yield from table.to_pylist()
+
+
+def _eval_split(entry: str, name: str) -> str:
+    """The split of a dataset to evaluate on."""
+    with _hub(entry) as datasets:
+        splits: list[str] = datasets.get_dataset_split_names(name)
+    for wanted in ("validation", "test"):
+        for split in splits:
+            if split_of(Path(split)) == wanted:
+                return split
+    raise DataError(
+        f"{entry}: the dataset has no validation or test split ({', '.join(splits)}); name a split, as in "
+        f"{entry}:train[:5%]"
+    )
+
+
+@contextmanager
+def _hub(entry: str) -> Iterator[Any]:
+    """The package datasets; what it raises inside becomes a DataError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f'{entry}: needs the package datasets: pip install "erniekit[hub]"') from error
+    try:
+        yield datasets
+    except ConnectionError as error:
+        detail = f"the hub cannot be reached, and the dataset is not in its cache: {_first_line(error)}"
+        raise DataError(f"{entry}: {detail}") from error
+    except Exception as error:  # of its many kinds some are of its dependencies
+        raise DataError(f"{entry}: datasets cannot load it: {_first_line(error)}") from error
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[TextIO]:
+    """A text file that takes the name `target` when the block ends without an error; otherwise nothing is left.
+
+    Makes the directory. Raises OSError.
+    """
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _with_files(value: Any, media: Path) -> Any:
+    """A value in which each {"bytes", "path"}, as `datasets` has pictures and videos, is the path of a file."""
+    if isinstance(value, dict):
+        if value.keys() == {"bytes", "path"}:
+            return _file_of(value, media)
+        return {key: _with_files(inner, media) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_files(inner, media) for inner in value]
+    return value
+
+
+def _file_of(value: dict[str, Any], media: Path) -> Any:
+    data, path = value["bytes"], value["path"]
+    if not isinstance(data, bytes):
+        return path
+    media.mkdir(exist_ok=True)
+    suffix = Path(path).suffix if isinstance(path, str) else ""
+    file = media / (hashlib.blake2b(data, digest_size=16).hexdigest() + suffix)
+    if not file.exists():
+        file.write_bytes(data)
+    return f"{media.name}/{file.name}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

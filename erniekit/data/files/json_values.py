@@ -1,0 +1,154 @@
+"""JSON over several lines, read value by value over a sliding window, so that it may be larger than the memory.
+
+One array, whose elements are the records; or objects one after the other, each written over several lines.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from erniekit.data.files.records import Cursor, Record, Stream
+from erniekit.errors import DataError
+
+_SPACE = " \t\r\n"
+_CHUNK = 1 << 20  # bytes
+# An error so close to the end of the window may be one of where it was cut: of a literal, a number, an escape.
+_CUT = 16  # characters
+_DECODER = json.JSONDecoder()
+
+
+def read_array(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
+    """The elements of an array, each with the line on which it starts. Raises DataError for a syntax error."""
+    window = _Window(path, stream)
+    window.skip_space()
+    window.position += 1  # the bracket that makes this an array
+    records = 0
+    window.skip_space()
+    closed = window.character() == "]"
+    while not closed:
+        line, _ = window.place(window.position)
+        value = window.value()
+        records += 1
+        if records > after.records:
+            yield Record(value, f"{path}:{line}", window.bytes_read(), Cursor(records))
+        window.skip_space()
+        if window.character() not in (",", "]"):
+            raise window.syntax_error(window.position, "expected ',' or ']' after an element of the array")
+        closed = window.character() == "]"
+        if not closed:
+            window.position += 1
+            window.skip_space()
+    window.position += 1
+    window.skip_space()
+    if window.character():
+        raise window.syntax_error(window.position, "more text after the end of the array")
+
+
+def spans_lines(path: Path, stream: Stream) -> bool:
+    """Whether a file that begins with an object has it over several lines. Reads on from there."""
+    window = _Window(path, stream)
+    window.skip_space()
+    first, _ = window.place(window.position)
+    try:
+        window.value()
+    except DataError:
+        return False
+    return window.place(window.position)[0] > first
+
+
+def read_objects(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
+    """Objects one after the other, each with the line on which it starts. Raises DataError for a syntax error."""
+    window = _Window(path, stream)
+    records = 0
+    window.skip_space()
+    while window.character():
+        line, _ = window.place(window.position)
+        value = window.value()
+        records += 1
+        if records > after.records:
+            yield Record(value, f"{path}:{line}", window.bytes_read(), Cursor(records))
+        window.skip_space()
+
+
+class _Window:
+    """The part of a file's text that is being parsed; what stands before `position` may be dropped."""
+
+    def __init__(self, path: Path, stream: Stream) -> None:
+        self.position = 0
+        self._path = path
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._fed = 0  # bytes
+        self._ended = False
+        # The line and column of a character at or before `position`, from where counting goes on.
+        self._mark, self._line, self._column = 0, 1, 1
+
+    def character(self) -> str:
+        """That at `position`, empty at the end of the file. Space must have been skipped."""
+        return self._text[self.position : self.position + 1]
+
+    def skip_space(self) -> None:
+        while True:
+            while self.position < len(self._text) and self._text[self.position] in _SPACE:
+                self.position += 1
+            if self.position < len(self._text) or not self._more():
+                return
+
+    def value(self) -> Any:
+        """The JSON value at `position`, which moves behind it."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self.position)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT
+                if cut and self._more():
+                    continue
+                raise self.syntax_error(error.pos, error.msg) from error
+            except RecursionError as error:
+                raise self.syntax_error(self.position, "nested too deeply to be read") from error
+            except ValueError as error:  # a number of thousands of digits
+                raise self.syntax_error(self.position, str(error)) from error
+            if end >= len(self._text) - _CUT and self._more():
+                continue  # what looks like a number may be the first half of one, up to its point or exponent
+            self.position = end
+            return value
+
+    def place(self, position: int) -> tuple[int, int]:
+        """(line, column) of a character at or behind all that were asked for before, both from 1."""
+        lines = self._text.count("\n", self._mark, position)
+        if lines:
+            self._line += lines
+            self._column = position - self._text.rfind("\n", self._mark, position)
+        else:
+            self._column += position - self._mark
+        self._mark = position
+        return self._line, self._column
+
+    def bytes_read(self) -> int:
+        """How far into the file `position` is: exact for ASCII, otherwise a little more."""
+        return self._stream.bytes_read(self._fed - (len(self._text) - self.position))
+
+    def syntax_error(self, position: int, what: str) -> DataError:
+        line, column = self.place(position)
+        return DataError(f"{self._path}:{line}: not valid JSON: {what} (column {column})")
+
+    def _more(self) -> bool:
+        """Reads on, as much as the window holds, so that a large element is parsed few times. False at the end."""
+        if self._ended:
+            return False
+        self.place(self.position)
+        self._text, self.position, self._mark = self._text[self.position :], 0, 0
+        data = self._stream.file.read(max(_CHUNK, len(self._text)))
+        self._fed += len(data)
+        self._ended = not data
+        try:
+            self._text += self._decoder.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            line = self.place(len(self._text))[0] + error.object.count(b"\n", 0, error.start)
+            raise DataError(f"{self._path}:{line}: not UTF-8 text: save the file as UTF-8") from error
+        return True

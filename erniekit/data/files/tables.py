@@ -1,0 +1,178 @@
+"""Tables: parquet files, and text files of rows with a header."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.files.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
+from erniekit.data.formats import detect
+from erniekit.data.formats.fields.columns import Columns
+from erniekit.errors import DataError
+
+# Columns whose cells may hold JSON text: lists and objects, which a cell cannot hold otherwise.
+_ANSWERS = ("chosen", "rejected", "rejected_response")
+_JSON_COLUMNS = (
+    *("messages", "conversations", "images", "videos", "objects", "tools", "history", *_ANSWERS),
+    *("rejected_messages", "rejected_prompt", "rejected_images", "rejected_videos", "rejected_objects"),
+)
+_ROWS = 128  # of a parquet file in memory at a time
+
+
+def read_table(
+    path: Path, stream: Stream, delimiter: str, after: Cursor, columns: Columns = ()
+) -> Iterator[Record | BadLine]:
+    """The rows of a text file whose first line names the columns.
+
+    A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
+    are parsed as JSON, empty ones are null. Raises DataError where rows cannot be told apart any more.
+    """
+    csv.field_size_limit(sys.maxsize)  # the limit is the module's; a cell may hold a picture or a whole chat
+    lines = _Lines(path, stream)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = _next(path, rows)
+    if header is None:
+        return
+    names = {name: key for key, name in columns}
+    _check_header(path, header, [names.get(name, name) for name in header])
+    records = 0
+    while True:
+        number = rows.line_num + 1
+        row = _next(path, rows)
+        if row is None:
+            return
+        if not row:
+            continue
+        records += 1
+        if records <= after.records:
+            continue
+        place, cursor, read = f"{path}:{number}", Cursor(records), stream.bytes_read(lines.offset)
+        if len(row) == len(header):
+            cells = zip(header, row, strict=True)
+            yield Record(
+                {name: _cell(names.get(name, name), text) for name, text in cells}, place, read, cursor
+            )
+        else:
+            detail = f"the row has {len(row)} cells, the first line names {len(header)} columns"
+            yield BadLine(SampleError(place, "bad record", detail), read, cursor)
+
+
+class _Lines:
+    """The lines of a file as text, counted."""
+
+    def __init__(self, path: Path, stream: Stream) -> None:
+        self.offset = 0
+        self._number = 0
+        self._path = path
+        self._file = stream.file
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.offset += len(line)
+        self._number += 1
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            detail = "not UTF-8 text: save the file as UTF-8"
+            raise DataError(f"{self._path}:{self._number}: {detail}") from error
+
+
+def _next(path: Path, rows: Any) -> list[str] | None:
+    try:
+        row: list[str] | None = next(rows, None)
+        return row
+    except csv.Error as error:
+        advice = "quotes must be closed"
+        raise DataError(f"{path}:{rows.line_num}: cannot read the table: {error} ({advice})") from error
+
+
+def _check_header(path: Path, header: list[str], keys: list[str]) -> None:
+    """keys: what the columns are for the formats."""
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}:1: the first line names a column twice: {', '.join(header)}")
+    if detect(dict.fromkeys(keys, "")) is None:
+        found = ", ".join(header)[:200]
+        detail = f"the first line must name the columns, as in instruction,input,output; it is: {found}"
+        raise DataError(f"{path}:1: {detail}")
+
+
+def _cell(name: str, text: str) -> Any:
+    if name not in _JSON_COLUMNS:
+        return text
+    if not text:
+        return None
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    # The text of an answer may be JSON by itself.
+    return text if name in _ANSWERS and not _has_messages(value) else value
+
+
+def _has_messages(value: Any) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return all(isinstance(entry, dict) and ("role" in entry or "from" in entry) for entry in entries)
+
+
+def read_parquet(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Passed]:
+    """The rows of a parquet file, named "file:row N" from 1, a batch of them in memory at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    size, number = path.stat().st_size, 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        rows = file.metadata.num_rows
+        for batch in file.iter_batches(batch_size=_ROWS):
+            skipped = min(max(after.records - number, 0), len(batch))
+            number += skipped
+            for row in own_rows(batch.slice(skipped), number, is_own):
+                number += 1
+                if row is None:
+                    yield Passed(Cursor(number))
+                    continue
+                read = size * number // rows
+                yield Record(plain(row), f"{path}:row {number}", read, Cursor(number))
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}:row {number + 1}: the parquet file cannot be read: {detail}") from error
+
+
+def own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] | None]:
+    """The rows of an Arrow batch, None for those that are not one's own. first: the number of its first row."""
+    own = [is_own(number) for number in range(first, first + len(batch))]
+    if all(own):
+        yield from batch.to_pylist(maps_as_pydicts="strict")
+        return
+    for place, wanted in enumerate(own):
+        yield batch.slice(place, 1).to_pylist(maps_as_pydicts="strict")[0] if wanted else None
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON has it: bytes become base64 (with data: before it, unless under "bytes")."""
+    if isinstance(value, dict):
+        return {str(key): _bytes_field(key, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)  # dates, decimals and the like, which no format reads
+
+
+def _bytes_field(key: Any, value: Any) -> Any:
+    if key == "bytes" and isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return plain(value)

@@ -1,0 +1,1 @@
+"""What the formats share: keys, tools and calls, media marks, grounding objects, preference pairs."""

@@ -1,0 +1,288 @@
+"""Rows of data that is read as it is needed: for what is larger than memory and disk.
+
+Samples are read in order, a buffer at a time; those of a buffer are shuffled and packed among themselves. So
+the state is where each source stood at the start of the buffer and which row of it is next, and to go on means
+to read one buffer again.
+
+Several processes share each source record by record: the first takes the first, and so on in turn, from one pass to
+the next. Each has buffers, rows and a state of its own, mixes the sources by itself, and encodes nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erniekit.data.encode.account import DataStats, ErrorBudget
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.samples import Sample, SampleReader
+from erniekit.data.encode.workers import Batch, Workers
+from erniekit.data.files.reader import BadLine, Cursor, Passed, Record, read_share
+from erniekit.data.load.mixture import Mixture, next_source, permutation
+from erniekit.data.load.packing import plan_rows
+from erniekit.data.load.rows import PlannedRow, State, mixture_settings
+from erniekit.data.store.dataset import SourceFiles
+from erniekit.errors import DataError
+
+_END = 1 << 14  # bytes of a file that tell it from others, at each end
+_BATCH = 64  # records that a worker encodes at a time
+
+_Origin = tuple[Path, str]  # directory of the file, format
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a source stands: how often it has been read to its end, in which file, and where in that.
+
+    records: of all files and passes before, those of other processes included.
+    """
+
+    passes: int = 0
+    file: int = 0
+    records: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """Number, place of every source at its start, and samples drawn of each before it."""
+
+    number: int
+    places: tuple[_Place, ...]
+    drawn: tuple[int, ...]
+
+    def state(self, row: int) -> State:
+        places = [asdict(place) for place in self.places]
+        return {"buffer": self.number, "row": row, "places": places, "drawn": list(self.drawn)}
+
+    @classmethod
+    def of(cls, state: State) -> _Buffer:
+        places = tuple(_Place(**{**place, "cursor": Cursor(**place["cursor"])}) for place in state["places"])
+        return cls(state["buffer"], places, tuple(state["drawn"]))
+
+
+class StreamedRows:
+    """Rows of sources that are read as they are needed, again and again.
+
+    workers: what encodes, with `reader`. buffer: samples read, shuffled and packed together. mixture.stop means
+    nothing here: a source that ends begins again. stats: of what has been read so far. digests: of the sources' files
+    (`files_digest`), where they are known. rank, ranks: which of the processes that share the samples this is.
+    on_notice: receives each kind of notice about the data once (`Notices`).
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceFiles],
+        reader: SampleReader,
+        mixture: Mixture,
+        budget: ErrorBudget,
+        workers: Workers,
+        *,
+        buffer: int,
+        digests: Sequence[str] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.sources = tuple(sources)
+        self.rank, self.ranks = rank, ranks
+        self._digests = digests
+        self._on_notice = on_notice
+        self.mixture = mixture
+        self.budget = budget
+        self.stats = DataStats()
+        self._reader, self._workers = reader, workers
+        self._max_length, self._buffer = reader.max_length, buffer
+        # Files stay open from one buffer to the next: not all kinds can be entered in the middle.
+        self._open: tuple[_Buffer, list[_Reading]] | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """See `RowSource`."""
+        digests = self._digests or [files_digest(source.files) for source in self.sources]
+        formats = [(source.format, source.columns) for source in self.sources]
+        files = [self._reader.encoder.identity, *zip(digests, formats, strict=True)]
+        fingerprint = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
+        shared = mixture_settings(self.mixture, self._max_length)
+        return {**shared, "buffer": self._buffer, "processes": self.ranks, "fingerprint": fingerprint}
+
+    def start(self) -> State:
+        """See `RowSource`."""
+        count = len(self.sources)
+        return _Buffer(0, (_Place(),) * count, (0,) * count).state(0)
+
+    def check(self, state: State) -> None:
+        """See `RowSource`. Whether the row is there shows when the buffer has been read."""
+        try:
+            known = len(_Buffer.of(state).places) == len(self.sources)
+        except (KeyError, TypeError):
+            known = False
+        if not known:
+            raise DataError("cannot continue: the checkpoint's place is not one in these streamed sources")
+
+    def rows(self, state: State) -> Iterator[PlannedRow]:
+        """See `RowSource`."""
+        buffer, row = _Buffer.of(state), int(state["row"])
+        while True:
+            documents, following = self._read(buffer)
+            plan = self._plan(buffer.number, documents)
+            if row >= len(plan):
+                raise DataError(
+                    f"cannot continue: there is no row {row} in buffer {buffer.number} of the stream"
+                )
+            for index in range(row, len(plan)):
+                last = index + 1 == len(plan)
+                after = following.state(0) if last else buffer.state(index + 1)
+                row_documents = [documents[number] for number in plan[index]]
+                patches = sum(document.num_patches for document in row_documents)
+                yield PlannedRow(patches, partial(list, row_documents), after)
+            buffer, row = following, 0
+
+    def epoch(self, state: State) -> int:
+        """Times that every source has been read to its end."""
+        return min(int(place["passes"]) for place in state["places"])
+
+    def epochs_done(self, state: State) -> float:
+        """See `RowSource`; counts whole files."""
+        return min(
+            place["passes"] + place["file"] / len(source.files)
+            for place, source in zip(state["places"], self.sources, strict=True)
+        )
+
+    def _plan(self, number: int, documents: Sequence[Document]) -> list[tuple[int, ...]]:
+        count = len(documents)
+        order = permutation(count, self.mixture.seed, number) if self.mixture.shuffle else np.arange(count)
+        lengths = np.asarray([len(document) for document in documents], np.int64)
+        patches = np.asarray([document.num_patches for document in documents], np.int64)
+        return self.mixture.order_rows(plan_rows(order, lengths, patches, self._max_length), number)
+
+    def _read(self, buffer: _Buffer) -> tuple[list[Document], _Buffer]:
+        """The documents of a buffer, and the buffer that follows."""
+        if self._open is not None and self._open[0] == buffer:
+            reading = self._open[1]
+        else:
+            reading = [
+                _Reading(source, place, self.rank, self.ranks)
+                for source, place in zip(self.sources, buffer.places, strict=True)
+            ]
+        drawn = list(buffer.drawn)
+        documents: list[Document] = []
+        for sample in chain.from_iterable(self._workers.encode(self._batches(reading, drawn))):
+            for error in sample.errors:
+                self.budget.spend(error)
+            documents += sample.documents
+            self._add(sample)
+        if not documents:
+            raise DataError(
+                f"none of {self._buffer:,} samples in a row can be used ({self.budget.by_reason()})"
+            )
+        places = tuple(source.place for source in reading)
+        following = _Buffer(buffer.number + 1, places, tuple(drawn))
+        self._open = following, reading
+        return documents, following
+
+    def _add(self, sample: Sample) -> None:
+        known = set(self.stats.notices.counts) if sample.notices else ()
+        self.stats.add(sample)
+        if self._on_notice is not None and sample.notices:
+            for text in self.stats.notices.counts.keys() - known:
+                self._on_notice(f"note: {text}; the first is {self.stats.notices.first[text]}")
+
+    def _batches(self, reading: Sequence[_Reading], drawn: list[int]) -> Iterator[Batch]:
+        """The records of one buffer; those of a batch are of one file."""
+        taken: list[tuple[_Origin, Record | BadLine]] = []
+        for number in range(self._buffer):
+            source = self._source(reading, drawn)
+            taken.append(reading[source].next())
+            drawn[source] += 1
+            if len(taken) == _BATCH or number + 1 == self._buffer:
+                # Runs of one origin, so that the order of samples stays.
+                for (base_dir, format), run in groupby(taken, key=lambda item: item[0]):
+                    yield [record for _, record in run], base_dir, format
+                taken = []
+
+    def _source(self, reading: Sequence[_Reading], drawn: Sequence[int]) -> int:
+        if self.mixture.mix == "concat":
+            passes = [source.place.passes for source in reading]
+            return passes.index(min(passes))
+        if self.mixture.mix == "interleave":
+            return sum(drawn) % len(reading)
+        return next_source(self.mixture.weights, drawn)
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """Tells files from others by their names, sizes, beginnings and ends: to read them all would take too long.
+
+    Raises DataError for a file that cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest.update(json.dumps([path.name, size]).encode())
+                digest.update(file.read(_END))
+                file.seek(max(0, size - _END))
+                digest.update(file.read(_END))
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the data file: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+class _Reading:
+    """Reads this process's records of a source, file after file, without end. place: where the next of them is."""
+
+    _ahead: Record | BadLine
+
+    def __init__(self, source: SourceFiles, place: _Place, rank: int, ranks: int) -> None:
+        self.place = place
+        self._source = source
+        self._rank, self._ranks = rank, ranks
+        self._open()
+        self._seek()
+        has_left = (self.place.passes, self.place.file) != (place.passes, place.file)
+        if has_left and place.cursor.records:
+            raise DataError(f"{source.files[place.file]}: has fewer samples than when it was read before")
+
+    def next(self) -> tuple[_Origin, Record | BadLine]:
+        """The next record, and where it is from."""
+        record, origin = self._ahead, (self._file.parent, self._source.format)
+        self._move(record.after)
+        self._seek()
+        return origin, record
+
+    def _seek(self) -> None:
+        """Go to the next record of this process, into other files and passes if need be."""
+        while True:
+            for record in self._records:
+                if not isinstance(record, Passed):
+                    self._ahead = record
+                    return
+                self._move(record.after)
+            place = self.place
+            is_last = place.file + 1 == len(self._source.files)
+            passes, file = (place.passes + 1, 0) if is_last else (place.passes, place.file + 1)
+            self.place = _Place(passes, file, place.records)
+            self._open()
+
+    def _move(self, after: Cursor) -> None:
+        self.place = replace(self.place, cursor=after, records=self.place.records + 1)
+
+    def _open(self) -> None:
+        place = self.place
+        self._file = self._source.files[place.file]
+        first = place.records - place.cursor.records  # number of the file's first record
+
+        def is_own(number: int) -> bool:
+            return (first + number) % self._ranks == self._rank
+
+        self._records = read_share(self._file, place.cursor, is_own, self._source.columns)

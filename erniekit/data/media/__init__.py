@@ -1,0 +1,1 @@
+"""Images and videos: fetched, measured, decoded, cut into patches."""

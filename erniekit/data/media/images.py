@@ -1,0 +1,285 @@
+"""Opens the pictures of samples: where a source points, its size from the header alone, its pixels as RGB."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import stat
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.media.fetch import cache_dir, fetch
+from erniekit.local_files import is_lfs_pointer, is_web_page
+
+Kind = Literal["image", "video"]
+_NOUN: dict[Kind, str] = {"image": "picture", "video": "video"}
+_EXAMPLE: dict[Kind, str] = {"image": "png", "video": "mp4"}
+# Raster formats only: Pillow's other plugins are of no use here, and that of EPS starts an external program.
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Of a picture or a frame. At as many Pillow warns of a decompression bomb; models look at a twentieth of it at most.
+MAX_PIXELS = 89_478_485
+# How base64 of JPEG, PNG, GIF, WEBP and BMP begins.
+_BASE64_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk")
+_BASE64_SHORTEST = 64
+_HEAD = 256
+_LONGEST_NAME = 300
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURNED = frozenset({5, 6, 7, 8})
+
+
+def resolve_source(
+    value: Any, base_dir: Path, sample_id: str, *, kind: Kind = "image", allow_urls: bool = False
+) -> str | bytes:
+    """Where a picture or video named in a sample is: a path, the bytes that the sample carries, or a URL.
+
+    value: a path (relative ones from base_dir) or file:// URL, a data: URI, plain base64 (pictures only), or
+    an object with "url", "path" or "bytes" (base64). An http(s) URL is handed back as it is with allow_urls,
+    to be fetched when it is first opened, and is an error without. Raises SampleError.
+    """
+    noun = _NOUN[kind]
+    if isinstance(value, dict):
+        for key in ("bytes", "path", "url"):
+            inner = value.get(key)
+            if inner is None:
+                continue
+            if not isinstance(inner, str):
+                raise SampleError(sample_id, "bad record", f'the "{key}" of a {noun} must be a string')
+            if key == "bytes":
+                return _decode_base64(inner, sample_id, kind)
+            return resolve_source(inner, base_dir, sample_id, kind=kind, allow_urls=allow_urls)
+        detail = f'a {noun} given as an object needs "url", "path" or "bytes"'
+        raise SampleError(sample_id, "bad record", detail)
+    if not isinstance(value, str) or not value:
+        text = " or base64 text" if kind == "image" else ""
+        raise SampleError(sample_id, "bad record", f"a {noun} must be a path, a URL, a data: URI{text}")
+    if value.startswith("data:"):
+        return _data_uri(value, sample_id, kind)
+    if value.startswith("file://"):
+        return str(base_dir / unquote(value.removeprefix("file://")))
+    if is_url(value):
+        if allow_urls:
+            return value
+        detail = (
+            f"nothing is fetched from the network: set data.allow_urls, or download {value} and give its path"
+        )
+        raise SampleError(sample_id, "not supported", detail)
+    if kind == "image" and _is_base64(value):
+        return _decode_base64(value, sample_id, kind)
+    return str(base_dir / value)
+
+
+def is_url(source: str | bytes) -> bool:
+    """Whether a source has to be fetched."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def _is_base64(value: str) -> bool:
+    return "." not in value and len(value) >= _BASE64_SHORTEST and value.startswith(_BASE64_HEADS)
+
+
+def _data_uri(value: str, sample_id: str, kind: Kind) -> bytes:
+    head, comma, body = value.partition(",")
+    if not comma or not head.endswith(";base64"):
+        detail = f"a data: URI of a {_NOUN[kind]} must be base64 (data:{kind}/{_EXAMPLE[kind]};base64,...)"
+        raise SampleError(sample_id, f"bad {kind}", detail)
+    other: Kind = "video" if kind == "image" else "image"
+    if head.startswith(f"data:{other}/"):
+        detail = f"a {_NOUN[other]} ({head}) stands where a {_NOUN[kind]} should"
+        raise SampleError(sample_id, f"bad {kind}", detail)
+    return _decode_base64(body, sample_id, kind)
+
+
+def _decode_base64(text: str, sample_id: str, kind: Kind) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        detail = f"the base64 text of a {_NOUN[kind]} is damaged: {error}"
+        raise SampleError(sample_id, f"bad {kind}", detail) from error
+
+
+def image_size(source: str | bytes, sample_id: str) -> tuple[int, int]:
+    """(height, width) in pixels of a picture as it is to be seen (EXIF orientation applied).
+
+    Reads its header only. Raises SampleError.
+    """
+    with _open(source, sample_id) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _TURNED else (height, width)
+
+
+def open_image(source: str | bytes, sample_id: str) -> Image.Image:
+    """A picture as RGB, upright, transparency on white, 16-bit greys reduced to their high byte.
+
+    Of an animation its first frame. Raises SampleError.
+    """
+    with _open(source, sample_id) as image:
+        orientation = _orientation(image)
+        try:
+            image.load()
+            picture = _to_rgb(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # on damaged data Pillow's decoders raise nearly anything
+            detail = f"damaged picture {describe(source)}: {error}"
+            raise SampleError(sample_id, "bad image", detail) from error
+        if picture is None:
+            detail = (
+                f"{describe(source)} has pixels of type {image.mode}: save it as RGB with 8 bits a channel"
+            )
+            raise SampleError(sample_id, "bad image", detail)
+        return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+
+def describe(source: str | bytes | tuple[str | bytes, ...]) -> str:
+    """The name of a picture or video in messages: its path or URL, or that it came inside the sample."""
+    if isinstance(source, tuple):
+        return f"({len(source)} frames, the first {describe(source[0])})" if source else "(no frames)"
+    if isinstance(source, bytes):
+        return f"(base64 in the sample, {len(source)} bytes)"
+    return (
+        source if len(source) <= _LONGEST_NAME else f"{source[:_LONGEST_NAME]}... ({len(source)} characters)"
+    )
+
+
+def local_file(source: str, sample_id: str, kind: Kind) -> str:
+    """The path of a file that can be opened without waiting: a URL is fetched, or taken from the cache.
+
+    Raises SampleError: nothing there ("missing ..."), or not a regular file (a pipe would never end).
+    """
+    path = str(fetch(source, cache_dir(), sample_id)) if is_url(source) else source
+    noun = _NOUN[kind]
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SampleError(sample_id, f"missing {kind}", f"no such {noun}: {describe(source)}") from error
+    except (OSError, ValueError) as error:
+        raise _cannot_open(source, sample_id, kind, error) from error
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        detail = f"cannot open the {noun} {describe(source)}: it is {what}, not a file"
+        raise SampleError(sample_id, f"bad {kind}", detail)
+    return path
+
+
+def not_readable(source: str | bytes, sample_id: str, kind: Kind) -> SampleError:
+    """The error for a file that is no picture or video; says what it is instead where its head tells."""
+    if isinstance(source, bytes):
+        head, kept = source[:_HEAD], ""
+    else:
+        path = local_file(source, sample_id, kind)
+        kept = f", kept as {path}" if is_url(source) else ""
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    what = _what_instead(head)
+    detail = f"not a {_NOUN[kind]} that can be read: {describe(source)}{kept}{what and f' (it is {what})'}"
+    return SampleError(sample_id, f"bad {kind}", detail)
+
+
+def _what_instead(head: bytes) -> str:
+    start = head.lstrip().lower()
+    if not head:
+        return "empty"
+    if is_web_page(head):
+        return "a web page"
+    if is_lfs_pointer(head):
+        return "a Git LFS pointer: run `git lfs pull`"
+    if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
+        return "an SVG drawing: export it as PNG"
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "HEIC: save it as JPEG"
+    return ""
+
+
+def _cannot_open(source: str | bytes, sample_id: str, kind: Kind, error: Exception) -> SampleError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return SampleError(sample_id, f"bad {kind}", f"cannot open the {_NOUN[kind]} {describe(source)}: {why}")
+
+
+def _open(source: str | bytes, sample_id: str) -> Image.Image:
+    file = local_file(source, sample_id, "image") if isinstance(source, str) else io.BytesIO(source)
+    try:
+        image = Image.open(file, formats=_formats())
+    except Image.DecompressionBombError as error:
+        raise _too_large(source, sample_id) from error
+    except UnidentifiedImageError as error:
+        raise not_readable(source, sample_id, "image") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # as in open_image
+        raise _cannot_open(source, sample_id, "image", error) from error
+    pixels = image.width * image.height
+    if not 0 < pixels <= MAX_PIXELS:
+        image.close()
+        raise _too_large(source, sample_id) if pixels else not_readable(source, sample_id, "image")
+    return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of _PILLOW_FORMATS that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in _PILLOW_FORMATS if name in Image.OPEN)
+
+
+def _too_large(source: str | bytes, sample_id: str) -> SampleError:
+    detail = f"the picture {describe(source)} has more than {MAX_PIXELS:,} pixels: make it smaller"
+    return SampleError(sample_id, "bad image", detail)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of the header; asked before the pixels are loaded, so that size and pixels agree.
+
+    Without the test for "exif" Pillow would decode a PNG to look for it at the file's end; TIFF it turns by
+    itself.
+    """
+    if image.format == "TIFF" or "exif" not in image.info:
+        return 1
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block, which says nothing of the pixels
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image | None:
+    """None for pixels whose range cannot be known."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _from_16_bits(image)
+    if image.mode in ("I", "F", "LAB"):
+        return None
+    if image.mode == "La":
+        image = image.convert("LA")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Greys of 0 to 65535 (Pillow reads those of PGM as "I"), the transparent one as white."""
+    values = np.asarray(image)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

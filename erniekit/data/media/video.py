@@ -1,0 +1,263 @@
+"""Videos: which of their frames a model sees, and the patches of these.
+
+Agrees with transformers' models.ernie4_5_vl_moe.video_processing_ernie4_5_vl_moe (Ernie4_5_VLMoeVideoProcessor): the
+frames that are picked, the time that is written on each, the size they get and the order of patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.media.frames import VideoInfo, VideoSource, load_frames, video_info
+from erniekit.data.media.images import describe
+from erniekit.data.media.patches import (
+    CHANNELS,
+    MERGE_SIZE,
+    PATCH_SIZE,
+    PIXELS_APART,
+    Patches,
+    fill_patches,
+    image_grid,
+    limits,
+    read_processor,
+)
+from erniekit.errors import CheckpointError, ConfigError
+from erniekit.local_files import read_json_object
+
+Sampling = Literal["leading", "middle", "random"]
+FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
+_FPS = 2.0
+_FRAMES = (16, 180)
+_PIXELS = (299 * 28 * 28, 1196 * 28 * 28)
+# Frames that become one token in time.
+_TEMPORAL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpec:
+    """How a checkpoint wants its videos.
+
+    fps: frames to pick per second of the video, at least min_frames and at most max_frames in all (an odd
+    number is made even by repeating the last, so an odd max_frames may give one more); sampling: which frame
+    of its interval is picked; timestamps: whether each frame's time is written on it; min_pixels, max_pixels:
+    bounds of a frame's area after resizing; patch_size, merge_size: as in ImageSpec; seed: of random picks.
+    """
+
+    fps: float
+    min_frames: int
+    max_frames: int
+    sampling: Sampling
+    timestamps: bool
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    merge_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ConfigError(f"data.video_fps ({self.fps}) must be more than 0")
+        if self.sampling not in get_args(Sampling):
+            known = ", ".join(get_args(Sampling))
+            raise ConfigError(f"data.video_sampling ({self.sampling}) must be one of {known}")
+        for name, least, most in (
+            ("frames", self.min_frames, self.max_frames),
+            ("pixels", self.min_pixels, self.max_pixels),
+        ):
+            if not 1 <= least <= most:
+                raise ConfigError(
+                    f"data.video_min_{name} ({least}) must be at least 1 and at most data.video_max_{name} "
+                    f"({most})"
+                )
+        side = self.patch_size * self.merge_size
+        if self.max_pixels < side**2:
+            least_token = f"one token of {side}x{side} pixels"
+            raise ConfigError(f"data.video_max_pixels ({self.max_pixels}) must allow {least_token}")
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch."""
+        return CHANNELS * self.patch_size**2
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: Path,
+        *,
+        fps: float | None = None,
+        min_frames: int | None = None,
+        max_frames: int | None = None,
+        sampling: Sampling | None = None,
+        timestamps: bool | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        seed: int = 0,
+    ) -> VideoSpec:
+        """The spec of a checkpoint directory; what is given here replaces the checkpoint's.
+
+        Read from processor_config.json ("video_processor") or video_preprocessor_config.json, which
+        transformers writes. Without them the defaults of ERNIE 4.5's processor hold (2 frames a second, 16 to
+        180, the first of each interval, with timestamps, 299 to 1196 tokens of pixels a frame), with the
+        patches of preprocessor_config.json. A limit given here moves the checkpoint's opposite one where they
+        would cross (pixels to a quarter or four times of it). Raises CheckpointError, ConfigError.
+        """
+        path, found = _read_settings(Path(directory))
+        size = found.get("size") or {}
+        pixels = (size.get("shortest_edge", _PIXELS[0]), size.get("longest_edge", _PIXELS[1]))
+        try:
+            if found.get("temporal_patch_size", _TEMPORAL) != _TEMPORAL:
+                raise CheckpointError(f"{path}: temporal_patch_size must be {_TEMPORAL}")
+            own_frames = (
+                int(_get(found, "min_frames", _FRAMES[0])),
+                int(_get(found, "max_frames", _FRAMES[1])),
+            )
+            own_pixels = int(_get(found, "min_pixels", pixels[0])), int(_get(found, "max_pixels", pixels[1]))
+            own_fps = float(_get(found, "fps", _FPS))
+            patch_size = int(found.get("patch_size") or PATCH_SIZE)
+            merge_size = int(found.get("merge_size") or MERGE_SIZE)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        frames = limits(min_frames, max_frames, own_frames, apart=1)
+        pixels = limits(min_pixels, max_pixels, own_pixels, PIXELS_APART)
+        return cls(
+            fps=own_fps if fps is None else fps,
+            min_frames=frames[0],
+            max_frames=frames[1],
+            sampling=sampling or "leading",
+            timestamps=bool(_get(found, "draw_on_frames", True)) if timestamps is None else timestamps,
+            min_pixels=pixels[0],
+            max_pixels=pixels[1],
+            patch_size=patch_size,
+            merge_size=merge_size,
+            seed=seed,
+        )
+
+
+def _get(found: dict[str, Any], key: str, default: Any) -> Any:
+    value = found.get(key)
+    return default if value is None else value
+
+
+def _read_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
+    nested = directory / "processor_config.json"
+    if nested.is_file():
+        found = read_json_object(nested).get("video_processor")
+        if isinstance(found, dict):
+            return nested, found
+    own = directory / "video_preprocessor_config.json"
+    if own.is_file():
+        return own, read_json_object(own)
+    path, found = read_processor(directory)
+    # The other keys there are those of pictures.
+    return path, {key: found[key] for key in ("patch_size", "merge_size") if key in found}
+
+
+def sample_frames(info: VideoInfo, spec: VideoSpec, key: str) -> tuple[int, ...]:
+    """Numbers of the frames to use: ascending, even in count (the last may be repeated).
+
+    The video is cut into equal intervals and one frame taken of each. key: names the video in random picks,
+    which depend on it and spec.seed alone.
+    """
+    wanted = info.frames / (info.fps or spec.fps) * spec.fps
+    wanted = min(max(wanted, spec.min_frames), spec.max_frames, info.frames)
+    step = info.frames / wanted
+    # Rounded to float32 as the reference does, which decides where a product is a hair below a whole number.
+    starts = (np.arange(math.ceil(info.frames / step)) * step).astype(np.float32).astype(np.int64)
+    starts = starts[starts < info.frames]
+    widths = np.append(starts[1:], info.frames) - starts
+    if spec.sampling == "middle":
+        starts = starts + (widths - 1) // 2
+    elif spec.sampling == "random":
+        digest = hashlib.sha256(f"{spec.seed}:{key}".encode()).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16])))
+        starts = starts + (generator.random(len(starts)) * widths).astype(np.int64)
+    frames = tuple(starts.tolist())
+    return frames if len(frames) % _TEMPORAL == 0 else (*frames, frames[-1])
+
+
+def frames_between(start: float | None, end: float | None, total: int, fps: float) -> tuple[int, int]:
+    """(first, number) of the frames from second `start` to second `end`, of `total` frames at `fps` a second.
+
+    Raises ValueError where there is none.
+    """
+    # Products that are whole but for rounding are whole: 0.7 s of 10 frames a second is frame 7.
+    first = 0 if start is None else math.ceil(round(start * fps, 6))
+    last = total - 1 if end is None else min(math.floor(round(end * fps, 6)), total - 1)
+    if first > last:
+        window = f"from second {start or 0:g}" + ("" if end is None else f" to second {end:g}")
+        raise ValueError(f"it has no frame {window}: it is {total / fps:.2f} seconds long")
+    return first, last - first + 1
+
+
+def video_grid(info: VideoInfo, frames: tuple[int, ...], spec: VideoSpec) -> tuple[int, int, int]:
+    """Grid (T, h, w): frames, and patches of each. Raises ValueError as smart_resize does."""
+    _, rows, columns = image_grid(info.height, info.width, spec)
+    return len(frames), rows, columns
+
+
+def video_tokens(grid_thw: tuple[int, int, int], spec: VideoSpec) -> int:
+    """Placeholder tokens that a video of this grid takes in the text: a token spans two frames."""
+    t, h, w = grid_thw
+    return t * h * w // (spec.merge_size**2 * _TEMPORAL)
+
+
+def patchify_video(
+    source: VideoSource,
+    frames: tuple[int, ...],
+    grid_thw: tuple[int, int, int],
+    spec: VideoSpec,
+    sample_id: str,
+    times: tuple[float, ...] = (),
+) -> Patches:
+    """Patches [T * h * w, patch_dim] uint8 of a video: frame after frame, each in patchify's order.
+
+    times: the second of each of `frames` where it does not follow from its number and the file's rate. Holds one frame
+    at a time beside the patches. Raises SampleError, also when the file is no longer the one that frames and grid_thw
+    were found from.
+    """
+    info = video_info(source, sample_id)
+    try:
+        same = frames[-1] < info.frames and video_grid(info, frames, spec) == grid_thw
+    except ValueError:
+        same = False
+    if not same:
+        detail = f"the video {describe(source)} has changed since the data was read"
+        raise SampleError(sample_id, "bad video", detail)
+    per_frame = grid_thw[1] * grid_thw[2]
+    patches = np.empty((len(frames) * per_frame, spec.patch_dim), np.uint8)
+    for place, image in enumerate(load_frames(source, frames, sample_id)):
+        if spec.timestamps:
+            draw_timestamp(image, times[place] if times else frames[place] / (info.fps or spec.fps))
+        fill_patches(patches[place * per_frame : (place + 1) * per_frame], image, grid_thw, spec)
+    return patches
+
+
+def draw_timestamp(image: Image.Image, seconds: float) -> None:
+    """Writes "time: HH:MM:SS.ss" into the upper left corner of a frame, black with a white rim.
+
+    As the reference does: on the frame as it is in the file, the letters a tenth of its shorter side.
+    """
+    text = f"time: {int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}:{seconds % 60:05.02f}"
+    size = max(1, int(0.1 * min(image.size)))
+    ImageDraw.Draw(image).text(
+        (0, 0),
+        text,
+        font=_font(size),
+        fill=(0, 0, 0),
+        stroke_width=int(0.1 * size),
+        stroke_fill=(255, 255, 255),
+    )
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(FONT, size)

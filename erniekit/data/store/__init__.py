@@ -1,0 +1,1 @@
+"""Encoded documents on disk, and the cache that finds them again."""

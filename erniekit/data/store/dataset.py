@@ -1,0 +1,261 @@
+"""Data files as encoded documents on disk: what was encoded once is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from erniekit import __version__
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import DataStats, ErrorBudget
+from erniekit.data.encode.document import Document
+from erniekit.data.encode.samples import Sample, SampleReader
+from erniekit.data.encode.workers import Batch, Workers
+from erniekit.data.files.find import Say, Use, expand, resolved
+from erniekit.data.files.reader import read_records
+from erniekit.data.formats.fields.columns import Columns
+from erniekit.data.media.spec import MediaSpec
+from erniekit.data.store.digests import content_digests, stamp
+from erniekit.data.store.store import DocumentStore, StoreWriter
+from erniekit.errors import DataError
+
+# (bytes read, bytes in all) of all files of a source
+Progress = Callable[[int, int], None]
+_BATCH = 64  # records that a worker encodes at a time
+_DIGESTS = "digests"  # directory of what is known of data files
+_ALONE = 512  # records that are encoded before worker processes are worth their start
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """One source of samples: what the configuration calls it, its files, their format and names of columns."""
+
+    name: str
+    files: tuple[Path, ...]
+    format: str
+    columns: Columns = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        format: str = "auto",
+        use: Use = "train",
+        say: Say | None = None,
+        columns: Columns = (),
+    ) -> SourceFiles:
+        """The source that `name` means: a file, a directory or a pattern. use, say, Raises: as `expand`."""
+        return cls(name, tuple(expand([name], use, say)), format, columns)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoded source.
+
+    cached: it was found on disk, nothing was encoded.
+    """
+
+    name: str
+    store: DocumentStore
+    stats: DataStats
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Encoded sources, one after the other.
+
+    spec: of pictures and videos, None for a text model; budget: of wrong samples.
+    """
+
+    sources: tuple[Source, ...]
+    spec: MediaSpec | None
+    budget: ErrorBudget
+
+    @property
+    def sizes(self) -> list[int]:
+        """Documents of each source."""
+        return [len(source.store) for source in self.sources]
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """[D] tokens of each document."""
+        return np.concatenate([source.store.lengths for source in self.sources])
+
+    @cached_property
+    def patches(self) -> npt.NDArray[np.int64]:
+        """[D] patches of each document's pictures and videos."""
+        return np.concatenate([source.store.patches for source in self.sources])
+
+    @cached_property
+    def stats(self) -> DataStats:
+        """What all sources hold."""
+        stats = DataStats()
+        for source in self.sources:
+            stats.merge(source.stats)
+        return stats
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of tokens, labels, and names of pictures: what a plan of rows was made for."""
+        digests = [source.store.fingerprint for source in self.sources]
+        return hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
+
+    def document(self, index: int) -> Document:
+        """The document of that place among all sources."""
+        for source in self.sources:
+            if index < len(source.store):
+                return source.store[index]
+            index -= len(source.store)
+        raise IndexError(index)
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in self.sources:
+            source.store.close()
+
+
+def load_source(
+    source: SourceFiles,
+    reader: SampleReader,
+    budget: ErrorBudget,
+    cache_dir: Path,
+    *,
+    kept: bool = True,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Source:
+    """A source as documents in a store below cache_dir; encoded only where it is not there yet.
+
+    A store is used again as long as the content of the files, the tokenizer, the template and every setting
+    that shapes a document are the same, and every picture's file is the one that was measured. Files are read to know
+    their content only where size and times do not tell it. kept: whether cache_dir outlives the process. workers:
+    processes that help to encode. Raises DataError when a file cannot be read or no sample can be used, and
+    what `budget` raises.
+    """
+    directory = cache_dir / _key(source, reader, cache_dir if kept else None)
+    store = DocumentStore.find(directory)
+    if store is not None and store.changed_media() is None:
+        return _found(source.name, store, budget)
+    if store is not None:
+        store.close()
+        _retire(directory)
+    stats, errors = DataStats(), []
+    with StoreWriter(directory) as writer:
+        for sample in _samples(source, reader, workers, progress):
+            for error in sample.errors:
+                budget.spend(error)
+                errors.append(error)
+            for document in sample.documents:
+                writer.add(document)
+            stats.add(sample)
+        if not stats.samples:
+            first = f"; the first: {errors[0]}" if errors else ""
+            raise DataError(f"{source.name}: no sample can be used ({budget.by_reason()}){first}")
+        stats.skipped.update(error.reason for error in errors)
+        described = [[error.sample_id, error.reason, error.detail] for error in errors]
+        writer.finish({"stats": stats.as_dict(), "errors": described})
+    return Source(source.name, DocumentStore(directory), stats, cached=False)
+
+
+def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
+    """A source whose store is there already: nothing of its files is looked at. Raises as `load_source`."""
+    return _found(name, DocumentStore(directory), budget)
+
+
+def hub_dir(cache_dir: str | None) -> Path:
+    """Where datasets of the hub are kept, whoever reads them. cache_dir: data.cache_dir of the configuration."""
+    return (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "hub"
+
+
+def default_cache_dir() -> Path:
+    """Where encoded data is kept: below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erniekit" / "data"
+
+
+def temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """A directory for encoded data that goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="erniekit-data-")
+
+
+def read_batches(source: SourceFiles, progress: Progress | None = None) -> Iterator[Batch]:
+    """The records of a source in small batches, each with the directory of its file."""
+    sizes = [path.stat().st_size for path in source.files]
+    before = 0
+    for path, size in zip(source.files, sizes, strict=True):
+        reading = read_records(path, columns=source.columns)
+        while records := tuple(islice(reading, _BATCH)):
+            if progress is not None:
+                progress(before + records[-1].bytes_read, sum(sizes))
+            yield records, path.parent, source.format
+        before += size
+    if progress is not None:
+        progress(before, sum(sizes))
+
+
+def _samples(
+    source: SourceFiles, reader: SampleReader, workers: int, progress: Progress | None
+) -> Iterator[Sample]:
+    batches = read_batches(source, progress)
+    head: list[Batch] = []
+    records = 0
+    for batch in batches:
+        head.append(batch)
+        records += len(batch[0])
+        if records >= _ALONE:
+            break
+    alone = Workers(0, None, reader)
+    yield from chain.from_iterable(alone.encode(head))
+    pool = Workers(workers, None, reader)
+    try:
+        yield from chain.from_iterable(pool.encode(batches))
+    finally:
+        pool.close()
+
+
+def _found(name: str, store: DocumentStore, budget: ErrorBudget) -> Source:
+    for sample_id, reason, detail in store.summary["errors"]:
+        budget.spend(SampleError(sample_id, reason, detail))
+    return Source(name, store, DataStats.from_dict(store.summary["stats"]), cached=True)
+
+
+def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> str:
+    """Name of the store: a digest of all that its documents depend on. cache_dir: None where it is not kept."""
+    places, contents = resolved(source.files), list[Any]()
+    if cache_dir is None:
+        contents += [stamp(path) for path in places]
+    else:
+        contents += content_digests(places, cache_dir / _DIGESTS)
+    settings: dict[str, Any] = {
+        "erniekit": __version__,
+        "encoder": reader.encoder.identity,
+        "format": source.format,
+        "columns": source.columns,
+        "max_length": reader.max_length,
+        "on_long": reader.on_long,
+        "allow_urls": reader.allow_urls,
+        "pairs": reader.pairs,
+        # As written and as meant: sample ids carry the one, relative paths of pictures the other.
+        "files": [
+            (str(path), str(place), content)
+            for path, place, content in zip(source.files, places, contents, strict=True)
+        ],
+    }
+    return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
+
+
+def _retire(directory: Path) -> None:
+    """Remove a store whose pictures have changed."""
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,166 @@
+import http.server
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.media.fetch import cache_dir, fetch
+from erniekit.data.media.images import image_size, open_image, resolve_source
+from erniekit.data.media.video import load_frames, video_info
+from tests.unit.data.helpers import encoded, noise
+from tests.unit.data.videos import number_of, video
+
+PICTURE = noise(20, 30)
+CONTENT = {"/a.png": encoded(PICTURE), "/v.mp4": video(5), "/page.png": b"<!DOCTYPE html><html>Sorry</html>"}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    asked: Counter[str]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked[self.path] += 1
+        path = self.path.partition("?")[0]
+        if path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", path.removeprefix("/to/") or self.path)
+            self.end_headers()
+        elif path == "/cut":
+            self.respond(b"x" * 100, announced=1000)
+        elif path == "/big":
+            self.respond(b"x" * 100_000, announced=None)
+        elif path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(100):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.05)
+        elif path == "/late":
+            time.sleep(60)
+            self.respond(b"x", announced=1)
+        elif path in CONTENT:
+            self.respond(CONTENT[path], announced=len(CONTENT[path]))
+        else:
+            self.send_error(404)
+
+    def respond(self, content: bytes, announced: int | None) -> None:
+        self.send_response(200)
+        if announced is not None:
+            self.send_header("Content-Length", str(announced))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.asked = Counter()
+        server.handle_error = lambda *_: None  # type: ignore[method-assign] # clients hang up here
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def url(server: Server, path: str) -> str:
+    return f"http://127.0.0.1:{server.server_port}{path}"
+
+
+def test_what_was_fetched_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    first = fetch(url(server, "/a.png?size=1"), tmp_path / "new" / "cache", "f:1")
+    assert first.read_bytes() == CONTENT["/a.png"]
+    assert first.suffix == ".png"
+    assert fetch(url(server, "/a.png?size=1"), tmp_path / "new" / "cache", "f:2") == first
+    assert fetch(url(server, "/a.png?size=2"), tmp_path / "new" / "cache", "f:2") != first
+    assert server.asked == {"/a.png?size=1": 1, "/a.png?size=2": 1}
+
+
+def test_spaces_and_letters_beyond_ascii_are_escaped(server: Server, tmp_path: Path) -> None:
+    assert fetch(url(server, "/to//a.png?q=ü b%20c"), tmp_path, "f:1").read_bytes() == CONTENT["/a.png"]
+    assert "/to//a.png?q=%C3%BC%20b%20c" in server.asked
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/none.png", "404"),
+        ("/cut", r"broke after 100 of 1000 bytes"),
+        ("/big", "larger than 50,000 bytes"),
+        ("/slow", "takes more than 0.3 s|timed out"),  # where the server itself is slow
+        ("/late", "timed out"),
+        ("/to/file:///etc/passwd", "file:///etc/passwd' is not allowed"),
+        ("/to/ftp://127.0.0.1/a", "redirects to ftp:.*only http"),
+        ("/to/", "redirect"),
+    ],
+)
+def test_what_cannot_be_fetched(server: Server, tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(SampleError, match=message) as caught:
+        timeout = 0.3 if path in ("/slow", "/late") else 600
+        fetch(url(server, path), tmp_path, "f:1", max_bytes=50_000, timeout=timeout)
+    assert caught.value.reason == "not fetched"
+    assert url(server, path) in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://127.0.0.1/a", "file:///etc/passwd", "http://[::1", "http://127.0.0.1:1/a", "http:///a"]
+)
+def test_addresses_that_lead_nowhere(tmp_path: Path, address: str) -> None:
+    with pytest.raises(SampleError, match=r"^f:1: cannot fetch ") as caught:
+        fetch(address, tmp_path, "f:1", timeout=2)
+    assert caught.value.reason == "not fetched"
+
+
+def test_a_directory_that_cannot_be_written_is_told(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SampleError, match="cannot fetch"):
+        fetch(url(server, "/a.png"), tmp_path / "file" / "cache", "f:1")
+
+
+def test_many_at_once_leave_one_whole_file(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: fetch(url(server, "/a.png"), tmp_path, "f:1"), range(16)))
+    assert len(set(found)) == 1
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [CONTENT["/a.png"]]
+
+
+def test_pictures_and_videos_are_fetched_when_first_opened(server: Server) -> None:
+    picture = resolve_source(url(server, "/a.png"), Path("/"), "f:1", allow_urls=True)
+    film = resolve_source({"url": url(server, "/v.mp4")}, Path("/"), "f:1", kind="video", allow_urls=True)
+    assert not server.asked
+    assert image_size(picture, "f:1") == (20, 30)
+    np.testing.assert_array_equal(np.asarray(open_image(picture, "f:1")), np.asarray(PICTURE))
+    assert video_info(film, "f:1").frames == 5
+    assert [number_of(frame) for frame in load_frames(film, (1, 4), "f:1")] == [1, 4]
+    assert server.asked == {"/a.png": 1, "/v.mp4": 1}
+    assert len(list(cache_dir().iterdir())) == 2
+
+
+def test_a_page_in_place_of_a_picture_is_told_by_its_url(server: Server) -> None:
+    with pytest.raises(SampleError, match=r"/page\.png, kept as .*/cache/.*\.png \(it is a web page"):
+        image_size(url(server, "/page.png"), "f:1")
+
+
+def test_the_cache_is_under_home_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_dir() == Path("/home/someone/.cache/erniekit/media")

@@ -1,0 +1,109 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from erniekit.data.encode.document import Document
+from erniekit.data.media.item import Media
+from erniekit.data.store.store import DocumentStore, StoreWriter
+from erniekit.errors import DataError
+
+
+def document(name: str, length: int, *media: Media) -> Document:
+    ids = np.arange(length, dtype=np.int32) + length
+    return Document(ids, np.where(ids % 2, ids, -100).astype(np.int32), media, name)
+
+
+def picture(source: str | bytes | tuple[str | bytes, ...], frames: tuple[int, ...] = ()) -> Media:
+    return Media(source, (max(1, len(frames)), 4, 6), 2, 6, 2, frames)
+
+
+def write(directory: Path, documents: list[Document]) -> DocumentStore:
+    with StoreWriter(directory) as writer:
+        for item in documents:
+            writer.add(item)
+        writer.finish({"stats": {"samples": len(documents)}})
+    return DocumentStore(directory)
+
+
+def test_documents_come_back(tmp_path: Path) -> None:
+    photograph = tmp_path / "é.png"
+    photograph.write_bytes(b"x")
+    documents = [
+        document("a:1", 5),
+        document("a:2 中", 9, picture(b"\x00\xff"), picture(str(photograph)), picture(b"second")),
+        document("b:1", 1),
+        document("b:2", 4, picture((str(photograph), b"frame"), (0, 7))),
+    ]
+    store = write(tmp_path / "store", documents)
+    assert len(store) == 4
+    assert store.lengths.tolist() == [5, 9, 1, 4]
+    assert store.patches.tolist() == [0, 72, 0, 48]
+    assert store.summary["stats"] == {"samples": 4}
+    for index in (3, 0, 2, 1):
+        found, expected = store[index], documents[index]
+        assert (found.sample_id, found.media) == (expected.sample_id, expected.media)
+        np.testing.assert_array_equal(found.input_ids, expected.input_ids)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+    store.close()
+
+
+def test_the_fingerprint_follows_the_content_but_not_the_place(tmp_path: Path) -> None:
+    def fingerprint(name: str, *documents: Document) -> str:
+        return write(tmp_path / name, list(documents)).fingerprint
+
+    base = fingerprint("a", document("x", 5), document("y", 6))
+    assert fingerprint("b", document("moved/x", 5), document("y", 6)) == base
+    assert fingerprint("c", document("x", 6), document("y", 5)) != base
+    assert fingerprint("d", document("x", 5)) != base
+    there = fingerprint("e", document("x", 5, picture("one/p.png")))
+    assert fingerprint("f", document("x", 5, picture("two/p.png"))) == there
+    assert fingerprint("g", document("x", 5, picture("two/q.png"))) != there
+
+
+def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "store") as writer:
+        writer.add(document("a", 3))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    assert DocumentStore.find(tmp_path / "store") is None
+
+
+def test_two_runs_may_write_the_same_store(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "store") as writer:
+        writer.add(document("a", 3))
+        write(tmp_path / "store.other", [document("a", 3)])
+        os.rename(tmp_path / "store.other", tmp_path / "store")
+        writer.finish({})
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert len(DocumentStore(tmp_path / "store")) == 1
+
+
+def test_a_changed_picture_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "p.png"
+    file.write_bytes(b"first")
+    store = write(tmp_path / "store", [document("a", 4), document("b", 4, picture((b"", str(file)), (0, 1)))])
+    assert store.changed_media() is None
+    file.write_bytes(b"another")
+    assert store.changed_media() == str(file)
+    file.unlink()
+    assert store.changed_media() == str(file)
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    write(directory, [document("a", 4)])
+    (directory / "index.npz").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=f"{directory}: not a store of encoded samples.*remove it"):
+        DocumentStore(directory)
+    (directory / "store.json").write_text(json.dumps([]))
+    with pytest.raises(DataError, match="not a store"):
+        DocumentStore(directory)
+
+
+def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be written: .*set data\.cache_dir"):
+        StoreWriter(tmp_path / "file" / "store")
