@@ -19,13 +19,13 @@ from erniekit.checkpoint.hub import (
 )
 from erniekit.checkpoint.model_files import check_tensors, open_model
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges, read_rows
+from erniekit.distributed.mesh import Mesh
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.specs import TensorSpec, is_vocab_tensor
-from erniekit.parallel.mesh import Mesh
-from erniekit.parallel.shards import Span
-from erniekit.parallel.stored import StoredLayers
+from erniekit.parallel.flat_shard import Span
+from erniekit.parallel.fully_sharded import StoredLayers
 
 DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
 

@@ -19,7 +19,7 @@ from erniekit.cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from erniekit.parallel.launch import Launch
+    from erniekit.launch.launch import Launch
 
 
 def train(
@@ -54,8 +54,8 @@ def train(
         raise typer.BadParameter("it is only for --dry-run", param_hint="--no-weights")
 
     from erniekit.config import load_config
-    from erniekit.parallel import launch
-    from erniekit.parallel.worker import worker_from
+    from erniekit.distributed.worker import worker_from
+    from erniekit.launch import launch
 
     chosen = launch.parse_devices(devices) if devices is not None else None
     places = launch.parse_nodes(nodes, node_rank, master)
@@ -83,7 +83,7 @@ def train(
 
 
 def _run_processes(plan: "Launch", arguments: list[str], resume: bool, run: Path) -> int:
-    from erniekit.parallel import launch
+    from erniekit.launch import launch
 
     arguments = ["train", *arguments]
     again = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])

@@ -11,7 +11,8 @@ import math
 from typing import Any, Literal
 
 from erniekit.errors import CheckpointError
-from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, MoeConfig, VisionConfig
+from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, VisionConfig
+from erniekit.moe.config import MoeConfig
 from erniekit.models.config_keys import DECODER_ALIASES
 
 Layout = Literal["hub", "transformers"]

@@ -36,7 +36,8 @@ from erniekit.data.encode.positions import media_positions, text_positions
 from erniekit.errors import VerifyError
 from erniekit.local_files import placeholder_problem
 from erniekit.models.config import VisionConfig
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from erniekit.objectives.language import chunked_cross_entropy
 
 # Norms of differences, relative to the norms of what is stored: single elements, whose terms may cancel, promise

@@ -17,7 +17,8 @@ from erniekit.data.media.spec import MediaSpec
 from erniekit.inference.cache import KeyValueCache, PrefillAttention
 from erniekit.inference.sampling import Sampler, Sampling
 from erniekit.inference.text import AnswerText
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from erniekit.objectives.sft import row_inputs
 
 # Called with the number of sequences that are finished, after each token of them all.

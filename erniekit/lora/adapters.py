@@ -16,7 +16,7 @@ from erniekit.lora.layers import LoraLinear
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig, read_adapter_config, write_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.layers import Linear
+from erniekit.layers import Linear
 from erniekit.models.specs import TensorSpec, is_expert_tensor
 
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -9,7 +9,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from erniekit.models.layers import Linear
+from erniekit.layers import Linear
 
 
 class LoraLinear(Linear):

@@ -12,7 +12,7 @@ from paddle import nn
 
 from erniekit.errors import ConfigError
 from erniekit.lora.layers import LoraLinear
-from erniekit.models.layers import Linear
+from erniekit.layers import Linear
 from erniekit.models.specs import TensorSpec, is_router_tensor
 
 

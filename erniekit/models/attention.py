@@ -12,7 +12,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from erniekit.models.config import ErnieConfig
-from erniekit.models.layers import Linear
+from erniekit.layers import Linear
 from erniekit.models.rope import rotate_pairs
 
 # (layer index, query [T, heads, d], key [T, kv heads, d], value [T, kv heads, d]) -> [T, heads, d]

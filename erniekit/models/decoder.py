@@ -9,8 +9,8 @@ from paddle import Tensor, nn
 
 from erniekit.models.attention import Attend, Attention
 from erniekit.models.config import ErnieConfig
-from erniekit.models.layers import Embedding, Mlp, RMSNorm
-from erniekit.models.segments import LayerRun, Plain
+from erniekit.layers import Embedding, Mlp, RMSNorm
+from erniekit.models.layer_runner import LayerRun, Plain
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterOutput, RouterSums, RouterTerms
 

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import ErnieConfig
-from erniekit.models.context import Context, WholeRows
+from erniekit.models.sequence_sharding import Context, WholeRows
 from erniekit.models.decoder import Decoder, DecoderOutput
-from erniekit.models.layers import Linear
+from erniekit.layers import Linear
 from erniekit.models.resampler import Resampler
+from erniekit.models.row import RowInputs
 from erniekit.models.rope import decoder_rotation
 from erniekit.models.vision import VisionTower
 from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterTerms
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class RowInputs:
-    """What the model needs of a packed row, on the host.
-
-    `input_ids` int64 [T]; `position_ids` int64 [3, T]; `modality` int8 [T] (0 text, 1 vision);
-    `cu_seqlens` int32 [D + 1]; `patches` [P, patch_dim], uint8 as decoded or float32 already normalised;
-    `grid_thw` int32 [N, 3]; `media_positions` int64 [M], the places of vision features, in the media's order.
-    `valid` False: a filler of a process that has no row left while others have; routers do not count it.
-    """
-
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    modality: np.ndarray
-    cu_seqlens: np.ndarray
-    patches: np.ndarray
-    grid_thw: np.ndarray
-    media_positions: np.ndarray
-    valid: bool = True
 
 
 class ErnieModel(nn.Layer):

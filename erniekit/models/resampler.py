@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
-from erniekit.models.layers import LayerNorm, Linear, RMSNorm
+from erniekit.layers import LayerNorm, Linear, RMSNorm
 
 
 class Merge(nn.LayerDict):

@@ -8,7 +8,7 @@ from paddle import Tensor, nn
 
 from erniekit.models.attention import DocumentAttention
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
-from erniekit.models.layers import LayerNorm, Linear
+from erniekit.layers import LayerNorm, Linear
 from erniekit.models.rope import rotate_halves, vision_rotation
 
 

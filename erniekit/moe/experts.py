@@ -5,8 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
-from erniekit.models.config import MoeConfig
-from erniekit.models.layers import Mlp
+from erniekit.moe.config import MoeConfig
+from erniekit.layers import Mlp
 
 
 class Experts(nn.Layer):

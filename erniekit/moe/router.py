@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from erniekit.models.config import MoeConfig
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.losses import balance_sum, entropy_sum, z_sum
 
 

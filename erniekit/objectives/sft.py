@@ -11,7 +11,8 @@ from paddle import Tensor
 
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.load.batch import PackedBatch
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from erniekit.moe.router import NO_TERMS
 from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.pairs import RowPairs

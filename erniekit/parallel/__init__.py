@@ -1,1 +1,1 @@
-"""Several processes: how they are started, who talks to whom, and the collectives between them."""
+"""How several processes train one model: data parallel, ZeRO, expert parallel, context parallel."""

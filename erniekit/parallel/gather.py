@@ -10,10 +10,10 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.distributed.collectives import all_gather, all_gather_uneven, broadcast_
+from erniekit.distributed.mesh import Mesh
 from erniekit.models.specs import TensorSpec
-from erniekit.parallel.collectives import all_gather, all_gather_uneven, broadcast_
-from erniekit.parallel.exchange import Held
-from erniekit.parallel.mesh import Mesh
+from erniekit.parallel.data_parallel import Held
 
 
 class GatheredTensors:

@@ -14,6 +14,7 @@ from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.media.decode import decode
+from erniekit.distributed.context import Team
 from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.inference.answer import parse_answer
 from erniekit.inference.evaluate import Evaluation, OnPrediction, evaluate_generation
@@ -26,7 +27,6 @@ from erniekit.inference.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.train.evaluating import spaced_progress
 from erniekit.train.reference import alone
-from erniekit.train.team import Team
 
 ANSWERS_DIR = "eval"
 Say = Callable[[str], None]

@@ -15,6 +15,7 @@ from paddle import nn
 from erniekit.config import Config
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
+from erniekit.distributed.context import Team
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.pairs import pair_means
@@ -29,7 +30,6 @@ from erniekit.train.reference import (
     cached_reference,
     model_key,
 )
-from erniekit.train.team import Team
 
 Say = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0

@@ -10,6 +10,7 @@ import paddle
 from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
+from erniekit.distributed.context import Team
 from erniekit.inference.progress import OnProgress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
@@ -17,7 +18,6 @@ from erniekit.train.dpo import evaluate_pairs
 from erniekit.train.inputs import HeldOut
 from erniekit.train.interfaces import Objective
 from erniekit.train.skips import SharedSkips
-from erniekit.train.team import Team
 
 Say = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0

@@ -48,13 +48,13 @@ _NAMES: dict[Use, str] = {"train": "training data", "eval": "held-out data"}
 
 
 class DataProcesses(Protocol):
-    """The processes that read the data of a run together: `erniekit.train.team.Team`."""
+    """The processes that read the data of a run together: `erniekit.distributed.context.Team`."""
 
     rank: int
     size: int
 
     def make_once(self, what: str, make: Callable[[], Places], is_here: Callable[[Places], bool]) -> Places:
-        """See `erniekit.train.team.Team`."""
+        """See `erniekit.distributed.context.Team`."""
 
 
 class _Alone:

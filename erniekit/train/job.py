@@ -19,13 +19,14 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.config import Config
 from erniekit.data.load.rows import StoredRows
+from erniekit.distributed.context import Team
+from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
-from erniekit.parallel.exchange import Exchange
-from erniekit.parallel.worker import worker_from
+from erniekit.parallel.data_parallel import Exchange
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.answers import HeldOutAnswers
 from erniekit.train.best import make_watch
@@ -43,9 +44,10 @@ from erniekit.train.evaluating import Evaluator
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
-from erniekit.train.optimizer import AdamW, GroupRule
+from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
 from erniekit.train.prepare import Prepared, check_model, load_shared, make_exchange, prepare_model
+from erniekit.train.processes import assemble
 from erniekit.train.progress import Reporter, make_reporter
 from erniekit.train.routers import Routers
 from erniekit.train.saving import (
@@ -58,7 +60,6 @@ from erniekit.train.saving import (
     with_defaults,
 )
 from erniekit.train.skips import SharedSkips
-from erniekit.train.team import Team, assemble
 
 
 class StoppedAtOnce(Exception):

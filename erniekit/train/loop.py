@@ -13,23 +13,23 @@ import paddle
 from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
+from erniekit.distributed.context import Team
+from erniekit.distributed.failures import original_error
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
-from erniekit.parallel.exchange import Exchange
-from erniekit.parallel.failures import original_error
+from erniekit.parallel.data_parallel import Exchange
 from erniekit.train.best import Best, Watch
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.interfaces import Objective, RowSource
 from erniekit.train.monitor import Monitor, memory
-from erniekit.train.optimizer import AdamW, clip_gradients, gradient_norm
+from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
 from erniekit.train.progress import Reporter
 from erniekit.train.routers import Routers
-from erniekit.train.schedule import Schedule
+from erniekit.optim.schedule import Schedule
 from erniekit.train.skips import SharedSkips
-from erniekit.train.team import Team
 
 _NAMED_SAMPLES = 8
 _EMPTY_STEPS = 1000

@@ -24,9 +24,9 @@ from erniekit.checkpoint.hub import spec_bytes
 from erniekit.config import Config
 from erniekit.models.config import ErnieConfig, VisionConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
-from erniekit.parallel.exchange import REST, by_layer
-from erniekit.parallel.sharding import SHARDS, Shard
-from erniekit.parallel.stored import is_stored
+from erniekit.parallel.data_parallel import REST, by_layer
+from erniekit.parallel.fully_sharded import is_stored
+from erniekit.parallel.zero import SHARDS, Shard
 
 USABLE = 0.92
 """The share of a device's memory that a plan may fill."""

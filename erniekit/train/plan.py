@@ -13,10 +13,10 @@ from erniekit.data.encode.account import DataStats
 from erniekit.data.load.loader import EPOCH_TOLERANCE
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows
+from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch, group_matches
-from erniekit.parallel.mesh import Layout
-from erniekit.train.schedule import Schedule, warmup_steps
+from erniekit.optim.schedule import Schedule, warmup_steps
 
 _NAMED_SAMPLES = 5
 

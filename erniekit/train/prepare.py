@@ -14,6 +14,8 @@ from erniekit.checkpoint.weights import load_model, load_spread
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.media.patches import ImageSpec
+from erniekit.distributed.mesh import Mesh
+from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ConfigError
 from erniekit.lora.adapters import load_adapter
 from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters
@@ -21,14 +23,13 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import parameter_specs
-from erniekit.models.segments import Segments
+from erniekit.models.layer_runner import Segments
 from erniekit.models.specs import TensorSpec, is_vocab_tensor
-from erniekit.parallel.context import share_rows
-from erniekit.parallel.exchange import Exchange, WholeExchange
-from erniekit.parallel.expert import share_experts
-from erniekit.parallel.mesh import Layout, Mesh
-from erniekit.parallel.sharding import Shard, ShardedExchange
-from erniekit.parallel.stored import StoredLayers
+from erniekit.parallel.context_parallel import share_rows
+from erniekit.parallel.data_parallel import Exchange, WholeExchange
+from erniekit.parallel.expert_parallel import share_experts
+from erniekit.parallel.fully_sharded import StoredLayers
+from erniekit.parallel.zero import Shard, ShardedExchange
 from erniekit.train.dpo import caches_with_copy, trains_beside_copy
 from erniekit.train.memory import ModelPlan, Spread, activation_bytes, describe_model, plan_model
 from erniekit.train.parameters import check_routers, trained_names

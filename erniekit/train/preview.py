@@ -14,8 +14,8 @@ from erniekit.runtime import compute_dtype, configure
 from erniekit.train.inputs import load_inputs
 from erniekit.train.plan import describe_run, plan_run
 from erniekit.train.prepare import check_model, preview_model
+from erniekit.train.processes import plan_layout
 from erniekit.train.progress import make_reporter
-from erniekit.train.team import plan_layout
 
 
 def preview_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:

@@ -15,7 +15,7 @@ from erniekit.moe.balance import update_bias
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.losses import mean_cosine, orthogonal_loss
 from erniekit.objectives.totals import MODALITIES
-from erniekit.train.optimizer import AdamW
+from erniekit.optim.adamw import AdamW
 
 OrthogonalMode = Literal["loss", "decoupled"]
 

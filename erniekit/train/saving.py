@@ -26,21 +26,21 @@ from erniekit.checkpoint.state import (
 from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
 from erniekit.data.load.loader import RowLoader, join_states
+from erniekit.distributed.context import Team
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import adapter_parameters, write_adapter
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
-from erniekit.parallel.exchange import Exchange, Held
+from erniekit.parallel.data_parallel import Exchange, Held
+from erniekit.parallel.fully_sharded import StoredLayers
 from erniekit.parallel.gather import GatheredTensors
-from erniekit.parallel.stored import StoredLayers
 from erniekit.train.best import Best
 from erniekit.train.figures import Window
 from erniekit.train.loop import Progress
-from erniekit.train.optimizer import AdamW
+from erniekit.optim.adamw import AdamW
 from erniekit.train.prepare import lora_alpha
-from erniekit.train.schedule import Schedule
-from erniekit.train.team import Team
+from erniekit.optim.schedule import Schedule
 
 _ROW_SETTINGS = ("max_length", "shuffle", "mix", "stop", "streaming", "buffer")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import ErrorBudget
-from erniekit.train.team import Team
+from erniekit.distributed.context import Team
 
 
 class SharedSkips:

@@ -15,13 +15,15 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
-from erniekit.parallel import collectives as c
-from erniekit.parallel import differentiable as d
-from erniekit.parallel import watchdog
-from erniekit.parallel.launch import tell_machines
-from erniekit.parallel.mesh import Group, Layout, Mesh, connect
-from erniekit.parallel.transport import Native
-from erniekit.parallel.watchdog import Call
+from erniekit.distributed import collectives as c
+from erniekit.distributed import differentiable as d
+from erniekit.distributed import watchdog
+from erniekit.distributed.mesh import Mesh, connect
+from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.process_group import Group
+from erniekit.distributed.transport import Native
+from erniekit.distributed.watchdog import Call
+from erniekit.launch.launch import tell_machines
 from tests.closeness import assert_close
 
 DTYPES = ("float32", "bfloat16", "int64")
@@ -234,13 +236,13 @@ def check_layouts(mesh: Mesh) -> dict[str, list[int]]:
 
 def _alltoall_single(out: Tensor, x: Tensor, recv: list[int], send: list[int], mesh: Mesh) -> None:
     """NCCL's all-to-all as gloo does it."""
-    from erniekit.parallel.transport import Gloo
+    from erniekit.distributed.transport import Gloo
 
     paddle.assign(Gloo().all_to_all(x, send, recv, mesh.world, Call("", 0, 0.0)), out)
 
 
 def _reduce_scatter(out: Tensor, x: Tensor, mesh: Mesh) -> None:
-    from erniekit.parallel.transport import Gloo
+    from erniekit.distributed.transport import Gloo
 
     paddle.assign(Gloo().reduce_scatter(x, mesh.world, Call("", 0, 0.0)), out)
 
@@ -297,8 +299,8 @@ def busy(world: int, told: str) -> None:
 def slow_reader(world: int, told: str) -> None:
     """Rank 1 encodes all data after the main process, whose disk it does not see, and loads the model, both longer
     than others may wait."""
+    from erniekit.distributed.context import Team
     from erniekit.train import prepare
-    from erniekit.train.team import Team
 
     def load(*arguments: Any, **options: Any) -> mock.Mock:
         if mesh.rank:

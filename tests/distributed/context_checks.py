@@ -13,20 +13,21 @@ from paddle.base import core
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.load.batch import PackedBatch, filler, pack
 from erniekit.data.media.item import Media
+from erniekit.distributed.collectives import all_reduce_, all_reduce_host
+from erniekit.distributed.mesh import Mesh, connect
+from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
-from erniekit.models.context import WholeRows
+from erniekit.models.sequence_sharding import WholeRows
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
-from erniekit.models.segments import Plain, Segments
+from erniekit.models.layer_runner import Plain, Segments
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
-from erniekit.parallel.collectives import all_reduce_, all_reduce_host
-from erniekit.parallel.context import SharedRows
-from erniekit.parallel.mesh import Layout, Mesh, connect
+from erniekit.parallel.context_parallel import SharedRows
 from tests.closeness import assert_all_close, assert_close
 from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.pairs import make_answers, pair_row

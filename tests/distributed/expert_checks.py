@@ -12,14 +12,16 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
-from erniekit.models.config import MoeConfig
+from erniekit.distributed.collectives import all_reduce_, barrier, start_all_to_all
+from erniekit.distributed.mesh import Mesh, connect
+from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.process_group import Group
+from erniekit.distributed.transport import Gloo
+from erniekit.distributed.watchdog import Call
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
-from erniekit.parallel.collectives import all_reduce_, barrier, start_all_to_all
-from erniekit.parallel.expert import ExpertParallelDispatcher
-from erniekit.parallel.mesh import Group, Layout, Mesh, connect
-from erniekit.parallel.transport import Gloo
-from erniekit.parallel.watchdog import Call
+from erniekit.parallel.expert_parallel import ExpertParallelDispatcher
 from tests.closeness import assert_all_close, assert_close
 from tests.distributed.checks import PATIENCE
 
@@ -91,7 +93,7 @@ class Beside:
 
 @dataclass
 class Task:
-    """See `erniekit.parallel.watchdog.Task`."""
+    """See `erniekit.distributed.watchdog.Task`."""
 
     beside: Beside
     out: Tensor

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.config import load_config
-from erniekit.parallel.mesh import Connection, Layout, local_mesh
-from erniekit.parallel.worker import worker_from
+from erniekit.distributed.context import Team
+from erniekit.distributed.mesh import Connection, local_mesh
+from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.worker import worker_from
 from erniekit.train.job import train_with
 from erniekit.train.progress import make_reporter
-from erniekit.train.team import Team
 from tests.distributed.processes import OTHERS_HANG
 
 

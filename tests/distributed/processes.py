@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.parallel.worker import LOCALHOST, Worker, worker_environment
+from erniekit.distributed.worker import LOCALHOST, Worker, worker_environment
 
 ROOT = Path(__file__).parents[2]
 # Seconds: guards against hanging, on a machine that is as busy as may be. What goes well never waits for them.

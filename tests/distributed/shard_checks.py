@@ -13,13 +13,14 @@ import numpy as np
 import paddle
 
 from erniekit.checkpoint.weights import load_model, load_spread
-from erniekit.models.segments import Segments
+from erniekit.distributed.collectives import all_reduce_
+from erniekit.distributed.mesh import Mesh, connect
+from erniekit.distributed.parallel_dims import Layout
+from erniekit.models.layer_runner import Segments
 from erniekit.objectives.sft import SftObjective
-from erniekit.parallel.collectives import all_reduce_
-from erniekit.parallel.mesh import Layout, Mesh, connect
-from erniekit.parallel.sharding import ShardedExchange
-from erniekit.parallel.shards import Shards
-from erniekit.train.optimizer import AdamW
+from erniekit.parallel.flat_shard import Shards
+from erniekit.parallel.zero import ShardedExchange
+from erniekit.optim.adamw import AdamW
 from tests.closeness import BFLOAT16, assert_all_close, assert_close
 from tests.unit.objectives.rows import make_row, totals_of
 

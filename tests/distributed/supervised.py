@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from erniekit.parallel.supervisor import Job, Patience, Supervisor
-from erniekit.parallel.worker import LOCALHOST, Worker, worker_environment
+from erniekit.distributed.worker import LOCALHOST, Worker, worker_environment
+from erniekit.launch.supervisor import Job, Patience, Supervisor
 from tests.distributed.processes import free_port
 
 

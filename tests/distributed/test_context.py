@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniekit.parallel.context import share_media
+from erniekit.parallel.context_parallel import share_media
 from tests.distributed.context_checks import memory_checks, row_checks
 from tests.distributed.processes import run
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from erniekit.parallel.watchdog import LOST
+from erniekit.distributed.watchdog import LOST
 from tests.distributed import expert_checks
 from tests.distributed.expert_checks import CASES, dispatch_checks
 from tests.distributed.processes import run, run_to_end

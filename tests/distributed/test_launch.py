@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.parallel.watchdog import LOST
+from erniekit.distributed.watchdog import LOST
 from tests.distributed import checks
 from tests.distributed.processes import OTHERS_HANG, ROOT, run_to_end
 

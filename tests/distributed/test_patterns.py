@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from erniekit.errors import ConfigError
-from erniekit.train.optimizer import AdamW, GroupRule
+from erniekit.optim.adamw import AdamW, GroupRule
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
 from tests.distributed.settings import assert_same, tensors, vl_setting

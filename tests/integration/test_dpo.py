@@ -22,18 +22,18 @@ from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.media.decode import decode
 from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
+from erniekit.distributed.context import Team
+from erniekit.distributed.mesh import local_mesh
 from erniekit.errors import DataError
 from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
-from erniekit.parallel.mesh import local_mesh
 from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.job import make_optimizer
 from erniekit.train.prepare import Prepared, prepare_model
 from erniekit.train.reference import FrozenModel, cached_reference
-from erniekit.train.team import Team
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.integration.training_setup import COLOURS, chats, make_config, picture, write_chats
 

@@ -17,6 +17,7 @@ from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import dump_config, load_config
 from erniekit.data.encode.encoder import make_encoder
+from erniekit.distributed.context import Team
 from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config
@@ -25,7 +26,6 @@ from erniekit.models.factory import parameter_specs
 from erniekit.train.job import run_training
 from erniekit.train.loop import Loop
 from erniekit.train.preview import preview_training
-from erniekit.train.team import Team
 from tests.closeness import assert_close
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 

@@ -22,7 +22,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from erniekit.models.attention import DocumentAttention
-from erniekit.models.rms_norm import plain_rms_norm, rms_norm
+from erniekit.kernels.rms_norm import plain_rms_norm, rms_norm
 from erniekit.models.rope import rotate_pairs
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 8, 2, 64, 512

@@ -34,14 +34,15 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from erniekit.models.config import MoeConfig
-from erniekit.models.layers import Mlp
+from erniekit.distributed import collectives, differentiable
+from erniekit.distributed.mesh import connect
+from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.worker import LOCALHOST, Worker, worker_environment, worker_from
+from erniekit.moe.config import MoeConfig
+from erniekit.layers import Mlp
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
-from erniekit.parallel import collectives, differentiable
-from erniekit.parallel.expert import ExpertParallelDispatcher
-from erniekit.parallel.mesh import Layout, connect
-from erniekit.parallel.worker import LOCALHOST, Worker, worker_environment, worker_from
+from erniekit.parallel.expert_parallel import ExpertParallelDispatcher
 
 EXPERTS, TOP_K = 64, 6
 _WARM_UP = 2  # turns until no memory is asked of the system

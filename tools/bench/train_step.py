@@ -38,7 +38,7 @@ from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
 from erniekit.train.inputs import load_inputs
-from erniekit.train.optimizer import AdamW, clip_gradients, gradient_norm
+from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
 
 LEARNING_RATE = 1e-4
 Step = Callable[[], None]

@@ -9,9 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from erniekit.cli.train import train
+from erniekit.distributed.worker import Worker, worker_environment
 from erniekit.errors import ConfigError
-from erniekit.parallel import launch
-from erniekit.parallel.worker import Worker, worker_environment
+from erniekit.launch import launch
 
 GPU = "FLAGS_selected_gpus"
 

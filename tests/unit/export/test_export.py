@@ -24,7 +24,8 @@ from erniekit.export.export import describe, export_model, parse_size, resolve_s
 from erniekit.export.layouts import Layout
 from erniekit.lora.targets import apply_lora
 from erniekit.models.config import ErnieConfig
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close

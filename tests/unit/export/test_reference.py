@@ -14,7 +14,7 @@ from erniekit.errors import VerifyError
 from erniekit.export.reference import compare_with_reference, reference_row
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.models.config import VisionConfig
-from erniekit.models.ernie import RowInputs
+from erniekit.models.row import RowInputs
 from erniekit.models.specs import TensorSpec
 
 VISION = VisionConfig(1, 32, 64, 2, 14, 3, 2, 2)

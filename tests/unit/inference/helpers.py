@@ -12,7 +12,8 @@ import paddle
 
 from erniekit.create.create import create_model
 from erniekit.inference.generate import inference_mode
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 
 TEXT = "Which digit is this? The number is 7. Give the digit and nothing else. One two three four five six.\n"
 

@@ -12,7 +12,7 @@ import pytest
 from erniekit.checkpoint.weights import load_model
 from erniekit.inference.generate import Generated, Generator
 from erniekit.inference.sampling import Sampling
-from erniekit.models.ernie import RowInputs
+from erniekit.models.row import RowInputs
 
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("tests.numerics.hf")

@@ -16,7 +16,8 @@ from erniekit.data.media.spec import MediaSpec
 from erniekit.inference.generate import Decoding, Generated, Generator, inference_mode, split_rows
 from erniekit.inference.sampling import Sampling
 from erniekit.inference.text import AnswerText
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from tests.closeness import MODEL, assert_close
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.inference.helpers import (

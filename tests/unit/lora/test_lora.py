@@ -15,7 +15,8 @@ from erniekit.lora.adapters import load_adapter, read_adapter_index
 from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.targets import apply_lora, group_matches
 from erniekit.models.config import ErnieConfig
-from erniekit.models.ernie import ErnieModel, RowInputs
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from erniekit.models.factory import build_model
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close

@@ -10,7 +10,7 @@ import pytest
 from paddle import Tensor
 
 from erniekit.models.attention import DocumentAttention, batched_attention
-from erniekit.models.rms_norm import plain_rms_norm, rms_norm
+from erniekit.kernels.rms_norm import plain_rms_norm, rms_norm
 from tests.closeness import assert_close
 
 

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import Tensor
 
-from erniekit.models.config import MoeConfig
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.dispatch import LocalDispatcher
 from erniekit.moe.experts import Experts
 from erniekit.moe.router import Routing

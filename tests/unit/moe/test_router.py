@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.models.config import MoeConfig
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex, RouterTerms
 from tests.closeness import assert_close

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from erniekit.data.load.batch import PackedBatch
-from erniekit.models.segments import Segments
+from erniekit.models.layer_runner import Segments
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import Normalization, SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows

@@ -8,12 +8,12 @@ import pytest
 
 from erniekit.config import Config, load_config
 from erniekit.create.shapes import shape_config
+from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
-from erniekit.parallel.mesh import Layout
 from erniekit.train.memory import ModelPlan, activation_bytes
 from erniekit.train.prepare import plan_memory
-from erniekit.train.team import fit_layout
+from erniekit.train.processes import fit_layout
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))

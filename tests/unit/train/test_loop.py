@@ -18,8 +18,8 @@ from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.totals import StepTotals
 from erniekit.train.evaluating import evaluation_loss
 from erniekit.train.loop import Loop, LoopSettings, Progress, seed_row
-from erniekit.train.optimizer import AdamW
-from erniekit.train.schedule import Schedule
+from erniekit.optim.adamw import AdamW
+from erniekit.optim.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import paddle
 
 from erniekit.objectives.totals import StepTotals
 from erniekit.train.loop import Progress
-from erniekit.train.optimizer import AdamW
+from erniekit.optim.adamw import AdamW
 from tests.unit.train.test_loop import ROWS, Plain, Row, make, run
 
 

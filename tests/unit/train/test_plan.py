@@ -10,11 +10,11 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import DataStats
 from erniekit.data.load.packing import Row
 from erniekit.data.load.rows import StoredRows
+from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
-from erniekit.parallel.mesh import Layout
-from erniekit.parallel.sharding import SHARDS
+from erniekit.parallel.zero import SHARDS
 from erniekit.train.dpo import trains_beside_copy
 from erniekit.train.memory import Spread, describe_model, plan_model, size
 from erniekit.train.plan import (
@@ -25,7 +25,7 @@ from erniekit.train.plan import (
     describe_run,
     plan_run,
 )
-from erniekit.train.schedule import Schedule
+from erniekit.optim.schedule import Schedule
 
 SPECS = [TensorSpec("a", "BF16", (10, 10)), TensorSpec("b", "BF16", (50,)), TensorSpec("router", "F32", (5,))]
 

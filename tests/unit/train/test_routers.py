@@ -11,7 +11,7 @@ import pytest
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
-from erniekit.train.optimizer import AdamW, GroupRule
+from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.train.routers import OrthogonalMode, Routers
 from tests.closeness import assert_close
 from tests.unit.models.test_config import FLAT, MOE

@@ -1,0 +1,1 @@
+"""Groups of processes, the collectives between them, and the watchdog over both."""

@@ -1,0 +1,31 @@
+"""Some ranks of a run, this one among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from erniekit.distributed.watchdog import Calls
+
+if TYPE_CHECKING:
+    from erniekit.distributed.gloo import Meeting
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Some ranks of a run, this one among them.
+
+    ranks: in the world's numbers, ascending; rank: this one's place among them. A group of one has neither
+    `handle` (Paddle's group) nor `calls` (its collectives so far). `meeting` is only there on gloo.
+    """
+
+    ranks: tuple[int, ...]
+    rank: int
+    handle: Any = None
+    calls: Calls | None = None
+    meeting: Meeting | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)

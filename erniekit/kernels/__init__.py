@@ -1,0 +1,1 @@
+"""Kernels: one file each, with the plain form and faster ones that are checked against it."""

@@ -1,0 +1,83 @@
+"""Building blocks with the Hub's parameter names and shapes. Weights start as zeros and are filled by a loader."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from erniekit.kernels.rms_norm import rms_norm
+
+
+class Linear(nn.Layer):
+    """`y = x W^T + b` with `weight` [out, in] as on the Hub, so that nothing is transposed on the way to disk."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, dtype: str = "float32"
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = _zeros(self, [out_features, in_features], dtype)
+        self.bias = _zeros(self, [out_features], dtype) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        y = paddle.matmul(x, self.weight, transpose_y=True)
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding(nn.Layer):
+    """Rows of `weight` [vocab, hidden]."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: str = "float32") -> None:
+        super().__init__()
+        self.weight = _zeros(self, [vocab_size, hidden_size], dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [T] -> [T, hidden]."""
+        return F.embedding(ids, self.weight)
+
+
+class LayerNorm(nn.Layer):
+    """Layer normalisation with weight and bias."""
+
+    def __init__(self, width: int, eps: float, dtype: str = "float32") -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight = _zeros(self, [width], dtype)
+        self.bias = _zeros(self, [width], dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return F.layer_norm(x, [self.width], self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Layer):
+    """Root-mean-square normalisation; statistics in float32."""
+
+    def __init__(self, width: int, eps: float, dtype: str = "float32") -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _zeros(self, [width], dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, width] -> [T, width]."""
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Mlp(nn.Layer):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`; a dense layer, one expert, or all shared experts fused."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, dtype: str = "float32") -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size, dtype=dtype)
+        self.up_proj = Linear(hidden_size, intermediate_size, dtype=dtype)
+        self.down_proj = Linear(intermediate_size, hidden_size, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+def _zeros(layer: nn.Layer, shape: list[int], dtype: str) -> Tensor:
+    return layer.create_parameter(shape, dtype=dtype, default_initializer=nn.initializer.Constant(0.0))
