@@ -71,11 +71,11 @@ def chat(
 
     from rich.console import Console
 
-    from erniekit.inference.chat import Chat, load_tools
-    from erniekit.inference.console import ChatConsole, line_reader
-    from erniekit.inference.load import find_model
-    from erniekit.inference.sampling import Sampling
-    from erniekit.inference.text import AnswerText
+    from erniekit.chat.console import ChatConsole, line_reader
+    from erniekit.chat.session import Chat, load_tools
+    from erniekit.generation.load import find_model
+    from erniekit.generation.sampling import Sampling
+    from erniekit.generation.text import AnswerText
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from erniekit.config import Config
     from erniekit.data.encode.account import ErrorBudget
     from erniekit.data.encode.encoder import Encoder
-    from erniekit.inference.evaluate import Evaluation, OnPrediction, Prediction
-    from erniekit.inference.heldout import EvalSample, HeldOut, Plan
-    from erniekit.inference.load import ModelSource
-    from erniekit.inference.report import Settings
-    from erniekit.inference.sampling import Sampling
+    from erniekit.evaluation.dataset import EvalSample, HeldOut, Plan
+    from erniekit.evaluation.evaluate import Evaluation, OnPrediction, Prediction
+    from erniekit.evaluation.report import Settings
+    from erniekit.generation.load import ModelSource
+    from erniekit.generation.sampling import Sampling
 
 _YAML = (".yaml", ".yml")
 _WITHOUT_RUN = EvalConfig(batch=128)
@@ -105,9 +105,9 @@ def evaluate(
     if not generate:
         _refuse_without_answers(("--min", wanted), ("--output", output), ("--html", html))
 
-    from erniekit.inference.heldout import make_plan
-    from erniekit.inference.report import Settings, check_wanted
-    from erniekit.inference.sampling import Sampling
+    from erniekit.evaluation.dataset import make_plan
+    from erniekit.evaluation.report import Settings, check_wanted
+    from erniekit.generation.sampling import Sampling
     from erniekit.runtime import compute_dtype, configure
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
@@ -140,14 +140,14 @@ class _Outputs:
     """The files that are to be written: answers as JSON lines, figures as JSON, answers as a page."""
 
     def __init__(self, answers: Path | None, figures: Path | None, html: Path | None) -> None:
-        from erniekit.inference.report_page import ReportPage
+        from erniekit.evaluation.report_page import ReportPage
 
         self.answers, self.figures, self.html = answers, figures, html
         self.page = ReportPage()
 
     def open(self, stack: ExitStack) -> "OnPrediction":
         """What takes the answers one by one; the file of answers is open as long as the stack."""
-        from erniekit.inference.report import writing_predictions
+        from erniekit.evaluation.report import writing_predictions
 
         write = None if self.answers is None else stack.enter_context(writing_predictions(self.answers))
 
@@ -165,7 +165,7 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
     import dataclasses
 
     from erniekit.config import load_config
-    from erniekit.inference.load import find_model
+    from erniekit.generation.load import find_model
     from erniekit.inspection.run import encode_options
 
     if config is None:
@@ -198,7 +198,7 @@ def _samples(
     budget: "ErrorBudget",
 ) -> "HeldOut":
     """The samples of the files, or of the run where none is named."""
-    from erniekit.inference.heldout import HeldOut, find_files
+    from erniekit.evaluation.dataset import HeldOut, find_files
     from erniekit.paths import expand_path
 
     data = None if run is None else run.data
@@ -222,9 +222,9 @@ def _run(
     outputs: _Outputs,
 ) -> "Evaluation":
     """Loads the model and goes through the samples, with a bar."""
-    from erniekit.inference.evaluate import evaluate as run_evaluation
-    from erniekit.inference.progress import show_progress
-    from erniekit.inference.text import AnswerText
+    from erniekit.evaluation.evaluate import evaluate as run_evaluation
+    from erniekit.evaluation.progress import show_progress
+    from erniekit.generation.text import AnswerText
 
     text = AnswerText.from_checkpoint(source.directory)
     model = source.load(dtype)
@@ -245,7 +245,7 @@ def _run(
 
 def _report(result: "Evaluation", settings: "Settings", budget: "ErrorBudget", outputs: _Outputs) -> None:
     """Print what came out, and write what is still to be written."""
-    from erniekit.inference import report
+    from erniekit.evaluation import report
 
     for line in [*report.describe_mistakes(result), *report.describe_skipped(budget)]:
         typer.echo(line)
@@ -264,7 +264,7 @@ def _report(result: "Evaluation", settings: "Settings", budget: "ErrorBudget", o
 def _metrics(texts: list[str]) -> tuple[str, ...]:
     """The names of --metrics."""
     from erniekit.errors import ConfigError
-    from erniekit.inference.metrics.choose import parse_names
+    from erniekit.evaluation.metrics.choose import parse_names
 
     try:
         return parse_names(texts)
@@ -275,7 +275,7 @@ def _metrics(texts: list[str]) -> tuple[str, ...]:
 def _wanted(texts: list[str], exact_match: float | None) -> dict[str, float]:
     """The least that is wanted of each metric, from 0 to 1."""
     from erniekit.errors import ConfigError
-    from erniekit.inference.metrics.choose import check_name
+    from erniekit.evaluation.metrics.choose import check_name
 
     wanted = {} if exact_match is None else {"exact_match": exact_match}
     for text in texts:

@@ -101,8 +101,8 @@ def serve(
       erniekit serve exports/ernie --cors http://localhost:3000
       erniekit serve exports/ernie --commands
     """
-    from erniekit.inference.engines import describe, engine_commands
-    from erniekit.inference.load import find_model
+    from erniekit.generation.load import find_model
+    from erniekit.serving.engines import describe, engine_commands
 
     source = find_model(model)
     encoder = source.encoder(template)
@@ -111,12 +111,12 @@ def serve(
         typer.echo("\n".join(production))
         return
 
-    from erniekit.inference.sampling import Sampling
-    from erniekit.inference.serve import ChatServer, example, run_server
-    from erniekit.inference.serve_cors import CrossOrigin
-    from erniekit.inference.serve_service import ChatService
-    from erniekit.inference.text import AnswerText
+    from erniekit.generation.sampling import Sampling
+    from erniekit.generation.text import AnswerText
     from erniekit.runtime import compute_dtype, configure
+    from erniekit.serving.cors import CrossOrigin
+    from erniekit.serving.server import ChatServer, example, run_server
+    from erniekit.serving.service import ChatService
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
     defaults = Sampling(

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from erniekit.config.section import NotNegative, Positive, Section, Text, Weight, as_list
 
-# Those of `erniekit.inference.metrics.choose.METRICS`, and "auto": a test holds them to that.
+# Those of `erniekit.evaluation.metrics.choose.METRICS`, and "auto": a test holds them to that.
 Metric = Literal[
     "auto",
     "exact_match",

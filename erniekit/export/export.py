@@ -44,7 +44,7 @@ from erniekit.export.files import (
 from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
 from erniekit.export.processors import set_picture_bounds, set_videos
 from erniekit.export.prompts import TemplateChoice, settle_chat_template
-from erniekit.inference.load import find_checkpoint, run_options
+from erniekit.generation.load import find_checkpoint, run_options
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.peft import read_adapter_config

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from erniekit.errors import CheckpointError
 from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, VisionConfig
-from erniekit.moe.config import MoeConfig
 from erniekit.models.config_keys import DECODER_ALIASES
+from erniekit.moe.config import MoeConfig
 
 Layout = Literal["hub", "transformers"]
 Json = dict[str, Any]

@@ -25,13 +25,13 @@ from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import load_row
 from erniekit.data.media.item import Media
 from erniekit.data.media.spec import MediaSpec
+from erniekit.evaluation.dataset import load_samples
 from erniekit.export.checks import Check
 from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config
-from erniekit.inference.generate import Generator
-from erniekit.inference.heldout import load_samples
-from erniekit.inference.load import load_for_inference
-from erniekit.inference.sampling import Sampling
-from erniekit.inference.text import AnswerText
+from erniekit.generation.generate import Generator
+from erniekit.generation.load import load_for_inference
+from erniekit.generation.sampling import Sampling
+from erniekit.generation.text import AnswerText
 from erniekit.models.config import ErnieConfig
 from erniekit.objectives.sft import row_inputs
 from erniekit.runtime import usable_cores

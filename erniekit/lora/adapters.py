@@ -12,11 +12,11 @@ from paddle import Tensor, nn
 from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, write_safetensors
 from erniekit.checkpoint.weights import assign
 from erniekit.errors import CheckpointError
+from erniekit.layers import Linear
 from erniekit.lora.layers import LoraLinear
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig, read_adapter_config, write_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
-from erniekit.layers import Linear
 from erniekit.models.specs import TensorSpec, is_expert_tensor
 
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from paddle import nn
 
 from erniekit.errors import ConfigError
-from erniekit.lora.layers import LoraLinear
 from erniekit.layers import Linear
+from erniekit.lora.layers import LoraLinear
 from erniekit.models.specs import TensorSpec, is_router_tensor
 
 

@@ -11,8 +11,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from erniekit.models.config import ErnieConfig
 from erniekit.layers import Linear
+from erniekit.models.config import ErnieConfig
 from erniekit.models.rope import rotate_pairs
 
 # (layer index, query [T, heads, d], key [T, kv heads, d], value [T, kv heads, d]) -> [T, heads, d]

@@ -8,7 +8,6 @@ from typing import Any
 
 from erniekit.errors import CheckpointError
 from erniekit.local_files import read_json_object
-from erniekit.moe.config import MoeConfig
 from erniekit.models.config_keys import (
     DECODER_ALIASES,
     ROPE_KEYS,
@@ -24,6 +23,7 @@ from erniekit.models.config_keys import (
     read_object,
     vision_keys,
 )
+from erniekit.moe.config import MoeConfig
 
 Json = dict[str, Any]
 FAMILY_OF_MODEL_TYPE: dict[str, Family] = {

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from paddle import Tensor, nn
 
+from erniekit.layers import Embedding, Mlp, RMSNorm
 from erniekit.models.attention import Attend, Attention
 from erniekit.models.config import ErnieConfig
-from erniekit.layers import Embedding, Mlp, RMSNorm
 from erniekit.models.layer_runner import LayerRun, Plain
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterOutput, RouterSums, RouterTerms

@@ -6,14 +6,14 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from erniekit.layers import Linear
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import ErnieConfig
-from erniekit.models.sequence_sharding import Context, WholeRows
 from erniekit.models.decoder import Decoder, DecoderOutput
-from erniekit.layers import Linear
 from erniekit.models.resampler import Resampler
-from erniekit.models.row import RowInputs
 from erniekit.models.rope import decoder_rotation
+from erniekit.models.row import RowInputs
+from erniekit.models.sequence_sharding import Context, WholeRows
 from erniekit.models.vision import VisionTower
 from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterTerms
 

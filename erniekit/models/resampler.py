@@ -7,8 +7,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from erniekit.models.config import VISION_NORM_EPS, VisionConfig
 from erniekit.layers import LayerNorm, Linear, RMSNorm
+from erniekit.models.config import VISION_NORM_EPS, VisionConfig
 
 
 class Merge(nn.LayerDict):

@@ -6,9 +6,9 @@ import numpy as np
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from erniekit.layers import LayerNorm, Linear
 from erniekit.models.attention import DocumentAttention
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
-from erniekit.layers import LayerNorm, Linear
 from erniekit.models.rope import rotate_halves, vision_rotation
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
-from erniekit.moe.config import MoeConfig
 from erniekit.layers import Mlp
+from erniekit.moe.config import MoeConfig
 
 
 class Experts(nn.Layer):

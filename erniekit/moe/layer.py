@@ -5,8 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
-from erniekit.moe.config import MoeConfig
 from erniekit.layers import Mlp
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.dispatch import Dispatcher, LocalDispatcher
 from erniekit.moe.experts import Experts
 from erniekit.moe.router import (

@@ -9,8 +9,8 @@ from paddle import Tensor
 from erniekit.distributed.collectives import exchange_counts
 from erniekit.distributed.differentiable import all_to_all_rows, start_all_to_all_rows
 from erniekit.distributed.process_group import Group
-from erniekit.moe.config import MoeConfig
 from erniekit.models.ernie import ErnieModel
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.dispatch import ExpertCompute, Meanwhile, combine
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import Routing

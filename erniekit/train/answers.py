@@ -16,14 +16,14 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.media.decode import decode
 from erniekit.distributed.context import Team
 from erniekit.errors import ConfigError, ErnieKitError
-from erniekit.inference.answer import parse_answer
-from erniekit.inference.evaluate import Evaluation, OnPrediction, evaluate_generation
-from erniekit.inference.generate import Generated, Generator, OnProgress
-from erniekit.inference.heldout import EvalSample, HeldOut, find_files, make_plan
-from erniekit.inference.metrics.choose import Pair, score
-from erniekit.inference.report import writing_predictions
-from erniekit.inference.sampling import Sampling
-from erniekit.inference.text import AnswerText
+from erniekit.evaluation.dataset import EvalSample, HeldOut, find_files, make_plan
+from erniekit.evaluation.evaluate import Evaluation, OnPrediction, evaluate_generation
+from erniekit.evaluation.metrics.choose import Pair, score
+from erniekit.evaluation.report import writing_predictions
+from erniekit.generation.answer import parse_answer
+from erniekit.generation.generate import Generated, Generator, OnProgress
+from erniekit.generation.sampling import Sampling
+from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.train.evaluating import spaced_progress
 from erniekit.train.reference import alone

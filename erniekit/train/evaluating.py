@@ -11,7 +11,7 @@ from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
 from erniekit.distributed.context import Team
-from erniekit.inference.progress import OnProgress
+from erniekit.evaluation.progress import OnProgress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.dpo import evaluate_pairs

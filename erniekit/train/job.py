@@ -26,6 +26,7 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
+from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import Exchange
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.answers import HeldOutAnswers
@@ -44,7 +45,6 @@ from erniekit.train.evaluating import Evaluator
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
-from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.train.plan import RunPlan, describe_run, plan_run
 from erniekit.train.prepare import Prepared, check_model, load_shared, make_exchange, prepare_model
 from erniekit.train.processes import assemble

@@ -20,15 +20,15 @@ from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
+from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
+from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import Exchange
 from erniekit.train.best import Best, Watch
 from erniekit.train.figures import StepFigures, Window
 from erniekit.train.interfaces import Objective, RowSource
 from erniekit.train.monitor import Monitor, memory
-from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
 from erniekit.train.progress import Reporter
 from erniekit.train.routers import Routers
-from erniekit.optim.schedule import Schedule
 from erniekit.train.skips import SharedSkips
 
 _NAMED_SAMPLES = 8

@@ -29,8 +29,8 @@ from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear
-from erniekit.models.sequence_sharding import WholeRows
 from erniekit.models.ernie import ErnieModel
+from erniekit.models.sequence_sharding import WholeRows
 from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.dpo import Reference, branch_logps
 

@@ -32,15 +32,15 @@ from erniekit.lora.adapters import adapter_parameters, write_adapter
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
+from erniekit.optim.adamw import AdamW
+from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import Exchange, Held
 from erniekit.parallel.fully_sharded import StoredLayers
 from erniekit.parallel.gather import GatheredTensors
 from erniekit.train.best import Best
 from erniekit.train.figures import Window
 from erniekit.train.loop import Progress
-from erniekit.optim.adamw import AdamW
 from erniekit.train.prepare import lora_alpha
-from erniekit.optim.schedule import Schedule
 
 _ROW_SETTINGS = ("max_length", "shuffle", "mix", "stop", "streaming", "buffer")
 

@@ -18,10 +18,10 @@ from erniekit.distributed.mesh import Mesh, connect
 from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
-from erniekit.models.sequence_sharding import WholeRows
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.layer_runner import Plain, Segments
+from erniekit.models.sequence_sharding import WholeRows
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights

@@ -18,9 +18,9 @@ from erniekit.distributed.mesh import Mesh, connect
 from erniekit.distributed.parallel_dims import Layout
 from erniekit.models.layer_runner import Segments
 from erniekit.objectives.sft import SftObjective
+from erniekit.optim.adamw import AdamW
 from erniekit.parallel.flat_shard import Shards
 from erniekit.parallel.zero import ShardedExchange
-from erniekit.optim.adamw import AdamW
 from tests.closeness import BFLOAT16, assert_all_close, assert_close
 from tests.unit.objectives.rows import make_row, totals_of
 

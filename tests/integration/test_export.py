@@ -12,8 +12,8 @@ from erniekit.checkpoint.hub import read_array, read_index, write_shards
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.load.loader import load_row
-from erniekit.inference.heldout import load_samples
-from erniekit.inference.load import load_for_inference
+from erniekit.evaluation.dataset import load_samples
+from erniekit.generation.load import load_for_inference
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.targets import apply_lora
 from erniekit.models.ernie import ErnieModel

@@ -15,7 +15,7 @@ from erniekit.checkpoint.hub import TensorSpec, read_array, read_index, write_sh
 from erniekit.errors import CheckpointError, DataError
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
-from erniekit.inference.load import find_model
+from erniekit.generation.load import find_model
 from erniekit.train import inputs as inputs_module
 from erniekit.train.job import run_training
 from erniekit.train.preview import preview_training

@@ -19,7 +19,7 @@ from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
-from erniekit.inference.load import load_for_inference
+from erniekit.generation.load import load_for_inference
 from erniekit.train.job import run_training
 from erniekit.train.preview import preview_training
 from tests.integration.training_setup import chats, losses, make_config, write_chats

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("torch")
 
 from erniekit.checkpoint.weights import load_model
-from erniekit.models.row import RowInputs
 from erniekit.models.layer_runner import Plain, Segments
+from erniekit.models.row import RowInputs
 from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.numerics import hf
 

@@ -21,8 +21,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from erniekit.models.attention import DocumentAttention
 from erniekit.kernels.rms_norm import plain_rms_norm, rms_norm
+from erniekit.models.attention import DocumentAttention
 from erniekit.models.rope import rotate_pairs
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 8, 2, 64, 512

@@ -38,8 +38,8 @@ from erniekit.distributed import collectives, differentiable
 from erniekit.distributed.mesh import connect
 from erniekit.distributed.parallel_dims import Layout
 from erniekit.distributed.worker import LOCALHOST, Worker, worker_environment, worker_from
-from erniekit.moe.config import MoeConfig
 from erniekit.layers import Mlp
+from erniekit.moe.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
 from erniekit.parallel.expert_parallel import ExpertParallelDispatcher

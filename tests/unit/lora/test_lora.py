@@ -16,8 +16,8 @@ from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.targets import apply_lora, group_matches
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.row import RowInputs
 from erniekit.models.factory import build_model
+from erniekit.models.row import RowInputs
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close
 from tests.unit.models.test_config import FLAT

@@ -16,7 +16,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.create.create import create_model
 from erniekit.errors import CheckpointError
 from erniekit.export.export import export_model
-from erniekit.inference.load import load_for_inference
+from erniekit.generation.load import load_for_inference
 from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
 from erniekit.lora.peft import linear_modules, read_adapter_config, targets_of
 from erniekit.lora.targets import apply_lora

@@ -9,8 +9,8 @@ import paddle
 import pytest
 from paddle import Tensor
 
-from erniekit.models.attention import DocumentAttention, batched_attention
 from erniekit.kernels.rms_norm import plain_rms_norm, rms_norm
+from erniekit.models.attention import DocumentAttention, batched_attention
 from tests.closeness import assert_close
 
 

@@ -22,8 +22,8 @@ from erniekit.data.chat.conversation import Conversation, ImagePart, TextPart, T
 from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import FORMATS, detect, parse_record
 from erniekit.data.media.images import open_image
-from erniekit.inference.answer import ToolCall
-from erniekit.inference.metrics.calls import is_valid
+from erniekit.evaluation.metrics.calls import is_valid
+from erniekit.generation.answer import ToolCall
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS, SAMPLES = ROOT / "data" / "digits", ROOT / "data" / "samples"

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from erniekit.config.evaluation import ANSWER_FIGURES, LOSS, PAIR_FIGURES, Metric
-from erniekit.inference.metrics.choose import AUTO, METRICS
+from erniekit.evaluation.metrics.choose import AUTO, METRICS
 from erniekit.objectives.pairs import PER
 from erniekit.train.best import Best, Watch
 

@@ -16,10 +16,10 @@ from paddle import nn
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.totals import StepTotals
-from erniekit.train.evaluating import evaluation_loss
-from erniekit.train.loop import Loop, LoopSettings, Progress, seed_row
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
+from erniekit.train.evaluating import evaluation_loss
+from erniekit.train.loop import Loop, LoopSettings, Progress, seed_row
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 
 from erniekit.objectives.totals import StepTotals
-from erniekit.train.loop import Progress
 from erniekit.optim.adamw import AdamW
+from erniekit.train.loop import Progress
 from tests.unit.train.test_loop import ROWS, Plain, Row, make, run
 
 

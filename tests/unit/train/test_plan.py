@@ -14,6 +14,7 @@ from erniekit.distributed.parallel_dims import Layout
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
+from erniekit.optim.schedule import Schedule
 from erniekit.parallel.zero import SHARDS
 from erniekit.train.dpo import trains_beside_copy
 from erniekit.train.memory import Spread, describe_model, plan_model, size
@@ -25,7 +26,6 @@ from erniekit.train.plan import (
     describe_run,
     plan_run,
 )
-from erniekit.optim.schedule import Schedule
 
 SPECS = [TensorSpec("a", "BF16", (10, 10)), TensorSpec("b", "BF16", (50,)), TensorSpec("router", "F32", (5,))]
 

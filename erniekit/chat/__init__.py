@@ -1,0 +1,1 @@
+"""Chatting with a model in the terminal."""

@@ -1,0 +1,1 @@
+"""Evaluation: losses and metrics of generated answers, and the reports on them."""

@@ -1,0 +1,273 @@
+"""A model held to data: its loss on samples, and its answers to chats beside the reference answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.load.batch import pack
+from erniekit.data.media.decode import decode
+from erniekit.evaluation.dataset import EvalSample, LossSample, Plan
+from erniekit.evaluation.metrics.choose import Pair, is_right, score
+from erniekit.evaluation.progress import OnProgress
+from erniekit.evaluation.scores import Tally
+from erniekit.generation.answer import Answer, parse_answer
+from erniekit.generation.generate import Generated, Generator, inference_mode, split_rows
+from erniekit.generation.reader import chat_sampling
+from erniekit.generation.sampling import Sampling
+from erniekit.generation.text import AnswerText
+from erniekit.models.ernie import ErnieModel
+from erniekit.objectives.sft import SftObjective
+
+GREEDY = Sampling(max_new_tokens=64)
+_END_OF_REASONING = "</think>"
+# Samples in memory at one time: batches of answers, and bytes of the pictures that they carry themselves.
+_CHUNK_BATCHES = 4
+_CHUNK_BYTES = 1 << 26
+_MISTAKES = 3  # that are kept to be told
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer, its end token left off.
+
+    expected, answer: what the model should write and what it wrote, with a thinking template without the reasoning;
+    parsed: all that it wrote. ended: the model ended it itself, it was not cut off at the limit of new tokens.
+    match: it ended, and is the reference to the character. scores: of the metrics that apply; right: see `is_right`.
+    """
+
+    id: str
+    source: str
+    prompt: str
+    expected: str
+    answer: str
+    ended: bool
+    match: bool
+    right: bool
+    reference: Answer
+    parsed: Answer
+    scores: dict[str, float]
+
+
+# Called with each answer, in the order of the samples.
+OnPrediction = Callable[[EvalSample, Prediction], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out. wrong: answers that no metric calls right, of which `mistakes` are the first."""
+
+    tally: Tally
+    wrong: int
+    mistakes: tuple[Prediction, ...]
+
+    def scalars(self, prefix: str = "eval") -> dict[str, float]:
+        """Each metric over all answers as "eval/exact_match", and the loss and perplexity where there are any."""
+        overall = self.tally.overall
+        found = {f"{prefix}/{name}": mean.value for name, mean in overall.metrics.items()}
+        if overall.loss is not None and overall.perplexity is not None:
+            found |= {f"{prefix}/loss": overall.loss, f"{prefix}/perplexity": overall.perplexity}
+        return found
+
+
+def evaluate(
+    model: ErnieModel,
+    encoder: Encoder,
+    text: AnswerText,
+    samples: Iterable[LossSample],
+    plan: Plan,
+    sampling: Sampling = GREEDY,
+    *,
+    losses: bool = True,
+    batch_size: int = 128,
+    budget: ErrorBudget | None = None,
+    on_prediction: OnPrediction | None = None,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """The loss on all samples, and answers to those that are EvalSamples, held to what is expected.
+
+    plan: of the same samples. A few hundred samples are in memory at a time, pictures only while the model sees them.
+    budget: takes samples whose pictures cannot be read; without one SampleError is raised.
+    """
+    generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text, batch_size=batch_size)
+    run = _Run(generator, encoder, text, plan, sampling, budget or ErrorBudget("raise", 0), on_progress)
+    return _go_through(run, samples, losses, on_prediction)
+
+
+def evaluate_generation(
+    generator: Generator,
+    encoder: Encoder,
+    text: AnswerText,
+    samples: Sequence[EvalSample],
+    plan: Plan,
+    sampling: Sampling = GREEDY,
+    *,
+    on_prediction: OnPrediction | None = None,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Answers to chats, without a loss: for use while the model is trained, which is left in its mode.
+
+    plan: of the samples. Raises SampleError for a picture that cannot be read.
+    """
+    run = _Run(generator, encoder, text, plan, sampling, ErrorBudget("raise", 0), on_progress)
+    return _go_through(run, samples, False, on_prediction)
+
+
+def _go_through(
+    run: _Run, samples: Iterable[LossSample], losses: bool, on_prediction: OnPrediction | None
+) -> Evaluation:
+    for chunk in _chunks(samples, _CHUNK_BATCHES * run.batch_size):
+        usable = run.add_losses(chunk) if losses else chunk
+        chats = [sample for sample in usable if isinstance(sample, EvalSample)]
+        for sample, prediction in zip(chats, run.add_answers(chats), strict=True):
+            if on_prediction is not None:
+                on_prediction(sample, prediction)
+    return Evaluation(run.tally, run.wrong, tuple(run.mistakes))
+
+
+class _Run:
+    """An evaluation on its way."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        encoder: Encoder,
+        text: AnswerText,
+        plan: Plan,
+        sampling: Sampling,
+        budget: ErrorBudget,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.batch_size = generator.batch_size
+        self.tally = Tally()
+        self.wrong = 0
+        self.mistakes: list[Prediction] = []
+        self._generator, self._encoder, self._text = generator, encoder, text
+        self._plan, self._sampling, self._budget = plan, sampling, budget
+        self._report = on_progress or _silent
+        self._objective = SftObjective(generator.model)
+        self._seen = self._answered = self._unanswered = 0
+
+    def add_losses(self, samples: Sequence[LossSample]) -> list[LossSample]:
+        """Losses of the samples; gives back those whose pictures could be read, in order."""
+        usable: set[int] = set()
+        for sample in samples:
+            self.tally.of(sample)  # so that the parts are told in the order of the data
+        # A row holds samples of one source and modality, as its loss is one sum.
+        kinds = [(sample.source, sample.modality) for sample in samples]
+        order = sorted(range(len(samples)), key=kinds.__getitem__)
+        lengths = [len(sample.whole) for sample in samples]
+        with inference_mode(self._generator.model):
+            for _, indices in groupby(order, kinds.__getitem__):
+                for row in split_rows(indices, lengths, self._generator.row_tokens):
+                    self._report("loss", self._seen, self._plan.samples)
+                    usable.update(self._add_row(samples, row))
+                    self._seen += len(row)
+        self._report("loss", self._seen, self._plan.samples)
+        kept = []
+        for index, sample in enumerate(samples):
+            if index in usable:
+                kept.append(sample)
+            else:
+                self._unanswered += isinstance(sample, EvalSample)
+        return kept
+
+    def _add_row(self, samples: Sequence[LossSample], row: Sequence[int]) -> list[int]:
+        """Loss of one row; gives back which of its samples are in it."""
+        kept, documents, patches = [], [], []
+        for index in row:
+            try:
+                patches += decode(
+                    samples[index].whole.media, samples[index].whole.sample_id, self._encoder.media_spec
+                )
+            except SampleError as error:
+                self._budget.spend(error)
+                continue
+            kept.append(index)
+            documents.append(samples[index].whole)
+        if kept:
+            output = self._objective(pack(documents, patches))
+            for figures in self.tally.of(samples[kept[0]]):
+                figures.samples += len(kept)
+                figures.loss_sum += float(output.loss_sum.item())
+                figures.loss_tokens += output.num_loss_tokens
+        return kept
+
+    def add_answers(self, samples: Sequence[EvalSample]) -> Iterator[Prediction]:
+        """Answers to the samples, in order."""
+        if not samples:
+            return
+        done, total = self._answered, self._plan.answers - self._unanswered
+        self._report("answers", done, total)
+        # Randomness comes from a prompt's place in the call, which begins at 0 with every chunk.
+        sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + done)
+        answers = self._generator.generate(
+            [sample.prompt for sample in samples],
+            sampling,
+            lambda finished: self._report("answers", done + finished, total),
+        )
+        self._answered += len(samples)
+        for sample, answer in zip(samples, answers, strict=True):
+            yield self._add_answer(sample, answer)
+
+    def _add_answer(self, sample: EvalSample, generated: Generated) -> Prediction:
+        text, template = self._text, self._encoder.template
+        # The template's terminator ends an answer here too, though not its generation: engines go on after it.
+        wrote = text.decode(generated.ids, chat_sampling(self._sampling, template).stop)
+        wanted = text.round_trip(sample.expected)
+        answer, expected = wrote, sample.expected
+        if template.thinking == "on":
+            answer, expected = _after_reasoning(wrote), _after_reasoning(sample.expected)
+        ended = generated.finish == "stop"
+        match = ended and answer == text.round_trip(expected)
+        pair = Pair(parse_answer(wrote, template), parse_answer(wanted, template), match, sample.tools)
+        scores = score(pair, self._plan.metrics)
+        prediction = Prediction(
+            sample.sample_id,
+            sample.source,
+            sample.prompt_text,
+            expected,
+            answer,
+            ended,
+            match,
+            is_right(scores),
+            reference=pair.reference,
+            parsed=pair.answer,
+            scores=scores,
+        )
+        for figures in self.tally.of(sample):
+            figures.add_answer(ended, scores)
+        if not prediction.right:
+            self.wrong += 1
+            if len(self.mistakes) < _MISTAKES:
+                self.mistakes.append(prediction)
+        return prediction
+
+
+def _chunks(samples: Iterable[LossSample], most: int) -> Iterator[list[LossSample]]:
+    """At most that many samples at a time, and not many more bytes of pictures than _CHUNK_BYTES."""
+    chunk: list[LossSample] = []
+    held = 0
+    for sample in samples:
+        chunk.append(sample)
+        for item in sample.whole.media:
+            sources = item.source if isinstance(item.source, tuple) else (item.source,)
+            held += sum(len(source) for source in sources)
+        if len(chunk) == most or held >= _CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _after_reasoning(answer: str) -> str:
+    return answer.partition(_END_OF_REASONING)[2].lstrip("\n")
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody is watching."""

@@ -1,0 +1,167 @@
+"""The metrics by name, and which of them fit a set of references."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erniekit.errors import ConfigError
+from erniekit.evaluation.metrics import boxes, calls, numeric, structured, text
+from erniekit.evaluation.metrics.words import words
+from erniekit.generation.answer import Answer
+
+AUTO = "auto"
+# Words that references have on average from which on it matters how near an answer comes.
+LONG_TEXT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An answer beside its reference.
+
+    exact: the model ended it, and it is the reference to the character; tools: those that the chat offers.
+    """
+
+    answer: Answer
+    reference: Answer
+    exact: bool
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+Metric = Callable[[Pair], float | None]
+
+
+def _of_text(metric: Callable[[str, str], float | None]) -> Metric:
+    """A metric of the answer's text; None where the reference only calls tools."""
+
+    def score(pair: Pair) -> float | None:
+        if not pair.reference.text and pair.reference.tool_calls:
+            return None
+        return metric(pair.answer.text, pair.reference.text)
+
+    return score
+
+
+# Each gives None for a pair that it does not apply to.
+METRICS: dict[str, Metric] = {
+    "exact_match": lambda pair: float(pair.exact),
+    "normalized_match": _of_text(text.normalized_match),
+    "token_f1": _of_text(text.token_f1),
+    "rouge_l": _of_text(text.rouge_l),
+    "anls": _of_text(text.anls),
+    "numeric_match": _of_text(numeric.numeric_match),
+    "json_valid": _of_text(lambda answer, reference: structured.json_valid(answer)),
+    "json_equal": _of_text(structured.json_equal),
+    "box_iou": _of_text(boxes.box_iou),
+    "box_iou_50": _of_text(boxes.box_iou_50),
+    "call_name": lambda pair: calls.call_name(pair.answer.tool_calls, pair.reference.tool_calls),
+    "call_arguments": lambda pair: calls.call_arguments(pair.answer.tool_calls, pair.reference.tool_calls),
+    "call_valid": lambda pair: calls.call_valid(
+        pair.answer.tool_calls, pair.reference.tool_calls, pair.tools
+    ),
+    "call_match": lambda pair: calls.call_match(pair.answer.tool_calls, pair.reference.tool_calls),
+    "call_none": lambda pair: calls.call_none(pair.answer.tool_calls, pair.reference.tool_calls, pair.tools),
+}
+# Those that say of an answer as a whole that it is right.
+_VERDICTS = (
+    "exact_match",
+    "normalized_match",
+    "numeric_match",
+    "json_equal",
+    "box_iou_50",
+    "call_match",
+)
+
+
+@dataclass(slots=True)
+class References:
+    """What the references of one source are like: how many of each kind.
+
+    texts: those with words beside or in place of calls; of them `numbers`, `json` and `boxes` are such; words: of all
+    texts; offered: references without a call in chats that have tools.
+    """
+
+    answers: int = 0
+    calls: int = 0
+    offered: int = 0
+    texts: int = 0
+    numbers: int = 0
+    json: int = 0
+    boxes: int = 0
+    words: int = 0
+
+    def add(self, reference: Answer, has_tools: bool) -> None:
+        """Counts one."""
+        self.answers += 1
+        self.calls += bool(reference.tool_calls)
+        self.offered += has_tools and not reference.tool_calls
+        if not reference.text and reference.tool_calls:
+            return
+        self.texts += 1
+        self.numbers += numeric.parse_number(reference.text) is not None
+        self.json += structured.is_json(reference.text)
+        self.boxes += bool(boxes.find_boxes(reference.text))
+        self.words += len(words(reference.text))
+
+    @property
+    def fitting(self) -> set[str]:
+        """The metrics that say something about answers to them."""
+        found: set[str] = set()
+        if self.calls:
+            found |= {"call_name", "call_arguments", "call_valid", "call_match"}
+        if self.offered:
+            found.add("call_none")
+        if not self.texts:
+            return found
+        if self.boxes == self.texts:
+            return found | {"box_iou", "box_iou_50"}
+        if self.json == self.texts:
+            return found | {"json_valid", "json_equal"}
+        if self.numbers == self.texts:
+            return found | {"numeric_match"}
+        if self.words >= LONG_TEXT * self.texts:
+            found |= {"token_f1", "rouge_l"}
+        return found
+
+
+def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Names separated by commas, each a metric or "auto", each once. Raises ConfigError for others."""
+    names = [name.strip() for text in texts for name in text.split(",")]
+    for name in names:
+        if name != AUTO:
+            check_name(name)
+    return tuple(dict.fromkeys(names))
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for a name that no metric has."""
+    if name in METRICS:
+        return
+    near = difflib.get_close_matches(name, METRICS, n=1)
+    meant = f'; did you mean "{near[0]}"?' if near else ""
+    raise ConfigError(f'unknown metric "{name}": there are {", ".join(METRICS)}{meant}')
+
+
+def choose(names: Collection[str], references: Iterable[References]) -> tuple[str, ...]:
+    """The metrics of these names, in the order of METRICS, and exact_match always.
+
+    "auto" stands for those that fit any of the sources.
+    """
+    chosen = {"exact_match", *names} - {AUTO}
+    if AUTO in names:
+        for source in references:
+            chosen |= source.fitting
+    return tuple(name for name in METRICS if name in chosen)
+
+
+def score(pair: Pair, names: Sequence[str]) -> dict[str, float]:
+    """What the metrics of these names give, of those that apply."""
+    found = ((name, METRICS[name](pair)) for name in names)
+    return {name: value for name, value in found if value is not None}
+
+
+def is_right(scores: Mapping[str, float]) -> bool:
+    """Whether one of the metrics that judge an answer as a whole is 1."""
+    return any(scores.get(name) == 1 for name in _VERDICTS)

@@ -1,0 +1,189 @@
+"""An evaluation as one page of HTML that needs nothing else: styles and pictures are in it, and there is no script."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
+from erniekit.data.media.item import Media
+from erniekit.evaluation.dataset import EvalSample
+from erniekit.evaluation.evaluate import Evaluation, Prediction
+from erniekit.evaluation.report import Settings, describe
+from erniekit.generation.answer import Answer, ToolCall
+from erniekit.inspection.preview import Shown
+from erniekit.inspection.thumbnails import Thumbnail, thumbnails
+from erniekit.inspection.visible import visible
+
+_PAGE = Path(__file__).with_name("report_page.html")
+# Answers on the page, so that a browser can still show it and memory can hold it.
+MOST_WRONG, MOST_RIGHT = 300, 100
+_MOST_MEDIA = 6  # of a sample
+_OPEN_CHARACTERS = 500  # of a prompt that is not folded
+# A word, one character of Chinese or Japanese, blanks, or a sign: what is marked as different as a whole.
+_UNIT = re.compile(
+    r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3005-\u9fff]+|\s+|.", re.DOTALL
+)
+_MOST_UNITS = 2000  # that are compared: the work grows with the square
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a text. same: the other text has it too."""
+
+    text: str
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """An answer as the page has it. broken: pictures that cannot be shown, and why."""
+
+    name: str
+    right: bool
+    scores: list[tuple[str, str]]
+    figures: list[Thumbnail]
+    broken: list[str]
+    prompt: str
+    expected: list[Piece]
+    answer: list[Piece]
+    reasoning: str
+    notes: list[str]
+
+    @property
+    def prompt_is_open(self) -> bool:
+        return len(self.prompt) <= _OPEN_CHARACTERS
+
+
+class ReportPage:
+    """Collects answers as they come, the first right and the first wrong ones, and makes the page of them."""
+
+    def __init__(self) -> None:
+        self._cards: list[_Card] = []
+        self._room = {True: MOST_RIGHT, False: MOST_WRONG}
+
+    def add(self, sample: EvalSample, prediction: Prediction) -> None:
+        """Takes an answer with small versions of the sample's pictures, if there is room for it."""
+        if self._room[prediction.right]:
+            self._room[prediction.right] -= 1
+            self._cards.append(_card(sample, prediction))
+
+    def render(self, evaluation: Evaluation, settings: Settings) -> str:
+        """The page. Everything that comes from data or model is escaped; control characters are shown."""
+        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE.read_text("utf-8"))
+        answers = evaluation.tally.overall.answers
+        return page.render(
+            title=visible(settings.model),
+            settings=list(_settings(settings)),
+            table=visible("\n".join(describe(evaluation)).strip("\n")),
+            total=answers,
+            wrong=evaluation.wrong,
+            right=answers - evaluation.wrong,
+            shown_wrong=MOST_WRONG - self._room[False],
+            shown_right=MOST_RIGHT - self._room[True],
+            metrics=[(name, f"{mean.value:.1%}") for name, mean in evaluation.tally.overall.metrics.items()],
+            cards=self._cards,
+        )
+
+
+def difference(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
+    """Both texts in pieces that say what they have in common; texts too long to be compared are one piece each."""
+    if first == second:
+        return [Piece(first, True)], [Piece(second, True)]
+    ours, theirs = _UNIT.findall(first), _UNIT.findall(second)
+    if max(len(ours), len(theirs)) > _MOST_UNITS:
+        return [Piece(first, False)], [Piece(second, False)]
+    left: list[Piece] = []
+    right: list[Piece] = []
+    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    for tag, start, end, other_start, other_end in matcher.get_opcodes():
+        left.append(Piece("".join(ours[start:end]), tag == "equal"))
+        right.append(Piece("".join(theirs[other_start:other_end]), tag == "equal"))
+    return [piece for piece in left if piece.text], [piece for piece in right if piece.text]
+
+
+def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
+    yield "template", settings.template
+    if settings.sampling is not None:
+        sampling = settings.sampling
+        yield "max_new_tokens", f"{sampling.max_new_tokens:,}"
+        yield "temperature", f"{sampling.temperature:g}{'' if sampling.temperature else ' (greedy)'}"
+        if sampling.temperature:
+            yield "top_p", f"{sampling.top_p:g}"
+            yield "top_k", f"{sampling.top_k}"
+            if sampling.min_p:
+                yield "min_p", f"{sampling.min_p:g}"
+            yield "seed", f"{sampling.seed}"
+        if sampling.repetition_penalty != 1:
+            yield "repetition_penalty", f"{sampling.repetition_penalty:g}"
+
+
+def _card(sample: EvalSample, prediction: Prediction) -> _Card:
+    figures, broken = _figures(sample)
+    expected, answer = difference(visible(_words(prediction.reference)), visible(_words(prediction.parsed)))
+    return _Card(
+        name=visible(prediction.id),
+        right=prediction.right,
+        scores=[(name, _score(value)) for name, value in prediction.scores.items()],
+        figures=figures,
+        broken=broken,
+        prompt=visible(prediction.prompt.rstrip()),
+        expected=expected,
+        answer=answer,
+        reasoning=visible(prediction.parsed.reasoning),
+        notes=[visible(note) for note in _notes(prediction)],
+    )
+
+
+def _figures(sample: EvalSample) -> tuple[list[Thumbnail], list[str]]:
+    figures: list[Thumbnail] = []
+    broken: list[str] = []
+    media: Sequence[Media] = sample.prompt.media
+    for item in media[:_MOST_MEDIA]:
+        found = thumbnails(_shown(item), sample.sample_id)
+        if isinstance(found, SampleError):
+            broken.append(visible(found.detail))
+        else:
+            figures += found
+    if len(media) > _MOST_MEDIA:
+        broken.append(f"and {len(media) - _MOST_MEDIA} more")
+    return figures, broken
+
+
+def _shown(item: Media) -> Shown:
+    if isinstance(item.source, tuple):
+        part: ImagePart | VideoPart = VideoPart(item.source)
+    else:
+        part = VideoPart(item.source) if item.is_video else ImagePart(item.source)
+    return Shown("", part, item, (0, 0))
+
+
+def _words(answer: Answer) -> str:
+    """The text of an answer, and its calls, a line each."""
+    calls = [f"call {_call(call)}" for call in answer.tool_calls]
+    return "\n".join([answer.text, *calls] if answer.text or not calls else calls)
+
+
+def _call(call: ToolCall) -> str:
+    if call.error is not None:
+        return call.raw
+    # Sorted, as the order of arguments is no difference.
+    return f"{call.name} {json.dumps(call.arguments, ensure_ascii=False, sort_keys=True)}"
+
+
+def _score(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _notes(prediction: Prediction) -> Iterator[str]:
+    if not prediction.ended:
+        yield "cut off at the limit of new tokens"
+    for number, call in enumerate(prediction.parsed.tool_calls, 1):
+        if call.error is not None:
+            yield f"call {number} cannot be read: {call.error}"

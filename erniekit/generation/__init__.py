@@ -1,0 +1,1 @@
+"""Generation: loading a model for use, its answers token by token, and what they say."""

@@ -1,1 +1,0 @@
-"""Use of a model as it is: load it, generate answers, and compare them with what they should be."""

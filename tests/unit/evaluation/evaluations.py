@@ -1,0 +1,72 @@
+"""Evaluations without a model, for the tests of what is told of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erniekit.data.encode.document import Document
+from erniekit.data.media.item import Media
+from erniekit.evaluation.dataset import EvalSample
+from erniekit.evaluation.evaluate import Evaluation, Prediction
+from erniekit.evaluation.metrics.choose import is_right
+from erniekit.evaluation.scores import Tally
+from erniekit.generation.answer import Answer, ToolCall
+
+BROKEN = ToolCall("add", None, '{"name": "add"', "cut off")
+
+
+def picture(path: Path | bytes) -> Media:
+    """A picture in a document; its numbers are of no account."""
+    return Media(path if isinstance(path, bytes) else str(path), (1, 4, 4), 1, 4, 2)
+
+
+def answered(
+    name: str,
+    expected: str,
+    answer: str,
+    *,
+    prompt: str = "User: Which?\nAssistant: ",
+    reasoning: str = "",
+    calls: tuple[ToolCall, ...] = (),
+    expected_calls: tuple[ToolCall, ...] = (),
+    ended: bool = True,
+    media: tuple[Media, ...] = (),
+    **scores: float,
+) -> tuple[EvalSample, Prediction]:
+    """A sample with its answer."""
+    document = Document(np.zeros(8, np.int32), np.zeros(8, np.int32), media, name)
+    source = name.partition(":")[0]
+    sample = EvalSample(name, source, document, document, prompt, expected)
+    scores = {"exact_match": float(ended and answer == expected), **scores}
+    prediction = Prediction(
+        name,
+        source,
+        prompt,
+        expected,
+        answer,
+        ended,
+        scores["exact_match"] == 1,
+        is_right(scores),
+        reference=Answer("", expected, expected_calls),
+        parsed=Answer(reasoning, answer, calls),
+        scores=scores,
+    )
+    return sample, prediction
+
+
+def evaluation_of(*answers: tuple[EvalSample, Prediction], **losses: Any) -> Evaluation:
+    """What comes out of these answers; losses by source as (samples, loss sum, tokens)."""
+    tally = Tally()
+    for sample, prediction in answers:
+        for figures in tally.of(sample):
+            figures.add_answer(prediction.ended, prediction.scores)
+    for source, (samples, loss_sum, tokens) in losses.items():
+        for figures in (tally.overall, tally.sources[source]):
+            figures.samples += samples
+            figures.loss_sum += loss_sum
+            figures.loss_tokens += tokens
+    wrong = [prediction for _, prediction in answers if not prediction.right]
+    return Evaluation(tally, len(wrong), tuple(wrong[:3]))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from erniekit.checkpoint.state import (
+    STATE_FILE,
+    TrainerState,
+    checkpoint_name,
+    copy_side_files,
+    write_checkpoint,
+)
+from erniekit.checkpoint.weights import load_model, save_weights
+from erniekit.data.chat.loss_policy import LossPolicy
+from erniekit.data.encode.encoder import EncodeOptions
+from erniekit.errors import CheckpointError
+from erniekit.generation.load import find_model, load_for_inference
+from erniekit.lora.targets import apply_lora
+from erniekit.models.ernie import ErnieModel
+from tests.adapters import write_adapter
+from tests.closeness import assert_close, relative_difference
+from tests.unit.generation.helpers import all_logits, make_model, prompt, seed_values
+
+DATA: dict[str, Any] = {"template": "auto", "min_pixels": None, "max_pixels": None}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "model", "moe")
+
+
+def _save(
+    run: Path, step: int, base: Path, write: Callable[[Path], None], data: dict[str, Any] = DATA
+) -> Path:
+    state = TrainerState(
+        step=step,
+        rows=step,
+        tokens=0,
+        loss_tokens=0,
+        seed=0,
+        loader={},
+        window={},
+        schedule={},
+        identity={},
+        config={"data": data},
+        base_model=str(base),
+        erniekit_version="0",
+    )
+    return write_checkpoint(
+        run, state, write_weights=write, optimizer_specs=[], optimizer_array=lambda name: np.zeros(0)
+    )
+
+
+def _writer(base: Path, model: ErnieModel) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        copy_side_files(base, directory)
+        save_weights(model, directory)
+
+    return write
+
+
+def _logits(model: ErnieModel) -> np.ndarray:
+    return all_logits(model, prompt(9, 3))
+
+
+def test_a_plain_model_directory(base: Path) -> None:
+    loaded = load_for_inference(base)
+    assert loaded.directory == loaded.source.checkpoint == base
+    assert loaded.source.options == EncodeOptions()
+    assert not loaded.model.training
+    np.testing.assert_array_equal(_logits(loaded.model), _logits(load_model(base)))
+
+
+def test_a_run_is_its_newest_complete_checkpoint(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    old, new = load_model(base), load_model(base)
+    seed_values(new, "q_proj.weight", 1)
+    data = {
+        "template": "ernie",
+        "min_pixels": 4000,
+        "max_pixels": 9000,
+        "reasoning": "drop",
+        "video_fps": 1.0,
+    }
+    _save(run, 2, base, _writer(base, old))
+    newest = _save(run, 10, base, _writer(base, new), data)
+    broken = _save(run, 11, base, _writer(base, old))
+    (broken / "config.json").unlink()
+
+    loaded = load_for_inference(run)
+    assert loaded.source.checkpoint == newest
+    options = loaded.source.options
+    assert (options.template, options.min_pixels, options.max_pixels) == ("ernie", 4000, 9000)
+    assert (options.video_fps, options.video_max_frames, options.policy) == (1.0, None, LossPolicy("drop"))
+    assert loaded.source.encoder().template.name == "ernie"
+    np.testing.assert_array_equal(_logits(loaded.model), _logits(new))
+    assert find_model(run / checkpoint_name(2)).checkpoint == run / checkpoint_name(2)
+    with pytest.raises(CheckpointError, match=r"checkpoint-000011.*config\.json is missing"):
+        find_model(broken)
+
+
+@pytest.mark.parametrize("train_router", [False, True])
+def test_an_adapter_goes_on_its_base(base: Path, tmp_path: Path, train_router: bool) -> None:
+    lora = dict(rank=4, alpha=8.0, dropout=0.1)
+    trained = load_model(base)
+    apply_lora(trained, seed=5, targets=["q_proj", "down_proj"], **lora)  # type: ignore[arg-type]
+    seed_values(trained, "lora_B.weight", 2)
+    if train_router:
+        for name, parameter in trained.named_parameters():
+            if name.endswith("gate.weight"):
+                parameter.stop_gradient = False
+        seed_values(trained, "gate.weight", 3)
+    run = tmp_path / "run"
+    write = lambda directory: write_adapter(directory, trained, base_path=str(base), **lora)  # type: ignore[arg-type]  # noqa: E731
+    checkpoint = _save(run, 3, base, write)
+    trained.eval()
+
+    loaded = load_for_inference(run)
+    assert (loaded.source.checkpoint, loaded.directory) == (checkpoint, base)
+    np.testing.assert_array_equal(_logits(loaded.model), _logits(trained))
+    assert relative_difference(_logits(loaded.model), _logits(load_model(base))) > 1e-3
+
+
+def test_pictures_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
+    directory = make_model(tmp_path / "model", "vl")
+    file = directory / "preprocessor_config.json"
+    file.write_text(file.read_text().replace("0.48145466", "0.25"), encoding="utf-8")
+    model = load_for_inference(directory).model
+    assert model.image_mean[0] == 0.25
+    patches = np.full((1, 588), 255, np.uint8)
+    assert_close(model._normalize(paddle.to_tensor(patches))[0, 0], (1 - 0.25) / 0.26862954)
+
+
+def test_what_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no such directory"):
+        find_model(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"holds no model"):
+        find_model(tmp_path)
+    model = load_model(base)
+    run = tmp_path / "run"
+    checkpoint = _save(run, 1, base, _writer(base, model))
+    (checkpoint / STATE_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run is complete \(checkpoint-000001"):
+        find_model(run)
+    apply_lora(model, rank=2, alpha=2.0, dropout=0.0, targets=["q_proj"], seed=0)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    gone = str(tmp_path / "gone")
+    write_adapter(adapter, model, base_path=gone, rank=2, alpha=2.0, dropout=0.0)
+    with pytest.raises(CheckpointError, match=r"its base model .*gone is not there"):
+        find_model(adapter)
+    shutil.rmtree(adapter)

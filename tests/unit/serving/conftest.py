@@ -1,0 +1,107 @@
+"""A server whose model says what a test wants, for the tests of `serve`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from erniekit.checkpoint.weights import load_model
+from erniekit.data.encode.document import Document
+from erniekit.generation.generate import Generator
+from erniekit.generation.load import find_model
+from erniekit.generation.sampling import Sampling
+from erniekit.generation.text import AnswerText
+from erniekit.models.ernie import ErnieModel
+from erniekit.serving.cors import CrossOrigin
+from erniekit.serving.server import ChatServer
+from erniekit.serving.service import ChatService
+from tests.unit.generation.helpers import make_model
+from tests.unit.generation.scripted import Script
+
+HANGS = 600  # seconds: whatever takes so long, on a machine however busy
+ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which digit?"}]}
+Stream = Callable[[Document, Sampling], Iterator[int]]
+
+
+@pytest.fixture(scope="module")
+def vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("serve") / "model", "vl")
+
+
+@pytest.fixture(scope="module")
+def model(vl: Path) -> ErnieModel:
+    return load_model(vl)
+
+
+class Served:
+    """A server whose answers come from `stream`, set by the test."""
+
+    def __init__(
+        self,
+        vl: Path,
+        model: ErnieModel,
+        monkeypatch: pytest.MonkeyPatch,
+        template: str,
+        api_key: str,
+        cors: tuple[str, ...],
+    ) -> None:
+        self.stream: Stream = lambda document, sampling: iter([2])
+        monkeypatch.setattr(
+            Generator, "stream", lambda generator, document, sampling: self.stream(document, sampling)
+        )
+        self.lines: queue.Queue[str] = queue.Queue()
+        text = AnswerText.from_checkpoint(vl)
+        self.service = ChatService("tiny", model, find_model(vl).encoder(template), text, Sampling(50))
+        pages = CrossOrigin.from_options(cors)
+        self.server = ChatServer("127.0.0.1", 0, api_key=api_key, cors=pages, log=self.lines.put)
+        self.server.service = self.service
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=self.service.run, daemon=True).start()
+        self.host, self.port = self.server.server_address[:2]
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(str(self.host), self.port, timeout=HANGS)
+        sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method, path, sent, {"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        return response.status, json.loads(content) if content else None, response
+
+    def completion(self, body: Any, **headers: str) -> tuple[int, Any]:
+        return self.ask("POST", "/v1/chat/completions", body, headers)[:2]
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="secret", max_retries=0, timeout=HANGS)
+
+
+@pytest.fixture
+def start(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(
+        template: str = "ernie_vl",
+        api_key: str = "",
+        answers: list[str] | None = None,
+        cors: tuple[str, ...] = (),
+    ) -> Served:
+        served = Served(vl, model, monkeypatch, template, api_key, cors)
+        started.append(served)
+        if answers is not None:
+            served.stream = Script(vl, model, template, answers).stream
+        return served
+
+    yield start
+    for served in started:
+        served.server.shutdown()
+        served.server.server_close()
