@@ -24,8 +24,8 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.specs import TensorSpec, is_vocab_tensor
-from erniekit.parallel.flat_shard import Span
-from erniekit.parallel.fully_sharded import StoredLayers
+from erniekit.parallel.flat_shard import ShardSpan
+from erniekit.parallel.fully_sharded import FullyShardedLayers
 
 DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
 
@@ -90,7 +90,7 @@ def load_model(
 
 def load_spread(
     directory: str | Path, dtype: str, mesh: Mesh, changes: ModelChanges = NO_CHANGES
-) -> tuple[ErnieModel, StoredLayers]:
+) -> tuple[ErnieModel, FullyShardedLayers]:
     """As `load_model`, but the weights of its decoder layers are spread over the processes of `mesh`.
 
     Every process reads its own part of each from the files, and never has more than one layer whole.
@@ -99,14 +99,14 @@ def load_spread(
     with paddle.LazyGuard():
         model = build_model(config, dtype)
 
-    def read(span: Span) -> Tensor:
+    def read(span: ShardSpan) -> Tensor:
         info = found[span.name]
         part = paddle.zeros([span.size], dtype)
         if span.size:
             assign(part, read_span(info, span.start, span.stop), info.dtype)
         return part
 
-    stored = StoredLayers(model, mesh, read)
+    stored = FullyShardedLayers(model, mesh, read)
     whole = [(name, p) for name, p in model.named_parameters() if name not in stored.names]
     for _, parameter in whole:
         parameter.initialize()

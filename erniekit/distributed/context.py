@@ -15,7 +15,7 @@ from erniekit.distributed.mesh import Mesh
 Made = TypeVar("Made")
 
 
-class Team:
+class DistributedContext:
     """This process and the others.
 
     rank, size: of the processes, or groups of them, with rows of their own. part: which part of each row is this

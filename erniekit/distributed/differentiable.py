@@ -10,15 +10,15 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from erniekit.distributed.collectives import (
-    UnderWay,
+    AsyncWork,
     all_reduce_,
     all_to_all,
     start_all_to_all,
 )
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.process_group import ProcessGroup
 
 
-def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: Group) -> Tensor:
+def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: ProcessGroup) -> Tensor:
     """`all_to_all` whose gradient goes back the same way.
 
     Either every rank's x needs a gradient or none's: the backward pass is a collective, too.
@@ -30,7 +30,7 @@ def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: 
 
 
 def start_all_to_all_rows(
-    x: Tensor, send: Sequence[int], recv: Sequence[int], group: Group
+    x: Tensor, send: Sequence[int], recv: Sequence[int], group: ProcessGroup
 ) -> Callable[[], Tensor]:
     """`all_to_all_rows` in two steps: the rows of x leave now; what is returned waits for those that come.
 
@@ -44,7 +44,7 @@ def start_all_to_all_rows(
     return lambda: _Arrive.apply(token, journey)
 
 
-def shared_sum(x: Tensor, group: Group) -> Tensor:
+def shared_sum(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over all ranks of x, which has one shape everywhere; what comes of it must be the same everywhere.
 
     The gradient of such a loss, counted once, is for each rank's x the one that arrives there.
@@ -57,7 +57,7 @@ def shared_sum(x: Tensor, group: Group) -> Tensor:
 
 class _AllToAllRows(PyLayer):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, send: list[int], recv: list[int], group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, send: list[int], recv: list[int], group: ProcessGroup) -> Tensor:
         ctx.way = send, recv, group
         return all_to_all(x, send, recv, group)
 
@@ -73,10 +73,10 @@ class _Journey:
     Autograd sees a token between them, never the place of rows that have not come yet.
     """
 
-    def __init__(self, send: list[int], recv: list[int], group: Group) -> None:
+    def __init__(self, send: list[int], recv: list[int], group: ProcessGroup) -> None:
         self._way = send, recv
         self._group = group
-        self._under_way: UnderWay | None = None
+        self._under_way: AsyncWork | None = None
 
     def leave(self, rows: Tensor, *, back: bool = False) -> Tensor:
         """Start; the token."""
@@ -118,7 +118,7 @@ class _Arrive(PyLayer):
 
 class _SharedSum(PyLayer):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         total = x.clone()
         all_reduce_(total, group)
         return total

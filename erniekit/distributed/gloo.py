@@ -32,7 +32,7 @@ _TOKEN = struct.Struct("<Q24s")
 _GO = b"\1"
 
 
-class GlooPlace:
+class GlooBackend:
     """Where this process can be reached, and the store through which it finds the others."""
 
     def __init__(self, worker: Worker, store: Any) -> None:
@@ -42,7 +42,7 @@ class GlooPlace:
         self._store = store
         self._own_stores: list[Any] = []
 
-    def group(self, ranks: Sequence[int], number: int) -> tuple[PaddleGroup, Meeting]:
+    def group(self, ranks: Sequence[int], number: int) -> tuple[PaddleGroup, Rendezvous]:
         """A group of those ranks, of which this is one; all of them call this with the same new `number`."""
         key = f"erniekit/group/{number}"
         own = list(ranks).index(self.rank)
@@ -51,17 +51,17 @@ class GlooPlace:
             store = core.TCPStore(self.host, port, True, 0, _STORE_SECONDS)
             listener = socket.create_server((self._listens, 0))
             self._store.set(key, f"{self.host} {port} {listener.getsockname()[1]}")
-            meeting = Meeting.lead(ranks, listener)
+            rendezvous = Rendezvous.lead(ranks, listener)
         else:
             host, port, meeting_port = self._store.get(key).decode().split()
             store = core.TCPStore(host, int(port), False, 0, _STORE_SECONDS)
-            meeting = Meeting.join(ranks, own, (host, int(meeting_port)))
+            rendezvous = Rendezvous.join(ranks, own, (host, int(meeting_port)))
         self._own_stores.append(store)
         process_group = core.ProcessGroupGloo.create(store, own, len(ranks), number)
-        return PaddleGroup(own, number, list(ranks), pg=process_group, name=f"erniekit-{number}"), meeting
+        return PaddleGroup(own, number, list(ranks), pg=process_group, name=f"erniekit-{number}"), rendezvous
 
 
-class Meeting:
+class Rendezvous:
     """Where the ranks of a group wait for each other, at its first rank, before each collective."""
 
     def __init__(self, ranks: Sequence[int], own: int, sockets: dict[int, socket.socket]) -> None:
@@ -70,7 +70,7 @@ class Meeting:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
-    def lead(cls, ranks: Sequence[int], listener: socket.socket) -> Meeting:
+    def lead(cls, ranks: Sequence[int], listener: socket.socket) -> Rendezvous:
         """Take in all other ranks."""
         sockets: dict[int, socket.socket] = {}
         with listener:
@@ -81,7 +81,7 @@ class Meeting:
         return cls(ranks, 0, dict(sorted(sockets.items())))
 
     @classmethod
-    def join(cls, ranks: Sequence[int], own: int, address: tuple[str, int]) -> Meeting:
+    def join(cls, ranks: Sequence[int], own: int, address: tuple[str, int]) -> Rendezvous:
         """Go to the first rank."""
         connection = socket.create_connection(address)
         connection.sendall(_HELLO.pack(own))

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from erniekit.distributed.parallel_dims import Layout, processes_text
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.parallel_dims import ParallelDims, processes_text
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.distributed.watchdog import Watchdog
 from erniekit.distributed.worker import Worker, worker_from
 from erniekit.errors import ConfigError
@@ -26,14 +26,14 @@ class Mesh:
     that share its rows; data: those that have the same part of other rows.
     """
 
-    layout: Layout
+    dims: ParallelDims
     rank: int
-    world: Group
-    expert: Group
-    replicas: Group
-    context: Group
-    data: Group
-    connection: Connection | None = None
+    world: ProcessGroup
+    expert: ProcessGroup
+    replicas: ProcessGroup
+    context: ProcessGroup
+    data: ProcessGroup
+    connection: Communicator | None = None
 
     @property
     def is_main(self) -> bool:
@@ -63,36 +63,34 @@ class Mesh:
 
 def local_mesh() -> Mesh:
     """A single process, without paddle.distributed."""
-    alone = Group((0,), 0)
-    return Mesh(Layout(), 0, alone, alone, alone, alone, alone)
+    alone = ProcessGroup((0,), 0)
+    return Mesh(ParallelDims(), 0, alone, alone, alone, alone, alone)
 
 
-def connect(layout: Layout, *, timeout: float = DEFAULT_TIMEOUT) -> Mesh:
+def connect(dims: ParallelDims, *, timeout: float = DEFAULT_TIMEOUT) -> Mesh:
     """Join the other processes of the run, as a launcher said in the environment; a lone process is `local_mesh`.
 
     Over gloo where Paddle's device is the CPU, over NCCL where it is a GPU. timeout: seconds that a collective may
     wait for other ranks. Raises ConfigError where the layout does not fit, or the others cannot be reached.
     """
-    layout.validate()
+    dims.validate()
     worker = worker_from(os.environ)
     world = 1 if worker is None else worker.world
-    if world != layout.world:
-        raise ConfigError(
-            f"the layout is for {processes_text(layout.world)}, but the launcher started {world}"
-        )
+    if world != dims.world:
+        raise ConfigError(f"the layout is for {processes_text(dims.world)}, but the launcher started {world}")
     if worker is None or world == 1:
         return local_mesh()
-    return Connection(worker, timeout).mesh(layout)
+    return Communicator(worker, timeout).mesh(dims)
 
 
-class Connection:
+class Communicator:
     """This process's connection with all others of the run, and every group that was made over it."""
 
     def __init__(self, worker: Worker, timeout: float) -> None:
         import paddle
         from paddle.base import core
 
-        from erniekit.distributed.gloo import GlooPlace, wait_for_port
+        from erniekit.distributed.gloo import GlooBackend, wait_for_port
 
         host, port = worker.master
         if worker.rank and not wait_for_port(worker.master, _STORE_SECONDS):
@@ -102,22 +100,22 @@ class Connection:
             )
         self.worker = worker
         store = core.create_or_get_global_tcp_store()
-        self._gloo = GlooPlace(worker, store) if paddle.get_device() == "cpu" else None
+        self._gloo = GlooBackend(worker, store) if paddle.get_device() == "cpu" else None
         if self._gloo is None:
             paddle.distributed.init_parallel_env()
-        self._groups: dict[tuple[int, ...], Group] = {}
+        self._groups: dict[tuple[int, ...], ProcessGroup] = {}
         self.watchdog = Watchdog(worker.rank, core.TCPStore(host, port, False, 0, _STORE_SECONDS), timeout)
         self.watchdog.start()
 
-    def mesh(self, layout: Layout) -> Mesh:
+    def mesh(self, dims: ParallelDims) -> Mesh:
         """The groups of a layout; those that an earlier one had are used again. Every rank calls this."""
-        layout.validate()
-        everyone = [layout.groups(rank) for rank in range(layout.world)]
+        dims.validate()
+        everyone = [dims.groups(rank) for rank in range(dims.world)]
         for name in everyone[0]:
             for groups in everyone:
                 self._add(groups[name])
         own = {name: self._groups[ranks] for name, ranks in everyone[self.worker.rank].items()}
-        return Mesh(layout, self.worker.rank, **own, connection=self)
+        return Mesh(dims, self.worker.rank, **own, connection=self)
 
     def close(self) -> None:
         """Wait for all ranks to come here, and part."""
@@ -129,8 +127,8 @@ class Connection:
         # Rank 0 takes the store away, which every watchdog must have done with.
         barrier(everyone)
         for group in self._groups.values():
-            if group.meeting is not None:
-                group.meeting.close()
+            if group.rendezvous is not None:
+                group.rendezvous.close()
 
     def _add(self, ranks: tuple[int, ...]) -> None:
         """Make a group where there is none yet; ranks that are not in it count it too."""
@@ -140,17 +138,17 @@ class Connection:
         # Numbers start at 1: Paddle's own group of all has 0.
         number = len(self._groups) + 1
         if len(ranks) == 1 or (rank not in ranks and self._gloo is not None):
-            self._groups[ranks] = Group(ranks, 0)
+            self._groups[ranks] = ProcessGroup(ranks, 0)
             return
         if self._gloo is not None:
-            handle, meeting = self._gloo.group(ranks, number)
+            handle, rendezvous = self._gloo.group(ranks, number)
         else:
-            handle, meeting = _nccl_group(ranks, rank), None
+            handle, rendezvous = _nccl_group(ranks, rank), None
         if rank in ranks:
             calls = self.watchdog.calls(ranks)
-            self._groups[ranks] = Group(ranks, ranks.index(rank), handle, calls, meeting)
+            self._groups[ranks] = ProcessGroup(ranks, ranks.index(rank), handle, calls, rendezvous)
         else:
-            self._groups[ranks] = Group(ranks, 0)
+            self._groups[ranks] = ProcessGroup(ranks, 0)
 
 
 def _nccl_group(ranks: Sequence[int], own: int) -> Any:

@@ -10,7 +10,7 @@ from erniekit.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ParallelDims:
     """How `world` processes share a model and its data.
 
     expert: consecutive ranks that share the experts of a model. context: consecutive ranks that share each row.

@@ -11,7 +11,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 
 from erniekit.distributed.gloo import exchange
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.distributed.watchdog import Call
 
 Reduction = Literal["sum", "max"]
@@ -27,22 +27,24 @@ class Native:
     """
 
     def all_reduce_(
-        self, tensor: Tensor, op: Reduction, group: Group, call: Call, *, later: bool = False
+        self, tensor: Tensor, op: Reduction, group: ProcessGroup, call: Call, *, later: bool = False
     ) -> None:
         """In place."""
         call.task = dist.all_reduce(tensor, op=_REDUCTIONS[op], group=group.handle, sync_op=not later)
 
-    def broadcast_(self, tensor: Tensor, src: int, group: Group, call: Call) -> None:
+    def broadcast_(self, tensor: Tensor, src: int, group: ProcessGroup, call: Call) -> None:
         """In place; src: place in the group."""
         call.task = dist.broadcast(tensor, src=group.ranks[src], group=group.handle)
 
-    def all_gather(self, tensor: Tensor, group: Group, call: Call, *, later: bool = False) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: ProcessGroup, call: Call, *, later: bool = False) -> Tensor:
         """[n, ...] -> [size * n, ...]."""
         out = paddle.empty([group.size * tensor.shape[0], *tensor.shape[1:]], dtype=tensor.dtype)
         call.task = dist.stream.all_gather(out, tensor, group=group.handle, sync_op=not later)
         return out
 
-    def reduce_scatter(self, tensor: Tensor, group: Group, call: Call, *, later: bool = False) -> Tensor:
+    def reduce_scatter(
+        self, tensor: Tensor, group: ProcessGroup, call: Call, *, later: bool = False
+    ) -> Tensor:
         """[size * n, ...] -> [n, ...]."""
         out = paddle.empty([tensor.shape[0] // group.size, *tensor.shape[1:]], dtype=tensor.dtype)
         call.task = dist.stream.reduce_scatter(out, tensor, group=group.handle, sync_op=not later)
@@ -53,7 +55,7 @@ class Native:
         tensor: Tensor,
         send: Sequence[int],
         recv: Sequence[int],
-        group: Group,
+        group: ProcessGroup,
         call: Call,
         *,
         later: bool = False,
@@ -65,7 +67,7 @@ class Native:
         )
         return out
 
-    def barrier(self, group: Group, call: Call) -> None:
+    def barrier(self, group: ProcessGroup, call: Call) -> None:
         """Wait for all."""
         dist.barrier(group.handle)
 
@@ -73,7 +75,9 @@ class Native:
 class Gloo(Native):
     """On CPUs. The ranks have met before each call, and it is over when it returns, also one for later."""
 
-    def reduce_scatter(self, tensor: Tensor, group: Group, call: Call, *, later: bool = False) -> Tensor:
+    def reduce_scatter(
+        self, tensor: Tensor, group: ProcessGroup, call: Call, *, later: bool = False
+    ) -> Tensor:
         """All-to-all, then the sum in the order of ranks; bfloat16 is summed in float32."""
         rows = [tensor.shape[0] // group.size] * group.size
         parts = self.all_to_all(tensor, rows, rows, group, call)
@@ -87,7 +91,7 @@ class Gloo(Native):
         tensor: Tensor,
         send: Sequence[int],
         recv: Sequence[int],
-        group: Group,
+        group: ProcessGroup,
         call: Call,
         *,
         later: bool = False,
@@ -97,16 +101,16 @@ class Gloo(Native):
         move = _gather_and_choose if group.size % 2 else exchange
         return paddle.concat(move(parts, [[count, *tensor.shape[1:]] for count in recv], group.handle))
 
-    def barrier(self, group: Group, call: Call) -> None:
+    def barrier(self, group: ProcessGroup, call: Call) -> None:
         """That the ranks have met is a barrier."""
 
 
 _NATIVE, _GLOO = Native(), Gloo()
 
 
-def transport_of(group: Group) -> Native:
+def transport_of(group: ProcessGroup) -> Native:
     """How the ranks of a group of several move tensors."""
-    return _NATIVE if group.meeting is None else _GLOO
+    return _NATIVE if group.rendezvous is None else _GLOO
 
 
 def split_rows(tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:

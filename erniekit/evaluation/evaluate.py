@@ -15,7 +15,7 @@ from erniekit.data.media.decode import decode
 from erniekit.evaluation.dataset import EvalSample, LossSample, Plan
 from erniekit.evaluation.metrics.choose import Pair, is_right, score
 from erniekit.evaluation.progress import OnProgress
-from erniekit.evaluation.scores import Tally
+from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
 from erniekit.generation.generate import Generated, Generator, inference_mode, split_rows
 from erniekit.generation.reader import chat_sampling
@@ -62,7 +62,7 @@ OnPrediction = Callable[[EvalSample, Prediction], None]
 class Evaluation:
     """What came out. wrong: answers that no metric calls right, of which `mistakes` are the first."""
 
-    tally: Tally
+    tally: Scores
     wrong: int
     mistakes: tuple[Prediction, ...]
 
@@ -144,7 +144,7 @@ class _Run:
         on_progress: OnProgress | None,
     ) -> None:
         self.batch_size = generator.batch_size
-        self.tally = Tally()
+        self.tally = Scores()
         self.wrong = 0
         self.mistakes: list[Prediction] = []
         self._generator, self._encoder, self._text = generator, encoder, text

@@ -63,7 +63,7 @@ class Figures:
 
 
 @dataclass
-class Tally:
+class Scores:
     """The figures of all samples, and of parts of them."""
 
     overall: Figures = field(default_factory=Figures)

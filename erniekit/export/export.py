@@ -41,7 +41,7 @@ from erniekit.export.files import (
     token_id,
     write_json,
 )
-from erniekit.export.layouts import DTYPE_NAMES, Layout, hub_config, transformers_config
+from erniekit.export.layouts import DTYPE_NAMES, CheckpointLayout, hub_config, transformers_config
 from erniekit.export.processors import set_picture_bounds, set_videos
 from erniekit.export.prompts import TemplateChoice, settle_chat_template
 from erniekit.generation.load import find_checkpoint, run_options
@@ -99,7 +99,7 @@ def export_model(
     path: str | Path,
     output: str | Path,
     *,
-    layout: Layout = "hub",
+    layout: CheckpointLayout = "hub",
     dtype: DtypeChoice = "auto",
     base: str | Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -300,7 +300,7 @@ def _vocabulary_warnings(source: ExportSource, target: Path) -> list[str]:
 
 
 def _write_files(
-    source: ExportSource, target: Path, layout: Layout, dtype: str, template: TemplateChoice
+    source: ExportSource, target: Path, layout: CheckpointLayout, dtype: str, template: TemplateChoice
 ) -> list[str]:
     """Write everything but weights; returns warnings."""
     config, options = source.config, source.options

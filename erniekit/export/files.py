@@ -18,7 +18,7 @@ from erniekit.checkpoint.state import STATE_FILE
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT
 from erniekit.errors import CheckpointError
-from erniekit.export.layouts import NESTED_MODEL_TYPE, Layout
+from erniekit.export.layouts import NESTED_MODEL_TYPE, CheckpointLayout
 from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from erniekit.models.config import ErnieConfig
@@ -69,7 +69,9 @@ def side_files(directories: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def carry_files(files: dict[str, Path], target: Path, config: ErnieConfig, layout: Layout) -> list[str]:
+def carry_files(
+    files: dict[str, Path], target: Path, config: ErnieConfig, layout: CheckpointLayout
+) -> list[str]:
     """Write the files that belong beside an export's weights into `target`; returns warnings for people.
 
     `config` is the base's. Raises CheckpointError where a file is missing that every engine needs.
@@ -153,7 +155,7 @@ def chat_template(directory: Path) -> str | None:
     return None
 
 
-def write_chat_template(directory: Path, program: str, layout: Layout) -> None:
+def write_chat_template(directory: Path, program: str, layout: CheckpointLayout) -> None:
     """Put a Jinja program with the Hub layout's marks of pictures in the place of the one that is there."""
     if layout == "transformers":
         program = _with_placeholders(program, 0, 1)

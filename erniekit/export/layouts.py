@@ -15,7 +15,7 @@ from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, Vi
 from erniekit.models.config_keys import DECODER_ALIASES
 from erniekit.moe.config import MoeConfig
 
-Layout = Literal["hub", "transformers"]
+CheckpointLayout = Literal["hub", "transformers"]
 Json = dict[str, Any]
 
 # The spellings that vLLM knows; it refuses Paddle's `Ernie4_5_ForCausalLM`.

@@ -13,7 +13,7 @@ from erniekit.data.chat.template import Template, TextSpan
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
 from erniekit.export.files import write_chat_template
-from erniekit.export.layouts import Layout
+from erniekit.export.layouts import CheckpointLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +42,7 @@ _LOOP = _chat(_QUESTION, ("assistant", _CALL), ("tool", TextPart("result")), too
 
 
 def settle_chat_template(
-    target: Path, name: str, choice: TemplateChoice, layout: Layout, *, trained: bool, vl: bool
+    target: Path, name: str, choice: TemplateChoice, layout: CheckpointLayout, *, trained: bool, vl: bool
 ) -> list[str]:
     """Write the chat template of training into `target` where it has to take the place of the base's, which is there.
 

@@ -29,7 +29,6 @@ class PrefillAttention:
         self._attend = DocumentAttention(cu_seqlens, causal=True, heads=heads)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See `Attend`."""
         self.keys[layer], self.values[layer] = key, value
         return self._attend(layer, query, key, value)
 

@@ -63,7 +63,6 @@ class LoadedModel:
 
     @property
     def directory(self) -> Path:
-        """See `ModelSource`."""
         return self.source.directory
 
 

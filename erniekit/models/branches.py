@@ -56,7 +56,6 @@ class BranchAttention:
             self._plain = DocumentAttention(bounds, causal=True, heads=heads)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See `erniekit.models.attention.Attend`."""
         if self._plain is not None:
             return self._plain(layer, query, key, value)
         if query.place.is_gpu_place() and query.dtype in (paddle.bfloat16, paddle.float16):

@@ -10,9 +10,9 @@ from paddle import Tensor, nn
 from erniekit.layers import Embedding, Mlp, RMSNorm
 from erniekit.models.attention import Attend, Attention
 from erniekit.models.config import ErnieConfig
-from erniekit.models.layer_runner import LayerRun, Plain
+from erniekit.models.layer_runner import DirectLayers, LayerRunner
 from erniekit.moe.layer import MoeLayer
-from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterOutput, RouterSums, RouterTerms
+from erniekit.moe.router import NO_ROUTER_LOSSES, ModalityIndex, RouterLossFlags, RouterOutput, RouterSums
 
 
 class DecoderOutput(NamedTuple):
@@ -38,13 +38,13 @@ class DecoderLayer(nn.Layer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
 
     def forward(
-        self, x: Tensor, rotation: Tensor, index: ModalityIndex, attend: Attend, terms: RouterTerms
+        self, x: Tensor, rotation: Tensor, index: ModalityIndex, attend: Attend, loss_flags: RouterLossFlags
     ) -> tuple[Tensor, RouterOutput | None]:
         """[T, hidden] -> [T, hidden], and what the router of a MoE layer did."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
         normal = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoeLayer):
-            output, router = self.mlp(normal, index, terms)
+            output, router = self.mlp(normal, index, loss_flags)
             return x + output, router
         return x + self.mlp(normal), None
 
@@ -58,7 +58,7 @@ class Decoder(nn.Layer):
         self.layers = nn.LayerList(DecoderLayer(config, i, dtype) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         # How its layers are run; what trains the model may replace it.
-        self.run: LayerRun = Plain()
+        self.run: LayerRunner = DirectLayers()
 
     def forward(
         self,
@@ -66,15 +66,15 @@ class Decoder(nn.Layer):
         rotation: Tensor,
         index: ModalityIndex,
         attend: Attend,
-        terms: RouterTerms = NO_TERMS,
+        loss_flags: RouterLossFlags = NO_ROUTER_LOSSES,
     ) -> DecoderOutput:
         """Embedded row [T, hidden] through all layers and the final norm."""
         routers = {}
         for number, layer in enumerate(self.layers):
-            flat = partial(_flat, layer, rotation=rotation, index=index, attend=attend, terms=terms)
+            flat = partial(_flat, layer, rotation=rotation, index=index, attend=attend, loss_flags=loss_flags)
             x, *rest = self.run(number, flat, x)
             if rest:
-                routers[number] = _router_output(rest, terms)
+                routers[number] = _router_output(rest, loss_flags)
         return DecoderOutput(self.norm(x), routers)
 
 
@@ -85,17 +85,17 @@ def _flat(
     rotation: Tensor,
     index: ModalityIndex,
     attend: Attend,
-    terms: RouterTerms,
+    loss_flags: RouterLossFlags,
 ) -> tuple[Tensor, ...]:
     """A layer's output and, where it has a router, the counts and those sums that are there."""
-    x, router = layer(x, rotation, index, attend, terms)
+    x, router = layer(x, rotation, index, attend, loss_flags)
     if router is None:
         return (x,)
     return (x, router.counts, *(found for found in router.sums if found is not None))
 
 
-def _router_output(flat: list[Tensor], terms: RouterTerms) -> RouterOutput:
+def _router_output(flat: list[Tensor], loss_flags: RouterLossFlags) -> RouterOutput:
     """The way back. The sums of a router are those that `terms` ask for."""
     counts, *found = flat
     sums = iter(found)
-    return RouterOutput(counts, RouterSums(*(next(sums) if wanted else None for wanted in terms)))
+    return RouterOutput(counts, RouterSums(*(next(sums) if wanted else None for wanted in loss_flags)))

@@ -13,9 +13,9 @@ from erniekit.models.decoder import Decoder, DecoderOutput
 from erniekit.models.resampler import Resampler
 from erniekit.models.rope import decoder_rotation
 from erniekit.models.row import RowInputs
-from erniekit.models.sequence_sharding import Context, WholeRows
+from erniekit.models.sequence_sharding import NoSharding, SequenceSharding
 from erniekit.models.vision import VisionTower
-from erniekit.moe.router import NO_TERMS, ModalityIndex, RouterTerms
+from erniekit.moe.router import NO_ROUTER_LOSSES, ModalityIndex, RouterLossFlags
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,7 +29,7 @@ class ErnieModel(nn.Layer):
         self.config = config
         self.dtype = dtype
         self.image_mean, self.image_std = CLIP_MEAN, CLIP_STD
-        self.context: Context = WholeRows()
+        self.sharding: SequenceSharding = NoSharding()
         self.model = Decoder(config, dtype)
         if config.vision is not None:
             self.vision_model = VisionTower(config.vision, dtype)
@@ -40,17 +40,17 @@ class ErnieModel(nn.Layer):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype)
 
     def forward(
-        self, row: RowInputs, attend: Attend | None = None, terms: RouterTerms = NO_TERMS
+        self, row: RowInputs, attend: Attend | None = None, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
     ) -> DecoderOutput:
         """Hidden states of every position, and what routers did, with `terms` over the row's tokens.
 
         `attend` replaces the row's own document attention (generation). Where `context` shares rows, both are those
         of this process's span.
         """
-        part = self.context.part(row)
+        part = self.sharding.part(row)
         x = self.model.embed_tokens(paddle.to_tensor(part.input_ids))
         if len(row.grid_thw):
-            features = self.context.features(self.vision_features(part.patches, part.grid_thw), row)
+            features = self.sharding.features(self.vision_features(part.patches, part.grid_thw), row)
             if features.shape[0] != len(part.media_positions):
                 raise ValueError(
                     f"{len(part.media_positions)} placeholder tokens for {features.shape[0]} vision features"
@@ -58,10 +58,10 @@ class ErnieModel(nn.Layer):
             x = paddle.scatter(x, paddle.to_tensor(part.media_positions), features.astype(x.dtype))
         if attend is None:
             attend = DocumentAttention(row.cu_seqlens, causal=True, heads=self.config.num_attention_heads)
-        attend = self.context.attend(attend, len(row.input_ids))
+        attend = self.sharding.attend(attend, len(row.input_ids))
         rotation = decoder_rotation(paddle.to_tensor(part.position_ids), self.config)
-        index = ModalityIndex(part.modality, part.valid, self.context.add)
-        return self.model(x, rotation, index, attend, terms)
+        index = ModalityIndex(part.modality, part.valid, self.sharding.add)
+        return self.model(x, rotation, index, attend, loss_flags)
 
     def vision_features(self, patches: np.ndarray, grid_thw: np.ndarray) -> Tensor:
         """Patches [P, patch_dim] of int [N, 3] pictures and videos -> features [media tokens, hidden]."""

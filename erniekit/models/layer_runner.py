@@ -1,7 +1,8 @@
 """Running the layers of a decoder, one at a time in both passes.
 
-`Plain` leaves the backward pass to autograd as a whole. `Segments` makes each layer a step of it that begins and ends
-at a known time, so that its activations can be computed again, its weights be fetched and its gradients be sent off.
+`DirectLayers` leaves the backward pass to autograd as a whole. `CheckpointedLayers` makes each layer a step of it that
+begins and ends at a known time, so that its activations can be recomputed, its weights gathered and its gradients
+reduced.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from paddle.autograd import PyLayer
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-class LayerRun(Protocol):
+class LayerRunner(Protocol):
     """Runs layer `number`."""
 
     def __call__(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
@@ -25,7 +26,7 @@ class LayerRun(Protocol):
         ...
 
 
-class LayerEvents(Protocol):
+class LayerHooks(Protocol):
     """What has to happen around a layer."""
 
     def enter(self, number: int, *, backward: bool) -> None:
@@ -41,28 +42,27 @@ class LayerEvents(Protocol):
         ...
 
 
-class Quiet:
+class NoHooks:
     """Nothing has to happen."""
 
     def enter(self, number: int, *, backward: bool) -> None:
-        """See `LayerEvents`."""
+        pass
 
     def leave(self, number: int) -> None:
-        """See `LayerEvents`."""
+        pass
 
     def done(self, number: int) -> None:
-        """See `LayerEvents`."""
+        pass
 
 
-class Plain:
+class DirectLayers:
     """A layer as it is."""
 
     def __call__(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
-        """See `LayerRun`."""
         return run(x)
 
 
-class Segments:
+class CheckpointedLayers:
     """A layer as one step of the backward pass.
 
     recompute: keep only the layer's input, and compute the layer again in the backward pass, with the randomness of
@@ -70,27 +70,26 @@ class Segments:
     same on every process.
     """
 
-    def __init__(self, events: LayerEvents | None = None, *, recompute: bool = False) -> None:
-        self.events: LayerEvents = events or Quiet()
+    def __init__(self, hooks: LayerHooks | None = None, *, recompute: bool = False) -> None:
+        self.hooks: LayerHooks = hooks or NoHooks()
         self.recompute = recompute
 
     def __call__(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
-        """See `LayerRun`."""
         if not paddle.is_grad_enabled():
-            self.events.enter(number, backward=False)
+            self.hooks.enter(number, backward=False)
             outputs = run(x)
-            self.events.leave(number)
+            self.hooks.leave(number)
             return outputs
         if x.stop_gradient:
             x = x.detach()
             x.stop_gradient = False
-        segment = _Segment(self.events, number, run, self.recompute)
+        segment = _Segment(self.hooks, number, run, self.recompute)
         found: tuple[Tensor, ...] = _Step.apply(x, segment)
         return found
 
 
 class _Segment(NamedTuple):
-    events: LayerEvents
+    hooks: LayerHooks
     number: int
     run: Run
     recompute: bool
@@ -103,7 +102,7 @@ class _Step(PyLayer):
     def forward(ctx: Any, x: Tensor, segment: _Segment) -> tuple[Tensor, ...]:
         inner = x.detach()
         inner.stop_gradient = False
-        segment.events.enter(segment.number, backward=False)
+        segment.hooks.enter(segment.number, backward=False)
         ctx.segment, ctx.inner, ctx.outputs = segment, inner, None
         if segment.recompute:
             ctx.random = paddle.get_rng_state()
@@ -112,7 +111,7 @@ class _Step(PyLayer):
         else:
             with paddle.enable_grad():
                 ctx.outputs = outputs = segment.run(inner)
-        segment.events.leave(segment.number)
+        segment.hooks.leave(segment.number)
         copies = tuple(output.detach() for output in outputs)
         ctx.mark_non_differentiable(*(copy for copy in copies if not copy.is_floating_point()))
         return copies
@@ -120,7 +119,7 @@ class _Step(PyLayer):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         segment, inner, outputs = ctx.segment, ctx.inner, ctx.outputs
-        segment.events.enter(segment.number, backward=True)
+        segment.hooks.enter(segment.number, backward=True)
         if segment.recompute:
             after = paddle.get_rng_state()
             paddle.set_rng_state(ctx.random)
@@ -134,7 +133,7 @@ class _Step(PyLayer):
         ]
         paddle.autograd.backward([output for output, _ in wanted], [gradient for _, gradient in wanted])
         ctx.outputs = None
-        segment.events.done(segment.number)
-        segment.events.leave(segment.number)
+        segment.hooks.done(segment.number)
+        segment.hooks.leave(segment.number)
         found: Tensor = inner.grad
         return found

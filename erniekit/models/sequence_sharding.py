@@ -10,7 +10,7 @@ from erniekit.models.attention import Attend
 from erniekit.models.row import RowInputs
 
 
-class Context(Protocol):
+class SequenceSharding(Protocol):
     """Each of the processes has a span of every row's tokens; attention sees them all.
 
     All of them have the same rows and call the same methods in the same order. What is summed over tokens is
@@ -55,31 +55,25 @@ class Context(Protocol):
         ...
 
 
-class WholeRows:
+class NoSharding:
     """A process alone: its part of a row is the row."""
 
     counts = True
 
     def span(self, tokens: int) -> tuple[int, int]:
-        """See `Context`."""
         return 0, tokens
 
     def part(self, row: RowInputs) -> RowInputs:
-        """See `Context`."""
         return row
 
     def features(self, features: Tensor, row: RowInputs) -> Tensor:
-        """See `Context`."""
         return features
 
     def attend(self, attend: Attend, tokens: int) -> Attend:
-        """See `Context`."""
         return attend
 
     def add(self, counts: Tensor) -> Tensor:
-        """See `Context`."""
         return counts
 
     def total(self, sums: Tensor) -> Tensor:
-        """See `Context`."""
         return sums

@@ -13,7 +13,7 @@ from erniekit.moe.router import Routing
 # (tokens sorted by expert [n, hidden], tokens of each expert) -> [n, hidden] in the same order
 ExpertCompute = Callable[[Tensor, list[int]], Tensor]
 # -> [T, hidden] for the tokens of this process, which needs none of the routed experts
-Meanwhile = Callable[[], Tensor]
+OverlapFn = Callable[[], Tensor]
 
 
 class Dispatcher(Protocol):
@@ -25,11 +25,11 @@ class Dispatcher(Protocol):
         routing: Routing,
         num_experts: int,
         compute: ExpertCompute,
-        meanwhile: Meanwhile | None = None,
+        overlap_fn: OverlapFn | None = None,
     ) -> tuple[Tensor, Tensor]:
         """[T, hidden] -> combined outputs [T, hidden], and int64 [num_experts] tokens that chose each expert.
 
-        What `meanwhile` computes is added to the outputs; a parallel form calls it while tokens travel.
+        What `overlap_fn` computes is added to the outputs; a parallel form calls it while tokens travel.
         """
         ...
 
@@ -43,16 +43,15 @@ class LocalDispatcher:
         routing: Routing,
         num_experts: int,
         compute: ExpertCompute,
-        meanwhile: Meanwhile | None = None,
+        overlap_fn: OverlapFn | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Dispatcher`."""
         top_k = routing.experts.shape[1]
         flat = routing.experts.reshape([-1])
         order = paddle.argsort(flat, stable=True)
         counts = paddle.bincount(flat, minlength=num_experts)
         outputs = compute(paddle.index_select(x, order // top_k), counts.tolist())
         combined = combine(outputs, order, routing.weights)
-        return combined if meanwhile is None else combined + meanwhile(), counts
+        return combined if overlap_fn is None else combined + overlap_fn(), counts
 
 
 def combine(outputs: Tensor, order: Tensor, weights: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from erniekit.moe.config import MoeConfig
 from erniekit.moe.dispatch import Dispatcher, LocalDispatcher
 from erniekit.moe.experts import Experts
 from erniekit.moe.router import (
-    NO_TERMS,
+    NO_ROUTER_LOSSES,
     Gate,
     ModalityIndex,
     MoeStatics,
+    RouterLossFlags,
     RouterOutput,
-    RouterTerms,
     route,
 )
 
@@ -35,13 +35,13 @@ class MoeLayer(nn.Layer):
         )
 
     def forward(
-        self, x: Tensor, index: ModalityIndex, terms: RouterTerms = NO_TERMS
+        self, x: Tensor, index: ModalityIndex, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
     ) -> tuple[Tensor, RouterOutput]:
         """[T, hidden] -> [T, hidden], and what the router did, with `terms` of its own."""
         bias = self.moe_statics.e_score_correction_bias
-        routing, sums = route(x, index, self.gate, bias, self.moe, terms)
+        routing, sums = route(x, index, self.gate, bias, self.moe, loss_flags)
         shared = self.shared_experts
-        meanwhile = None if shared is None else lambda: shared(x)
+        overlap_fn = None if shared is None else lambda: shared(x)
         experts = self.moe.total_experts
-        output, counts = self.dispatcher(x, routing, experts, self.experts.compute, meanwhile)
+        output, counts = self.dispatcher(x, routing, experts, self.experts.compute, overlap_fn)
         return output, RouterOutput(counts if index.valid else paddle.zeros_like(counts), sums)

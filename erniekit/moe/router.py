@@ -46,7 +46,7 @@ class Routing(NamedTuple):
     weights: Tensor
 
 
-class RouterTerms(NamedTuple):
+class RouterLossFlags(NamedTuple):
     """What a router computes over a row's tokens besides their experts; see `RouterSums`."""
 
     balance: bool = False
@@ -54,7 +54,7 @@ class RouterTerms(NamedTuple):
     entropy: bool = False
 
 
-NO_TERMS = RouterTerms()
+NO_ROUTER_LOSSES = RouterLossFlags()
 
 
 class RouterSums(NamedTuple):
@@ -118,7 +118,7 @@ def route(
     gate: Gate,
     bias: Tensor,
     moe: MoeConfig,
-    terms: RouterTerms = NO_TERMS,
+    loss_flags: RouterLossFlags = NO_ROUTER_LOSSES,
 ) -> tuple[Routing, RouterSums]:
     """Choose `top_k` experts of its own modality for every token of [T, hidden], and add up `terms`.
 
@@ -138,9 +138,11 @@ def route(
         experts.append(chosen + modality * moe.num_experts if modality else chosen)
         if index.valid:
             trained = not gate.of(modality).stop_gradient
-            wanted = RouterTerms(terms.balance and trained, terms.z and trained, terms.entropy)
+            wanted = RouterLossFlags(
+                loss_flags.balance and trained, loss_flags.z and trained, loss_flags.entropy
+            )
             found[modality] = _over_tokens(logits, probabilities, moe.top_k, wanted)
-    sums = _by_modality(found, terms, moe, index.add)
+    sums = _by_modality(found, loss_flags, moe, index.add)
     if index.restore is None:
         return Routing(experts[0], weights[0]), sums
     routing = Routing(
@@ -162,34 +164,36 @@ class _OverTokens(NamedTuple):
 _NOTHING = _OverTokens()
 
 
-def _over_tokens(logits: Tensor, probabilities: Tensor, top_k: int, terms: RouterTerms) -> _OverTokens:
+def _over_tokens(
+    logits: Tensor, probabilities: Tensor, top_k: int, loss_flags: RouterLossFlags
+) -> _OverTokens:
     """From logits and probabilities [n, experts]."""
     mass = counts = z = entropy = None
-    if terms.balance:
+    if loss_flags.balance:
         # The bias corrects the choice; the loss looks at what the router itself would have chosen.
         _, chosen = paddle.topk(probabilities.detach(), top_k, axis=-1)
         mass = probabilities.sum(0)
         counts = paddle.bincount(chosen.reshape([-1]), minlength=logits.shape[1])
-    if terms.z or terms.entropy:
-        log_normalizer = paddle.logsumexp(logits if terms.z else logits.detach(), axis=-1)
-        z = z_sum(log_normalizer) if terms.z else None
-        if terms.entropy:
+    if loss_flags.z or loss_flags.entropy:
+        log_normalizer = paddle.logsumexp(logits if loss_flags.z else logits.detach(), axis=-1)
+        z = z_sum(log_normalizer) if loss_flags.z else None
+        if loss_flags.entropy:
             entropy = entropy_sum(log_normalizer.detach(), probabilities.detach(), logits.detach())
     return _OverTokens(mass, counts, z, entropy)
 
 
 def _by_modality(
-    found: list[_OverTokens], terms: RouterTerms, moe: MoeConfig, add: Callable[[Tensor], Tensor]
+    found: list[_OverTokens], loss_flags: RouterLossFlags, moe: MoeConfig, add: Callable[[Tensor], Tensor]
 ) -> RouterSums:
     """Vectors over modalities, with zeros for what has nothing."""
     balance = z = entropy = None
-    if terms.balance:
+    if loss_flags.balance:
         mass = _stack([tokens.mass for tokens in found], [moe.num_experts], "float32")
         counts = _stack([tokens.counts for tokens in found], [moe.num_experts], "int64")
         balance = balance_sum(mass, add(counts), moe.top_k)
-    if terms.z:
+    if loss_flags.z:
         z = _stack([tokens.z for tokens in found], [], "float32")
-    if terms.entropy:
+    if loss_flags.entropy:
         entropy = _stack([tokens.entropy for tokens in found], [], "float32")
     return RouterSums(balance, z, entropy)
 

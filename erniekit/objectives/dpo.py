@@ -14,7 +14,7 @@ from erniekit.data.load.batch import PackedBatch
 from erniekit.models.branches import BranchAttention
 from erniekit.models.decoder import DecoderOutput
 from erniekit.models.ernie import ErnieModel
-from erniekit.moe.router import NO_TERMS, RouterTerms
+from erniekit.moe.router import NO_ROUTER_LOSSES, RouterLossFlags
 from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import PER, RowPairs
 from erniekit.objectives.preference import PER_TOKEN, PairLogps, PreferenceSettings, preference_loss
@@ -42,7 +42,7 @@ class DpoOutput:
 
 
 def branch_logps(
-    model: ErnieModel, batch: PackedBatch, chunk_tokens: int, terms: RouterTerms = NO_TERMS
+    model: ErnieModel, batch: PackedBatch, chunk_tokens: int, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
 ) -> tuple[Tensor, DecoderOutput]:
     """Log-probabilities of the answers of a row, float32 [2 D], chosen and rejected in turn, and the model's output.
 
@@ -50,15 +50,15 @@ def branch_logps(
     of them, while the output is that of this one's span.
     """
     attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads)
-    output = model(row_inputs(batch), attend=attend, terms=terms)
+    output = model(row_inputs(batch), attend=attend, loss_flags=loss_flags)
     positions, labels = loss_positions(model, batch)
     hidden = paddle.index_select(output.hidden, positions)
     logps = chunked_log_probs(hidden, model.output_weight, labels, chunk_tokens)
-    tokens = answer_tokens(batch, *model.context.span(len(batch.labels)))
+    tokens = answer_tokens(batch, *model.sharding.span(len(batch.labels)))
     if not len(tokens):
         return logps, output  # no pair, no label: empty, with the graph that a filler needs
     sums = paddle.stack([part.sum() for part in paddle.split(logps, tokens.tolist())])
-    return model.context.total(sums), output
+    return model.sharding.total(sums), output
 
 
 def answer_tokens(batch: PackedBatch, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -103,9 +103,9 @@ class DpoObjective:
 
         Without them (evaluation) the row counts as its step, and routers do nothing but route.
         """
-        terms = NO_TERMS if totals is None else self.router_weights.terms
+        loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
         reference = self.reference(batch) if self.reference is not None else None
-        logps, output = branch_logps(self.model, batch, self.chunk_tokens, terms)
+        logps, output = branch_logps(self.model, batch, self.chunk_tokens, loss_flags)
         tokens = answer_tokens(batch)
         pairs, chosen_tokens = count_pairs([batch]).tolist()
         step_pairs, step_chosen = pairs, chosen_tokens
@@ -122,7 +122,7 @@ class DpoObjective:
         else:
             total = logps.sum()
             figures = {name: paddle.zeros([], "float32") for name in self._names}
-        counted = self.model.context.counts
+        counted = self.model.sharding.counts
         loss_sum = total.detach() * step_pairs * float(counted)
         routing = None
         if totals is not None and output.routers:

@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor
 
 from erniekit.models.ernie import ErnieModel
-from erniekit.moe.router import RouterOutput, RouterSums, RouterTerms
+from erniekit.moe.router import RouterLossFlags, RouterOutput, RouterSums
 from erniekit.objectives.totals import MODALITIES, StepTotals
 
 
@@ -22,9 +22,9 @@ class RouterWeights:
     z: float = 0.0
 
     @property
-    def terms(self) -> RouterTerms:
+    def loss_flags(self) -> RouterLossFlags:
         """What routers compute in training: the losses that are wanted, and the entropy, which is logged."""
-        return RouterTerms(balance=self.balance != 0, z=self.z != 0, entropy=True)
+        return RouterLossFlags(balance=self.balance != 0, z=self.z != 0, entropy=True)
 
 
 @dataclass(frozen=True)

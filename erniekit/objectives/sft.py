@@ -13,7 +13,7 @@ from erniekit.data.encode.document import IGNORE
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
-from erniekit.moe.router import NO_TERMS
+from erniekit.moe.router import NO_ROUTER_LOSSES
 from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
@@ -55,7 +55,7 @@ def row_inputs(batch: PackedBatch) -> RowInputs:
 
 def loss_positions(model: ErnieModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """int64 [n] each: positions with a label in the hidden states that `model` gives of a row, and their labels."""
-    start, stop = model.context.span(len(batch.labels))
+    start, stop = model.sharding.span(len(batch.labels))
     labels = batch.labels[start:stop]
     positions = np.flatnonzero(labels != IGNORE)
     return paddle.to_tensor(positions), paddle.to_tensor(labels[positions])
@@ -87,8 +87,8 @@ class SftObjective:
         `totals` are those of the row's step; without them (evaluation) `total` is `loss_sum`, and routers do nothing
         but route.
         """
-        terms = NO_TERMS if totals is None else self.router_weights.terms
-        output = self.model(row_inputs(batch), terms=terms)
+        loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
+        output = self.model(row_inputs(batch), loss_flags=loss_flags)
         positions, labels = loss_positions(self.model, batch)
         hidden = paddle.index_select(output.hidden, positions)
         loss = chunked_cross_entropy(hidden, self.model.output_weight, labels, self.chunk_tokens)

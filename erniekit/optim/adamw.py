@@ -50,7 +50,7 @@ class _Slot:
     def gradient(self) -> paddle.Tensor | None:
         return self.parameter.grad if self.collected is None else self.collected
 
-    def publish(self) -> None:
+    def write_back(self) -> None:
         """Round the master copy, where there is one, into the parameter."""
         if self.master is not None:
             paddle.assign(self.master.astype(self.parameter.dtype), output=self.parameter)
@@ -142,7 +142,7 @@ class AdamW:
             *(self.beta1, self.beta2, self.epsilon, 1.0, slot.decay, slot.decay != 0.0),
             *(False, 1000, False, True, False),
         )
-        slot.publish()
+        slot.write_back()
 
     @paddle.no_grad()
     def collect_gradients(self, names: Iterable[str] | None = None) -> None:
@@ -181,7 +181,7 @@ class AdamW:
         slot = self._by_name[name]
         target = slot.parameter if slot.master is None else slot.master
         target.subtract_(direction.astype(target.dtype) * (learning_rate * slot.ratio))
-        slot.publish()
+        slot.write_back()
 
     def gradients(self) -> list[paddle.Tensor]:
         """The gradients that the next step will use, of the parameters that have one."""

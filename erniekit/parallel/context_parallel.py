@@ -16,7 +16,7 @@ from paddle import Tensor
 
 from erniekit.distributed.collectives import all_reduce_, all_reduce_host
 from erniekit.distributed.differentiable import all_to_all_rows, shared_sum
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.distributed.watchdog import ranks_text
 from erniekit.errors import ErnieKitError
 from erniekit.models.attention import Attend
@@ -24,36 +24,34 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 
 
-def share_rows(model: ErnieModel, group: Group) -> None:
+def apply_context_parallel(model: ErnieModel, group: ProcessGroup) -> None:
     """Let a model compute each row together with the processes of a group. Nothing for a group of one."""
     if group.size > 1:
         vision = model.config.vision
-        model.context = SharedRows(group, 1 if vision is None else vision.spatial_merge_size)
+        model.sharding = ContextParallel(group, 1 if vision is None else vision.spatial_merge_size)
 
 
-class SharedRows:
-    """Rows that a group of processes shares; see `erniekit.models.sequence_sharding.Context`.
+class ContextParallel:
+    """Rows that a group of processes shares; see `erniekit.models.sequence_sharding.SequenceSharding`.
 
     Spans are consecutive, as even as can be. Pictures and pairs of a video's frames are shared out in order, nearly
     even by patches, and their features go to the processes in whose spans they are used. merge: patches along each
     side of a media token.
     """
 
-    def __init__(self, group: Group, merge: int) -> None:
+    def __init__(self, group: ProcessGroup, merge: int) -> None:
         self._group, self._merge = group, merge
 
     @property
     def counts(self) -> bool:
-        """See `Context`."""
         return self._group.rank == 0
 
     def span(self, tokens: int) -> tuple[int, int]:
-        """See `Context`."""
         bounds = _bounds(tokens, self._group.size)
         return int(bounds[self._group.rank]), int(bounds[self._group.rank + 1])
 
     def part(self, row: RowInputs) -> RowInputs:
-        """See `Context`. Raises ErnieKitError where the processes do not have the same row."""
+        """See `SequenceSharding`. Raises ErnieKitError where the processes do not have the same row."""
         self._agree(row)
         start, stop = self.span(len(row.input_ids))
         first = min(start, stop - 1)
@@ -71,7 +69,6 @@ class SharedRows:
         )
 
     def features(self, features: Tensor, row: RowInputs) -> Tensor:
-        """See `Context`."""
         tokens = self._media(row).tokens
         used = np.searchsorted(row.media_positions, _bounds(len(row.input_ids), self._group.size))
         rank = self._group.rank
@@ -80,18 +77,15 @@ class SharedRows:
         return all_to_all_rows(features, send, receive, self._group)
 
     def attend(self, attend: Attend, tokens: int) -> Attend:
-        """See `Context`."""
         counts = np.diff(_bounds(tokens, self._group.size)).tolist()
         return _SharedAttention(attend, counts, self._group)
 
     def add(self, counts: Tensor) -> Tensor:
-        """See `Context`."""
         total = counts.clone()
         all_reduce_(total, self._group)
         return total
 
     def total(self, sums: Tensor) -> Tensor:
-        """See `Context`."""
         return shared_sum(sums, self._group)
 
     def _agree(self, row: RowInputs) -> None:
@@ -112,7 +106,7 @@ class SharedRows:
 class _SharedAttention:
     """Attention of which each process of a group computes some heads; `counts` are the tokens of each process."""
 
-    def __init__(self, attend: Attend, counts: list[int], group: Group) -> None:
+    def __init__(self, attend: Attend, counts: list[int], group: ProcessGroup) -> None:
         self._attend, self._counts, self._group = attend, counts, group
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from paddle import Tensor, _C_ops
 
 from erniekit.distributed.collectives import all_reduce_host, start_all_reduce
 from erniekit.distributed.mesh import Mesh
-from erniekit.models.layer_runner import LayerEvents, Quiet
+from erniekit.models.layer_runner import LayerHooks, NoHooks
 from erniekit.models.specs import is_expert_tensor
-from erniekit.parallel.flat_shard import Held, buckets
+from erniekit.parallel.flat_shard import TensorShard, buckets
 
 Named = Sequence[tuple[str, Tensor]]
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -41,13 +41,13 @@ class Gradients(Protocol):
         """Add to one, and keep the tensor that is given."""
 
 
-class Exchange(Protocol):
+class GradientReducer(Protocol):
     """One step: for every row `begin_row`, the backward pass with these events, `end_row`; then the others.
 
     All processes call the same, with models of the same form.
     """
 
-    events: LayerEvents
+    hooks: LayerHooks
     parameters: Named
     shapes: Mapping[str, Sequence[int]]
 
@@ -59,7 +59,7 @@ class Exchange(Protocol):
         """After it."""
         ...
 
-    def add_up(self) -> None:
+    def reduce(self) -> None:
         """After the last row: put the sums over all processes into the optimizer."""
         ...
 
@@ -67,16 +67,16 @@ class Exchange(Protocol):
         """L2 norm over the gradients of the whole model, each parameter counted once."""
         ...
 
-    def publish(self) -> None:
+    def all_gather_params(self) -> None:
         """After the optimizer's step: bring what it has changed to all."""
         ...
 
-    def held(self, name: str) -> Held | None:
+    def shard_of(self, name: str) -> TensorShard | None:
         """How the optimizer's state of a parameter is spread. None: it is whole."""
         ...
 
 
-class WholeExchange:
+class DataParallelReducer:
     """Every process has all gradients and the optimizer's whole state (of its own experts).
 
     parameters: what the optimizer updates, with the shapes of the whole tensors; here the trained parameters.
@@ -85,7 +85,7 @@ class WholeExchange:
     def __init__(self, mesh: Mesh, trained: Named) -> None:
         self.parameters: Named = trained
         self.shapes: Mapping[str, Sequence[int]] = {name: parameter.shape for name, parameter in trained}
-        self.events: LayerEvents = OnDone(self._layer_done)
+        self.hooks: LayerHooks = BackwardHook(self._layer_done)
         self._mesh = mesh
         self._layers = by_layer(name for name, _ in trained)
         self._coming: list[Callable[[], None]] = []
@@ -93,33 +93,29 @@ class WholeExchange:
         self._last = False
 
     def begin_row(self, optimizer: Gradients, *, last: bool) -> None:
-        """See `Exchange`."""
         self._optimizer, self._last = optimizer, last
 
     def end_row(self) -> None:
-        """See `Exchange`."""
         assert self._optimizer is not None
         self._optimizer.collect_gradients()
 
     @paddle.no_grad()
-    def add_up(self) -> None:
-        """See `Exchange`."""
+    def reduce(self) -> None:
         self._reduce(self._layers.get(REST, ()))
-        self._take_in()
+        self._wait()
 
     @paddle.no_grad()
     def norm(self) -> float:
-        """See `Exchange`."""
         assert self._optimizer is not None
         dense, experts = _apart(self._optimizer.named_gradients())
         # Experts of the other processes of the group are the rest of the model's.
         all_experts = all_reduce_host(np.array([squared_norm([g for _, g in experts])]), self._mesh.expert)
         return math.sqrt(squared_norm([g for _, g in dense]) + float(all_experts[0]))
 
-    def publish(self) -> None:
+    def all_gather_params(self) -> None:
         """Nothing: every process has made the same step."""
 
-    def held(self, name: str) -> Held | None:
+    def shard_of(self, name: str) -> TensorShard | None:
         """None."""
         return None
 
@@ -131,32 +127,29 @@ class WholeExchange:
     def _reduce(self, names: Collection[str]) -> None:
         """Send gradients off, once those that were sent before are here: their buffers are as large."""
         assert self._optimizer is not None
-        self._take_in()
+        self._wait()
         self._optimizer.collect_gradients(names)
         self._coming.append(reduce_gradients(self._mesh, self._optimizer.named_gradients(names)))
 
-    def _take_in(self) -> None:
+    def _wait(self) -> None:
         for wait in self._coming:
             wait()
         self._coming.clear()
 
 
-class OnDone(Quiet):
+class BackwardHook(NoHooks):
     """Calls a function when the backward pass of a layer is done; what surrounds a layer is left to `around`."""
 
-    def __init__(self, function: Callable[[int], None], around: LayerEvents | None = None) -> None:
-        self._function, self._around = function, around or Quiet()
+    def __init__(self, function: Callable[[int], None], around: LayerHooks | None = None) -> None:
+        self._function, self._around = function, around or NoHooks()
 
     def enter(self, number: int, *, backward: bool) -> None:
-        """See `LayerEvents`."""
         self._around.enter(number, backward=backward)
 
     def leave(self, number: int) -> None:
-        """See `LayerEvents`."""
         self._around.leave(number)
 
     def done(self, number: int) -> None:
-        """See `LayerEvents`."""
         self._function(number)
 
 

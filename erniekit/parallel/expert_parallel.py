@@ -8,15 +8,15 @@ from paddle import Tensor
 
 from erniekit.distributed.collectives import exchange_counts
 from erniekit.distributed.differentiable import all_to_all_rows, start_all_to_all_rows
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.models.ernie import ErnieModel
 from erniekit.moe.config import MoeConfig
-from erniekit.moe.dispatch import ExpertCompute, Meanwhile, combine
+from erniekit.moe.dispatch import ExpertCompute, OverlapFn, combine
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import Routing
 
 
-def share_experts(model: ErnieModel, group: Group) -> None:
+def apply_expert_parallel(model: ErnieModel, group: ProcessGroup) -> None:
     """Let the tokens of a model whose experts are spread over a group find them. Nothing for a group of one."""
     if group.size == 1:
         return
@@ -35,7 +35,7 @@ class ExpertParallelDispatcher:
     `erniekit.moe.dispatch.Dispatcher`.
     """
 
-    def __init__(self, group: Group, moe: MoeConfig) -> None:
+    def __init__(self, group: ProcessGroup, moe: MoeConfig) -> None:
         if (moe.expert_rank, moe.expert_ranks) != (group.rank, group.size):
             raise ValueError("the layer's experts are not this process's share of the group's")
         self._group = group
@@ -53,7 +53,7 @@ class ExpertParallelDispatcher:
         routing: Routing,
         num_experts: int,
         compute: ExpertCompute,
-        meanwhile: Meanwhile | None = None,
+        overlap_fn: OverlapFn | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Dispatcher`. The counts are those of this process's tokens."""
         flat = routing.experts.reshape([-1])
@@ -65,7 +65,7 @@ class ExpertParallelDispatcher:
         send, receive = leaving.sum(1).tolist(), arriving.sum(1).tolist()
         rows = paddle.index_select(x, order // routing.experts.shape[1])
         arrive = start_all_to_all_rows(rows, send, receive, self._group)
-        beside = None if meanwhile is None else meanwhile()
+        beside = None if overlap_fn is None else overlap_fn()
         outputs = _compute(arrive(), arriving, compute)
         returned = all_to_all_rows(outputs, receive, send, self._group)
         combined = combine(returned, order, routing.weights)

@@ -12,7 +12,7 @@ from paddle import Tensor
 
 from erniekit.distributed.collectives import start_all_gather, start_reduce_scatter
 from erniekit.distributed.mesh import Mesh
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.models.specs import is_expert_tensor, is_router_tensor
 
 Shapes = Mapping[str, Sequence[int]]
@@ -22,7 +22,7 @@ BUCKET = 1 << 24
 
 
 @dataclass(frozen=True)
-class Span:
+class ShardSpan:
     """What a rank holds of one tensor: elements `start` to `stop` of its values in row-major order."""
 
     name: str
@@ -35,7 +35,7 @@ class Span:
         return self.stop - self.start
 
 
-class Partition:
+class ShardSpec:
     """How tensors of one element type are spread: end to end, filled up with zeros, cut into equal parts.
 
     shapes: by name, in order. Every rank holds `length` elements, and a span of every tensor, if an empty one.
@@ -49,13 +49,13 @@ class Partition:
         self._sizes = dict(zip(self.shapes, sizes, strict=True))
         self.filling = ranks * self.length - sum(sizes)
 
-    def spans(self, rank: int) -> list[Span]:
+    def spans(self, rank: int) -> list[ShardSpan]:
         """The span of every tensor, in order."""
         first, spans, begin = rank * self.length, [], 0
         for name, size in self._sizes.items():
             start = min(max(first - begin, 0), size)
             stop = min(max(first + self.length - begin, 0), size)
-            spans.append(Span(name, start, stop))
+            spans.append(ShardSpan(name, start, stop))
             begin += size
         return spans
 
@@ -74,23 +74,23 @@ class Partition:
         return found
 
 
-class Shards:
+class FlatShard:
     """This rank's part of some tensors of one element type.
 
     parts: by name the values of this rank's span, 1-D, to be changed in place.
     """
 
-    def __init__(self, group: Group, shapes: Shapes, parts: Mapping[str, Tensor]) -> None:
+    def __init__(self, group: ProcessGroup, shapes: Shapes, parts: Mapping[str, Tensor]) -> None:
         self.group = group
-        self.partition = Partition(shapes, group.size)
+        self.partition = ShardSpec(shapes, group.size)
         self.parts = dict(parts)
         self._dtype = next(iter(parts.values())).dtype
 
     @classmethod
-    def of(cls, group: Group, tensors: Mapping[str, Tensor]) -> Shards:
+    def of(cls, group: ProcessGroup, tensors: Mapping[str, Tensor]) -> FlatShard:
         """Of tensors that every rank has whole: copies of this rank's part."""
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        spans = Partition(shapes, group.size).spans(group.rank)
+        spans = ShardSpec(shapes, group.size).spans(group.rank)
         parts = {span.name: cut(tensors[span.name].detach(), span).clone() for span in spans}
         return cls(group, shapes, parts)
 
@@ -137,27 +137,29 @@ class Shards:
         return found
 
 
-class Held(NamedTuple):
+class TensorShard(NamedTuple):
     """How a tensor is held by a group: each rank has `counts[rank]` of its values, this one those of `span`."""
 
-    group: Group
+    group: ProcessGroup
     counts: list[int]
     shape: tuple[int, ...]
-    span: Span
+    span: ShardSpan
 
 
-def held_by(one: Shards, name: str) -> Held:
+def tensor_shard(one: FlatShard, name: str) -> TensorShard:
     """How one of its tensors is spread."""
     span = next(span for span in one.partition.spans(one.group.rank) if span.name == name)
-    return Held(one.group, one.partition.counts(name), one.partition.shapes[name], span)
+    return TensorShard(one.group, one.partition.counts(name), one.partition.shapes[name], span)
 
 
-def is_spread(name: str, mesh: Mesh) -> bool:
+def is_sharded(name: str, mesh: Mesh) -> bool:
     """Whether the processes that have a parameter spread it: no router, and several have it."""
     return not is_router_tensor(name) and _holders(name, mesh).size > 1
 
 
-def portions_of(tensors: Mapping[str, Tensor], mesh: Mesh) -> Iterator[tuple[Group, dict[str, Tensor]]]:
+def shard_buckets(
+    tensors: Mapping[str, Tensor], mesh: Mesh
+) -> Iterator[tuple[ProcessGroup, dict[str, Tensor]]]:
     """Tensors that travel together, and the processes that spread them."""
     for group, experts in ((mesh.world, False), (mesh.replicas, True)):
         members = [(name, tensor) for name, tensor in tensors.items() if is_expert_tensor(name) == experts]
@@ -165,11 +167,11 @@ def portions_of(tensors: Mapping[str, Tensor], mesh: Mesh) -> Iterator[tuple[Gro
             yield group, bucket
 
 
-def _holders(name: str, mesh: Mesh) -> Group:
+def _holders(name: str, mesh: Mesh) -> ProcessGroup:
     return mesh.replicas if is_expert_tensor(name) else mesh.world
 
 
-def cut(tensor: Tensor, span: Span) -> Tensor:
+def cut(tensor: Tensor, span: ShardSpan) -> Tensor:
     """The elements of a span, 1-D."""
     return tensor.reshape([-1])[span.start : span.stop]
 

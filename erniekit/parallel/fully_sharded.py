@@ -12,13 +12,21 @@ from paddle import Tensor, nn
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_router_tensor
-from erniekit.parallel.flat_shard import Held, Partition, Shards, Span, held_by, is_spread, portions_of
+from erniekit.parallel.flat_shard import (
+    FlatShard,
+    ShardSpan,
+    ShardSpec,
+    TensorShard,
+    is_sharded,
+    shard_buckets,
+    tensor_shard,
+)
 
 # Gives this rank's values of a tensor's span, 1-D, in the tensor's element type.
-ReadSpan = Callable[[Span], Tensor]
+ReadSpan = Callable[[ShardSpan], Tensor]
 
 
-class StoredLayers:
+class FullyShardedLayers:
     """The weights of a model's decoder layers, but for routers: each rank keeps a part.
 
     What is dense is spread over all processes, an expert over those that have it, where there are several. Embeddings,
@@ -46,21 +54,21 @@ class StoredLayers:
         """This process's values of every parameter that is kept here."""
         return {name: part for one in self.everything for name, part in one.parts.items()}
 
-    def held(self, name: str) -> Held | None:
+    def shard_of(self, name: str) -> TensorShard | None:
         """How a parameter is spread; None: it is not kept here."""
-        return next((held_by(one, name) for one in self.everything if name in one.parts), None)
+        return next((tensor_shard(one, name) for one in self.everything if name in one.parts), None)
 
     @property
-    def everything(self) -> list[Shards]:
+    def everything(self) -> list[FlatShard]:
         """Those of all layers."""
-        return [one for portions in self._shards for one in portions]
+        return [one for buckets in self._shards for one in buckets]
 
-    def shards(self, number: int) -> list[Shards]:
+    def shards(self, number: int) -> list[FlatShard]:
         """Those of one layer."""
         return self._shards[number]
 
     def enter(self, number: int, *, backward: bool) -> None:
-        """Give a layer its weights, and send for those of the next. See `erniekit.models.layer_runner.LayerEvents`."""
+        """Give a layer its weights, and send for those of the next. See `erniekit.models.layer_runner.LayerHooks`."""
         coming = self._coming.pop(number, None) or self._send_for(number)
         whole = {name: tensor for wait in coming for name, tensor in wait().items()}
         following = number - 1 if backward else number + 1
@@ -105,7 +113,7 @@ class StoredLayers:
         return self._places[number]
 
 
-def is_stored(name: str) -> bool:
+def is_fully_sharded(name: str) -> bool:
     """Whether a parameter may be kept in parts: of a decoder layer, but neither a router nor an adapter."""
     return name.startswith("model.layers.") and not is_router_tensor(name) and ".lora_" not in name
 
@@ -115,15 +123,15 @@ def _weights(model: ErnieModel, mesh: Mesh) -> list[dict[str, Tensor]]:
     found: list[dict[str, Tensor]] = []
     for number, layer in enumerate(model.model.layers):
         named = ((f"model.layers.{number}.{name}", p) for name, p in layer.named_parameters())
-        found.append({name: p for name, p in named if is_stored(name) and is_spread(name, mesh)})
+        found.append({name: p for name, p in named if is_fully_sharded(name) and is_sharded(name, mesh)})
     return found
 
 
-def _read(named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan) -> list[Shards]:
+def _read(named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan) -> list[FlatShard]:
     """This process's parts of one layer's weights, in portions that travel together."""
     found = []
-    for group, bucket in portions_of(named, mesh):
+    for group, bucket in shard_buckets(named, mesh):
         shapes = {name: parameter.shape for name, parameter in bucket.items()}
-        spans = Partition(shapes, group.size).spans(group.rank)
-        found.append(Shards(group, shapes, {span.name: read(span) for span in spans}))
+        spans = ShardSpec(shapes, group.size).spans(group.rank)
+        found.append(FlatShard(group, shapes, {span.name: read(span) for span in spans}))
     return found

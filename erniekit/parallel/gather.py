@@ -13,7 +13,7 @@ from paddle import Tensor
 from erniekit.distributed.collectives import all_gather, all_gather_uneven, broadcast_
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.specs import TensorSpec
-from erniekit.parallel.data_parallel import Held
+from erniekit.parallel.data_parallel import TensorShard
 
 
 class GatheredTensors:
@@ -21,7 +21,7 @@ class GatheredTensors:
 
     All processes make it together, each with those that it holds; what several hold is the same. The main process
     then calls `read` for every one of `specs` in their order, and the other processes call `serve`. describe: what
-    is known of a tensor; to_array: its values; held: by whom it is held where each process has a part.
+    is known of a tensor; to_array: its values; shard_of: how it is sharded, None where it is whole.
     """
 
     def __init__(
@@ -30,16 +30,16 @@ class GatheredTensors:
         tensors: Mapping[str, Tensor],
         describe: Callable[[str, Tensor], TensorSpec],
         to_array: Callable[[Tensor], np.ndarray],
-        held: Callable[[str], Held | None] = lambda _: None,
+        shard_of: Callable[[str], TensorShard | None] = lambda _: None,
     ) -> None:
         self._group, self._tensors, self._to_array = mesh.expert, tensors, to_array
-        self._held = {name: found for name in tensors if (found := held(name)) is not None}
-        self._takes_part = mesh.rank < mesh.layout.expert
+        self._shards = {name: found for name in tensors if (found := shard_of(name)) is not None}
+        self._takes_part = mesh.rank < mesh.dims.expert
         self.specs: list[TensorSpec] = []
         self._owners: dict[str, int] = {}
         self._by_name: dict[str, TensorSpec] = {}
         own = [
-            replace(spec, shape=self._held[name].shape) if name in self._held else spec
+            replace(spec, shape=self._shards[name].shape) if name in self._shards else spec
             for name, tensor in tensors.items()
             for spec in [describe(name, tensor)]
         ]
@@ -70,10 +70,10 @@ class GatheredTensors:
                 self._receive(spec)
 
     def _whole(self, name: str) -> Tensor:
-        held = self._held.get(name)
-        if held is None:
+        shard = self._shards.get(name)
+        if shard is None:
             return self._tensors[name]
-        return all_gather_uneven(self._tensors[name], held.counts, held.group).reshape(list(held.shape))
+        return all_gather_uneven(self._tensors[name], shard.counts, shard.group).reshape(list(shard.shape))
 
     def _receive(self, spec: TensorSpec) -> Tensor:
         buffer = paddle.empty(list(spec.shape), _PADDLE_TYPES[spec.dtype])
@@ -86,12 +86,12 @@ class GatheredTensors:
         letters = paddle.to_tensor(np.frombuffer(text, np.uint8).astype(np.int64))
         counts = all_gather(paddle.to_tensor([len(text)], dtype="int64"), self._group).tolist()
         gathered = all_gather_uneven(letters, counts, self._group).numpy().astype(np.uint8).tobytes()
-        held, start = [], 0
+        specs, start = [], 0
         for count in counts:
             parts = json.loads(gathered[start : start + count])
-            held.append([TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in parts])
+            specs.append([TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in parts])
             start += count
-        return held
+        return specs
 
 
 _PADDLE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}

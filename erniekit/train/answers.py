@@ -14,7 +14,7 @@ from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.media.decode import decode
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.evaluation.dataset import EvalSample, HeldOut, find_files, make_plan
 from erniekit.evaluation.evaluate import Evaluation, OnPrediction, evaluate_generation
@@ -39,21 +39,23 @@ class HeldOutAnswers:
     has no chat, or eval.best_metric says nothing about those that it has.
     """
 
-    def __init__(self, config: Config, model: ErnieModel, encoder: Encoder, team: Team, say: Say) -> None:
+    def __init__(
+        self, config: Config, model: ErnieModel, encoder: Encoder, dist: DistributedContext, say: Say
+    ) -> None:
         settings = config.eval
         self._run = Path(config.train.output_dir)
-        self._model, self._encoder, self._team, self._say = model, encoder, team, say
+        self._model, self._encoder, self._dist, self._say = model, encoder, dist, say
         self._text = AnswerText.from_checkpoint(config.model.path)
         self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
-        self._generator = TeamGenerator(
-            team,
+        self._generator = DistributedGenerator(
+            dist,
             model,
             self._text.eos_token_ids,
             encoder,
             batch_size=settings.batch,
             in_step=config.parallel.expert > 1 or config.parallel.shard == "parameters",
         )
-        self.samples = draw_samples(config, encoder, team, say)
+        self.samples = draw_samples(config, encoder, dist, say)
         best = settings.best_metric if settings.best_metric in ANSWER_FIGURES else None
         deciding = [] if best is None else [best.removeprefix("eval/")]
         self._plan = make_plan(self.samples, encoder.template, [*settings.metrics, *deciding])
@@ -64,7 +66,7 @@ class HeldOutAnswers:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Figures such as "eval/exact_match", the same in all processes. All of them call this together."""
-        if not self._team.is_main:
+        if not self._dist.is_main:
             return self._evaluate(None).scalars()
         with writing_predictions(self._run / ANSWERS_DIR / f"step-{step:06d}.jsonl") as write:
             return self._evaluate(lambda sample, prediction: write(prediction)).scalars()
@@ -94,7 +96,7 @@ class HeldOutAnswers:
         )
 
 
-class TeamGenerator(Generator):
+class DistributedGenerator(Generator):
     """Generates with all processes of a run, each of which gets all the answers.
 
     Each answers a share of the prompts. in_step: a forward pass takes several processes; all of them answer every
@@ -103,7 +105,7 @@ class TeamGenerator(Generator):
 
     def __init__(
         self,
-        team: Team,
+        dist: DistributedContext,
         model: ErnieModel,
         eos_token_ids: Sequence[int],
         encoder: Encoder,
@@ -111,9 +113,9 @@ class TeamGenerator(Generator):
         batch_size: int,
         in_step: bool,
     ) -> None:
-        agree = team.from_main if in_step else None
+        agree = dist.from_main if in_step else None
         super().__init__(model, eos_token_ids, encoder.media_spec, batch_size=batch_size, agree=agree)
-        self._team, self._in_step = team, in_step
+        self._dist, self._in_step = dist, in_step
 
     def generate(
         self,
@@ -124,7 +126,7 @@ class TeamGenerator(Generator):
         indices: Sequence[int] | None = None,
     ) -> list[Generated]:
         """As `Generator.generate`; all processes call it with the same arguments."""
-        world = self._team.mesh.world
+        world = self._dist.mesh.world
         if world.size == 1 or self._in_step:
             return super().generate(documents, sampling, on_progress, indices=indices)
         own = range(world.rank, len(documents), world.size)
@@ -135,7 +137,7 @@ class TeamGenerator(Generator):
                 on_progress(min(finished * world.size, len(documents)))
 
         # A share may take longer than parallel.timeout, and answers are of any length.
-        with self._team.mesh.busy("answering held-out chats"):
+        with self._dist.mesh.busy("answering held-out chats"):
             answers = super().generate(
                 [documents[index] for index in own],
                 sampling,
@@ -143,13 +145,13 @@ class TeamGenerator(Generator):
                 indices=[places[index] for index in own],
             )
         # Of process r, every `size`th from r.
-        gathered = self._team.gather([[answer.ids, answer.finish] for answer in answers])
+        gathered = self._dist.gather([[answer.ids, answer.finish] for answer in answers])
         return [
             Generated(*gathered[index % world.size][index // world.size]) for index in range(len(documents))
         ]
 
 
-def draw_samples(config: Config, encoder: Encoder, team: Team, say: Say) -> list[EvalSample]:
+def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, say: Say) -> list[EvalSample]:
     """The chats of data.eval that are answered: eval.samples of them, whose pictures can be read.
 
     Raises ConfigError where there is none; SampleError for one that cannot be used, where data.on_error says so;
@@ -170,7 +172,7 @@ def draw_samples(config: Config, encoder: Encoder, team: Team, say: Say) -> list
             budget.spend(error)
             continue
         samples.append(sample)
-    _check_same(samples, team)
+    _check_same(samples, dist)
     if not samples:
         raise ConfigError(
             "eval.samples: data.eval has no chat that can be answered: chats of at most data.max_length tokens, that "
@@ -179,9 +181,9 @@ def draw_samples(config: Config, encoder: Encoder, team: Team, say: Say) -> list
     return samples
 
 
-def _check_same(samples: Sequence[EvalSample], team: Team) -> None:
+def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None:
     """Without this, processes would answer different chats in step, or give each other's answers to wrong ones."""
-    drawn = team.gather([[sample.sample_id, len(sample.prompt)] for sample in samples])
+    drawn = dist.gather([[sample.sample_id, len(sample.prompt)] for sample in samples])
     for rank, theirs in enumerate(drawn):
         if theirs == drawn[0]:
             continue

@@ -12,7 +12,7 @@ from erniekit.config.evaluation import LOSS
 
 
 @dataclass
-class Best:
+class BestTracker:
     """What evaluations have shown. A checkpoint keeps it, so that a resumed run decides as one that never stopped.
 
     value: of `metric` after `step` steps, the best; None before the first. mark: the value that a later one must
@@ -26,12 +26,12 @@ class Best:
     waited: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint; Best(**as_dict) is equal."""
+        """For a checkpoint; BestTracker(**as_dict) is equal."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Watch:
+class EarlyStopping:
     """Judges evaluations by the figure `metric`: losses by how small they are, all others by how large.
 
     patience: evaluations without an improvement after which the run ends, None: it never does.
@@ -41,7 +41,7 @@ class Watch:
     patience: int | None = None
     min_delta: float = 0.0
 
-    def observe(self, best: Best, step: int, scalars: Mapping[str, float]) -> bool:
+    def observe(self, best: BestTracker, step: int, scalars: Mapping[str, float]) -> bool:
         """Take an evaluation into account; whether it is the best. One whose figure is not finite never is."""
         value = scalars[self.metric]
         best.metric = self.metric
@@ -54,11 +54,11 @@ class Watch:
         best.step, best.value = step, value
         return True
 
-    def is_over(self, best: Best) -> bool:
+    def is_over(self, best: BestTracker) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and best.waited >= self.patience
 
-    def describe_wait(self, best: Best) -> str:
+    def describe_wait(self, best: BestTracker) -> str:
         """How long there has been no better evaluation, in words."""
         times = "1 evaluation" if best.waited == 1 else f"{best.waited} evaluations"
         since = "" if best.mark is None else f" on {best.mark:.4f}"
@@ -73,8 +73,8 @@ class Watch:
         return before - value if self.metric == LOSS else value - before
 
 
-def make_watch(settings: EvalConfig) -> Watch | None:
+def make_early_stopping(settings: EvalConfig) -> EarlyStopping | None:
     """What the configuration asks for; None where no best is to be kept."""
     if settings.best_metric is None:
         return None
-    return Watch(settings.best_metric, settings.patience, settings.min_delta)
+    return EarlyStopping(settings.best_metric, settings.patience, settings.min_delta)

@@ -15,16 +15,16 @@ from paddle import nn
 from erniekit.config import Config
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.preference import REFERENCE_FREE, PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.train.reference import (
-    FrozenModel,
+    AdapterDisabledReference,
     Progress,
-    WithoutAdapters,
+    ReferenceModel,
     alone,
     cache_references,
     cached_reference,
@@ -83,7 +83,7 @@ def make_reference(
     datasets: Sequence[Dataset],
     load_base: Callable[[], ErnieModel],
     say: Say,
-    team: Team,
+    dist: DistributedContext,
 ) -> Reference | None:
     """The reference of a run; None for a loss without one.
 
@@ -97,20 +97,20 @@ def make_reference(
     @cache
     def frozen() -> Reference:
         if config.lora.enabled and config.dpo.reference != "copy" and not caches_with_copy(config):
-            return WithoutAdapters(model, config.loss.chunk_tokens, Path(config.model.path))
+            return AdapterDisabledReference(model, config.loss.chunk_tokens, Path(config.model.path))
         say(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
         copy.image_mean, copy.image_std = model.image_mean, model.image_std
         copy.eval()
         for parameter in copy.parameters():
             parameter.stop_gradient = True
-        return FrozenModel(copy, config.loss.chunk_tokens)
+        return ReferenceModel(copy, config.loss.chunk_tokens)
 
     if config.dpo.reference != "cached":
         return frozen()
     for dataset in datasets:
-        if team.is_main:
-            with team.mesh.busy("computing the reference"), alone(model):
+        if dist.is_main:
+            with dist.mesh.busy("computing the reference"), alone(model):
                 known, computed = cache_references(
                     dataset,
                     model_key(config.model.path, dtype, model.config.vocab_size),
@@ -127,7 +127,7 @@ def make_reference(
         for source in dataset.sources:
             computed_here = source.store.references
             unset = np.empty((len(source.store), 2), np.float32)
-            source.store.references = team.from_main(unset if computed_here is None else computed_here)
+            source.store.references = dist.from_main(unset if computed_here is None else computed_here)
     # A copy of the model goes before the optimizer's state comes.
     frozen.cache_clear()
     gc.collect()

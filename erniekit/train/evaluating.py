@@ -10,14 +10,14 @@ import paddle
 from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.evaluation.progress import OnProgress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.dpo import evaluate_pairs
 from erniekit.train.inputs import HeldOut
 from erniekit.train.interfaces import Objective
-from erniekit.train.skips import SharedSkips
+from erniekit.train.skips import SkippedSampleSync
 
 Say = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
@@ -36,17 +36,17 @@ class Evaluator:
         objective: SftObjective | DpoObjective,
         heldout: HeldOut,
         answers: Callable[[int], dict[str, float]] | None,
-        team: Team,
+        dist: DistributedContext,
         say: Say,
     ) -> None:
         self._model, self._objective, self._heldout = model, objective, heldout
-        self._answers, self._team, self._say = answers, team, say
-        self._skips = SharedSkips(heldout.loader.budget, team)
+        self._answers, self._dist, self._say = answers, dist, say
+        self._skips = SkippedSampleSync(heldout.loader.budget, dist)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Figures such as "eval/loss" and "eval/exact_match" after `step` steps."""
-        add = self._team.add if self._team.mesh.world.size > 1 else None
-        total = -(-self._heldout.num_rows // self._team.size)
+        add = self._dist.add if self._dist.mesh.world.size > 1 else None
+        total = -(-self._heldout.num_rows // self._dist.size)
         rows = _told(self._heldout.once(), total, spaced_progress(self._say))
         if isinstance(self._objective, DpoObjective):
             figures = evaluate_pairs(self._model, self._objective, rows, add)
@@ -56,7 +56,7 @@ class Evaluator:
         if self._answers is not None:
             figures |= self._answers(step)
         # What follows is decided by them, and must be the same everywhere.
-        values = self._team.from_main(np.asarray(list(figures.values()), np.float64))
+        values = self._dist.from_main(np.asarray(list(figures.values()), np.float64))
         return dict(zip(figures, values.tolist(), strict=True))
 
 

@@ -12,7 +12,7 @@ from erniekit.objectives.pairs import pair_means
 
 
 @dataclass(frozen=True)
-class StepFigures:
+class StepMetrics:
     """One optimizer step.
 
     `loss` is the sum over its `loss_tokens`; `tokens` are all tokens of its rows, none of them padding;
@@ -38,7 +38,7 @@ class StepFigures:
 
 
 @dataclass
-class Window:
+class MetricsAccumulator:
     """Sums over the steps since the last log line. A checkpoint keeps them, so that a log line is the same
     whether or not the run was interrupted before it (times aside)."""
 
@@ -56,7 +56,7 @@ class Window:
     router_losses: dict[str, float] = field(default_factory=dict)
     pair_sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, step: StepFigures) -> None:
+    def add(self, step: StepMetrics) -> None:
         """Count a step."""
         self.steps += 1
         self.loss_sum += step.loss_sum
@@ -113,7 +113,7 @@ class Window:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint; Window(**as_dict) is equal."""
+        """For a checkpoint; MetricsAccumulator(**as_dict) is equal."""
         return asdict(self)
 
 

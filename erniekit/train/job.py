@@ -19,7 +19,7 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.config import Config
 from erniekit.data.load.rows import StoredRows
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.models.ernie import ErnieModel
@@ -27,10 +27,10 @@ from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
-from erniekit.parallel.data_parallel import Exchange
+from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.answers import HeldOutAnswers
-from erniekit.train.best import make_watch
+from erniekit.train.best import make_early_stopping
 from erniekit.train.directory import (
     CONFIG_FILE,
     begin_run,
@@ -46,8 +46,8 @@ from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.loop import Loop, LoopSettings, Progress
 from erniekit.train.monitor import Monitor
 from erniekit.train.plan import RunPlan, describe_run, plan_run
-from erniekit.train.prepare import Prepared, check_model, load_shared, make_exchange, prepare_model
-from erniekit.train.processes import assemble
+from erniekit.train.prepare import Prepared, check_model, load_shared, make_gradient_reducer, prepare_model
+from erniekit.train.processes import init_distributed
 from erniekit.train.progress import Reporter, make_reporter
 from erniekit.train.routers import Routers
 from erniekit.train.saving import (
@@ -59,7 +59,7 @@ from erniekit.train.saving import (
     settle_best,
     with_defaults,
 )
-from erniekit.train.skips import SharedSkips
+from erniekit.train.skips import SkippedSampleSync
 
 
 class StoppedAtOnce(Exception):
@@ -85,17 +85,19 @@ def run_training(config: Config, *, resume: bool = False) -> int:
         check_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
     device = configure(config.parallel.device, threads, config.train.seed)
-    team = assemble(config, worker)
+    dist = init_distributed(config, worker)
     try:
-        status = train_with(config, resume, reporter, device, team)
+        status = train_with(config, resume, reporter, device, dist)
     except StoppedAtOnce as stopped:
         return stopped.status
     # Not after a stop at once or an error: the others stand elsewhere, and learn of this one's end from the launcher.
-    team.close()
+    dist.close()
     return status
 
 
-def train_with(config: Config, resume: bool, reporter: Reporter, device: str, team: Team) -> int:
+def train_with(
+    config: Config, resume: bool, reporter: Reporter, device: str, dist: DistributedContext
+) -> int:
     """Train together with the other processes of the team, which call the same. See `run_training`.
 
     Raises StoppedAtOnce after a second signal.
@@ -104,7 +106,7 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
     checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
     state = read_state(checkpoint) if checkpoint is not None else None
     dtype = compute_dtype(config.model.dtype, device)
-    inputs = load_inputs(config, reporter.say, team)
+    inputs = load_inputs(config, reporter.say, dist)
     held = ExitStack()
     try:
         plan = plan_run(config, inputs.rows)
@@ -119,18 +121,18 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             inputs.train.check_state(state.loader)
             _say_changes(checkpoint, state, config, reporter.say)
         prepared = prepare_model(
-            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, team.mesh, changes
+            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, dist.mesh, changes
         )
-        objective = make_objective(config, prepared, inputs, dtype, team, reporter.say, changes)
-        exchange = make_exchange(config, prepared, team.mesh)
-        optimizer = make_optimizer(config, prepared, exchange)
+        objective = make_objective(config, prepared, inputs, dtype, dist, reporter.say, changes)
+        reducer = make_gradient_reducer(config, prepared, dist.mesh)
+        optimizer = make_optimizer(config, prepared, reducer)
         progress = Progress()
         if checkpoint is not None and state is not None:
-            with team.mesh.busy("loading the checkpoint"):
-                progress = restore(checkpoint, state, optimizer, inputs.train, team, exchange)
-            settle_best(run, progress, config.eval.best_metric, team, reporter.say)
+            with dist.mesh.busy("loading the checkpoint"):
+                progress = restore(checkpoint, state, optimizer, inputs.train, dist, reducer)
+            settle_best(run, progress, config.eval.best_metric, dist, reporter.say)
         make_directory(run)
-        if team.is_main:
+        if dist.is_main:
             held.enter_context(hold_directory(run, reporter.say))
             if checkpoint is None:
                 begin_run(config, reporter.say)
@@ -145,12 +147,12 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
             schedule=plan.schedule,
             identity=identity,
             say=reporter.say,
-            team=team,
-            stored=prepared.stored,
-            exchange=exchange,
+            dist=dist,
+            fully_sharded=prepared.fully_sharded,
+            reducer=reducer,
             changes=changes,
         )
-        monitor = _monitor(run, config, progress, team)
+        monitor = _monitor(run, config, progress, dist)
         try:
             loop = make_loop(
                 config,
@@ -163,10 +165,10 @@ def train_with(config: Config, resume: bool, reporter: Reporter, device: str, te
                 reporter,
                 saver,
                 progress,
-                team,
-                exchange,
+                dist,
+                reducer,
             )
-            return _run(loop, run, reporter.say, _devices(device, team))
+            return _run(loop, run, reporter.say, _devices(device, dist))
         finally:
             monitor.close()
     finally:
@@ -210,33 +212,33 @@ def _say_end(loop: Loop, run: Path, say: Callable[[str], None]) -> None:
         )
 
 
-def _monitor(run: Path, config: Config, progress: Progress, team: Team) -> Monitor:
+def _monitor(run: Path, config: Config, progress: Progress, dist: DistributedContext) -> Monitor:
     """Where figures go: of other processes than the main one below logs, where only their own are looked for."""
-    if team.is_main:
+    if dist.is_main:
         return Monitor(run, tensorboard=config.log.tensorboard, start_step=progress.step)
-    directory = run / "logs" / f"rank-{team.mesh.rank}"
+    directory = run / "logs" / f"rank-{dist.mesh.rank}"
     directory.mkdir(parents=True, exist_ok=True)
     return Monitor(directory, tensorboard=False, start_step=progress.step)
 
 
-def _devices(device: str, team: Team) -> str:
+def _devices(device: str, dist: DistributedContext) -> str:
     """What to add to a command for as many processes. GPUs are all used without being asked for."""
-    size = team.mesh.world.size
+    size = dist.mesh.world.size
     return f" --devices cpu:{size}" if size > 1 and device == "cpu" else ""
 
 
-def make_optimizer(config: Config, prepared: Prepared, exchange: Exchange | None = None) -> AdamW:
+def make_optimizer(config: Config, prepared: Prepared, reducer: GradientReducer | None = None) -> AdamW:
     """AdamW over the trained parameters, or this process's parts of them, with the groups of the configuration."""
     settings = config.optimizer
     return AdamW(
-        prepared.trained if exchange is None else exchange.parameters,
+        prepared.trained if reducer is None else reducer.parameters,
         weight_decay=settings.weight_decay,
         beta1=settings.beta1,
         beta2=settings.beta2,
         epsilon=settings.epsilon,
         rules=[GroupRule(g.match, g.learning_rate_ratio, g.weight_decay) for g in settings.groups],
         router_ratio=settings.router_learning_rate_ratio,
-        shapes=None if exchange is None else exchange.shapes,
+        shapes=None if reducer is None else reducer.shapes,
         all_names=prepared.all_trained,
     )
 
@@ -246,7 +248,7 @@ def make_objective(
     prepared: Prepared,
     inputs: Inputs,
     dtype: str,
-    team: Team,
+    dist: DistributedContext,
     say: Callable[[str], None],
     changes: ModelChanges = NO_CHANGES,
 ) -> SftObjective | DpoObjective:
@@ -261,10 +263,10 @@ def make_objective(
 
         def load_base() -> ErnieModel:
             # One process computes what is cached.
-            mesh = None if config.dpo.reference == "cached" else team.mesh
+            mesh = None if config.dpo.reference == "cached" else dist.mesh
             return load_shared(Path(config.model.path), dtype, mesh, config.parallel.shard, changes)[0]
 
-        reference = make_reference(config, model, dtype, datasets, load_base, say, team)
+        reference = make_reference(config, model, dtype, datasets, load_base, say, dist)
         return make_dpo_objective(config, model, reference)
     return SftObjective(
         model,
@@ -285,8 +287,8 @@ def make_loop(
     reporter: Reporter,
     save: Callable[[Progress], None],
     progress: Progress,
-    team: Team,
-    exchange: Exchange | None = None,
+    dist: DistributedContext,
+    reducer: GradientReducer | None = None,
 ) -> Loop:
     """The loop over everything that was prepared."""
     model, loader = prepared.model, inputs.train
@@ -298,7 +300,7 @@ def make_loop(
         bias_update_rate=loss.bias_update_rate,
     )
 
-    together = None if team.mesh.world.size == 1 else team
+    together = None if dist.mesh.world.size == 1 else dist
     add = None if together is None else together.add
 
     return Loop(
@@ -322,11 +324,11 @@ def make_loop(
         save=save,
         routers=routers,
         reduce_totals=add,
-        team=together,
-        exchange=exchange,
-        skips=None if together is None else SharedSkips(loader.budget, together),
-        evaluate=make_evaluator(config, model, objective, inputs, team, reporter.say),
-        watch=make_watch(config.eval),
+        dist=together,
+        reducer=reducer,
+        skips=None if together is None else SkippedSampleSync(loader.budget, together),
+        evaluate=make_evaluator(config, model, objective, inputs, dist, reporter.say),
+        watch=make_early_stopping(config.eval),
         epoch=lambda: loader.epochs_done,
         progress=progress,
     )
@@ -337,14 +339,14 @@ def make_evaluator(
     model: ErnieModel,
     objective: SftObjective | DpoObjective,
     inputs: Inputs,
-    team: Team,
+    dist: DistributedContext,
     say: Callable[[str], None],
 ) -> Evaluator | None:
     """What measures the model on data.eval; None where that is empty."""
     if inputs.heldout is None:
         return None
-    answers = HeldOutAnswers(config, model, inputs.encoder, team, say) if config.eval.samples else None
-    return Evaluator(model, objective, inputs.heldout, answers, team, say)
+    answers = HeldOutAnswers(config, model, inputs.encoder, dist, say) if config.eval.samples else None
+    return Evaluator(model, objective, inputs.heldout, answers, dist, say)
 
 
 def _say_changes(checkpoint: Path, state: TrainerState, config: Config, say: Callable[[str], None]) -> None:

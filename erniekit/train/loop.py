@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.failures import original_error
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
@@ -22,14 +22,14 @@ from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
 from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
 from erniekit.optim.schedule import Schedule
-from erniekit.parallel.data_parallel import Exchange
-from erniekit.train.best import Best, Watch
-from erniekit.train.figures import StepFigures, Window
+from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.train.best import BestTracker, EarlyStopping
+from erniekit.train.figures import MetricsAccumulator, StepMetrics
 from erniekit.train.interfaces import Objective, RowSource
 from erniekit.train.monitor import Monitor, memory
 from erniekit.train.progress import Reporter
 from erniekit.train.routers import Routers
-from erniekit.train.skips import SharedSkips
+from erniekit.train.skips import SkippedSampleSync
 
 _NAMED_SAMPLES = 8
 _EMPTY_STEPS = 1000
@@ -65,8 +65,8 @@ class Progress:
     rows: int = 0
     tokens: int = 0
     loss_tokens: int = 0
-    window: Window = field(default_factory=Window)
-    best: Best = field(default_factory=Best)
+    window: MetricsAccumulator = field(default_factory=MetricsAccumulator)
+    best: BestTracker = field(default_factory=BestTracker)
 
 
 class Loop:
@@ -93,11 +93,11 @@ class Loop:
         save: Callable[[Progress], None],
         routers: Routers | None = None,
         reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
-        team: Team | None = None,
-        exchange: Exchange | None = None,
-        skips: SharedSkips | None = None,
+        dist: DistributedContext | None = None,
+        reducer: GradientReducer | None = None,
+        skips: SkippedSampleSync | None = None,
         evaluate: Callable[[int], dict[str, float]] | None = None,
-        watch: Watch | None = None,
+        watch: EarlyStopping | None = None,
         epoch: Callable[[], float] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -112,8 +112,8 @@ class Loop:
         self.progress = progress or Progress()
         self.routers = routers
         self._reduce_totals = reduce_totals
-        self._team = team
-        self._exchange = exchange
+        self._dist = dist
+        self._reducer = reducer
         self._skips = skips
         self._guard: InterruptGuard | None = None
         self._stopping = False
@@ -130,7 +130,7 @@ class Loop:
         Raises ErnieKitError where a loss or a gradient is not finite: before the update, naming the samples.
         """
         settings, progress = self.settings, self.progress
-        self._guard, self._stopping = guard, guard.requested is not None and self._team is None
+        self._guard, self._stopping = guard, guard.requested is not None and self._dist is None
         self.model.train()
         self.reporter.begin(progress.step, settings.total_steps)
         try:
@@ -145,7 +145,7 @@ class Loop:
                     self._log()
                 if settings.save_every and done % settings.save_every == 0 and self._saved_at != done:
                     self._checkpoint()
-                if self._team is None:
+                if self._dist is None:
                     self._stopping = guard.requested is not None
             if not self._stopping and self._evaluated_at != progress.step:
                 self._report_evaluation()
@@ -164,7 +164,7 @@ class Loop:
         """Whether evaluations have not improved for too long."""
         return self.watch is not None and self.watch.is_over(self.progress.best)
 
-    def step(self) -> StepFigures:
+    def step(self) -> StepMetrics:
         """One update. Losses are divided by the totals of all rows of the step, see `StepTotals`."""
         began = time.perf_counter()
         batches, rows, totals = self._next_rows()
@@ -173,8 +173,8 @@ class Loop:
         routings: list[RowRouting] = []
         pairs: list[RowPairs] = []
         for number, batch in enumerate(batches):
-            first = self.progress.rows + (self._team.rank * len(batches) if self._team is not None else 0)
-            seed_row(self.settings.seed, first + number, self._team.part if self._team is not None else 0)
+            first = self.progress.rows + (self._dist.rank * len(batches) if self._dist is not None else 0)
+            seed_row(self.settings.seed, first + number, self._dist.part if self._dist is not None else 0)
             output = self.objective(batch, totals)
             self._backward(output.total, last=number + 1 == len(batches), only=len(batches) == 1)
             losses.append(output.loss_sum.detach())
@@ -193,7 +193,7 @@ class Loop:
         self.progress.rows += rows
         self.progress.tokens += sum(totals.modality_tokens)
         self.progress.loss_tokens += totals.loss_tokens
-        return StepFigures(
+        return StepMetrics(
             loss_sum=sums.pop("loss"),
             loss_tokens=totals.loss_tokens,
             tokens=sum(totals.modality_tokens),
@@ -210,14 +210,14 @@ class Loop:
 
     def _backward(self, total: paddle.Tensor, *, last: bool, only: bool) -> None:
         """The gradients of a row: the last, or the only one, that this process has in the step."""
-        if self._exchange is not None:
-            self._exchange.begin_row(self.optimizer, last=last)
+        if self._reducer is not None:
+            self._reducer.begin_row(self.optimizer, last=last)
         try:
             total.backward()
         except OSError as error:
             raise original_error(error) from None
-        if self._exchange is not None:
-            self._exchange.end_row()
+        if self._reducer is not None:
+            self._reducer.end_row()
         elif not only:
             self.optimizer.collect_gradients()
 
@@ -237,7 +237,7 @@ class Loop:
         """The number of rows of the step and their totals, on all processes."""
         asked = self._guard is not None and self._guard.requested is not None
         # All processes stop after the same step: the one in which each knows that one of them was asked to.
-        counted = batches if self._team is None or self._team.counts else []
+        counted = batches if self._dist is None or self._dist.counts else []
         told = self._reduce(
             {
                 "counts": count_rows(counted),
@@ -248,7 +248,7 @@ class Loop:
         )
         if self._skips is not None and told["skipped"]:
             self._skips.share()
-        self._stopping = bool(told["stop"]) and self._team is not None
+        self._stopping = bool(told["stop"]) and self._dist is not None
         rows, loss_tokens, text, vision = told["counts"].tolist()
         positions = self.settings.rows_per_step * self.settings.max_length
         return rows, StepTotals(loss_tokens, positions, (text, vision), *told["pairs"].tolist())
@@ -257,18 +257,18 @@ class Loop:
         self, batches: Sequence[PackedBatch], losses: Sequence[float], counts: dict[str, np.ndarray]
     ) -> tuple[float, dict[str, float]]:
         """Apply the gradients of the rows. Returns their norm, and the losses of routers as such."""
-        if self._exchange is not None:
-            self._exchange.add_up()
+        if self._reducer is not None:
+            self._reducer.reduce()
         router_losses = self.routers.before_step(self.optimizer) if self.routers is not None else {}
         gradients = self.optimizer.gradients()
-        norm = gradient_norm(gradients) if self._exchange is None else self._exchange.norm()
+        norm = gradient_norm(gradients) if self._reducer is None else self._reducer.norm()
         self._check_finite(batches, losses, norm)
         clip_gradients(gradients, norm, self.settings.max_grad_norm)
         rate = self.schedule.learning_rate(self.progress.step)
         self.optimizer.step(rate)
         self.optimizer.clear_gradients()
-        if self._exchange is not None:
-            self._exchange.publish()
+        if self._reducer is not None:
+            self._reducer.all_gather_params()
         if self.routers is not None:
             router_losses |= self.routers.after_step(self.optimizer, rate, counts)
         return norm, router_losses
@@ -285,7 +285,7 @@ class Loop:
         }
 
     def _draw(self) -> list[PackedBatch]:
-        rows = self.settings.rows_per_step // (self._team.size if self._team is not None else 1)
+        rows = self.settings.rows_per_step // (self._dist.size if self._dist is not None else 1)
         batches = [self.rows.next_row()]
         while len(batches) < rows and not self.rows.is_over:
             batches.append(self.rows.next_row())
@@ -319,7 +319,7 @@ class Loop:
         epoch = self._epoch() if self._epoch is not None else None
         self.monitor.write(progress.step, scalars, epoch=epoch, shares=shares)
         self.reporter.step(progress.step, scalars)
-        progress.window = Window()
+        progress.window = MetricsAccumulator()
 
     def _report_evaluation(self) -> None:
         self._evaluated_at = self.progress.step

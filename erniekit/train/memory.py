@@ -25,7 +25,7 @@ from erniekit.config import Config
 from erniekit.models.config import ErnieConfig, VisionConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
 from erniekit.parallel.data_parallel import REST, by_layer
-from erniekit.parallel.fully_sharded import is_stored
+from erniekit.parallel.fully_sharded import is_fully_sharded
 from erniekit.parallel.zero import SHARDS, Shard
 
 USABLE = 0.92
@@ -38,7 +38,7 @@ _WIDE = 4
 
 
 @dataclass(frozen=True)
-class Spread:
+class ShardingPlan:
     """How processes hold a model together.
 
     experts: how many share the experts that are counted; dense, replicas: how many have the same dense weights, and
@@ -54,7 +54,7 @@ class Spread:
         """Whether processes spread of a tensor what parallel.shard `what` spreads."""
         if is_router_tensor(spec.name) or SHARDS.index(self.shard) < SHARDS.index(what):
             return False
-        if what == "parameters" and not is_stored(spec.name):
+        if what == "parameters" and not is_fully_sharded(spec.name):
             return False
         return self.holders(spec) > 1
 
@@ -82,7 +82,7 @@ class ModelPlan:
     reference_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    exchange_bytes: int
+    communication_bytes: int
     activation_bytes: int = 0
     cached_bytes: int = 0
 
@@ -90,7 +90,9 @@ class ModelPlan:
     def total_bytes(self) -> int:
         """At the peak of a step or, where that is more, while a cached reference is computed."""
         held = self.weight_bytes + self.activation_bytes
-        training = self.reference_bytes + self.gradient_bytes + self.optimizer_bytes + self.exchange_bytes
+        training = (
+            self.reference_bytes + self.gradient_bytes + self.optimizer_bytes + self.communication_bytes
+        )
         return held + max(training, self.cached_bytes)
 
     def fits(self, gibibytes: float) -> bool:
@@ -103,7 +105,7 @@ def plan_model(
     trained: Sequence[str],
     *,
     rows_per_step: int,
-    spread: Spread = Spread(),
+    spread: ShardingPlan = ShardingPlan(),
     reference: bool = False,
     cached: bool = False,
     activations: int = 0,
@@ -152,13 +154,13 @@ def plan_model(
         reference_bytes=round(frozen),
         gradient_bytes=round(gradients),
         optimizer_bytes=round(optimizer),
-        exchange_bytes=round(exchange),
+        communication_bytes=round(exchange),
         activation_bytes=activations,
         cached_bytes=sum(spec_bytes(spec) for spec in specs if ".lora_" not in spec.name) if cached else 0,
     )
 
 
-def _exchange_bytes(layer: Sequence[TensorSpec], trained: set[str], spread: Spread) -> float:
+def _exchange_bytes(layer: Sequence[TensorSpec], trained: set[str], spread: ShardingPlan) -> float:
     """Of a decoder layer: gradients under way, in their own type and float32, and whole weights of it and the next."""
     total = 0.0
     for spec in layer:
@@ -247,7 +249,7 @@ def describe_model(plan: ModelPlan, processes: int = 1) -> list[str]:
         ("frozen copy for the reference", plan.reference_bytes),
         ("gradients", plan.gradient_bytes),
         ("optimizer", plan.optimizer_bytes),
-        ("exchange", plan.exchange_bytes),
+        ("exchange", plan.communication_bytes),
         ("activations of full rows", plan.activation_bytes),
     ]
     shown = ", ".join(f"{name} {size(count)}" for name, count in parts if count)

@@ -13,7 +13,7 @@ from erniekit.data.encode.account import DataStats
 from erniekit.data.load.loader import EPOCH_TOLERANCE
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch, group_matches
 from erniekit.optim.schedule import Schedule, warmup_steps
@@ -192,15 +192,15 @@ def waste(tokens: int, rows: int, max_length: int) -> float:
     return 1 - tokens / (rows * max_length)
 
 
-def describe_layout(layout: Layout) -> list[str]:
+def describe_parallel_dims(dims: ParallelDims) -> list[str]:
     """What several processes share, in words."""
-    if layout.world == 1:
+    if dims.world == 1:
         return []
-    words = [f"processes: {layout.world}"]
-    if layout.expert > 1:
-        words.append(f"{layout.expert} share the experts")
-    if layout.context > 1:
-        words.append(f"{layout.context} share each row")
+    words = [f"processes: {dims.world}"]
+    if dims.expert > 1:
+        words.append(f"{dims.expert} share the experts")
+    if dims.context > 1:
+        words.append(f"{dims.context} share each row")
     return ["; ".join(words)]
 
 

@@ -15,7 +15,7 @@ from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.media.patches import ImageSpec
 from erniekit.distributed.mesh import Mesh
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.lora.adapters import load_adapter
 from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters
@@ -23,17 +23,17 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import parameter_specs
-from erniekit.models.layer_runner import Segments
+from erniekit.models.layer_runner import CheckpointedLayers
 from erniekit.models.specs import TensorSpec, is_vocab_tensor
-from erniekit.parallel.context_parallel import share_rows
-from erniekit.parallel.data_parallel import Exchange, WholeExchange
-from erniekit.parallel.expert_parallel import share_experts
-from erniekit.parallel.fully_sharded import StoredLayers
-from erniekit.parallel.zero import Shard, ShardedExchange
+from erniekit.parallel.context_parallel import apply_context_parallel
+from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
+from erniekit.parallel.expert_parallel import apply_expert_parallel
+from erniekit.parallel.fully_sharded import FullyShardedLayers
+from erniekit.parallel.zero import Shard, ZeroReducer
 from erniekit.train.dpo import caches_with_copy, trains_beside_copy
-from erniekit.train.memory import ModelPlan, Spread, activation_bytes, describe_model, plan_model
+from erniekit.train.memory import ModelPlan, ShardingPlan, activation_bytes, describe_model, plan_model
 from erniekit.train.parameters import check_routers, trained_names
-from erniekit.train.plan import describe_layout, describe_lora, describe_vocab
+from erniekit.train.plan import describe_lora, describe_parallel_dims, describe_vocab
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -49,7 +49,7 @@ class Prepared:
     model: ErnieModel
     trained: list[tuple[str, paddle.Tensor]]
     all_trained: list[str]
-    stored: StoredLayers | None = None
+    fully_sharded: FullyShardedLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def prepare_model(
     before = ErnieConfig.from_dir(config.model.path)
     choice = _choose(config, before, dtype, changes)
     say(f"model: loading {weights} in {dtype}")
-    model, stored = load_shared(weights, dtype, mesh, config.parallel.shard, changes)
+    model, fully_sharded = load_shared(weights, dtype, mesh, config.parallel.shard, changes)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
-        model.model.run = Segments(recompute=True)
+        model.model.run = CheckpointedLayers(recompute=True)
     if image_spec is not None:
         model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
     if lora.enabled:
@@ -114,9 +114,9 @@ def prepare_model(
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
     _describe(
-        config, changes.apply(before), dtype, choice, say, mesh.layout if mesh is not None else Layout()
+        config, changes.apply(before), dtype, choice, say, mesh.dims if mesh is not None else ParallelDims()
     )
-    return Prepared(model, trained, choice.trained, stored)
+    return Prepared(model, trained, choice.trained, fully_sharded)
 
 
 def check_model(directory: Path, say: Callable[[str], None], *, weights: bool = True) -> None:
@@ -133,45 +133,45 @@ def check_model(directory: Path, say: Callable[[str], None], *, weights: bool = 
 
 def load_shared(
     directory: Path, dtype: str, mesh: Mesh | None, shard: Shard, changes: ModelChanges = NO_CHANGES
-) -> tuple[ErnieModel, StoredLayers | None]:
+) -> tuple[ErnieModel, FullyShardedLayers | None]:
     """A model as this process holds it: with its share of experts, rows and, where they are spread, layers."""
     if mesh is None or mesh.world.size == 1:
         return load_model(directory, dtype, changes=changes), None
-    stored = None
+    fully_sharded = None
     # Of slow disks, or one that the processes share, some may have read long before others.
     with mesh.busy("loading the model"):
         if shard == "parameters":
-            model, stored = load_spread(directory, dtype, mesh, changes)
-            model.model.run = Segments(stored, recompute=True)
+            model, fully_sharded = load_spread(directory, dtype, mesh, changes)
+            model.model.run = CheckpointedLayers(fully_sharded, recompute=True)
         else:
             experts = mesh.expert
             model = load_model(
                 directory, dtype, expert_rank=experts.rank, expert_ranks=experts.size, changes=changes
             )
-    share_experts(model, mesh.expert)
-    share_rows(model, mesh.context)
-    return model, stored
+    apply_expert_parallel(model, mesh.expert)
+    apply_context_parallel(model, mesh.context)
+    return model, fully_sharded
 
 
-def make_exchange(config: Config, prepared: Prepared, mesh: Mesh) -> Exchange | None:
+def make_gradient_reducer(config: Config, prepared: Prepared, mesh: Mesh) -> GradientReducer | None:
     """What becomes of gradients, into which the model's backward pass is made to run. None for one process."""
     if mesh.world.size == 1:
         return None
     shard = config.parallel.shard
-    exchange: Exchange = (
-        WholeExchange(mesh, prepared.trained)
+    reducer: GradientReducer = (
+        DataParallelReducer(mesh, prepared.trained)
         if shard == "none"
-        else ShardedExchange(mesh, prepared.trained, shard, prepared.stored)
+        else ZeroReducer(mesh, prepared.trained, shard, prepared.fully_sharded)
     )
-    prepared.model.model.run = Segments(exchange.events, recompute=config.train.recompute)
-    return exchange
+    prepared.model.model.run = CheckpointedLayers(reducer.hooks, recompute=config.train.recompute)
+    return reducer
 
 
 def preview_model(
     config: Config,
     dtype: str,
     say: Callable[[str], None],
-    layout: Layout,
+    dims: ParallelDims,
     changes: ModelChanges = NO_CHANGES,
 ) -> None:
     """Say what `prepare_model` would do, from `config.json`.
@@ -180,15 +180,15 @@ def preview_model(
     """
     before = ErnieConfig.from_dir(config.model.path)
     choice = _choose(config, before, dtype, changes)
-    _describe(config, changes.apply(before), dtype, choice, say, layout)
+    _describe(config, changes.apply(before), dtype, choice, say, dims)
 
 
-def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, layout: Layout) -> ModelPlan:
+def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, dims: ParallelDims) -> ModelPlan:
     """What training a model of that architecture takes of each process of a layout. No file is read.
 
     Raises ConfigError where lora.targets or model.freeze match nothing.
     """
-    return _plan(config, architecture, dtype, _choose(config, architecture, dtype, NO_CHANGES), layout)
+    return _plan(config, architecture, dtype, _choose(config, architecture, dtype, NO_CHANGES), dims)
 
 
 def _choose(config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges) -> _Choice:
@@ -227,9 +227,9 @@ def _choose(config: Config, before: ErnieConfig, dtype: str, changes: ModelChang
 
 
 def _plan(
-    config: Config, architecture: ErnieConfig, dtype: str, choice: _Choice, layout: Layout
+    config: Config, architecture: ErnieConfig, dtype: str, choice: _Choice, dims: ParallelDims
 ) -> ModelPlan:
-    spread = Spread(layout.expert, layout.world, layout.replicas, config.parallel.shard)
+    spread = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
     return plan_model(
         choice.specs,
         choice.trained,
@@ -247,11 +247,11 @@ def _describe(
     dtype: str,
     choice: _Choice,
     say: Callable[[str], None],
-    layout: Layout,
+    dims: ParallelDims,
 ) -> None:
-    plan = _plan(config, architecture, dtype, choice, layout)
+    plan = _plan(config, architecture, dtype, choice, dims)
     lines = describe_lora(choice.matches, config.lora.rank) if config.lora.enabled else []
     if config.model.resize_vocab:
         lines.insert(0, describe_vocab(choice.rows_before, choice.rows, adapters=config.lora.enabled))
-    for line in [*describe_layout(layout), *lines, *describe_model(plan, layout.world)]:
+    for line in [*describe_parallel_dims(dims), *lines, *describe_model(plan, dims.world)]:
         say(line)

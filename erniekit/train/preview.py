@@ -14,7 +14,7 @@ from erniekit.runtime import compute_dtype, configure
 from erniekit.train.inputs import load_inputs
 from erniekit.train.plan import describe_run, plan_run
 from erniekit.train.prepare import check_model, preview_model
-from erniekit.train.processes import plan_layout
+from erniekit.train.processes import plan_parallel_dims
 from erniekit.train.progress import make_reporter
 
 
@@ -47,7 +47,7 @@ def _model(config: Config, say: Callable[[str], None], processes: int, no_weight
         return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
     options = encode_options(config)
     changes = ModelChanges(options.vocab_size, options.max_positions)
-    preview_model(config, dtype, say, plan_layout(config, processes), changes)
+    preview_model(config, dtype, say, plan_parallel_dims(config, processes), changes)
     return []
 
 

@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 from erniekit.config import Config
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import connect, local_mesh
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.worker import Worker
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 
 
-def plan_layout(config: Config, processes: int) -> Layout:
-    """How so many processes would share the run. Reads the model's config.json. Raises as `fit_layout` does."""
-    return fit_layout(config, ErnieConfig.from_dir(config.model.path), processes)
+def plan_parallel_dims(config: Config, processes: int) -> ParallelDims:
+    """How so many processes would share the run. Reads the model's config.json. Raises as `fit_parallel_dims` does."""
+    return fit_parallel_dims(config, ErnieConfig.from_dir(config.model.path), processes)
 
 
-def fit_layout(config: Config, model: ErnieConfig, processes: int) -> Layout:
+def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> ParallelDims:
     """How so many processes would share a run of that architecture.
 
     Raises ConfigError where the degrees of `parallel` do not fit the processes, the model or train.rows_per_step.
     """
     parallel, rows = config.parallel, config.train.rows_per_step
-    layout = Layout(processes, parallel.expert, parallel.context)
-    layout.validate(
+    dims = ParallelDims(processes, parallel.expert, parallel.context)
+    dims.validate(
         [] if model.moe is None else [model.moe.num_experts] * model.moe.num_modalities,
         (model.num_attention_heads, model.num_key_value_heads),
     )
-    if rows % layout.data:
-        who = "processes" if layout.context == 1 else f"groups of {layout.context} processes"
-        below = max(1, rows // layout.data)
+    if rows % dims.data:
+        who = "processes" if dims.context == 1 else f"groups of {dims.context} processes"
+        below = max(1, rows // dims.data)
         raise ConfigError(
-            f"train.rows_per_step is {rows}, which does not divide among the {layout.data} {who} of this run "
-            f"(--devices): use {below * layout.data}, {(below + 1) * layout.data} or another multiple of {layout.data}"
+            f"train.rows_per_step is {rows}, which does not divide among the {dims.data} {who} of this run "
+            f"(--devices): use {below * dims.data}, {(below + 1) * dims.data} or another multiple of {dims.data}"
         )
-    return layout
+    return dims
 
 
-def assemble(config: Config, worker: Worker | None) -> Team:
+def init_distributed(config: Config, worker: Worker | None) -> DistributedContext:
     """The team that the configuration asks for. worker: None where this process was started alone.
 
-    Raises ConfigError as `plan_layout` does.
+    Raises ConfigError as `plan_parallel_dims` does.
     """
-    layout = plan_layout(config, 1 if worker is None else worker.world)
-    return Team(local_mesh() if worker is None else connect(layout, timeout=config.parallel.timeout))
+    dims = plan_parallel_dims(config, 1 if worker is None else worker.world)
+    return DistributedContext(
+        local_mesh() if worker is None else connect(dims, timeout=config.parallel.timeout)
+    )

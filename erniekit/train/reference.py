@@ -30,7 +30,7 @@ from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.sequence_sharding import WholeRows
+from erniekit.models.sequence_sharding import NoSharding
 from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.dpo import Reference, branch_logps
 
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 IndexedDocument = tuple[int, Document]
 
 
-class FrozenModel:
+class ReferenceModel:
     """A model as it stands, without dropout, gradients and router losses."""
 
     def __init__(self, model: ErnieModel, chunk_tokens: int) -> None:
@@ -47,7 +47,6 @@ class FrozenModel:
         self.chunk_tokens = chunk_tokens
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """See `erniekit.objectives.dpo.Reference`."""
         training = self.model.training
         self.model.eval()
         try:
@@ -58,7 +57,7 @@ class FrozenModel:
                 self.model.train()
 
 
-class WithoutAdapters(FrozenModel):
+class AdapterDisabledReference(ReferenceModel):
     """The model that adapters are trained on: the same weights, the adapters switched off.
 
     base: the directory of that model. Parameters that are trained whole beside the adapters (routers) have its values
@@ -78,7 +77,6 @@ class WithoutAdapters(FrozenModel):
             self._whole.append((parameter, value))
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """See `erniekit.objectives.dpo.Reference`."""
         with self._base():
             return super().__call__(batch)
 
@@ -106,11 +104,11 @@ def _assign(values: Iterable[tuple[Tensor, Tensor]]) -> None:
 @contextmanager
 def alone(model: ErnieModel) -> Iterator[None]:
     """Inside, this process computes whole rows, whoever shares them outside."""
-    shared, model.context = model.context, WholeRows()
+    shared, model.sharding = model.sharding, NoSharding()
     try:
         yield
     finally:
-        model.context = shared
+        model.sharding = shared
 
 
 def cached_reference(batch: PackedBatch) -> Tensor:

@@ -26,7 +26,7 @@ from erniekit.checkpoint.state import (
 from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.config import Config
 from erniekit.data.load.loader import RowLoader, join_states
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import adapter_parameters, write_adapter
 from erniekit.lora.peft import AdapterConfig
@@ -34,11 +34,11 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_expert_tensor
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
-from erniekit.parallel.data_parallel import Exchange, Held
-from erniekit.parallel.fully_sharded import StoredLayers
+from erniekit.parallel.data_parallel import GradientReducer, TensorShard
+from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.gather import GatheredTensors
-from erniekit.train.best import Best
-from erniekit.train.figures import Window
+from erniekit.train.best import BestTracker
+from erniekit.train.figures import MetricsAccumulator
 from erniekit.train.loop import Progress
 from erniekit.train.prepare import lora_alpha
 
@@ -57,23 +57,23 @@ class Saver:
     schedule: Schedule
     identity: dict[str, Any]
     say: Callable[[str], None]
-    team: Team
-    stored: StoredLayers | None = None
-    exchange: Exchange | None = None
+    dist: DistributedContext
+    fully_sharded: FullyShardedLayers | None = None
+    reducer: GradientReducer | None = None
     changes: ModelChanges = NO_CHANGES
 
     def __call__(self, progress: Progress) -> None:
         """Save `progress` with all that belongs to it. All processes of the team call this together."""
         weights, optimizer = self._weights(), self._optimizer_state()
         # Processes that share a row have the same state.
-        states = self.team.gather(self.loader.state_dict())[:: self.team.mesh.context.size]
-        if self.team.is_main:
-            with self.team.mesh.busy("writing a checkpoint"):
+        states = self.dist.gather(self.loader.state_dict())[:: self.dist.mesh.context.size]
+        if self.dist.is_main:
+            with self.dist.mesh.busy("writing a checkpoint"):
                 self._write(progress, weights, optimizer, join_states(states))
         else:
             weights.serve()
             optimizer.serve()
-        self.team.wait()
+        self.dist.wait()
 
     def _write(
         self,
@@ -112,20 +112,20 @@ class Saver:
 
     def _weights(self) -> GatheredTensors:
         if self.config.lora.enabled:
-            return GatheredTensors(self.team.mesh, adapter_parameters(self.model), spec_of, array_of)
+            return GatheredTensors(self.dist.mesh, adapter_parameters(self.model), spec_of, array_of)
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
-        if self.stored is None:
-            return GatheredTensors(self.team.mesh, parameters, spec_of, array_of)
-        parameters |= self.stored.parts
-        return GatheredTensors(self.team.mesh, parameters, spec_of, array_of, self.stored.held)
+        if self.fully_sharded is None:
+            return GatheredTensors(self.dist.mesh, parameters, spec_of, array_of)
+        parameters |= self.fully_sharded.parts
+        return GatheredTensors(self.dist.mesh, parameters, spec_of, array_of, self.fully_sharded.shard_of)
 
     def _optimizer_state(self) -> GatheredTensors:
         return GatheredTensors(
-            self.team.mesh,
+            self.dist.mesh,
             self.optimizer.state_tensors(),
             spec_of,
             array_of,
-            lambda name: held_state(self.exchange, name),
+            lambda name: state_shard(self.reducer, name),
         )
 
     def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
@@ -176,9 +176,9 @@ def saved_identity(state: TrainerState, keys: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def held_state(exchange: Exchange | None, name: str) -> Held | None:
+def state_shard(reducer: GradientReducer | None, name: str) -> TensorShard | None:
     """How the processes hold a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
-    return None if exchange is None else exchange.held(name.rpartition(".")[0])
+    return None if reducer is None else reducer.shard_of(name.rpartition(".")[0])
 
 
 def restore(
@@ -186,33 +186,38 @@ def restore(
     state: TrainerState,
     optimizer: AdamW,
     loader: RowLoader,
-    team: Team,
-    exchange: Exchange | None = None,
+    dist: DistributedContext,
+    reducer: GradientReducer | None = None,
 ) -> Progress:
     """Put optimizer and loader where the checkpoint left them. Raises CheckpointError or DataError."""
     tensors, own = read_optimizer(checkpoint), optimizer.state_tensors()
     # What belongs to experts that other processes hold is theirs to read.
     names = [
-        name for name in tensors if name in own or not is_expert_tensor(name) or team.mesh.expert.size == 1
+        name for name in tensors if name in own or not is_expert_tensor(name) or dist.mesh.expert.size == 1
     ]
 
     def part(name: str) -> np.ndarray:
-        info, held = tensors[name], held_state(exchange, name)
-        if held is None:
+        info, shard = tensors[name], state_shard(reducer, name)
+        if shard is None:
             return read_array(info)
-        if info.shape != held.shape:
-            raise CheckpointError(f"optimizer state {name}: shape {info.shape}, expected {held.shape}")
-        return read_span(info, held.span.start, held.span.stop)
+        if info.shape != shard.shape:
+            raise CheckpointError(f"optimizer state {name}: shape {info.shape}, expected {shard.shape}")
+        return read_span(info, shard.span.start, shard.span.stop)
 
     optimizer.load_state(state.step, names, part)
     loader.load_state_dict(state.loader)
     return Progress(
-        state.step, state.rows, state.tokens, state.loss_tokens, Window(**state.window), Best(**state.best)
+        state.step,
+        state.rows,
+        state.tokens,
+        state.loss_tokens,
+        MetricsAccumulator(**state.window),
+        BestTracker(**state.best),
     )
 
 
 def settle_best(
-    run: Path, progress: Progress, metric: str | None, team: Team, say: Callable[[str], None]
+    run: Path, progress: Progress, metric: str | None, dist: DistributedContext, say: Callable[[str], None]
 ) -> None:
     """Make what a resumed run knows of its best agree with the configuration, and with its directory.
 
@@ -221,15 +226,15 @@ def settle_best(
     best = progress.best
     if metric is not None and best.metric not in ("", metric):
         say(f"the best was known by {best.metric}; it is sought anew by {metric}")
-        best = Best()
+        best = BestTracker()
     elif best.value is not None and not (run / checkpoint_name(best.step)).is_dir():
         say(f"{run / checkpoint_name(best.step)}, the best, is not there; the next evaluation is the best")
-        best = Best(best.metric, mark=best.mark, waited=best.waited)
+        best = BestTracker(best.metric, mark=best.mark, waited=best.waited)
     progress.best = best
     # The directory may be ahead of the checkpoint, or one of them was cut off between the two.
-    if team.is_main and best.value is not None:
+    if dist.is_main and best.value is not None:
         write_best(run, best.step, best.metric, best.value)
-    elif team.is_main:
+    elif dist.is_main:
         (run / BEST_FILE).unlink(missing_ok=True)
 
 

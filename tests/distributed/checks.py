@@ -19,8 +19,8 @@ from erniekit.distributed import collectives as c
 from erniekit.distributed import differentiable as d
 from erniekit.distributed import watchdog
 from erniekit.distributed.mesh import Mesh, connect
-from erniekit.distributed.parallel_dims import Layout
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.parallel_dims import ParallelDims
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.distributed.transport import Native
 from erniekit.distributed.watchdog import Call
 from erniekit.launch.launch import tell_machines
@@ -56,7 +56,7 @@ def counts_of(pattern: str, size: int) -> np.ndarray:
 
 def all_checks(world: int) -> dict[str, Any]:
     """Every check on the group of all, over gloo and, with gloo in the place of NCCL, on the native path."""
-    mesh = connect(Layout(world))
+    mesh = connect(ParallelDims(world))
     group = mesh.world
     for dtype in DTYPES:
         check_moves(group, dtype)
@@ -83,7 +83,7 @@ def all_checks(world: int) -> dict[str, Any]:
     return {"groups": groups, "calls": group.calls.last.number if group.calls else 0}
 
 
-def check_moves(group: Group, dtype: str) -> None:
+def check_moves(group: ProcessGroup, dtype: str) -> None:
     """All-to-all and all-gathers against what they must bring."""
     me, size = group.rank, group.size
     for pattern in PATTERNS:
@@ -114,7 +114,7 @@ def check_moves(group: Group, dtype: str) -> None:
             np.testing.assert_array_equal(to_array(copy), rows_of(source, 1, count, dtype))
 
 
-def check_reductions(group: Group, dtype: str) -> None:
+def check_reductions(group: ProcessGroup, dtype: str) -> None:
     """Sums, maxima and reduce-scatters."""
     me, size = group.rank, group.size
     for count in (0, 2):
@@ -128,7 +128,7 @@ def check_reductions(group: Group, dtype: str) -> None:
         np.testing.assert_array_equal(to_array(x), total)
 
 
-def check_host(group: Group) -> None:
+def check_host(group: ProcessGroup) -> None:
     """Integers on the host are exact, where float32 would round them."""
     large = np.array([2**53 + 1, group.rank], np.int64)
     expected = [group.size * (2**53 + 1), sum(range(group.size))]
@@ -140,7 +140,7 @@ def check_host(group: Group) -> None:
     c.barrier(group)
 
 
-def check_refusals(group: Group) -> None:
+def check_refusals(group: ProcessGroup) -> None:
     """What cannot be sent, or does not fit, is refused before anybody waits."""
     half, x = paddle.ones([group.size], "float16"), paddle.ones([3])
     zeros = [0] * group.size
@@ -162,7 +162,7 @@ def check_refusals(group: Group) -> None:
         raise AssertionError("was not refused")
 
 
-def check_gradients(group: Group) -> None:
+def check_gradients(group: ProcessGroup) -> None:
     """Gradients of the differentiable forms against differences of a loss summed over all ranks."""
     me, size = group.rank, group.size
     for pattern in PATTERNS:
@@ -171,7 +171,7 @@ def check_gradients(group: Group) -> None:
         _check_gradient(group, sum(send), lambda x, s=send, r=recv: d.all_to_all_rows(x, s, r, group))
 
 
-def check_shared_sum(group: Group) -> None:
+def check_shared_sum(group: ProcessGroup) -> None:
     """Gradient of one loss that every rank computes from sums over all, against differences."""
     rng = np.random.default_rng(group.rank)
     values, direction = rng.normal(size=(2, 5))
@@ -191,7 +191,7 @@ def check_shared_sum(group: Group) -> None:
     assert_close(exact, [(ends[0] - ends[1]) / (2 * small)], scale=float(terms[0]))
 
 
-def _check_gradient(group: Group, rows: int, function: Callable[[Tensor], Tensor]) -> None:
+def _check_gradient(group: ProcessGroup, rows: int, function: Callable[[Tensor], Tensor]) -> None:
     def loss(values: np.ndarray) -> tuple[Tensor, Tensor]:
         x = paddle.to_tensor(values)
         x.stop_gradient = False
@@ -219,14 +219,14 @@ def _check_gradient(group: Group, rows: int, function: Callable[[Tensor], Tensor
 def check_layouts(mesh: Mesh) -> dict[str, list[int]]:
     """Other layouts over the same connection: their groups and a sum in each."""
     assert mesh.connection is not None
-    world = mesh.layout.world
+    world = mesh.dims.world
     if world % 2:
         return {}
-    layout = Layout(world, expert=2, context=world // 2)
-    other = mesh.connection.mesh(layout)
+    dims = ParallelDims(world, expert=2, context=world // 2)
+    other = mesh.connection.mesh(dims)
     assert other.world is mesh.world
     found = {}
-    for name, ranks in layout.groups(mesh.rank).items():
+    for name, ranks in dims.groups(mesh.rank).items():
         group = getattr(other, name)
         assert group.ranks == ranks
         found[name] = c.all_reduce_host(np.array([1, mesh.rank], np.int64), group).tolist()
@@ -250,7 +250,7 @@ def _reduce_scatter(out: Tensor, x: Tensor, mesh: Mesh) -> None:
 def timings(world: int, megabytes: int) -> dict[str, Any]:
     """Milliseconds of an even all-to-all, and seconds until the processes were connected."""
     begun = time.monotonic()
-    mesh = connect(Layout(world))
+    mesh = connect(ParallelDims(world))
     connected = time.monotonic() - begun
     width = 256
     rows = megabytes * 2**20 // 4 // width
@@ -276,7 +276,7 @@ def timings(world: int, megabytes: int) -> dict[str, Any]:
 
 def hang(world: int) -> None:
     """Rank 1 does not come to the third collective."""
-    mesh = connect(Layout(world), timeout=PATIENCE)
+    mesh = connect(ParallelDims(world), timeout=PATIENCE)
     x = paddle.ones([2])
     c.barrier(mesh.world)
     c.all_reduce_(x, mesh.world)
@@ -287,7 +287,7 @@ def hang(world: int) -> None:
 
 def busy(world: int, told: str) -> None:
     """Rank 0 alone does something that takes longer than the others may wait. told: a file for what they tell."""
-    mesh = connect(Layout(world), timeout=PATIENCE)
+    mesh = connect(ParallelDims(world), timeout=PATIENCE)
     with _telling(told):
         if mesh.is_main:
             with mesh.busy("saving"):
@@ -299,7 +299,7 @@ def busy(world: int, told: str) -> None:
 def slow_reader(world: int, told: str) -> None:
     """Rank 1 encodes all data after the main process, whose disk it does not see, and loads the model, both longer
     than others may wait."""
-    from erniekit.distributed.context import Team
+    from erniekit.distributed.context import DistributedContext
     from erniekit.train import prepare
 
     def load(*arguments: Any, **options: Any) -> mock.Mock:
@@ -307,8 +307,8 @@ def slow_reader(world: int, told: str) -> None:
             _until_told(told, "loading the model")
         return mock.Mock()
 
-    mesh = connect(Layout(world), timeout=PATIENCE)
-    team = Team(mesh)
+    mesh = connect(ParallelDims(world), timeout=PATIENCE)
+    dist = DistributedContext(mesh)
 
     def encode() -> list[int]:
         if mesh.rank:
@@ -316,12 +316,12 @@ def slow_reader(world: int, told: str) -> None:
         return [mesh.rank]
 
     with _telling(told):
-        assert team.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
-        team.wait()
+        assert dist.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
+        dist.wait()
         with mock.patch.object(prepare, "load_model", load):
             prepare.load_shared(Path("model"), "float32", mesh, "none")
-        team.wait()
-        team.close()
+        dist.wait()
+        dist.close()
 
 
 @contextmanager
@@ -345,7 +345,7 @@ def _until_told(told: str, words: str) -> None:
 
 def mismatch(world: int) -> None:
     """The ranks enter different collectives."""
-    mesh = connect(Layout(world))
+    mesh = connect(ParallelDims(world))
     if mesh.rank:
         c.barrier(mesh.world)
     else:
@@ -354,7 +354,7 @@ def mismatch(world: int) -> None:
 
 def death(world: int) -> None:
     """Rank 1 ends between two collectives; the others are told by the collective that breaks."""
-    mesh = connect(Layout(world))
+    mesh = connect(ParallelDims(world))
     c.barrier(mesh.world)
     if mesh.rank == 1:
         os._exit(9)
@@ -364,7 +364,7 @@ def death(world: int) -> None:
 
 def told(world: int) -> None:
     """A launcher on another machine tells why the run ends; no rank is in a collective."""
-    mesh = connect(Layout(world), timeout=2)
+    mesh = connect(ParallelDims(world), timeout=2)
     assert mesh.connection is not None
     if mesh.is_main:
         tell_machines(mesh.connection.worker.master, "rank 7 was killed by SIGKILL")

@@ -15,19 +15,19 @@ from erniekit.data.load.batch import PackedBatch, filler, pack
 from erniekit.data.media.item import Media
 from erniekit.distributed.collectives import all_reduce_, all_reduce_host
 from erniekit.distributed.mesh import Mesh, connect
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
-from erniekit.models.layer_runner import Plain, Segments
-from erniekit.models.sequence_sharding import WholeRows
+from erniekit.models.layer_runner import CheckpointedLayers, DirectLayers
+from erniekit.models.sequence_sharding import NoSharding
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
-from erniekit.parallel.context_parallel import SharedRows
+from erniekit.parallel.context_parallel import ContextParallel
 from tests.closeness import assert_all_close, assert_close
 from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.pairs import make_answers, pair_row
@@ -87,7 +87,7 @@ def totals_of(row: PackedBatch) -> StepTotals:
 
 def row_checks(world: int) -> dict[str, Any]:
     """Loss, figures and all gradients of rows that are shared equal those of the same rows on one process."""
-    mesh = connect(Layout(world, context=world))
+    mesh = connect(ParallelDims(world, sharding=world))
     checks = 0
     _check_refusal(mesh)
     # Heads of keys that go to several processes, to one each, or several to one.
@@ -99,9 +99,9 @@ def row_checks(world: int) -> dict[str, Any]:
             _check(mesh, model, sft, row, f"{name}, {kv_heads} heads of keys")
             checks += 1
             if kv_heads == 1:
-                model.model.run = Segments(recompute=True)
+                model.model.run = CheckpointedLayers(recompute=True)
                 _check(mesh, model, sft, row, f"{name}, recomputed")
-                model.model.run = Plain()
+                model.model.run = DirectLayers()
         preference = PreferenceSettings(beta=0.3)
         reference = lambda row: paddle.linspace(-9, -3, 2 * len(row.branches))  # noqa: E731
         dpo = DpoObjective(model, preference, reference, 4, sft_weight=0.5, router_weights=WEIGHTS)
@@ -117,11 +117,11 @@ def row_checks(world: int) -> dict[str, Any]:
 
 def _check(mesh: Mesh, model: ErnieModel, objective: Any, row: PackedBatch, case: str) -> None:
     expected, gradients = _figures(model, objective, row)
-    model.context = SharedRows(mesh.context, 2)
+    model.sharding = ContextParallel(mesh.sharding, 2)
     found, parts = _figures(model, objective, row)
     with paddle.no_grad():
         evaluated = float(objective(row).loss_sum)
-    model.context = WholeRows()
+    model.sharding = NoSharding()
     total = all_reduce_host(np.array([*found.values(), evaluated]), mesh.world)
     whole = dict(zip([*found, "evaluated"], total.tolist(), strict=True))
     expected["evaluated"] = expected["loss_sum"]
@@ -163,7 +163,7 @@ def _figures(
 def _check_refusal(mesh: Mesh) -> None:
     """Processes that have read different rows say so."""
     model = make_model(2)
-    model.context = SharedRows(mesh.context, 2)
+    model.sharding = ContextParallel(mesh.sharding, 2)
     for number, rank_row in enumerate((make_row([(9, [])], mesh.rank), make_row([(9 + mesh.rank, [])], 0))):
         try:
             SftObjective(model)(rank_row)
@@ -192,14 +192,14 @@ def _check_frozen(mesh: Mesh) -> None:
 
 def memory_checks(world: int, length: int) -> dict[str, float]:
     """Bytes that the forward and backward pass of a row of 16K tokens takes at its peak, shared and whole."""
-    mesh = connect(Layout(world, context=world))
+    mesh = connect(ParallelDims(world, sharding=world))
     model = build_model(ErnieConfig.from_json(FLAT | {"hidden_size": 64, "num_hidden_layers": 3}))
     model.train()
     objective = SftObjective(model, 256, router_weights=WEIGHTS)
     row = make_row([(length, [])] * (16384 // length), 0)
     found = {}
     for name in ("shared", "whole"):
-        model.context = SharedRows(mesh.context, 2) if name == "shared" else WholeRows()
+        model.sharding = ContextParallel(mesh.sharding, 2) if name == "shared" else NoSharding()
         core.host_memory_stat_reset_peak_value("Allocated", 0)
         before = core.host_memory_stat_current_value("Allocated", 0)
         begun = time.monotonic()

@@ -14,8 +14,8 @@ from paddle import Tensor
 
 from erniekit.distributed.collectives import all_reduce_, barrier, start_all_to_all
 from erniekit.distributed.mesh import Mesh, connect
-from erniekit.distributed.parallel_dims import Layout
-from erniekit.distributed.process_group import Group
+from erniekit.distributed.parallel_dims import ParallelDims
+from erniekit.distributed.process_group import ProcessGroup
 from erniekit.distributed.transport import Gloo
 from erniekit.distributed.watchdog import Call
 from erniekit.moe.config import MoeConfig
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Any, dict[int, float]]] = {
 
 def dispatch_checks(world: int) -> dict[str, Any]:
     """Outputs, counts and all gradients of a layer whose experts are spread equal those of the whole layer."""
-    mesh = connect(Layout(world, expert=world))
+    mesh = connect(ParallelDims(world, expert=world))
     for name, (tokens, bias) in CASES.items():
         _check(mesh, name, np.asarray(tokens(mesh.rank), np.int8), bias)
     return {"cases": len(CASES)}
@@ -55,17 +55,17 @@ def dispatch_checks(world: int) -> dict[str, Any]:
 
 def overlap_checks(world: int) -> dict[str, Any]:
     """The same where exchanges are under way until they are waited for, as on NCCL; and what happened when."""
-    mesh = connect(Layout(world, expert=world))
-    # Without a meeting a group takes the path of NCCL.
-    native = replace(mesh.expert, meeting=None)
+    mesh = connect(ParallelDims(world, expert=world))
+    # Without a rendezvous a group takes the path of NCCL.
+    native = replace(mesh.expert, rendezvous=None)
     beside = Beside(mesh.expert, [])
     with mock.patch.object(dist.stream, "alltoall_single", beside.alltoall_single):
         for name, (tokens, bias) in CASES.items():
-            beside.events.clear()
+            beside.hooks.clear()
             modality = np.asarray(tokens(mesh.rank), np.int8)
-            _check(replace(mesh, expert=native), name, modality, bias, beside.events)
+            _check(replace(mesh, expert=native), name, modality, bias, beside.hooks)
             # The last two are the backward pass of the first two.
-            assert beside.events == ["start", "shared", "wait", "start", "wait"], (name, beside.events)
+            assert beside.hooks == ["start", "shared", "wait", "start", "wait"], (name, beside.hooks)
     assert native.calls is not None
     assert native.calls.oldest() is None
     return {"cases": len(CASES)}
@@ -75,8 +75,8 @@ def overlap_checks(world: int) -> dict[str, Any]:
 class Beside:
     """NCCL's all-to-all over gloo: what is started brings nothing before it is waited for."""
 
-    group: Group
-    events: list[str]
+    group: ProcessGroup
+    hooks: list[str]
 
     def alltoall_single(
         self, out: Tensor, x: Tensor, recv: list[int], send: list[int], *, group: Any, sync_op: bool = True
@@ -86,7 +86,7 @@ class Beside:
         if sync_op:
             task.bring()
         else:
-            self.events.append("start")
+            self.hooks.append("start")
             paddle.assign(paddle.full_like(out, np.nan), out)
         return task
 
@@ -108,7 +108,7 @@ class Task:
         self.done = True
 
     def wait(self) -> None:
-        self.beside.events.append("wait")
+        self.beside.hooks.append("wait")
         self.bring()
 
     def is_completed(self) -> bool:
@@ -130,28 +130,28 @@ class Broken(Stuck):
 
     def wait(self) -> None:
         raise RuntimeError(
-            "NCCL error: remote process exited or there was a network error: Connection closed"
+            "NCCL error: remote process exited or there was a network error: Communicator closed"
         )
 
 
 def never_arrives(world: int) -> None:
     """Rank 1 does not come to an exchange that rank 0 has started and waits for."""
-    mesh = connect(Layout(world, expert=world), timeout=PATIENCE)
+    mesh = connect(ParallelDims(world, expert=world), timeout=PATIENCE)
     barrier(mesh.expert)
     if mesh.rank == 1:
         time.sleep(1000)
-    _exchange(mesh, Stuck())
+    _reducer(mesh, Stuck())
 
 
 def breaks_on_the_way(world: int) -> None:
     """The connection breaks while an exchange is waited for."""
-    mesh = connect(Layout(world, expert=world))
-    _exchange(mesh, Broken())
+    mesh = connect(ParallelDims(world, expert=world))
+    _reducer(mesh, Broken())
 
 
-def _exchange(mesh: Mesh, task: Stuck) -> None:
+def _reducer(mesh: Mesh, task: Stuck) -> None:
     with mock.patch.object(dist.stream, "alltoall_single", lambda *arguments, **options: task):
-        group = replace(mesh.expert, meeting=None)
+        group = replace(mesh.expert, rendezvous=None)
         start_all_to_all(paddle.ones([2, 3]), [1, 1], [1, 1], group).wait()
 
 
@@ -174,11 +174,11 @@ def _layers(mesh: Mesh, bias: dict[int, float]) -> tuple[MoeLayer, MoeLayer]:
 
 
 def _check(
-    mesh: Mesh, case: str, modality: np.ndarray, bias: dict[int, float], events: list[str] | None = None
+    mesh: Mesh, case: str, modality: np.ndarray, bias: dict[int, float], hooks: list[str] | None = None
 ) -> None:
     whole, part = _layers(mesh, bias)
-    if events is not None:
-        part.shared_experts.register_forward_pre_hook(lambda *_: events.append("shared"))
+    if hooks is not None:
+        part.shared_experts.register_forward_pre_hook(lambda *_: hooks.append("shared"))
     values = np.random.default_rng(mesh.rank + 1).normal(size=(len(modality), HIDDEN)).astype(np.float32)
     results = []
     for layer in (whole, part):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.config import load_config
-from erniekit.distributed.context import Team
-from erniekit.distributed.mesh import Connection, local_mesh
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.context import DistributedContext
+from erniekit.distributed.mesh import Communicator, local_mesh
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.worker import worker_from
 from erniekit.train.job import train_with
 from erniekit.train.progress import make_reporter
@@ -21,14 +21,14 @@ def trainings(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Train as each of `runs` says, by dotted key."""
     worker = worker_from(os.environ)
     assert worker is not None
-    connection = Connection(worker, OTHERS_HANG) if world > 1 else None
+    connection = Communicator(worker, OTHERS_HANG) if world > 1 else None
     for settings in runs:
         file = Path(f"{settings['train.output_dir']}.{worker.rank}.yaml")
         file.write_text("{}\n")
         config = load_config(file, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-        layout = Layout(world, config.parallel.expert, config.parallel.context)
-        team = Team(local_mesh() if connection is None else connection.mesh(layout))
-        assert train_with(config, False, make_reporter(), "cpu", team) == 0
+        dims = ParallelDims(world, config.parallel.expert, config.parallel.context)
+        dist = DistributedContext(local_mesh() if connection is None else connection.mesh(dims))
+        assert train_with(config, False, make_reporter(), "cpu", dist) == 0
     if connection is not None:
         connection.close()
     return {"runs": len(runs)}

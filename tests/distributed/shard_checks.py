@@ -15,12 +15,12 @@ import paddle
 from erniekit.checkpoint.weights import load_model, load_spread
 from erniekit.distributed.collectives import all_reduce_
 from erniekit.distributed.mesh import Mesh, connect
-from erniekit.distributed.parallel_dims import Layout
-from erniekit.models.layer_runner import Segments
+from erniekit.distributed.parallel_dims import ParallelDims
+from erniekit.models.layer_runner import CheckpointedLayers
 from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW
-from erniekit.parallel.flat_shard import Shards
-from erniekit.parallel.zero import ShardedExchange
+from erniekit.parallel.flat_shard import FlatShard
+from erniekit.parallel.zero import ZeroReducer
 from tests.closeness import BFLOAT16, assert_all_close, assert_close
 from tests.unit.objectives.rows import make_row, totals_of
 
@@ -30,7 +30,7 @@ RATE = 1e-2
 
 def shard_checks(world: int) -> dict[str, Any]:
     """Tensors come together as they were, and of sums every rank gets its part; also of fewer elements than ranks."""
-    mesh = connect(Layout(world))
+    mesh = connect(ParallelDims(world))
     for dtype in ("float32", "bfloat16"):
         for names in (["weight", "bias", "scale", "table"], ["scale"], ["bias", "table"]):
             _check_shards(mesh, {name: SHAPES[name] for name in names}, dtype)
@@ -47,7 +47,7 @@ def _values(name: str, shape: list[int], scale: int) -> np.ndarray:
 
 def _check_shards(mesh: Mesh, shapes: dict[str, list[int]], dtype: str) -> None:
     whole = {name: paddle.to_tensor(_values(name, shape, 1)).astype(dtype) for name, shape in shapes.items()}
-    shards = Shards.of(mesh.world, whole)
+    shards = FlatShard.of(mesh.world, whole)
     assert max(map(len, shards.parts.values())) <= shards.partition.length
     for name, tensor in shards.gather().items():
         assert tensor.dtype == whole[name].dtype
@@ -73,19 +73,19 @@ def _check_bfloat16(mesh: Mesh) -> None:
     for shard in ("optimizer", "gradients"):
         weight = paddle.to_tensor(start).astype("bfloat16")
         weight.stop_gradient = False
-        exchange = ShardedExchange(mesh, [("lm_head.weight", weight)], shard)
-        optimizer = AdamW(exchange.parameters, weight_decay=0.0, shapes=exchange.shapes)
+        reducer = ZeroReducer(mesh, [("lm_head.weight", weight)], shard)
+        optimizer = AdamW(reducer.parameters, weight_decay=0.0, shapes=reducer.shapes)
         # 256 + 1 is 256 in bfloat16, whose sums of these rows would forget every 1.
         for row, value in enumerate([256.0, 1.0, 1.0]):
-            exchange.begin_row(optimizer, last=row == 2)
+            reducer.begin_row(optimizer, last=row == 2)
             (weight * paddle.to_tensor(value, dtype="bfloat16")).sum().backward()
-            exchange.end_row()
-        exchange.add_up()
+            reducer.end_row()
+        reducer.reduce()
         ((_, part),) = optimizer.named_gradients()
         np.testing.assert_array_equal(part.numpy(), np.full(part.shape, mesh.world.size * 258.0))
-        assert_close(exchange.norm(), mesh.world.size * 258.0 * 12**0.5)
+        assert_close(reducer.norm(), mesh.world.size * 258.0 * 12**0.5)
         optimizer.step(RATE)
-        exchange.publish()
+        reducer.all_gather_params()
         expected = paddle.to_tensor(start).astype("bfloat16").astype("float32").numpy() - RATE
         found = weight.astype("float32").numpy()
         assert_close(found, expected, BFLOAT16)
@@ -94,49 +94,49 @@ def _check_bfloat16(mesh: Mesh) -> None:
 
 def stored_checks(world: int, directory: str) -> dict[str, Any]:
     """Layers that are spread: the loss and all gradients of the whole model, and nothing whole outlives its layer."""
-    mesh = connect(Layout(world))
+    mesh = connect(ParallelDims(world))
     row = make_row([9, 6, 4], pictures=1, seed=mesh.rank)
     totals = totals_of([make_row([9, 6, 4], pictures=1, seed=rank) for rank in range(world)])
     whole = load_model(directory)
     expected = SftObjective(whole)(row, totals)
     expected.total.backward()
 
-    model, stored = load_spread(Path(directory), "float32", mesh)
+    model, fully_sharded = load_spread(Path(directory), "float32", mesh)
     trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
-    exchange = ShardedExchange(mesh, trained, "parameters", stored)
-    optimizer = AdamW(exchange.parameters, shapes=exchange.shapes)
-    model.model.run = Segments(exchange.events, recompute=True)
+    reducer = ZeroReducer(mesh, trained, "parameters", fully_sharded)
+    optimizer = AdamW(reducer.parameters, shapes=reducer.shapes)
+    model.model.run = CheckpointedLayers(reducer.hooks, recompute=True)
     seen: list[weakref.ref[Any]] = []
     most: list[int] = []
-    start_gather = Shards.start_gather
+    start_gather = FlatShard.start_gather
 
-    def watched(self: Shards) -> Callable[[], dict[str, paddle.Tensor]]:
+    def watched(self: FlatShard) -> Callable[[], dict[str, paddle.Tensor]]:
         found = start_gather(self)()
         seen.extend(weakref.ref(tensor) for tensor in found.values())
         most.append(sum(int(t.size) for ref in seen if (t := ref()) is not None))
         return lambda: found
 
-    with mock.patch.object(Shards, "start_gather", watched):
-        exchange.begin_row(optimizer, last=True)
+    with mock.patch.object(FlatShard, "start_gather", watched):
+        reducer.begin_row(optimizer, last=True)
         output = SftObjective(model)(row, totals)
         assert_close(output.total, expected.total)
         output.total.backward()
         del output
-        exchange.end_row()
-    exchange.add_up()
+        reducer.end_row()
+    reducer.reduce()
     gc.collect()
     assert seen and all(ref() is None for ref in seen)
-    own, all_parts = dict(whole.named_parameters()), sum(p.size for p in stored.parts.values())
-    complete = sum(own[name].size for name in stored.names)
+    own, all_parts = dict(whole.named_parameters()), sum(p.size for p in fully_sharded.parts.values())
+    complete = sum(own[name].size for name in fully_sharded.names)
     assert all_parts <= complete / world + 64
     found, gradients = dict(optimizer.named_gradients()), {}
     for name, _ in trained:
         gradient = own[name].grad
         gradient = paddle.zeros(own[name].shape) if gradient is None else gradient.clone()
         all_reduce_(gradient, mesh.world)
-        values, held = gradient.numpy(), exchange.held(name)
-        if held is not None:
-            values = values.reshape(-1)[held.span.start : held.span.stop]
+        values, shard = gradient.numpy(), reducer.shard_of(name)
+        if shard is not None:
+            values = values.reshape(-1)[shard.span.start : shard.span.stop]
         gradients[name] = values
     assert_all_close(found, gradients)
     mesh.close()

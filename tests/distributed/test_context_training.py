@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_model(directory / "model")
     data = write_chats(directory / "pairs.jsonl", samples)
     several = []
-    for name, (settings, layout) in CASES.items():
+    for name, (settings, dims) in CASES.items():
         common = {
             **settings,
             "data.eval": str(data),
@@ -68,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cache = directory / f"{name}-1.cache"
         config = make_config(directory / f"{name}-1", model, data, **alone, data__cache_dir=str(cache))
         assert run_training(config) == 0
-        common |= {"model.path": str(model), "data.train": str(data), "data.max_length": 160, **layout}
+        common |= {"model.path": str(model), "data.train": str(data), "data.max_length": 160, **dims}
         common |= {"train.output_dir": str(directory / f"{name}-2"), "parallel.context": 2}
         common |= {"optimizer.learning_rate": 1e-3, "data.cache_dir": str(directory / f"{name}-2.cache")}
         several.append(common | {"parallel.device": "cpu", "parallel.threads": 1})

@@ -56,15 +56,15 @@ def runs(setting: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     model, data = Path(alone.pop("model__path")), Path(alone.pop("data__train"))
     assert run_training(make_config(directory / "alone", model, data, **alone)) == 0
     several = [
-        {**setting, **layout, "train.output_dir": str(directory / name)} for name, layout in LAYOUTS.items()
+        {**setting, **dims, "train.output_dir": str(directory / name)} for name, dims in LAYOUTS.items()
     ]
     run(2, trainings, 2, several)
     return directory
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_answers_and_decisions_are_the_same(runs: Path, layout: str) -> None:
-    alone, several = runs / "alone", runs / layout
+@pytest.mark.parametrize("dims", LAYOUTS)
+def test_answers_and_decisions_are_the_same(runs: Path, dims: str) -> None:
+    alone, several = runs / "alone", runs / dims
     names = [f"step-{step:06d}.jsonl" for step in (1, 2, 3)]
     assert sorted(path.name for path in (several / "eval").iterdir()) == names
     for name in names:

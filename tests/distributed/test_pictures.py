@@ -72,16 +72,16 @@ def test_a_cached_reference_is_computed_by_the_main_process_alone(directory: Pat
     assert [line["train/loss"] for line in second] == [line["train/loss"] for line in first]
 
 
-@pytest.mark.parametrize("layout", [{}, {"parallel.expert": 2}], ids=["own chats", "in step"])
-def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, layout: dict[str, Any]) -> None:
-    name = f"heldout-{len(layout)}"
+@pytest.mark.parametrize("dims", [{}, {"parallel.expert": 2}], ids=["own chats", "in step"])
+def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, dims: dict[str, Any]) -> None:
+    name = f"heldout-{len(dims)}"
     data = str(write_chats(directory / f"{name}.jsonl", samples(directory / name)))
     settings = setting(directory, name) | {
         "data.train": data,
         "data.eval": data,
         "eval.samples": 8,
         "eval.max_new_tokens": 2,
-        **layout,
+        **dims,
     }
     ends = run_to_end(2, draw_differently, 2, settings, f"{data}:2")
     for end in ends:

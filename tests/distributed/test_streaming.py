@@ -35,8 +35,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def runs(setting: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
-    for name, layout in LAYOUTS.items():
-        trained(directory / name / "run", setting, *layout)
+    for name, dims in LAYOUTS.items():
+        trained(directory / name / "run", setting, *dims)
     return directory
 
 
@@ -48,9 +48,9 @@ def copy_at(run: Path, part: Path, step: int) -> Path:
     return part
 
 
-@pytest.mark.parametrize("layout", ["EP2", "CP2-DP2"])
-def test_as_many_processes_with_rows_of_their_own_train_the_same(runs: Path, layout: str) -> None:
-    assert_same(runs / "DP2" / "run", runs / layout / "run", STEPS)
+@pytest.mark.parametrize("dims", ["EP2", "CP2-DP2"])
+def test_as_many_processes_with_rows_of_their_own_train_the_same(runs: Path, dims: str) -> None:
+    assert_same(runs / "DP2" / "run", runs / dims / "run", STEPS)
 
 
 @pytest.mark.parametrize(("before", "after", "step"), [("DP2", "CP2-DP2", 3), ("CP2-DP2", "EP2", 4)])

@@ -67,13 +67,13 @@ def test_a_checkpoint_goes_on_in_any_layout(setting: dict[str, Any], alone: Path
     half = {**setting, "checkpoint.keep": 9, "parallel.shard": "parameters", "train.recompute": True}
     first = trained(tmp_path / "first" / "run", half, 2, 2)
     then = [((1, 1), "none"), ((4, 2, 2), "optimizer"), ((2, 1), "parameters")]
-    for number, (layout, shard) in enumerate(then):
+    for number, (dims, shard) in enumerate(then):
         half["parallel.shard"] = shard
         run = tmp_path / f"again{number}" / "run"
         run.parent.mkdir()
         shutil.copytree(first, run)
         shutil.rmtree(run / f"checkpoint-{STEPS:06d}")
-        assert_same(alone, trained(run, half, *layout, resume=True))
+        assert_same(alone, trained(run, half, *dims, resume=True))
 
 
 def test_epochs_end_with_a_shorter_step_on_every_layout(setting: dict[str, Any], tmp_path: Path) -> None:

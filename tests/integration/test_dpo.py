@@ -22,7 +22,7 @@ from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.media.decode import decode
 from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import local_mesh
 from erniekit.errors import DataError
 from erniekit.lora.layers import LoraLinear
@@ -30,10 +30,10 @@ from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
-from erniekit.train.figures import StepFigures, Window
+from erniekit.train.figures import MetricsAccumulator, StepMetrics
 from erniekit.train.job import make_optimizer
 from erniekit.train.prepare import Prepared, prepare_model
-from erniekit.train.reference import FrozenModel, cached_reference
+from erniekit.train.reference import ReferenceModel, cached_reference
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.integration.training_setup import COLOURS, chats, make_config, picture, write_chats
 
@@ -84,7 +84,7 @@ class Run:
             [self.dataset],
             self.load_base,
             self.said.append,
-            Team(local_mesh()),
+            DistributedContext(local_mesh()),
         )
         return make_dpo_objective(self.config, model, reference)
 
@@ -118,8 +118,8 @@ class Run:
                     sums[name] = sums.get(name, 0.0) + value
             optimizer.step(self.config.optimizer.learning_rate)
             optimizer.clear_gradients()
-            window = Window()
-            window.add(StepFigures(loss, loss_tokens, text + vision, 1000, 0.0, 1.0, 0.0, pair_sums=sums))
+            window = MetricsAccumulator()
+            window.add(StepMetrics(loss, loss_tokens, text + vision, 1000, 0.0, 1.0, 0.0, pair_sums=sums))
             found.append(window.scalars())
         return found
 
@@ -153,7 +153,7 @@ def test_the_reference_of_adapters_is_the_base_and_leaves_no_trace(
     tmp_path: Path, model: Path, pairs: Path
 ) -> None:
     run = Run(tmp_path, model, pairs, **LORA, lora__train_router=True, optimizer__learning_rate=1e-2)
-    base = FrozenModel(run.load_base(), 64)
+    base = ReferenceModel(run.load_base(), 64)
     base.model.image_mean, base.model.image_std = run.prepared.model.image_mean, run.prepared.model.image_std
     run.train(2)
     policy = run.prepared.model
@@ -165,7 +165,7 @@ def test_the_reference_of_adapters_is_the_base_and_leaves_no_trace(
         assert first.stop_gradient
         np.testing.assert_array_equal(first.numpy(), second.numpy())  # no dropout
         assert_close(first, base(batch), MODEL)
-        moved = FrozenModel(policy, 64)(batch).numpy()
+        moved = ReferenceModel(policy, 64)(batch).numpy()
         assert relative_difference(moved, first) > 1e-3
     assert policy.training
     assert all(layer.active for layer in policy.sublayers() if isinstance(layer, LoraLinear))
@@ -208,19 +208,19 @@ def test_an_interrupted_cache_goes_on(
 ) -> None:
     run = Run(tmp_path, model, pairs, dpo__reference="cached")
     calls = 0
-    real: Callable[..., Any] = FrozenModel.__call__
+    real: Callable[..., Any] = ReferenceModel.__call__
 
-    def failing(self: FrozenModel, batch: PackedBatch) -> Any:
+    def failing(self: ReferenceModel, batch: PackedBatch) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
         return real(self, batch)
 
-    monkeypatch.setattr(FrozenModel, "__call__", failing)
+    monkeypatch.setattr(ReferenceModel, "__call__", failing)
     with pytest.raises(KeyboardInterrupt):
         run.objective()
-    monkeypatch.setattr(FrozenModel, "__call__", real)
+    monkeypatch.setattr(ReferenceModel, "__call__", real)
     run = Run(tmp_path, model, pairs, dpo__reference="cached")
     run.objective()
     words = run.said[-1].split()

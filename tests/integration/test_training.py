@@ -17,7 +17,7 @@ from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import dump_config, load_config
 from erniekit.data.encode.encoder import make_encoder
-from erniekit.distributed.context import Team
+from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config
@@ -251,7 +251,7 @@ def test_a_second_ctrl_c_stops_at_once(
 
     monkeypatch.setattr(Loop, "step", interrupted)
     # Other processes stand elsewhere, and would be waited for.
-    monkeypatch.setattr(Team, "close", lambda team: pytest.fail("the team was closed"))
+    monkeypatch.setattr(DistributedContext, "close", lambda dist: pytest.fail("the team was closed"))
     run = tmp_path / "run"
     assert run_training(make_config(run, model, data, train__max_steps=4, checkpoint__save_every=1)) == 130
     assert final(run).name == "checkpoint-000001"

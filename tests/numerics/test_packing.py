@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from erniekit.checkpoint.weights import load_model
-from erniekit.models.layer_runner import Plain, Segments
+from erniekit.models.layer_runner import CheckpointedLayers, DirectLayers
 from erniekit.models.row import RowInputs
 from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.numerics import hf
@@ -75,7 +75,7 @@ def test_recompute_changes_nothing(tmp_path: Path) -> None:
     row = _pack([_row(hf.text_inputs(9)), _row(hf.vision_inputs("image", seed=1))])
     gradients = []
     for recompute in (False, True):
-        model.model.run = Segments(recompute=True) if recompute else Plain()
+        model.model.run = CheckpointedLayers(recompute=True) if recompute else DirectLayers()
         model.clear_gradients()
         model(row).hidden.square().sum().backward()
         gradients.append(

@@ -36,7 +36,7 @@ from paddle import nn
 
 from erniekit.distributed import collectives, differentiable
 from erniekit.distributed.mesh import connect
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.worker import LOCALHOST, Worker, worker_environment, worker_from
 from erniekit.layers import Mlp
 from erniekit.moe.config import MoeConfig
@@ -152,7 +152,7 @@ def _start_group(size: int) -> None:
 def _in_group(arguments: argparse.Namespace, worker: Worker) -> None:
     """One process of a group that shares the experts."""
     runtime.configure("cpu", worker.threads, seed=worker.rank)
-    mesh = connect(Layout(worker.world, expert=worker.world))
+    mesh = connect(ParallelDims(worker.world, expert=worker.world))
     size = arguments.sizes[0]
     moe = replace(_moe(size), expert_rank=worker.rank, expert_ranks=worker.world)
     layer = _layer(size, moe)
@@ -190,7 +190,7 @@ def _count_seconds() -> list[float]:
     collectives.all_to_all = counted(plain)
     differentiable.all_to_all = counted(plain)
     differentiable.start_all_to_all = counted(differentiable.start_all_to_all)
-    collectives.UnderWay.wait = counted(collectives.UnderWay.wait)
+    collectives.AsyncWork.wait = counted(collectives.AsyncWork.wait)
     return spent
 
 

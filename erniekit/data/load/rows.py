@@ -81,7 +81,6 @@ class StoredRows:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `RowSource`."""
         return {**mixture_settings(self.mixture, self.max_length), "fingerprint": self.dataset.fingerprint}
 
     def rows_per_epoch(self, epoch: int) -> int:
@@ -103,17 +102,14 @@ class StoredRows:
         return self._plans[epoch]
 
     def start(self) -> State:
-        """See `RowSource`."""
         return {"epoch": 0, "row": 0}
 
     def check(self, state: State) -> None:
-        """See `RowSource`."""
         epoch, row = state.get("epoch", -1), state.get("row", -1)
         if epoch < 0 or not 0 <= row < self.rows_per_epoch(epoch):
             raise DataError(f"cannot continue: there is no row {row} in epoch {epoch} of the training data")
 
     def rows(self, state: State) -> Iterator[PlannedRow]:
-        """See `RowSource`."""
         epoch, row = state["epoch"], state["row"]
         while True:
             plan = self.plan(epoch)
@@ -124,11 +120,9 @@ class StoredRows:
             yield PlannedRow(patches, partial(self._read, plan[here]), {"epoch": epoch, "row": row})
 
     def epoch(self, state: State) -> int:
-        """See `RowSource`."""
         return int(state["epoch"])
 
     def epochs_done(self, state: State) -> float:
-        """See `RowSource`."""
         return float(state["epoch"] + state["row"] / self.rows_per_epoch(state["epoch"]))
 
     def once(self, rank: int = 0, ranks: int = 1) -> Iterator[Sequence[Document]]:

@@ -107,7 +107,6 @@ class StreamedRows:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """See `RowSource`."""
         digests = self._digests or [files_digest(source.files) for source in self.sources]
         formats = [(source.format, source.columns) for source in self.sources]
         files = [self._reader.encoder.identity, *zip(digests, formats, strict=True)]
@@ -116,7 +115,6 @@ class StreamedRows:
         return {**shared, "buffer": self._buffer, "processes": self.ranks, "fingerprint": fingerprint}
 
     def start(self) -> State:
-        """See `RowSource`."""
         count = len(self.sources)
         return _Buffer(0, (_Place(),) * count, (0,) * count).state(0)
 
@@ -130,7 +128,6 @@ class StreamedRows:
             raise DataError("cannot continue: the checkpoint's place is not one in these streamed sources")
 
     def rows(self, state: State) -> Iterator[PlannedRow]:
-        """See `RowSource`."""
         buffer, row = _Buffer.of(state), int(state["row"])
         while True:
             documents, following = self._read(buffer)

@@ -11,7 +11,7 @@ from paddle.autograd import PyLayer
 
 from erniekit.distributed.failures import original_error
 from erniekit.distributed.watchdog import PeerError
-from erniekit.models.layer_runner import Segments
+from erniekit.models.layer_runner import CheckpointedLayers
 
 LOST = "lost the other ranks: rank 1 ended before all_to_all (call 7 of ranks 0, 1)"
 
@@ -35,7 +35,7 @@ def test_the_error_is_found_again(error: BaseException, nested: bool) -> None:
     x = paddle.ones([2])
     x.stop_gradient = False
     if nested:
-        (y,) = Segments(recompute=True)(0, lambda z: (Fails.apply(z, error),), x)
+        (y,) = CheckpointedLayers(recompute=True)(0, lambda z: (Fails.apply(z, error),), x)
     else:
         y = Fails.apply(x, error)
     with pytest.raises(OSError) as caught:

@@ -8,59 +8,59 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniekit.distributed.mesh import Connection, connect, local_mesh
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.mesh import Communicator, connect, local_mesh
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> Layout:
+def layouts(draw: st.DrawFn) -> ParallelDims:
     expert, context = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     least = next(n for n in range(1, 37) if n % expert == 0 and n % context == 0)
-    return Layout(least * draw(st.integers(1, 3)), expert, context)
+    return ParallelDims(least * draw(st.integers(1, 3)), expert, context)
 
 
 @given(layouts())
-def test_groups(layout: Layout) -> None:
-    layout.validate()
-    every = [layout.groups(rank) for rank in range(layout.world)]
+def test_groups(dims: ParallelDims) -> None:
+    dims.validate()
+    every = [dims.groups(rank) for rank in range(dims.world)]
     for name in ("world", "expert", "replicas", "context", "data"):
         groups = {groups[name] for groups in every}
-        assert sorted(rank for group in groups for rank in group) == list(range(layout.world))
+        assert sorted(rank for group in groups for rank in group) == list(range(dims.world))
         assert all(rank in groups[name] for rank, groups in enumerate(every))
     for rank, groups in enumerate(every):
         # Consecutive ranks share experts, and context is the fastest of context and data.
         assert groups["expert"] == tuple(
-            range(rank - rank % layout.expert, rank - rank % layout.expert + layout.expert)
+            range(rank - rank % dims.expert, rank - rank % dims.expert + dims.expert)
         )
-        assert all(other % layout.expert == rank % layout.expert for other in groups["replicas"])
-        assert {other // layout.context for other in groups["context"]} == {rank // layout.context}
-        assert all(other % layout.context == rank % layout.context for other in groups["data"])
-        assert (len(groups["replicas"]), len(groups["data"])) == (layout.replicas, layout.data)
+        assert all(other % dims.expert == rank % dims.expert for other in groups["replicas"])
+        assert {other // dims.context for other in groups["context"]} == {rank // dims.context}
+        assert all(other % dims.context == rank % dims.context for other in groups["data"])
+        assert (len(groups["replicas"]), len(groups["data"])) == (dims.replicas, dims.data)
 
 
 @pytest.mark.parametrize(
-    ("layout", "experts", "message"),
+    ("dims", "experts", "message"),
     [
         (
-            Layout(4, expert=3),
+            ParallelDims(4, expert=3),
             None,
             "parallel.expert is 3, .* 4 processes of this run (--devices); use 1, 2 or 4",
         ),
-        (Layout(4, context=8), None, "parallel.context is 8, which does not divide"),
-        (Layout(1, expert=2), None, "does not divide the 1 process of this run .*; use 1, or another"),
+        (ParallelDims(4, context=8), None, "parallel.context is 8, which does not divide"),
+        (ParallelDims(1, expert=2), None, "does not divide the 1 process of this run .*; use 1, or another"),
         (
-            Layout(8, expert=8),
+            ParallelDims(8, expert=8),
             (12, 12),
             "parallel.expert is 8, .* the model's 12 experts; use 1, 2 or 4 with",
         ),
-        (Layout(4, expert=4), (8, 6), "the model's 6 experts; use 1 or 2 with these --devices"),
-        (Layout(2, expert=2), (), "parallel.expert is 2, but the model has no experts; set it to 1"),
+        (ParallelDims(4, expert=4), (8, 6), "the model's 6 experts; use 1 or 2 with these --devices"),
+        (ParallelDims(2, expert=2), (), "parallel.expert is 2, but the model has no experts; set it to 1"),
     ],
 )
-def test_what_does_not_fit(layout: Layout, experts: tuple[int, ...] | None, message: str) -> None:
+def test_what_does_not_fit(dims: ParallelDims, experts: tuple[int, ...] | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
-        layout.validate(experts)
+        dims.validate(experts)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,18 @@ def test_what_does_not_fit(layout: Layout, experts: tuple[int, ...] | None, mess
 )
 def test_heads_that_cannot_be_shared(context: int, heads: tuple[int, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Layout(24, context=context).validate(None, heads)
+        ParallelDims(24, context=context).validate(None, heads)
 
 
 def test_heads_that_can_be_shared() -> None:
     for context, heads in ((4, (4, 1)), (4, (20, 4)), (2, (20, 4)), (8, (64, 8)), (16, (64, 8)), (1, (5, 5))):
-        Layout(16, context=context).validate(None, heads)
+        ParallelDims(16, context=context).validate(None, heads)
 
 
 @pytest.mark.parametrize("experts", [None, (64, 64), (8,)])
 def test_what_fits(experts: tuple[int, ...] | None) -> None:
-    Layout(8, expert=4, context=2).validate(experts)
-    Layout(8, context=8).validate(())
+    ParallelDims(8, expert=4, context=2).validate(experts)
+    ParallelDims(8, context=8).validate(())
 
 
 def test_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +97,9 @@ def test_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh.close()
 
     monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
-    assert connect(Layout()).world.size == 1
+    assert connect(ParallelDims()).world.size == 1
     with pytest.raises(ConfigError, match="for 2 processes, but the launcher started 1"):
-        connect(Layout(2))
+        connect(ParallelDims(2))
 
 
 def test_nccl_connects_each_group_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +116,10 @@ def test_nccl_connects_each_group_as_it_is_made(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(paddle.distributed, "new_group", new_group)
     monkeypatch.setattr(paddle.distributed, "all_reduce", all_reduce)
-    connection: Any = Connection.__new__(Connection)
+    connection: Any = Communicator.__new__(Communicator)
     connection.worker, connection._gloo, connection._groups = SimpleNamespace(rank=1), None, {}
     connection.watchdog = SimpleNamespace(calls=lambda ranks: None)
-    connection.mesh(Layout(4, expert=2))
+    connection.mesh(ParallelDims(4, expert=2))
     assert done == [
         ("made", (0, 1, 2, 3)), ("reduced", (0, 1, 2, 3)), ("made", (0, 1)), ("reduced", (0, 1)), ("made", (2, 3)),
         ("made", (0, 2)), ("made", (1, 3)), ("reduced", (1, 3)),

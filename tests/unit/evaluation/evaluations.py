@@ -12,7 +12,7 @@ from erniekit.data.media.item import Media
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
 from erniekit.evaluation.metrics.choose import is_right
-from erniekit.evaluation.scores import Tally
+from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, ToolCall
 
 BROKEN = ToolCall("add", None, '{"name": "add"', "cut off")
@@ -59,7 +59,7 @@ def answered(
 
 def evaluation_of(*answers: tuple[EvalSample, Prediction], **losses: Any) -> Evaluation:
     """What comes out of these answers; losses by source as (samples, loss sum, tokens)."""
-    tally = Tally()
+    tally = Scores()
     for sample, prediction in answers:
         for figures in tally.of(sample):
             figures.add_answer(prediction.ended, prediction.scores)

@@ -21,7 +21,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
-from erniekit.export.layouts import Layout
+from erniekit.export.layouts import CheckpointLayout
 from erniekit.lora.targets import apply_lora
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
@@ -209,7 +209,7 @@ def test_wrong_weights_are_named(copy: Copy, tmp_path: Path, fault: str) -> None
 def test_pictures_are_resized_as_in_training(copy: Copy, models: dict[str, Path], tmp_path: Path) -> None:
     trained = copy("vl", "trained")
     write_state(trained, str(models["vl"]), min_pixels=784, template="ernie_vl_thinking")
-    layouts: tuple[Layout, ...] = ("hub", "transformers")
+    layouts: tuple[CheckpointLayout, ...] = ("hub", "transformers")
     for layout in layouts:
         report = export_model(trained, tmp_path / layout, layout=layout)
         assert ImageSpec.from_checkpoint(tmp_path / layout).min_pixels == 784

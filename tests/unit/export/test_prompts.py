@@ -14,7 +14,7 @@ from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
 from erniekit.export.export import export_model
-from erniekit.export.layouts import Layout
+from erniekit.export.layouts import CheckpointLayout
 from erniekit.export.prompts import TemplateChoice
 from tests.unit.export.conftest import Copy, change_json, write_state
 
@@ -30,7 +30,7 @@ TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "count"
 
 
 @pytest.fixture(params=["hub", "transformers"])
-def layout(request: pytest.FixtureRequest) -> Layout:
+def layout(request: pytest.FixtureRequest) -> CheckpointLayout:
     return request.param  # type: ignore[no-any-return]
 
 
@@ -45,7 +45,7 @@ def trained(copy: Copy, family: str, program: str | None = None, template: str =
 
 
 def exported(
-    source: Path, output: Path, layout: Layout = "hub", template: TemplateChoice = "auto"
+    source: Path, output: Path, layout: CheckpointLayout = "hub", template: TemplateChoice = "auto"
 ) -> list[str]:
     """Notes about the chat template."""
     notes = export_model(source, output, layout=layout, template=template).warnings
@@ -69,7 +69,9 @@ def test_the_bases_is_kept_where_it_prompts_as_training_did(copy: Copy, family: 
     assert kept == (source / "chat_template.jinja").read_bytes()
 
 
-def test_another_template_of_training_takes_its_place(copy: Copy, layout: Layout, tmp_path: Path) -> None:
+def test_another_template_of_training_takes_its_place(
+    copy: Copy, layout: CheckpointLayout, tmp_path: Path
+) -> None:
     """The thinking form on a base that does not think, in the layout's own marks of pictures."""
     notes = exported(trained(copy, "vl", template="ernie_vl_thinking"), tmp_path / "out", layout)
     assert notes == [

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import Tensor, nn
 
-from erniekit.models.layer_runner import LayerRun, Plain, Segments
+from erniekit.models.layer_runner import CheckpointedLayers, DirectLayers, LayerRunner
 from tests.closeness import assert_close
 
 
@@ -20,7 +20,7 @@ class Layers(nn.Layer):
         self.layers = nn.LayerList(nn.Linear(4, 4) for _ in range(3))
         self.dropout = dropout
 
-    def forward(self, x: Tensor, run: LayerRun) -> Tensor:
+    def forward(self, x: Tensor, run: LayerRunner) -> Tensor:
         total = paddle.zeros([])
         for number, layer in enumerate(self.layers):
 
@@ -50,7 +50,7 @@ class Events:
         self.seen.append(f"done {number}")
 
 
-def gradients(run: LayerRun, *, needed: bool = True) -> list[np.ndarray]:
+def gradients(run: LayerRunner, *, needed: bool = True) -> list[np.ndarray]:
     model = Layers()
     x = paddle.to_tensor(np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4), stop_gradient=not needed)
     loss = model(x, run)
@@ -63,25 +63,27 @@ def gradients(run: LayerRun, *, needed: bool = True) -> list[np.ndarray]:
 @pytest.mark.parametrize("needed", [False, True])
 def test_segments_change_nothing(recompute: bool, needed: bool) -> None:
     """Not the random numbers either: neither a layer's own, the second time, nor those that come after."""
-    expected = gradients(Plain(), needed=needed)
-    for value, wanted in zip(gradients(Segments(recompute=recompute), needed=needed), expected, strict=True):
+    expected = gradients(DirectLayers(), needed=needed)
+    for value, wanted in zip(
+        gradients(CheckpointedLayers(recompute=recompute), needed=needed), expected, strict=True
+    ):
         assert_close(value, wanted)
 
 
 def test_each_layer_is_done_before_the_one_before_it_begins() -> None:
-    events = Events()
-    gradients(Segments(events, recompute=True))
+    hooks = Events()
+    gradients(CheckpointedLayers(hooks, recompute=True))
     forth = [line for number in (0, 1, 2) for line in (f"enter {number} forth", f"leave {number}")]
     back = [
         line for number in (2, 1, 0) for line in (f"enter {number} back", f"done {number}", f"leave {number}")
     ]
-    assert events.seen == forth + back
+    assert hooks.seen == forth + back
 
 
 def test_without_gradients_there_is_only_the_way_forth() -> None:
-    events = Events()
+    hooks = Events()
     with paddle.no_grad():
-        Layers()(paddle.ones([5, 4]), Segments(events))
-    assert events.seen == [
+        Layers()(paddle.ones([5, 4]), CheckpointedLayers(hooks))
+    assert hooks.seen == [
         line for number in (0, 1, 2) for line in (f"enter {number} forth", f"leave {number}")
     ]

@@ -8,14 +8,14 @@ import pytest
 
 from erniekit.moe.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
-from erniekit.moe.router import ModalityIndex, RouterTerms
+from erniekit.moe.router import ModalityIndex, RouterLossFlags
 from tests.closeness import assert_close
 from tests.unit.moe import oracle
 
 HIDDEN, EXPERTS, TOP_K = 6, 4, 2
 VL = MoeConfig(EXPERTS, TOP_K, (5, 3), 0, 1e-12, (0,))
 TEXT = MoeConfig(EXPERTS, TOP_K, (5,), 1, 1e-12, (0,))
-ALL = RouterTerms(balance=True, z=True, entropy=True)
+ALL = RouterLossFlags(balance=True, z=True, entropy=True)
 MODALITY = np.array([0, 1, 1, 0, 0, 1, 0, 0, 1], np.int8)
 
 
@@ -84,7 +84,7 @@ def test_terms_change_neither_outputs_nor_what_was_not_asked_for() -> None:
     index = ModalityIndex(MODALITY)
     plain, nothing = layer(x, index)
     assert nothing.sums == (None, None, None)
-    output, router = layer(x, index, RouterTerms(z=True))
+    output, router = layer(x, index, RouterLossFlags(z=True))
     assert np.array_equal(output.numpy(), plain.numpy())
     assert np.array_equal(router.counts.numpy(), nothing.counts.numpy())
     assert (router.sums.balance, router.sums.entropy) == (None, None)

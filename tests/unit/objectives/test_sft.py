@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from erniekit.data.load.batch import PackedBatch
-from erniekit.models.layer_runner import Segments
+from erniekit.models.layer_runner import CheckpointedLayers
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import Normalization, SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
@@ -126,7 +126,7 @@ def test_recompute_changes_no_gradient(weights: RouterWeights) -> None:
     model = make_model()
     objective = SftObjective(model, router_weights=weights)
     kept = run(objective, [ROW])
-    model.model.run = Segments(recompute=True)
+    model.model.run = CheckpointedLayers(recompute=True)
     again = run(objective, [ROW])
     assert again[:2] == kept[:2]
     assert_all_close(again[2], kept[2])

@@ -9,8 +9,8 @@ import paddle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniekit.distributed.process_group import Group
-from erniekit.parallel.flat_shard import Partition, Shards, buckets, cut, held_by
+from erniekit.distributed.process_group import ProcessGroup
+from erniekit.parallel.flat_shard import FlatShard, ShardSpec, buckets, cut, tensor_shard
 
 SHAPES = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), min_size=1, max_size=6)
 
@@ -28,7 +28,7 @@ def named(shapes: list[list[int]]) -> dict[str, paddle.Tensor]:
 @given(SHAPES, st.integers(1, 9))
 def test_parts_laid_end_to_end_are_the_tensors(shapes: list[list[int]], ranks: int) -> None:
     tensors = named(shapes)
-    partition = Partition({name: tensor.shape for name, tensor in tensors.items()}, ranks)
+    partition = ShardSpec({name: tensor.shape for name, tensor in tensors.items()}, ranks)
     parts = [
         paddle.concat([cut(tensors[span.name], span) for span in partition.spans(rank)])
         for rank in range(ranks)
@@ -45,14 +45,14 @@ def test_parts_laid_end_to_end_are_the_tensors(shapes: list[list[int]], ranks: i
 
 
 def test_more_ranks_than_elements() -> None:
-    partition = Partition({"bias": [2]}, 4)
+    partition = ShardSpec({"bias": [2]}, 4)
     assert partition.counts("bias") == [1, 1, 0, 0]
     assert partition.spans(3)[0].size == 0
 
 
 def test_a_group_of_one_has_everything() -> None:
     tensors = named([[3, 2], [5]])
-    shards = Shards.of(Group((0,), 0), tensors)
+    shards = FlatShard.of(ProcessGroup((0,), 0), tensors)
     assert {name: part.shape for name, part in shards.parts.items()} == {"p0": [6], "p1": [5]}
     for name, tensor in shards.gather().items():
         np.testing.assert_array_equal(tensor.numpy(), tensors[name].numpy())
@@ -60,7 +60,7 @@ def test_a_group_of_one_has_everything() -> None:
     assert sums["p0"].dtype == paddle.float32
     np.testing.assert_array_equal(sums["p0"].numpy(), np.arange(6))
     np.testing.assert_array_equal(sums["p1"].numpy(), np.zeros(5))
-    assert held_by(shards, "p1").shape == (5,)
+    assert tensor_shard(shards, "p1").shape == (5,)
 
 
 def test_portions_have_one_type_and_a_limit() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from erniekit.config import Config, load_config
 from erniekit.create.shapes import shape_config
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.train.memory import ModelPlan, activation_bytes
 from erniekit.train.prepare import plan_memory
-from erniekit.train.processes import fit_layout
+from erniekit.train.processes import fit_parallel_dims
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))
@@ -58,8 +58,8 @@ def named_devices(path: Path) -> list[int]:
 
 
 def plan(config: Config, family: str, processes: int) -> ModelPlan:
-    layout = Layout(processes, config.parallel.expert, config.parallel.context)
-    return plan_memory(config, released(family), "bfloat16", layout)
+    dims = ParallelDims(processes, config.parallel.expert, config.parallel.context)
+    return plan_memory(config, released(family), "bfloat16", dims)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -68,7 +68,7 @@ def test_an_example_fits_and_starts_on_the_machines_that_it_names(path: Path) ->
     devices = named_devices(path)
     assert devices[0] in ({1, 8} if "300B" not in family and "424B" not in family else {16, 32})
     for processes in devices:
-        fit_layout(config, released(family), processes)
+        fit_parallel_dims(config, released(family), processes)
         found = plan(config, family, processes)
         assert found.fits(CARD_GIB), f"{processes} processes: {found.total_bytes / 2**30:.1f} GiB"
     stated = re.search(r"\(about (\d+) GiB", path.read_text(encoding="utf-8"))
@@ -82,15 +82,15 @@ def test_what_all_examples_share_starts_on_every_node(tmp_path: Path, name: str,
     file = tmp_path / "run.yaml"
     base = EXAMPLES / "base" / f"{name}.yaml"
     file.write_text(f"extends: {base}\nmodel: {{path: m}}\ntrain: {{output_dir: o}}\n")
-    fit_layout(load_config(file), released("ERNIE-4.5-0.3B"), processes)
+    fit_parallel_dims(load_config(file), released("ERNIE-4.5-0.3B"), processes)
 
 
 def test_rows_that_do_not_divide_are_refused_with_those_that_do() -> None:
     config = load_config(RUNS[0], ["train.rows_per_step=4"])
     with pytest.raises(ConfigError, match=r"rows_per_step is 4, .* among the 8 processes .* use 8, 16 or"):
-        fit_layout(config, released("ERNIE-4.5-0.3B"), 8)
+        fit_parallel_dims(config, released("ERNIE-4.5-0.3B"), 8)
     with pytest.raises(ConfigError, match=r"among the 3 processes .* use 3, 6 or another multiple of 3"):
-        fit_layout(config, released("ERNIE-4.5-0.3B"), 3)
+        fit_parallel_dims(config, released("ERNIE-4.5-0.3B"), 3)
 
 
 def test_without_a_layout_the_large_ones_do_not_fit() -> None:

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from erniekit.train.figures import StepFigures, Window
+from erniekit.train.figures import MetricsAccumulator, StepMetrics
 
 
-def step(loss_sum: float, loss_tokens: int, counts: list[int]) -> StepFigures:
-    return StepFigures(
+def step(loss_sum: float, loss_tokens: int, counts: list[int]) -> StepMetrics:
+    return StepMetrics(
         loss_sum=loss_sum,
         loss_tokens=loss_tokens,
         tokens=10 * loss_tokens,
@@ -25,7 +25,7 @@ def step(loss_sum: float, loss_tokens: int, counts: list[int]) -> StepFigures:
 
 
 def test_loss_is_a_mean_over_tokens_and_load_over_all_steps() -> None:
-    window = Window()
+    window = MetricsAccumulator()
     window.add(step(6.0, 2, [4, 0]))
     window.add(step(2.0, 6, [2, 2]))
     figures = window.scalars()
@@ -46,16 +46,16 @@ def test_loss_is_a_mean_over_tokens_and_load_over_all_steps() -> None:
 
 
 def test_dead_experts_have_no_token_in_the_whole_window() -> None:
-    window = Window()
+    window = MetricsAccumulator()
     for counts in ([4, 0, 0], [0, 0, 3]):
         window.add(step(1.0, 1, counts))
     assert window.scalars()["router/dead_experts/layer_1/text"] == 1.0
 
 
 def test_a_window_survives_a_checkpoint() -> None:
-    window = Window()
+    window = MetricsAccumulator()
     window.add(step(0.1 + 0.2, 3, [1, 2]))
-    again = Window(**json.loads(json.dumps(window.as_dict())))
+    again = MetricsAccumulator(**json.loads(json.dumps(window.as_dict())))
     for each in (window, again):
         each.add(step(0.7, 5, [3, 1]))
     assert again == window

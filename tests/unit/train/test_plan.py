@@ -10,19 +10,19 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import DataStats
 from erniekit.data.load.packing import Row
 from erniekit.data.load.rows import StoredRows
-from erniekit.distributed.parallel_dims import Layout
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.zero import SHARDS
 from erniekit.train.dpo import trains_beside_copy
-from erniekit.train.memory import Spread, describe_model, plan_model, size
+from erniekit.train.memory import ShardingPlan, describe_model, plan_model, size
 from erniekit.train.plan import (
     describe_data,
-    describe_layout,
     describe_left_out,
     describe_lora,
+    describe_parallel_dims,
     describe_run,
     plan_run,
 )
@@ -130,7 +130,7 @@ def test_memory(rows: int, gradients: int) -> None:
     assert plan.optimizer_bytes == 100 * 12 + 5 * 8
     assert describe_model(plan)[0] == "parameters: 155, trained 105 (67.74%)"
     assert plan.reference_bytes == 0 and "frozen" not in describe_model(plan)[1]
-    assert plan.exchange_bytes == 0 and plan.total_bytes == 320 + gradients + 1240
+    assert plan.communication_bytes == 0 and plan.total_bytes == 320 + gradients + 1240
 
 
 def test_a_frozen_copy_for_the_reference_is_counted() -> None:
@@ -164,14 +164,14 @@ def test_what_processes_send_each_other_is_counted() -> None:
     ]
     names = [spec.name for spec in specs]
 
-    def exchanged(spread: Spread, trained: list[str]) -> int:
-        return plan_model(specs, trained, rows_per_step=4, spread=spread).exchange_bytes
+    def exchanged(spread: ShardingPlan, trained: list[str]) -> int:
+        return plan_model(specs, trained, rows_per_step=4, spread=spread).communication_bytes
 
-    assert exchanged(Spread(), names) == 0
-    assert exchanged(Spread(2, 4, 2, "gradients"), names) == 6 * 100 + 6 * 30
-    assert exchanged(Spread(4, 4, 1, "gradients"), names) == 6 * 100
-    assert exchanged(Spread(2, 4, 2, "parameters"), names) == 6 * 130 + 2 * 2 * 130
-    assert exchanged(Spread(2, 4, 2, "parameters"), ["lm_head.weight"]) == 2 * 2 * 130
+    assert exchanged(ShardingPlan(), names) == 0
+    assert exchanged(ShardingPlan(2, 4, 2, "gradients"), names) == 6 * 100 + 6 * 30
+    assert exchanged(ShardingPlan(4, 4, 1, "gradients"), names) == 6 * 100
+    assert exchanged(ShardingPlan(2, 4, 2, "parameters"), names) == 6 * 130 + 2 * 2 * 130
+    assert exchanged(ShardingPlan(2, 4, 2, "parameters"), ["lm_head.weight"]) == 2 * 2 * 130
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,11 @@ def test_memory_of_processes_that_share_a_model() -> None:
     found = []
     for shard in SHARDS:
         # Of 4 processes 2 share the experts, so that 2 have the same ones.
-        plan = plan_model(specs, names, rows_per_step=2, spread=Spread(2, 4, 2, shard))
+        plan = plan_model(specs, names, rows_per_step=2, spread=ShardingPlan(2, 4, 2, shard))
         # A copy is spread as the model is.
-        copied = plan_model(specs, names, rows_per_step=2, spread=Spread(2, 4, 2, shard), reference=True)
+        copied = plan_model(
+            specs, names, rows_per_step=2, spread=ShardingPlan(2, 4, 2, shard), reference=True
+        )
         assert copied.reference_bytes == plan.weight_bytes - 240 * 4  # the adapter's, which is whole
         found.append((plan.weight_bytes / 4, plan.gradient_bytes / 4, plan.optimizer_bytes / 4))
         assert (plan.parameters, plan.trained) == (1200, 1200)
@@ -220,14 +222,17 @@ def test_experts_of_one_process_alone_are_not_spread() -> None:
     """Nobody else has them: parallel.shard changes nothing."""
     spec = TensorSpec("model.layers.0.mlp.experts.0.up_proj.weight", "BF16", (240,))
     plans = [
-        plan_model([spec], [spec.name], rows_per_step=1, spread=Spread(2, 2, 1, shard)) for shard in SHARDS
+        plan_model([spec], [spec.name], rows_per_step=1, spread=ShardingPlan(2, 2, 1, shard))
+        for shard in SHARDS
     ]
     assert plans == [plans[0]] * 4
 
 
 def test_layout_in_words() -> None:
-    assert describe_layout(Layout()) == []
-    assert describe_layout(Layout(8, 4, 2)) == ["processes: 8; 4 share the experts; 2 share each row"]
+    assert describe_parallel_dims(ParallelDims()) == []
+    assert describe_parallel_dims(ParallelDims(8, 4, 2)) == [
+        "processes: 8; 4 share the experts; 2 share each row"
+    ]
 
 
 def test_data_in_words() -> None:
