@@ -105,7 +105,7 @@ def check(
     from erniekit.config import DataConfig, SourceConfig, load_config
     from erniekit.data.encode.samples import pair_mode
     from erniekit.inspection.check import CheckOptions
-    from erniekit.inspection.run import heldout_files, named_files, training_files
+    from erniekit.inspection.run import eval_files, named_files, training_files
     from erniekit.paths import expand_path
 
     run = load_config(config) if config is not None else None
@@ -125,7 +125,7 @@ def check(
     if paths:
         found = named_files(paths, format or data.format, typer.echo)
     else:
-        found = [*training_files(data, format, typer.echo), *heldout_files(data, format, typer.echo)]
+        found = [*training_files(data, format, typer.echo), *eval_files(data, format, typer.echo)]
     _report(found, options, json_file)
 
 

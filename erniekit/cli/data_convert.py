@@ -45,7 +45,7 @@ def convert(
     from erniekit.data.files.find import expand
     from erniekit.paths import expand_path
 
-    paths = expand([expand_path(source) for source in sources], say=typer.echo)
+    paths = expand([expand_path(source) for source in sources], log=typer.echo)
     report = run(paths, output, to=to, format=format, on_error=on_error, allow_urls=allow_urls)
     for error in report.errors:
         typer.echo(f"left out: {error}")

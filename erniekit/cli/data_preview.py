@@ -27,7 +27,7 @@ Shuffled = Annotated[
     bool, typer.Option("--shuffled", help="Random samples, not the first ones; reads all data.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of --shuffled.")]
-HeldOut = Annotated[bool, typer.Option("--eval", help="Samples of data.eval, not of data.train.")]
+EvalSplit = Annotated[bool, typer.Option("--eval", help="Samples of data.eval, not of data.train.")]
 Html = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write a page with thumbnails to this file instead."),
@@ -49,7 +49,7 @@ def preview(
     sample: Named = None,
     shuffled: Shuffled = False,
     seed: Seed = 0,
-    heldout: HeldOut = False,
+    heldout: EvalSplit = False,
     html: Html = None,
     plain: Plain = False,
 ) -> None:
@@ -77,13 +77,13 @@ def preview(
     from erniekit.errors import ConfigError
     from erniekit.inspection.choose import at_random, first, named
     from erniekit.inspection.preview import Preview, preview_samples
-    from erniekit.inspection.run import encode_options, heldout_files, training_files
+    from erniekit.inspection.run import encode_options, eval_files, training_files
 
     run = load_config(config, overrides or [])
     if heldout and not run.data.eval:
         raise ConfigError(f"{config}: data.eval is empty: there are no held-out samples to show")
-    find = heldout_files if heldout else training_files
-    files = find(run.data, say=typer.echo)
+    find = eval_files if heldout else training_files
+    files = find(run.data, log=typer.echo)
     encoder = make_encoder(Path(run.model.path), encode_options(run))
     if sample:
         chosen = [named(files, name, run.data.format) for name in sample]

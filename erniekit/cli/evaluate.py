@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from erniekit.config import Config
     from erniekit.data.encode.account import ErrorBudget
     from erniekit.data.encode.encoder import Encoder
-    from erniekit.evaluation.dataset import EvalSample, HeldOut, Plan
+    from erniekit.evaluation.dataset import EvalDataset, EvalSample, Plan
     from erniekit.evaluation.evaluate import Evaluation, OnPrediction, Prediction
     from erniekit.evaluation.report import Settings
     from erniekit.generation.load import ModelSource
@@ -196,13 +196,13 @@ def _samples(
     answers: bool,
     limit: int | None,
     budget: "ErrorBudget",
-) -> "HeldOut":
+) -> "EvalDataset":
     """The samples of the files, or of the run where none is named."""
-    from erniekit.evaluation.dataset import HeldOut, find_files
+    from erniekit.evaluation.dataset import EvalDataset, find_files
     from erniekit.paths import expand_path
 
     data = None if run is None else run.data
-    return HeldOut(
+    return EvalDataset(
         find_files([expand_path(file) for file in files], data, format, typer.echo),
         encoder,
         answers=answers,
@@ -215,7 +215,7 @@ def _samples(
 def _run(
     source: "ModelSource",
     dtype: str,
-    samples: "HeldOut",
+    samples: "EvalDataset",
     plan: "Plan",
     sampling: "Sampling",
     batch: int,

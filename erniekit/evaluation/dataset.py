@@ -17,20 +17,20 @@ from erniekit.data.chat.template import MediaSpan, Span, Template, TextSpan
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
-from erniekit.data.files.find import Say, expand
+from erniekit.data.files.find import Log, expand
 from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.errors import ConfigError, DataError
 from erniekit.evaluation.metrics.choose import References, choose
 from erniekit.generation.answer import parse_answer
-from erniekit.inspection.run import heldout_files
+from erniekit.inspection.run import eval_files
 
 Modality = Literal["text", "images", "videos"]
 
 
 @dataclass(frozen=True)
-class HeldOutFile:
+class EvalFile:
     """A data file.
 
     source: the name that its figures are reported under; format: as in `parse_record`; columns: as in `read_records`.
@@ -71,7 +71,7 @@ class EvalSample(LossSample):
     tools: tuple[dict[str, Any], ...] = ()
 
 
-class HeldOut:
+class EvalDataset:
     """The samples of data files, read and encoded anew each time they are gone through, so that none is kept.
 
     answers: chats become EvalSamples, and their last message must be the assistant's; without, only their loss is
@@ -81,7 +81,7 @@ class HeldOut:
 
     def __init__(
         self,
-        files: Sequence[HeldOutFile],
+        files: Sequence[EvalFile],
         encoder: Encoder,
         *,
         answers: bool = True,
@@ -115,7 +115,7 @@ class HeldOut:
         fewer may come out; those that are drawn and cannot be encoded are told to the budget.
         """
         # Algorithm R of Vitter 1985, "Random Sampling with a Reservoir".
-        drawn: list[tuple[int, HeldOutFile, Conversation]] = []
+        drawn: list[tuple[int, EvalFile, Conversation]] = []
         random = np.random.default_rng(0)
         chats = 0
         for file, record in self._records():
@@ -137,12 +137,12 @@ class HeldOut:
                 self.budget.spend(error)
         return found
 
-    def _records(self) -> Iterator[tuple[HeldOutFile, Record | BadLine]]:
+    def _records(self) -> Iterator[tuple[EvalFile, Record | BadLine]]:
         return (
             (file, record) for file in self.files for record in read_records(file.path, columns=file.columns)
         )
 
-    def _parse(self, file: HeldOutFile, record: Record | BadLine) -> Conversation:
+    def _parse(self, file: EvalFile, record: Record | BadLine) -> Conversation:
         if isinstance(record, BadLine):
             raise record.error
         return parse_record(
@@ -167,8 +167,8 @@ class HeldOut:
 
 
 def find_files(
-    named: Sequence[str], data: DataConfig | None, format: str | None = None, say: Say | None = None
-) -> list[HeldOutFile]:
+    named: Sequence[str], data: DataConfig | None, format: str | None = None, log: Log | None = None
+) -> list[EvalFile]:
     """The files that entries name; without any, those of the configuration's data.eval. A source is an entry.
 
     data: of a run, None without one; format: in place of the configuration's; say: as in `expand`. Raises DataError
@@ -180,9 +180,9 @@ def find_files(
     if not sources and not data.eval:
         raise ConfigError("data.eval is empty: there are no held-out samples; name files with --data")
     return [
-        HeldOutFile(file.path, source.path, file.format, file.columns)
+        EvalFile(file.path, source.path, file.format, file.columns)
         for source in sources or data.eval
-        for file in heldout_files(data.model_copy(update={"eval": [source]}), format, say)
+        for file in eval_files(data.model_copy(update={"eval": [source]}), format, log)
     ]
 
 
@@ -193,8 +193,8 @@ def load_samples(
 
     Raises DataError where a file cannot be read or is empty, SampleError for the first chat that is wrong.
     """
-    found = [HeldOutFile(path, str(file), format) for file in files for path in expand([file])]
-    chats = (sample for sample in HeldOut(found, encoder) if isinstance(sample, EvalSample))
+    found = [EvalFile(path, str(file), format) for file in files for path in expand([file])]
+    chats = (sample for sample in EvalDataset(found, encoder) if isinstance(sample, EvalSample))
     return list(islice(chats, limit))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from erniekit.config import Config, DataConfig, SourceConfig
 from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.data.encode.limits import check_max_positions, resized_vocab_size
-from erniekit.data.files.find import HUB, Say, Use, expand, hub_file
+from erniekit.data.files.find import HUB, Log, Use, expand, hub_file
 from erniekit.data.formats.fields.columns import read_columns
 from erniekit.data.store.dataset import hub_dir
 from erniekit.inspection.check import CheckedFile
@@ -27,26 +27,26 @@ def encode_options(run: Config) -> EncodeOptions:
     )
 
 
-def named_files(entries: Sequence[str], format: str, say: Say) -> list[CheckedFile]:
+def named_files(entries: Sequence[str], format: str, log: Log) -> list[CheckedFile]:
     """The files that names, directories and patterns mean for training, each once. say: as in `expand`.
 
     Raises DataError.
     """
-    return [CheckedFile(path, format) for path in expand(entries, "train", say)]
+    return [CheckedFile(path, format) for path in expand(entries, "train", log)]
 
 
-def training_files(data: DataConfig, format: str | None = None, say: Say | None = None) -> list[CheckedFile]:
+def training_files(data: DataConfig, format: str | None = None, log: Log | None = None) -> list[CheckedFile]:
     """The files of data.train. format: in place of the configuration's; say: as in `expand`. Raises DataError."""
-    return _files(data.train, data, format, "train", say)
+    return _files(data.train, data, format, "train", log)
 
 
-def heldout_files(data: DataConfig, format: str | None = None, say: Say | None = None) -> list[CheckedFile]:
+def eval_files(data: DataConfig, format: str | None = None, log: Log | None = None) -> list[CheckedFile]:
     """The files of data.eval, none where it is empty. format, say, Raises: as `training_files`."""
-    return _files(data.eval, data, format, "eval", say)
+    return _files(data.eval, data, format, "eval", log)
 
 
 def _files(
-    sources: Sequence[SourceConfig], data: DataConfig, format: str | None, use: Use, say: Say | None
+    sources: Sequence[SourceConfig], data: DataConfig, format: str | None, use: Use, log: Log | None
 ) -> list[CheckedFile]:
     return [
         CheckedFile(
@@ -56,11 +56,11 @@ def _files(
             columns=read_columns(source.columns, source.path),
         )
         for source in sources
-        for path in _expand(source, data, use, say)
+        for path in _expand(source, data, use, log)
     ]
 
 
-def _expand(source: SourceConfig, data: DataConfig, use: Use, say: Say | None) -> list[Path]:
+def _expand(source: SourceConfig, data: DataConfig, use: Use, log: Log | None) -> list[Path]:
     if source.path.startswith(HUB):
-        return [hub_file(source.path, hub_dir(data.cache_dir), use, say)]
-    return expand([source.path], use, say)
+        return [hub_file(source.path, hub_dir(data.cache_dir), use, log)]
+    return expand([source.path], use, log)

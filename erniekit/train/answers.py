@@ -16,7 +16,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.media.decode import decode
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ConfigError, ErnieKitError
-from erniekit.evaluation.dataset import EvalSample, HeldOut, find_files, make_plan
+from erniekit.evaluation.dataset import EvalDataset, EvalSample, find_files, make_plan
 from erniekit.evaluation.evaluate import Evaluation, OnPrediction, evaluate_generation
 from erniekit.evaluation.metrics.choose import Pair, score
 from erniekit.evaluation.report import writing_predictions
@@ -29,10 +29,10 @@ from erniekit.train.evaluating import spaced_progress
 from erniekit.train.reference import alone
 
 ANSWERS_DIR = "eval"
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class HeldOutAnswers:
+class EvalAnswers:
     """The same chats of data.eval, answered in every evaluation.
 
     The answers are written to eval/step-000120.jsonl in the directory of the run. Raises ConfigError where data.eval
@@ -40,11 +40,11 @@ class HeldOutAnswers:
     """
 
     def __init__(
-        self, config: Config, model: ErnieModel, encoder: Encoder, dist: DistributedContext, say: Say
+        self, config: Config, model: ErnieModel, encoder: Encoder, dist: DistributedContext, log: Log
     ) -> None:
         settings = config.eval
         self._run = Path(config.train.output_dir)
-        self._model, self._encoder, self._dist, self._say = model, encoder, dist, say
+        self._model, self._encoder, self._dist, self._log = model, encoder, dist, log
         self._text = AnswerText.from_checkpoint(config.model.path)
         self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
         self._generator = DistributedGenerator(
@@ -55,14 +55,14 @@ class HeldOutAnswers:
             batch_size=settings.batch,
             in_step=config.parallel.expert > 1 or config.parallel.shard == "parameters",
         )
-        self.samples = draw_samples(config, encoder, dist, say)
+        self.samples = draw_samples(config, encoder, dist, log)
         best = settings.best_metric if settings.best_metric in ANSWER_FIGURES else None
         deciding = [] if best is None else [best.removeprefix("eval/")]
         self._plan = make_plan(self.samples, encoder.template, [*settings.metrics, *deciding])
         for metric in deciding:
             self._check_applies(metric)
         metrics = ", ".join(self._plan.metrics)
-        say(f"held-out answers: {len(self.samples):,} chats in each evaluation, scored by {metrics}")
+        log(f"held-out answers: {len(self.samples):,} chats in each evaluation, scored by {metrics}")
 
     def __call__(self, step: int) -> dict[str, float]:
         """Figures such as "eval/exact_match", the same in all processes. All of them call this together."""
@@ -82,7 +82,7 @@ class HeldOutAnswers:
                 self._plan,
                 self._sampling,
                 on_prediction=on_prediction,
-                on_progress=spaced_progress(self._say),
+                on_progress=spaced_progress(self._log),
             )
 
     def _check_applies(self, metric: str) -> None:
@@ -151,7 +151,7 @@ class DistributedGenerator(Generator):
         ]
 
 
-def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, say: Say) -> list[EvalSample]:
+def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log: Log) -> list[EvalSample]:
     """The chats of data.eval that are answered: eval.samples of them, whose pictures can be read.
 
     Raises ConfigError where there is none; SampleError for one that cannot be used, where data.on_error says so;
@@ -159,8 +159,8 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, say
     """
     data = config.data
     budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
-    budget.on_skip = lambda error: say(f"skipped: {error}")
-    heldout = HeldOut(find_files([], data), encoder, budget=budget, allow_urls=data.allow_urls)
+    budget.on_skip = lambda error: log(f"skipped: {error}")
+    heldout = EvalDataset(find_files([], data), encoder, budget=budget, allow_urls=data.allow_urls)
     samples = []
     for sample in heldout.draw_chats(config.eval.samples):
         if len(sample.whole) > data.max_length:

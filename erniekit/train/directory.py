@@ -57,7 +57,7 @@ def check_directory(config: Config, *, resume: bool) -> None:
         )
 
 
-def checkpoint_to_resume(run: Path, say: Callable[[str], None]) -> Path | None:
+def checkpoint_to_resume(run: Path, log: Callable[[str], None]) -> Path | None:
     """The newest complete checkpoint of a run; None where none was ever saved.
 
     Raises CheckpointError where all are incomplete: to begin again would overwrite them.
@@ -66,31 +66,31 @@ def checkpoint_to_resume(run: Path, say: Callable[[str], None]) -> Path | None:
     for checkpoint in found:
         if checkpoint.problem is None:
             return checkpoint.path
-        say(f"passing over {checkpoint.path}, which is incomplete: {checkpoint.problem}")
+        log(f"passing over {checkpoint.path}, which is incomplete: {checkpoint.problem}")
     if found:
         raise CheckpointError(
             f"{run}: there is no complete checkpoint to resume from. Bring the files of {found[0].path.name} back, or "
             "remove it to begin again"
         )
-    say(f"{run}: there is no checkpoint to resume from yet; the run begins at its first step")
+    log(f"{run}: there is no checkpoint to resume from yet; the run begins at its first step")
     return None
 
 
-def begin_run(config: Config, say: Callable[[str], None]) -> None:
+def begin_run(config: Config, log: Callable[[str], None]) -> None:
     """Remove what a run in the same directory left that died before its first checkpoint, and write the configuration.
 
     A configuration that is there and reads otherwise is kept under another name: people may have written it.
     """
     run = Path(config.train.output_dir)
     if (run / LOG_FILE).exists():
-        say(f"{run}: the run in it ended before its first checkpoint; it begins again")
+        log(f"{run}: the run in it ended before its first checkpoint; it begins again")
     for aside in run.glob(".checkpoint-*.tmp"):
         shutil.rmtree(aside)
     (run / BEST_FILE).unlink(missing_ok=True)
     file = run / CONFIG_FILE
     if file.exists() and file.read_bytes() != dump_config(config).encode():
         file.replace(run / _PREVIOUS_CONFIG)
-        say(f"{file} is another one than this run's; it is now {run / _PREVIOUS_CONFIG}")
+        log(f"{file} is another one than this run's; it is now {run / _PREVIOUS_CONFIG}")
     write_config(config)
 
 
@@ -109,7 +109,7 @@ def make_directory(run: Path) -> None:
 
 
 @contextmanager
-def hold_directory(run: Path, say: Callable[[str], None]) -> Iterator[None]:
+def hold_directory(run: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Keep other runs out while this one trains. However the process ends, the directory is free again.
 
     Raises ConfigError where another process has it.
@@ -118,7 +118,7 @@ def hold_directory(run: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             _lock(file, run)
         except OSError as error:
-            say(f"note: the disk of {run} has no locks ({error.strerror}); let no other run write there")
+            log(f"note: the disk of {run} has no locks ({error.strerror}); let no other run write there")
         yield
 
 

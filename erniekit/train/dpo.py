@@ -31,7 +31,7 @@ from erniekit.train.reference import (
     model_key,
 )
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
 _SIMPO_BETA, _BETA = 2.0, 0.1
 
@@ -82,7 +82,7 @@ def make_reference(
     dtype: str,
     datasets: Sequence[Dataset],
     load_base: Callable[[], ErnieModel],
-    say: Say,
+    log: Log,
     dist: DistributedContext,
 ) -> Reference | None:
     """The reference of a run; None for a loss without one.
@@ -98,7 +98,7 @@ def make_reference(
     def frozen() -> Reference:
         if config.lora.enabled and config.dpo.reference != "copy" and not caches_with_copy(config):
             return AdapterDisabledReference(model, config.loss.chunk_tokens, Path(config.model.path))
-        say(f"reference: loading a frozen copy of {config.model.path}")
+        log(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
         copy.image_mean, copy.image_std = model.image_mean, model.image_std
         copy.eval()
@@ -117,11 +117,11 @@ def make_reference(
                     frozen,
                     max_length=config.data.max_length,
                     workers=config.data.workers,
-                    progress=_progress(say),
+                    progress=_progress(log),
                 )
             lacking = sum(dataset.sizes) - known - computed
             unread = f", {lacking:,} cannot be read" if lacking else ""
-            say(
+            log(
                 f"reference: log-probabilities of {computed:,} pairs computed, of {known:,} known before{unread}"
             )
         for source in dataset.sources:
@@ -163,7 +163,7 @@ def evaluate_pairs(
     return {"eval/loss": loss} | {f"eval/{name}": value for name, value in means.items()}
 
 
-def _progress(say: Say) -> Progress:
+def _progress(log: Log) -> Progress:
     started = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -172,6 +172,6 @@ def _progress(say: Say) -> Progress:
         if now - last >= _PROGRESS_SECONDS and done < total:
             last = now
             left = (now - started) * (total - done) / done
-            say(f"  reference: {done:,} of {total:,} pairs, about {left:,.0f} s left")
+            log(f"  reference: {done:,} of {total:,} pairs, about {left:,.0f} s left")
 
     return report

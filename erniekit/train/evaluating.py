@@ -15,11 +15,11 @@ from erniekit.evaluation.progress import OnProgress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.dpo import evaluate_pairs
-from erniekit.train.inputs import HeldOut
+from erniekit.train.inputs import EvalRows
 from erniekit.train.interfaces import Objective
 from erniekit.train.skips import SkippedSampleSync
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
 
 
@@ -34,20 +34,20 @@ class Evaluator:
         self,
         model: nn.Layer,
         objective: SftObjective | DpoObjective,
-        heldout: HeldOut,
+        heldout: EvalRows,
         answers: Callable[[int], dict[str, float]] | None,
         dist: DistributedContext,
-        say: Say,
+        log: Log,
     ) -> None:
         self._model, self._objective, self._heldout = model, objective, heldout
-        self._answers, self._dist, self._say = answers, dist, say
+        self._answers, self._dist, self._log = answers, dist, log
         self._skips = SkippedSampleSync(heldout.loader.budget, dist)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Figures such as "eval/loss" and "eval/exact_match" after `step` steps."""
         add = self._dist.add if self._dist.mesh.world.size > 1 else None
         total = -(-self._heldout.num_rows // self._dist.size)
-        rows = _told(self._heldout.once(), total, spaced_progress(self._say))
+        rows = _told(self._heldout.once(), total, spaced_progress(self._log))
         if isinstance(self._objective, DpoObjective):
             figures = evaluate_pairs(self._model, self._objective, rows, add)
         else:
@@ -82,7 +82,7 @@ def evaluation_loss(
     return total / tokens
 
 
-def spaced_progress(say: Say) -> OnProgress:
+def spaced_progress(log: Log) -> OnProgress:
     """Says how far a long evaluation is, now and then."""
     began: dict[str, float] = {}
     last = time.monotonic()
@@ -94,7 +94,7 @@ def spaced_progress(say: Say) -> OnProgress:
         if now - last >= _PROGRESS_SECONDS and 0 < done < total:
             last = now
             left = (now - started) * (total - done) / done
-            say(f"  evaluation, {what}: {done:,} of {total:,}, about {left:,.0f} s left")
+            log(f"  evaluation, {what}: {done:,} of {total:,}, about {left:,.0f} s left")
 
     return report
 

@@ -38,7 +38,7 @@ from erniekit.inspection.run import encode_options
 from erniekit.local_files import placeholder_problem
 from erniekit.train.plan import describe_data, describe_left_out
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 # Where a source is, as another process can find it: the directory and the id of its encoded samples ("store", "id"), or
 # the files that are streamed and their digest ("files", "digest"). "name": what errors call it.
 Place = dict[str, Any]
@@ -65,7 +65,7 @@ class _Alone:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalRows:
     """Rows that are never trained on."""
 
     rows: StoredRows
@@ -90,7 +90,7 @@ class Inputs:
     encoder: Encoder
     train: RowLoader
     rows: StoredRows | StreamedRows
-    heldout: HeldOut | None
+    heldout: EvalRows | None
     cleanup: ExitStack
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Inputs:
         self.cleanup.close()
 
 
-def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None) -> Inputs:
+def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None) -> Inputs:
     """Read and encode all data, saying what it holds. Raises ErnieKitError for what is wrong there.
 
     processes: that share the rows. What is kept on disk is made by one of them, and found by the others.
@@ -107,10 +107,10 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
     _check_sources(data)
     encoder = make_encoder(Path(config.model.path), encode_options(config))
     for note in encoder.limits.notes():
-        say(f"note: {note}")
+        log(f"note: {note}")
     with ExitStack() as stack:
         places = processes.make_once(
-            "encoding the data", lambda: _prepare(config, encoder, say, stack), _are_here
+            "encoding the data", lambda: _prepare(config, encoder, log, stack), _are_here
         )
         mixture = Mixture(
             data.mix, data.stop, tuple(s.weight for s in data.train), data.shuffle, config.train.seed
@@ -140,7 +140,7 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
                 digests=[place["digest"] for place in places["train"]],
                 rank=processes.rank,
                 ranks=processes.size,
-                on_notice=say,
+                on_notice=log,
             )
         else:
             rows = StoredRows(_open(places["train"], encoder, budget, stack), mixture, data.max_length)
@@ -159,9 +159,9 @@ def load_inputs(config: Config, say: Say, processes: DataProcesses | None = None
             unseen = _budget(data)
             dataset = _open(places["eval"], encoder, unseen, stack)
             heldout = _heldout(config, dataset, unseen, workers, processes)
-            unseen.on_skip = lambda error: say(f"skipped: {error}")
+            unseen.on_skip = lambda error: log(f"skipped: {error}")
         # From here on: pictures that turn out to be damaged when they are decoded, and streamed samples.
-        budget.on_skip = lambda error: say(f"skipped: {error}")
+        budget.on_skip = lambda error: log(f"skipped: {error}")
         return Inputs(encoder, loader, rows, heldout, stack.pop_all())
 
 
@@ -180,14 +180,14 @@ def _check_sources(data: DataConfig) -> None:
 
 def _heldout(
     config: Config, dataset: Dataset, budget: ErrorBudget, workers: Workers, processes: DataProcesses
-) -> HeldOut:
+) -> EvalRows:
     mixture = Mixture("concat", "first_exhausted", (1.0,) * len(config.data.eval), False, 0)
     rows = StoredRows(dataset, mixture, config.data.max_length)
     rank, ranks = processes.rank, processes.size
-    return HeldOut(rows, RowLoader(rows, budget, workers, rank=rank, ranks=ranks), rank, ranks)
+    return EvalRows(rows, RowLoader(rows, budget, workers, rank=rank, ranks=ranks), rank, ranks)
 
 
-def _prepare(config: Config, encoder: Encoder, say: Say, stack: ExitStack) -> Places:
+def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> Places:
     """Bring all data to where every process finds it: datasets of the hub as files, samples encoded.
 
     stack: removes what is not kept.
@@ -197,16 +197,16 @@ def _prepare(config: Config, encoder: Encoder, say: Say, stack: ExitStack) -> Pl
     cache: Path | None = None
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:
-        paths = [_path(source, data, use, say) for source in sources]
+        paths = [_path(source, data, use, log) for source in sources]
         if use == "train" and data.streaming:
             for path in paths:
-                files = SourceFiles.of(path, use=use, say=say).files
+                files = SourceFiles.of(path, use=use, log=log).files
                 named = [str(file) for file in files]
                 places[use].append({"name": path, "files": named, "digest": files_digest(files)})
-            say(f"{_NAMES[use]}: streamed, {', '.join(source.path for source in sources)}")
+            log(f"{_NAMES[use]}: streamed, {', '.join(source.path for source in sources)}")
         elif sources:
             cache = cache or _cache_dir(data, stack)
-            places[use] = _encode(use, sources, paths, config, encoder, cache, say)
+            places[use] = _encode(use, sources, paths, config, encoder, cache, log)
     return places
 
 
@@ -240,14 +240,14 @@ def _encode(
     config: Config,
     encoder: Encoder,
     cache: Path,
-    say: Say,
+    log: Log,
 ) -> list[Place]:
     """Encode what is not encoded yet, and say what all of it holds."""
     data, loaded = config.data, []
     budget = _budget(data)
     for source, path in zip(sources, paths, strict=True):
         columns = read_columns(source.columns, source.path)
-        files = SourceFiles.of(path, source.format or data.format, use, say, columns)
+        files = SourceFiles.of(path, source.format or data.format, use, log, columns)
         started = time.monotonic()
         found = load_source(
             files,
@@ -256,22 +256,22 @@ def _encode(
             cache,
             kept=data.cache,
             workers=data.workers,
-            progress=_progress(source.path, say),
+            progress=_progress(source.path, log),
         )
         found.store.close()
         loaded.append(found)
         if len(sources) > 1:
             stats = found.stats
-            say(f"  {source.path}: {stats.samples:,} samples, {stats.tokens:,} tokens")
+            log(f"  {source.path}: {stats.samples:,} samples, {stats.tokens:,} tokens")
         if not found.cached and time.monotonic() - started > _PROGRESS_SECONDS:
             kept = ", kept for the next run" if data.cache else ""
-            say(f"  {source.path}: encoded in {time.monotonic() - started:.0f} s{kept}")
+            log(f"  {source.path}: encoded in {time.monotonic() - started:.0f} s{kept}")
     dataset = Dataset(tuple(loaded), encoder.media_spec, budget)
     lines = describe_data(_NAMES[use], dataset.stats, config.task)
     if all(source.cached for source in loaded):
         lines[0] += " (encoded before)"
     for line in [*lines, *describe_left_out(budget.left_out())]:
-        say(line)
+        log(line)
     return [
         {"name": path, "store": str(found.store.directory), "id": found.store.id}
         for path, found in zip(paths, loaded, strict=True)
@@ -288,9 +288,9 @@ def _reader(config: Config, encoder: Encoder) -> SampleReader:
     return SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
 
 
-def _path(source: SourceConfig, data: DataConfig, use: Use, say: Say) -> str:
+def _path(source: SourceConfig, data: DataConfig, use: Use, log: Log) -> str:
     if source.path.startswith(HUB):
-        return str(hub_file(source.path, hub_dir(data.cache_dir), use, say))
+        return str(hub_file(source.path, hub_dir(data.cache_dir), use, log))
     return source.path
 
 
@@ -300,7 +300,7 @@ def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:
     return Path(data.cache_dir) if data.cache_dir is not None else default_cache_dir()
 
 
-def _progress(name: str, say: Say) -> Progress:
+def _progress(name: str, log: Log) -> Progress:
     """Says how far reading is, now and then."""
     started = last = time.monotonic()
 
@@ -310,6 +310,6 @@ def _progress(name: str, say: Say) -> Progress:
         if now - last >= _PROGRESS_SECONDS and 0 < done < total:
             last = now
             left = (now - started) * (total - done) / done
-            say(f"  encoding {name}: {done / total:.0%}, about {left:,.0f} s left")
+            log(f"  encoding {name}: {done / total:.0%}, about {left:,.0f} s left")
 
     return report

@@ -29,7 +29,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.runtime import compute_dtype, configure
-from erniekit.train.answers import HeldOutAnswers
+from erniekit.train.answers import EvalAnswers
 from erniekit.train.best import make_early_stopping
 from erniekit.train.directory import (
     CONFIG_FILE,
@@ -48,7 +48,7 @@ from erniekit.train.monitor import Monitor
 from erniekit.train.plan import RunPlan, describe_run, plan_run
 from erniekit.train.prepare import Prepared, check_model, load_shared, make_gradient_reducer, prepare_model
 from erniekit.train.processes import init_distributed
-from erniekit.train.progress import Reporter, make_reporter
+from erniekit.train.progress import Console, make_console
 from erniekit.train.routers import Routers
 from erniekit.train.saving import (
     Saver,
@@ -78,16 +78,16 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     Raises ErnieKitError for whatever is
     wrong with config, data or files.
     """
-    reporter = make_reporter()
+    console = make_console()
     worker = worker_from(os.environ)
-    check_model(Path(config.model.path), reporter.say)
+    check_model(Path(config.model.path), console.log)
     if worker is None or worker.rank == 0:
         check_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
     device = configure(config.parallel.device, threads, config.train.seed)
     dist = init_distributed(config, worker)
     try:
-        status = train_with(config, resume, reporter, device, dist)
+        status = train_with(config, resume, console, device, dist)
     except StoppedAtOnce as stopped:
         return stopped.status
     # Not after a stop at once or an error: the others stand elsewhere, and learn of this one's end from the launcher.
@@ -95,23 +95,21 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     return status
 
 
-def train_with(
-    config: Config, resume: bool, reporter: Reporter, device: str, dist: DistributedContext
-) -> int:
+def train_with(config: Config, resume: bool, console: Console, device: str, dist: DistributedContext) -> int:
     """Train together with the other processes of the team, which call the same. See `run_training`.
 
     Raises StoppedAtOnce after a second signal.
     """
     run = Path(config.train.output_dir)
-    checkpoint = checkpoint_to_resume(run, reporter.say) if resume else None
+    checkpoint = checkpoint_to_resume(run, console.log) if resume else None
     state = read_state(checkpoint) if checkpoint is not None else None
     dtype = compute_dtype(config.model.dtype, device)
-    inputs = load_inputs(config, reporter.say, dist)
+    inputs = load_inputs(config, console.log, dist)
     held = ExitStack()
     try:
         plan = plan_run(config, inputs.rows)
         for line in describe_run(plan, config, inputs.encoder.template.name):
-            reporter.say(line)
+            console.log(line)
         limits = inputs.encoder.limits
         changes = ModelChanges(limits.vocab_size, limits.max_positions)
         identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]), changes)
@@ -119,23 +117,23 @@ def train_with(
             check_identity(saved_identity(state, identity), identity, checkpoint)
             # Before the model is loaded, which may take long.
             inputs.train.check_state(state.loader)
-            _say_changes(checkpoint, state, config, reporter.say)
+            _say_changes(checkpoint, state, config, console.log)
         prepared = prepare_model(
-            config, dtype, inputs.encoder.image_spec, checkpoint, reporter.say, dist.mesh, changes
+            config, dtype, inputs.encoder.image_spec, checkpoint, console.log, dist.mesh, changes
         )
-        objective = make_objective(config, prepared, inputs, dtype, dist, reporter.say, changes)
+        objective = make_objective(config, prepared, inputs, dtype, dist, console.log, changes)
         reducer = make_gradient_reducer(config, prepared, dist.mesh)
         optimizer = make_optimizer(config, prepared, reducer)
         progress = Progress()
         if checkpoint is not None and state is not None:
             with dist.mesh.busy("loading the checkpoint"):
                 progress = restore(checkpoint, state, optimizer, inputs.train, dist, reducer)
-            settle_best(run, progress, config.eval.best_metric, dist, reporter.say)
+            settle_best(run, progress, config.eval.best_metric, dist, console.log)
         make_directory(run)
         if dist.is_main:
-            held.enter_context(hold_directory(run, reporter.say))
+            held.enter_context(hold_directory(run, console.log))
             if checkpoint is None:
-                begin_run(config, reporter.say)
+                begin_run(config, console.log)
             else:
                 write_config(config)
         saver = Saver(
@@ -146,7 +144,7 @@ def train_with(
             loader=inputs.train,
             schedule=plan.schedule,
             identity=identity,
-            say=reporter.say,
+            log=console.log,
             dist=dist,
             fully_sharded=prepared.fully_sharded,
             reducer=reducer,
@@ -162,13 +160,13 @@ def train_with(
                 optimizer,
                 inputs,
                 monitor,
-                reporter,
+                console,
                 saver,
                 progress,
                 dist,
                 reducer,
             )
-            return _run(loop, run, reporter.say, _devices(device, dist))
+            return _run(loop, run, console.log, _devices(device, dist))
         finally:
             monitor.close()
     finally:
@@ -176,37 +174,37 @@ def train_with(
         held.close()
 
 
-def _run(loop: Loop, run: Path, say: Callable[[str], None], devices: str) -> int:
+def _run(loop: Loop, run: Path, log: Callable[[str], None], devices: str) -> int:
     again = f"  erniekit train {shlex.quote(str(run / CONFIG_FILE))} --resume{devices}"
     hint = "finishing this step, then saving. Press Ctrl-C again a few seconds later to stop at once."
-    with InterruptGuard(lambda name: say(f"{name}: {hint}"), same_seconds=SAME_REQUEST_SECONDS) as guard:
+    with InterruptGuard(lambda name: log(f"{name}: {hint}"), same_seconds=SAME_REQUEST_SECONDS) as guard:
         try:
             loop.run(guard)
         except KeyboardInterrupt:
             newest = newest_checkpoint(run)
             if newest is None:
-                say("Stopped at once. Nothing was saved yet.")
+                log("Stopped at once. Nothing was saved yet.")
             else:
-                say(f"Stopped at once; what came after {newest.name} is lost. Continue with:\n{again}")
+                log(f"Stopped at once; what came after {newest.name} is lost. Continue with:\n{again}")
             raise StoppedAtOnce(guard.exit_status) from None
     done, total = loop.progress.step, loop.settings.total_steps
     if guard.requested is not None and not loop.finished:
-        say(f"Stopped after step {done} of {total}. Continue with:\n{again}")
+        log(f"Stopped after step {done} of {total}. Continue with:\n{again}")
     else:
-        _say_end(loop, run, say)
+        _say_end(loop, run, log)
     return guard.exit_status
 
 
-def _say_end(loop: Loop, run: Path, say: Callable[[str], None]) -> None:
+def _say_end(loop: Loop, run: Path, log: Callable[[str], None]) -> None:
     progress, best = loop.progress, loop.progress.best
     if loop.watch is not None and loop.is_stopped_early:
         reason = loop.watch.describe_wait(best)
-        say(f"Stopped early, after step {progress.step} of {loop.settings.total_steps}: {reason}.")
-    say(
+        log(f"Stopped early, after step {progress.step} of {loop.settings.total_steps}: {reason}.")
+    log(
         f"Done: {progress.step} steps, {progress.tokens:,} tokens. The trained model is {newest_checkpoint(run)}"
     )
     if best.value is not None:
-        say(
+        log(
             f"The best by {best.metric} ({best.value:.4f}) is {run / checkpoint_name(best.step)}; {run / BEST_NAME} "
             f"stands for it, as in\n  erniekit chat {shlex.quote(str(run / BEST_NAME))}"
         )
@@ -249,7 +247,7 @@ def make_objective(
     inputs: Inputs,
     dtype: str,
     dist: DistributedContext,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     changes: ModelChanges = NO_CHANGES,
 ) -> SftObjective | DpoObjective:
     """The loss of the run's task; with its reference model, where it has one."""
@@ -266,7 +264,7 @@ def make_objective(
             mesh = None if config.dpo.reference == "cached" else dist.mesh
             return load_shared(Path(config.model.path), dtype, mesh, config.parallel.shard, changes)[0]
 
-        reference = make_reference(config, model, dtype, datasets, load_base, say, dist)
+        reference = make_reference(config, model, dtype, datasets, load_base, log, dist)
         return make_dpo_objective(config, model, reference)
     return SftObjective(
         model,
@@ -284,7 +282,7 @@ def make_loop(
     optimizer: AdamW,
     inputs: Inputs,
     monitor: Monitor,
-    reporter: Reporter,
+    console: Console,
     save: Callable[[Progress], None],
     progress: Progress,
     dist: DistributedContext,
@@ -320,14 +318,14 @@ def make_loop(
             save_every=config.checkpoint.save_every,
         ),
         monitor=monitor,
-        reporter=reporter,
+        console=console,
         save=save,
         routers=routers,
         reduce_totals=add,
         dist=together,
         reducer=reducer,
         skips=None if together is None else SkippedSampleSync(loader.budget, together),
-        evaluate=make_evaluator(config, model, objective, inputs, dist, reporter.say),
+        evaluate=make_evaluator(config, model, objective, inputs, dist, console.log),
         watch=make_early_stopping(config.eval),
         epoch=lambda: loader.epochs_done,
         progress=progress,
@@ -340,19 +338,19 @@ def make_evaluator(
     objective: SftObjective | DpoObjective,
     inputs: Inputs,
     dist: DistributedContext,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Evaluator | None:
     """What measures the model on data.eval; None where that is empty."""
     if inputs.heldout is None:
         return None
-    answers = HeldOutAnswers(config, model, inputs.encoder, dist, say) if config.eval.samples else None
-    return Evaluator(model, objective, inputs.heldout, answers, dist, say)
+    answers = EvalAnswers(config, model, inputs.encoder, dist, log) if config.eval.samples else None
+    return Evaluator(model, objective, inputs.heldout, answers, dist, log)
 
 
-def _say_changes(checkpoint: Path, state: TrainerState, config: Config, say: Callable[[str], None]) -> None:
-    say(f"resuming from {checkpoint}, after step {state.step}")
+def _say_changes(checkpoint: Path, state: TrainerState, config: Config, log: Callable[[str], None]) -> None:
+    log(f"resuming from {checkpoint}, after step {state.step}")
     changes = changed_settings(with_defaults(state.config), config.model_dump())
     if changes:
-        say("settings that differ from those of the checkpoint:")
+        log("settings that differ from those of the checkpoint:")
         for line in changes:
-            say(f"  {line}")
+            log(f"  {line}")

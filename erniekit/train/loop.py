@@ -27,7 +27,7 @@ from erniekit.train.best import BestTracker, EarlyStopping
 from erniekit.train.figures import MetricsAccumulator, StepMetrics
 from erniekit.train.interfaces import Objective, RowSource
 from erniekit.train.monitor import Monitor, memory
-from erniekit.train.progress import Reporter
+from erniekit.train.progress import Console
 from erniekit.train.routers import Routers
 from erniekit.train.skips import SkippedSampleSync
 
@@ -89,7 +89,7 @@ class Loop:
         rows: RowSource,
         settings: LoopSettings,
         monitor: Monitor,
-        reporter: Reporter,
+        console: Console,
         save: Callable[[Progress], None],
         routers: Routers | None = None,
         reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -108,7 +108,7 @@ class Loop:
         self.rows = rows
         self.settings = settings
         self.monitor = monitor
-        self.reporter = reporter
+        self.console = console
         self.progress = progress or Progress()
         self.routers = routers
         self._reduce_totals = reduce_totals
@@ -132,7 +132,7 @@ class Loop:
         settings, progress = self.settings, self.progress
         self._guard, self._stopping = guard, guard.requested is not None and self._dist is None
         self.model.train()
-        self.reporter.begin(progress.step, settings.total_steps)
+        self.console.begin(progress.step, settings.total_steps)
         try:
             while not self.finished and not self._stopping:
                 progress.window.add(self.step())
@@ -152,7 +152,7 @@ class Loop:
             if self._saved_at != progress.step:
                 self._checkpoint()
         finally:
-            self.reporter.end()
+            self.console.end()
 
     @property
     def finished(self) -> bool:
@@ -318,7 +318,7 @@ class Loop:
         shares = progress.window.expert_shares()
         epoch = self._epoch() if self._epoch is not None else None
         self.monitor.write(progress.step, scalars, epoch=epoch, shares=shares)
-        self.reporter.step(progress.step, scalars)
+        self.console.step(progress.step, scalars)
         progress.window = MetricsAccumulator()
 
     def _report_evaluation(self) -> None:
@@ -330,7 +330,7 @@ class Loop:
         seconds = time.perf_counter() - began
         self.monitor.write(self.progress.step, scalars | {"eval/seconds": seconds})
         told = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
-        self.reporter.say(f"step {self.progress.step}: {told}  ({seconds:.1f} s)")
+        self.console.log(f"step {self.progress.step}: {told}  ({seconds:.1f} s)")
         if self.watch is not None and self.watch.observe(self.progress.best, self.progress.step, scalars):
             self._checkpoint()
 

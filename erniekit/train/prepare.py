@@ -76,7 +76,7 @@ def prepare_model(
     dtype: str,
     image_spec: ImageSpec | None,
     checkpoint: Path | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     mesh: Mesh | None = None,
     changes: ModelChanges = NO_CHANGES,
 ) -> Prepared:
@@ -90,7 +90,7 @@ def prepare_model(
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
     before = ErnieConfig.from_dir(config.model.path)
     choice = _choose(config, before, dtype, changes)
-    say(f"model: loading {weights} in {dtype}")
+    log(f"model: loading {weights} in {dtype}")
     model, fully_sharded = load_shared(weights, dtype, mesh, config.parallel.shard, changes)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
         model.model.run = CheckpointedLayers(recompute=True)
@@ -114,12 +114,12 @@ def prepare_model(
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
     _describe(
-        config, changes.apply(before), dtype, choice, say, mesh.dims if mesh is not None else ParallelDims()
+        config, changes.apply(before), dtype, choice, log, mesh.dims if mesh is not None else ParallelDims()
     )
     return Prepared(model, trained, choice.trained, fully_sharded)
 
 
-def check_model(directory: Path, say: Callable[[str], None], *, weights: bool = True) -> None:
+def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = True) -> None:
     """Check the files of the base model, from their headers, and say which keys of config.json are not known.
 
     Comes before data is encoded, which may take long. Without `weights` it reads config.json only. Raises
@@ -128,7 +128,7 @@ def check_model(directory: Path, say: Callable[[str], None], *, weights: bool = 
     config = open_model(directory)[0] if weights else ErnieConfig.from_dir(directory)
     unknown = unknown_keys_message(config.unknown, directory / "config.json")
     if unknown is not None:
-        say(f"warning: {unknown}")
+        log(f"warning: {unknown}")
 
 
 def load_shared(
@@ -170,7 +170,7 @@ def make_gradient_reducer(config: Config, prepared: Prepared, mesh: Mesh) -> Gra
 def preview_model(
     config: Config,
     dtype: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     dims: ParallelDims,
     changes: ModelChanges = NO_CHANGES,
 ) -> None:
@@ -180,7 +180,7 @@ def preview_model(
     """
     before = ErnieConfig.from_dir(config.model.path)
     choice = _choose(config, before, dtype, changes)
-    _describe(config, changes.apply(before), dtype, choice, say, dims)
+    _describe(config, changes.apply(before), dtype, choice, log, dims)
 
 
 def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, dims: ParallelDims) -> ModelPlan:
@@ -246,7 +246,7 @@ def _describe(
     architecture: ErnieConfig,
     dtype: str,
     choice: _Choice,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     dims: ParallelDims,
 ) -> None:
     plan = _plan(config, architecture, dtype, choice, dims)
@@ -254,4 +254,4 @@ def _describe(
     if config.model.resize_vocab:
         lines.insert(0, describe_vocab(choice.rows_before, choice.rows, adapters=config.lora.enabled))
     for line in [*describe_parallel_dims(dims), *lines, *describe_model(plan, dims.world)]:
-        say(line)
+        log(line)

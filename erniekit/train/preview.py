@@ -15,7 +15,7 @@ from erniekit.train.inputs import load_inputs
 from erniekit.train.plan import describe_run, plan_run
 from erniekit.train.prepare import check_model, preview_model
 from erniekit.train.processes import plan_parallel_dims
-from erniekit.train.progress import make_reporter
+from erniekit.train.progress import make_console
 
 
 def preview_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:
@@ -24,44 +24,44 @@ def preview_training(config: Config, *, processes: int = 1, no_weights: bool = F
     `no_weights` leaves out what needs files that are not there. Raises ErnieKitError for whatever is wrong with
     config, data or files.
     """
-    say = make_reporter().say
-    say(dump_config(config).rstrip())
-    say("")
-    unchecked = [*_model(config, say, processes, no_weights), *_data(config, say, no_weights)]
+    log = make_console().log
+    log(dump_config(config).rstrip())
+    log("")
+    unchecked = [*_model(config, log, processes, no_weights), *_data(config, log, no_weights)]
     if no_weights:
-        say("not checked: the weights")
+        log("not checked: the weights")
     for line in unchecked:
-        say(f"not checked: {line}")
-    say("The configuration is valid. Nothing was trained (--dry-run).")
+        log(f"not checked: {line}")
+    log("The configuration is valid. Nothing was trained (--dry-run).")
 
 
-def _model(config: Config, say: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
+def _model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
     """Returns what could not be checked."""
     device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
     model = Path(config.model.path)
     if no_weights and not (model / "config.json").is_file():
         return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]
-    check_model(model, say, weights=not no_weights)
+    check_model(model, log, weights=not no_weights)
     dtype = compute_dtype(config.model.dtype, device)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
     options = encode_options(config)
     changes = ModelChanges(options.vocab_size, options.max_positions)
-    preview_model(config, dtype, say, plan_parallel_dims(config, processes), changes)
+    preview_model(config, dtype, log, plan_parallel_dims(config, processes), changes)
     return []
 
 
-def _data(config: Config, say: Callable[[str], None], no_weights: bool) -> list[str]:
+def _data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[str]:
     """Returns what could not be checked."""
     model, absent = Path(config.model.path), _absent(config)
     if no_weights and not (model / "tokenizer_config.json").is_file():
         return [f"the data ({model} has no tokenizer): samples, rows, steps"]
     if no_weights and absent:
         return [f"the data ({', '.join(absent)} not there): samples, rows, steps"]
-    inputs = load_inputs(config, say)
+    inputs = load_inputs(config, log)
     try:
         for line in describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name):
-            say(line)
+            log(line)
     finally:
         inputs.close()
     return []

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0
 
 
-class Reporter(Protocol):
+class Console(Protocol):
     """Shows the state of a run. `say` prints a line at any time; `step` follows each logged step."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line."""
 
     def begin(self, done: int, total: int) -> None:
@@ -29,7 +29,7 @@ class Reporter(Protocol):
         """Training is over, for whatever reason."""
 
 
-class PlainReporter:
+class PlainConsole:
     """Lines on standard output: the first step, the last, and at most one each `PLAIN_SECONDS` between."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class PlainReporter:
         self._began = self._last = 0.0
         self._first_step = 0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line."""
         print(text, flush=True)
 
@@ -53,13 +53,13 @@ class PlainReporter:
             return
         self._last = now
         left = (now - self._began) / (done - self._first_step) * (self._total - done)
-        self.say(f"step {done}/{self._total}  {describe(scalars)}  {clock(left)} left")
+        self.log(f"step {done}/{self._total}  {describe(scalars)}  {clock(left)} left")
 
     def end(self) -> None:
         """Nothing is open."""
 
 
-class TerminalReporter:
+class TerminalConsole:
     """A rich progress bar with the loss, the speed and the time left; lines of text go above it."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class TerminalReporter:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
         self._console.print(text, markup=False, soft_wrap=True)
 
@@ -102,9 +102,9 @@ class TerminalReporter:
             self._progress = None
 
 
-def make_reporter() -> Reporter:
+def make_console() -> Console:
     """The bar if standard output is a terminal, else plain lines."""
-    return TerminalReporter() if sys.stdout.isatty() else PlainReporter()
+    return TerminalConsole() if sys.stdout.isatty() else PlainConsole()
 
 
 def describe(scalars: Mapping[str, float]) -> str:

@@ -56,7 +56,7 @@ class Saver:
     loader: RowLoader
     schedule: Schedule
     identity: dict[str, Any]
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     dist: DistributedContext
     fully_sharded: FullyShardedLayers | None = None
     reducer: GradientReducer | None = None
@@ -108,7 +108,7 @@ class Saver:
         if best.value is not None and best.step == progress.step:
             write_best(self.run, best.step, best.metric, best.value)
         prune_checkpoints(self.run, self.config.checkpoint.keep, [best.step])
-        self.say(f"saved {path}")
+        self.log(f"saved {path}")
 
     def _weights(self) -> GatheredTensors:
         if self.config.lora.enabled:
@@ -217,7 +217,7 @@ def restore(
 
 
 def settle_best(
-    run: Path, progress: Progress, metric: str | None, dist: DistributedContext, say: Callable[[str], None]
+    run: Path, progress: Progress, metric: str | None, dist: DistributedContext, log: Callable[[str], None]
 ) -> None:
     """Make what a resumed run knows of its best agree with the configuration, and with its directory.
 
@@ -225,10 +225,10 @@ def settle_best(
     """
     best = progress.best
     if metric is not None and best.metric not in ("", metric):
-        say(f"the best was known by {best.metric}; it is sought anew by {metric}")
+        log(f"the best was known by {best.metric}; it is sought anew by {metric}")
         best = BestTracker()
     elif best.value is not None and not (run / checkpoint_name(best.step)).is_dir():
-        say(f"{run / checkpoint_name(best.step)}, the best, is not there; the next evaluation is the best")
+        log(f"{run / checkpoint_name(best.step)}, the best, is not there; the next evaluation is the best")
         best = BestTracker(best.metric, mark=best.mark, waited=best.waited)
     progress.best = best
     # The directory may be ahead of the checkpoint, or one of them was cut off between the two.

@@ -13,7 +13,7 @@ from erniekit.distributed.mesh import Communicator, local_mesh
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.worker import worker_from
 from erniekit.train.job import train_with
-from erniekit.train.progress import make_reporter
+from erniekit.train.progress import make_console
 from tests.distributed.processes import OTHERS_HANG
 
 
@@ -28,7 +28,7 @@ def trainings(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
         config = load_config(file, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
         dims = ParallelDims(world, config.parallel.expert, config.parallel.context)
         dist = DistributedContext(local_mesh() if connection is None else connection.mesh(dims))
-        assert train_with(config, False, make_reporter(), "cpu", dist) == 0
+        assert train_with(config, False, make_console(), "cpu", dist) == 0
     if connection is not None:
         connection.close()
     return {"runs": len(runs)}

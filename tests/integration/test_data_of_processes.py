@@ -11,7 +11,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.load.stream import StreamedRows
 from erniekit.data.store import dataset as dataset_module
 from erniekit.data.store import digests
-from erniekit.inspection.run import heldout_files
+from erniekit.inspection.run import eval_files
 from erniekit.train import inputs as inputs_module
 from erniekit.train.inputs import Inputs, Places, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats
@@ -156,7 +156,7 @@ def test_a_dataset_of_the_hub_is_loaded_once_into_one_place(
     files = sorted(place.iterdir())
     assert len(files) == 2
     # Those who look at the data, or answer chats of it, read the same file.
-    assert heldout_files(config.data)[0].path in files
+    assert eval_files(config.data)[0].path in files
     assert hub.asked == [("a/b", "train"), ("a/b", "test")]
 
 

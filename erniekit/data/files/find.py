@@ -19,7 +19,7 @@ from erniekit.errors import DataError
 
 HUB = "hub:"
 Use = Literal["train", "eval"]
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 _PACKED = ".gz"
 _HUB_ENTRY = re.compile(r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
@@ -38,7 +38,7 @@ _SPLIT = re.compile(
 )
 
 
-def expand(entries: Sequence[str | Path], use: Use = "train", say: Say | None = None) -> list[Path]:
+def expand(entries: Sequence[str | Path], use: Use = "train", log: Log | None = None) -> list[Path]:
     """The data files that entries mean, in their order, each once.
 
     An entry is a file; a directory, which means the data files in it and below, sorted, without hidden ones (.txt
@@ -52,7 +52,7 @@ def expand(entries: Sequence[str | Path], use: Use = "train", say: Say | None = 
     validation. `say` takes a line about what a directory has beside that. Raises DataError for an entry that means no
     file.
     """
-    files = [file for entry in entries for file in _files(Path(entry).expanduser(), use, say)]
+    files = [file for entry in entries for file in _files(Path(entry).expanduser(), use, log)]
     found: dict[Path, Path] = {}
     for file, place in zip(files, resolved(files), strict=True):
         found.setdefault(place, file)
@@ -86,9 +86,9 @@ def split_of(path: Path) -> str | None:
     return None
 
 
-def _files(path: Path, use: Use, say: Say | None) -> list[Path]:
+def _files(path: Path, use: Use, log: Log | None) -> list[Path]:
     if os.path.isdir(path):
-        return _in_directory(path, use, say)
+        return _in_directory(path, use, log)
     if os.path.exists(path):
         return [path]
     if glob.has_magic(str(path)):
@@ -102,7 +102,7 @@ def _files(path: Path, use: Use, say: Say | None) -> list[Path]:
     raise DataError(f"{path}: cannot read the data file: No such file or directory{_near(path) or hub}")
 
 
-def _in_directory(directory: Path, use: Use, say: Say | None) -> list[Path]:
+def _in_directory(directory: Path, use: Use, log: Log | None) -> list[Path]:
     data: list[Path] = []
     others: list[Path] = []
     for root, directories, names in os.walk(directory):
@@ -114,15 +114,15 @@ def _in_directory(directory: Path, use: Use, say: Say | None) -> list[Path]:
         others += [file for file in data if _suffix(file) == ".txt"]
     elif not data:
         raise DataError(f"{directory}: the directory holds no data files ({', '.join(_SUFFIXES)})")
-    files = _of_split(directory, sorted(records or data), use, say)
+    files = _of_split(directory, sorted(records or data), use, log)
     # Pictures and videos are what samples name: they are not passed over.
     strangers = sorted(file for file in others if not _is_media(file))
-    if strangers and say is not None:
-        say(f"{directory}: ignores what is no data file: {_names(directory, strangers)}")
+    if strangers and log is not None:
+        log(f"{directory}: ignores what is no data file: {_names(directory, strangers)}")
     return files
 
 
-def _of_split(directory: Path, files: list[Path], use: Use, say: Say | None) -> list[Path]:
+def _of_split(directory: Path, files: list[Path], use: Use, log: Log | None) -> list[Path]:
     """Those of a directory's data files that are for `use`."""
     splits: dict[str | None, list[Path]] = {}
     for file in files:
@@ -137,9 +137,9 @@ def _of_split(directory: Path, files: list[Path], use: Use, say: Say | None) -> 
                 for name, found in sorted(splits.items(), key=lambda item: item[0] or "")
                 if name != split
             )
-            if rest and say is not None:
+            if rest and log is not None:
                 chosen = f"the split {split}" if split else "the files of no split"
-                say(f"{directory}: reads {chosen} ({_names(directory, splits[split])}); not read: {rest}")
+                log(f"{directory}: reads {chosen} ({_names(directory, splits[split])}); not read: {rest}")
             return splits[split]
     have = ", ".join(f"{name or 'no split'}: {_names(directory, found)}" for name, found in splits.items())
     asked = " or ".join(name for name in wanted if name)
@@ -184,7 +184,7 @@ def _near(path: Path) -> str:
     return f"; there is {', '.join(str(directory / name) for name in near)}" if near else ""
 
 
-def hub_file(entry: str, cache_dir: Path, use: Use = "train", say: Say | None = None) -> Path:
+def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = None) -> Path:
     """The dataset of the Hugging Face hub that an entry hub:owner/name[:split] names, as a file of JSON lines.
 
     It is loaded through `datasets` once; the file, and beside it the pictures that the dataset holds, stay in
@@ -205,8 +205,8 @@ def hub_file(entry: str, cache_dir: Path, use: Use = "train", say: Say | None = 
     if not target.exists():
         if is_sought:
             split = _eval_split(entry, name)
-        if match["split"] is None and say is not None:
-            say(f"{entry}: reads the split {split}")
+        if match["split"] is None and log is not None:
+            log(f"{entry}: reads the split {split}")
         try:
             with replacing(target) as file:
                 for row in _load(entry, name, split):

@@ -23,7 +23,7 @@ from erniekit.data.encode.account import DataStats, ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.samples import Sample, SampleReader
 from erniekit.data.encode.workers import Batch, Workers
-from erniekit.data.files.find import Say, Use, expand, resolved
+from erniekit.data.files.find import Log, Use, expand, resolved
 from erniekit.data.files.reader import read_records
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.data.media.spec import MediaSpec
@@ -53,11 +53,11 @@ class SourceFiles:
         name: str,
         format: str = "auto",
         use: Use = "train",
-        say: Say | None = None,
+        log: Log | None = None,
         columns: Columns = (),
     ) -> SourceFiles:
         """The source that `name` means: a file, a directory or a pattern. use, say, Raises: as `expand`."""
-        return cls(name, tuple(expand([name], use, say)), format, columns)
+        return cls(name, tuple(expand([name], use, log)), format, columns)
 
 
 @dataclass(frozen=True)

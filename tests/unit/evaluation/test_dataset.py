@@ -11,9 +11,9 @@ from erniekit.config import DataConfig
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.errors import ConfigError, DataError
 from erniekit.evaluation.dataset import (
+    EvalDataset,
+    EvalFile,
     EvalSample,
-    HeldOut,
-    HeldOutFile,
     LossSample,
     find_files,
     load_samples,
@@ -85,7 +85,7 @@ def test_a_plan_counts_what_there_is(vl: Path, tmp_path: Path) -> None:
         {"messages": [video, {"role": "assistant", "content": "1,000"}]},
     )
     encoder = find_model(vl).encoder()
-    samples = HeldOut([HeldOutFile(file, "a")], encoder)
+    samples = EvalDataset([EvalFile(file, "a")], encoder)
     found = list(samples)
     assert [type(sample) for sample in found] == [EvalSample, EvalSample, LossSample, EvalSample]
     assert [sample.modality for sample in found] == ["text", "text", "text", "videos"]
@@ -102,7 +102,7 @@ def test_a_plan_counts_what_there_is(vl: Path, tmp_path: Path) -> None:
         "call_valid",
         "call_match",
     )
-    assert {type(sample) for sample in HeldOut([HeldOutFile(file, "a")], encoder, answers=False)} == {
+    assert {type(sample) for sample in EvalDataset([EvalFile(file, "a")], encoder, answers=False)} == {
         LossSample
     }
     assert [sample.sample_id[-1] for sample in load_samples([file], encoder)] == ["1", "2", "4"]
@@ -131,13 +131,13 @@ def test_samples_that_cannot_be_used_are_left_out_and_counted_once(checkpoint: P
     lines[1:1] = ["{", '{"messages": [{"role": "user", "content": "One?"}]}']
     file.write_text("\n".join(lines), encoding="utf-8")
     encoder, budget = find_model(checkpoint).encoder(), ErrorBudget("skip", 100)
-    samples = HeldOut([HeldOutFile(file, "c")], encoder, budget=budget, limit=2)
+    samples = EvalDataset([EvalFile(file, "c")], encoder, budget=budget, limit=2)
     assert [sample.sample_id for sample in samples] == [f"{file}:1", f"{file}:4"]
     assert make_plan(samples, encoder.template, ["auto"]).samples == 2
     assert budget.by_reason() == "invalid JSON: 1, no answer at the end: 1"
     only_bad = write_records(tmp_path / "bad.jsonl", {"messages": []})
     with pytest.raises(DataError, match="there are no samples that can be evaluated"):
-        make_plan(HeldOut([HeldOutFile(only_bad, "b")], encoder, budget=budget), encoder.template, ["auto"])
+        make_plan(EvalDataset([EvalFile(only_bad, "b")], encoder, budget=budget), encoder.template, ["auto"])
 
 
 def test_files_are_those_named_else_those_of_the_run(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_chats_are_drawn_from_all_files_and_always_the_same(checkpoint: Path, tm
         )
         for name in "ab"
     ]
-    heldout = HeldOut([HeldOutFile(file, file.stem) for file in files], encoder)
+    heldout = EvalDataset([EvalFile(file, file.stem) for file in files], encoder)
     drawn = heldout.draw_chats(20)
     ids = [(sample.source, int(sample.sample_id.rpartition(":")[2])) for sample in drawn]
     assert ids == sorted(set(ids)) and len(ids) == 20
@@ -189,6 +189,6 @@ def test_drawn_chats_that_cannot_be_encoded_are_told(checkpoint: Path, tmp_path:
     )
     encoder = find_model(checkpoint).encoder()
     budget = ErrorBudget("skip", 9)
-    heldout = HeldOut([HeldOutFile(file, "c")], encoder, budget=budget)
+    heldout = EvalDataset([EvalFile(file, "c")], encoder, budget=budget)
     assert [sample.sample_id for sample in heldout.draw_chats(9)] == [f"{file}:1"]
     assert [error.sample_id for error in budget.left_out()] == [f"{file}:2"]

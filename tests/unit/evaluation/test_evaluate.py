@@ -18,7 +18,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.load.loader import load_row
 from erniekit.errors import DataError
 from erniekit.evaluation import evaluate as module
-from erniekit.evaluation.dataset import EvalSample, HeldOut, HeldOutFile, LossSample, load_samples, make_plan
+from erniekit.evaluation.dataset import EvalDataset, EvalFile, EvalSample, LossSample, load_samples, make_plan
 from erniekit.evaluation.evaluate import Evaluation, Prediction, evaluate, evaluate_generation
 from erniekit.generation.generate import Generated, Generator
 from erniekit.generation.load import find_model
@@ -214,7 +214,7 @@ def test_loss_is_the_mean_over_all_trained_tokens_by_source_and_modality(vl: Pat
     second = tmp_path / "second.jsonl"
     second.write_text(json.dumps({"text": "One two three four five six."}) + "\n")
     model, (_, encoder, text) = load_model(vl), parts(vl)
-    samples = HeldOut([HeldOutFile(first, "first"), HeldOutFile(second, "second")], encoder)
+    samples = EvalDataset([EvalFile(first, "first"), EvalFile(second, "second")], encoder)
     plan = make_plan(samples, encoder.template, ["auto"])
     phases: list[tuple[str, int, int]] = []
     model.train()

@@ -125,7 +125,7 @@ class Log:
 
     def step(self, done: int, scalars: Mapping[str, float]) -> None: ...
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
     def end(self) -> None:

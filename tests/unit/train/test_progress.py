@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from erniekit.train import progress
-from erniekit.train.progress import PlainReporter, TerminalReporter, clock, make_reporter
+from erniekit.train.progress import PlainConsole, TerminalConsole, clock, make_console
 
 FIGURES = {"train/loss": 1.23456, "train/tokens_per_second": 12345.6}
 
@@ -16,12 +16,12 @@ def test_plain_lines_are_throttled_but_first_and_last_are_shown(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    reporter = PlainReporter()
-    reporter.begin(2, 20)
+    console = PlainConsole()
+    console.begin(2, 20)
     for done in range(3, 21):
         now[0] += 1.0
-        reporter.step(done, FIGURES)
-    reporter.end()
+        console.step(done, FIGURES)
+    console.end()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["3/20", "8/20", "13/20", "18/20", "20/20"]
     assert lines[0] == "step 3/20  loss 1.2346  12,346 tokens/s  0:17 left"
@@ -37,19 +37,19 @@ def test_bar_moves_and_text_goes_above_it(monkeypatch: pytest.MonkeyPatch) -> No
         return Console(file=out, force_terminal=True, width=100, **options)
 
     monkeypatch.setattr("rich.console.Console", console)
-    reporter = TerminalReporter()
-    reporter.say("[before]")
-    reporter.begin(0, 4)
-    reporter.step(3, FIGURES)
-    reporter.say("between")
-    reporter.end()
+    console = TerminalConsole()
+    console.log("[before]")
+    console.begin(0, 4)
+    console.step(3, FIGURES)
+    console.log("between")
+    console.end()
     text = out.getvalue()
     assert "[before]" in text and "between" in text
     assert "3/4" in text and "loss 1.2346" in text
 
 
 def test_no_terminal_means_plain_lines() -> None:
-    assert isinstance(make_reporter(), PlainReporter)
+    assert isinstance(make_console(), PlainConsole)
 
 
 def test_clock() -> None:

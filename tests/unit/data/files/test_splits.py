@@ -24,8 +24,8 @@ def make(root: Path, *names: str) -> Path:
 
 
 def names(root: Path, use: Use = "train", said: list[str] | None = None) -> list[str]:
-    say = None if said is None else said.append
-    return [path.relative_to(root).as_posix() for path in expand([root], use, say)]
+    log = None if said is None else said.append
+    return [path.relative_to(root).as_posix() for path in expand([root], use, log)]
 
 
 @pytest.mark.parametrize(
