@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,9 @@ from paddle import Tensor
 from erniekit.checkpoint.hub import (
     TensorInfo,
     as_dtype,
-    read_index,
     read_span,
-    write_shards,
 )
-from erniekit.checkpoint.model_files import check_tensors, open_model
+from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges, read_rows
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.config import ErnieConfig
@@ -51,17 +49,6 @@ def assign(tensor: Tensor, array: np.ndarray, dtype: str) -> None:
     else:
         value = paddle.to_tensor(array, dtype="uint16" if tensor.dtype == paddle.bfloat16 else None)
         tensor.set_value(value.view(tensor.dtype) if tensor.dtype == paddle.bfloat16 else value)
-
-
-def load_weights(model: ErnieModel, directory: str | Path) -> None:
-    """Fill every parameter from a checkpoint directory, one tensor at a time.
-
-    Raises CheckpointError that lists all tensors which are missing, extra or misshapen; experts that other
-    processes hold are not extra.
-    """
-    found = read_index(directory)
-    check_tensors(found, model.config, str(directory))
-    _fill(model.named_parameters(), found)
 
 
 def _fill(parameters: Iterable[tuple[str, Tensor]], found: Mapping[str, TensorInfo]) -> None:
@@ -124,12 +111,3 @@ def _open(
         moe = replace(config.moe, expert_rank=expert_rank, expert_ranks=expert_ranks)
         config = replace(config, moe=moe)
     return config, found
-
-
-def save_weights(
-    model: ErnieModel, directory: str | Path, *, only: Callable[[str], bool] | None = None
-) -> None:
-    """Write the parameters, in their own element types, as shards in the Hub's layout."""
-    parameters = {n: p for n, p in model.named_parameters() if only is None or only(n)}
-    specs = [spec_of(name, parameter) for name, parameter in parameters.items()]
-    write_shards(directory, specs, lambda name: array_of(parameters[name]))

@@ -69,15 +69,6 @@ class ReferenceReport:
     gradient_worst: tuple[str, float] | None
     names_checked: tuple[str, ...]
 
-    @property
-    def passed(self) -> bool:
-        """Whether everything that was compared is within its tolerance (NaN is not)."""
-        return (
-            self.logits_relative <= LOGITS_TOLERANCE
-            and (self.loss_relative is None or self.loss_relative <= LOSS_TOLERANCE)
-            and (self.gradient_worst is None or self.gradient_worst[1] <= GRADIENT_TOLERANCE)
-        )
-
 
 def compare_with_reference(
     directory: str | Path, npz: str | Path, gradients: str | Path | None = None

@@ -35,21 +35,12 @@ class LoraGroup:
     params: int
 
 
-def find_targets(model: nn.Layer, targets: Sequence[str]) -> dict[str, Linear]:
-    """Linear modules by name whose last name part equals a target, or whose full name matches it as a pattern.
-
-    Raises ConfigError for each target that matches nothing, naming what there is.
-    """
-    linears = {
-        name: layer
-        for name, layer in model.named_sublayers()
-        if isinstance(layer, Linear) and not name.endswith((".lora_A", ".lora_B"))
-    }
-    return {name: linears[name] for name in match_targets(list(linears), targets)}
-
-
 def match_targets(names: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """Of all linear modules of a model those that targets name, in their order. Raises as `find_targets` does."""
+    """The linear modules of a model that targets name, in the order of `names`.
+
+    A target is the last part of a module's name, or a pattern over the full name. Raises ConfigError for a target that
+    matches nothing, with the names that exist.
+    """
     found: set[str] = set()
     for target in targets:
         matched = [name for name in names if name.rpartition(".")[2] == target or fnmatchcase(name, target)]
@@ -71,18 +62,6 @@ def linear_shapes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
         and not is_router_tensor(spec.name)
         and "embed_tokens" not in spec.name
     }
-
-
-def apply_lora(
-    model: nn.Layer, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
-) -> list[LoraMatch]:
-    """Freeze the model and put an adapter on every matched module.
-
-    Raises ConfigError where a target matches nothing.
-    """
-    modules = find_targets(model, targets)
-    put_adapters(model, modules, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
-    return [match_of(name, base.in_features, base.out_features, rank) for name, base in modules.items()]
 
 
 def put_adapters(

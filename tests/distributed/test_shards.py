@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.checkpoint.weights import save_weights
 from tests.distributed.processes import run
 from tests.distributed.shard_checks import shard_checks, stored_checks
+from tests.models import save_weights
 from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.rows import make_model
 

@@ -15,7 +15,6 @@ from erniekit.data.load.loader import load_row
 from erniekit.evaluation.dataset import load_samples
 from erniekit.generation.load import load_for_inference
 from erniekit.lora.adapters import read_adapter_index
-from erniekit.lora.targets import apply_lora
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec
 from erniekit.objectives.sft import row_inputs
@@ -24,6 +23,7 @@ from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.command import erniekit
 from tests.integration.training_setup import chats, make_config, make_model, write_chats
+from tests.models import apply_lora
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 REFERENCES = SHARED / "reference_models"

@@ -10,11 +10,12 @@ import paddle
 import pytest
 
 from erniekit.checkpoint.hub import bfloat16_to_float32, float32_to_bfloat16, read_index
-from erniekit.checkpoint.weights import load_model, save_weights
+from erniekit.checkpoint.weights import load_model
 from erniekit.errors import CheckpointError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import build_model
 from erniekit.models.specs import is_router_tensor
+from tests.models import save_weights
 from tests.unit.models.test_config import FLAT
 
 

@@ -22,13 +22,13 @@ from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
 from erniekit.export.layouts import CheckpointLayout
-from erniekit.lora.targets import apply_lora
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close
+from tests.models import apply_lora
 from tests.unit.export.conftest import FAMILIES, Copy, change_json, write_state
 
 

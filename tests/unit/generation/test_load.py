@@ -16,15 +16,15 @@ from erniekit.checkpoint.state import (
     copy_side_files,
     write_checkpoint,
 )
-from erniekit.checkpoint.weights import load_model, save_weights
+from erniekit.checkpoint.weights import load_model
 from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.errors import CheckpointError
 from erniekit.generation.load import find_model, load_for_inference
-from erniekit.lora.targets import apply_lora
 from erniekit.models.ernie import ErnieModel
 from tests.adapters import write_adapter
 from tests.closeness import assert_close, relative_difference
+from tests.models import apply_lora, save_weights
 from tests.unit.generation.helpers import all_logits, make_model, prompt, seed_values
 
 DATA: dict[str, Any] = {"template": "auto", "min_pixels": None, "max_pixels": None}

@@ -9,17 +9,18 @@ import paddle
 import pytest
 
 from erniekit.checkpoint import hub
-from erniekit.checkpoint.weights import load_model, save_weights
+from erniekit.checkpoint.weights import load_model
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.lora.adapters import load_adapter, read_adapter_index
 from erniekit.lora.merge import AdapterMerge
-from erniekit.lora.targets import apply_lora, group_matches
+from erniekit.lora.targets import group_matches
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.row import RowInputs
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close
+from tests.models import apply_lora, save_weights
 from tests.unit.models.test_config import FLAT
 
 TARGETS = ["q_proj", "model.layers.*.mlp.experts.*", "model.resampler_model.spatial_linear.0"]

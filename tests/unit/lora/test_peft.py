@@ -19,9 +19,9 @@ from erniekit.export.export import export_model
 from erniekit.generation.load import load_for_inference
 from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
 from erniekit.lora.peft import linear_modules, read_adapter_config, targets_of
-from erniekit.lora.targets import apply_lora
 from erniekit.models.config import ErnieConfig
 from tests.adapters import write_adapter
+from tests.models import apply_lora
 from tests.unit.models.test_config import FLAT
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
