@@ -1,1 +1,1 @@
-"""Mixture of experts: routing, expert computation and the interface through which parallel forms reach it."""
+"""Mixture of experts: routing, experts, router losses, and the dispatcher that expert parallelism replaces."""

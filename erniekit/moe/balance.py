@@ -1,4 +1,4 @@
-"""Balancing without a loss: the correction bias follows the load of the experts."""
+"""Loss-free load balancing: the correction bias follows the load of the experts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from paddle import Tensor
 def update_bias(bias: Tensor, usage: Sequence[np.ndarray | None], rate: float) -> None:
     """Move `bias` [modalities, experts] in place: b_e += rate * sign(mean(usage) - usage_e).
 
-    `usage` holds for each modality the tokens of the step that chose each expert, int64 [experts], over all rows
-    and ranks; None leaves its bias alone. Wang et al., arXiv 2408.15664, algorithm 1.
+    `usage` holds, per modality, the tokens of the step routed to each expert, int64 [experts], over all rows and
+    ranks. None leaves the bias of the modality unchanged. Wang et al., arXiv 2408.15664, algorithm 1.
     """
     change = np.zeros(bias.shape, np.float32)
     for row, counts in zip(change, usage, strict=True):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class MoeConfig:
     """Mixture-of-experts settings. Modality 0 is text; modality 1, only in VL models, is vision.
 
-    `num_experts` counts the experts of one modality; `intermediate_sizes` holds one width a modality;
-    `sparse_layers` are the indices of the layers that have experts. Of `expert_ranks` processes that share the
-    experts, the one with `expert_rank` holds an equal part of those of each modality.
+    `num_experts` is the number of experts per modality; `intermediate_sizes` is the width per modality;
+    `sparse_layers` are the indices of the layers with experts. `expert_ranks` is the expert-parallel degree: each
+    process, at `expert_rank`, holds an equal part of the experts of each modality.
     """
 
     num_experts: int
@@ -30,10 +30,10 @@ class MoeConfig:
 
     @property
     def total_experts(self) -> int:
-        """Experts of all modalities, wherever they are."""
+        """Experts of all modalities, on all processes."""
         return self.num_modalities * self.num_experts
 
     @property
     def shared_intermediate_size(self) -> int:
-        """Width of the one fused MLP that stands for all shared experts; 0 where there are none."""
+        """Width of the MLP into which all shared experts are fused; 0 without shared experts."""
         return self.intermediate_sizes[0] * self.num_shared_experts

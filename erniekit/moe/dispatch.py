@@ -1,4 +1,4 @@
-"""How tokens reach their experts and come back. Parallel forms replace the dispatcher, nothing else."""
+"""Moving tokens to their experts and back. Expert parallelism replaces the dispatcher, nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from paddle import Tensor
 
 from erniekit.moe.router import Routing
 
-# (tokens sorted by expert [n, hidden], tokens of each expert) -> [n, hidden] in the same order
+# (tokens sorted by expert [n, hidden], number of tokens of each expert) -> outputs [n, hidden] in the same order
 ExpertCompute = Callable[[Tensor, list[int]], Tensor]
-# -> [T, hidden] for the tokens of this process, which needs none of the routed experts
+# -> [T, hidden]: computation that does not depend on the routed experts, such as the shared experts
 OverlapFn = Callable[[], Tensor]
 
 
 class Dispatcher(Protocol):
-    """Brings every token to its experts, lets `compute` run there, and returns the weighted sums."""
+    """Moves every token to its experts, calls `compute` there, and returns the weighted sums."""
 
     def __call__(
         self,
@@ -27,15 +27,15 @@ class Dispatcher(Protocol):
         compute: ExpertCompute,
         overlap_fn: OverlapFn | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[T, hidden] -> combined outputs [T, hidden], and int64 [num_experts] tokens that chose each expert.
+        """[T, hidden] -> combined outputs [T, hidden], and the number of tokens of each expert, int64 [num_experts].
 
-        What `overlap_fn` computes is added to the outputs; a parallel form calls it while tokens travel.
+        The result of `overlap_fn` is added to the outputs. A parallel form calls it while tokens are being exchanged.
         """
         ...
 
 
 class LocalDispatcher:
-    """All experts on this device: sort the (token, expert) pairs by expert, compute, sort back, add up."""
+    """All experts on this device: sort the (token, expert) pairs by expert, compute, restore the order, sum."""
 
     def __call__(
         self,
@@ -55,10 +55,10 @@ class LocalDispatcher:
 
 
 def combine(outputs: Tensor, order: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums [T, hidden] of the outputs [T * k, hidden] of pairs that stand in `order`; weights [T, k].
+    """Weighted sums [T, hidden] of expert outputs [T * k, hidden], given in `order`, with weights [T, k].
 
-    A product of [1, k] and [k, hidden] for each token: on CPU a tenth of the time of scaling and adding up, and in
-    bfloat16 the sum is not rounded before its end.
+    A matrix product [1, k] x [k, hidden] per token: on CPU it takes a tenth of the time of scaling and summing, and in
+    bfloat16 only the final sum is rounded.
     """
     pairs = paddle.index_select(outputs, paddle.argsort(order)).reshape([*weights.shape, outputs.shape[-1]])
     return paddle.matmul(weights.astype(outputs.dtype).unsqueeze(1), pairs).squeeze(1)

@@ -1,4 +1,4 @@
-"""The experts of a layer, computed over tokens that are already sorted by expert."""
+"""The experts of a layer, over tokens that are sorted by expert."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from erniekit.moe.config import MoeConfig
 
 
 class Experts(nn.Layer):
-    """Text experts 0..E-1, then, in VL models, vision experts E..2E-1 with a width of their own.
+    """Text experts 0..E-1 and, in VL models, vision experts E..2E-1, which have a different width.
 
-    Where a group of processes shares the experts (`MoeConfig.expert_rank`), only those of this one are here, under
-    their numbers among all.
+    With expert parallelism (`MoeConfig.expert_rank`) only the experts of this process exist, under their global
+    numbers.
     """
 
     def __init__(self, hidden_size: int, moe: MoeConfig, dtype: str) -> None:
@@ -24,10 +24,10 @@ class Experts(nn.Layer):
             self.add_sublayer(str(number), Mlp(hidden_size, width, dtype))
 
     def compute(self, x: Tensor, counts: list[int]) -> Tensor:
-        """[n, hidden] sorted by expert -> [n, hidden]; `counts` says how many rows each expert here has.
+        """[n, hidden] sorted by expert -> [n, hidden]; `counts` is the number of rows of each local expert.
 
-        A loop over slices: on CPU as fast as padded batched products (reference: Paddle has no grouped product
-        there). Experts without tokens are not called; the optimizer takes their gradient as zero.
+        A loop over slices: on CPU, where Paddle has no grouped product, it is as fast as padded batched products.
+        Experts without tokens are not called; the optimizer treats their gradient as zero.
         """
         active = [place for place, count in enumerate(counts) if count]
         parts = paddle.split(x, [counts[place] for place in active]) if len(active) > 1 else [x]
@@ -36,7 +36,7 @@ class Experts(nn.Layer):
 
 
 def owned_experts(moe: MoeConfig) -> list[int]:
-    """Numbers of the experts of one process: of each modality a consecutive share, text first."""
+    """Global numbers of the experts of one process: a consecutive share of each modality, text first."""
     share = moe.num_experts // moe.expert_ranks
     first = moe.expert_rank * share
     return [

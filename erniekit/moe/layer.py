@@ -21,7 +21,7 @@ from erniekit.moe.router import (
 
 
 class MoeLayer(nn.Layer):
-    """Stands where a dense layer has its MLP."""
+    """Routed and shared experts, in place of the MLP of a dense layer."""
 
     def __init__(self, hidden_size: int, moe: MoeConfig, dtype: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class MoeLayer(nn.Layer):
     def forward(
         self, x: Tensor, index: ModalityIndex, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
     ) -> tuple[Tensor, RouterOutput]:
-        """[T, hidden] -> [T, hidden], and what the router did, with `terms` of its own."""
+        """[T, hidden] -> [T, hidden], and the statistics of the router."""
         bias = self.moe_statics.e_score_correction_bias
         routing, sums = route(x, index, self.gate, bias, self.moe, loss_flags)
         shared = self.shared_experts

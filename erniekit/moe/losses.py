@@ -1,7 +1,7 @@
-"""Router losses and statistics as functions of logits, probabilities or weights of one router.
+"""Router losses and statistics, as functions of the logits, probabilities or weights of one router.
 
-Losses over tokens come as sums, so that a step's loss is the same however its rows are spread: whoever knows
-the step divides them by its tokens. All are computed in the type of their inputs, which is float32 in training.
+Losses over tokens are sums, which the caller divides by the tokens of the whole step, so that a step's loss does not
+depend on how rows are distributed. All are computed in the dtype of their inputs, float32 in training.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _SMALLEST_NORM = 1e-12
 def balance_sum(mass: Tensor, counts: Tensor, top_k: int) -> Tensor:
     """T times the load-balancing loss of a row: L = E * sum_e me_e * ce_e, me = mass / T, ce = counts / T.
 
-    `mass` [..., E] sums the probabilities of each expert over tokens, `counts` int64 [..., E] are the row's tokens
-    that have it among their top k: T * k in all, so that they tell T. Only `mass` carries a gradient, and a part of
-    a row's mass gives that part of the loss. L is k where both are even, the sum is 0 without tokens. Shazeer et
-    al., arXiv 1701.06538, in the form of Fedus et al., arXiv 2101.03961, equation 4.
+    `mass` [..., E] is the sum over tokens of the probability of each expert, `counts` int64 [..., E] the number of
+    tokens of the row with the expert among their top k (T * k in total). Only `mass` has a gradient, and a part of the
+    mass of a row gives the same part of the loss. L is k if the load is even; without tokens the sum is 0.
+    Shazeer et al., arXiv 1701.06538, in the form of Fedus et al., arXiv 2101.03961, equation 4.
     """
     used = counts.astype(mass.dtype)
     tokens = paddle.clip(used.sum(-1) / top_k, min=1.0)
@@ -31,16 +31,16 @@ def z_sum(log_normalizer: Tensor) -> Tensor:
 
 
 def entropy_sum(log_normalizer: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
-    """Sum over tokens of the entropy of the router's distribution, in nats. [T], [T, E], [T, E] -> scalar."""
+    """Sum over tokens of the entropy of the routing distribution, in nats. [T], [T, E], [T, E] -> scalar."""
     return (log_normalizer - (probabilities * logits).sum(-1)).sum()
 
 
 @paddle.no_grad()
 def orthogonal_loss(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """|R R^T - I|^2 / E^2 (squared Frobenius norm), R the rows of [E, H] at unit length; and its gradient [E, H].
+    """|R R^T - I|^2 / E^2 (squared Frobenius norm) and its gradient [E, H], R being [E, H] with rows of unit length.
 
-    With unit rows r and G = R R^T - I, dL/dR = 4 G R / E^2; through the scaling to unit length each row keeps
-    what is orthogonal to r, over the length of the row. A row of zeros has no direction and no gradient.
+    With G = R R^T - I, dL/dR = 4 G R / E^2. The gradient of the scaling to unit length keeps the part that is
+    orthogonal to the unit row and divides it by the length of the row. A row of zeros has no gradient.
     """
     experts = rows.shape[0]
     length = paddle.clip(rows.norm(axis=-1, keepdim=True), min=_SMALLEST_NORM)
@@ -55,7 +55,7 @@ def orthogonal_loss(rows: Tensor) -> tuple[Tensor, Tensor]:
 def mean_cosine(rows: Tensor) -> Tensor:
     """Mean cosine over all pairs of different rows of [E, H], scalar; 0 for a single row.
 
-    The sum over pairs is that of the entries of the Gram matrix of unit rows, |sum of rows|^2, less its diagonal.
+    The sum over pairs is the sum of the Gram matrix of unit rows, |sum of rows|^2, minus its diagonal.
     """
     experts = rows.shape[0]
     unit = rows / paddle.clip(rows.norm(axis=-1, keepdim=True), min=_SMALLEST_NORM)

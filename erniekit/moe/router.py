@@ -1,4 +1,4 @@
-"""Softmax routing with a correction bias that selects experts but does not weigh them."""
+"""Softmax routing. A correction bias takes part in choosing experts, not in weighting them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from erniekit.moe.losses import balance_sum, entropy_sum, z_sum
 
 
 class ModalityIndex:
-    """Which tokens of a row are text and which are vision, as indices ready for gathering.
+    """Indices that gather the text tokens and the vision tokens of a row. Built once per row, used by every layer.
 
-    `modality` int8 [T]: 0 text, 1 vision. `valid` False: the row only keeps step with other processes, and its
-    tokens count nowhere. `add` turns counts of these tokens into those of the whole row, where other processes have
-    the rest of it. Built once a row and used by every layer.
+    `modality` int8 [T]: 0 text, 1 vision. `valid` is False for a filler row, which only keeps this process in step with
+    the others: its tokens are not counted. `add` sums counts over the processes that hold parts of the row.
     """
 
     def __init__(
@@ -40,14 +39,17 @@ class ModalityIndex:
 
 
 class Routing(NamedTuple):
-    """`experts` int64 [T, k]: modality m's expert e is m * num_experts + e. `weights` float32 [T, k]."""
+    """The experts of each token, int64 [T, k], and their weights, float32 [T, k].
+
+    Expert e of modality m has the index m * num_experts + e.
+    """
 
     experts: Tensor
     weights: Tensor
 
 
 class RouterLossFlags(NamedTuple):
-    """What a router computes over a row's tokens besides their experts; see `RouterSums`."""
+    """The router losses and statistics to compute besides the routing; see `RouterSums`."""
 
     balance: bool = False
     z: bool = False
@@ -58,9 +60,9 @@ NO_ROUTER_LOSSES = RouterLossFlags()
 
 
 class RouterSums(NamedTuple):
-    """Sums over the row's tokens of each modality, float32 [modalities]; None where they were not asked for.
+    """Sums over the tokens of a row, float32 [modalities]; None if the sum was not requested.
 
-    `balance` and `z` are losses with a graph (`erniekit.moe.losses`), 0 for a frozen router; `entropy` is in nats.
+    `balance` and `z` are losses with a graph (`erniekit.moe.losses`), 0 for a frozen router. `entropy` is in nats.
     """
 
     balance: Tensor | None = None
@@ -69,16 +71,16 @@ class RouterSums(NamedTuple):
 
 
 class RouterOutput(NamedTuple):
-    """What a layer says of its routing: `counts` int64 [modalities * experts], the tokens that chose each expert."""
+    """Statistics of one layer: `counts` int64 [modalities * experts] are the tokens routed to each expert."""
 
     counts: Tensor
     sums: RouterSums
 
 
 class Gate(nn.Layer):
-    """Router weights of a layer: `weight` for text and, in VL models, `weight_1` for vision; always float32.
+    """Router weights of a layer, float32: `weight` for text and, in VL models, `weight_1` for vision.
 
-    Text models store [experts, hidden], VL models [hidden, experts] (as the Hub does).
+    Text models store [experts, hidden], VL models [hidden, experts], as on the Hub.
     """
 
     def __init__(self, hidden_size: int, moe: MoeConfig) -> None:
@@ -95,12 +97,12 @@ class Gate(nn.Layer):
         return paddle.matmul(x.astype("float32"), self.of(modality), transpose_y=self.transposed)
 
     def of(self, modality: int) -> Tensor:
-        """The weights that route tokens of one modality."""
+        """The router weights of one modality."""
         return self.weight_1 if modality else self.weight
 
 
 class MoeStatics(nn.Layer):
-    """`e_score_correction_bias` float32 [modalities, experts]; never trained by gradient."""
+    """`e_score_correction_bias` float32 [modalities, experts], which has no gradient."""
 
     def __init__(self, moe: MoeConfig) -> None:
         super().__init__()
@@ -120,10 +122,10 @@ def route(
     moe: MoeConfig,
     loss_flags: RouterLossFlags = NO_ROUTER_LOSSES,
 ) -> tuple[Routing, RouterSums]:
-    """Choose `top_k` experts of its own modality for every token of [T, hidden], and add up `terms`.
+    """Route every token of [T, hidden] to `top_k` experts of its modality, and sum what `loss_flags` requests.
 
-    Selection is by p + bias, weights are p over the sum of the selected p, p = softmax of float32 logits.
-    Agrees with transformers' Ernie4_5_MoeTopKRouter and Ernie4_5_VLMoeMoeTopKRouter.
+    With p = softmax of the float32 logits, experts are selected by p + bias, and weighted by p over the sum of the
+    selected p. Agrees with transformers' Ernie4_5_MoeTopKRouter and Ernie4_5_VLMoeMoeTopKRouter.
     """
     experts, weights = [], []
     found = [_NOTHING] * moe.num_modalities
@@ -153,7 +155,7 @@ def route(
 
 
 class _OverTokens(NamedTuple):
-    """Of the tokens of one modality: `mass` and `counts` [experts] of `balance_sum`, and scalars; None: nothing."""
+    """Sums over the tokens of one modality: `mass` and `counts` [experts] of `balance_sum`, the others scalars."""
 
     mass: Tensor | None = None
     counts: Tensor | None = None
@@ -167,10 +169,10 @@ _NOTHING = _OverTokens()
 def _over_tokens(
     logits: Tensor, probabilities: Tensor, top_k: int, loss_flags: RouterLossFlags
 ) -> _OverTokens:
-    """From logits and probabilities [n, experts]."""
+    """Sums over n tokens, from their logits and probabilities [n, experts]."""
     mass = counts = z = entropy = None
     if loss_flags.balance:
-        # The bias corrects the choice; the loss looks at what the router itself would have chosen.
+        # The loss counts what the router would choose without the correction bias.
         _, chosen = paddle.topk(probabilities.detach(), top_k, axis=-1)
         mass = probabilities.sum(0)
         counts = paddle.bincount(chosen.reshape([-1]), minlength=logits.shape[1])
@@ -185,7 +187,7 @@ def _over_tokens(
 def _by_modality(
     found: list[_OverTokens], loss_flags: RouterLossFlags, moe: MoeConfig, add: Callable[[Tensor], Tensor]
 ) -> RouterSums:
-    """Vectors over modalities, with zeros for what has nothing."""
+    """The sums of all modalities as vectors, 0 for a modality without tokens."""
     balance = z = entropy = None
     if loss_flags.balance:
         mass = _stack([tokens.mass for tokens in found], [moe.num_experts], "float32")

@@ -28,10 +28,11 @@ Reference = Callable[[PackedBatch], Tensor]
 
 @dataclass(frozen=True)
 class DpoOutput:
-    """One row of pairs. Where processes share rows, `loss_sum` and `pairs` are zeros on all of them but one.
+    """The result for one row of pairs.
 
-    `total` scalar with graph, the row's share of the loss of its step, router losses included; `loss_sum` float32
-    scalar, the pure share times the step's pairs; `routing` None without experts or without totals.
+    `total`: scalar with graph, the contribution of the row to the loss of the step, with router losses; `loss_sum`:
+    float32 scalar, this contribution without router losses, times the pairs of the step; `routing`: None without
+    experts or without totals. With context parallelism `loss_sum` and `pairs` are zero on all processes but one.
     """
 
     total: Tensor
@@ -44,10 +45,10 @@ class DpoOutput:
 def branch_logps(
     model: ErnieModel, batch: PackedBatch, chunk_tokens: int, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
 ) -> tuple[Tensor, DecoderOutput]:
-    """Log-probabilities of the answers of a row, float32 [2 D], chosen and rejected in turn, and the model's output.
+    """Log-probabilities of the answers of a row, float32 [2 D] (chosen, rejected, chosen, ...), and the model's output.
 
-    Each is summed over the positions of its branch that have a label; where processes share rows, over those of all
-    of them, while the output is that of this one's span.
+    A log-probability is summed over the labelled positions of its branch. With context parallelism the sum covers all
+    processes, and the output the span of this process.
     """
     attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads)
     output = model(row_inputs(batch), attend=attend, loss_flags=loss_flags)
@@ -62,9 +63,9 @@ def branch_logps(
 
 
 def answer_tokens(batch: PackedBatch, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """int64 [2 D]: loss tokens of each branch, chosen and rejected in turn. The shared tokens have none.
+    """Number of loss tokens of each branch, int64 [2 D] (chosen, rejected, chosen, ...).
 
-    Of those at positions from `start` up to `stop` (None: the row's end).
+    Counts positions from `start` up to `stop` (None: the end of the row). Shared prompts have no loss tokens.
     """
     ends = (
         np.stack([batch.branches[:, 1], batch.cu_seqlens[1:]], 1) if len(batch.branches) else batch.branches
@@ -74,11 +75,11 @@ def answer_tokens(batch: PackedBatch, start: int = 0, stop: int | None = None) -
 
 
 class DpoObjective:
-    """Runs the model over a packed row of pairs and holds their answers' log-probabilities to the reference's.
+    """The preference loss of a packed row of pairs.
 
-    The loss of a step is the mean over its pairs, plus `sft_weight` times the mean negative log-likelihood of the
-    tokens of chosen answers; so it does not depend on packing. `reference` None: for a loss without one. It is asked
-    before the model runs, and no router loss, dropout or gradient of it is ever seen.
+    The loss of a step is the mean over its pairs plus `sft_weight` times the mean negative log-likelihood of the tokens
+    of chosen answers, so it does not depend on packing. `reference` is None for a loss without a reference model. It
+    runs before the policy, without router losses, dropout or gradients.
     """
 
     def __init__(
@@ -99,10 +100,7 @@ class DpoObjective:
         self.router_weights = router_weights
 
     def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> DpoOutput:
-        """`totals` are those of the row's step.
-
-        Without them (evaluation) the row counts as its step, and routers do nothing but route.
-        """
+        """`totals` of the step of the row. None (evaluation): the row is its own step, without router losses."""
         loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
         reference = self.reference(batch) if self.reference is not None else None
         logps, output = branch_logps(self.model, batch, self.chunk_tokens, loss_flags)
@@ -135,7 +133,7 @@ class DpoObjective:
         return DpoOutput(total, loss_sum, int(tokens.sum()), routing, row if counted else row.nothing())
 
     def _used(self, summed: PairLogps, tokens: np.ndarray) -> PairLogps:
-        """What the loss is of: sums, or means per token."""
+        """The log-probabilities that the loss takes: sums over tokens, or means."""
         if not (self.settings.length_normalize or self.settings.loss in PER_TOKEN):
             return summed
         counts = paddle.to_tensor(tokens.astype(np.float32)).reshape([-1, 2])

@@ -1,4 +1,4 @@
-"""Cross entropy of the language model, over the positions that carry loss and a few rows at a time."""
+"""Chunked cross entropy of the language model, over loss tokens only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from paddle import Tensor
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
     """Sum of negative log-likelihoods, float32 scalar, without ever holding [N, vocab] logits.
 
-    `hidden` [N, H] holds only positions that carry loss, `weight` [V, H] the output head, `labels` int64 [N].
-    Logits, their softmax and their gradients exist for `chunk` rows at a time; gradients are taken in the
-    forward pass, so that nothing is computed twice. Softmax and sums are float32. Without any position the sum is
-    0, and the backward pass goes on with zeros, through whatever collectives are in the layers.
+    `hidden` [N, H] holds loss tokens only, `weight` [V, H] is the output head, `labels` int64 [N]. Logits, softmax and
+    their gradients exist for `chunk` tokens at a time. Gradients are computed in the forward pass, so nothing is
+    computed twice. Softmax and sums are float32. Without loss tokens the sum is 0 and the gradients are zeros, so that
+    the collectives in the layers still run in the backward pass.
     """
     wanted = paddle.is_grad_enabled()
     return _ChunkedCrossEntropy.apply(
@@ -31,8 +31,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk:
 def chunked_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
     """Log-probability of each label, float32 [N], without ever holding [N, vocab] logits.
 
-    As `chunked_cross_entropy`, for losses that weigh tokens one by one. Logits are computed a second time in the
-    backward pass where `weight` is trained; else gradients of `hidden` are taken in the forward pass.
+    As `chunked_cross_entropy`, for losses that weight tokens individually. If `weight` is trained, logits are
+    recomputed in the backward pass; otherwise gradients of `hidden` are computed in the forward pass.
     """
     wanted = paddle.is_grad_enabled()
     return _ChunkedLogProbs.apply(
@@ -46,11 +46,11 @@ def chunked_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int
 
 
 def _negative_log_likelihood(logits: Tensor, softmax: Tensor, targets: Tensor) -> Tensor:
-    """float32 [n, vocab] twice and int64 [n, 1] -> [n, 1].
+    """Logits and softmax, float32 [n, vocab], and targets, int64 [n, 1] -> [n, 1].
 
-    The log of the normaliser is read off the likeliest entry, whose probability is at least 1 / vocab: exact
-    where the target's own probability is not a number that float32 holds. Paddle's cross entropy on CPU stops at
-    64 for every token and turns NaN into a finite loss.
+    The log of the normalizer comes from the most probable entry, whose probability is at least 1 / vocab, so the result
+    is exact even if the probability of the target underflows. Paddle's cross entropy on CPU clips every token at 64 and
+    turns NaN into a finite loss.
     """
     best = logits.argmax(axis=-1, keepdim=True)
     normalizer = paddle.index_sample(logits, best) - paddle.log(paddle.index_sample(softmax, best))
@@ -64,7 +64,7 @@ def _softmax(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _ChunkedLogProbs(paddle.autograd.PyLayer):
-    """The gradient of a token's logits, onehot - softmax, is known up to the factor that arrives for the token."""
+    """The gradient of the logits of a token is onehot - softmax, times the incoming gradient of the token."""
 
     @staticmethod
     def forward(
@@ -116,13 +116,13 @@ class _ChunkedLogProbs(paddle.autograd.PyLayer):
 
 
 def _error(softmax: Tensor, targets: Tensor) -> Tensor:
-    """softmax - onehot, in the place of softmax."""
+    """softmax - onehot, in place."""
     minus_one = paddle.full(targets.shape, -1.0, "float32")
     return softmax.put_along_axis_(targets, minus_one, 1, reduce="add")
 
 
 class _ChunkedCrossEntropy(paddle.autograd.PyLayer):
-    """The loss is a plain sum, so its gradients are known up to the factor that arrives in the backward pass."""
+    """The loss is a sum, so the forward pass knows its gradients up to the incoming scalar gradient."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Figures of preference pairs: sums over a row, and the means that are logged."""
+"""Metrics of preference pairs: sums over a row, and the logged means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-# What each sum is divided by to become a mean.
+# The count that divides each sum to give a mean.
 PER = {
     "loss/preference": "pairs",
     "loss/sft": "chosen_tokens",
@@ -25,29 +25,29 @@ PER = {
 
 @dataclass(frozen=True)
 class RowPairs:
-    """The pairs of one row: sums by the names of PER, float32 scalars still on the device, and what divides them."""
+    """Sums over the pairs of one row, float32 scalars on the device under the names of PER, and their counts."""
 
     figures: Mapping[str, Tensor]
     counts: Mapping[str, int]
 
     def nothing(self) -> RowPairs:
-        """The same names with zeros, of a row that another process counts."""
+        """The same names with zeros, for a row that another process counts."""
         figures = {name: paddle.zeros_like(value) for name, value in self.figures.items()}
         return RowPairs(figures, dict.fromkeys(self.counts, 0))
 
     def sums(self) -> dict[str, float]:
-        """`figures` and `counts`, see `pair_means`; the same names for every row. Waits for the device."""
+        """`figures` and `counts` under the same names for every row. Synchronises with the device."""
         values = paddle.stack(list(self.figures.values())).numpy().astype(np.float64).tolist()
         counts = {name: float(count) for name, count in self.counts.items()}
         return dict(zip(self.figures, values, strict=True)) | counts
 
 
 def pair_means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means out of `RowPairs.sums`, added up over rows, steps and processes in any order.
+    """Means from `RowPairs.sums`, which can be summed over rows, steps and processes in any order.
 
-    Rewards are beta times the log-ratio to the reference (without one, times the log-probability, per token where the
-    loss is); accuracy is the share of pairs whose chosen answer has the larger; logps are summed over an answer.
-    `logps/kl` is the mean log-ratio of the tokens of both answers: an estimate of the divergence from the reference
-    that is exact only for answers which the policy itself would give.
+    A reward is beta times the log-ratio to the reference model. Without a reference model it is beta times the
+    log-probability, per token if the loss is. Accuracy is the share of pairs in which the chosen answer has the larger
+    reward. `logps` are summed over an answer. `logps/kl` is the mean log-ratio per token of both answers: an estimate
+    of the KL divergence from the reference model, exact only for answers sampled from the policy.
     """
     return {name: sums[name] / sums[per] for name, per in PER.items() if name in sums and sums[per]}

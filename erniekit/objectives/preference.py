@@ -1,8 +1,8 @@
-"""Losses over preference pairs: pure functions of the log-probabilities of their answers.
+"""Preference losses: pure functions of the log-probabilities of chosen and rejected answers.
 
-In the formulas c and r are the log-probabilities of the chosen and the rejected answer under the policy, C and R those
-under the reference model, a = c - C and b = r - R the log-ratios, h = a - b, and s(x) the logistic function. Bars mean
-divided by the answer's own number of tokens. All but DPOP agree with TRL 1.16 (tests/numerics/test_trl.py).
+In the formulas c and r are the log-probabilities of the chosen and the rejected answer under the policy, C and R under
+the reference model; a = c - C and b = r - R are the log-ratios, h = a - b, and s(x) is the logistic function. A bar
+means divided by the number of tokens of the answer. All but DPOP agree with TRL 1.16 (tests/numerics/test_trl.py).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from paddle import Tensor
 LossName = Literal[
     "sigmoid", "hinge", "ipo", "robust", "simpo", "orpo", "dpop", "kto_pair", "apo_zero", "apo_down"
 ]
-# Losses of the policy alone.
+# Losses without a reference model.
 REFERENCE_FREE: frozenset[str] = frozenset({"simpo", "orpo"})
-# Losses that are defined over means per token.
+# Losses that are defined over log-probabilities per token.
 PER_TOKEN: frozenset[str] = frozenset({"ipo", "simpo", "orpo"})
-# The largest mean log-probability of which the odds are finite in float32.
+# The largest mean log-probability with finite odds in float32.
 _CERTAIN = -1e-7
 
 
 @dataclass(frozen=True)
 class PreferenceSettings:
-    """Which loss, and its constants.
+    """The loss and its constants.
 
-    label_smoothing: the share of pairs whose preference is taken to be the wrong way round. length_normalize: put
-    log-probabilities per token in place of sums (Lambert et al. 2024, https://arxiv.org/abs/2411.15124, section 5.1.2);
-    PER_TOKEN losses have them anyway.
+    label_smoothing: assumed share of pairs with flipped labels. length_normalize: use log-probabilities per token
+    instead of sums (Lambert et al. 2024, https://arxiv.org/abs/2411.15124, section 5.1.2), as PER_TOKEN losses always
+    do.
     """
 
     loss: LossName = "sigmoid"
@@ -45,9 +45,9 @@ class PreferenceSettings:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities of both answers of D pairs, float32 [D] each: summed over their tokens, or means.
+    """Log-probabilities of both answers of D pairs, float32 [D] each: sums over tokens, or means.
 
-    The reference's are None for a loss that has no reference.
+    Reference values are None for a loss without a reference model.
     """
 
     chosen: Tensor
@@ -66,14 +66,14 @@ class PairLogps:
 
     @property
     def ratios(self) -> tuple[Tensor, Tensor]:
-        """a and b; without a reference c and r themselves."""
+        """a and b; without a reference model c and r."""
         if self.reference_chosen is None or self.reference_rejected is None:
             return self.chosen, self.rejected
         return self.chosen - self.reference_chosen, self.rejected - self.reference_rejected
 
 
 def preference_loss(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
-    """The loss of each pair, float32 [D]. `pairs` are sums or means, as `settings` says."""
+    """The loss of each pair, float32 [D]. `settings` says whether `pairs` are sums or means."""
     return _LOSSES[settings.loss](pairs, settings)
 
 
@@ -89,8 +89,8 @@ def _sigmoid(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
 def _robust(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
     """(-(1 - e) log s(beta h) + e log s(-beta h)) / (1 - 2 e).
 
-    Robust DPO (Chowdhury et al. 2024, https://arxiv.org/abs/2403.00409, eq. 12): unbiased where a share e < 1/2 of the
-    preferences is flipped.
+    Robust DPO (Chowdhury et al. 2024, https://arxiv.org/abs/2403.00409, eq. 12): unbiased if a share e < 1/2 of the
+    labels is flipped.
     """
     h, e = settings.beta * _advantage(pairs), settings.label_smoothing
     return (e * F.log_sigmoid(-h) - (1 - e) * F.log_sigmoid(h)) / (1 - 2 * e)
@@ -134,7 +134,7 @@ def _orpo(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
 def _dpop(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
     """-log s(beta (h - lambda max(0, C - c))).
 
-    DPO-Positive (Pal et al. 2024, https://arxiv.org/abs/2402.13228, eq. 3). ERNIEKit adds the penalty outside of the
+    DPO-Positive (Pal et al. 2024, https://arxiv.org/abs/2402.13228, eq. 3). ERNIEKit adds the penalty outside the
     sigmoid.
     """
     a, b = pairs.ratios
@@ -144,9 +144,8 @@ def _dpop(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
 def _kto_pair(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
     """Half of (1 - s(beta (a - K_r))) + (1 - s(beta (K_c - b))), K_c = max(0, mean a), K_r = max(0, mean b).
 
-    KTO (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, eq. 8) on pairs, each answer held to the divergence
-    that the others show. K is an estimate without gradient, from the pairs that are given: those of one row, so that
-    this loss alone depends a little on packing.
+    KTO (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, eq. 8) on pairs. K estimates the KL divergence,
+    without gradient, from the pairs of one row, so this loss depends slightly on packing.
     """
     a, b = pairs.ratios
     divergence_chosen, divergence_rejected = (F.relu(x.detach().mean()) for x in (a, b))
@@ -158,8 +157,8 @@ def _kto_pair(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
 def _apo_zero(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
     """(1 - s(beta a)) + s(beta b).
 
-    APO-zero (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7): chosen answers become likelier,
-    rejected ones less likely; where chosen answers are better than the model's.
+    APO-zero (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7): raises the likelihood of chosen
+    answers and lowers that of rejected ones. For chosen answers that are better than the model's.
     """
     a, b = pairs.ratios
     return 1 - F.sigmoid(settings.beta * a) + F.sigmoid(settings.beta * b)
@@ -168,8 +167,8 @@ def _apo_zero(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
 def _apo_down(pairs: PairLogps, settings: PreferenceSettings) -> Tensor:
     """s(beta a) + (1 - s(beta h)).
 
-    APO-down (the same paper, eq. 8): both become less likely, rejected ones more so; where the model is better than the
-    chosen answers.
+    APO-down (the same paper, eq. 8): lowers the likelihood of both, more for rejected answers. For models that are
+    better than the chosen answers.
     """
     a, b = pairs.ratios
     return F.sigmoid(settings.beta * a) + 1 - F.sigmoid(settings.beta * (a - b))

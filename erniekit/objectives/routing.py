@@ -1,4 +1,4 @@
-"""What the routers did with a row: the losses they add to its own, and figures of it."""
+"""Router losses and routing statistics of a row."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from erniekit.objectives.totals import MODALITIES, StepTotals
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """Factors of the router losses that are means over tokens. 0: not computed."""
+    """Weights of the router losses that are means over tokens. 0: not computed."""
 
     balance: float = 0.0
     z: float = 0.0
 
     @property
     def loss_flags(self) -> RouterLossFlags:
-        """What routers compute in training: the losses that are wanted, and the entropy, which is logged."""
+        """What routers compute in training: losses with a weight, and the entropy for the log."""
         return RouterLossFlags(balance=self.balance != 0, z=self.z != 0, entropy=True)
 
 
 @dataclass(frozen=True)
 class RowRouting:
-    """Figures of one row, without graph, still on the device.
+    """Routing statistics of one row, without graph, on the device.
 
-    `counts` int64 [layers, modalities, experts]; `sums` [layers, modalities] each, over the row's tokens; `trained`
-    bool [layers, modalities], which routers are.
+    `counts` int64 [layers, modalities, experts]; `sums` [layers, modalities] each, over the tokens of the row;
+    `trained` bool [layers, modalities], whether a router is trained.
     """
 
     layers: tuple[int, ...]
@@ -41,14 +41,14 @@ class RowRouting:
     sums: RouterSums
 
     def expert_counts(self) -> dict[str, np.ndarray]:
-        """By "layer_3/text" the int64 [experts] tokens that chose each expert. Waits for the device."""
+        """Tokens routed to each expert, int64 [experts], by "layer_3/text". Synchronises with the device."""
         counts = self.counts.numpy()
         return {name: counts[place] for name, place in self._places()}
 
     def router_sums(self) -> dict[str, float]:
-        """Sums by "entropy/layer_3/text", and those of losses, over all layers, by "z_loss/text".
+        """Entropy sums by "entropy/layer_3/text", and losses summed over layers by "z_loss/text".
 
-        A modality none of whose routers is trained has no losses. Waits for the device.
+        A modality without trained routers has no losses. Synchronises with the device.
         """
         found: dict[str, float] = {}
         for name, sums in (("balance_loss", self.sums.balance), ("z_loss", self.sums.z)):
@@ -70,15 +70,15 @@ class RowRouting:
 
 
 def stack_sums(routers: Mapping[int, RouterOutput]) -> RouterSums:
-    """The sums of all layers, at least one, as [layers, modalities]."""
+    """The sums of all layers (at least one) as [layers, modalities]."""
     columns = zip(*(output.sums for output in routers.values()), strict=True)
     return RouterSums(*(None if column[0] is None else paddle.stack(column) for column in columns))
 
 
 def router_loss(sums: RouterSums, weights: RouterWeights, totals: StepTotals) -> Tensor | None:
-    """What a row adds to its step's loss: weighted sums over the step's tokens of the modality, layers added up.
+    """The contribution of a row to the router losses of its step, summed over layers; None without such losses.
 
-    None where there is no such loss.
+    Weighted sums, divided by the tokens of the modality in the step.
     """
     parts = []
     for stacked, weight in ((sums.balance, weights.balance), (sums.z, weights.z)):
@@ -89,7 +89,7 @@ def router_loss(sums: RouterSums, weights: RouterWeights, totals: StepTotals) ->
 
 
 def row_routing(model: ErnieModel, routers: Mapping[int, RouterOutput], sums: RouterSums) -> RowRouting:
-    """Figures of a row from what each layer of `model` said of it, and from those sums stacked."""
+    """Routing statistics of a row from the router outputs of each layer and their stacked sums."""
     moe = model.config.moe
     assert moe is not None, "routers come from layers with experts"
     counts = paddle.stack([output.counts for output in routers.values()])

@@ -25,11 +25,11 @@ Normalization = Literal["tokens", "token_balanced"]
 
 @dataclass(frozen=True)
 class SftOutput:
-    """One row, or, where processes share rows, this one's span of it.
+    """The result for one row, or with context parallelism for the span of this process.
 
-    `total` scalar with graph, the row's share of the loss of its step, router losses included; `loss_sum` float32
-    scalar, the pure sum over the row's `num_loss_tokens` positions; `routing` None without experts or without
-    totals; `pairs` None: answers alone are no preferences.
+    `total`: scalar with graph, the contribution of the row to the loss of the step, with router losses; `loss_sum`:
+    float32 scalar, the sum over the `num_loss_tokens` loss tokens; `routing`: None without experts or without totals;
+    `pairs`: None, since SFT has no preference pairs.
     """
 
     total: Tensor
@@ -54,7 +54,7 @@ def row_inputs(batch: PackedBatch) -> RowInputs:
 
 
 def loss_positions(model: ErnieModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """int64 [n] each: positions with a label in the hidden states that `model` gives of a row, and their labels."""
+    """Positions of loss tokens in the model's hidden states of a row, and their labels, int64 [n] each."""
     start, stop = model.sharding.span(len(batch.labels))
     labels = batch.labels[start:stop]
     positions = np.flatnonzero(labels != IGNORE)
@@ -62,10 +62,10 @@ def loss_positions(model: ErnieModel, batch: PackedBatch) -> tuple[Tensor, Tenso
 
 
 class SftObjective:
-    """Runs the model over a packed row and sums the loss of its trained tokens.
+    """The language-model loss of a packed row, over its loss tokens.
 
-    `normalization` says what gradients are of. tokens: the mean over all loss tokens of the step; token_balanced:
-    the sum over all positions that its rows have room for, so that a token weighs the same in every step.
+    `normalization` is the divisor of the loss whose gradients are taken. tokens: the loss tokens of the step;
+    token_balanced: the positions of full rows, so that a token has the same weight in every step.
     """
 
     def __init__(
@@ -82,10 +82,9 @@ class SftObjective:
         self.router_weights = router_weights
 
     def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> SftOutput:
-        """The head sees only positions whose label is not -100, `chunk_tokens` at a time.
+        """The head runs over loss tokens only, `chunk_tokens` at a time.
 
-        `totals` are those of the row's step; without them (evaluation) `total` is `loss_sum`, and routers do nothing
-        but route.
+        `totals` of the step of the row. None (evaluation): `total` is `loss_sum`, without router losses.
         """
         loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
         output = self.model(row_inputs(batch), loss_flags=loss_flags)

@@ -1,4 +1,4 @@
-"""What the losses of a step are divided by, known before its first forward pass."""
+"""The counts that normalise the losses of a step, known before its first forward pass."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MODALITIES = ("text", "vision")
 class StepTotals:
     """Counts over all rows of a step, on all processes.
 
-    `loss_tokens` positions have a label; `positions` is what full rows have room for, the same in every step;
-    `modality_tokens` are the tokens of each of MODALITIES; `pairs` are preference pairs, `chosen_tokens` the loss
-    tokens of their chosen answers.
+    `loss_tokens`: positions with a label; `positions`: positions of full rows, the same in every step;
+    `modality_tokens`: tokens of each of MODALITIES; `pairs`: preference pairs; `chosen_tokens`: loss tokens of their
+    chosen answers.
     """
 
     loss_tokens: int
@@ -30,12 +30,12 @@ class StepTotals:
 
 
 def is_filler(batch: PackedBatch) -> bool:
-    """Whether a row has no sample: it only keeps a process in step with others, and counts nowhere."""
+    """Whether a row has no sample: it only keeps this process in step with the others, and is not counted."""
     return not batch.sample_ids
 
 
 def count_rows(batches: Sequence[PackedBatch]) -> np.ndarray:
-    """int64 [4]: rows, loss tokens, text tokens and vision tokens. Such counts of several processes add up."""
+    """Rows, loss tokens, text tokens and vision tokens, int64 [4]. Counts of several processes can be summed."""
     counts = np.zeros(4, np.int64)
     for batch in batches:
         if not is_filler(batch):
@@ -45,7 +45,10 @@ def count_rows(batches: Sequence[PackedBatch]) -> np.ndarray:
 
 
 def count_pairs(batches: Sequence[PackedBatch]) -> np.ndarray:
-    """int64 [2]: preference pairs, and the loss tokens of their chosen answers. Such counts add up as well."""
+    """Preference pairs and loss tokens of their chosen answers, int64 [2].
+
+    Counts of several processes can be summed.
+    """
     counts = np.zeros(2, np.int64)
     for batch in batches:
         for chosen, rejected in batch.branches:
