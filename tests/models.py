@@ -10,7 +10,7 @@ from paddle import nn
 from erniekit.checkpoint.hub import write_shards
 from erniekit.checkpoint.weights import array_of, spec_of
 from erniekit.layers import Linear
-from erniekit.lora.targets import LoraMatch, match_of, match_targets, put_adapters
+from erniekit.lora.targets import LoraMatch, add_adapters, match_of, match_targets
 from erniekit.models.ernie import ErnieModel
 
 
@@ -33,5 +33,5 @@ def apply_lora(
         if isinstance(layer, Linear) and not name.endswith((".lora_A", ".lora_B"))
     }
     modules = match_targets(list(linears), targets)
-    put_adapters(model, modules, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    add_adapters(model, modules, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     return [match_of(name, linears[name].in_features, linears[name].out_features, rank) for name in modules]

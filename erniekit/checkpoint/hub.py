@@ -1,9 +1,8 @@
 """Safetensors in the Hub's layout, read and written one tensor at a time.
 
-Reading and writing hold one tensor in memory beside the model, whatever the size of the checkpoint:
-the format (https://huggingface.co/docs/safetensors) puts all names, shapes and offsets into a JSON header,
-so that both directions are plain seeks. Arrays keep the element type of the disk; bfloat16, which numpy
-lacks, travels as uint16.
+Besides the model, only one tensor is in memory at any time, whatever the size of the checkpoint: the JSON header of
+the format (https://huggingface.co/docs/safetensors) holds all names, shapes and offsets. Arrays keep the element type
+of the file; bfloat16, which numpy lacks, is represented as uint16.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ NUMPY_TYPES: dict[str, Any] = {
 }
 _HEADER_LIMIT = 100 << 20
 _SHARD_NAME = re.compile(r"model-\d+-of-(\d+)\.safetensors")
-# Weights that other programs read: pickles, Paddle's own form, formats of engines.
+# Weights in other formats: pickles, Paddle's, formats of engines.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".pdparams", ".gguf", ".h5", ".msgpack", ".onnx")
 _BLOCK = 1 << 20
-# Tensors of the multi-token-prediction head, which fine-tuning and inference leave out.
+# Tensors of the multi-token-prediction head, which neither fine-tuning nor inference uses.
 _NOT_TRAINED = re.compile(r"(^|\.)mtp_")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies on disk. `offset` and `nbytes` are in bytes from the start of `file`."""
+    """The place of a tensor on disk. `offset` and `nbytes` are in bytes from the start of `file`."""
 
     name: str
     dtype: str
@@ -63,7 +62,7 @@ class TensorInfo:
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read the header of one safetensors file.
 
-    Raises CheckpointError where it is damaged, cut off, or not the file itself (a Git LFS pointer).
+    Raises CheckpointError if it is damaged, truncated, or a Git LFS pointer.
     """
     problem = placeholder_problem(file)
     if problem is not None:
@@ -92,7 +91,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorInfo:
-    """One entry of a header, whose data begin at `start`. Raises ValueError, KeyError or TypeError: it is damaged."""
+    """One entry of a header; data begin at `start`. Raises ValueError, KeyError or TypeError if it is damaged."""
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(side) for side in entry["shape"])
     if entry["dtype"] not in NUMPY_TYPES:
@@ -103,7 +102,7 @@ def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorI
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The shards of a checkpoint directory: those that its index names, else its one safetensors file."""
+    """The shards of a checkpoint directory: the files named by its index, or its single safetensors file."""
     if (directory / INDEX_FILE).is_file():
         names = sorted(set(_weight_map(directory).values()))
         _refuse_missing(directory, names, "the index names shards that are not there")
@@ -115,7 +114,7 @@ def weight_files(directory: Path) -> list[Path]:
         raise CheckpointError(
             f"{directory}: holds no weights ({INDEX_FILE} or {SINGLE_FILE}){_download_hint(directory)}"
         )
-    # Their own names say how many there are where the index, which is downloaded last or not at all, does not.
+    # Without an index (it is downloaded last, or not at all) the names of the shards give their number.
     counts = {match[1] for shard in shards if (match := _SHARD_NAME.fullmatch(shard.name))}
     for count in counts:
         wanted = [f"model-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
@@ -124,7 +123,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
-    """Name of a tensor -> name of its shard. Raises CheckpointError where the index is damaged."""
+    """Name of a tensor -> name of its shard. Raises CheckpointError if the index is damaged."""
     found = read_json_object(directory / INDEX_FILE).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{directory / INDEX_FILE}: not a valid index of shards")
@@ -139,7 +138,7 @@ def _refuse_missing(directory: Path, names: Sequence[str], what: str) -> None:
 
 
 def _download_hint(directory: Path) -> str:
-    """What else is in a directory that lacks weights, and what to do."""
+    """A hint for a directory without weights: what is in it, and what to do."""
     unfinished = unfinished_downloads(directory)
     if unfinished:
         return f"; a download has not ended ({unfinished[0]}): finish it, or download the model again"
@@ -150,7 +149,7 @@ def _download_hint(directory: Path) -> str:
 
 
 def read_index(directory: str | Path) -> dict[str, TensorInfo]:
-    """Name -> place of every tensor of a checkpoint directory, from the shards' own headers."""
+    """Name -> place of every tensor of a checkpoint directory, from the headers of its shards."""
     directory = Path(directory)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(directory):
@@ -169,18 +168,18 @@ def read_index(directory: str | Path) -> dict[str, TensorInfo]:
 
 
 def read_array(info: TensorInfo) -> np.ndarray:
-    """Read one tensor into memory of its own, in the element type of the disk (BF16 as uint16)."""
+    """Read one tensor, in the element type of the file (BF16 as uint16)."""
     array = np.empty(info.shape, NUMPY_TYPES[info.dtype])
     with info.file.open("rb") as stream:
         stream.seek(info.offset)
-        # A 0-d array has no buffer view of its own; reshape gives it one.
+        # A 0-d array has no buffer view until it is reshaped.
         if stream.readinto(array.reshape(-1).data.cast("B")) != info.nbytes:
             raise CheckpointError(f"{info.file}: cut off inside {info.name}")
     return array
 
 
 def read_span(info: TensorInfo, start: int, stop: int) -> np.ndarray:
-    """Elements `start` to `stop` of one tensor in row-major order, 1-D, in the element type of the disk."""
+    """Elements `start` to `stop` of a tensor in row-major order, 1-D, in the element type of the file."""
     array = np.empty(stop - start, NUMPY_TYPES[info.dtype])
     with info.file.open("rb") as stream:
         stream.seek(info.offset + start * array.itemsize)
@@ -222,10 +221,10 @@ def as_dtype(array: np.ndarray, source: str, target: str) -> np.ndarray:
 def check_against(
     found: dict[str, TensorInfo], wanted: Iterable[TensorSpec], where: str, *, partial: bool = False
 ) -> None:
-    """Compare names and shapes. Raises one CheckpointError that lists all that is missing, extra or misshapen.
+    """Compare names and shapes. Raises one CheckpointError that lists all missing, unexpected and misshapen tensors.
 
-    Tensors of the multi-token-prediction head may be there and are not used. A tied `lm_head.weight` may be
-    there as well: some tools write it, see `erniekit.checkpoint.model_files`. `partial` accepts missing names.
+    Tensors of the multi-token-prediction head are ignored. A tied `lm_head.weight`, which some tools write, is
+    accepted, see `erniekit.checkpoint.model_files`. `partial` accepts missing names.
     """
     shapes = {spec.name: spec.shape for spec in wanted}
     extra = {n for n in set(found) - set(shapes) if not _NOT_TRAINED.search(n) and n != "lm_head.weight"}
@@ -263,9 +262,9 @@ def write_safetensors(
     get: Callable[[str], np.ndarray],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write one safetensors file, asking `get(name)` for each array when its turn comes.
+    """Write one safetensors file, calling `get(name)` for one array at a time.
 
-    Each array must have its spec's shape and the numpy form of its element type.
+    Each array must have the shape of its spec and the numpy type of its element type.
     """
     header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
     offset = 0
@@ -297,7 +296,7 @@ def write_shards(
 ) -> list[Path]:
     """Write `model-0000i-of-0000n.safetensors` and their index, streaming; returns the shards.
 
-    A shard is closed before it would grow past `max_shard_bytes`; a larger tensor gets a shard of its own.
+    No shard exceeds `max_shard_bytes`, except for a larger tensor, which gets a separate shard.
     """
     directory = Path(directory)
     shards: list[list[TensorSpec]] = [[]]
@@ -321,5 +320,5 @@ def write_shards(
 
 
 def spec_bytes(spec: TensorSpec) -> int:
-    """Bytes that a tensor takes on disk."""
+    """Size of a tensor on disk, in bytes."""
     return spec.size * np.dtype(NUMPY_TYPES[spec.dtype]).itemsize

@@ -1,4 +1,4 @@
-"""A model directory, checked before its weights are read: what was downloaded, its layout, and its tensors."""
+"""Checks of a model directory before its weights are read: complete download, layout, tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK = 1 << 22
 # Prefixes and fused linear layers of the -Paddle files, see the table of layouts in ERNIEKit and FastDeploy.
 _PADDLE_PREFIXES = ("ernie.",)
 _PADDLE_PARTS = (".qkv_proj.", ".up_gate_proj.")
-# (family, hidden_size, num_hidden_layers) -> the release that is read.
+# (model_type, hidden_size, num_hidden_layers) -> the release in the supported layout.
 _RELEASES: dict[tuple[str, Any, Any], str] = {
     ("ernie4_5", 1024, 18): "baidu/ERNIE-4.5-0.3B-PT",
     ("ernie4_5_moe", 2560, 28): "baidu/ERNIE-4.5-21B-A3B-PT",
@@ -30,11 +30,11 @@ _RELEASES: dict[tuple[str, Any, Any], str] = {
 
 
 def open_model(directory: str | Path) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
-    """Configuration of a model directory, and the place of each of its tensors.
+    """The configuration of a model directory, and the place of each of its tensors.
 
-    Reads the first bytes of files and the headers of weights, and all of an `lm_head.weight` that should not be there.
-    Raises CheckpointError for files that were not downloaded, a `-Paddle` release, a config.json that is not supported,
-    and tensors that are missing, extra, misshapen, or a second output matrix.
+    Reads the headers of weight files, and an `lm_head.weight` of a model with tied embeddings. Raises CheckpointError
+    for incomplete downloads, a `-Paddle` release, an unsupported config.json, missing, unexpected or misshapen tensors,
+    and an output matrix that differs from the tied embedding.
     """
     directory = Path(directory)
     refuse_undownloaded(directory)
@@ -45,7 +45,7 @@ def open_model(directory: str | Path) -> tuple[ErnieConfig, dict[str, TensorInfo
 
 
 def check_tensors(found: dict[str, TensorInfo], config: ErnieConfig, where: str) -> None:
-    """Names, shapes and the output matrix of a model's tensors. Raises CheckpointError, see `open_model`."""
+    """Check names, shapes and the output matrix. Raises CheckpointError, see `open_model`."""
     specs = parameter_specs(config)
     shapes = {spec.name: spec.shape for spec in specs}
     foreign = [name for name in found if _is_paddle(name)]
@@ -68,7 +68,7 @@ def check_tensors(found: dict[str, TensorInfo], config: ErnieConfig, where: str)
 def refuse_undownloaded(directory: Path) -> None:
     """Raise CheckpointError for a directory that holds Git LFS pointers, or a `-Paddle` release.
 
-    Looks at names and first bytes only, before anything asks for keys that such a config.json lacks.
+    Runs first, because the config.json of such a directory may lack required keys. Reads names and first bytes only.
     """
     refuse_placeholders(directory, _READ)
     parameters = sorted(file.name for file in directory.glob("*.pdparams"))
@@ -103,7 +103,7 @@ def _paddle_error(where: str, sign: str, raw: dict[str, Any]) -> CheckpointError
 
 
 def _check_output_matrix(found: dict[str, TensorInfo], config: ErnieConfig, where: str) -> None:
-    """Refuse an `lm_head.weight` of other values than the embedding it should share: one of them would be lost."""
+    """Refuse an `lm_head.weight` that differs from the embedding it is tied to: one of the two would be lost."""
     output, embedding = found[OUTPUT], found[EMBEDDING]
     if output.shape == embedding.shape and _same_values(output, embedding):
         return
@@ -120,7 +120,7 @@ def _check_output_matrix(found: dict[str, TensorInfo], config: ErnieConfig, wher
 
 
 def _same_values(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors of one shape have the same values, whatever their element types. Reads them in blocks."""
+    """Whether two tensors of one shape have equal values, whatever their element types. Reads block by block."""
     size = int(np.prod(first.shape))
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)

@@ -1,4 +1,4 @@
-"""A model that is made larger than its checkpoint: more token ids, more positions."""
+"""Enlarging a model beyond its checkpoint: more token ids, more positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from erniekit.models.config import ErnieConfig
 
 @dataclass(frozen=True)
 class ModelChanges:
-    """What may differ from a checkpoint's `config.json`; None, or less than there: it does not."""
+    """Sizes that replace those of a checkpoint's `config.json` if they are larger; None: unchanged."""
 
     vocab_size: int | None = None
     max_position_embeddings: int | None = None
@@ -29,7 +29,7 @@ class ModelChanges:
         )
 
     def write(self, file: Path) -> None:
-        """Change a `config.json`, in its flat or its nested form, in place."""
+        """Update a `config.json`, flat or nested, in place."""
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         section = content.get("text_config", content)
         changed = {k: v for k, v in vars(self).items() if v is not None and v > section.get(k, 0)}
@@ -42,9 +42,9 @@ NO_CHANGES = ModelChanges()
 
 
 def read_rows(info: TensorInfo, rows: int | None) -> np.ndarray:
-    """A tensor, with rows added up to `rows` (None: as it is), each the mean of those that there are.
+    """A tensor, extended to `rows` rows (None: unchanged). New rows are the mean of the existing ones.
 
-    With the mean of all embeddings a new token changes the model's distribution over the others least: Hewitt 2021,
+    Initialised with the mean embedding, a new token changes the distribution over the other tokens least: Hewitt 2021,
     "Initializing New Word Embeddings for Pretrained Language Models".
     """
     array = read_array(info)

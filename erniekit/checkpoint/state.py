@@ -1,16 +1,16 @@
-"""Training checkpoints: directories that are complete or not there at all.
+"""Training checkpoints, written atomically.
 
-A checkpoint is written aside as `.checkpoint-000123.tmp`, brought to disk and renamed to `checkpoint-000123`,
-where 123 is the number of optimizer steps that it holds. Its files:
+A checkpoint is written as `.checkpoint-000123.tmp`, synced to disk and renamed to `checkpoint-000123`, where 123 is the
+number of optimizer steps. Its files:
 
 - the weights: shards and index in the Hub's layout beside `config.json`, tokenizer and processor files, so
-  that the directory is a model by itself; or `adapter_config.json` and `adapter_model.safetensors` in PEFT's
+  that the directory is a complete model; or `adapter_config.json` and `adapter_model.safetensors` in PEFT's
   form;
 - `optimizer.safetensors`: moments by parameter name;
-- `trainer_state.json`: everything else, and the size of every file, by which an incomplete copy is known.
+- `trainer_state.json`: everything else, and the size of every file, which reveals an incomplete copy.
 
-Random generators need no file: each row's randomness follows from the run's seed and the number of rows that
-were drawn, both in `trainer_state.json`.
+The state of random generators is not stored: the randomness of a row depends only on the seed of the run and the number
+of rows drawn, both in `trainer_state.json`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ _FINGERPRINT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands.
+    """The progress of a run.
 
-    `step` optimizer steps and `rows` packed rows are done, over `tokens` tokens of which `loss_tokens`
-    carried loss. `loader` is the position in the data, `window` the figures that are not logged yet.
-    `identity` maps config keys to what must be the same for a run to be continued; `config` is the resolved
-    configuration and `schedule` the inputs of the learning rate, both to tell what has changed. `base_model`
-    is the directory of the base. `best` is what evaluations have shown, empty in checkpoints that are older than
-    that.
+    `step`, `rows`, `tokens`, `loss_tokens`: optimizer steps, packed rows, tokens and loss tokens so far. `loader`: the
+    position in the data. `window`: metrics not yet logged. `identity`: config keys and values that must not change when
+    the run is resumed. `config`: the resolved configuration, and `schedule`: the inputs of the learning rate, both to
+    report changes. `base_model`: directory of the base model. `best`: the best evaluation so far, empty in checkpoints
+    of versions before it existed.
     """
 
     step: int
@@ -70,7 +69,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A checkpoint directory and, where it is incomplete, what is wrong with it."""
+    """A checkpoint directory. `problem` says why it is incomplete; None if it is complete."""
 
     path: Path
     step: int
@@ -90,11 +89,10 @@ def write_checkpoint(
     optimizer_specs: Sequence[TensorSpec],
     optimizer_array: Callable[[str], np.ndarray],
 ) -> Path:
-    """Write one checkpoint below the run directory and return its path.
+    """Write one checkpoint into the run directory and return its path.
 
-    `write_weights` fills a directory with all that is not named here. Nothing bears the final name before all
-    of it is on disk. Raises CheckpointError where the disk does not take it; earlier checkpoints are
-    untouched.
+    `write_weights` writes the model files into a directory. The checkpoint gets its final name once it is complete on
+    disk. Raises CheckpointError if writing fails; earlier checkpoints are untouched.
     """
     final = run / checkpoint_name(state.step)
     aside = run / f".{final.name}.tmp"
@@ -119,7 +117,7 @@ def write_checkpoint(
 
 
 def find_checkpoints(run: Path) -> list[FoundCheckpoint]:
-    """All checkpoints of a run, newest first. Directories that are still aside do not count."""
+    """All checkpoints of a run, newest first, without unfinished `.tmp` directories."""
     if not run.is_dir():
         return []
     found = []
@@ -131,14 +129,14 @@ def find_checkpoints(run: Path) -> list[FoundCheckpoint]:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, None where there is none."""
+    """The newest complete checkpoint of a run, or None."""
     return next((found.path for found in find_checkpoints(run) if found.problem is None), None)
 
 
 def prune_checkpoints(run: Path, keep: int, spare: Collection[int] = ()) -> None:
-    """Remove all but the `keep` newest complete checkpoints, and what older attempts left behind.
+    """Remove all but the `keep` newest complete checkpoints, and unfinished `.tmp` directories.
 
-    spare: steps whose checkpoints stay, and are not counted among the newest if they are older.
+    spare: steps of further checkpoints to keep.
     """
     found = find_checkpoints(run)
     complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
@@ -153,7 +151,7 @@ def prune_checkpoints(run: Path, keep: int, spare: Collection[int] = ()) -> None
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """Read `trainer_state.json`. Raises CheckpointError where it is absent, damaged, or of another form."""
+    """Read `trainer_state.json`. Raises CheckpointError if it is missing, damaged, or of another format version."""
     problem = _problem(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: not a complete training checkpoint: {problem}")
@@ -170,21 +168,21 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 
 def read_optimizer(checkpoint: Path) -> dict[str, TensorInfo]:
-    """Where each tensor of `optimizer.safetensors` is (float32), by its name."""
+    """The place of each float32 tensor of `optimizer.safetensors`, by name."""
     return read_header(checkpoint / OPTIMIZER_FILE)
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:
-    """Raise CheckpointError, naming the configuration keys, where a run is not the one that was saved."""
+    """Raise CheckpointError with the configuration keys that changed since the checkpoint."""
     lines = []
     for key in sorted(set(saved) | set(current)):
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue
-        told = f"was {_short(before)}, is now {_short(now)}"
+        change = f"was {_short(before)}, is now {_short(now)}"
         if isinstance(now, dict) or isinstance(before, dict):
-            told = "the content is not what the run began with"
-        lines.append(f"  {key}: {told}")
+            change = "the content has changed since the run began"
+        lines.append(f"  {key}: {change}")
     if lines:
         raise CheckpointError(
             f"{where}: cannot be resumed with this configuration:\n" + "\n".join(lines) + "\n"
@@ -193,7 +191,7 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) 
 
 
 def fingerprint(parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """A digest of content for `TrainerState.identity`."""
+    """A digest for `TrainerState.identity`."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -202,9 +200,9 @@ def fingerprint(parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
 
 
 def model_fingerprint(directory: Path) -> dict[str, Any]:
-    """Digest of a model directory: its `config.json`, and size, head and tail of each weight file.
+    """Digest of a model directory: its `config.json`, and the size, head and tail of each weight file.
 
-    Reads at most 2 MiB a file, so that it costs little for the largest models.
+    Reads at most 2 MiB per file, so it is fast for the largest models.
     """
 
     def parts() -> Iterable[bytes]:
@@ -221,7 +219,7 @@ def model_fingerprint(directory: Path) -> dict[str, Any]:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy what belongs to a model besides its weights: config, tokenizer, templates, processor files and font."""
+    """Copy the files of a model besides its weights: config, tokenizer, templates, processor files, font."""
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in _SIDE_SUFFIXES and not _NOT_SIDE_FILES.search(file.name):
             shutil.copyfile(file, target / file.name)

@@ -1,4 +1,4 @@
-"""Between a model in memory and its tensors on disk."""
+"""Loading a model, and converting between parameters in memory and tensors on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "
 
 
 def array_of(tensor: Tensor) -> np.ndarray:
-    """The tensor's values as numpy holds them (bfloat16 as uint16); on CPU a view of its memory, not a copy."""
+    """The values as a numpy array (bfloat16 as uint16). On CPU this is a view, not a copy."""
     tensor = tensor.detach()
     if tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16:
         return np.from_dlpack(tensor)
@@ -42,7 +42,7 @@ def spec_of(name: str, tensor: Tensor) -> TensorSpec:
 
 
 def assign(tensor: Tensor, array: np.ndarray, dtype: str) -> None:
-    """Fill a parameter in place from an array of the given element type, converting to the parameter's own."""
+    """Copy an array of element type `dtype` into a parameter, converted to the parameter's element type."""
     array = as_dtype(array, dtype, DTYPE_NAMES[tensor.dtype])
     if tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16:
         np.from_dlpack(tensor.detach())[...] = array
@@ -67,7 +67,7 @@ def load_model(
 ) -> ErnieModel:
     """Build the model that `config.json` describes and load its weights, computing in `dtype`.
 
-    expert_rank, expert_ranks: where processes share the experts, see `MoeConfig`. changes: what is to be larger.
+    expert_rank, expert_ranks: for expert parallelism, see `MoeConfig`. changes: sizes that differ from the checkpoint.
     """
     config, found = _open(directory, expert_rank, expert_ranks, changes)
     model = build_model(config, dtype)
@@ -75,12 +75,12 @@ def load_model(
     return model
 
 
-def load_spread(
+def load_fully_sharded(
     directory: str | Path, dtype: str, mesh: Mesh, changes: ModelChanges = NO_CHANGES
 ) -> tuple[ErnieModel, FullyShardedLayers]:
-    """As `load_model`, but the weights of its decoder layers are spread over the processes of `mesh`.
+    """As `load_model`, with the weights of decoder layers sharded over the processes of `mesh`.
 
-    Every process reads its own part of each from the files, and never has more than one layer whole.
+    Every process reads only its shard of each weight.
     """
     config, found = _open(directory, mesh.expert.rank, mesh.expert.size, changes)
     with paddle.LazyGuard():
@@ -93,18 +93,18 @@ def load_spread(
             assign(part, read_span(info, span.start, span.stop), info.dtype)
         return part
 
-    stored = FullyShardedLayers(model, mesh, read)
-    whole = [(name, p) for name, p in model.named_parameters() if name not in stored.names]
+    sharded = FullyShardedLayers(model, mesh, read)
+    whole = [(name, p) for name, p in model.named_parameters() if name not in sharded.names]
     for _, parameter in whole:
         parameter.initialize()
     _fill(whole, found)
-    return model, stored
+    return model, sharded
 
 
 def _open(
     directory: str | Path, expert_rank: int, expert_ranks: int, changes: ModelChanges
 ) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
-    """Configuration and tensors, checked before memory is taken for a model that the files do not fit."""
+    """Configuration and tensors, checked before memory is allocated."""
     config, found = open_model(directory)
     config = changes.apply(config)
     if config.moe is not None:

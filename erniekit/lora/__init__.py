@@ -1,1 +1,1 @@
-"""Low-rank adapters: which modules they attach to, how they compute, how they are stored and merged."""
+"""Low-rank adapters (LoRA): targets, layers, PEFT files, merging."""

@@ -1,4 +1,4 @@
-"""Adapter files in PEFT's form: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Adapter files in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _FOREIGN_NAMES = (
 
 
 def is_adapter_directory(directory: str | Path) -> bool:
-    """Whether a directory holds an adapter instead of a whole model."""
+    """Whether a directory holds an adapter instead of a full model."""
     return (Path(directory) / CONFIG_FILE).is_file()
 
 
 def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
-    """What an adapter file holds: all low-rank matrices, and base parameters that are trained (the router)."""
+    """The parameters of an adapter file: all low-rank matrices, and trained base parameters (routers)."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -52,10 +52,10 @@ def write_adapter(
     adapter: AdapterConfig,
     base: ErnieConfig,
 ) -> None:
-    """Write adapters to a directory that exists.
+    """Write adapters into an existing directory.
 
-    specs: the tensors of `adapter_parameters`, by the model's own names; read: gives one, asked in their order; base:
-    the model that they are on.
+    specs: the tensors of `adapter_parameters`, under the model's names; read: returns one of them, called in this
+    order; base: configuration of the base model.
     """
     directory = Path(directory)
     modules = {_HALF.sub("", spec.name) for spec in specs if _HALF.search(spec.name)}
@@ -66,9 +66,9 @@ def write_adapter(
 
 
 def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
-    """Place of every tensor of an adapter file, by the model's own name.
+    """The place of every tensor of an adapter file, under the model's name.
 
-    Raises CheckpointError for a tensor that is neither a half of an adapter of a linear module nor a whole tensor.
+    Raises CheckpointError for a tensor that is neither lora_A or lora_B of a linear module nor a full tensor.
     """
     file = Path(directory) / WEIGHTS_FILE
     tensors = {}
@@ -88,22 +88,22 @@ def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
 
 
 def adapter_vocab_size(directory: str | Path) -> int | None:
-    """Rows of the embedding that an adapter holds whole, as after model.resize_vocab; None where it holds none."""
+    """Rows of the embedding in an adapter file, as after model.resize_vocab; None without an embedding."""
     info = read_adapter_index(directory).get("model.embed_tokens.weight")
     return None if info is None else info.shape[0]
 
 
 def _is_elsewhere(name: str, model: ErnieModel) -> bool:
-    """Whether a tensor may belong to an expert that another process holds."""
+    """Whether a tensor may belong to an expert of another process."""
     moe = model.config.moe
     return moe is not None and moe.expert_ranks > 1 and is_expert_tensor(name)
 
 
 def add_adapter(model: ErnieModel, directory: str | Path) -> None:
-    """Put the adapters of a directory on a model, which has none. Raises CheckpointError where they do not fit."""
+    """Add the adapters of a directory to a model without adapters. Raises CheckpointError if they do not fit."""
     adapter, found = read_adapter_config(directory), read_adapter_index(directory)
     for name, parameter in model.named_parameters():
-        # What the file holds whole was trained beside the adapters (a router), and is read like them.
+        # Full tensors in the file were trained together with the adapters (routers), and are loaded like them.
         parameter.stop_gradient = name not in found
     sublayers = dict(model.named_sublayers())
     for name, info in found.items():
@@ -125,7 +125,7 @@ def add_adapter(model: ErnieModel, directory: str | Path) -> None:
 
 
 def load_adapter(model: ErnieModel, directory: str | Path) -> None:
-    """Fill the adapters of a model that `apply_lora` prepared. Raises CheckpointError where they do not fit."""
+    """Load the weights of existing adapters of a model. Raises CheckpointError if they do not fit."""
     found = read_adapter_index(directory)
     parameters = adapter_parameters(model)
     differing = sorted(name for name in set(found) ^ set(parameters) if not _is_elsewhere(name, model))

@@ -15,8 +15,8 @@ from erniekit.layers import Linear
 class LoraLinear(Linear):
     """`y = x W^T + (alpha / rank) dropout(x) A^T B^T`, with W frozen.
 
-    `lora_A.weight` [rank, in] starts uniform in +-1/sqrt(in), `lora_B.weight` [out, rank] as zeros, so that
-    the layer starts as its base. Dropout acts in training only. `active` False: the layer is its base.
+    `lora_A.weight` [rank, in] is initialised uniformly in +-1/sqrt(in), `lora_B.weight` [out, rank] with zeros, so that
+    the layer initially equals its base. With `active` False the adapter is disabled.
     """
 
     def __init__(self, base: Linear, rank: int, alpha: float, dropout: float) -> None:
@@ -31,7 +31,7 @@ class LoraLinear(Linear):
         self.lora_B = Linear(rank, self.out_features, dtype=dtype)
 
     def reset(self, seed: int, name: str) -> None:
-        """Draw `lora_A` from a generator of its own, so that it depends on the seed and the module's name only."""
+        """Initialise `lora_A`; the values depend only on the seed and the name of the module."""
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         bound = self.in_features**-0.5
         values = np.random.default_rng(list(digest)).uniform(-bound, bound, self.lora_A.weight.shape)

@@ -1,4 +1,4 @@
-"""Fold adapters into the weights that they were trained on, one tensor at a time."""
+"""Merging adapters into the weights of the base model, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from erniekit.lora.peft import read_adapter_config
 class AdapterMerge:
     """Merged values of base tensors.
 
-    `W' = W + scaling B A` (see `AdapterConfig.scaling`), computed in float32 and rounded once. Tensors that the
-    adapter file holds whole (a trained router) replace those of the base. `finish` must be called at the end: it makes
-    sure that every adapter found its weight.
+    `W' = W + scaling B A` (see `AdapterConfig.scaling`), computed in float32 and rounded once. Full tensors of the
+    adapter file (trained routers) replace those of the base model. `finish` must be called at the end: it checks that
+    every adapter was merged.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -34,7 +34,7 @@ class AdapterMerge:
         self._merged: set[str] = set()
 
     def __call__(self, info: TensorInfo, dtype: str) -> np.ndarray:
-        """The value of one base tensor after merging, in the element type `dtype`."""
+        """The merged value of one base tensor, in the element type `dtype`."""
         module = info.name.removesuffix(".weight")
         if info.name in self.whole:
             self._merged.add(info.name)
@@ -53,13 +53,13 @@ class AdapterMerge:
         return as_dtype(merged, "F32", dtype)
 
     def finish(self) -> int:
-        """The number of merged adapters. Raises CheckpointError unless it equals the number of those present."""
+        """The number of merged adapters. Raises CheckpointError if an adapter has no weight in the base model."""
         everything = self.modules | set(self.whole)
         left = sorted(everything - self._merged)
         if left:
             raise CheckpointError(
                 f"{self.directory}: {len(left)} of {len(everything)} adapters have no weight in the "
-                f"base model, e.g. {left[0]}; is this the base that they were trained on?"
+                f"base model, for example {left[0]}; is this the base model they were trained on?"
             )
         return len(self.modules)
 

@@ -16,14 +16,14 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import is_expert_tensor, is_router_tensor, is_vocab_tensor, parameter_specs
 
 CONFIG_FILE = "adapter_config.json"
-# What changes how an adapter computes, and is not done here.
+# Settings that change the computation of an adapter and are not supported.
 _REFUSED = (
     *("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication"),
     *("trainable_token_indices", "alora_invocation_tokens"),
 )
-# Initialisations that also change the base's weights, so that the adapter does not fit the base as it is on disk.
+# Initialisations that also change the weights of the base model, so the adapter does not fit the base on disk.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-# A module's place in a layer: what transformers' classes and the Hub's names have in common.
+# The part of a module name from the layer on, which transformers' classes and the Hub's names have in common.
 _IN_LAYER = re.compile(r"(?:^|\.)((?:layers|blocks)\.\d+\..*)$")
 # The experts of a layer as transformers 5 has them.
 _FUSED = ("experts.gate_up_proj", "experts.down_proj")
@@ -33,10 +33,10 @@ _RESAMPLER = {"0": "fc1", "2": "fc2"}
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter directory says of itself. `base_path` is the model directory that it was trained on.
+    """The configuration of an adapter. `base_path` is the directory of its base model.
 
-    alpha_pattern: alpha of the modules whose names match, as PEFT matches them; the rank of each module is that of its
-    tensors. use_rslora: the output is scaled by alpha / sqrt(rank), not alpha / rank (Kalajdzievski 2023).
+    alpha_pattern: alpha by patterns over module names, matched as PEFT does; the rank of a module is that of its
+    tensors. use_rslora: the output is scaled by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
     """
 
     base_path: str
@@ -47,14 +47,14 @@ class AdapterConfig:
     use_rslora: bool = False
 
     def scaling(self, module: str, rank: int) -> float:
-        """The factor on the output of one module's adapter, whose rank is `rank`."""
+        """The scaling factor of the adapter of a module, given its rank."""
         matching = (a for key, a in self.alpha_pattern.items() if re.match(rf"(.*\.)?({key})$", module))
         alpha = next(matching, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def read_adapter_config(directory: str | Path) -> AdapterConfig:
-    """Read `adapter_config.json`. Raises CheckpointError naming what is missing or cannot be done."""
+    """Read `adapter_config.json`. Raises CheckpointError for missing keys and unsupported settings."""
     file = Path(directory) / CONFIG_FILE
     raw = read_json_object(file)
     try:
@@ -76,7 +76,7 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
 def write_adapter_config(
     directory: Path, adapter: AdapterConfig, modules: Collection[str], whole: Iterable[str], base: ErnieConfig
 ) -> None:
-    """Write `adapter_config.json` for adapters on `modules`, beside tensors `whole` that are trained without one."""
+    """Write `adapter_config.json` for adapters on `modules` and full tensors `whole` that are trained without one."""
     target_modules, target_parameters = targets_of(modules, base)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -102,10 +102,10 @@ def write_adapter_config(
 def targets_of(modules: Collection[str], base: ErnieConfig) -> tuple[list[str], list[str]]:
     """PEFT's target_modules and target_parameters for adapters on `modules`, as PEFT 0.21 loads them.
 
-    transformers 5 stacks the experts of a layer into parameters. For text models PEFT turns the names of experts'
-    projections into those, and every other projection of the same name with them: those of dense layers and shared
-    experts are therefore named as the parameters that they are. For vision-language models it knows no such turn: the
-    parameters are named, and PEFT warns that it finds no adapters for them.
+    transformers 5 stacks the experts of a layer into parameters. For text models PEFT converts the names of experts'
+    projections to these, together with every other projection of the same name: projections of dense layers and shared
+    experts are therefore listed as parameters. For vision-language models PEFT has no such conversion: the parameters
+    are listed, and PEFT warns that it finds no adapters for them.
     """
     linears = linear_modules(base)
     if base.family == "dense":
@@ -120,11 +120,11 @@ def targets_of(modules: Collection[str], base: ErnieConfig) -> tuple[list[str], 
 
 
 def _modules_to_save(whole: Iterable[str], base: ErnieConfig) -> list[str]:
-    """PEFT's modules_to_save for tensors that an adapter file holds whole.
+    """PEFT's modules_to_save for the full tensors of an adapter file.
 
     PEFT loads an embedding and a head that are not listed into a model that was resized before, and a tied head stays
-    tied. It cannot load the routers of any model, nor an embedding under another name than transformers': these are
-    listed as transformers' modules, so that PEFT stops there (KeyError) instead of leaving them out.
+    tied. It cannot load routers, nor an embedding whose name differs from transformers': these are listed under
+    transformers' names, so that PEFT stops (KeyError) instead of ignoring them.
     """
     found = set()
     for name in whole:
@@ -141,7 +141,7 @@ def _modules_to_save(whole: Iterable[str], base: ErnieConfig) -> list[str]:
 
 
 def linear_modules(config: ErnieConfig) -> list[str]:
-    """Every module that an adapter can be put on, by its name on the Hub."""
+    """Every module that can have an adapter, by its name on the Hub."""
     return [
         spec.name.removesuffix(".weight")
         for spec in parameter_specs(config)
@@ -152,10 +152,10 @@ def linear_modules(config: ErnieConfig) -> list[str]:
 
 
 def target_names(modules: Collection[str], linears: Sequence[str]) -> list[str]:
-    """`modules` as PEFT's target_modules: names that equal a module's, or end it after a dot, and no pattern.
+    """`modules` as PEFT's target_modules: full names or name suffixes after a dot, not patterns.
 
-    One name stands for the projections of all layers where each of them has an adapter. Else names begin with the
-    layer, since what is before it differs between transformers' classes and the Hub.
+    One name covers the projections of all layers if each of them has an adapter. Otherwise names begin at the layer,
+    because the part before it differs between transformers' classes and the Hub.
     """
     chosen, found = set(modules), []
     partly = {module.rpartition(".")[2] for module in linears if module not in chosen}
@@ -186,6 +186,6 @@ def _check_supported(file: Path, raw: dict[str, Any]) -> None:
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise CheckpointError(
-            f"{file}: init_lora_weights is {start!r}, which also changed the base's weights; save the adapter with "
-            "PEFT's path_initial_model_for_weight_conversion, or merge it with PEFT"
+            f"{file}: init_lora_weights is {start!r}, which also changed the weights of the base model; save the "
+            "adapter with PEFT's path_initial_model_for_weight_conversion, or merge it with PEFT"
         )

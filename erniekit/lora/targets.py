@@ -1,4 +1,4 @@
-"""Which modules of a model get adapters."""
+"""The modules that get adapters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from erniekit.models.specs import TensorSpec, is_router_tensor
 
 @dataclass(frozen=True)
 class LoraMatch:
-    """One adapted module and the number of values that its adapter trains."""
+    """One adapted module, and the number of parameters of its adapter."""
 
     module: str
     in_features: int
@@ -28,7 +28,7 @@ class LoraMatch:
 
 @dataclass(frozen=True)
 class LoraGroup:
-    """Matches that differ only in layer or expert number, for the table that is printed before training."""
+    """Matches that differ only in layer or expert number, for the table printed before training."""
 
     pattern: str
     modules: int
@@ -53,7 +53,7 @@ def match_targets(names: Sequence[str], targets: Sequence[str]) -> list[str]:
 
 
 def linear_shapes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
-    """The linear modules of a model by name, each with its (out, in) features, as the tensors tell."""
+    """The linear modules of a model by name, with (out, in) features, from the tensors of its checkpoint."""
     return {
         spec.name.removesuffix(".weight"): (spec.shape[0], spec.shape[1])
         for spec in specs
@@ -64,12 +64,12 @@ def linear_shapes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
     }
 
 
-def put_adapters(
+def add_adapters(
     model: nn.Layer, modules: Collection[str], *, rank: int, alpha: float, dropout: float, seed: int
 ) -> None:
-    """Freeze the model and put an adapter on each of the linear modules named that it has.
+    """Freeze the model and add an adapter to each named linear module.
 
-    An expert that another process holds is not there.
+    Names of experts on other processes are skipped.
     """
     for parameter in model.parameters():
         parameter.stop_gradient = True
@@ -86,12 +86,12 @@ def put_adapters(
 
 
 def match_of(module: str, in_features: int, out_features: int, rank: int) -> LoraMatch:
-    """A module that has, or is to have, an adapter of that rank."""
+    """The match of a module for an adapter of this rank."""
     return LoraMatch(module, in_features, out_features, rank * (in_features + out_features))
 
 
 def group_matches(matches: Sequence[LoraMatch]) -> list[LoraGroup]:
-    """Matches with every number in their names written as `*`, counted."""
+    """Matches grouped by their name with every number replaced by `*`."""
     groups: dict[str, list[LoraMatch]] = {}
     for match in matches:
         groups.setdefault(_pattern(match.module), []).append(match)

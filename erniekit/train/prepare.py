@@ -10,7 +10,7 @@ import paddle
 
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
-from erniekit.checkpoint.weights import load_model, load_spread
+from erniekit.checkpoint.weights import load_fully_sharded, load_model
 from erniekit.config import Config, LoraConfig
 from erniekit.config.rules import router_settings
 from erniekit.data.media.patches import ImageSpec
@@ -18,7 +18,7 @@ from erniekit.distributed.mesh import Mesh
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.lora.adapters import load_adapter
-from erniekit.lora.targets import LoraMatch, linear_shapes, match_of, match_targets, put_adapters
+from erniekit.lora.targets import LoraMatch, add_adapters, linear_shapes, match_of, match_targets
 from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
@@ -97,7 +97,7 @@ def prepare_model(
     if image_spec is not None:
         model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
     if lora.enabled:
-        put_adapters(
+        add_adapters(
             model,
             [match.module for match in choice.matches],
             rank=lora.rank,
@@ -141,7 +141,7 @@ def load_shared(
     # Of slow disks, or one that the processes share, some may have read long before others.
     with mesh.busy("loading the model"):
         if shard == "parameters":
-            model, fully_sharded = load_spread(directory, dtype, mesh, changes)
+            model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes)
             model.model.run = CheckpointedLayers(fully_sharded, recompute=True)
         else:
             experts = mesh.expert

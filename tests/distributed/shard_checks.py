@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import paddle
 
-from erniekit.checkpoint.weights import load_model, load_spread
+from erniekit.checkpoint.weights import load_fully_sharded, load_model
 from erniekit.distributed.collectives import all_reduce_
 from erniekit.distributed.mesh import Mesh, connect
 from erniekit.distributed.parallel_dims import ParallelDims
@@ -101,7 +101,7 @@ def stored_checks(world: int, directory: str) -> dict[str, Any]:
     expected = SftObjective(whole)(row, totals)
     expected.total.backward()
 
-    model, fully_sharded = load_spread(Path(directory), "float32", mesh)
+    model, fully_sharded = load_fully_sharded(Path(directory), "float32", mesh)
     trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
     reducer = ZeroReducer(mesh, trained, "parameters", fully_sharded)
     optimizer = AdamW(reducer.parameters, shapes=reducer.shapes)

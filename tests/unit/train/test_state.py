@@ -166,7 +166,7 @@ def test_identity_names_every_key_that_differs() -> None:
     text = str(caught.value)
     assert "run/checkpoint-000001: cannot be resumed" in text
     assert "  lora.rank: was 8, is now 16" in text
-    assert "  data.train: the content is not what the run began with" in text
+    assert "  data.train: the content has changed since the run began" in text
     assert '  model.freeze: was null, is now ["vision"]' in text
     assert "max_length" not in text
 
