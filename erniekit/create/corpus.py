@@ -10,7 +10,7 @@ from erniekit.data.files.reader import BadLine, read_records
 from erniekit.errors import DataError
 
 DATA_SUFFIXES = (".json", ".jsonl")
-# What data files say about a text, not the text: names, tags, and pictures, which may be base64.
+# What data files say about a text, not the text: names, tags, and images, which may be base64.
 _NOT_TEXT = frozenset(
     {
         *("role", "type", "tag", "id", "url", "path", "bytes"),

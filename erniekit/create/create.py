@@ -151,7 +151,7 @@ def _write_side_files(directory: Path, config: ErnieConfig, tokenizer: TrainedTo
 
 
 def _preprocessor(config: ErnieConfig) -> dict[str, Any]:
-    """Settings of the picture processor: areas in pixels, under both names that readers look for."""
+    """Settings of the image processor: areas in pixels, under both names that readers look for."""
     assert config.vision is not None
     patch, merge = config.vision.patch_size, config.vision.spatial_merge_size
     token = (patch * merge) ** 2

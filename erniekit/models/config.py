@@ -66,7 +66,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class MediaTokens:
-    """Token ids that stand for pictures and videos, or mark where they start and end."""
+    """Token ids that stand for images and videos, or mark where they start and end."""
 
     image_placeholder: int
     video_placeholder: int
@@ -360,7 +360,7 @@ def _vision(outer: Json, vision: Json, nested: bool, unknown: list[str]) -> Visi
 
 
 def _media(raw: Json, nested: bool) -> MediaTokens:
-    # The flat layout has one placeholder for pictures and videos; only the nested one tells them apart.
+    # The flat layout has one placeholder for images and videos; only the nested one tells them apart.
     image = read_integer(raw, "image_token_id" if nested else "im_patch_id", least=0)
     return MediaTokens(
         image_placeholder=image,

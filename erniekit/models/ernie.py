@@ -64,7 +64,7 @@ class ErnieModel(nn.Layer):
         return self.model(x, rotation, index, attend, loss_flags)
 
     def vision_features(self, patches: np.ndarray, grid_thw: np.ndarray) -> Tensor:
-        """Patches [P, patch_dim] of int [N, 3] pictures and videos -> features [media tokens, hidden]."""
+        """Patches [P, patch_dim] of int [N, 3] images and videos -> features [media tokens, hidden]."""
         if not len(grid_thw):
             return self._no_features()
         pixels = paddle.to_tensor(patches)
@@ -83,7 +83,7 @@ class ErnieModel(nn.Layer):
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def _no_features(self) -> Tensor:
-        """[0, hidden] of a process that has none of a row's pictures: with a gradient where the others' have one."""
+        """[0, hidden] of a process that has none of a row's images: with a gradient where the others' have one."""
         features = paddle.zeros([0, self.config.hidden_size], self.dtype)
         layers = (self.vision_model, self.model.resampler_model)
         features.stop_gradient = all(p.stop_gradient for layer in layers for p in layer.parameters())

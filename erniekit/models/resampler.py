@@ -31,7 +31,7 @@ class Merge(nn.LayerDict):
 class Resampler(nn.Layer):
     """Merges 2 x 2 patches, then pairs of frames, then maps to the decoder's width.
 
-    A picture is its own pair; a video has an even number of frames. The part of a checkpoint under
+    An image is its own pair; a video has an even number of frames. The part of a checkpoint under
     `model.resampler_model.`; agrees with transformers' Ernie4_5_VLMoeVariableResolutionResamplerModel.
     """
 
@@ -45,7 +45,7 @@ class Resampler(nn.Layer):
         self.after_norm = RMSNorm(hidden_size, eps, dtype)
 
     def forward(self, x: Tensor, grid_thw: np.ndarray) -> Tensor:
-        """Patches [P, width] of int [N, 3] pictures and videos -> [media tokens, hidden]."""
+        """Patches [P, width] of int [N, 3] images and videos -> [media tokens, hidden]."""
         x = self.spatial_linear(x.reshape([-1, self.vision.spatial_dim]))
         if (grid_thw[:, 0] == 1).all():
             pairs = paddle.concat([x, x], axis=-1)

@@ -38,7 +38,7 @@ def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def vision_rotation(grid_thw: np.ndarray, vision: VisionConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 [P, 1, head_dim / 2], of every patch of pictures and videos int [N, 3].
+    """Cosine and sine, float32 [P, 1, head_dim / 2], of every patch of images and videos int [N, 3].
 
     The first half of the angles follows the patch's row, the second its column; patches come in the order of
     the spatial merge. Agrees with transformers' Ernie4_5_VLMoeVisionRotaryEmbedding.

@@ -36,7 +36,7 @@ class SequenceSharding(Protocol):
         ...
 
     def features(self, features: Tensor, row: RowInputs) -> Tensor:
-        """[media tokens of the pictures of `part`, hidden] -> those of the span, in the row's order."""
+        """[media tokens of the images of `part`, hidden] -> those of the span, in the row's order."""
         ...
 
     def attend(self, attend: Attend, tokens: int) -> Attend:

@@ -1,4 +1,4 @@
-"""The vision transformer: patches of any number of pictures and frames in one row."""
+"""The vision transformer: patches of any number of images and frames in one row."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class VisionTower(nn.Layer):
         self.ln = LayerNorm(vision.hidden_size, VISION_NORM_EPS, dtype)
 
     def forward(self, pixels: Tensor, grid_thw: np.ndarray) -> Tensor:
-        """Normalised patches [P, patch_dim] of pictures and videos int [N, 3] -> [P, width]."""
+        """Normalised patches [P, patch_dim] of images and videos int [N, 3] -> [P, width]."""
         frames = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])
         cu_seqlens = np.concatenate([[0], np.cumsum(frames)]).astype(np.int32)
         attend = DocumentAttention(cu_seqlens, causal=False, heads=self.vision.num_heads)

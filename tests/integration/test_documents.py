@@ -187,7 +187,7 @@ def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProces
         "startup.py --runs 1",
         "kernels.py --tokens 64 --repeats 1",
         "train_step.py --steps 1 --no-peer",
-        "data.py --pictures 200 --workers 1",
+        "data.py --images 200 --workers 1",
         "media.py --seconds 0.01 --rounds 1",
         "moe.py --sizes 64x32x64 --repeats 1 --processes 2",
     ],

@@ -1,10 +1,10 @@
-"""Time and weigh the data path: encoding, packing, starting again, and memory over many pictures.
+"""Time and weigh the data path: encoding, packing, starting again, and memory over many images.
 
-    python tools/bench/data.py [--model DIR] [--chats FILE ...] [--pictures 50000] [--workers 2]
+    python tools/bench/data.py [--model DIR] [--chats FILE ...] [--images 50000] [--workers 2]
 
 DIR is a model directory with a tokenizer, by default the quickstart's (after `make quickstart`). Chats are those of
 data/samples and whatever --chats names. Encoding is timed on one core beside transformers' apply_chat_template,
-in turns. Memory is that of this process and its workers, every tenth of an epoch of chats with one picture each.
+in turns. Memory is that of this process and its workers, every tenth of an epoch of chats with one image each.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=MODEL, help="a model directory with a tokenizer")
     parser.add_argument("--chats", nargs="*", default=[], help="data files beside data/samples")
-    parser.add_argument(
-        "--pictures", type=int, default=50_000, help="chats with a picture; 0: leave them out"
-    )
+    parser.add_argument("--images", type=int, default=50_000, help="chats with an image; 0: leave them out")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     arguments = parser.parse_args()
     encoder = make_encoder(arguments.model)
@@ -57,8 +55,8 @@ def main() -> None:
     encoding(encoder, arguments.model, files)
     with tempfile.TemporaryDirectory() as directory:
         packing(encoder, files, Path(directory))
-        if arguments.pictures:
-            pictures(encoder, arguments.pictures, arguments.workers, Path(directory))
+        if arguments.images:
+            images(encoder, arguments.images, arguments.workers, Path(directory))
 
 
 def encoding(encoder: Encoder, model: Path, files: Sequence[str]) -> None:
@@ -121,16 +119,16 @@ def packing(encoder: Encoder, files: Sequence[str], directory: Path) -> None:
         print(f"  first start {first[0]:.2f} s, second {again[0]:.2f} s")
 
 
-def pictures(encoder: Encoder, count: int, workers: int, directory: Path) -> None:
-    """Memory over an epoch of chats with a picture each, and its speed."""
+def images(encoder: Encoder, count: int, workers: int, directory: Path) -> None:
+    """Memory over an epoch of chats with an image each, and its speed."""
     lines = (ROOT / "data" / "digits" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    path = directory / "pictures.jsonl"
+    path = directory / "images.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             record = json.loads(lines[number % len(lines)])
             file.write(json.dumps(record) + "\n")
     seconds, sources, budget = _timed_load(encoder, [str(path)], 8192, directory / "cache", workers)
-    print(f"{count:,} chats with a picture: encoded in {seconds:.1f} s, {workers} worker(s)")
+    print(f"{count:,} chats with an image: encoded in {seconds:.1f} s, {workers} worker(s)")
     dataset = Dataset(tuple(sources), encoder.media_spec, budget)
     rows = StoredRows(dataset, _mixture(1), 8192)
     pool = Workers(workers, encoder.media_spec)
@@ -143,7 +141,7 @@ def pictures(encoder: Encoder, count: int, workers: int, directory: Path) -> Non
             weights.append(_memory())
     seconds = time.perf_counter() - began
     loader.close()
-    print(f"  decoded in {total:,} rows: {count / seconds:,.0f} pictures/s")
+    print(f"  decoded in {total:,} rows: {count / seconds:,.0f} images/s")
     print(f"  memory of all processes, MB, by tenths of the epoch: {' '.join(f'{w:.0f}' for w in weights)}")
 
 

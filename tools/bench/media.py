@@ -1,9 +1,9 @@
-"""Time pictures from file to patches beside transformers' own processor, and videos, on one core each.
+"""Time images from file to patches beside transformers' own processor, and videos, on one core each.
 
     python tools/bench/media.py [--seconds 0.5] [--rounds 3] [--photographs DIRECTORY]
 
-Both sides run in a process of their own with one thread and take turns; per kind of picture the median of the rounds is
-printed, in pictures per second. Ours are erniekit's open_image and patchify, which leave patches as uint8, to be
+Both sides run in a process of their own with one thread and take turns; per kind of image the median of the rounds is
+printed, in images per second. Ours are erniekit's open_image and patchify, which leave patches as uint8, to be
 normalised on the device; theirs are transformers' load_image and Ernie4_5_VLMoeImageProcessorPil, which give float32.
 transformers decodes videos with torchvision alone, so of videos only ours are timed.
 """
@@ -47,9 +47,9 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
     with tempfile.TemporaryDirectory() as directory:
-        kinds = pictures(Path(directory), arguments.photographs)
+        kinds = images(Path(directory), arguments.photographs)
         sides = [start(side) for side in (serve_ours, serve_theirs)]
-        print(f"{'pictures per second':28}{'erniekit':>10}{'transformers':>14}{'ratio':>8}")
+        print(f"{'images per second':28}{'erniekit':>10}{'transformers':>14}{'ratio':>8}")
         for name, paths in kinds.items():
             rates: tuple[list[float], list[float]] = ([], [])
             for _ in range(arguments.rounds):
@@ -63,8 +63,8 @@ def main() -> None:
     time_videos()
 
 
-def pictures(directory: Path, photographs: Path | None) -> dict[str, list[str]]:
-    """Paths of the pictures of each kind; those that are made here are written into directory."""
+def images(directory: Path, photographs: Path | None) -> dict[str, list[str]]:
+    """Paths of the images of each kind; those that are made here are written into directory."""
     samples = sorted((ROOT / "data" / "samples" / "images").glob("*.png"))
     kinds = {"drawn shapes, PNG": [str(path) for path in samples]}
     small = Image.open(samples[0]).convert("L").resize((8, 8))
@@ -92,7 +92,7 @@ def write_photograph(path: Path, height: int, width: int, seed: int) -> Path:
 
 
 def start(serve: Callable[[Connection], None]) -> Connection:
-    """A process of its own that times what it is sent: (paths, seconds) in, pictures per second out."""
+    """A process of its own that times what it is sent: (paths, seconds) in, images per second out."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=serve, args=(there,), daemon=True).start()
@@ -123,7 +123,7 @@ def serve(connection: Connection, once: Once) -> None:
 
 
 def rate(once: Once, paths: list[str], seconds: float) -> float:
-    """Pictures per second over at least that many seconds, after one unmeasured round."""
+    """Images per second over at least that many seconds, after one unmeasured round."""
     for path in paths:
         once(path)
     done, begin = 0, time.perf_counter()

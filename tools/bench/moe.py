@@ -3,7 +3,7 @@
     python tools/bench/moe.py [--sizes HIDDENxWIDTHxTOKENS ...] [--repeats 7] [--threads N] [--processes 2 4]
 
 64 experts, 6 a token, forward and backward of the first row of a step: without gradients to add to. The sizes are those
-of a small layer and of the experts that ERNIE 4.5 has: 512 wide for pictures in VL-28B-A3B, 1,536 wide for text there
+of a small layer and of the experts that ERNIE 4.5 has: 512 wide for images in VL-28B-A3B, 1,536 wide for text there
 and in 21B-A3B, with rows of 8,192 tokens (about 12 GiB of memory, 7 minutes on two cores for all). No correction bias
 decides the choice, so that of 2,048 tokens experts have 144 to 239 each: few of them with most would be faster. The
 dense side is one MLP of 6 times the width over the same tokens: as many multiplications as the experts that are chosen

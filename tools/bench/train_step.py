@@ -67,7 +67,7 @@ def main() -> None:
         sides["transformers on torch"] = partial(peer, Path(config.model.path), batch)
     times = take_turns_apart(sides, arguments.steps)
     tokens = len(batch.input_ids)
-    print(f"\none row of {tokens} tokens, {len(batch.sample_ids)} documents, {len(batch.grid_thw)} pictures")
+    print(f"\none row of {tokens} tokens, {len(batch.sample_ids)} documents, {len(batch.grid_thw)} images")
     for name, seconds in times.items():
         print(f"{name:24}{seconds * 1e3:8.1f} ms a step{tokens / seconds:10,.0f} tokens/s")
     if len(times) == 2:

@@ -28,7 +28,7 @@ A model directory has the layout of the released `-PT` checkpoints. `train`, `ev
 `export` and `verify` check it first, from names and headers, before they read data or weights:
 
 - **Git LFS pointers** and web pages in the place of files are named, with the command that fetches the
-  files. This holds for data files, pictures and videos, adapters and stored references too. So are shards
+  files. This holds for data files, images and videos, adapters and stored references too. So are shards
   that a download has not brought yet, and files that are cut off.
 - **`-Paddle` releases** are not read: their linear layers are transposed and fused. The message names the
   `-PT` release.
@@ -38,8 +38,8 @@ A model directory has the layout of the released `-PT` checkpoints. `train`, `ev
   lost. Set `"tie_word_embeddings": false` in `config.json` to use and train `lm_head.weight`; checkpoints
   and exports then say the same. Or remove `lm_head.weight` from its file.
 
-## Positions after a picture or video
-Text after a picture or video continues after the longest side of its box: `start + max(t, h, w)`, with t in
+## Positions after an image or video
+Text after an image or video continues after the longest side of its box: `start + max(t, h, w)`, with t in
 pairs of frames, h and w in tokens. The released code (`cur_position = max(position_ids) + 1`), ERNIEKit,
 FastDeploy, vLLM and SGLang do the same, and so do training, generation and `verify` here. transformers 5
 uses `start + max(h, w)`: for a video of more frame pairs than rows and columns of tokens, it gives the text
