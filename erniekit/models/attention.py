@@ -1,4 +1,4 @@
-"""Attention over packed rows: every document sees only itself."""
+"""Attention over packed rows: every document attends only to itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from erniekit.models.rope import rotate_pairs
 # (layer index, query [T, heads, d], key [T, kv heads, d], value [T, kv heads, d]) -> [T, heads, d]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
-# Queries whose scores exist at one time; longer documents go in chunks, which also skips the keys after them.
+# Queries per chunk of a long document: bounds memory, and skips keys after the chunk.
 _QUERY_CHUNK = 256
-# Scores of one batch of documents, all heads: bounds memory where a row holds many documents.
+# Scores of one batch of documents over all heads: bounds memory of rows with many documents.
 _MAX_SCORES = 1 << 25
-# Causal documents may share a batch if the shorter is padded by no more than this many positions or this share.
+# Causal documents may share a batch if the shorter one is padded by at most this many positions, or this share.
 _MAX_PADDING = 8
 _MAX_PADDING_SHARE = 0.15
 
@@ -37,11 +37,11 @@ class _Group:
 
 
 class DocumentAttention:
-    """How to attend over the documents of one row, worked out once and used by every layer.
+    """Attention over the documents of one row, planned once and used by every layer.
 
-    `cu_seqlens` int32 [D + 1] are the documents' boundaries. On CPU, documents of nearly the same length are
-    batched: causal ones may be padded at their ends, where no real query looks. On GPU, `flash_attn_unpadded`
-    serves 16-bit types.
+    `cu_seqlens` int32 [D + 1] are the boundaries of the documents. On CPU, documents of nearly the same length are
+    batched; causal ones may be padded at their ends, which no real query attends to. On GPU, 16-bit types use
+    `flash_attn_unpadded`.
     """
 
     def __init__(self, cu_seqlens: np.ndarray, *, causal: bool, heads: int) -> None:
@@ -50,7 +50,6 @@ class DocumentAttention:
         self._heads = heads
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See `Attend`; the same for every layer."""
         if query.place.is_gpu_place() and query.dtype in (paddle.bfloat16, paddle.float16):
             return self._flash(query, key, value)
         if query.shape[0] == 0:
@@ -70,7 +69,7 @@ class DocumentAttention:
 
     @cached_property
     def _plan(self) -> tuple[list[_Group], Tensor | None]:
-        """Groups, and the index that brings their concatenated outputs back into the row's order."""
+        """Groups, and the index that restores the order of the row from their concatenated outputs."""
         starts, lengths = self.cu_seqlens[:-1].astype(np.int64), np.diff(self.cu_seqlens).astype(np.int64)
         batches = self._batches(lengths)
         if len(batches) == 1 and len(set(lengths)) == 1:
@@ -80,7 +79,7 @@ class DocumentAttention:
         for batch in batches:
             longest = int(lengths[batch].max())
             slots = np.arange(longest)
-            # Padding repeats a document's last position: any finite value serves.
+            # Padding repeats the last position of a document; any finite value would do.
             index = starts[batch][:, None] + np.minimum(slots, lengths[batch][:, None] - 1)
             real = slots < lengths[batch][:, None]
             restore[index[real]] = offset + np.flatnonzero(real.reshape(-1))
@@ -89,7 +88,7 @@ class DocumentAttention:
         return groups, paddle.to_tensor(restore)
 
     def _batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Split documents into batches of nearly equal length; without causality, of exactly equal length."""
+        """Split documents into batches of nearly equal length; if not causal, of exactly equal length."""
         order = np.argsort(-lengths, kind="stable")
         batches: list[list[int]] = []
         for document in order.tolist():
@@ -119,9 +118,9 @@ class DocumentAttention:
 def batched_attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     """Grouped-query attention, the plain form. Softmax in float32.
 
-    `query` [D, L, heads, d]; `key`, `value` [D, S, kv heads, d] -> [D, L, heads, d]. Causal: S >= L,
-    and the last query sits at the last key.
-    Keys and values are not repeated: the query heads that share them are rows of one matrix product.
+    `query` [D, L, heads, d]; `key`, `value` [D, S, kv heads, d] -> [D, L, heads, d]. If causal, S >= L and the last
+    query is at the position of the last key. Keys and values are not repeated: query heads that share them are rows of
+    one matrix product.
     """
     documents, length, heads, width = query.shape
     kv_heads = key.shape[2]
@@ -142,7 +141,7 @@ def batched_attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool
 
 
 def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """[D, kv, g, l, d] over keys and values [D, kv, S, d]; the chunk's last query sits at the last key."""
+    """[D, kv, g, l, d] over keys and values [D, kv, S, d]; the last query is at the position of the last key."""
     documents, kv_heads, group, length, width = query.shape
     seen = key.shape[2]
     rows = query.reshape([documents, kv_heads, group * length, width])

@@ -1,4 +1,4 @@
-"""Attention over documents of which some end in two branches that do not see each other."""
+"""Attention over documents that may end in two branches, which do not attend to each other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from paddle import Tensor
 
 from erniekit.models.attention import DocumentAttention, batched_attention
 
-# Second branches after as many shared tokens may share a batch if the shorter is padded by no more than this.
+# Second branches with equally long prompts may share a batch if the shorter one is padded by at most this.
 _MAX_PADDING = 8
-# Scores of one such batch, all heads: bounds memory.
+# Scores of one such batch over all heads: bounds memory.
 _MAX_SCORES = 1 << 25
 
 
@@ -31,15 +31,16 @@ class _Tails:
 class BranchAttention:
     """Causal attention over a row in which document i is [start, end) with branches at first_i <= second_i.
 
-    [start, second) is causal as always; a position of [second, end) sees [start, first) and what is before it in
-    [second, end). `cu_seqlens` int32 [D + 1]; `branches` int32 [D, 2] as positions of the row; or [0, 2], and no
-    document has any. Projections, MLPs and experts see every position once; attention is the only thing here.
+    [start, second) is causal; a position of [second, end) attends to [start, first) and to earlier positions of
+    [second, end). `cu_seqlens` int32 [D + 1]; `branches` int32 [D, 2] are positions in the row, or [0, 2] if no
+    document has branches. Projections, MLPs and experts process every position once; only attention treats branches
+    specially.
 
-    On CPU the second branches are rectangles: their queries over shared and own keys. On GPU both continuations are
-    documents of their own, [start, second) and [start, first) with [second, end), made by gathering the shared queries,
-    keys and values a second time, of which only each position's own output is kept: `flash_attn_unpadded` then sees
-    nothing but square causal documents. (Of a rectangle, which corner causal is aligned to has changed between versions
-    of flash-attention, and Paddle's fork went back.)
+    On CPU the second branches are rectangles: their queries over the keys of the prompt and of the branch. On GPU both
+    continuations are separate documents, [start, second) and [start, first) + [second, end), made by gathering the
+    queries, keys and values of the prompt twice and keeping one output per position, so that `flash_attn_unpadded` only
+    sees square causal documents. (For rectangles, the corner that causal masks align to changed between versions of
+    flash-attention, and Paddle's fork changed it back.)
     """
 
     def __init__(self, cu_seqlens: np.ndarray, branches: np.ndarray, heads: int) -> None:
@@ -50,7 +51,7 @@ class BranchAttention:
             self._firsts, self._seconds = branches.astype(np.int64).T
             segments = np.stack([self._seconds, self._ends], 1).reshape(-1)
             bounds = np.concatenate([bounds[:1], segments])
-        # Where nothing is shared, the continuations are plain documents.
+        # Without shared prompts the branches are ordinary documents.
         self._plain: DocumentAttention | None = None
         if not len(branches) or (self._firsts == self._starts).all():
             self._plain = DocumentAttention(bounds, causal=True, heads=heads)

@@ -78,10 +78,10 @@ class MediaTokens:
 
 @dataclass(frozen=True)
 class ErnieConfig:
-    """One architecture, whichever of the four `config.json` forms described it.
+    """An architecture, read from any of the four forms of `config.json`.
 
-    `raw` is the `config.json` as it was read, from which exports are written; `unknown` are the names of its keys
-    that `erniekit.models.config_keys` does not have.
+    `raw` is the parsed `config.json`, from which exports are written; `unknown` are its keys that are not in
+    `erniekit.models.config_keys`.
     """
 
     family: Family
@@ -106,7 +106,7 @@ class ErnieConfig:
 
     @classmethod
     def from_dir(cls, path: str | Path) -> ErnieConfig:
-        """Read `config.json` of a checkpoint directory. Raises CheckpointError where it is absent or wrong."""
+        """Read `config.json` of a checkpoint directory. Raises CheckpointError if it is missing or invalid."""
         file = Path(path) / "config.json"
         if not file.is_file():
             raise CheckpointError(
@@ -118,8 +118,7 @@ class ErnieConfig:
     def from_json(cls, raw: Json, where: str = "config.json") -> ErnieConfig:
         """Interpret a parsed `config.json`.
 
-        Raises CheckpointError that names the key that is missing, impossible, or asks for a computation that is not
-        implemented.
+        Raises CheckpointError with the key that is missing, invalid or unsupported.
         """
         model_type = raw.get("model_type")
         family = FAMILY_OF_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
@@ -197,7 +196,7 @@ def _build(family: Family, raw: Json) -> ErnieConfig:
 
 
 def _tied(outer: Json, text: Json) -> bool:
-    """`tie_word_embeddings` of a nested file, which has it in two places."""
+    """`tie_word_embeddings` of a nested file, where it may be in two places."""
     inner = read_flag(text, "tie_word_embeddings", outer.get("tie_word_embeddings", True))
     found = read_flag(outer, "tie_word_embeddings", inner)
     if found != inner:
@@ -213,7 +212,7 @@ def _rope(
 ) -> Json:
     """Settings of a rotary embedding, from `rope_parameters`, `rope_scaling` and `rope_theta`.
 
-    Adds unknown keys to `unknown`. Raises ValueError for another kind than the default one, and where places disagree.
+    Adds unknown keys to `unknown`. Raises ValueError for unsupported kinds, and if the places contradict each other.
     """
     merged: Json = {}
     for name in _ROPE_NAMES:
@@ -247,7 +246,7 @@ def _rope(
 
 
 def _mrope_section(text: Json, rope: Json, head_dim: int) -> tuple[int, int, int]:
-    """Frequencies that follow height, width and time; the flat config may give only the share of time."""
+    """Numbers of frequencies for height, width and time. A flat config may give the number for time only."""
     section = rope.get("mrope_section")
     if section is None:
         time = read_integer(text, "freq_allocation", 20)
@@ -292,7 +291,7 @@ def _moe(family: Family, text: Json, layers: int) -> MoeConfig:
 
 
 def _per_modality(text: Json, key: str, default: int | None = None, least: int = 1) -> list[int]:
-    """A number, or a list of one for text and one for vision."""
+    """A number, or a list with one number for text and one for vision."""
     value = text.get(key, default)
     if value is None:
         raise KeyError(key)
@@ -360,7 +359,7 @@ def _vision(outer: Json, vision: Json, nested: bool, unknown: list[str]) -> Visi
 
 
 def _media(raw: Json, nested: bool) -> MediaTokens:
-    # The flat layout has one placeholder for images and videos; only the nested one tells them apart.
+    # The flat layout has one placeholder for images and videos, the nested one has two.
     image = read_integer(raw, "image_token_id" if nested else "im_patch_id", least=0)
     return MediaTokens(
         image_placeholder=image,

@@ -1,4 +1,4 @@
-"""Every key that config.json of an ERNIE 4.5 model is known to have, and what becomes of it here.
+"""The known keys of config.json of ERNIE 4.5 models, and their effect here.
 
 Sources: the released `-PT` and `-Paddle` files, transformers' Ernie4_5Config, Ernie4_5_MoeConfig and
 Ernie4_5_VLMoeConfig, the released remote code, ERNIEKit and PaddleFormers. A key is `used`, or `fixed`: one computation
@@ -18,7 +18,7 @@ Family = Literal["dense", "moe", "vl"]
 
 @dataclass(frozen=True)
 class Key:
-    """What becomes of a key. values: those that a fixed one may have; note: why, for the documentation."""
+    """The effect of a key. values: the accepted values of a fixed key; note: the reason, for the documentation."""
 
     effect: Literal["used", "fixed", "none"]
     values: tuple[Any, ...] = ()
@@ -40,7 +40,7 @@ def _no_effect(names: str, note: str) -> Keys:
     return {name: Key("none", (), note) for name in names.split()}
 
 
-# The same key under a name that transformers (attribute_map) or Baidu's classes accept as well.
+# Alternative names that transformers (attribute_map) or Baidu's classes accept.
 DECODER_ALIASES = {
     "num_experts": "moe_num_experts",
     "num_experts_per_tok": "moe_k",
@@ -233,14 +233,14 @@ def vision_keys() -> Keys:
 
 
 def outer_keys() -> Keys:
-    """Keys beside text_config and vision_config in the nested form of transformers."""
+    """Top-level keys of the nested form of transformers."""
     return {**_ANY, **_used(f"text_config vision_config image_token_id video_token_id {_MEDIA_IDS}")}
 
 
 def canonical(section: Mapping[str, Any], aliases: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
-    """A section without nulls, which mean that a key is absent, and with each key under its first name.
+    """A section without nulls (a null means that the key is absent), with each key under its main name.
 
-    Raises ValueError where two names of a key have different values.
+    Raises ValueError if two names of a key have different values.
     """
     found: dict[str, Any] = {key: value for key, value in section.items() if value is not None}
     for other, name in aliases.items():
@@ -255,7 +255,7 @@ def canonical(section: Mapping[str, Any], aliases: Mapping[str, str], prefix: st
 
 
 def check_keys(section: Mapping[str, Any], keys: Keys, prefix: str = "") -> list[str]:
-    """Names of the keys, with `prefix`, that are not known. Raises ValueError for a value that is not supported."""
+    """Unknown keys, with `prefix`. Raises ValueError for an unsupported value."""
     for name, value in section.items():
         key = keys.get(name)
         if key is not None and key.effect == "fixed" and not _has_value(value, key.values):
@@ -269,7 +269,7 @@ def check_keys(section: Mapping[str, Any], keys: Keys, prefix: str = "") -> list
 
 
 def unknown_keys_message(unknown: Sequence[str], where: object) -> str | None:
-    """What people must know about keys of a file that are not known here; None where there are none."""
+    """A warning about unknown keys of a file; None without unknown keys."""
     if not unknown:
         return None
     keys = "this key is" if len(unknown) == 1 else "these keys are"
@@ -277,7 +277,7 @@ def unknown_keys_message(unknown: Sequence[str], where: object) -> str | None:
 
 
 def read_object(source: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """An object of a section. Raises KeyError where it is absent, ValueError where it is something else."""
+    """An object of a section. Raises KeyError if it is absent, ValueError if it is not an object."""
     found = source.get(key)
     if found is None:
         raise KeyError(key)
@@ -287,7 +287,7 @@ def read_object(source: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def read_integer(source: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
-    """A whole number of at least `least`. Raises KeyError where it is absent without a default, or ValueError."""
+    """A whole number >= `least`. Raises KeyError if it is absent without a default, ValueError otherwise."""
     value = source.get(key, default)
     if value is None:
         raise KeyError(key)
@@ -306,7 +306,7 @@ def read_number(source: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def read_flag(source: Mapping[str, Any], key: str, default: bool) -> bool:
-    """true or false, and no other spelling of them. Raises ValueError."""
+    """true or false. Raises ValueError for anything else."""
     value = source.get(key, default)
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false, it is {value!r}")
@@ -314,7 +314,7 @@ def read_flag(source: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _has_value(value: Any, accepted: tuple[Any, ...]) -> bool:
-    # Of lists, such as layer_types, every element counts; [] and {} are values themselves.
+    # A list, such as layer_types, needs accepted elements only; [] and {} are values themselves.
     if isinstance(value, list) and value:
         return all(_has_value(inner, accepted) for inner in value)
     return any(value == wanted for wanted in accepted)

@@ -42,10 +42,10 @@ class ErnieModel(nn.Layer):
     def forward(
         self, row: RowInputs, attend: Attend | None = None, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
     ) -> DecoderOutput:
-        """Hidden states of every position, and what routers did, with `terms` over the row's tokens.
+        """Hidden states of every position, and router outputs with the sums that `loss_flags` requests.
 
-        `attend` replaces the row's own document attention (generation). Where `context` shares rows, both are those
-        of this process's span.
+        `attend` replaces document attention (generation, preference pairs). With context parallelism the outputs belong
+        to the span of this process.
         """
         part = self.sharding.part(row)
         x = self.model.embed_tokens(paddle.to_tensor(part.input_ids))
@@ -79,18 +79,18 @@ class ErnieModel(nn.Layer):
 
     @property
     def output_weight(self) -> Tensor:
-        """[vocab, hidden]: the head's own weight, or the embedding where they are tied."""
+        """[vocab, hidden]: the weight of the head, or of the embedding if they are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def _no_features(self) -> Tensor:
-        """[0, hidden] of a process that has none of a row's images: with a gradient where the others' have one."""
+        """[0, hidden] for a process without images in its part of the row; with a gradient, as on other processes."""
         features = paddle.zeros([0, self.config.hidden_size], self.dtype)
         layers = (self.vision_model, self.model.resampler_model)
         features.stop_gradient = all(p.stop_gradient for layer in layers for p in layer.parameters())
         return features
 
     def _normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [P, channels * size * size] -> float32, zero mean and unit deviation by channel."""
+        """uint8 [P, channels * size * size] -> float32, normalised per channel."""
         vision = self.config.vision
         assert vision is not None
         area = vision.patch_size**2

@@ -1,8 +1,7 @@
-"""Running the layers of a decoder, one at a time in both passes.
+"""Running the layers of a decoder one at a time, in the forward and the backward pass.
 
-`DirectLayers` leaves the backward pass to autograd as a whole. `CheckpointedLayers` makes each layer a step of it that
-begins and ends at a known time, so that its activations can be recomputed, its weights gathered and its gradients
-reduced.
+`DirectLayers` leaves the backward pass to autograd. `CheckpointedLayers` makes each layer a separate step of it, so
+that its activations can be recomputed, its weights gathered and its gradients reduced.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import paddle
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
-# What a layer makes of its input [T, hidden]: its output, and further tensors.
+# A layer: its input [T, hidden] -> its output, and further tensors.
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -22,15 +21,15 @@ class LayerRunner(Protocol):
     """Runs layer `number`."""
 
     def __call__(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
-        """What `run` makes of x, with a graph where one is wanted."""
+        """`run(x)`, with a graph if gradients are enabled."""
         ...
 
 
 class LayerHooks(Protocol):
-    """What has to happen around a layer."""
+    """Called around each layer."""
 
     def enter(self, number: int, *, backward: bool) -> None:
-        """Before a layer is computed, in the forward pass or in the backward pass."""
+        """Before the forward pass of a layer, or its backward pass."""
         ...
 
     def leave(self, number: int) -> None:
@@ -38,12 +37,12 @@ class LayerHooks(Protocol):
         ...
 
     def done(self, number: int) -> None:
-        """In the backward pass: the row's gradients of its parameters are complete."""
+        """In the backward pass: the gradients of the layer's parameters are complete for this row."""
         ...
 
 
 class NoHooks:
-    """Nothing has to happen."""
+    """Does nothing."""
 
     def enter(self, number: int, *, backward: bool) -> None:
         pass
@@ -56,18 +55,17 @@ class NoHooks:
 
 
 class DirectLayers:
-    """A layer as it is."""
+    """Runs layers directly."""
 
     def __call__(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
         return run(x)
 
 
 class CheckpointedLayers:
-    """A layer as one step of the backward pass.
+    """Runs each layer as one step of the backward pass.
 
-    recompute: keep only the layer's input, and compute the layer again in the backward pass, with the randomness of
-    the first time. The input is always taken to need a gradient, whatever came before: so the backward pass is the
-    same on every process.
+    recompute: keep only the input of the layer and recompute the layer in the backward pass, with the same random
+    numbers. The input always requires a gradient, so that the backward pass has the same steps on every process.
     """
 
     def __init__(self, hooks: LayerHooks | None = None, *, recompute: bool = False) -> None:
@@ -96,7 +94,7 @@ class _Segment(NamedTuple):
 
 
 class _Step(PyLayer):
-    """Backward runs the layer's own graph to its end before anything else of the backward pass goes on."""
+    """Runs the backward pass of the layer to its end before the rest of the backward pass continues."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, segment: _Segment) -> tuple[Tensor, ...]:

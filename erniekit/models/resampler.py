@@ -1,4 +1,4 @@
-"""From patches of the vision tower to tokens of the language model."""
+"""The resampler: from patches of the vision tower to tokens of the language model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Resampler(nn.Layer):
         return self.after_norm(self.mlp(self.temporal_linear(pairs)))
 
     def _frame_pairs(self, grid_thw: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Indices of the earlier and the later frame's tokens for every token that comes out."""
+        """For every output token, the indices of its tokens in the earlier and the later frame."""
         first, second, offset = [], [], 0
         for frames, height, width in grid_thw.tolist():
             size = height * width // self.vision.spatial_merge_size**2

@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RowInputs:
-    """What the model needs of a packed row, on the host.
+    """The model's inputs of a packed row, on the host.
 
     `input_ids` int64 [T]; `position_ids` int64 [3, T]; `modality` int8 [T] (0 text, 1 vision);
-    `cu_seqlens` int32 [D + 1]; `patches` [P, patch_dim], uint8 as decoded or float32 already normalised;
-    `grid_thw` int32 [N, 3]; `media_positions` int64 [M], the places of vision features, in the media's order.
-    `valid` False: a filler of a process that has no row left while others have; routers do not count it.
+    `cu_seqlens` int32 [D + 1]; `patches` [P, patch_dim], uint8 or normalised float32; `grid_thw` int32 [N, 3];
+    `media_positions` int64 [M], the positions of vision features, in the order of the media. `valid` is False for a
+    filler row, which a process computes while others still have rows; routers do not count it.
     """
 
     input_ids: np.ndarray

@@ -1,4 +1,4 @@
-"""How the processes that share each row share its work. A parallel form replaces the context, nothing else."""
+"""The interface through which context parallelism reaches the model: how a row is split over processes."""
 
 from __future__ import annotations
 
@@ -11,52 +11,53 @@ from erniekit.models.row import RowInputs
 
 
 class SequenceSharding(Protocol):
-    """Each of the processes has a span of every row's tokens; attention sees them all.
+    """A split of the tokens of every row into one span per process, except for attention, which sees all tokens.
 
-    All of them have the same rows and call the same methods in the same order. What is summed over tokens is
-    summed over the span; `counts` is true for the one process that counts what all of them know.
+    All processes have the same rows and call the same methods in the same order. Sums over tokens are sums over the
+    span of the process. `counts` is true on the one process that counts quantities of the whole row.
     """
 
     @property
     def counts(self) -> bool:
-        """Whether this process counts what belongs to a row as a whole."""
+        """Whether this process counts quantities of the whole row."""
         ...
 
     def span(self, tokens: int) -> tuple[int, int]:
-        """Of a row of so many tokens this process has [start, stop), which may be empty."""
+        """The span [start, stop) of this process in a row of `tokens` tokens. It may be empty."""
         ...
 
     def part(self, row: RowInputs) -> RowInputs:
-        """What this process computes of a row before attention.
+        """The part of a row that this process computes outside attention.
 
-        `input_ids`, `position_ids` and `modality` are those of its span, or, where that is empty, of one token that
-        is not `valid`; `patches` and `grid_thw` those that its vision tower sees; `media_positions` are counted from
-        the start of the span and lie in it. `cu_seqlens` stay the row's.
+        `input_ids`, `position_ids` and `modality` belong to the span; if it is empty, to one token that is not `valid`.
+        `patches` and `grid_thw` are the share of the vision tower. `media_positions` are relative to the start of the
+        span. `cu_seqlens` are those of the whole row.
         """
         ...
 
     def features(self, features: Tensor, row: RowInputs) -> Tensor:
-        """[media tokens of the images of `part`, hidden] -> those of the span, in the row's order."""
+        """Features [n, hidden] of the images of `part` -> features of the span, in the order of the row."""
         ...
 
     def attend(self, attend: Attend, tokens: int) -> Attend:
-        """`attend` over a row of so many tokens, from and to the tokens of `part`."""
+        """`attend` over a row of `tokens` tokens, with the tokens of `part` as input and output."""
         ...
 
     def add(self, counts: Tensor) -> Tensor:
-        """Counts of the span -> those of the row. Without gradient."""
+        """Counts over the span -> counts over the row. Without gradient."""
         ...
 
     def total(self, sums: Tensor) -> Tensor:
         """Sums over the span -> sums over the row.
 
-        The gradient is of one loss that all processes compute from the result: each takes it for its own sums.
+        All processes compute the same loss from the result, so the gradient of the sums of a process is that of the
+        result.
         """
         ...
 
 
 class NoSharding:
-    """A process alone: its part of a row is the row."""
+    """No split: the process has the whole row."""
 
     counts = True
 

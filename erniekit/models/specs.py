@@ -24,17 +24,17 @@ class TensorSpec:
 
 
 def is_expert_tensor(name: str) -> bool:
-    """Whether a parameter, or an adapter's, belongs to a routed expert, which not every process need have."""
+    """Whether a parameter or adapter belongs to a routed expert, which not every process has."""
     return ".mlp.experts." in name
 
 
 def is_router_tensor(name: str) -> bool:
-    """Whether a tensor belongs to a router: its weight or its correction bias, which are float32 everywhere."""
+    """Whether a tensor is a router weight or correction bias, which are always float32."""
     return ".mlp.gate.weight" in name or name.endswith("e_score_correction_bias")
 
 
 def is_vocab_tensor(name: str) -> bool:
-    """Whether a tensor has a row for each token id: the embedding, and the head where it is not tied."""
+    """Whether a tensor has a row per token id: the embedding, and a head that is not tied to it."""
     return name in ("model.embed_tokens.weight", "lm_head.weight")
 
 
