@@ -1,11 +1,11 @@
 """`erniekit data check`: tells what is in data files and what is wrong with them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from erniekit.config.schema import Format
+from erniekit.config import choices
 
 if TYPE_CHECKING:
     from erniekit.config import Config
@@ -39,10 +39,11 @@ Run = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="Format of the samples. Default: the run's, else auto.")
+    choices.DataFormat | None,
+    typer.Option("--format", help="Format of the samples. Default: the run's, else auto."),
 ]
 TemplateOption = Annotated[
-    Literal["auto", "ernie", "ernie_thinking", "ernie_vl", "ernie_vl_thinking"] | None,
+    choices.TemplateName | None,
     typer.Option("--template", help="Chat template. Default: the run's, else told from the model."),
 ]
 MaxLength = Annotated[
@@ -55,7 +56,7 @@ MaxLength = Annotated[
     ),
 ]
 OnLong = Annotated[
-    Literal["error", "trim_history", "drop"] | None,
+    choices.OnLong | None,
     typer.Option("--on-long", help="What becomes of longer samples. Default: the run's, else error."),
 ]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from erniekit.config.schema import Format
+from erniekit.config.choices import DataFormat, OnError
 
 
 def convert(
@@ -20,9 +20,11 @@ def convert(
         Literal["messages"],
         typer.Option("--to", help="Format to write; messages is the one that can hold every sample."),
     ] = "messages",
-    format: Annotated[Format, typer.Option("--format", help="Format of the samples that are read.")] = "auto",
+    format: Annotated[
+        DataFormat, typer.Option("--format", help="Format of the samples that are read.")
+    ] = "auto",
     on_error: Annotated[
-        Literal["raise", "skip"],
+        OnError,
         typer.Option("--on-error", help="Stop at a sample that is wrong (raise), or leave it out (skip)."),
     ] = "raise",
     allow_urls: Annotated[

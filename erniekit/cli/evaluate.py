@@ -3,7 +3,7 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -37,6 +37,7 @@ from erniekit.cli.options import (
     TopK,
     TopP,
 )
+from erniekit.config import choices
 from erniekit.config.evaluation import EvalConfig
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
     return dataclasses.replace(source, options=options), run
 
 
-def _budget(on_error: Literal["raise", "skip"] | None, run: "Config | None") -> "ErrorBudget":
+def _budget(on_error: choices.OnError | None, run: "Config | None") -> "ErrorBudget":
     """What becomes of samples that cannot be used; any number of them may be skipped."""
     from erniekit.data.encode.account import ErrorBudget
 

@@ -1,11 +1,11 @@
 """Options of `erniekit eval`. What is None by default stands as the run says, where one is named."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from erniekit.config.schema import Format
+from erniekit.config import choices
 
 Model = Annotated[
     Path | None,
@@ -34,11 +34,12 @@ Run = Annotated[
     ),
 ]
 SampleFormat = Annotated[
-    Format | None, typer.Option("--format", help="Format of the samples. Default: the run's, else auto.")
+    choices.DataFormat | None,
+    typer.Option("--format", help="Format of the samples. Default: the run's, else auto."),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")]
 OnError = Annotated[
-    Literal["raise", "skip"] | None,
+    choices.OnError | None,
     typer.Option("--on-error", help="A sample that cannot be used stops (raise) or is counted (skip)."),
 ]
 Metrics = Annotated[
@@ -46,9 +47,8 @@ Metrics = Annotated[
     typer.Option(
         "--metrics",
         metavar="NAMES",
-        help="exact_match, normalized_match, token_f1, rouge_l, anls, numeric_match, json_valid, json_equal, box_iou, "
-        "box_iou_50, call_name, call_arguments, call_valid, call_match, call_none, with commas between; auto: those "
-        "that fit the references. exact_match is always there. Default: the run's (eval.metrics), else auto.",
+        help=f"{', '.join(choices.METRICS)}, with commas between; auto: those that fit the references. "
+        "exact_match is always there. Default: the run's (eval.metrics), else auto.",
     ),
 ]
 Generate = Annotated[

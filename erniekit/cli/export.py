@@ -1,9 +1,11 @@
 """`erniekit export`: writes a trained model for the engines that serve it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
 
 
 def export(
@@ -20,7 +22,7 @@ def export(
         typer.Option("--output", help="Directory to write; must be absent or empty.", show_default=False),
     ],
     layout: Annotated[
-        Literal["hub", "transformers"],
+        CheckpointLayout,
         typer.Option(
             "--layout",
             help="hub: as released, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: its nested "
@@ -29,7 +31,7 @@ def export(
         ),
     ] = "hub",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
+        Dtype,
         typer.Option("--dtype", help="Of the weights; auto: each as in the base. Routers stay float32."),
     ] = "auto",
     base: Annotated[
@@ -37,7 +39,7 @@ def export(
         typer.Option("--base", help="The base model, where it is not at the path that the checkpoint names."),
     ] = None,
     chat_template: Annotated[
-        Literal["auto", "base", "trained"],
+        ChatTemplateSource,
         typer.Option(
             "--chat-template",
             help="The base's, or the one that training used. auto: the base's, unless it prompts in another way "

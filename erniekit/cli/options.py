@@ -1,11 +1,13 @@
 """Options that commands which run a model share."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from erniekit.config import choices
+
 Template = Annotated[
-    Literal["auto", "ernie", "ernie_thinking", "ernie_vl", "ernie_vl_thinking"] | None,
+    choices.TemplateName | None,
     typer.Option("--template", help="Chat template. Default: as in training, else told from the model."),
 ]
 MaxNewTokens = Annotated[
@@ -33,12 +35,10 @@ Stop = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of what is drawn.")]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
+    choices.Dtype,
     typer.Option("--dtype", help="auto: bfloat16 on a GPU, float32 on a CPU."),
 ]
-Device = Annotated[
-    Literal["auto", "cpu", "gpu"], typer.Option("--device", help="auto: a GPU where there is one.")
-]
+Device = Annotated[choices.Device, typer.Option("--device", help="auto: a GPU where there is one.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: one for each usable core."),

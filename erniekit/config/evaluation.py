@@ -1,33 +1,11 @@
-"""The section `eval`, and the names of what is measured on held-out data."""
+"""The section `eval`."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from erniekit.config import choices
 from erniekit.config.section import NotNegative, Positive, Section, Text, Weight, as_list
-
-# Those of `erniekit.evaluation.metrics.choose.METRICS`, and "auto": a test holds them to that.
-Metric = Literal[
-    "auto",
-    "exact_match",
-    "normalized_match",
-    "token_f1",
-    "rouge_l",
-    "anls",
-    "numeric_match",
-    "json_valid",
-    "json_equal",
-    "box_iou",
-    "box_iou_50",
-    "call_name",
-    "call_arguments",
-    "call_valid",
-    "call_match",
-    "call_none",
-]
-LOSS = "eval/loss"
-ANSWER_FIGURES = tuple(f"eval/{name}" for name in get_args(Metric) if name != "auto")
-PAIR_FIGURES = ("eval/rewards/accuracy", "eval/rewards/margin")
 
 
 class EvalConfig(Section):
@@ -41,7 +19,7 @@ class EvalConfig(Section):
         description="Chats of data.eval that the model answers in each evaluation, the same ones each time, drawn from "
         "all of them; of a preference pair the chosen answer is the reference. 0: none.",
     )
-    metrics: Annotated[list[Metric], Field(min_length=1), BeforeValidator(as_list)] = Field(
+    metrics: Annotated[list[choices.Metric], Field(min_length=1), BeforeValidator(as_list)] = Field(
         ["auto"],
         description="What answers are scored by, as `erniekit eval --metrics` says. auto: what fits the references; "
         "exact_match is always there.",

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from erniekit.config.evaluation import ANSWER_FIGURES, LOSS, PAIR_FIGURES
+from erniekit.config import choices
 
 if TYPE_CHECKING:
     from erniekit.config.schema import Config
@@ -68,20 +68,21 @@ def _best_is_known(config: Config) -> Iterator[Conflict]:
     name = config.eval.best_metric
     if name is None:
         return
-    figures = (LOSS, *PAIR_FIGURES, *ANSWER_FIGURES)
-    if name not in figures:
-        near = difflib.get_close_matches(name, figures, n=1)
+    if name not in choices.BEST_METRICS:
+        near = difflib.get_close_matches(name, choices.BEST_METRICS, n=1)
         meant = f"; did you mean `{near[0]}`?" if near else ""
-        yield Conflict(("eval.best_metric",), f"must be one of {', '.join(figures)}, got {name}{meant}")
+        yield Conflict(
+            ("eval.best_metric",), f"must be one of {', '.join(choices.BEST_METRICS)}, got {name}{meant}"
+        )
         return
     if config.train.eval_every is None:
         yield Conflict(
             ("eval.best_metric", "train.eval_every"),
             "needs train.eval_every, without which the run is evaluated at its end only",
         )
-    if name in PAIR_FIGURES and config.task != "dpo":
+    if name in choices.PAIR_METRICS and config.task != "dpo":
         yield Conflict(("eval.best_metric", "task"), f"{name} is there with task dpo only; use eval/loss")
-    if name in ANSWER_FIGURES and not config.eval.samples:
+    if name in choices.ANSWER_METRICS and not config.eval.samples:
         yield Conflict(
             ("eval.best_metric", "eval.samples"), f"{name} needs answers: set eval.samples, such as 50"
         )
@@ -228,10 +229,6 @@ def _orthogonal_mode_is_used(config: Config) -> Iterator[Conflict]:
         )
 
 
-_NO_REFERENCE = ("simpo", "orpo")
-_SMOOTHED = ("sigmoid", "robust", "simpo")
-
-
 def _dpo_is_on(config: Config) -> Iterator[Conflict]:
     if config.task == "dpo":
         return
@@ -266,7 +263,7 @@ def _dpo_constants_are_used(config: Config) -> Iterator[Conflict]:
     if config.task != "dpo":
         return
     for key, losses in (
-        ("label_smoothing", _SMOOTHED),
+        ("label_smoothing", choices.LABEL_SMOOTHING),
         ("simpo_gamma", ("simpo",)),
         ("dpop_lambda", ("dpop",)),
     ):
@@ -281,7 +278,7 @@ def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
     dpo, data = config.dpo, config.data
     if config.task != "dpo":
         return
-    if dpo.loss in _NO_REFERENCE:
+    if dpo.loss in choices.REFERENCE_FREE:
         if dpo.reference not in ("auto", "none"):
             yield Conflict(
                 ("dpo.reference", "dpo.loss"),
@@ -290,8 +287,8 @@ def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
     elif dpo.reference == "none":
         yield Conflict(
             ("dpo.reference", "dpo.loss"),
-            f"cannot be none with dpo.loss {dpo.loss}, which compares with a reference; {' and '.join(_NO_REFERENCE)} "
-            "do without",
+            f"cannot be none with dpo.loss {dpo.loss}, which compares with a reference; "
+            f"{' and '.join(choices.REFERENCE_FREE)} do without",
         )
     if dpo.reference == "cached" and data.streaming:
         yield Conflict(

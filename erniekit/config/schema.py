@@ -4,11 +4,12 @@ The models are frozen, refuse unknown keys and convert types only where nothing 
 Relations between fields are in `erniekit.config.rules`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from erniekit.config import choices
 from erniekit.config.evaluation import EvalConfig
 from erniekit.config.rules import CONFLICT, find_conflicts
 from erniekit.config.section import (
@@ -23,8 +24,6 @@ from erniekit.config.section import (
     as_list,
 )
 
-Format = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "xlam", "erniekit", "text"]
-
 
 class ModelConfig(Section):
     """The checkpoint to start from."""
@@ -32,7 +31,7 @@ class ModelConfig(Section):
     path: PathText = Field(
         description="Local directory of the checkpoint in Hub layout. Relative to the working directory."
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: choices.Dtype = Field(
         "auto", description="Compute dtype. auto: bfloat16 on a GPU, float32 on a CPU."
     )
     resize_vocab: bool = Field(
@@ -53,10 +52,6 @@ class ModelConfig(Section):
     )
 
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of a decoder layer of every family."""
-
-
 def _as_targets(value: Any) -> Any:
     """A text alone as a list; `all` and `all-linear`, as PEFT and others have it, as the names that they stand for."""
     listed = as_list(value)
@@ -64,7 +59,7 @@ def _as_targets(value: Any) -> Any:
         return listed
     named: list[Any] = []
     for item in listed:
-        named += ALL_LINEAR if item in ("all", "all-linear", "all_linear") else [item]
+        named += choices.ALL_LINEAR if item in ("all", "all-linear", "all_linear") else [item]
     return list(dict.fromkeys(named)) if all(isinstance(item, str) for item in named) else named
 
 
@@ -80,7 +75,7 @@ class LoraConfig(Section):
         0.0, ge=0, lt=1, description="Probability of dropping an element of an adapter's input."
     )
     targets: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_targets)] = Field(
-        [*ALL_LINEAR],
+        [*choices.ALL_LINEAR],
         description="Modules that get an adapter: the last part of a module's name, or an fnmatch pattern over the "
         "full name. all, or all-linear: every linear layer of the decoder layers, those of experts too, which is "
         "the default; not the vision tower, the resampler and the head.",
@@ -98,7 +93,7 @@ class SourceConfig(Section):
     weight: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Its share of the samples, relative to the other weights, with data.mix weighted."
     )
-    format: Format | None = Field(None, description="Format of its samples. null: data.format.")
+    format: choices.DataFormat | None = Field(None, description="Format of its samples. null: data.format.")
     columns: dict[Text, Text] | None = Field(
         None,
         description="Its own names for keys of a format, as in {messages: dialogue, images: pics}. null: it has none.",
@@ -123,33 +118,33 @@ class DataConfig(Section):
         description="Sources of training samples; a path alone stands for {path: ...}."
     )
     eval: SourceList = Field([], description="Held-out sources; their loss is reported, never trained on.")
-    format: Format = Field(
+    format: choices.DataFormat = Field(
         "auto", description="Format of the samples. auto: told from the keys of each sample."
     )
-    mix: Literal["concat", "interleave", "weighted"] = Field(
+    mix: choices.Mix = Field(
         "concat",
         description="How several sources are mixed. concat: every sample once an epoch; interleave: a sample of each "
         "in turn; weighted: drawn by weight, as many an epoch as all sources have.",
     )
-    stop: Literal["first_exhausted", "all_exhausted"] = Field(
+    stop: choices.Stop = Field(
         "first_exhausted",
         description="With mix interleave: what ends an epoch; shorter sources begin again until all are exhausted.",
     )
-    template: Literal["auto", "ernie", "ernie_thinking", "ernie_vl", "ernie_vl_thinking"] = Field(
+    template: choices.TemplateName = Field(
         "auto", description="Chat template. auto: told from the checkpoint."
     )
-    loss_on: Literal["all", "last_turn", "each_turn"] = Field(
+    loss_on: choices.LossOn = Field(
         "all",
         description="Which answers are learnt. all: every one; last_turn: those after the last user message; "
         "each_turn: every one, in a document of its own that ends with it, as the model will meet it.",
     )
-    reasoning: Literal["train", "mask", "drop"] = Field(
+    reasoning: choices.Reasoning = Field(
         "train",
         description="What the assistant thinks before it answers: learnt (train), read only (mask), "
         "or left out (drop).",
     )
     max_length: Positive = Field(8192, description="Tokens in a packed row: the micro-batch.")
-    on_long: Literal["error", "trim_history", "drop"] = Field(
+    on_long: choices.OnLong = Field(
         "error",
         description="A sample of more than max_length tokens is an error (see on_error), loses its oldest exchanges "
         "(trim_history), or is left out and counted (drop). Plain text is cut into pieces instead.",
@@ -180,7 +175,7 @@ class DataConfig(Section):
     allow_urls: bool = Field(
         False, description="Fetch pictures and videos that samples name by http(s) address."
     )
-    on_error: Literal["raise", "skip"] = Field(
+    on_error: choices.OnError = Field(
         "raise", description="A sample that cannot be used stops the run (raise) or is counted (skip)."
     )
     max_errors: NotNegative = Field(
@@ -201,7 +196,7 @@ class DataConfig(Section):
     video_max_frames: Positive | None = Field(
         None, description="Most frames taken of a video. null: the checkpoint's, or 180."
     )
-    video_sampling: Literal["leading", "middle", "random"] = Field(
+    video_sampling: choices.VideoSampling = Field(
         "leading", description="Which frame of each interval is taken; leading is what engines take."
     )
     video_timestamps: bool | None = Field(
@@ -226,7 +221,7 @@ class LossConfig(Section):
     """
 
     chunk_tokens: Positive = Field(1024, description="Loss tokens whose logits exist at one time.")
-    normalization: Literal["tokens", "token_balanced"] = Field(
+    normalization: choices.Normalization = Field(
         "tokens",
         description="What gradients divide the sum over loss tokens by. tokens: their number in the step; "
         "token_balanced: rows_per_step * max_length, so that a token weighs the same in every step. The logged loss "
@@ -244,7 +239,7 @@ class LossConfig(Section):
         0.0,
         description="Weight of the orthogonal loss: mean squared cosine between the rows of a router. 0: off.",
     )
-    orthogonal_mode: Literal["loss", "decoupled"] = Field(
+    orthogonal_mode: choices.OrthogonalMode = Field(
         "loss",
         description="loss: its gradient goes through clipping and the optimizer's moments; decoupled: after each step "
         "routers move by learning rate * weight * gradient.",
@@ -262,9 +257,7 @@ class DpoConfig(Section):
     The loss is the mean over the pairs of a step.
     """
 
-    loss: Literal[
-        "sigmoid", "hinge", "ipo", "robust", "simpo", "orpo", "dpop", "kto_pair", "apo_zero", "apo_down"
-    ] = Field(
+    loss: choices.DpoLoss = Field(
         "sigmoid", description="The loss of a pair; sigmoid is DPO. simpo and orpo have no reference model."
     )
     beta: Annotated[float, Field(gt=0)] | None = Field(
@@ -289,7 +282,7 @@ class DpoConfig(Section):
         False,
         description="Use log-probabilities per token instead of sums; ipo, simpo and orpo always do.",
     )
-    reference: Literal["auto", "copy", "cached", "none"] = Field(
+    reference: choices.DpoReference = Field(
         "auto",
         description="The reference model. auto: with LoRA the model without its adapters, else copy; copy: the "
         "checkpoint once more in memory; cached: its log-probabilities, computed once before training and kept with "
@@ -329,7 +322,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over the run."""
 
-    type: Literal["cosine", "linear", "constant", "wsd"] = Field(
+    type: choices.ScheduleType = Field(
         "cosine", description="Shape after warm-up. wsd: constant, then a fall by 1 - sqrt (decay_ratio)."
     )
     warmup_steps: NotNegative = Field(
@@ -369,7 +362,7 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """Where the run computes."""
 
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where there is one.")
+    device: choices.Device = Field("auto", description="auto: a GPU where there is one.")
     threads: Positive | None = Field(
         None, description="CPU threads of a process. null: the usable cores, shared by the processes."
     )
@@ -382,7 +375,7 @@ class ParallelConfig(Section):
         description="Processes that share each row, for rows too long for one (context parallelism): every one has a "
         "part of the tokens, and for attention a part of the heads. Must divide the model's attention heads.",
     )
-    shard: Literal["none", "optimizer", "gradients", "parameters"] = Field(
+    shard: choices.Shard = Field(
         "none",
         description="What processes with the same weights spread over themselves instead of each keeping all (ZeRO 1 "
         "to 3). optimizer: AdamW's state; gradients: these as well; parameters: also the weights of decoder layers, "
@@ -416,7 +409,7 @@ class LogConfig(Section):
 class Config(Section):
     """A whole run. Made by `erniekit.config.load_config`, or in Python with the same checks."""
 
-    task: Literal["sft", "dpo"] = Field(
+    task: choices.Task = Field(
         "sft", description="What is learnt: answers (sft), or preferences between two answers (dpo)."
     )
     model: ModelConfig

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from erniekit.config.choices import OnError
 from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
@@ -53,7 +54,7 @@ def convert(
     *,
     to: str = "messages",
     format: str = "auto",
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     allow_urls: bool = False,
 ) -> ConvertReport:
     """Writes the samples of data files into one file of JSON lines.
@@ -84,7 +85,7 @@ def convert(
 def _conversations(
     paths: Sequence[Path],
     format: str,
-    on_error: Literal["raise", "skip"],
+    on_error: OnError,
     allow_urls: bool,
     report: ConvertReport,
 ) -> Iterator[Conversation]:

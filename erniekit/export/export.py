@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from erniekit.checkpoint.hub import (
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import STATE_FILE, read_state
+from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
 from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
@@ -41,9 +41,9 @@ from erniekit.export.files import (
     token_id,
     write_json,
 )
-from erniekit.export.layouts import DTYPE_NAMES, CheckpointLayout, hub_config, transformers_config
+from erniekit.export.layouts import DTYPE_NAMES, hub_config, transformers_config
 from erniekit.export.processors import set_picture_bounds, set_videos
-from erniekit.export.prompts import TemplateChoice, settle_chat_template
+from erniekit.export.prompts import settle_chat_template
 from erniekit.generation.load import find_checkpoint, run_options
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
@@ -52,7 +52,6 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 
-DtypeChoice = Literal["auto", "float32", "bfloat16"]
 _ELEMENT_TYPES = {name: element for element, name in DTYPE_NAMES.items()}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -100,10 +99,10 @@ def export_model(
     output: str | Path,
     *,
     layout: CheckpointLayout = "hub",
-    dtype: DtypeChoice = "auto",
+    dtype: Dtype = "auto",
     base: str | Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    template: TemplateChoice = "auto",
+    template: ChatTemplateSource = "auto",
 ) -> ExportReport:
     """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
 
@@ -212,7 +211,7 @@ def parse_size(text: str) -> int:
 
 
 def _output_specs(
-    source: ExportSource, tensors: dict[str, TensorInfo], wanted: list[TensorSpec], choice: DtypeChoice
+    source: ExportSource, tensors: dict[str, TensorInfo], wanted: list[TensorSpec], choice: Dtype
 ) -> list[TensorSpec]:
     base: dict[str, TensorInfo] = {}
     if source.base is not None and source.base != source.weights:
@@ -300,7 +299,7 @@ def _vocabulary_warnings(source: ExportSource, target: Path) -> list[str]:
 
 
 def _write_files(
-    source: ExportSource, target: Path, layout: CheckpointLayout, dtype: str, template: TemplateChoice
+    source: ExportSource, target: Path, layout: CheckpointLayout, dtype: str, template: ChatTemplateSource
 ) -> list[str]:
     """Write everything but weights; returns warnings."""
     config, options = source.config, source.options

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.state import STATE_FILE
+from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT
 from erniekit.errors import CheckpointError
-from erniekit.export.layouts import NESTED_MODEL_TYPE, CheckpointLayout
+from erniekit.export.layouts import NESTED_MODEL_TYPE
 from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from erniekit.models.config import ErnieConfig

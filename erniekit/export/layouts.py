@@ -8,14 +8,13 @@ the nested form only, and runs a checkpoint's for the flat one.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from erniekit.errors import CheckpointError
 from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, VisionConfig
 from erniekit.models.config_keys import DECODER_ALIASES
 from erniekit.moe.config import MoeConfig
 
-CheckpointLayout = Literal["hub", "transformers"]
 Json = dict[str, Any]
 
 # The spellings that vLLM knows; it refuses Paddle's `Ernie4_5_ForCausalLM`.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from erniekit.config.choices import ChatTemplateSource, CheckpointLayout
 from erniekit.data.chat.conversation import Conversation, Message, Part, TextPart, ToolCallPart
 from erniekit.data.chat.families import resolve_template
 from erniekit.data.chat.jinja import chat_template
@@ -13,12 +14,10 @@ from erniekit.data.chat.template import Template, TextSpan
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
 from erniekit.export.files import write_chat_template
-from erniekit.export.layouts import CheckpointLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TemplateChoice = Literal["auto", "base", "trained"]
 
 _TOOL: dict[str, Any] = {
     "type": "function",
@@ -42,7 +41,7 @@ _LOOP = _chat(_QUESTION, ("assistant", _CALL), ("tool", TextPart("result")), too
 
 
 def settle_chat_template(
-    target: Path, name: str, choice: TemplateChoice, layout: CheckpointLayout, *, trained: bool, vl: bool
+    target: Path, name: str, choice: ChatTemplateSource, layout: CheckpointLayout, *, trained: bool, vl: bool
 ) -> list[str]:
     """Write the chat template of training into `target` where it has to take the place of the base's, which is there.
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from erniekit.config.choices import OnLong
 from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.chat.template import require_answer
 from erniekit.data.encode.encoder import Encoder
-from erniekit.data.encode.samples import TOO_LONG, OnLong, Pairs, SampleReader
+from erniekit.data.encode.samples import TOO_LONG, Pairs, SampleReader
 from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import detect, parse_record
 from erniekit.data.formats.fields.columns import Columns

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.config.choices import PER_TOKEN
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.branches import BranchAttention
@@ -17,7 +18,7 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.moe.router import NO_ROUTER_LOSSES, RouterLossFlags
 from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import PER, RowPairs
-from erniekit.objectives.preference import PER_TOKEN, PairLogps, PreferenceSettings, preference_loss
+from erniekit.objectives.preference import PairLogps, PreferenceSettings, preference_loss
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
 from erniekit.objectives.sft import NO_ROUTER_LOSS, loss_positions, row_inputs
 from erniekit.objectives.totals import StepTotals, count_pairs

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-LossName = Literal[
-    "sigmoid", "hinge", "ipo", "robust", "simpo", "orpo", "dpop", "kto_pair", "apo_zero", "apo_down"
-]
-# Losses without a reference model.
-REFERENCE_FREE: frozenset[str] = frozenset({"simpo", "orpo"})
-# Losses that are defined over log-probabilities per token.
-PER_TOKEN: frozenset[str] = frozenset({"ipo", "simpo", "orpo"})
+from erniekit.config.choices import DpoLoss
+
 # The largest mean log-probability with finite odds in float32.
 _CERTAIN = -1e-7
 
@@ -35,7 +29,7 @@ class PreferenceSettings:
     do.
     """
 
-    loss: LossName = "sigmoid"
+    loss: DpoLoss = "sigmoid"
     beta: float = 0.1
     label_smoothing: float = 0.0
     simpo_gamma: float = 0.5

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.config.choices import Normalization
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.ernie import ErnieModel
@@ -20,7 +20,6 @@ from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, 
 from erniekit.objectives.totals import StepTotals, is_filler
 
 NO_ROUTER_LOSS = RouterWeights()
-Normalization = Literal["tokens", "token_balanced"]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-ScheduleType = Literal["cosine", "linear", "constant", "wsd"]
+from erniekit.config.choices import ScheduleType
 
 
 @dataclass(frozen=True)

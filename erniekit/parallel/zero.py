@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.config.choices import Shard
 from erniekit.distributed.collectives import all_reduce_host
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.layer_runner import LayerHooks
@@ -28,9 +28,6 @@ from erniekit.parallel.data_parallel import (
 )
 from erniekit.parallel.flat_shard import FlatShard, TensorShard, is_sharded, shard_buckets, tensor_shard
 from erniekit.parallel.fully_sharded import FullyShardedLayers
-
-Shard = Literal["none", "optimizer", "gradients", "parameters"]
-SHARDS: tuple[Shard, ...] = ("none", "optimizer", "gradients", "parameters")
 
 
 class ZeroReducer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.config import Config
-from erniekit.config.evaluation import ANSWER_FIGURES
+from erniekit.config.choices import ANSWER_METRICS
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
@@ -56,7 +56,7 @@ class EvalAnswers:
             in_step=config.parallel.expert > 1 or config.parallel.shard == "parameters",
         )
         self.samples = draw_samples(config, encoder, dist, log)
-        best = settings.best_metric if settings.best_metric in ANSWER_FIGURES else None
+        best = settings.best_metric if settings.best_metric in ANSWER_METRICS else None
         deciding = [] if best is None else [best.removeprefix("eval/")]
         self._plan = make_plan(self.samples, encoder.template, [*settings.metrics, *deciding])
         for metric in deciding:

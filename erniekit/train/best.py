@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from erniekit.config import EvalConfig
-from erniekit.config.evaluation import LOSS
+from erniekit.config.choices import EVAL_LOSS
 
 
 @dataclass
@@ -70,7 +70,7 @@ class EarlyStopping:
             return -math.inf
         if before is None:
             return math.inf
-        return before - value if self.metric == LOSS else value - before
+        return before - value if self.metric == EVAL_LOSS else value - before
 
 
 def make_early_stopping(settings: EvalConfig) -> EarlyStopping | None:

@@ -13,13 +13,14 @@ import paddle
 from paddle import nn
 
 from erniekit.config import Config
+from erniekit.config.choices import REFERENCE_FREE
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
 from erniekit.distributed.context import DistributedContext
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.pairs import pair_means
-from erniekit.objectives.preference import REFERENCE_FREE, PreferenceSettings
+from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.train.reference import (
     AdapterDisabledReference,

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 from erniekit.checkpoint.hub import spec_bytes
 from erniekit.config import Config
+from erniekit.config.choices import SHARDS, Shard
 from erniekit.models.config import ErnieConfig, VisionConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
 from erniekit.parallel.data_parallel import REST, by_layer
 from erniekit.parallel.fully_sharded import is_fully_sharded
-from erniekit.parallel.zero import SHARDS, Shard
 
 USABLE = 0.92
 """The share of a device's memory that a plan may fill."""

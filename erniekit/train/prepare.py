@@ -12,6 +12,7 @@ from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.weights import load_fully_sharded, load_model
 from erniekit.config import Config, LoraConfig
+from erniekit.config.choices import Shard
 from erniekit.config.rules import router_settings
 from erniekit.data.media.patches import ImageSpec
 from erniekit.distributed.mesh import Mesh
@@ -29,7 +30,7 @@ from erniekit.parallel.context_parallel import apply_context_parallel
 from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
 from erniekit.parallel.expert_parallel import apply_expert_parallel
 from erniekit.parallel.fully_sharded import FullyShardedLayers
-from erniekit.parallel.zero import Shard, ZeroReducer
+from erniekit.parallel.zero import ZeroReducer
 from erniekit.train.dpo import caches_with_copy, trains_beside_copy
 from erniekit.train.memory import ModelPlan, ShardingPlan, activation_bytes, describe_model, plan_model
 from erniekit.train.parameters import check_routers, trained_names

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.config.choices import OrthogonalMode
 from erniekit.models.ernie import ErnieModel
 from erniekit.moe.balance import update_bias
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.losses import mean_cosine, orthogonal_loss
 from erniekit.objectives.totals import MODALITIES
 from erniekit.optim.adamw import AdamW
-
-OrthogonalMode = Literal["loss", "decoupled"]
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,9 @@ from trl.experimental.orpo import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
+from erniekit.config.choices import PER_TOKEN, REFERENCE_FREE, DpoLoss
 from erniekit.objectives.dpo import DpoObjective, answer_tokens, branch_logps
 from erniekit.objectives.preference import (
-    PER_TOKEN,
-    REFERENCE_FREE,
-    LossName,
     PairLogps,
     PreferenceSettings,
     preference_loss,
@@ -35,7 +33,7 @@ from tests.unit.objectives.rows import make_model
 
 # Ours, whether lengths are normalised, and what DPOTrainer calls it. Its "sigmoid" has no label smoothing any more;
 # "aot" has, and is the same loss where pairs come one at a time (it sorts the log-ratios of a batch).
-DPO_TRAINER: list[tuple[LossName, bool, str]] = [
+DPO_TRAINER: list[tuple[DpoLoss, bool, str]] = [
     ("sigmoid", False, "sigmoid"),
     ("sigmoid", False, "aot"),
     ("sigmoid", True, "sigmoid_norm"),
@@ -190,13 +188,13 @@ def _assert_same(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...], d
 def test_every_loss_is_compared_or_not_in_trl() -> None:
     compared = {name for name, _, _ in DPO_TRAINER} | OTHER_TRAINERS
     assert not compared & NOT_IN_TRL
-    assert compared | NOT_IN_TRL == set(get_args(LossName))
+    assert compared | NOT_IN_TRL == set(get_args(DpoLoss))
 
 
 @DTYPES
 @pytest.mark.parametrize(("name", "normalize", "theirs"), DPO_TRAINER)
 @pytest.mark.parametrize("beta", BETAS)
-def test_dpo_trainer(beta: float, name: LossName, normalize: bool, theirs: str, dtype: str) -> None:
+def test_dpo_trainer(beta: float, name: DpoLoss, normalize: bool, theirs: str, dtype: str) -> None:
     for smoothing in SMOOTHINGS if theirs in SMOOTHED else (0.0,):
         settings = PreferenceSettings(name, beta, smoothing, length_normalize=normalize)
         loss = partial(_dpo_trainer_of_part, weights={theirs: 1.0}, beta=beta, label_smoothing=smoothing)
@@ -254,7 +252,7 @@ def test_kto_pair(beta: float, rows: list[Any], dtype: str) -> None:
     ("name", "normalize", "theirs"),
     [("sigmoid", False, "sigmoid"), ("sigmoid", True, "sigmoid_norm"), ("ipo", False, "ipo")],
 )
-def test_objective_with_sft_weight(name: LossName, normalize: bool, theirs: str) -> None:
+def test_objective_with_sft_weight(name: DpoLoss, normalize: bool, theirs: str) -> None:
     """The mean over pairs, the lengths of answers and the mean over tokens of `sft_weight`, from a model's row."""
     model, row = make_model(), pair_row(make_answers(5, seed=4, pictures=True), share=True)
     logps = branch_logps(model, row, 16)[0].numpy()

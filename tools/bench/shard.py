@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from erniekit.config.choices import SHARDS
 from erniekit.create.create import create_model
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARDS = ("none", "optimizer", "gradients", "parameters")
 
 
 def main() -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from erniekit.config.choices import LossOn, Reasoning
 from erniekit.data.chat.conversation import Message
-
-Reasoning = Literal["train", "mask", "drop"]
-LossOn = Literal["all", "last_turn", "each_turn"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from erniekit.config.choices import OnError, OnLong
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.samples import TOO_LONG, OnLong, Sample
+from erniekit.data.encode.samples import TOO_LONG, Sample
 from erniekit.errors import DataError
 
-OnError = Literal["raise", "skip"]
 _MOST_NOTICES = 50
 _MORE_NOTICES = "more keys that are not read"
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from erniekit.config.choices import VideoSampling
 from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
@@ -75,7 +76,7 @@ class EncodeOptions:
     video_fps: float | None = None
     video_min_frames: int | None = None
     video_max_frames: int | None = None
-    video_sampling: Literal["leading", "middle", "random"] | None = None
+    video_sampling: VideoSampling | None = None
     video_timestamps: bool | None = None
     video_min_pixels: int | None = None
     video_max_pixels: int | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from erniekit.config.choices import OnLong
 from erniekit.data.chat.conversation import Conversation, Message, ReasoningPart, SampleError, ToolCallPart
 from erniekit.data.chat.history import calls_as_history, untrained_reasoning
 from erniekit.data.encode.document import IGNORE, Document
@@ -17,7 +18,6 @@ from erniekit.data.encode.pairs import encode_pair, prompt_messages
 from erniekit.data.files.reader import BadLine, Record
 from erniekit.data.formats import detect, parse_record
 
-OnLong = Literal["error", "drop", "trim_history"]
 Pairs = Literal["chosen", "shared", "separate"]
 TOO_LONG = "too long"
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from erniekit.config.choices import FORMATS
 from erniekit.data.chat.conversation import (
     Conversation,
     Message,
@@ -37,7 +38,6 @@ _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
     "erniekit": parse_erniekit,
     "text": parse_plain_text,
 }
-FORMATS: tuple[str, ...] = tuple(_PARSERS)
 _MOST_KEYS, _LONGEST_KEY = 20, 40  # that an error shows
 # As in the identity sets of LLaMA-Factory and ms-swift. Code has braces too, but a longer text in them.
 _PLACEHOLDER = re.compile(r"\{\{ ?\w{2,30} ?\}\}")

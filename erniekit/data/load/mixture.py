@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from erniekit.config.choices import Mix, Stop
 from erniekit.data.load.packing import Row
 
 Order = npt.NDArray[np.int64]
 # In the place of a source's number, for the order of rows.
 _ROWS = 1 << 32
-Mix = Literal["concat", "interleave", "weighted"]
-Stop = Literal["first_exhausted", "all_exhausted"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from erniekit.config.choices import VideoSampling
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.media.frames import VideoInfo, VideoSource, load_frames, video_info
 from erniekit.data.media.images import describe
@@ -33,7 +34,6 @@ from erniekit.data.media.patches import (
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import read_json_object
 
-Sampling = Literal["leading", "middle", "random"]
 FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
 _FPS = 2.0
 _FRAMES = (16, 180)
@@ -55,7 +55,7 @@ class VideoSpec:
     fps: float
     min_frames: int
     max_frames: int
-    sampling: Sampling
+    sampling: VideoSampling
     timestamps: bool
     min_pixels: int
     max_pixels: int
@@ -66,8 +66,8 @@ class VideoSpec:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ConfigError(f"data.video_fps ({self.fps}) must be more than 0")
-        if self.sampling not in get_args(Sampling):
-            known = ", ".join(get_args(Sampling))
+        if self.sampling not in get_args(VideoSampling):
+            known = ", ".join(get_args(VideoSampling))
             raise ConfigError(f"data.video_sampling ({self.sampling}) must be one of {known}")
         for name, least, most in (
             ("frames", self.min_frames, self.max_frames),
@@ -96,7 +96,7 @@ class VideoSpec:
         fps: float | None = None,
         min_frames: int | None = None,
         max_frames: int | None = None,
-        sampling: Sampling | None = None,
+        sampling: VideoSampling | None = None,
         timestamps: bool | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from erniekit.config import Config, dump_config, load_config
-from erniekit.config.schema import ALL_LINEAR
+from erniekit.config.choices import ALL_LINEAR
 from erniekit.errors import ConfigError
 
 Write = Callable[[str, str], Path]

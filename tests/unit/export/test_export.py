@@ -18,10 +18,10 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.weights import load_model
+from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
-from erniekit.export.layouts import CheckpointLayout
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
+from erniekit.config.choices import ChatTemplateSource, CheckpointLayout
 from erniekit.data.chat.families import TEMPLATES
 from erniekit.data.chat.jinja import chat_template
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
 from erniekit.export.export import export_model
-from erniekit.export.layouts import CheckpointLayout
-from erniekit.export.prompts import TemplateChoice
 from tests.unit.export.conftest import Copy, change_json, write_state
 
 # As a release of a text model writes chats: nothing of tools.
@@ -45,7 +44,7 @@ def trained(copy: Copy, family: str, program: str | None = None, template: str =
 
 
 def exported(
-    source: Path, output: Path, layout: CheckpointLayout = "hub", template: TemplateChoice = "auto"
+    source: Path, output: Path, layout: CheckpointLayout = "hub", template: ChatTemplateSource = "auto"
 ) -> list[str]:
     """Notes about the chat template."""
     notes = export_model(source, output, layout=layout, template=template).warnings

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from erniekit.config.choices import OnLong
 from erniekit.data.encode.encoder import Encoder
-from erniekit.data.encode.samples import OnLong, Pairs, SampleReader
+from erniekit.data.encode.samples import Pairs, SampleReader
 from erniekit.inspection.check import CheckedFile
 from erniekit.inspection.choose import first
 from erniekit.inspection.preview import Preview, preview_samples

@@ -8,9 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.config.choices import PER_TOKEN, REFERENCE_FREE, DpoLoss
 from erniekit.objectives.preference import (
-    PER_TOKEN,
-    REFERENCE_FREE,
     PairLogps,
     PreferenceSettings,
     preference_loss,
@@ -125,10 +124,8 @@ def test_value_and_gradient(name: str, beta: float, smoothing: float) -> None:
 def test_every_loss_has_an_oracle_and_the_right_inputs() -> None:
     from typing import get_args
 
-    from erniekit.objectives.preference import LossName
-
-    assert set(ORACLES) == set(get_args(LossName))
-    assert REFERENCE_FREE <= PER_TOKEN
+    assert set(ORACLES) == set(get_args(DpoLoss))
+    assert set(REFERENCE_FREE) <= set(PER_TOKEN)
 
 
 def test_per_token_divides_policy_and_reference() -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.config.choices import Normalization
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.layer_runner import CheckpointedLayers
 from erniekit.objectives.routing import RouterWeights
-from erniekit.objectives.sft import Normalization, SftObjective
+from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
 from tests.closeness import FLOAT32, assert_all_close, assert_close
 from tests.unit.objectives.rows import (

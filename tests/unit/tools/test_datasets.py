@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from erniekit.config.choices import FORMATS
 from erniekit.data.chat.conversation import Conversation, ImagePart, TextPart, ToolCallPart
 from erniekit.data.files.reader import Record, read_records
-from erniekit.data.formats import FORMATS, detect, parse_record
+from erniekit.data.formats import detect, parse_record
 from erniekit.data.media.images import open_image
 from erniekit.evaluation.metrics.calls import is_valid
 from erniekit.generation.answer import ToolCall

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from erniekit.config import Config, load_config
+from erniekit.config.choices import SHARDS
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import DataStats
 from erniekit.data.load.packing import Row
@@ -15,7 +16,6 @@ from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
 from erniekit.optim.schedule import Schedule
-from erniekit.parallel.zero import SHARDS
 from erniekit.train.dpo import trains_beside_copy
 from erniekit.train.memory import ShardingPlan, describe_model, plan_model, size
 from erniekit.train.plan import (

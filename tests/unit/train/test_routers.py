@@ -8,11 +8,12 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.config.choices import OrthogonalMode
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.optim.adamw import AdamW, GroupRule
-from erniekit.train.routers import OrthogonalMode, Routers
+from erniekit.train.routers import Routers
 from tests.closeness import assert_close
 from tests.unit.models.test_config import FLAT, MOE
 from tests.unit.moe import oracle

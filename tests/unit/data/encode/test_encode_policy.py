@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from erniekit.config.choices import LossOn, Reasoning
 from erniekit.data.chat.conversation import Conversation, ReasoningPart, SampleError, ToolCallPart
 from erniekit.data.chat.history import calls_as_history, untrained_reasoning
-from erniekit.data.chat.loss_policy import LossOn, LossPolicy, Reasoning
+from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
 from tests.unit.data.helpers import SPECIAL, chat, encoded, make_checkpoint, make_tokenizer, noise, video

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config.choices import OnLong
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
 from erniekit.data.encode.limits import ModelLimits, check_max_positions, resized_vocab_size
 from erniekit.data.encode.pairs import encode_pair
-from erniekit.data.encode.samples import TOO_LONG, OnLong, Sample, SampleReader
+from erniekit.data.encode.samples import TOO_LONG, Sample, SampleReader
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.data.files.reader import Cursor, Record
 from erniekit.errors import CheckpointError, ConfigError

@@ -4,11 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config.choices import OnLong
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
-from erniekit.data.encode.samples import OnLong, Sample, SampleReader, cut
+from erniekit.data.encode.samples import Sample, SampleReader, cut
 from erniekit.data.files.reader import BadLine, Cursor, Record
 from tests.unit.data.helpers import data_uri, noise
 

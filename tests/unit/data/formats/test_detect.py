@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from erniekit.config.choices import FORMATS
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.formats import FORMATS, detect, parse_record
+from erniekit.data.formats import detect, parse_record
 from erniekit.errors import DataError
 from tests.unit.data.formats.parsing import outline, parse
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erniekit.config.choices import FORMATS
 from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.convert import to_record
 from erniekit.data.files.reader import BadLine, read_records
-from erniekit.data.formats import FORMATS, detect, parse_record
+from erniekit.data.formats import detect, parse_record
 from erniekit.errors import DataError
 from tests.unit.data.helpers import qa
 from tests.unit.data.strategies import JSON, conversations, mutated

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erniekit.data.load.mixture import Mix, Mixture, Stop, next_source, permutation
+from erniekit.config.choices import Mix, Stop
+from erniekit.data.load.mixture import Mixture, next_source, permutation
 from erniekit.data.load.packing import plan_rows
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=5)

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from erniekit.config.choices import Mix
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
@@ -19,7 +20,7 @@ from erniekit.data.encode.samples import SampleReader
 from erniekit.data.encode.workers import Workers
 from erniekit.data.files import reader as reader_module
 from erniekit.data.load.loader import RowLoader, join_states
-from erniekit.data.load.mixture import Mix, Mixture
+from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows
 from erniekit.data.store.dataset import SourceFiles

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config.choices import Mix
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.samples import SampleReader
 from erniekit.data.encode.workers import Workers
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.data.load.loader import RowLoader
-from erniekit.data.load.mixture import Mix, Mixture
+from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.stream import StreamedRows
 from erniekit.data.store.dataset import SourceFiles
 from erniekit.errors import DataError
