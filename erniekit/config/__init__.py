@@ -1,11 +1,11 @@
 """The configuration of a run: its schema, and how it is read from YAML and the command line."""
 
+from erniekit.config.config import Config
+from erniekit.config.data import DataConfig, SourceConfig
 from erniekit.config.evaluation import EvalConfig
 from erniekit.config.load import dump_config, load_config
 from erniekit.config.schema import (
     CheckpointConfig,
-    Config,
-    DataConfig,
     LogConfig,
     LoraConfig,
     LossConfig,
@@ -14,7 +14,6 @@ from erniekit.config.schema import (
     ParallelConfig,
     ParameterGroup,
     ScheduleConfig,
-    SourceConfig,
     TrainConfig,
 )
 

@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from erniekit.config.schema import Config, SourceConfig
+from erniekit.config.data import SourceConfig
+from erniekit.config.schema import Schema
 from erniekit.config.source import KeyPath, dotted
 
 OTHER_NAMES = {
@@ -136,7 +137,7 @@ class Target(NamedTuple):
 
 
 def _sections() -> dict[str, type[BaseModel]]:
-    annotations = {name: field.annotation for name, field in Config.model_fields.items()}
+    annotations = {name: field.annotation for name, field in Schema.model_fields.items()}
     return {
         name: annotation
         for name, annotation in annotations.items()
@@ -183,7 +184,7 @@ def _unwrap(annotation: Any, constraints: tuple[Any, ...] = ()) -> tuple[Any, tu
 
 def target_of(path: KeyPath) -> Target | None:
     """What a key path leads to in the schema; None where it leads nowhere."""
-    target = Target(Config)
+    target = Target(Schema)
     for part in path:
         kind, _, _ = _unwrap(target.annotation)
         if isinstance(part, int):
@@ -271,7 +272,7 @@ def meant(path: KeyPath) -> str:
         joined = {key.replace(".", "_"): key for key in KNOWN_KEYS}
         elsewhere = by_name.get(last) or joined.get(_closest(last, list(joined)) or "")
         elsewhere = elsewhere or by_name.get(_closest(last, list(by_name)) or "")
-        beside = last if last in Config.model_fields else by_name.get(last) or beside or elsewhere
+        beside = last if last in Schema.model_fields else by_name.get(last) or beside or elsewhere
     return f"did you mean `{beside}`?" if beside else "allowed here: " + ", ".join(siblings)
 
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from erniekit.config import hints
+from erniekit.config.config import Config
 from erniekit.config.rules import CONFLICT, Conflict
-from erniekit.config.schema import Config
 from erniekit.config.section import AS_WRITTEN, BAD_PATH
 from erniekit.config.source import (
     KeyPath,

@@ -4,16 +4,13 @@ Each rule yields what is wrong and the keys that it is about, so that `erniekit.
 each.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from erniekit.config import choices
-
-if TYPE_CHECKING:
-    from erniekit.config.schema import Config
+from erniekit.config.schema import Schema
+from erniekit.config.section import Section
 
 CONFLICT = "conflict"
 """The pydantic error type under which broken rules are reported; `ctx["conflicts"]` is a list of Conflict."""
@@ -30,19 +27,17 @@ class Conflict(NamedTuple):
     message: str
 
 
-def find_conflicts(config: Config) -> Iterator[Conflict]:
+def find_conflicts(config: Schema) -> Iterator[Conflict]:
     """Every broken rule."""
     for rule in _RULES:
         yield from rule(config)
 
 
-def _default(section: object, key: str) -> object:
-    """What a field of a section is when nobody sets it."""
-    fields = type(section).model_fields  # type: ignore[attr-defined]
-    return fields[key].default
+def _default(section: Section, key: str) -> object:
+    return type(section).model_fields[key].default
 
 
-def _lora_is_off(config: Config) -> Iterator[Conflict]:
+def _lora_is_off(config: Schema) -> Iterator[Conflict]:
     # A value equal to the default does nothing, and is what a saved, fully resolved configuration contains.
     if config.lora.enabled:
         return
@@ -54,17 +49,17 @@ def _lora_is_off(config: Config) -> Iterator[Conflict]:
             )
 
 
-def _eval_has_data(config: Config) -> Iterator[Conflict]:
+def _eval_has_data(config: Schema) -> Iterator[Conflict]:
     if config.train.eval_every is not None and not config.data.eval:
         yield Conflict(("train.eval_every", "data.eval"), "needs held-out files in data.eval, which is empty")
 
 
-def _answers_have_data(config: Config) -> Iterator[Conflict]:
+def _answers_have_data(config: Schema) -> Iterator[Conflict]:
     if config.eval.samples and not config.data.eval:
         yield Conflict(("eval.samples", "data.eval"), "needs held-out files in data.eval, which is empty")
 
 
-def _best_is_known(config: Config) -> Iterator[Conflict]:
+def _best_is_known(config: Schema) -> Iterator[Conflict]:
     name = config.eval.best_metric
     if name is None:
         return
@@ -88,7 +83,7 @@ def _best_is_known(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _patience_has_a_measure(config: Config) -> Iterator[Conflict]:
+def _patience_has_a_measure(config: Schema) -> Iterator[Conflict]:
     settings = config.eval
     if settings.patience is not None and settings.best_metric is None:
         yield Conflict(
@@ -99,7 +94,7 @@ def _patience_has_a_measure(config: Config) -> Iterator[Conflict]:
         yield Conflict(("eval.min_delta", "eval.patience"), "has no effect unless eval.patience is set")
 
 
-def _one_warmup(config: Config) -> Iterator[Conflict]:
+def _one_warmup(config: Schema) -> Iterator[Conflict]:
     if config.schedule.warmup_steps and config.schedule.warmup_ratio:
         yield Conflict(
             ("schedule.warmup_ratio", "schedule.warmup_steps"),
@@ -107,7 +102,7 @@ def _one_warmup(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _warmup_fits(config: Config) -> Iterator[Conflict]:
+def _warmup_fits(config: Schema) -> Iterator[Conflict]:
     steps, warmup = config.train.max_steps, config.schedule.warmup_steps
     if steps is not None and warmup > steps:
         yield Conflict(
@@ -116,7 +111,7 @@ def _warmup_fits(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _learning_rate_falls(config: Config) -> Iterator[Conflict]:
+def _learning_rate_falls(config: Schema) -> Iterator[Conflict]:
     low, high = config.schedule.min_learning_rate, config.optimizer.learning_rate
     if low > high:
         yield Conflict(
@@ -125,7 +120,7 @@ def _learning_rate_falls(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _decay_is_used(config: Config) -> Iterator[Conflict]:
+def _decay_is_used(config: Schema) -> Iterator[Conflict]:
     schedule = config.schedule
     if schedule.type != "wsd" and schedule.decay_ratio != _default(schedule, "decay_ratio"):
         yield Conflict(
@@ -134,7 +129,7 @@ def _decay_is_used(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _pixels_in_order(config: Config) -> Iterator[Conflict]:
+def _pixels_in_order(config: Schema) -> Iterator[Conflict]:
     low, high = config.data.min_pixels, config.data.max_pixels
     if low is not None and high is not None and low > high:
         yield Conflict(
@@ -142,7 +137,7 @@ def _pixels_in_order(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _frames_in_order(config: Config) -> Iterator[Conflict]:
+def _frames_in_order(config: Schema) -> Iterator[Conflict]:
     data = config.data
     for low, high in (("video_min_frames", "video_max_frames"), ("video_min_pixels", "video_max_pixels")):
         least, most = getattr(data, low), getattr(data, high)
@@ -150,7 +145,7 @@ def _frames_in_order(config: Config) -> Iterator[Conflict]:
             yield Conflict((f"data.{low}", f"data.{high}"), f"{least} is above data.{high}, which is {most}")
 
 
-def _fetched_layers_are_recomputed(config: Config) -> Iterator[Conflict]:
+def _fetched_layers_are_recomputed(config: Schema) -> Iterator[Conflict]:
     if config.parallel.shard == "parameters" and not config.train.recompute:
         yield Conflict(
             ("parallel.shard", "train.recompute"),
@@ -158,7 +153,7 @@ def _fetched_layers_are_recomputed(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _mix_is_used(config: Config) -> Iterator[Conflict]:
+def _mix_is_used(config: Schema) -> Iterator[Conflict]:
     data = config.data
     if data.mix != "weighted" and any(source.weight != 1 for source in data.train):
         yield Conflict(
@@ -173,7 +168,7 @@ def _mix_is_used(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _stream_has_an_end(config: Config) -> Iterator[Conflict]:
+def _stream_has_an_end(config: Schema) -> Iterator[Conflict]:
     data = config.data
     if data.streaming and config.train.max_steps is None:
         yield Conflict(
@@ -184,7 +179,7 @@ def _stream_has_an_end(config: Config) -> Iterator[Conflict]:
         yield Conflict(("data.buffer", "data.streaming"), "has no effect unless data.streaming is true")
 
 
-def _dtype_has_kernels(config: Config) -> Iterator[Conflict]:
+def _dtype_has_kernels(config: Schema) -> Iterator[Conflict]:
     if config.parallel.device == "cpu" and config.model.dtype == "bfloat16":
         yield Conflict(
             ("model.dtype", "parallel.device"),
@@ -193,14 +188,14 @@ def _dtype_has_kernels(config: Config) -> Iterator[Conflict]:
         )
 
 
-def router_settings(config: Config) -> list[str]:
+def router_settings(config: Schema) -> list[str]:
     """The keys in use that act on routers, and only on those that are trained."""
     used = {f"loss.{name}": getattr(config.loss, name) for name in _ROUTER_LOSSES}
     ratio = config.optimizer.router_learning_rate_ratio
     return [key for key, value in used.items() if value] + [_ROUTER_RATIO] * (ratio != 1)
 
 
-def _routers_are_trained(config: Config) -> Iterator[Conflict]:
+def _routers_are_trained(config: Schema) -> Iterator[Conflict]:
     lora = config.lora
     for key in router_settings(config):
         if key == "loss.bias_update_rate" and lora.enabled:
@@ -220,7 +215,7 @@ def _routers_are_trained(config: Config) -> Iterator[Conflict]:
             )
 
 
-def _orthogonal_mode_is_used(config: Config) -> Iterator[Conflict]:
+def _orthogonal_mode_is_used(config: Schema) -> Iterator[Conflict]:
     loss = config.loss
     if loss.orthogonal_mode != _default(loss, "orthogonal_mode") and not loss.orthogonal_weight:
         yield Conflict(
@@ -229,7 +224,7 @@ def _orthogonal_mode_is_used(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _dpo_is_on(config: Config) -> Iterator[Conflict]:
+def _dpo_is_on(config: Schema) -> Iterator[Conflict]:
     if config.task == "dpo":
         return
     for name in type(config.dpo).model_fields:
@@ -244,7 +239,7 @@ def _dpo_is_on(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _dpo_fits(config: Config) -> Iterator[Conflict]:
+def _dpo_fits(config: Schema) -> Iterator[Conflict]:
     if config.task != "dpo":
         return
     if config.data.loss_on == "each_turn":
@@ -258,7 +253,7 @@ def _dpo_fits(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _dpo_constants_are_used(config: Config) -> Iterator[Conflict]:
+def _dpo_constants_are_used(config: Schema) -> Iterator[Conflict]:
     dpo = config.dpo
     if config.task != "dpo":
         return
@@ -274,7 +269,7 @@ def _dpo_constants_are_used(config: Config) -> Iterator[Conflict]:
             )
 
 
-def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
+def _dpo_reference_fits(config: Schema) -> Iterator[Conflict]:
     dpo, data = config.dpo, config.data
     if config.task != "dpo":
         return
@@ -301,7 +296,7 @@ def _dpo_reference_fits(config: Config) -> Iterator[Conflict]:
         )
 
 
-_RULES: tuple[Callable[[Config], Iterator[Conflict]], ...] = (
+_RULES: tuple[Callable[[Schema], Iterator[Conflict]], ...] = (
     _lora_is_off,
     _eval_has_data,
     _answers_have_data,
