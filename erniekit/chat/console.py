@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import sys
-import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from erniekit.chat.session import Chat, Reply
 from erniekit.data.chat.conversation import SampleError
 from erniekit.errors import ErnieKitError
 from erniekit.generation.answer import Delta, Kind, ToolCall
+from erniekit.terminal import printable
 
 HELP = """\
 /image FILE    a picture for the next message
@@ -160,15 +160,6 @@ def line_reader() -> Callable[[str], str]:
     with suppress(ImportError):
         importlib.import_module("readline")  # input() edits lines with it
     return input
-
-
-def printable(text: str) -> str:
-    """Text without what would steer a terminal."""
-    return "".join(["\N{REPLACEMENT CHARACTER}" if _steers(character) else character for character in text])
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) == "Cc" and character not in "\n\t"
 
 
 def _described(call: ToolCall) -> str:

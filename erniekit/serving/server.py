@@ -25,7 +25,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from erniekit.chat.console import printable
 from erniekit.errors import ConfigError
 from erniekit.generation.answer import Delta
 from erniekit.interrupt import InterruptGuard
@@ -42,6 +41,7 @@ from erniekit.serving.response import (
     to_json,
 )
 from erniekit.serving.service import ChatService, Job
+from erniekit.terminal import printable
 
 MAX_BODY = 64 << 20  # bytes: a few large pictures
 # How often a client that waits for its turn is looked after.

@@ -1,0 +1,16 @@
+"""Text from models and clients, made safe to print on a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """The text with each control character but newline and tab replaced: escape sequences steer terminals."""
+    return "".join(
+        ["\N{REPLACEMENT CHARACTER}" if _is_control(character) else character for character in text]
+    )
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\t"
