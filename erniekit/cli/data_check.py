@@ -154,17 +154,17 @@ def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path
     """Check the files, print what was found and write it to `json_file`. Exits with 1 where something is wrong."""
     import json
 
+    from erniekit.display.progress import show_file_progress
     from erniekit.errors import DataError
     from erniekit.inspection.check import check_files
     from erniekit.inspection.describe import as_values, describe
-    from erniekit.inspection.progress import show_progress
 
     if options.encoder is not None:
         typer.echo(f"template {options.encoder.template.name}, max_length {options.max_length:,}")
         for note in options.encoder.limits.notes():
             typer.echo(f"note: {note}")
-    with show_progress("checking") as progress:
-        report = check_files(files, options, progress)
+    with show_file_progress() as on_progress:
+        report = check_files(files, options, on_progress)
     for line in describe(report):
         typer.echo(line)
     if json_file is not None:

@@ -223,8 +223,8 @@ def _run(
     outputs: _Outputs,
 ) -> "Evaluation":
     """Loads the model and goes through the samples, with a bar."""
+    from erniekit.display.progress import show_progress
     from erniekit.evaluation.evaluate import evaluate as run_evaluation
-    from erniekit.evaluation.progress import show_progress
     from erniekit.generation.text import AnswerText
 
     text = AnswerText.from_checkpoint(source.directory)

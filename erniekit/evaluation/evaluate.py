@@ -12,9 +12,9 @@ from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.load.batch import pack
 from erniekit.data.media.decode import decode
+from erniekit.display.progress import OnProgress, no_progress
 from erniekit.evaluation.dataset import EvalSample, LossSample, Plan
 from erniekit.evaluation.metrics.choose import Pair, is_right, score
-from erniekit.evaluation.progress import OnProgress
 from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
 from erniekit.generation.generate import Generated, Generator, inference_mode, split_rows
@@ -149,7 +149,7 @@ class _Run:
         self.mistakes: list[Prediction] = []
         self._generator, self._encoder, self._text = generator, encoder, text
         self._plan, self._sampling, self._budget = plan, sampling, budget
-        self._report = on_progress or _silent
+        self._report = on_progress or no_progress
         self._objective = SftObjective(generator.model)
         self._seen = self._answered = self._unanswered = 0
 
@@ -267,7 +267,3 @@ def _chunks(samples: Iterable[LossSample], most: int) -> Iterator[list[LossSampl
 
 def _after_reasoning(answer: str) -> str:
     return answer.partition(_END_OF_REASONING)[2].lstrip("\n")
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody is watching."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.files.find import replacing
+from erniekit.display.text import format_table
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.evaluation.evaluate import Evaluation, Prediction
 from erniekit.evaluation.scores import Figures, Mean
@@ -37,7 +38,7 @@ def describe(evaluation: Evaluation) -> list[str]:
     tables = []
     if evaluation.tally.overall.loss is not None:
         header = ("loss", "samples", "tokens", "loss", "perplexity")
-        tables.append(_table([header, *(_loss_row(name, figures) for name, figures in groups)]))
+        tables.append(format_table([header, *(_loss_row(name, figures) for name, figures in groups)]))
     metrics = list(evaluation.tally.overall.metrics)
     answered = [(name, figures) for name, figures in groups if figures.answers]
     if len(metrics) > 1 or len(answered) > 1:
@@ -45,7 +46,7 @@ def describe(evaluation: Evaluation) -> list[str]:
             (name, f"{figures.answers:,}", *(_share_of(figures, metric) for metric in metrics))
             for name, figures in answered
         ]
-        tables.append(_table([("metrics", "answers", *metrics), *rows]))
+        tables.append(format_table([("metrics", "answers", *metrics), *rows]))
     return [line for table in tables for line in ("", *table)]
 
 
@@ -194,14 +195,6 @@ def _share_of(figures: Figures, metric: str) -> str:
     if mean is None:
         return "-"
     return f"{mean.value:.1%}" if mean.samples == figures.answers else f"{mean.value:.1%} of {mean.samples:,}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of equal length as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
 
 
 def _figures(figures: Figures) -> dict[str, Any]:

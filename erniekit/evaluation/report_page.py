@@ -13,13 +13,13 @@ from jinja2 import Environment, StrictUndefined
 
 from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
 from erniekit.data.media.item import Media
+from erniekit.display.text import visible
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
 from erniekit.evaluation.report import Settings, describe
 from erniekit.generation.answer import Answer, ToolCall
 from erniekit.inspection.preview import Shown
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
-from erniekit.inspection.visible import visible
 
 _PAGE = Path(__file__).with_name("report_page.html")
 # Answers on the page, so that a browser can still show it and memory can hold it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,11 @@ from erniekit.data.media.measure import measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
 from erniekit.data.media.video import VideoSpec
+from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import DataError
 from erniekit.inspection.contents import all_characters, media_parts
 from erniekit.inspection.report import ErrorList, FileReport, Report, Unit
 
-# (bytes read, bytes in all)
-Progress = Callable[[int, int], None]
 _TOKEN = 28 * 28  # pixels
 # What ERNIE 4.5's processors have where a checkpoint does not say: transformers' Ernie4_5_VLMoeImageProcessor and
 # Ernie4_5_VLMoeVideoProcessor.
@@ -86,7 +85,7 @@ class CheckOptions:
 
 
 def check_files(
-    files: Sequence[CheckedFile], options: CheckOptions, progress: Progress | None = None
+    files: Sequence[CheckedFile], options: CheckOptions, on_progress: OnProgress = no_progress
 ) -> Report:
     """Everything about the samples of these files. What is wrong is in the report: nothing is raised for it.
 
@@ -101,8 +100,7 @@ def check_files(
         found = FileReport(file.path, file.heldout)
         report.files.append(found)
         for read in checker.read(file, found):
-            if progress is not None:
-                progress(before + read, sum(sizes))
+            on_progress("checking", before + read, sum(sizes))
         before += size
         if options.limit is not None and report.samples >= options.limit:
             break

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from erniekit.data.chat.conversation import CHAT_ROLES
+from erniekit.display.text import format_table, visible
 from erniekit.inspection.contents import CONTENTS
 from erniekit.inspection.lengths import PERCENTILES, Lengths, edges_for
 from erniekit.inspection.report import FileReport, Packing, Report
-from erniekit.inspection.visible import visible
 
 _NAMED_FILES = 30
 _BAR = 20  # characters of the longest bar
@@ -88,7 +88,7 @@ def _roles(report: Report) -> list[str]:
         if role in report.roles:
             count = report.roles[role]
             rows.append((role, f"{count.messages:,}", f"{count.with_loss:,}", f"{count.characters:,}"))
-    return table(rows)
+    return format_table(rows, indent=2)
 
 
 def _contents(report: Report) -> list[str]:
@@ -96,7 +96,7 @@ def _contents(report: Report) -> list[str]:
         return []
     rows = [("content", "samples")]
     rows += [(name, f"{report.contents[name]:,}") for name in CONTENTS if report.contents[name]]
-    lines = table(rows)
+    lines = format_table(rows, indent=2)
     if report.pictures or report.videos:
         lines.append(f"{report.pictures:,} pictures, {report.videos:,} videos")
     if report.duplicates.count:
@@ -121,7 +121,7 @@ def _lengths(report: Report) -> list[str]:
         found = [lengths.percentile(percent) for percent in PERCENTILES]
         numbers = (*found, lengths.longest(), len(lengths.values))
         rows.append((name, *(f"{number:,}" for number in numbers)))
-    lines += ["", *table(rows)]
+    lines += ["", *format_table(rows, indent=2)]
     return lines
 
 
@@ -190,18 +190,6 @@ def _packing(packing: Packing) -> str:
         f"packed: {packing.documents:,} documents in {packing.rows:,} rows of {packing.max_length:,} tokens an epoch, "
         f"{packing.unused:.1%} unused (padding each document would leave {packing.unused_if_padded:.1%} unused)"
     )
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of as many cells in columns, the first to the left, the others to the right; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        first, *others = (
-            f"{cell:{'<' if not column else '>'}{widths[column]}}" for column, cell in enumerate(row)
-        )
-        lines.append("  " + "  ".join([first, *others]).rstrip())
-    return lines
 
 
 def as_values(report: Report) -> dict[str, Any]:

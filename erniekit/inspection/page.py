@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from jinja2 import Environment, StrictUndefined
 
 from erniekit.data.chat.conversation import SampleError
+from erniekit.display.text import visible
 from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, ShownKind
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
-from erniekit.inspection.visible import visible
 
 _PAGE = Path(__file__).with_name("page.html")
 # Kinds that are often long and always the same: they can be folded, and are where they are longer than this.

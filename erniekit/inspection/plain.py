@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from erniekit.inspection.describe import table
+from erniekit.display.text import format_table, visible
 from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, Stretch
-from erniekit.inspection.visible import visible
 
 OPEN, CLOSE = "⟦", "⟧"
 NEWLINE = "⏎"
@@ -62,7 +61,7 @@ def counts(document: PreviewedDocument) -> list[str]:
     for count in document.counts:
         rows.append((KINDS[count.kind], f"{count.tokens:,}", f"{count.trained:,}" if count.trained else "-"))
     rows.append(("in all", f"{document.tokens:,}", f"{document.loss_tokens:,}"))
-    return table(rows)
+    return format_table(rows, indent=2)
 
 
 def _marked(stretch: Stretch) -> Iterator[str]:

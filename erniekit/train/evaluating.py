@@ -10,8 +10,8 @@ import paddle
 from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
+from erniekit.display.progress import OnProgress
 from erniekit.distributed.context import DistributedContext
-from erniekit.evaluation.progress import OnProgress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.dpo import evaluate_pairs

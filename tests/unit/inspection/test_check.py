@@ -194,7 +194,7 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     paths = [write_lines(tmp_path / f"{name}.jsonl", [qa("x"), qa("y")]) for name in "ab"]
     seen: list[tuple[int, int]] = []
     files = [CheckedFile(path, "auto") for path in paths]
-    check_files(files, CheckOptions(None, 100), lambda done, total: seen.append((done, total)))
+    check_files(files, CheckOptions(None, 100), lambda phase, done, total: seen.append((done, total)))
     total = sum(path.stat().st_size for path in paths)
     assert seen == sorted(seen)
     assert seen[-1] == (total, total)

@@ -9,7 +9,7 @@ import pytest
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.encoder import Encoder
 from erniekit.inspection.check import CheckedFile, CheckOptions, check_files
-from erniekit.inspection.describe import as_values, bar, describe, table
+from erniekit.inspection.describe import as_values, bar, describe
 from erniekit.inspection.report import ErrorList, FileReport, Report
 from tests.unit.data.helpers import data_uri, noise, qa, write_lines
 from tests.unit.inspection.samples import TOOL_CHAT
@@ -171,10 +171,6 @@ def test_json_values_without_a_model(tmp_path: Path) -> None:
 )
 def test_bars_are_in_proportion(count: int, expected: str) -> None:
     assert bar(count, 1000) == expected
-
-
-def test_columns_of_a_table_line_up() -> None:
-    assert table([("a", "number"), ("longer", "1")]) == ["  a       number", "  longer       1"]
 
 
 def test_keys_that_nothing_reads_are_counted_with_the_first_place(tmp_path: Path) -> None:
