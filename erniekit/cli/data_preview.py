@@ -104,21 +104,21 @@ def _show(seen: "Preview", html: Path | None, plain: bool) -> None:
     """Print the preview, or write it to `html`."""
     if html is not None:
         from erniekit.errors import DataError
-        from erniekit.inspection.page import render_page
+        from erniekit.inspection.preview_page import render_preview
 
         try:
-            html.write_text(render_page(seen), encoding="utf-8")
+            html.write_text(render_preview(seen), encoding="utf-8")
         except OSError as error:
             raise DataError(f"{html}: cannot be written: {error.strerror or error}") from error
         typer.echo(f"{len(seen.samples):,} samples written to {html}")
     elif plain or not sys.stdout.isatty():
-        from erniekit.inspection.plain import plain_lines
+        from erniekit.inspection.preview_text import plain_lines
 
         for line in plain_lines(seen):
             typer.echo(line)
     else:
         from rich.console import Console
 
-        from erniekit.inspection.terminal import print_preview
+        from erniekit.inspection.preview_terminal import print_preview
 
         print_preview(seen, Console())

@@ -1,4 +1,4 @@
-"""An evaluation as one page of HTML that needs nothing else: styles and pictures are in it, and there is no script."""
+"""A report on an evaluation as an HTML page: the metrics, and answers next to their references."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
 from erniekit.data.media.item import Media
+from erniekit.display.page import render_page
 from erniekit.display.text import visible
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
@@ -21,7 +20,7 @@ from erniekit.generation.answer import Answer, ToolCall
 from erniekit.inspection.preview import Shown
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
 
-_PAGE = Path(__file__).with_name("report_page.html")
+_TEMPLATE = Path(__file__).with_name("report.html")
 # Answers on the page, so that a browser can still show it and memory can hold it.
 MOST_WRONG, MOST_RIGHT = 300, 100
 _MOST_MEDIA = 6  # of a sample
@@ -76,20 +75,21 @@ class ReportPage:
 
     def render(self, evaluation: Evaluation, settings: Settings) -> str:
         """The page. Everything that comes from data or model is escaped; control characters are shown."""
-        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE.read_text("utf-8"))
         answers = evaluation.tally.overall.answers
-        return page.render(
-            title=visible(settings.model),
-            settings=list(_settings(settings)),
-            table=visible("\n".join(describe(evaluation)).strip("\n")),
-            total=answers,
-            wrong=evaluation.wrong,
-            right=answers - evaluation.wrong,
-            shown_wrong=MOST_WRONG - self._room[False],
-            shown_right=MOST_RIGHT - self._room[True],
-            metrics=[(name, f"{mean.value:.1%}") for name, mean in evaluation.tally.overall.metrics.items()],
-            cards=self._cards,
-        )
+        metrics = evaluation.tally.overall.metrics
+        values = {
+            "title": f"Evaluation of {visible(settings.model)}",
+            "settings": list(_settings(settings)),
+            "table": visible("\n".join(describe(evaluation)).strip("\n")),
+            "total": answers,
+            "wrong": evaluation.wrong,
+            "right": answers - evaluation.wrong,
+            "shown_wrong": MOST_WRONG - self._room[False],
+            "shown_right": MOST_RIGHT - self._room[True],
+            "metrics": [(name, f"{mean.value:.1%}") for name, mean in metrics.items()],
+            "cards": self._cards,
+        }
+        return render_page(_TEMPLATE, values)
 
 
 def difference(first: str, second: str) -> tuple[list[Piece], list[Piece]]:

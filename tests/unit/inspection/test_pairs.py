@@ -13,8 +13,8 @@ from erniekit.data.encode.pairs import encode_pair, with_rejected
 from erniekit.data.encode.samples import Pairs, pair_mode
 from erniekit.data.formats import parse_record
 from erniekit.inspection.check import CheckedFile, CheckOptions, check_files
-from erniekit.inspection.page import render_page
-from erniekit.inspection.plain import plain_lines
+from erniekit.inspection.preview_page import render_preview
+from erniekit.inspection.preview_text import plain_lines
 from tests.unit.data.helpers import data_uri, noise, qa, write_lines
 from tests.unit.inspection.samples import preview_of
 
@@ -71,7 +71,7 @@ def test_both_answers_are_shown_and_what_they_share_once(tmp_path: Path, vl_enco
     assert lines[-1] == (
         "note: what each answer has for itself begins with the token that predicts its first trained one"
     )
-    page = render_page(preview)
+    page = render_preview(preview)
     assert page.count("<h3>") == 3 and f"<h3>chosen answer: {second - start:,} tokens" in page
 
 

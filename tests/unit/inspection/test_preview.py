@@ -7,7 +7,7 @@ import pytest
 
 from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
-from erniekit.inspection.plain import plain_lines
+from erniekit.inspection.preview_text import plain_lines
 from tests.unit.data.helpers import encoded, noise, qa, write_lines
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from erniekit.data.encode.encoder import Encoder
-from erniekit.inspection.page import render_page
+from erniekit.inspection.preview_page import render_preview
 from tests.unit.data.helpers import encoded, noise, qa
 from tests.unit.elements import Elements
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
@@ -49,7 +49,7 @@ class Page(Elements):
 
 
 def page_of(path: Path, records: list[Any], encoder: Encoder, **settings: Any) -> tuple[str, Page]:
-    html = render_page(preview_of(path, records, encoder, **settings))
+    html = render_preview(preview_of(path, records, encoder, **settings))
     return html, Page(html)
 
 
@@ -79,7 +79,7 @@ def test_data_cannot_write_html(tmp_path: Path, thinking_encoder: Encoder, where
 
 def test_the_text_is_what_the_model_sees(tmp_path: Path, thinking_encoder: Encoder) -> None:
     preview = preview_of(tmp_path / "a.jsonl", [TOOL_CHAT, {"text": " two\n  lines\t"}], thinking_encoder)
-    page = Page(render_page(preview))
+    page = Page(render_preview(preview))
     documents = [document for sample in preview.samples for document in sample.documents]
     assert page.words == ["".join(piece.text for piece in document.pieces) for document in documents]
 
@@ -144,7 +144,7 @@ def test_system_and_tools_can_be_folded_and_long_ones_are(tmp_path: Path, vl_enc
 def test_bars_are_shares_of_the_document(tmp_path: Path, vl_encoder: Encoder) -> None:
     preview = preview_of(tmp_path / "a.jsonl", [qa("hello there")], vl_encoder)
     (document,) = preview.samples[0].documents
-    html = render_page(preview)
+    html = render_preview(preview)
     rows = re.findall(
         r'<span>([\w ]+)</span>\n<span class="bar"><i style="width: ([\d.]+)%;[^>]*></i>'
         r'<i class="context" style="width: ([\d.]+)%;',

@@ -1,4 +1,4 @@
-"""A preview as one page of HTML that needs nothing else: styles and thumbnails are in it, and there is no script."""
+"""A preview of samples as an HTML page."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePath
 
-from jinja2 import Environment, StrictUndefined
-
 from erniekit.data.chat.conversation import SampleError
+from erniekit.display.page import render_page
 from erniekit.display.text import visible
 from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, ShownKind
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
 
-_PAGE = Path(__file__).with_name("page.html")
+_TEMPLATE = Path(__file__).with_name("preview.html")
 # Kinds that are often long and always the same: they can be folded, and are where they are longer than this.
 _FOLDED = ("system", "tools")
 _OPEN_CHARACTERS = 400
@@ -83,9 +82,8 @@ class _Card:
     filled: float = 0.0
 
 
-def render_page(preview: Preview) -> str:
+def render_preview(preview: Preview) -> str:
     """The page. Everything that comes from data is escaped; control characters are shown, never written."""
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE.read_text("utf-8"))
     policy = preview.encoder.policy
     settings = (
         ("model", preview.model),
@@ -95,7 +93,14 @@ def render_page(preview: Preview) -> str:
         ("reasoning", policy.reasoning),
         ("samples", f"{len(preview.samples):,}"),
     )
-    return page.render(preview=preview, settings=settings, kinds=KINDS, cards=list(_cards(preview)))
+    values = {
+        "title": f"Preview of {preview.title}",
+        "settings": settings,
+        "max_length": preview.max_length,
+        "kinds": KINDS,
+        "cards": list(_cards(preview)),
+    }
+    return render_page(_TEMPLATE, values)
 
 
 def _cards(preview: Preview) -> Iterator[_Card]:

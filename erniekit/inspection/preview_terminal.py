@@ -7,8 +7,8 @@ from rich.style import Style
 from rich.text import Text
 
 from erniekit.display.text import visible
-from erniekit.inspection.plain import NEWLINE, counts, heading, summary, title
 from erniekit.inspection.preview import KINDS, Preview, ShownKind, Stretch
+from erniekit.inspection.preview_text import NEWLINE, counts, heading, summary, title
 
 # As context, and as trained: there the background says so, and both colours are set, for dark and light terminals.
 _CONTEXT: dict[ShownKind, str] = {

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from erniekit.data.encode.encoder import Encoder
 from erniekit.inspection.preview import KINDS, Preview
-from erniekit.inspection.terminal import print_preview, style_of
+from erniekit.inspection.preview_terminal import print_preview, style_of
 from tests.unit.data.helpers import qa
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 
