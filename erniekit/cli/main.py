@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from erniekit import __version__
+from erniekit.cli.train_options import resume_as_flag
 from erniekit.errors import ErnieKitError
 from erniekit.paths import expand_argument
 from erniekit.runtime import prepare_environment
@@ -134,7 +135,7 @@ def _with_paths_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     """Run the command line and exit."""
-    arguments = sys.argv[1:]
+    arguments = resume_as_flag(sys.argv[1:])
     if arguments[:1] and (arguments[0] in COMMANDS or arguments[0] in GROUPS):
         prepare_environment()
     try:

@@ -1,5 +1,6 @@
 """Options of `erniekit train`, and of other commands that read the file of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Continue from the newest complete checkpoint in train.output_dir; without one, begin.",
+        help="Continue from the newest complete checkpoint in train.output_dir; start at the first step if there "
+        "is none yet. --resume auto is the same.",
     ),
 ]
 Devices = Annotated[
@@ -67,3 +69,16 @@ NoWeights = Annotated[
         help="With --dry-run: check the configuration alone; model and data need not exist.",
     ),
 ]
+
+
+def resume_as_flag(arguments: Sequence[str]) -> list[str]:
+    """`--resume auto` and `--resume=auto` as `--resume`.
+
+    An option with an optional value would take the configuration file or an override after it for its value.
+    """
+    previous = ["", *arguments]
+    return [
+        "--resume" if argument == "--resume=auto" else argument
+        for before, argument in zip(previous, arguments, strict=False)
+        if (before, argument) != ("--resume", "auto")
+    ]
