@@ -1,6 +1,5 @@
 """`erniekit train`: fine-tunes a model as a configuration says."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +36,8 @@ def train(
 
     The run's directory (train.output_dir) receives the resolved configuration, a log, TensorBoard files and
     checkpoints; with several processes also logs/rank-N.log of each. Ctrl-C finishes the step, saves, and says how
-    to resume. A process that dies ends the run. Processes that another launcher has started, such as
-    paddle.distributed.launch, find each other by its variables.
+    to resume. A process that dies ends the run. paddle.distributed.launch, Slurm's srun and Kubernetes' PaddleJob can
+    start the processes as well: see examples/launch.
 
     Examples:
 
@@ -54,7 +53,6 @@ def train(
         raise typer.BadParameter("it is only for --dry-run", param_hint="--no-weights")
 
     from erniekit.config import load_config
-    from erniekit.distributed.worker import worker_from
     from erniekit.launch import launch
 
     chosen = launch.parse_devices(devices) if devices is not None else None
@@ -62,7 +60,7 @@ def train(
     settings = load_config(
         config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
     )
-    worker = worker_from(os.environ)
+    worker = launch.launched_worker(places, chosen, settings.parallel.device)
     processes = 1 if worker is None else worker.world
     if worker is None:
         plan = launch.plan_launch(chosen, places, settings.parallel.device)

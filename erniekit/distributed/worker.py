@@ -1,6 +1,6 @@
-"""What a launcher tells each process of a run, in the environment variables of paddle.distributed.
+"""A process's place in a run, in the environment variables of paddle.distributed.
 
-`paddle.distributed.launch` sets the same ones, so that it can start a run just as well.
+The launcher of `erniekit train` and `paddle.distributed.launch` set the same variables.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _GPU_NUMBER = "FLAGS_selected_gpus"
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One process among those of a run.
+    """The place of one process in a run.
 
-    rank: its number among all `world` processes; local_rank: among the `local_size` of its machine.
-    master: host and port at which rank 0 holds the store by which all find each other.
+    rank: among all `world` processes; local_rank: among the `local_size` processes of its machine. The ranks of a
+    machine are consecutive. master: host and port where rank 0 serves the TCP store.
     """
 
     rank: int
@@ -31,38 +31,41 @@ class Worker:
 
     @property
     def threads(self) -> int:
-        """CPU threads for this process: its even share of the machine's usable cores, at least one."""
+        """CPU threads of this process: an equal share of the machine's usable cores, at least 1."""
         return max(1, usable_cores() // self.local_size)
 
     @property
     def is_local(self) -> bool:
-        """Whether the store is only reachable from this machine."""
+        """Whether only this machine can reach the store."""
         return is_loopback(self.master[0])
 
 
 def worker_from(environment: Mapping[str, str]) -> Worker | None:
-    """The place that a launcher gave to this process, None where none did.
+    """The worker that Paddle's variables describe; None where they are not set.
 
-    Raises ConfigError for variables that do not make sense.
+    Raises ConfigError for variables that contradict each other.
     """
     if "PADDLE_TRAINERS_NUM" not in environment or "PADDLE_TRAINER_ID" not in environment:
         return None
-    world, rank = _number(environment, "PADDLE_TRAINERS_NUM"), _number(environment, "PADDLE_TRAINER_ID")
+    world, rank = (
+        read_number(environment, "PADDLE_TRAINERS_NUM"),
+        read_number(environment, "PADDLE_TRAINER_ID"),
+    )
     if world < 1 or not 0 <= rank < world:
         raise ConfigError(
-            f"the launcher's PADDLE_TRAINER_ID is {rank} and its PADDLE_TRAINERS_NUM {world}: the first must be "
-            "below the second"
+            f"the launcher's PADDLE_TRAINER_ID is {rank} and its PADDLE_TRAINERS_NUM {world}; ranks count from 0 to "
+            "PADDLE_TRAINERS_NUM - 1"
         )
-    local_size = _number(environment, "PADDLE_LOCAL_SIZE", default=world)
-    local_rank = _number(environment, "PADDLE_RANK_IN_NODE", default=rank % local_size)
+    local_size = read_number(environment, "PADDLE_LOCAL_SIZE", default=world)
+    local_rank = read_number(environment, "PADDLE_RANK_IN_NODE", default=rank % local_size)
     master = _master(environment) if world > 1 else (LOCALHOST, 0)
     return Worker(rank, world, local_rank, local_size, master)
 
 
 def worker_environment(worker: Worker, gpu: int | None) -> dict[str, str]:
-    """The variables that make a process this worker, on a GPU of that number or (None) on the CPU."""
+    """The variables that make a process this worker, on the GPU of that number or, with None, on the CPU."""
     host, port = worker.master
-    # Paddle compares and counts these names; it connects to the master alone.
+    # Paddle compares and counts these addresses, but only connects to the master.
     endpoints = [f"{host}:{port + 1 + rank}" for rank in range(worker.world)]
     variables = {
         "PADDLE_TRAINER_ID": str(worker.rank),
@@ -78,17 +81,17 @@ def worker_environment(worker: Worker, gpu: int | None) -> dict[str, str]:
 
 
 def gpu_environment(number: int) -> dict[str, str]:
-    """The variable that makes a process use that GPU, by its number among those that CUDA shows it."""
+    """The variable that makes a process use a GPU, by its number among the visible GPUs."""
     return {_GPU_NUMBER: str(number)}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine alone."""
+    """Whether a host name or address is this machine's loopback."""
     return host == "localhost" or host.startswith("127.")
 
 
 def split_address(address: str) -> tuple[str, int] | None:
-    """Host and port of "host:port", None where it is not that."""
+    """Host and port of "host:port"; None for anything else."""
     host, colon, port = address.strip().rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         return None
@@ -104,13 +107,14 @@ def _master(environment: Mapping[str, str]) -> tuple[str, int]:
     address = split_address(found[0]) if found else None
     if address is None:
         raise ConfigError(
-            "the launcher's PADDLE_TRAINERS_NUM asks for several processes, but PADDLE_MASTER does not say at which "
-            f"host:port they meet{f' (it is {found[0]})' if found else ''}"
+            "the launcher's PADDLE_TRAINERS_NUM asks for several processes, but PADDLE_MASTER is not the HOST:PORT of "
+            f"rank 0{f': it is {found[0]}' if found else ''}"
         )
     return address
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+def read_number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """The whole number in a launcher's variable; `default` where the variable is not set. Raises ConfigError."""
     text = environment.get(name)
     if text is None and default is not None:
         return default

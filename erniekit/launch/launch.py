@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from erniekit.distributed.worker import (
     gpu_environment,
     split_address,
     worker_environment,
+    worker_from,
 )
 from erniekit.errors import ConfigError
+from erniekit.launch.slurm import slurm_gpu, slurm_worker
 from erniekit.launch.supervisor import PATIENCE, Job, Patience, Supervisor
 
 _TELL_SECONDS = 10
@@ -102,6 +104,31 @@ def parse_nodes(count: int, rank: int | None, master: str | None) -> Nodes:
     return Nodes(count, rank, address)
 
 
+def launched_worker(nodes: Nodes, devices: Devices | None, device: str) -> Worker | None:
+    """This process among those that another program started; None where this command starts the processes itself.
+
+    The first of these decides: the variables of paddle.distributed (set by paddle.distributed.launch and by this
+    launcher), --nodes, the variables of a Slurm step with several tasks. Slurm's are translated into Paddle's, which
+    Paddle reads, too; before Paddle is imported. device: parallel.device of the configuration. Raises ConfigError for
+    variables or options that contradict each other.
+    """
+    worker = worker_from(os.environ)
+    if worker is not None or nodes.count > 1:
+        return worker
+    worker = slurm_worker(os.environ)
+    if worker is None:
+        return None
+    if devices is not None:
+        raise ConfigError(
+            f"srun has started {worker.world} tasks, so --devices cannot start more processes. Leave --devices out: "
+            "each task takes the GPU of its SLURM_LOCALID (parallel.device=cpu: the CPU). Or let srun start one task "
+            "on each node, and add --nodes, --node-rank and --master"
+        )
+    gpu = None if device == "cpu" else slurm_gpu(os.environ)
+    os.environ.update(_quiet(os.environ) | worker_environment(worker, gpu))
+    return worker
+
+
 def plan_launch(devices: Devices | None, nodes: Nodes, device: str) -> Launch:
     """The processes of a run; without --devices one for each GPU that is seen, or a single one.
 
@@ -182,13 +209,15 @@ def command_line(arguments: Sequence[str]) -> str:
 def _environment(worker: Worker, gpu: int | None) -> dict[str, str]:
     # These would win over PADDLE_MASTER.
     inherited = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT")}
-    # The store tells of every connection, at the level of information.
-    quiet = {"GLOG_minloglevel": "1"} if "GLOG_minloglevel" not in inherited else {}
     # gloo listens at the address of the machine's name, which need not be one, where the loopback is enough.
     local = worker.is_local and gpu is None and "GLOO_SOCKET_IFNAME" not in inherited and _has_loopback()
-    return (
-        inherited | worker_environment(worker, gpu) | quiet | ({"GLOO_SOCKET_IFNAME": "lo"} if local else {})
-    )
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if local else {}
+    return inherited | worker_environment(worker, gpu) | _quiet(inherited) | loopback
+
+
+def _quiet(environment: Mapping[str, str]) -> dict[str, str]:
+    # Paddle's store logs every connection, at the level of information.
+    return {"GLOG_minloglevel": environment.get("GLOG_minloglevel", "1")}
 
 
 def _has_loopback() -> bool:

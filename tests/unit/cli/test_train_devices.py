@@ -9,7 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from erniekit.cli.train import train
-from erniekit.distributed.worker import Worker, worker_environment
+from erniekit.cli.train_options import resume_as_flag
+from erniekit.distributed.worker import Worker, worker_environment, worker_from
 from erniekit.errors import ConfigError
 from erniekit.launch import launch
 
@@ -33,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr("erniekit.train.job.run_training", run_training)
     monkeypatch.setattr("erniekit.train.preview.preview_training", run_training)
     monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
-    for name in ("PADDLE_TRAINERS_NUM", GPU):
+    for name in ("PADDLE_TRAINERS_NUM", "SLURM_STEP_ID", GPU):
         monkeypatch.delenv(name, raising=False)
     return found
 
@@ -102,6 +103,41 @@ def test_a_worker_starts_nothing(
         monkeypatch.setenv(name, value)
     invoke(config, "--devices", "cpu:4", "--resume")
     assert started == [{"device": "cpu", "resume": True}]
+
+
+def test_a_slurm_task_starts_nothing(
+    started: list[dict[str, Any]], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in worker_environment(Worker(0, 1, 0, 1, ("h", 1)), 0) | {"GLOG_minloglevel": ""}:
+        monkeypatch.setenv(name, "")  # restores what the command sets
+        monkeypatch.delenv(name)
+    task = {"PROCID": "3", "LOCALID": "1", "NODEID": "1", "JOB_ID": "7", "STEP_ID": "0"}
+    step = {"STEP_NUM_TASKS": "4", "STEP_TASKS_PER_NODE": "2(x2)", "STEP_NODELIST": "gpu[3-4]"}
+    for name, value in (task | step).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    # A task on each node with --nodes is a launcher.
+    invoke(config, "--devices", "cpu:2", "--nodes", 2, "--node-rank", 1, "--master", "h:5")
+    assert started.pop()["world"] == 4
+    with pytest.raises(ConfigError, match="srun has started 4 tasks, so --devices cannot start more"):
+        invoke(config, "--devices", "cpu:2")
+    assert started == []
+    invoke(config, "--resume")
+    assert started == [{"device": "auto", "resume": True}]
+    assert worker_from(os.environ) == Worker(3, 4, 1, 2, ("gpu3", 15007))
+    assert os.environ[GPU] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "x.yaml", "--resume", "auto"], ["train", "x.yaml", "--resume"]),
+        (["train", "--resume", "auto", "x.yaml"], ["train", "--resume", "x.yaml"]),
+        (["train", "x.yaml", "--resume=auto", "a=1"], ["train", "x.yaml", "--resume", "a=1"]),
+        (["train", "--resume", "x.yaml", "auto"], ["train", "--resume", "x.yaml", "auto"]),
+    ],
+)
+def test_resume_auto_is_resume(arguments: list[str], expected: list[str]) -> None:
+    assert resume_as_flag(arguments) == expected
 
 
 def test_what_is_refused(started: list[dict[str, Any]], config: Path) -> None:
