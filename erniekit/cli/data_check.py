@@ -132,22 +132,16 @@ def check(
 
 def _encoder(run: "Config | None", model: Path | None, template: str | None) -> "Encoder | None":
     """The encoder of the named model, else of the run's; None without either."""
-    import dataclasses
+    from erniekit.config import DataConfig
+    from erniekit.data.encode.encoder import make_encoder, run_encoder
 
-    from erniekit.data.encode.encoder import EncodeOptions, make_encoder
-
-    options = EncodeOptions()
-    if run is not None:
-        from erniekit.inspection.run import encode_options
-
-        options = encode_options(run)
-        if model is not None:
-            # Of another model than the run enlarges.
-            options = dataclasses.replace(options, vocab_size=None, max_positions=None)
-        model = model or Path(run.model.path)
-    if model is None:
-        return None
-    return make_encoder(model, dataclasses.replace(options, template=template or options.template))
+    data = run.data if run is not None else DataConfig.without_sources()
+    if template is not None:
+        data = data.model_copy(update={"template": template})
+    if model is not None:
+        # Not the model that the run may enlarge.
+        return make_encoder(model, data, seed=0 if run is None else run.train.seed)
+    return None if run is None else run_encoder(run.model_copy(update={"data": data}))
 
 
 def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path | None) -> None:

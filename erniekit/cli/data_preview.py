@@ -72,19 +72,19 @@ def preview(
         raise typer.BadParameter("it cannot be combined with --sample", param_hint="--skip")
 
     from erniekit.config import load_config
-    from erniekit.data.encode.encoder import make_encoder
+    from erniekit.data.encode.encoder import run_encoder
     from erniekit.data.encode.samples import SampleReader, pair_mode
     from erniekit.errors import ConfigError
     from erniekit.inspection.choose import at_random, first, named
     from erniekit.inspection.preview import Preview, preview_samples
-    from erniekit.inspection.run import encode_options, eval_files, training_files
+    from erniekit.inspection.run import eval_files, training_files
 
     run = load_config(config, overrides or [])
     if heldout and not run.data.eval:
         raise ConfigError(f"{config}: data.eval is empty: there are no held-out samples to show")
     find = eval_files if heldout else training_files
     files = find(run.data, log=typer.echo)
-    encoder = make_encoder(Path(run.model.path), encode_options(run))
+    encoder = run_encoder(run)
     if sample:
         chosen = [named(files, name, run.data.format) for name in sample]
     else:

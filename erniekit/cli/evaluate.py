@@ -167,18 +167,13 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
 
     from erniekit.config import load_config
     from erniekit.generation.load import find_model
-    from erniekit.inspection.run import encode_options
 
     if config is None:
         assert model is not None, "one of them is given"
         return find_model(model), None
     run = load_config(config)
     source = find_model(model or run.train.output_dir)
-    own = source.options
-    options = dataclasses.replace(
-        encode_options(run), vocab_size=own.vocab_size, max_positions=own.max_positions
-    )
-    return dataclasses.replace(source, options=options), run
+    return dataclasses.replace(source, data=run.data, seed=run.train.seed), run
 
 
 def _budget(on_error: choices.OnError | None, run: "Config | None") -> "ErrorBudget":

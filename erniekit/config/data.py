@@ -136,3 +136,8 @@ class DataConfig(Section):
     workers: NotNegative = Field(
         2, description="Processes that encode samples and decode pictures ahead of training. 0: none."
     )
+
+    @classmethod
+    def without_sources(cls, **values: Any) -> "DataConfig":
+        """The section where no run names sources, such as for a chat: `values`, not checked again, or defaults."""
+        return cls.model_construct(**{**values, "train": [], "eval": []})

@@ -27,8 +27,8 @@ from erniekit.checkpoint.hub import (
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import STATE_FILE, read_state
+from erniekit.config import DataConfig
 from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
-from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
@@ -44,7 +44,7 @@ from erniekit.export.files import (
 from erniekit.export.layouts import DTYPE_NAMES, hub_config, transformers_config
 from erniekit.export.processors import set_picture_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
-from erniekit.generation.load import find_checkpoint, run_options
+from erniekit.generation.load import find_checkpoint, run_data, run_max_positions
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.peft import read_adapter_config
@@ -61,8 +61,8 @@ class ExportSource:
     """What is exported: the weights of a directory, an adapter on top, side files from `files`.
 
     `checkpoint` is the directory that was found. `base` is the model that training started from, None where
-    it is not known or not reachable; `trained` says whether the weights come from training, whose data
-    settings are in `options`.
+    it is not known or not reachable; `trained` says whether the weights come from training, whose
+    section data is `data`; `max_positions` are those that it gave its model, None: the checkpoint's.
     """
 
     checkpoint: Path
@@ -71,7 +71,8 @@ class ExportSource:
     adapter: Path | None
     base: Path | None
     trained: bool
-    options: EncodeOptions
+    data: DataConfig
+    max_positions: int | None
 
     @property
     def files(self) -> list[Path]:
@@ -161,8 +162,9 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     """Find the weights, the adapter and the base behind a path that a user names. Raises CheckpointError."""
     path = find_checkpoint(path)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
-    options = EncodeOptions() if state is None else run_options(state)
-    changes = ModelChanges(max_position_embeddings=options.max_positions)
+    data = DataConfig.without_sources() if state is None else run_data(state)
+    max_positions = None if state is None else run_max_positions(state)
+    changes = ModelChanges(max_position_embeddings=max_positions)
     if base is not None and not (base / "config.json").is_file():
         raise CheckpointError(f"--base {base}: not a model directory: it has no config.json")
     if is_adapter_directory(path):
@@ -174,14 +176,14 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
         refuse_undownloaded(base)
         changes = replace(changes, vocab_size=adapter_vocab_size(path))
         config = changes.apply(ErnieConfig.from_dir(base))
-        return ExportSource(path, base, config, path, base, True, options)
+        return ExportSource(path, base, config, path, base, True, data, max_positions)
     if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
         base = Path(state.base_model)
     for directory in (path, base):
         if directory is not None:
             refuse_undownloaded(directory)
     config = changes.apply(ErnieConfig.from_dir(path))
-    return ExportSource(path, path, config, None, base, state is not None, options)
+    return ExportSource(path, path, config, None, base, state is not None, data, max_positions)
 
 
 def describe(report: ExportReport) -> list[str]:
@@ -302,16 +304,16 @@ def _write_files(
     source: ExportSource, target: Path, layout: CheckpointLayout, dtype: str, template: ChatTemplateSource
 ) -> list[str]:
     """Write everything but weights; returns warnings."""
-    config, options = source.config, source.options
+    config, data = source.config, source.data
     unknown = unknown_keys_message(config.unknown, source.weights / "config.json")
     warnings = [] if unknown is None else [unknown]
     warnings += carry_files(side_files(source.files), target, config, layout)
-    if options.max_positions is not None:
+    if source.max_positions is not None:
         set_positions(target, config.max_position_embeddings)
     if config.family == "vl":
-        warnings += set_picture_bounds(target, options.min_pixels, options.max_pixels)
+        warnings += set_picture_bounds(target, data.min_pixels, data.max_pixels)
         if source.trained:
-            warnings += set_videos(target, options)
+            warnings += set_videos(target, data)
     if source.trained and source.base is None:
         warnings.append(
             "the base model is not reachable: element types and files are those of the checkpoint"
@@ -333,7 +335,7 @@ def _write_files(
     warnings += _vocabulary_warnings(source, target)
     return warnings + settle_chat_template(
         target,
-        options.template,
+        data.template,
         template,
         layout,
         trained=source.trained,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.encode.encoder import EncodeOptions, video_spec
+from erniekit.config import DataConfig
+from erniekit.data.media.video import VideoSpec
 from erniekit.export.files import timestamps, write_json
 from erniekit.local_files import read_json_object
 
@@ -41,8 +41,8 @@ def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int 
     return changes
 
 
-def set_videos(directory: Path, options: EncodeOptions) -> list[str]:
-    """Make transformers' video processor pick, time and resize frames as training did, with `options`.
+def set_videos(directory: Path, data: DataConfig) -> list[str]:
+    """Make transformers' video processor pick, time and resize frames as training did, with the keys data.video_*.
 
     Only the transformers layout has a file for it. Returns what was changed, and what cannot be said there.
     """
@@ -54,12 +54,12 @@ def set_videos(directory: Path, options: EncodeOptions) -> list[str]:
     }
     asked = [
         f"data.{name}"
-        for name, value in dataclasses.asdict(options).items()
+        for name, value in data.model_dump().items()
         if name.startswith("video_") and value not in (None, _SAMPLING)
     ]
     if not any(processors.values()):
         return [f"{', '.join(asked)}: no file of the hub layout can say so to engines"] if asked else []
-    spec = video_spec(directory, options)
+    spec = VideoSpec.from_checkpoint(directory, data)
     size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     wanted: dict[str, Any] = {"fps": spec.fps, "min_frames": spec.min_frames, "max_frames": spec.max_frames}
     wanted |= {"size": size, "draw_on_frames": spec.timestamps}
@@ -76,8 +76,8 @@ def set_videos(directory: Path, options: EncodeOptions) -> list[str]:
         changes += [f"{file.name}: {name} is {value}, as in training" for name, value in changed.items()]
         processor |= changed
         write_json(file, found[file])
-    if options.video_sampling not in (None, _SAMPLING):
+    if data.video_sampling != _SAMPLING:
         changes.append(
-            f"data.video_sampling was {options.video_sampling}: engines take the first frame of every interval"
+            f"data.video_sampling was {data.video_sampling}: engines take the first frame of every interval"
         )
     return changes

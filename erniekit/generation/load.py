@@ -16,7 +16,8 @@ from erniekit.checkpoint.state import (
     read_state,
 )
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.config import DataConfig
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import adapter_vocab_size, add_adapter, is_adapter_directory
@@ -29,21 +30,31 @@ class ModelSource:
     """Where a model is, before its weights are read.
 
     `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (of
-    an adapter: its base). `options` are those of the training run where there was one, else the defaults.
+    an adapter: its base). `data` and `seed` are of the training run where there was one, else the defaults.
+    `vocab_size` and `max_positions` are those of an enlarged model.
     """
 
     checkpoint: Path
     directory: Path
-    options: EncodeOptions = field(default_factory=EncodeOptions)
+    data: DataConfig = field(default_factory=DataConfig.without_sources)
+    seed: int = 0
+    vocab_size: int | None = None
+    max_positions: int | None = None
 
     def encoder(self, template: str | None = None) -> Encoder:
         """The encoder that fits the model; `template` replaces the one of the training run."""
-        options = self.options if template is None else replace(self.options, template=template)
-        return make_encoder(self.directory, options)
+        data = self.data if template is None else self.data.model_copy(update={"template": template})
+        return make_encoder(
+            self.directory,
+            data,
+            seed=self.seed,
+            vocab_size=self.vocab_size,
+            max_positions=self.max_positions,
+        )
 
     def load(self, dtype: str = "float32") -> ErnieModel:
         """The model itself, computing in `dtype`, in evaluation mode. Raises CheckpointError."""
-        changes = ModelChanges(self.options.vocab_size, self.options.max_positions)
+        changes = ModelChanges(self.vocab_size, self.max_positions)
         model = load_model(self.directory, dtype, changes=changes)
         if self.checkpoint != self.directory:
             add_adapter(model, self.checkpoint)
@@ -88,17 +99,25 @@ def find_model(path: str | Path) -> ModelSource:
                 "directory in which the command runs (base_model_name_or_path in adapter_config.json)"
             )
         vocab_size = adapter_vocab_size(checkpoint)
-    options = EncodeOptions()
+    source = ModelSource(checkpoint, directory, vocab_size=vocab_size)
     if (checkpoint / STATE_FILE).is_file():
-        options = run_options(read_state(checkpoint))
+        state = read_state(checkpoint)
+        source = replace(
+            source, data=run_data(state), seed=state.seed, max_positions=run_max_positions(state)
+        )
     open_model(directory)
-    return ModelSource(checkpoint, directory, replace(options, vocab_size=vocab_size))
+    return source
 
 
-def run_options(state: TrainerState) -> EncodeOptions:
-    """How a run encoded its samples, and the positions that it gave its model."""
-    options = EncodeOptions.of_run(state.config["data"], state.seed)
-    return replace(options, max_positions=state.config.get("model", {}).get("max_position_embeddings"))
+def run_data(state: TrainerState) -> DataConfig:
+    """The section data of a run; keys that a run of an older version lacks have their defaults."""
+    return DataConfig.without_sources(**state.config["data"])
+
+
+def run_max_positions(state: TrainerState) -> int | None:
+    """Positions that a run gave its model; None: the checkpoint's."""
+    positions: int | None = state.config.get("model", {}).get("max_position_embeddings")
+    return positions
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,30 +1,15 @@
-"""What a run's configuration means for those who only look at its data: its files, and its model's encoder."""
+"""The data files that a run's configuration names, for commands that only look at them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from erniekit.config import Config, DataConfig, SourceConfig
-from erniekit.data.encode.encoder import EncodeOptions
-from erniekit.data.encode.limits import check_max_positions, resized_vocab_size
+from erniekit.config import DataConfig, SourceConfig
 from erniekit.data.files.find import HUB, Log, Use, expand, hub_file
 from erniekit.data.formats.fields.columns import read_columns
 from erniekit.data.store.dataset import hub_dir
 from erniekit.inspection.check import CheckedFile
-
-
-def encode_options(run: Config) -> EncodeOptions:
-    """How the run encodes its samples. Raises CheckpointError, ConfigError where the model's files do not fit it."""
-    path, positions = run.model.path, run.model.max_position_embeddings
-    if positions is not None:
-        check_max_positions(path, positions)
-    return replace(
-        EncodeOptions.of_run(run.data.model_dump(), run.train.seed),
-        vocab_size=resized_vocab_size(path) if run.model.resize_vocab else None,
-        max_positions=positions,
-    )
 
 
 def named_files(entries: Sequence[str], format: str, log: Log) -> list[CheckedFile]:

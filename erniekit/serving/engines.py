@@ -14,7 +14,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.data.chat.template import Template
-from erniekit.data.encode.encoder import video_spec
+from erniekit.data.media.video import VideoSpec
 from erniekit.generation.load import ModelSource
 from erniekit.models.config import ErnieConfig
 
@@ -50,7 +50,7 @@ def engine_commands(given: Path, source: ModelSource, template: Template) -> Eng
         notes.append("both need the released model's *.py files beside the weights, and they are not there")
     if vl:
         # As many frames a second as in training: else vLLM takes 32 of every video, however long it is.
-        spec = video_spec(source.directory, source.options)
+        spec = VideoSpec.from_checkpoint(source.directory, source.data)
         videos = {"video": {"fps": spec.fps, "num_frames": spec.max_frames}}
         vllm += ["--media-io-kwargs", json.dumps(videos)]
         notes.append(

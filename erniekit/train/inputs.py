@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from erniekit.config import Config, DataConfig, SourceConfig
 from erniekit.data.encode.account import ErrorBudget
-from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, run_encoder
 from erniekit.data.encode.samples import SampleReader, pair_mode
 from erniekit.data.encode.workers import Workers
 from erniekit.data.files.find import HUB, Use, expand, hub_file
@@ -34,7 +34,6 @@ from erniekit.data.store.dataset import (
 )
 from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
-from erniekit.inspection.run import encode_options
 from erniekit.local_files import placeholder_problem
 from erniekit.train.plan import describe_data, describe_left_out
 
@@ -105,7 +104,7 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
     """
     data, processes = config.data, processes or _Alone()
     _check_sources(data)
-    encoder = make_encoder(Path(config.model.path), encode_options(config))
+    encoder = run_encoder(config)
     for note in encoder.limits.notes():
         log(f"note: {note}")
     with ExitStack() as stack:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.config import Config, SourceConfig, dump_config
+from erniekit.data.encode.limits import enlarged_limits
 from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
-from erniekit.inspection.run import encode_options
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.inputs import load_inputs
 from erniekit.train.plan import describe_run, plan_run
@@ -45,8 +45,7 @@ def _model(config: Config, log: Callable[[str], None], processes: int, no_weight
     dtype = compute_dtype(config.model.dtype, device)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
-    options = encode_options(config)
-    changes = ModelChanges(options.vocab_size, options.max_positions)
+    changes = ModelChanges(*enlarged_limits(config.model))
     preview_model(config, dtype, log, plan_parallel_dims(config, processes), changes)
     return []
 

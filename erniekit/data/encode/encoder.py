@@ -17,16 +17,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from erniekit.config.choices import VideoSampling
+from erniekit.config import Config, DataConfig
 from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
@@ -39,7 +39,7 @@ from erniekit.data.chat.families import BEGIN, TERMINATOR, resolve_template
 from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy
 from erniekit.data.chat.template import Kind, MediaSpan, Span, Template, TextSpan, require_answer
 from erniekit.data.encode.document import IGNORE, Document
-from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, read_limits
+from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits, read_limits
 from erniekit.data.encode.strings import strings, trained_tokens
 from erniekit.data.encode.tokenizer import MediaTokens, load_tokenizer, media_token_ids, stop_token_ids
 from erniekit.data.media.images import describe
@@ -47,7 +47,6 @@ from erniekit.data.media.item import Media
 from erniekit.data.media.measure import measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
-from erniekit.data.media.video import VideoSpec
 from erniekit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -59,48 +58,6 @@ Ids = npt.NDArray[np.int32]
 _ENGINE_MARKS = ("<|image@placeholder|>", "<|video@placeholder|>")
 # To be raised whenever the same conversation comes out differently: see Encoder.identity.
 _VERSION = 3
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeOptions:
-    """What a run says about encoding, as in its config section `data`; None: as the checkpoint has it.
-
-    seed: of the frames that video_sampling "random" picks; vocab_size, max_positions: of a model that a run has
-    enlarged, see `erniekit.data.encode.limits`.
-    """
-
-    template: str = "auto"
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    policy: LossPolicy = DEFAULT_POLICY
-    video_fps: float | None = None
-    video_min_frames: int | None = None
-    video_max_frames: int | None = None
-    video_sampling: VideoSampling | None = None
-    video_timestamps: bool | None = None
-    video_min_pixels: int | None = None
-    video_max_pixels: int | None = None
-    seed: int = 0
-    vocab_size: int | None = None
-    max_positions: int | None = None
-
-    @classmethod
-    def of_run(cls, data: Mapping[str, Any], seed: int) -> EncodeOptions:
-        """Those of a run's section `data`, as its configuration or its checkpoint has it.
-
-        A key that a run of an older version lacks stands at its default.
-        """
-        policy = {
-            field.name: data[field.name] for field in dataclasses.fields(LossPolicy) if field.name in data
-        }
-        own = {field.name for field in dataclasses.fields(cls)}
-        own -= {"policy", "seed", "vocab_size", "max_positions"}
-        return cls(
-            **{name: data[name] for name in own if name in data}, policy=LossPolicy(**policy), seed=seed
-        )
-
-
-_DEFAULTS = EncodeOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,42 +330,44 @@ def _media_token(tokenizer: Tokenizer, id: int) -> str:
     return str(token)
 
 
-def make_encoder(directory: str | Path, options: EncodeOptions = _DEFAULTS) -> Encoder:
+def make_encoder(
+    directory: str | Path,
+    data: DataConfig | None = None,
+    *,
+    seed: int = 0,
+    vocab_size: int | None = None,
+    max_positions: int | None = None,
+) -> Encoder:
     """The Encoder of a checkpoint: its tokenizer, chat template, stop tokens and, for a VL model, media.
 
-    Reads local files only and runs no code of the checkpoint but its Jinja chat template, which transformers
-    sandboxes. Raises CheckpointError, DataError, ConfigError.
+    data: the section of a run, None for its defaults; seed: of the frames that data.video_sampling "random" picks;
+    vocab_size, max_positions: of a model that a run has enlarged. Reads local files only and runs no code of the
+    checkpoint but its Jinja chat template, which transformers sandboxes. Raises CheckpointError, DataError,
+    ConfigError.
     """
     directory = Path(directory)
+    data = data or DataConfig.without_sources()
     media_tokens = media_token_ids(directory)
     tokenizer = load_tokenizer(directory)
     backend = tokenizer.backend_tokenizer
     return Encoder(
         backend,
-        resolve_template(options.template, tokenizer, is_vl=media_tokens is not None),
+        resolve_template(data.template, tokenizer, is_vl=media_tokens is not None),
         eos_token_ids=stop_token_ids(directory, tokenizer.eos_token_id),
-        policy=options.policy,
+        policy=LossPolicy(data.reasoning, data.loss_on),
         media_tokens=media_tokens,
-        media_spec=None if media_tokens is None else _media_spec(directory, options),
-        limits=read_limits(directory, backend, options.vocab_size, options.max_positions),
+        media_spec=None if media_tokens is None else MediaSpec.from_checkpoint(directory, data, seed),
+        limits=read_limits(directory, backend, vocab_size, max_positions),
     )
 
 
-def _media_spec(directory: Path, options: EncodeOptions) -> MediaSpec:
-    image = ImageSpec.from_checkpoint(directory, options.min_pixels, options.max_pixels)
-    return MediaSpec(image, video_spec(directory, options))
-
-
-def video_spec(directory: Path, options: EncodeOptions) -> VideoSpec:
-    """How a checkpoint's videos are read with `options`. Raises CheckpointError, ConfigError."""
-    return VideoSpec.from_checkpoint(
-        directory,
-        fps=options.video_fps,
-        min_frames=options.video_min_frames,
-        max_frames=options.video_max_frames,
-        sampling=options.video_sampling,
-        timestamps=options.video_timestamps,
-        min_pixels=options.video_min_pixels,
-        max_pixels=options.video_max_pixels,
-        seed=options.seed,
+def run_encoder(config: Config) -> Encoder:
+    """The Encoder for the model that a run trains. Raises as `make_encoder` and `enlarged_limits`."""
+    vocab_size, max_positions = enlarged_limits(config.model)
+    return make_encoder(
+        config.model.path,
+        config.data,
+        seed=config.train.seed,
+        vocab_size=vocab_size,
+        max_positions=max_positions,
     )

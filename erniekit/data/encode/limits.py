@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from erniekit.config import ModelConfig
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.tokenizer import load_tokenizer, read_json_object
@@ -134,14 +135,19 @@ def resized_vocab_size(directory: str | Path) -> int:
     return -(-(max(ids) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE if ids else rows
 
 
-def check_max_positions(directory: str | Path, wanted: int) -> None:
-    """Raise ConfigError where model.max_position_embeddings is below the checkpoint's own."""
-    own = _integer(_text_config(Path(directory)), "max_position_embeddings")
-    if own is not None and wanted < own:
+def enlarged_limits(model: ModelConfig) -> tuple[int | None, int | None]:
+    """(vocab_size, max_positions) that a run gives its model; None: the checkpoint's.
+
+    Raises CheckpointError, and ConfigError where model.max_position_embeddings is below the checkpoint's own.
+    """
+    wanted = model.max_position_embeddings
+    own = _integer(_text_config(Path(model.path)), "max_position_embeddings") if wanted is not None else None
+    if wanted is not None and own is not None and wanted < own:
         raise ConfigError(
             f"model.max_position_embeddings: {wanted:,} is below the checkpoint's {own:,}; it only raises the limit. "
             "Use data.max_length for shorter samples"
         )
+    return resized_vocab_size(model.path) if model.resize_vocab else None, wanted
 
 
 def _tokens_from(tokenizer: Tokenizer, rows: int) -> list[tuple[str, int]]:

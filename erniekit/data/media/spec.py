@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
+from erniekit.config import DataConfig
 from erniekit.data.media.patches import PIXELS_APART, ImageSpec, limits
 from erniekit.data.media.video import VideoSpec
 
@@ -17,6 +19,12 @@ class MediaSpec:
 
     image: ImageSpec
     video: VideoSpec
+
+    @classmethod
+    def from_checkpoint(cls, directory: Path, data: DataConfig, seed: int = 0) -> MediaSpec:
+        """Both of a checkpoint; what `data` gives replaces the checkpoint's. Raises CheckpointError, ConfigError."""
+        image = ImageSpec.from_checkpoint(directory, data.min_pixels, data.max_pixels)
+        return cls(image, VideoSpec.from_checkpoint(directory, data, seed))
 
 
 def bounded(spec: Spec, min_pixels: int | None, max_pixels: int | None) -> Spec:

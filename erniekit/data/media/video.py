@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from erniekit.config import DataConfig
 from erniekit.config.choices import VideoSampling
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.media.frames import VideoInfo, VideoSource, load_frames, video_info
@@ -89,27 +90,16 @@ class VideoSpec:
         return CHANNELS * self.patch_size**2
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        directory: Path,
-        *,
-        fps: float | None = None,
-        min_frames: int | None = None,
-        max_frames: int | None = None,
-        sampling: VideoSampling | None = None,
-        timestamps: bool | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        seed: int = 0,
-    ) -> VideoSpec:
-        """The spec of a checkpoint directory; what is given here replaces the checkpoint's.
+    def from_checkpoint(cls, directory: Path, data: DataConfig | None = None, seed: int = 0) -> VideoSpec:
+        """The spec of a checkpoint directory; what the keys data.video_* give replaces the checkpoint's.
 
         Read from processor_config.json ("video_processor") or video_preprocessor_config.json, which
         transformers writes. Without them the defaults of ERNIE 4.5's processor hold (2 frames a second, 16 to
         180, the first of each interval, with timestamps, 299 to 1196 tokens of pixels a frame), with the
-        patches of preprocessor_config.json. A limit given here moves the checkpoint's opposite one where they
+        patches of preprocessor_config.json. A limit that `data` gives moves the checkpoint's opposite one where they
         would cross (pixels to a quarter or four times of it). Raises CheckpointError, ConfigError.
         """
+        data = data or DataConfig.without_sources()
         path, found = _read_settings(Path(directory))
         size = found.get("size") or {}
         pixels = (size.get("shortest_edge", _PIXELS[0]), size.get("longest_edge", _PIXELS[1]))
@@ -122,18 +112,19 @@ class VideoSpec:
             )
             own_pixels = int(_get(found, "min_pixels", pixels[0])), int(_get(found, "max_pixels", pixels[1]))
             own_fps = float(_get(found, "fps", _FPS))
+            own_timestamps = bool(_get(found, "draw_on_frames", True))
             patch_size = int(found.get("patch_size") or PATCH_SIZE)
             merge_size = int(found.get("merge_size") or MERGE_SIZE)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
-        frames = limits(min_frames, max_frames, own_frames, apart=1)
-        pixels = limits(min_pixels, max_pixels, own_pixels, PIXELS_APART)
+        frames = limits(data.video_min_frames, data.video_max_frames, own_frames, apart=1)
+        pixels = limits(data.video_min_pixels, data.video_max_pixels, own_pixels, PIXELS_APART)
         return cls(
-            fps=own_fps if fps is None else fps,
+            fps=own_fps if data.video_fps is None else data.video_fps,
             min_frames=frames[0],
             max_frames=frames[1],
-            sampling=sampling or "leading",
-            timestamps=bool(_get(found, "draw_on_frames", True)) if timestamps is None else timestamps,
+            sampling=data.video_sampling,
+            timestamps=own_timestamps if data.video_timestamps is None else data.video_timestamps,
             min_pixels=pixels[0],
             max_pixels=pixels[1],
             patch_size=patch_size,

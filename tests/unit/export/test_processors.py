@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.encode.encoder import EncodeOptions, video_spec
+from erniekit.config import DataConfig
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT, VideoSpec
 from erniekit.export.export import export_model
@@ -17,6 +17,8 @@ from erniekit.export.processors import set_picture_bounds, set_videos
 from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy, change_json, write_state
+
+data = DataConfig.without_sources
 
 
 @pytest.fixture
@@ -55,14 +57,14 @@ def test_the_processor_of_the_hub_is_what_transformers_gets(nested: Path) -> Non
     # Without a rate transformers takes all frames, as many as it may.
     assert (video["fps"], video["min_frames"], video["max_frames"]) == (2.0, 16, 180)
     assert video["do_sample_frames"] is True
-    assert set_videos(nested, EncodeOptions(video_sampling="leading")) == []
+    assert set_videos(nested, data(video_sampling="leading")) == []
 
 
 def test_videos_are_read_as_in_training(nested: Path) -> None:
-    options = EncodeOptions(
+    options = data(
         video_fps=1.0, video_min_frames=4, video_max_frames=20, video_min_pixels=784, video_max_pixels=7840
     )
-    trained = video_spec(nested, options)
+    trained = VideoSpec.from_checkpoint(nested, options)
     file = nested / "video_preprocessor_config.json"
     assert set_videos(nested, options) == [
         "video_preprocessor_config.json: fps is 1.0, as in training",
@@ -77,33 +79,29 @@ def test_videos_are_read_as_in_training(nested: Path) -> None:
 
 def test_areas_that_stand_apart_in_the_base_are_changed_too(nested: Path) -> None:
     change_json(nested / "video_preprocessor_config.json", min_pixels=3136, max_pixels=31360)
-    set_videos(nested, EncodeOptions(video_min_pixels=784, video_max_pixels=7840))
+    set_videos(nested, data(video_min_pixels=784, video_max_pixels=7840))
     spec = VideoSpec.from_checkpoint(nested)
     assert (spec.min_pixels, spec.max_pixels) == (784, 7840)
 
 
 def test_a_base_without_a_rate_gets_that_of_training(nested: Path) -> None:
     change_json(nested / "video_preprocessor_config.json", fps=None)
-    assert set_videos(nested, EncodeOptions()) == [
-        "video_preprocessor_config.json: fps is 2.0, as in training"
-    ]
+    assert set_videos(nested, data()) == ["video_preprocessor_config.json: fps is 2.0, as in training"]
     assert read_json_object(nested / "video_preprocessor_config.json")["fps"] == 2.0
 
 
 def test_times_are_written_on_frames_as_in_training(nested: Path) -> None:
     file = nested / "video_preprocessor_config.json"
     assert (nested / read_json_object(file)["font"]).read_bytes() == b"font", "the font of the base"
-    assert (
-        set_videos(nested, EncodeOptions(video_timestamps=True)) == set_videos(nested, EncodeOptions()) == []
-    )
-    (change,) = set_videos(nested, EncodeOptions(video_timestamps=False))
+    assert set_videos(nested, data(video_timestamps=True)) == set_videos(nested, data()) == []
+    (change,) = set_videos(nested, data(video_timestamps=False))
     assert change == "video_preprocessor_config.json: draw_on_frames is False, as in training"
     assert not VideoSpec.from_checkpoint(nested).timestamps
     # A base whose processor writes none, in the other file that transformers knows.
     (nested / "Roboto-Regular.ttf").unlink()
     write_json(nested / "processor_config.json", {"video_processor": read_json_object(file), "other": 1})
     file.unlink()
-    assert len(set_videos(nested, EncodeOptions(video_timestamps=True))) == 1
+    assert len(set_videos(nested, data(video_timestamps=True))) == 1
     content = read_json_object(nested / "processor_config.json")
     assert content["other"] == 1
     assert content["video_processor"]["draw_on_frames"] is True
@@ -112,11 +110,11 @@ def test_times_are_written_on_frames_as_in_training(nested: Path) -> None:
 
 
 def test_what_engines_cannot_be_told(nested: Path, models: dict[str, Path]) -> None:
-    assert set_videos(nested, EncodeOptions(video_sampling="random")) == [
+    assert set_videos(nested, data(video_sampling="random")) == [
         "data.video_sampling was random: engines take the first frame of every interval"
     ]
-    assert set_videos(models["vl"], EncodeOptions(video_sampling="leading")) == []
-    assert set_videos(models["vl"], EncodeOptions(video_fps=1.0, video_timestamps=False)) == [
+    assert set_videos(models["vl"], data(video_sampling="leading")) == []
+    assert set_videos(models["vl"], data(video_fps=1.0, video_timestamps=False)) == [
         "data.video_fps, data.video_timestamps: no file of the hub layout can say so to engines"
     ]
 

@@ -17,8 +17,7 @@ from erniekit.checkpoint.state import (
     write_checkpoint,
 )
 from erniekit.checkpoint.weights import load_model
-from erniekit.data.chat.loss_policy import LossPolicy
-from erniekit.data.encode.encoder import EncodeOptions
+from erniekit.config import DataConfig
 from erniekit.errors import CheckpointError
 from erniekit.generation.load import find_model, load_for_inference
 from erniekit.models.ernie import ErnieModel
@@ -72,7 +71,7 @@ def _logits(model: ErnieModel) -> np.ndarray:
 def test_a_plain_model_directory(base: Path) -> None:
     loaded = load_for_inference(base)
     assert loaded.directory == loaded.source.checkpoint == base
-    assert loaded.source.options == EncodeOptions()
+    assert loaded.source.data == DataConfig.without_sources()
     assert not loaded.model.training
     np.testing.assert_array_equal(_logits(loaded.model), _logits(load_model(base)))
 
@@ -95,9 +94,9 @@ def test_a_run_is_its_newest_complete_checkpoint(base: Path, tmp_path: Path) -> 
 
     loaded = load_for_inference(run)
     assert loaded.source.checkpoint == newest
-    options = loaded.source.options
+    options = loaded.source.data
     assert (options.template, options.min_pixels, options.max_pixels) == ("ernie", 4000, 9000)
-    assert (options.video_fps, options.video_max_frames, options.policy) == (1.0, None, LossPolicy("drop"))
+    assert (options.video_fps, options.video_max_frames, options.reasoning) == (1.0, None, "drop")
     assert loaded.source.encoder().template.name == "ernie"
     np.testing.assert_array_equal(_logits(loaded.model), _logits(new))
     assert find_model(run / checkpoint_name(2)).checkpoint == run / checkpoint_name(2)

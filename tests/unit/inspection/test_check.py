@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.chat.loss_policy import LossPolicy
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.config import DataConfig
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
 from erniekit.data.media.video import VideoSpec
@@ -149,7 +149,7 @@ def test_a_long_text_is_one_length_and_several_pieces(tmp_path: Path, vl_encoder
 
 def test_each_turn_has_a_length_for_each_answer(tmp_path: Path, vl_checkpoint: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"messages": qa("a")["messages"] + qa("b")["messages"]}])
-    encoder = make_encoder(vl_checkpoint, EncodeOptions(policy=LossPolicy(loss_on="each_turn")))
+    encoder = make_encoder(vl_checkpoint, DataConfig.without_sources(loss_on="each_turn"))
     report = check(path, encoder=encoder)
     assert (report.samples, len(report.total.values), len(report.row_lengths.values)) == (1, 2, 2)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from erniekit.data.chat.loss_policy import LossPolicy
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.config import DataConfig
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.inspection.preview_text import plain_lines
 from tests.unit.data.helpers import encoded, noise, qa, write_lines
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
@@ -111,7 +111,7 @@ def test_a_sample_that_fails_does_not_hide_the_others(tmp_path: Path, vl_encoder
 
 
 def test_each_turn_shows_a_document_for_each_answer(tmp_path: Path, vl_checkpoint: Path) -> None:
-    encoder = make_encoder(vl_checkpoint, EncodeOptions(policy=LossPolicy(loss_on="each_turn")))
+    encoder = make_encoder(vl_checkpoint, DataConfig.without_sources(loss_on="each_turn"))
     path = tmp_path / "a.jsonl"
     chat = {"messages": qa("one", "two")["messages"] + qa("three", "seven")["messages"]}
     preview = preview_of(path, [chat], encoder)

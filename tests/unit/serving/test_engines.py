@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from erniekit.checkpoint.state import STATE_FILE
+from erniekit.config import DataConfig
 from erniekit.create.create import create_model
 from erniekit.data.chat.families import TEMPLATES
-from erniekit.data.encode.encoder import EncodeOptions
 from erniekit.export.layouts import transformers_config
 from erniekit.generation.load import ModelSource
 from erniekit.models.config import ErnieConfig
@@ -66,7 +66,7 @@ def test_each_family_has_its_parsers(
 
 def test_vllm_picks_as_many_frames_as_the_run(tmp_path: Path) -> None:
     model = _model(tmp_path / "model", "vl")
-    options = EncodeOptions(video_fps=0.5, video_max_frames=40, video_min_frames=4)
+    options = DataConfig.without_sources(video_fps=0.5, video_max_frames=40, video_min_frames=4)
     found = engine_commands(model, ModelSource(model, model, options), TEMPLATES["ernie_vl"])
     flag, value = shlex.split(found.vllm)[-2:]
     assert (flag, json.loads(value)) == ("--media-io-kwargs", {"video": {"fps": 0.5, "num_frames": 40}})

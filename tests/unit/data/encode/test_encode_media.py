@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import Conversation, ImagePart, Message, SampleError, TextPart, VideoPart
 from erniekit.data.encode.document import IGNORE, Document
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from tests.unit.data.helpers import (
     SHARED,
     SPECIAL,
@@ -83,16 +84,13 @@ def test_a_video_token_of_its_own(tmp_path: Path) -> None:
 
 
 def test_options_of_videos(vl_checkpoint: Path) -> None:
-    options = EncodeOptions(video_max_frames=2, video_min_pixels=784, video_max_pixels=1568)
+    options = DataConfig.without_sources(video_max_frames=2, video_min_pixels=784, video_max_pixels=1568)
     conversation = chat(("user", CLIP), ("assistant", "a"))
     (item,) = make_encoder(vl_checkpoint, options).encode(conversation).media
     assert (item.grid_thw, item.frames, item.tokens) == ((2, 2, 2), (0, 2), 1)
-    random = dataclasses.replace(options, video_sampling="random")
+    random = options.model_copy(update={"video_sampling": "random"})
     found = {
-        make_encoder(vl_checkpoint, dataclasses.replace(random, seed=seed))
-        .encode(conversation)
-        .media[0]
-        .frames
+        make_encoder(vl_checkpoint, random, seed=seed).encode(conversation).media[0].frames
         for seed in range(8)
     }
     assert len(found) > 1
@@ -139,7 +137,9 @@ def transformers_positions(document: Document) -> np.ndarray:
 
 
 def test_positions_equal_transformers(vl_checkpoint: Path) -> None:
-    encoder = make_encoder(vl_checkpoint, EncodeOptions(video_min_pixels=784, video_max_pixels=784 * 20))
+    encoder = make_encoder(
+        vl_checkpoint, DataConfig.without_sources(video_min_pixels=784, video_max_pixels=784 * 20)
+    )
     generator = np.random.default_rng(3)
     media = [encoded(noise(*size)) for size in ((8, 8), (56, 140), (140, 56), (28, 300), (90, 90))]
     # Token times are not more than rows or columns: see erniekit.data.encode.positions.

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from erniekit.config import DataConfig
 from erniekit.config.choices import LossOn, Reasoning
 from erniekit.data.chat.conversation import Conversation, ReasoningPart, SampleError, ToolCallPart
 from erniekit.data.chat.history import calls_as_history, untrained_reasoning
-from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.document import IGNORE, Document
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from tests.unit.data.helpers import SPECIAL, chat, encoded, make_checkpoint, make_tokenizer, noise, video
 
 END = "<|end_of_sentence|>"
@@ -35,8 +35,8 @@ KINDS = ["text_thinking", "thinking"]
 def encoder_for(
     tmp_path: Path, kind: str, *, reasoning: Reasoning = "train", loss_on: LossOn = "all", eos: Any = 2
 ) -> Encoder:
-    policy = LossPolicy(reasoning, loss_on)
-    return make_encoder(make_checkpoint(tmp_path, kind, eos_token_id=eos), EncodeOptions(policy=policy))
+    data = DataConfig.without_sources(reasoning=reasoning, loss_on=loss_on)
+    return make_encoder(make_checkpoint(tmp_path, kind, eos_token_id=eos), data)
 
 
 def counted(count: Callable[..., int], encoder: Encoder, conversation: Conversation) -> int:

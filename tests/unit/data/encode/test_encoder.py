@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import (
     Conversation,
     ImagePart,
@@ -22,9 +23,8 @@ from erniekit.data.chat.conversation import (
     ToolCallPart,
     VideoPart,
 )
-from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.document import IGNORE
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.errors import CheckpointError, DataError
 from tests.unit.data.helpers import (
     SHARED,
@@ -407,32 +407,34 @@ def test_an_encoder_goes_to_another_process_without_transformers(vl_encoder: Enc
 
 
 def test_identity_is_equal_as_long_as_encoding_is(vl_checkpoint: Path, tmp_path: Path) -> None:
-    same = EncodeOptions()
+    same = DataConfig.without_sources()
     identity = make_encoder(vl_checkpoint, same).identity
     assert make_encoder(make_checkpoint(tmp_path / "copy", "vl"), same).identity == identity
     # The seed decides nothing unless frames are picked at random.
-    assert make_encoder(vl_checkpoint, EncodeOptions(seed=3)).identity == identity
+    assert make_encoder(vl_checkpoint, seed=3).identity == identity
     changed = [
-        EncodeOptions(template="ernie_vl_thinking"),
-        EncodeOptions(min_pixels=784),
-        EncodeOptions(video_fps=1.0),
-        EncodeOptions(video_timestamps=False),
-        EncodeOptions(video_sampling="random"),
-        EncodeOptions(video_sampling="random", seed=3),
-        EncodeOptions(policy=LossPolicy(reasoning="mask")),
-        EncodeOptions(policy=LossPolicy(loss_on="last_turn")),
+        DataConfig.without_sources(template="ernie_vl_thinking"),
+        DataConfig.without_sources(min_pixels=784),
+        DataConfig.without_sources(video_fps=1.0),
+        DataConfig.without_sources(video_timestamps=False),
+        DataConfig.without_sources(video_sampling="random"),
+        DataConfig.without_sources(reasoning="mask"),
+        DataConfig.without_sources(loss_on="last_turn"),
     ]
     found = {make_encoder(vl_checkpoint, options).identity for options in changed}
+    found.add(
+        make_encoder(vl_checkpoint, DataConfig.without_sources(video_sampling="random"), seed=3).identity
+    )
     found.add(make_encoder(make_checkpoint(tmp_path / "eos", "vl", eos_token_id=4), same).identity)
     tokenizer = json.loads((vl_checkpoint / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].pop()
     other = make_checkpoint(tmp_path / "merges", "vl")
     write_json(other / "tokenizer.json", tokenizer)
     found.add(make_encoder(other, same).identity)
-    assert len(found) == len(changed) + 2
+    assert len(found) == len(changed) + 3
     assert identity not in found
 
 
 def test_an_unknown_template_is_an_error(text_checkpoint: Path) -> None:
     with pytest.raises(DataError, match=r"unknown data\.template 'llama'"):
-        make_encoder(text_checkpoint, EncodeOptions(template="llama"))
+        make_encoder(text_checkpoint, DataConfig.without_sources(template="llama"))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config import ModelConfig
 from erniekit.config.choices import OnLong
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
-from erniekit.data.encode.limits import ModelLimits, check_max_positions, resized_vocab_size
+from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.limits import ModelLimits, enlarged_limits, resized_vocab_size
 from erniekit.data.encode.pairs import encode_pair
 from erniekit.data.encode.samples import TOO_LONG, Sample, SampleReader
 from erniekit.data.encode.tokenizer import load_tokenizer
@@ -78,7 +79,7 @@ def test_a_resized_vocabulary_has_a_row_for_every_token(checkpoint: Path) -> Non
     rows = rows_of(checkpoint)
     resized = resized_vocab_size(checkpoint)
     assert resized % 64 == 0 and rows + 2 <= resized < rows + 2 + 64
-    encoder = make_encoder(checkpoint, EncodeOptions(vocab_size=resized))
+    encoder = make_encoder(checkpoint, vocab_size=resized)
     document = encoder.encode(chat(("user", "say <call_x>"), ("assistant", "<call_y>")))
     assert {rows, rows + 1} <= set(document.input_ids.tolist())
     assert encoder.limits.notes() == []
@@ -100,10 +101,10 @@ def test_an_id_that_a_config_names(checkpoint: Path, file: str, key: str) -> Non
     change(checkpoint, file, **{key: [2, rows] if key == "eos_token_id" else rows})
     with pytest.raises(CheckpointError, match=rf"{file}: {key} is {rows}, but .* {rows} rows.*resize_vocab"):
         make_encoder(checkpoint)
-    make_encoder(checkpoint, EncodeOptions(vocab_size=resized_vocab_size(checkpoint)))
+    make_encoder(checkpoint, vocab_size=resized_vocab_size(checkpoint))
     change(checkpoint, file, **{key: 99999})
     with pytest.raises(CheckpointError, match=r"99999.*correct it"):
-        make_encoder(checkpoint, EncodeOptions(vocab_size=resized_vocab_size(checkpoint)))
+        make_encoder(checkpoint, vocab_size=resized_vocab_size(checkpoint))
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
@@ -148,7 +149,7 @@ def test_documents_longer_than_the_model_has_positions(checkpoint: Path) -> None
     both = read(encoder, value, max_length=30).errors[0].detail
     assert "data.max_length=30; " in both and "max_position_embeddings=40: " in both
     assert "raise data.max_length and set model.max_position_embeddings" in both
-    raised = make_encoder(checkpoint, EncodeOptions(max_positions=4096))
+    raised = make_encoder(checkpoint, max_positions=4096)
     assert read(raised, value).errors == ()
     assert raised.identity != encoder.identity
 
@@ -183,9 +184,10 @@ def test_the_answers_of_a_pair_share_positions(text_encoder: Encoder) -> None:
 
 
 def test_the_override_only_raises_the_limit(checkpoint: Path) -> None:
-    check_max_positions(checkpoint, 40)
+    model = ModelConfig(path=str(checkpoint), max_position_embeddings=40)
+    assert enlarged_limits(model) == (None, 40)
     with pytest.raises(ConfigError, match="30 is below the checkpoint's 40"):
-        check_max_positions(checkpoint, 30)
+        enlarged_limits(model.model_copy(update={"max_position_embeddings": 30}))
 
 
 def test_without_limits_nothing_is_checked(tmp_path: Path, text_checkpoint: Path) -> None:

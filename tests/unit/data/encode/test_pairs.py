@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import Conversation, ReasoningPart, TextPart, ToolCallPart
-from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.document import IGNORE, Document
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.pairs import encode_pair, prompt_messages
 from erniekit.data.encode.samples import Pairs, Sample, SampleReader
 from erniekit.data.files.reader import Cursor, Record
@@ -156,7 +156,7 @@ def test_answers_that_begin_alike_share_no_trained_token(text_encoder: Encoder) 
 
 
 def test_only_the_last_turn_of_long_answers_is_learnt_where_asked(text_checkpoint: Path) -> None:
-    encoder = make_encoder(text_checkpoint, EncodeOptions(policy=LossPolicy(loss_on="last_turn")))
+    encoder = make_encoder(text_checkpoint, DataConfig.without_sources(loss_on="last_turn"))
     turns = [("assistant", "one"), ("user", "and?"), ("assistant", "two")]
     document = check(encoder, pair([("user", "q")], turns, [*turns[:2], ("assistant", "three")]))
     assert document.num_loss_tokens == sum(

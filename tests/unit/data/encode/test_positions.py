@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config import DataConfig
 from erniekit.data.encode.document import Document
-from erniekit.data.encode.encoder import EncodeOptions, make_encoder
+from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.encode.positions import media_positions, text_positions
 from erniekit.data.load.loader import load_row
 from erniekit.data.media.item import Media
@@ -79,7 +80,9 @@ def test_transformers_is_compared_at_the_positions_of_training(vl_checkpoint: Pa
     pytest.importorskip("torch")
     from erniekit.export.verify_transformers import torch_inputs
 
-    encoder = make_encoder(vl_checkpoint, EncodeOptions(video_min_pixels=784, video_max_pixels=784 * 4))
+    encoder = make_encoder(
+        vl_checkpoint, DataConfig.without_sources(video_min_pixels=784, video_max_pixels=784 * 4)
+    )
     document = encoder.encode(chat(("user", [video(28, 28, 8), "q"]), ("assistant", "a")))
     times, rows, columns = document.media[0].token_grid
     assert times > max(rows, columns)

@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.config import DataConfig
 from erniekit.config.choices import OnLong
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.encode.document import IGNORE, Document
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.samples import Sample, SampleReader, cut
 from erniekit.data.files.reader import BadLine, Cursor, Record
 from tests.unit.data.helpers import data_uri, noise
@@ -130,7 +130,7 @@ class TestTooLong:
         assert text.index("second") < text.index("<tool_call>") < text.index("result") < text.index("done")
 
     def test_each_answer_is_trimmed_for_itself(self, text_checkpoint: Path) -> None:
-        encoder = make_encoder(text_checkpoint, EncodeOptions(policy=LossPolicy(loss_on="each_turn")))
+        encoder = make_encoder(text_checkpoint, DataConfig.without_sources(loss_on="each_turn"))
         value = turns("one", "a one", "two", "a two", "three", "a three")
         lengths = [len(document) for document in read(encoder, value).documents]
         assert len(lengths) == 3 and lengths == sorted(lengths)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import Conversation, ReasoningPart, ToolCallPart
 from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy
 from erniekit.data.chat.template import MediaSpan, Span
 from erniekit.data.encode.document import IGNORE, Document
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from tests.unit.data.helpers import chat, encoded, make_checkpoint, noise, video
 
 DIRECTORY = Path(__file__).parent
@@ -27,7 +28,7 @@ KINDS = {
     "ernie_vl_thinking": "thinking",
 }
 # The smallest sizes, so that the files stay short: a picture of 2 x 2 tokens, a video of one for two frames.
-_SIZES = EncodeOptions(min_pixels=3136, max_pixels=3136, video_min_pixels=784, video_max_pixels=784)
+_SIZES = {"min_pixels": 3136, "max_pixels": 3136, "video_min_pixels": 784, "video_max_pixels": 784}
 _PICTURE = encoded(noise(56, 56))
 _VIDEO = video(28, 28, 3)
 _TOOLS = [
@@ -145,7 +146,9 @@ def render(template: str, directory: Path) -> str:
     checkpoint = make_checkpoint(directory, KINDS[template])
     entries = []
     for case in cases(template):
-        encoder = make_encoder(checkpoint, dataclasses.replace(_SIZES, policy=case.policy))
+        encoder = make_encoder(
+            checkpoint, DataConfig.without_sources(**_SIZES, **dataclasses.asdict(case.policy))
+        )
         documents = [_document(encoder, part) for part in encoder.split(case.conversation)]
         head = {"name": case.name, "policy": f"{case.policy.reasoning}, {case.policy.loss_on}"}
         fields = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import Conversation, ImagePart, Message, SampleError, TextPart, VideoPart
 from erniekit.data.encode.document import Document
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.samples import SampleReader
 from erniekit.data.media.decode import decode
 from erniekit.data.media.frames import load_frames, video_info
@@ -42,7 +43,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def encoder(vl_checkpoint: Path) -> Encoder:
-    return make_encoder(vl_checkpoint, EncodeOptions(video_min_frames=4, video_max_frames=20, video_fps=2))
+    return make_encoder(
+        vl_checkpoint, DataConfig.without_sources(video_min_frames=4, video_max_frames=20, video_fps=2)
+    )
 
 
 def stored(document: Document, directory: Path) -> Document:
@@ -125,7 +128,7 @@ def test_times_of_frames_follow_their_rate(
 ) -> None:
     drawn: list[float] = []
     monkeypatch.setattr("erniekit.data.media.video.draw_timestamp", lambda image, time: drawn.append(time))
-    encoder = make_encoder(vl_checkpoint, EncodeOptions(video_fps=2))
+    encoder = make_encoder(vl_checkpoint, DataConfig.without_sources(video_fps=2))
     frames = tuple(frame(number) for number in range(4))
     for number, (options, expected) in enumerate(
         [

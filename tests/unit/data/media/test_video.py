@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.media import frames as frames_module
 from erniekit.data.media.frames import VideoInfo, load_frames, video_info
@@ -206,23 +207,29 @@ def test_spec_without_a_file_of_its_own(tmp_path: Path) -> None:
     assert VideoSpec.from_checkpoint(tmp_path) == DEFAULT
     own = VideoSpec.from_checkpoint(
         tmp_path,
-        fps=1,
-        min_frames=2,
-        max_frames=8,
-        sampling="random",
-        timestamps=False,
-        min_pixels=784,
-        max_pixels=7840,
+        DataConfig.without_sources(
+            video_fps=1,
+            video_min_frames=2,
+            video_max_frames=8,
+            video_sampling="random",
+            video_timestamps=False,
+            video_min_pixels=784,
+            video_max_pixels=7840,
+        ),
         seed=3,
     )
     assert own == VideoSpec(1, 2, 8, "random", False, 784, 7840, 14, 2, 3)
+
+
+def _videos(**asked: Any) -> DataConfig:
+    return DataConfig.without_sources(**{f"video_{name}": value for name, value in asked.items()})
 
 
 def test_a_limit_that_was_asked_for_moves_the_other(tmp_path: Path) -> None:
     write_json(tmp_path / "preprocessor_config.json", PROCESSOR)
 
     def limits(**asked: int) -> tuple[int, int, int, int]:
-        spec = VideoSpec.from_checkpoint(tmp_path, **asked)
+        spec = VideoSpec.from_checkpoint(tmp_path, _videos(**asked))
         return spec.min_frames, spec.max_frames, spec.min_pixels, spec.max_pixels
 
     usual = (16, 180, 234416, 937664)
@@ -250,7 +257,7 @@ def test_spec_of_a_checkpoint_with_a_file_of_its_own(tmp_path: Path) -> None:
     write_json(tmp_path / "video_preprocessor_config.json", OWN)
     expected = VideoSpec(2.0, 4, 12, "leading", False, 3136, 6272, 14, 2, 0)
     assert VideoSpec.from_checkpoint(tmp_path) == expected
-    assert VideoSpec.from_checkpoint(tmp_path, timestamps=True).timestamps
+    assert VideoSpec.from_checkpoint(tmp_path, _videos(timestamps=True)).timestamps
     write_json(tmp_path / "processor_config.json", {"video_processor": {**OWN, "fps": 1.5}})
     assert VideoSpec.from_checkpoint(tmp_path) == dataclasses.replace(expected, fps=1.5)
 
@@ -282,7 +289,7 @@ def test_bad_specs(tmp_path: Path) -> None:
     ]
     for asked, message in impossible:
         with pytest.raises(ConfigError, match=message):
-            VideoSpec.from_checkpoint(tmp_path, **asked)
+            VideoSpec.from_checkpoint(tmp_path, _videos(**asked))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/reference_models")

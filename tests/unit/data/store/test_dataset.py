@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.chat.loss_policy import LossPolicy
-from erniekit.data.encode.encoder import EncodeOptions, Encoder, make_encoder
+from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.store import dataset as dataset_module
 from erniekit.errors import DataError
 from tests.unit.data.helpers import SHARED, data_uri, encoded, noise, qa, write_json, write_lines
@@ -233,9 +233,13 @@ class TestCache:
         load(encoder, path, cache=cache)
         for number, change in enumerate(
             (
-                lambda: load(make_encoder(vl_checkpoint, EncodeOptions(min_pixels=9000)), path, cache=cache),
                 lambda: load(
-                    make_encoder(vl_checkpoint, EncodeOptions(policy=LossPolicy(loss_on="last_turn"))),
+                    make_encoder(vl_checkpoint, DataConfig.without_sources(min_pixels=9000)),
+                    path,
+                    cache=cache,
+                ),
+                lambda: load(
+                    make_encoder(vl_checkpoint, DataConfig.without_sources(loss_on="last_turn")),
                     path,
                     cache=cache,
                 ),
