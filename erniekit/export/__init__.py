@@ -1,1 +1,1 @@
-"""Exports: a trained checkpoint as a directory that inference engines load, and the proof that it is one."""
+"""Exporting a trained checkpoint for inference engines, and verifying the result."""

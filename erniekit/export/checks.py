@@ -62,14 +62,14 @@ _TOKENIZER_ATTRIBUTES = (
     *("image_token", "image_start_token", "image_end_token"),
     *("video_token", "video_start_token", "video_end_token"),
 )
-# What other tools write for the vision tower and the language model, and no engine but transformers reads.
+# Prefixes that other tools write for the vision tower and the language model; only transformers reads them.
 _FOREIGN_PREFIXES = ("ernie.", "model.vision_model.", "model.vision_tower.", "model.language_model.")
 _SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. A note is something to know that does not make the directory wrong."""
+    """The result of one check. A note is informative and not a failure."""
 
     status: Literal["ok", "note", "FAIL"]
     text: str
@@ -79,9 +79,9 @@ class Check:
 
 
 def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check]:
-    """Files, config keys, tensors and shards; with `base`, also names, shapes and element types against it.
+    """Check files, config keys, tensors and shards; with `base`, also compare with the base model.
 
-    Goes on after a failed check as long as what follows can be looked at.
+    Continues after a failed check where possible.
     """
     if is_adapter_directory(directory):
         yield Check("FAIL", "the directory holds an adapter, not a model: export it first")
@@ -119,7 +119,7 @@ def _check_files(directory: Path, config: ErnieConfig) -> Iterator[Check]:
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         missing.append("tokenizer.json or tokenizer.model")
     if missing:
-        yield Check("FAIL", f"files that are missing: {', '.join(missing)}")
+        yield Check("FAIL", f"missing files: {', '.join(missing)}")
     else:
         yield Check("ok", f"files: config.json, {', '.join(needed)}, tokenizer")
     if not (directory / "tokenizer.json").is_file():
@@ -129,7 +129,7 @@ def _check_files(directory: Path, config: ErnieConfig) -> Iterator[Check]:
     if not (directory / "tokenizer.model").is_file():
         yield Check("note", "no tokenizer.model: FastDeploy and llama.cpp do not load the directory")
     if "tokenizer_config.json" not in missing and chat_template(directory) is None:
-        yield Check("note", "no chat template: engines' chat endpoints need one")
+        yield Check("note", "no chat template: chat endpoints of engines need one")
     if config.family == "vl" and not nested and not list(directory.glob("processing_*.py")):
         yield Check(
             "note", "no processing_*.py: vLLM, SGLang and FastDeploy need the released model's remote code"
@@ -140,7 +140,7 @@ def _check_config(directory: Path, config: ErnieConfig) -> Iterator[Check]:
     problems = list(_config_problems(directory, config))
     yield from (Check("FAIL", f"config.json: {problem}") for problem in problems)
     if not problems:
-        yield Check("ok", "config.json has what each engine reads")
+        yield Check("ok", "config.json has the keys that engines read")
     if config.raw["model_type"] == NESTED_MODEL_TYPE:
         yield Check(
             "note", "transformers' nested config: vLLM, SGLang and FastDeploy read the hub layout only"
@@ -158,7 +158,7 @@ def _config_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
     if "torch_dtype" in raw and "dtype" in raw:
         yield "has both torch_dtype and dtype, which FastDeploy refuses"
     elif "torch_dtype" not in raw and not ("dtype" in raw and raw.get("transformers_version")):
-        yield "states no torch_dtype: FastDeploy would take linear weights for transposed"
+        yield "has no torch_dtype: FastDeploy would treat linear weights as transposed"
     keys: tuple[str, ...] = _DECODER_KEYS
     if nested:
         keys = _NESTED_KEYS
@@ -179,17 +179,17 @@ def _flat_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
     raw = config.raw
     end = raw["moe_layer_end_index"]
     if -1 in (end if isinstance(end, list) else [end]):
-        yield "moe_layer_end_index is -1: FastDeploy reads the number as it is"
+        yield "moe_layer_end_index is -1, which FastDeploy does not resolve to the last layer"
     if raw.get("num_nextn_predict_layers"):
-        yield "num_nextn_predict_layers promises a multi-token-prediction head, which exports do not hold"
+        yield "num_nextn_predict_layers is not 0, but exports have no multi-token-prediction head"
     if config.family != "vl":
         return
     if "mrope_section" not in (raw["rope_scaling"] or {}):
-        yield "rope_scaling has no mrope_section: vLLM would give pictures 1-D positions without a word"
+        yield "rope_scaling has no mrope_section: vLLM would silently use 1-D positions for images"
     if raw["vision_config"].get("embed_dim") != raw["vision_config"].get("hidden_size"):
-        yield "vision_config.embed_dim is not its hidden_size, as vLLM demands"
+        yield "vision_config.embed_dim differs from hidden_size, which vLLM requires to be equal"
     if "auto_map" not in raw and list(directory.glob("configuration_*.py")):
-        yield "no auto_map, although the remote code is there"
+        yield "has no auto_map, although the directory has remote code"
 
 
 def _nested_problems(directory: Path) -> Iterator[str]:
@@ -205,11 +205,11 @@ def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, Tens
     foreign = [name for name in tensors if name.startswith(_FOREIGN_PREFIXES)]
     if foreign:
         yield Check(
-            "FAIL", f"{foreign[0]}: not a name of the released checkpoints; vLLM does not find such weights"
+            "FAIL", f"{foreign[0]}: not a tensor name of the released checkpoints; vLLM does not find it"
         )
     try:
         check_tensors(tensors, config, str(directory))
-        yield Check("ok", f"{len(specs)} tensors have the names and shapes that config.json asks for")
+        yield Check("ok", f"{len(specs)} tensors have the names and shapes given by config.json")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
     present = [tensors[spec.name] for spec in specs if spec.name in tensors]
@@ -228,7 +228,8 @@ def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, Tens
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in Counter(info.dtype for info in present).items())
     if DTYPE_NAMES.get(main) != stated:
         yield Check(
-            "FAIL", f"config.json says {stated}, the tensors are {kinds}; export the model to make them agree"
+            "FAIL",
+            f"config.json states {stated}, the tensors are {kinds}; export the model to make them agree",
         )
     elif not narrow:
         yield Check("ok", f"element types: {kinds}; routers F32" if config.moe else f"element types: {kinds}")
@@ -238,9 +239,7 @@ def _check_shards(directory: Path) -> Iterator[Check]:
     where: dict[str, str] = {}
     for file in weight_files(directory):
         if _metadata(file).get("format") != "pt":
-            yield Check(
-                "FAIL", f"{file.name}: its metadata lacks format = pt, without which loaders refuse it"
-            )
+            yield Check("FAIL", f"{file.name}: its metadata has no format = pt, which loaders require")
         where |= dict.fromkeys(read_header(file), file.name)
     index = directory / INDEX_FILE
     if not index.is_file():
@@ -264,7 +263,7 @@ def _check_vocabulary(directory: Path, config: ErnieConfig) -> Iterator[Check]:
         yield from (Check("note", note) for note in limits.notes())
     else:
         yield Check(
-            "ok", f"every token of the tokenizer has one of the {config.vocab_size:,} rows of the embedding"
+            "ok", f"every token of the tokenizer has a row in the embedding ({config.vocab_size:,} rows)"
         )
 
 
@@ -273,7 +272,7 @@ def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig)
     try:
         rows = ErnieConfig.from_dir(base).vocab_size
         theirs = read_index(base)
-        check_tensors(theirs, replace(config, vocab_size=rows), f"{base} (the base)")
+        check_tensors(theirs, replace(config, vocab_size=rows), f"{base} (the base model)")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return
@@ -285,15 +284,15 @@ def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig)
     ]
     if wrong:
         yield Check(
-            "FAIL", f"{len(wrong)} tensors have another element type than in the base: {_some(wrong)}"
+            "FAIL", f"{len(wrong)} tensors have a different element type in the base model: {_some(wrong)}"
         )
     else:
         grown = (
-            f", but for {config.vocab_size - rows:+,} rows of the vocabulary"
+            f", except for {config.vocab_size - rows:+,} rows of the vocabulary"
             if config.vocab_size != rows
             else ""
         )
-        yield Check("ok", f"names, shapes and element types are those of the base {base}{grown}")
+        yield Check("ok", f"names, shapes and element types equal those of the base model {base}{grown}")
 
 
 def _metadata(file: Path) -> dict[str, Any]:

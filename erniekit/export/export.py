@@ -1,6 +1,6 @@
-"""Write a trained model as a directory that inference engines load.
+"""Exporting a trained model as a directory that inference engines load.
 
-Tensors pass through memory one at a time: read, merged with their adapter, converted, written.
+Tensors are processed one at a time: read, merged with their adapter, converted, written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from erniekit.export.files import (
     write_json,
 )
 from erniekit.export.layouts import DTYPE_NAMES, hub_config, transformers_config
-from erniekit.export.processors import set_picture_bounds, set_videos
+from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
 from erniekit.generation.load import find_checkpoint, run_data, run_max_positions
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
@@ -82,7 +82,7 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Written: `nbytes` of weights, `merged` adapters, `replaced` tensors that the adapter held whole."""
+    """The result of an export: `nbytes` of weights, `merged` adapters, `replaced` full tensors of the adapter."""
 
     directory: Path
     source: ExportSource
@@ -107,15 +107,14 @@ def export_model(
 ) -> ExportReport:
     """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
 
-    `dtype` auto gives each tensor the element type that it has in the base; router tensors are always
-    float32. `base` replaces the base that the checkpoint names. `template`: see `settle_chat_template`.
-    Nothing bears the name `output` before all of it is written. Raises CheckpointError where the input is
-    incomplete, does not fit, or the output is not empty.
+    With `dtype` auto each tensor has the element type of the base model; router tensors are always float32. `base`
+    replaces the base model that the checkpoint names. `template`: see `settle_chat_template`. `output` appears when it
+    is complete. Raises CheckpointError if the input is incomplete or does not fit, or the output is not empty.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(
-            f"{output}: is not an empty directory; choose another --output, or remove it first"
+            f"{output}: not an empty directory; choose another --output, or remove it first"
         )
     source = resolve_source(Path(path), None if base is None else Path(base))
     tensors = read_index(source.weights)
@@ -142,8 +141,7 @@ def export_model(
     dropped = len(set(tensors) - {spec.name for spec in wanted})
     if dropped:
         warnings.append(
-            f"{dropped} tensors that the model does not use are left out (multi-token prediction, or a copy "
-            "of tied weights)"
+            f"{dropped} unused tensors are left out (multi-token prediction, or a copy of tied weights)"
         )
     return ExportReport(
         directory=output,
@@ -159,19 +157,19 @@ def export_model(
 
 
 def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
-    """Find the weights, the adapter and the base behind a path that a user names. Raises CheckpointError."""
+    """Find the weights, the adapter and the base model of a path. Raises CheckpointError."""
     path = find_checkpoint(path)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
     data = DataConfig.without_sources() if state is None else run_data(state)
     max_positions = None if state is None else run_max_positions(state)
     changes = ModelChanges(max_position_embeddings=max_positions)
     if base is not None and not (base / "config.json").is_file():
-        raise CheckpointError(f"--base {base}: not a model directory: it has no config.json")
+        raise CheckpointError(f"--base {base}: not a model directory (no config.json)")
     if is_adapter_directory(path):
         base = base or Path(read_adapter_config(path).base_path)
         if not (base / "config.json").is_file():
             raise CheckpointError(
-                f"{path}: its base model {base} is not there (no config.json); say where it is with --base"
+                f"{path}: its base model {base} does not exist (no config.json); give its path with --base"
             )
         refuse_undownloaded(base)
         changes = replace(changes, vocab_size=adapter_vocab_size(path))
@@ -187,7 +185,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
 
 
 def describe(report: ExportReport) -> list[str]:
-    """What was written, as lines for people."""
+    """The report as lines of text."""
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report.dtypes.items()))
     files = "1 file" if report.shards == 1 else f"{report.shards} files"
     lines = [
@@ -195,11 +193,9 @@ def describe(report: ExportReport) -> list[str]:
         f"  {report.tensors} tensors ({kinds}), {report.nbytes / 1e6:,.1f} MB in {files}",
     ]
     if report.source.adapter is not None:
-        lines.append(f"  {report.merged} adapters merged into {report.source.weights}, all that there are")
+        lines.append(f"  {report.merged} adapters merged into {report.source.weights} (all of them)")
     if report.replaced:
-        lines.append(
-            f"  {report.replaced} tensors that were trained beside the adapters took the place of the base's"
-        )
+        lines.append(f"  {report.replaced} tensors of the base model replaced by trained ones")
     return lines + [f"  note: {warning}" for warning in report.warnings]
 
 
@@ -231,7 +227,7 @@ def _output_specs(
             return _ELEMENT_TYPES[choice]
         if base:
             return base[spec.name].dtype
-        # Training on a CPU writes float32; config.json still says what the base was.
+        # Training on a CPU writes float32; config.json still states the element type of the base model.
         if source.trained and source.adapter is None and stated is not None:
             return stated
         return tensors[spec.name].dtype
@@ -240,31 +236,31 @@ def _output_specs(
     odd = next((spec for spec in specs if spec.dtype not in DTYPE_NAMES), None)
     if odd is not None:
         raise CheckpointError(
-            f"{source.weights}: {odd.name} has the element type {odd.dtype}; choose one with --dtype"
+            f"{source.weights}: {odd.name} has the element type {odd.dtype}; choose a supported one with --dtype"
         )
     return specs
 
 
 def _on_disk(config: ErnieConfig, directory: Path) -> ErnieConfig:
-    """The configuration of an exported model as a directory has it, to whose embedding training may have added rows."""
+    """The configuration with the vocabulary size of a directory, to which training may have added rows."""
     return replace(config, vocab_size=ErnieConfig.from_dir(directory).vocab_size)
 
 
 def _check_whole(
     source: ExportSource, tensors: dict[str, TensorInfo], wanted: list[TensorSpec], merge: AdapterMerge
 ) -> None:
-    """Raise CheckpointError where a tensor that an adapter holds whole, or should hold, has another shape."""
+    """Raise CheckpointError if a full tensor of the adapter, or one it should hold, has the wrong shape."""
     shapes = {name: info.shape for name, info in tensors.items()} | merge.whole
     for spec in wanted:
         if shapes[spec.name] != spec.shape:
             raise CheckpointError(
                 f"{source.adapter}: the adapter does not fit {source.weights}: {spec.name} is "
-                f"{list(shapes[spec.name])}, the model wants {list(spec.shape)}"
+                f"{list(shapes[spec.name])}, the model expects {list(spec.shape)}"
             )
 
 
 def _main_dtype(specs: list[TensorSpec]) -> str:
-    """The element type of most values, routers aside: what `config.json` states."""
+    """The most common element type, without routers: the one that `config.json` states."""
     sizes: Counter[str] = Counter()
     for spec in specs:
         if not is_router_tensor(spec.name):
@@ -287,14 +283,14 @@ def _reader(
 
 
 def _vocabulary_warnings(source: ExportSource, target: Path) -> list[str]:
-    """What to know of tokens that were added to the tokenizer."""
+    """Warnings about tokens that were added to the tokenizer."""
     config, warnings = source.config, []
     if source.base is not None and config.media is not None:
         before = ErnieConfig.from_dir(source.base).vocab_size
         if config.vocab_size > before:
             warnings.append(
-                f"FastDeploy takes every token id from im_patch_id ({config.media.image_placeholder}) on for one of a "
-                f"picture, also the added ones from {before} on: use vLLM, or transformers"
+                f"FastDeploy treats every token id from im_patch_id ({config.media.image_placeholder}) on as an "
+                f"image token, including the added ones from {before} on: use vLLM or transformers"
             )
     tokenizer = load_tokenizer(target).backend_tokenizer
     return warnings + read_limits(target, tokenizer, config.vocab_size).notes()
@@ -311,13 +307,11 @@ def _write_files(
     if source.max_positions is not None:
         set_positions(target, config.max_position_embeddings)
     if config.family == "vl":
-        warnings += set_picture_bounds(target, data.min_pixels, data.max_pixels)
+        warnings += set_image_bounds(target, data.min_pixels, data.max_pixels)
         if source.trained:
             warnings += set_videos(target, data)
     if source.trained and source.base is None:
-        warnings.append(
-            "the base model is not reachable: element types and files are those of the checkpoint"
-        )
+        warnings.append("the base model is missing: element types and files are taken from the checkpoint")
     if config.family == "vl" and layout == "transformers":
         video = None if "text_config" in config.raw else token_id(target, VIDEO_PLACEHOLDER)
         content = transformers_config(config, dtype, video)
@@ -325,11 +319,11 @@ def _write_files(
         content = hub_config(config, dtype)
         drop_missing_code(content, target)
         if layout == "transformers":
-            warnings.append("text models have one layout: hub and transformers are the same")
+            warnings.append("the layouts hub and transformers are the same for text models")
         if "text_config" in config.raw and config.media is not None:
             warnings.append(
-                f"the hub layout has one placeholder for pictures and videos: video_token_id "
-                f"{config.media.video_placeholder} of the base is lost"
+                f"the hub layout has one placeholder for images and videos: video_token_id "
+                f"{config.media.video_placeholder} of the base model is lost"
             )
     write_json(target / "config.json", content)
     warnings += _vocabulary_warnings(source, target)

@@ -1,8 +1,8 @@
-"""What a model directory holds besides weights and `config.json`: tokenizer, processors, remote code.
+"""The files of a model directory besides weights and `config.json`: tokenizer, processors, remote code.
 
-Files of the base are carried over as they are, but: what another layout spells differently is rewritten,
-references to remote code that is not there are removed, a missing `generation_config.json` is written from
-the end tokens of config and tokenizer, and the base's README, which is about the base, stays there.
+Files of the base model are copied, with these exceptions: settings that the layouts spell differently are rewritten,
+references to missing remote code are removed, a missing `generation_config.json` is made from the end tokens of config
+and tokenizer, and the README of the base model is left out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _WEIGHTS = (
 _LEFT_OUT = re.compile(
     rf"^(\.|README|config\.json$|{re.escape(ADAPTER_CONFIG)}$|{re.escape(STATE_FILE)}$)|\.index\.json$"
 )
-# What the processor of each layout expands, in chat templates: (Hub, transformers).
+# Placeholders in chat templates that the processor of each layout expands: (Hub, transformers).
 _PLACEHOLDERS = (
     ("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>"),
     ("<|video@placeholder|>", VIDEO_PLACEHOLDER),
@@ -61,7 +61,7 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_confi
 
 
 def side_files(directories: Sequence[Path]) -> dict[str, Path]:
-    """Name -> path of every file to carry over; a name in several directories is taken from the first."""
+    """Name -> path of every file to copy. The first directory with a name wins."""
     found: dict[str, Path] = {}
     for directory in directories:
         for file in sorted(directory.iterdir()):
@@ -73,9 +73,9 @@ def side_files(directories: Sequence[Path]) -> dict[str, Path]:
 def carry_files(
     files: dict[str, Path], target: Path, config: ErnieConfig, layout: CheckpointLayout
 ) -> list[str]:
-    """Write the files that belong beside an export's weights into `target`; returns warnings for people.
+    """Write the files of an export besides its weights into `target`; returns warnings.
 
-    `config` is the base's. Raises CheckpointError where a file is missing that every engine needs.
+    `config` is that of the base model. Raises CheckpointError if a file is missing that every engine needs.
     """
     _check_present(files, config)
     nested_before = config.raw["model_type"] == NESTED_MODEL_TYPE
@@ -95,14 +95,16 @@ def carry_files(
     warnings = _warnings(target, config, nested_after)
     if not (target / "generation_config.json").is_file():
         write_json(target / "generation_config.json", _generation_config(target, config))
-        warnings.append("the base has no generation_config.json: wrote one with the end token of its config")
+        warnings.append(
+            "the base model has no generation_config.json: made one with the end token of its config"
+        )
     return warnings
 
 
 def set_positions(target: Path, positions: int) -> None:
     """Raise the tokenizer's `model_max_length` to the positions that the model was trained with.
 
-    vLLM takes the smaller one of this and the config's max_position_embeddings.
+    vLLM uses the minimum of this and the config's max_position_embeddings.
     """
     file = target / "tokenizer_config.json"
     content = read_json_object(file)
@@ -112,9 +114,9 @@ def set_positions(target: Path, positions: int) -> None:
 
 
 def drop_missing_code(content: Json, directory: Path) -> bool:
-    """Remove from `auto_map` what names a Python file that is not in `directory`; returns whether it did.
+    """Remove references of `auto_map` to Python files missing from `directory`; returns whether it changed.
 
-    A class in another repository ("owner/name--module.Class") needs no file here and is kept.
+    A class in another repository ("owner/name--module.Class") needs no file and is kept.
     """
     references = content.get("auto_map")
     if not isinstance(references, dict):
@@ -129,7 +131,7 @@ def drop_missing_code(content: Json, directory: Path) -> bool:
 
 
 def token_id(directory: Path, token: str) -> int | None:
-    """The id of a token in `tokenizer.json`; None where the file or the token is not there."""
+    """The id of a token in `tokenizer.json`; None without the file or the token."""
     file = directory / "tokenizer.json"
     if not file.is_file():
         return None
@@ -148,7 +150,7 @@ def write_json(file: Path, content: Json) -> None:
 
 
 def chat_template(directory: Path) -> str | None:
-    """Where the chat template of a model directory is: the name of the file; None where it has none."""
+    """The name of the file with the chat template of a model directory; None without a template."""
     for name in _TEMPLATE_FILES:
         file = directory / name
         if file.is_file() and (name.endswith(".jinja") or read_json_object(file).get("chat_template")):
@@ -157,7 +159,7 @@ def chat_template(directory: Path) -> str | None:
 
 
 def write_chat_template(directory: Path, program: str, layout: CheckpointLayout) -> None:
-    """Put a Jinja program with the Hub layout's marks of pictures in the place of the one that is there."""
+    """Replace the chat template by a Jinja program that has the image placeholders of the Hub layout."""
     if layout == "transformers":
         program = _with_placeholders(program, 0, 1)
     (directory / "chat_template.jinja").write_text(program, encoding="utf-8")
@@ -174,8 +176,8 @@ def _check_present(files: dict[str, Path], config: ErnieConfig) -> None:
     for names in needed:
         if not any(name in files for name in names):
             raise CheckpointError(
-                f"the model has no {' or '.join(names)}, without which no engine loads it; "
-                "copy it there from the released model, or name a directory that has it with --base"
+                f"the model has no {' or '.join(names)}, which every engine needs; copy "
+                "it from the released model, or give a directory that has it with --base"
             )
 
 
@@ -188,11 +190,11 @@ def _is_there(reference: Any, directory: Path) -> bool:
 
 
 def _to_nested(target: Path) -> None:
-    """Rewrite the files of a flat VL base as transformers' own processor reads them."""
+    """Rewrite the files of a flat VL base model for transformers' processor."""
     _rename_placeholders(target, 0, 1)
     tokenizer = read_json_object(target / "tokenizer_config.json")
     if "auto_map" in tokenizer or str(tokenizer.get("tokenizer_class", "")).startswith("Ernie"):
-        # The released class is remote code; these are what transformers reads the same files with.
+        # The released class is remote code; transformers reads the same files with these classes.
         generic = "PreTrainedTokenizerFast" if (target / "tokenizer.json").is_file() else "LlamaTokenizer"
         tokenizer |= {"tokenizer_class": generic, "add_bos_token": False, "add_prefix_space": False}
         tokenizer.pop("auto_map", None)
@@ -215,8 +217,8 @@ def _to_nested(target: Path) -> None:
         "temporal_patch_size": 2,
         "do_sample_frames": True,
     }
-    # Areas in pixels and numbers of frames are those of transformers' Ernie4_5_VLMoeVideoProcessor. That takes every
-    # frame of a video unless it is told a rate; this is the released processor's.
+    # Areas in pixels and numbers of frames are those of transformers' Ernie4_5_VLMoeVideoProcessor. Without fps it uses
+    # every frame of a video; 2 fps is the rate of the released processor.
     video |= {
         "fps": 2.0,
         "size": {"shortest_edge": 299 * 28 * 28, "longest_edge": 1196 * 28 * 28},
@@ -227,9 +229,9 @@ def _to_nested(target: Path) -> None:
 
 
 def timestamps(target: Path) -> Json:
-    """What makes transformers' video processor write the time on each frame, with the font that it then looks for.
+    """Settings that make transformers' video processor draw the time on each frame; copies the font it needs.
 
-    The released remote code, which reads the hub layout, has the same font from elsewhere.
+    The released remote code, which reads the hub layout, has its own copy of the font.
     """
     if not (target / FONT.name).is_file():
         shutil.copyfile(FONT, target / FONT.name)
@@ -238,7 +240,7 @@ def timestamps(target: Path) -> Json:
 
 
 def _to_flat(target: Path) -> None:
-    """Rewrite the files of a nested VL base as the Hub's remote code and erniekit read them."""
+    """Rewrite the files of a nested VL base model for the Hub's remote code and erniekit."""
     _rename_placeholders(target, 1, 0)
     spec = ImageSpec.from_checkpoint(target)
     for name in ("processor_config.json", "video_preprocessor_config.json"):
@@ -276,19 +278,21 @@ def _warnings(target: Path, config: ErnieConfig, nested: bool) -> list[str]:
     warnings = []
     if not (target / "tokenizer.json").is_file():
         warnings.append(
-            "no tokenizer.json in the base: transformers and vLLM convert tokenizer.model when they load it"
+            "no tokenizer.json in the base model: transformers and vLLM convert tokenizer.model when loading it"
         )
     if not (target / "tokenizer.model").is_file():
-        warnings.append("no tokenizer.model in the base: FastDeploy and llama.cpp need it")
+        warnings.append("no tokenizer.model in the base model: FastDeploy and llama.cpp need it")
     if config.family == "vl" and not nested and not list(target.glob("processing_*.py")):
         warnings.append(
-            "no remote code in the base: vLLM, SGLang and FastDeploy need the released model's *.py files "
+            "no remote code in the base model: vLLM, SGLang and FastDeploy need the released model's *.py files "
             "for the hub layout of VL models"
         )
     if nested:
         warnings.append("vLLM, SGLang and FastDeploy read the hub layout of VL models, not this one")
         if token_id(target, VIDEO_PLACEHOLDER) is None:
-            warnings.append(f"the tokenizer has no {VIDEO_PLACEHOLDER}: videos cannot be told from pictures")
+            warnings.append(
+                f"the tokenizer has no {VIDEO_PLACEHOLDER}: videos cannot be distinguished from images"
+            )
     return warnings
 
 
@@ -303,7 +307,7 @@ def _generation_config(target: Path, config: ErnieConfig) -> Json:
         if found is None:
             raise CheckpointError(
                 "the model has no generation_config.json, and neither its config.json nor its tokenizer "
-                "names an end token: without one engines never stop; write generation_config.json with "
+                "names an end token, so engines would never stop: add a generation_config.json with "
                 "eos_token_id"
             )
         result["eos_token_id"] = found

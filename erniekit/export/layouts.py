@@ -1,8 +1,8 @@
-"""`config.json` in the two forms that engines read: the Hub's, and transformers' nested one for VL models.
+"""`config.json` in the two forms that engines read: the Hub's flat form, and transformers' nested form for VL models.
 
-Weights have the same names in both. vLLM and SGLang read the flat keys and know the architectures below;
-FastDeploy tells from `torch_dtype` that linear weights are [out, in]; transformers 5 has code of its own for
-the nested form only, and runs a checkpoint's for the flat one.
+Weights have the same names in both. vLLM and SGLang read the flat keys and know the architectures below. FastDeploy
+infers from `torch_dtype` that linear weights are [out, in]. transformers 5 has built-in code for the nested form, and
+runs the remote code of a checkpoint for the flat one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ _NESTED_ONLY = frozenset(("vision_config", "image_token_id", "video_token_id"))
 def hub_config(config: ErnieConfig, dtype: str) -> Json:
     """The flat `config.json` of the released `-PT` checkpoints.
 
-    Keys of the base that are not named here are kept; those that an engine needs are set from `config`.
-    `dtype` is the safetensors element type of most weights. Raises CheckpointError where the flat form has
-    no words for an architecture.
+    Keys that engines need are set from `config`; other keys of the base model are kept. `dtype` is the safetensors
+    element type of most weights. Raises CheckpointError if the flat form cannot express the architecture.
     """
     raw, nested = config.raw, "text_config" in config.raw
     kept = {key: value for key, value in raw.items() if key not in _REPLACED and key not in DECODER_ALIASES}
@@ -62,8 +61,8 @@ def hub_config(config: ErnieConfig, dtype: str) -> Json:
 def transformers_config(config: ErnieConfig, dtype: str, video_token_id: int | None = None) -> Json:
     """The nested `config.json` of transformers' Ernie4_5_VLMoeConfig, for a VL model.
 
-    Follows transformers' convert_ernie4_5_vl_moe_to_hf, with the base's own rotary settings. Keys of a flat
-    base that the nested form does not know are left out. `video_token_id` is for a flat base, which has none.
+    Follows transformers' convert_ernie4_5_vl_moe_to_hf, with the rotary settings of the base model. Keys of a flat base
+    model that the nested form does not have are left out. `video_token_id` is for a flat base model, which has none.
     """
     moe, vision, media = config.moe, config.vision, config.media
     if moe is None or vision is None or media is None:
@@ -125,7 +124,7 @@ def _flat_moe(config: ErnieConfig, moe: MoeConfig) -> Json:
         "moe_layer_interval": interval,
     }
     if not vl or "num_nextn_predict_layers" in config.raw:
-        # Exports hold no multi-token-prediction head.
+        # Exports have no multi-token-prediction head.
         result["num_nextn_predict_layers"] = 0
     return result
 
@@ -133,7 +132,7 @@ def _flat_moe(config: ErnieConfig, moe: MoeConfig) -> Json:
 def _layer_range(config: ErnieConfig, moe: MoeConfig) -> tuple[Any, Any, int]:
     """First and last index of the layers with experts ([text, vision] in VL models), and their interval.
 
-    The base's own, with the -1 that stands for the last layer resolved: FastDeploy reads the number as it is.
+    From the base model, with -1 (the last layer) resolved, since FastDeploy does not resolve it.
     """
     raw = config.raw
     if raw.get("moe_layer_start_index") is not None and raw.get("moe_layer_end_index") is not None:
@@ -149,14 +148,14 @@ def _layer_range(config: ErnieConfig, moe: MoeConfig) -> tuple[Any, Any, int]:
             first, last = layers[0], layers[-1]
             return ([first] * 2, [last] * 2, interval) if config.family == "vl" else (first, last, interval)
     raise CheckpointError(
-        f"the layers with experts {list(layers)} are not evenly spaced: the Hub's config.json cannot say so; "
+        f"the layers with experts {list(layers)} are not evenly spaced, which the Hub's config.json cannot express; "
         "use --layout transformers"
     )
 
 
 def _flat_vision(config: ErnieConfig, vision: VisionConfig, media: MediaTokens) -> Json:
     section = _section(config)
-    # Without mrope_section vLLM loads and silently gives pictures 1-D positions.
+    # Without mrope_section vLLM loads the model and silently uses 1-D positions for images.
     scaling = {"type": "default", **(config.raw.get("rope_scaling") or {}), "mrope_section": list(section)}
     inner = {} if "text_config" in config.raw else config.raw["vision_config"]
     return {
@@ -186,7 +185,7 @@ def _flat_vision(config: ErnieConfig, vision: VisionConfig, media: MediaTokens) 
 
 
 def _mlp_ratio(vision: VisionConfig) -> int | float:
-    """The number that gives the MLP's width back exactly, as readers multiply by it and cut off."""
+    """The ratio from which readers compute the exact MLP width, by multiplying and truncating."""
     ratio = vision.intermediate_size / vision.hidden_size
     while int(vision.hidden_size * ratio) < vision.intermediate_size:
         ratio = math.nextafter(ratio, math.inf)

@@ -1,4 +1,4 @@
-"""Processors of an export: pictures and videos must reach a model as they did in training."""
+"""Processor settings of an export, so that images and videos are processed as in training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from erniekit.data.media.video import VideoSpec
 from erniekit.export.files import timestamps, write_json
 from erniekit.local_files import read_json_object
 
-_SAMPLING = "leading"  # what every engine does
+_SAMPLING = "leading"  # as in every engine
 
 
-def set_picture_bounds(directory: Path, min_pixels: int | None, max_pixels: int | None) -> list[str]:
-    """Make the processor resize pictures as training did; None = as it does. Bounds are areas in pixels.
+def set_image_bounds(directory: Path, min_pixels: int | None, max_pixels: int | None) -> list[str]:
+    """Set the image processor to the bounds of training, areas in pixels; None: unchanged.
 
-    Returns what was changed, for people.
+    Returns the changes as messages.
     """
     changes = []
     for name in ("preprocessor_config.json", "processor_config.json"):

@@ -1,4 +1,4 @@
-"""The chat template of an export: engines must prompt a model in the way in which it was trained."""
+"""The chat template of an export, so that engines build prompts as in training."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def settle_chat_template(
     tokenizer = load_tokenizer(target)
     has_one = bool(tokenizer.chat_template)
     if choice == "base" or (choice == "auto" and not trained):
-        return [] if has_one else ["no chat template in the base: engines' chat endpoints need one"]
+        return [] if has_one else ["no chat template in the base model: chat endpoints of engines need one"]
     try:
         template = resolve_template(name, tokenizer, is_vl=vl)
     except DataError as error:
-        return [f"the chat template is the base's, whatever training used: {error}"]
-    reason = "which was asked for"
+        return [f"the chat template is that of the base model, whatever training used: {error}"]
+    reason = "as requested"
     if choice == "auto":
         if not has_one:
-            reason = "since the base has none"
+            reason = "since the base model has none"
         elif any(_is_other(template, tokenizer, chat) for chat in _PLAIN):
-            reason = "since the base's prompts in another way than training did"
+            reason = "since that of the base model builds other prompts than training"
         elif _leaves_tools_out(tokenizer):
-            reason = "since the base's leaves the list of tools out"
+            reason = "since that of the base model leaves out the list of tools"
         elif any(_is_other(template, tokenizer, chat) for chat in (_LIST, _LOOP)):
             return [
-                "the base's chat template writes tools in another way than training does: if the chats had "
+                "the chat template of the base model formats tools differently than training: if the chats had "
                 "tools, export with --chat-template trained"
             ]
         else:

@@ -1,22 +1,21 @@
-"""Hold Paddle's logits, loss and gradients for a checkpoint to stored ones of another implementation.
+"""Comparison of Paddle's logits, loss and gradients with stored ones of another implementation.
 
-A reference is an `.npz` with a batch of inputs, by the names that transformers' models take, and what came
-of it:
+A reference is an `.npz` with a batch of inputs, under the argument names of transformers' models, and the results:
 
     in_input_ids, in_attention_mask    int [B, T]
     in_pixel_values, in_image_grid_thw, in_pixel_values_videos, in_video_grid_thw
                                        float32 [P, patch_dim] normalised patches, int [N, 3] (VL models)
     in_mm_token_type_ids, in_moe_mm_token_type_ids
-                                       int [B, T]: 0 text, 1 picture, 2 video; the second counts markers in
-    position_ids_thw                   int [3, B, T]; computed as in training where absent. Needed where transformers
-                                       computed the reference for a video of more token times than rows and
+                                       int [B, T]: 0 text, 1 image, 2 video; the second includes markers
+    position_ids_thw                   int [3, B, T]; if absent, computed as in training. Required if transformers
+                                       computed the reference for a video with more token times than rows and
                                        columns, see `erniekit.data.encode.positions`
     labels                             int [B, T], not shifted, -100 = none
     logits                             float32 [B, T, vocab]
     loss                               mean over all labels that a position predicts
     grad_names, grad_norms             Hub names [K] and Euclidean norms [K] of the gradients of `loss`
 
-A safetensors file beside it may hold the gradients themselves, in Hub names.
+A separate safetensors file may hold the gradients, under Hub names.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 from erniekit.objectives.language import chunked_cross_entropy
 
-# Norms of differences, relative to the norms of what is stored: single elements, whose terms may cancel, promise
-# nothing, and processors add in different orders.
+# Norms of differences, relative to the norms of the stored arrays. Single elements are not compared: their terms may
+# cancel, and processors sum in different orders.
 LOGITS_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
-# Gradients smaller than this share of the largest are compared with the share instead of their own norm: together
-# with the tolerance it is the unit of float32, in which the large ones are computed.
+# Gradients smaller than this share of the largest are compared relative to that share: together with the tolerance it
+# is the precision of float32 for the large ones.
 _GRADIENT_FLOOR = 1e-4
 _CHUNK = 1024
 _IGNORED = -100
@@ -111,12 +110,12 @@ def compare_model(model: ErnieModel, stored: Arrays, gradients: Path | None, whe
 
 
 def reference_row(stored: Arrays, vision: VisionConfig | None, where: str) -> tuple[RowInputs, np.ndarray]:
-    """A reference's batch as one packed row, and bool [B, T]: the positions in it, which are not padding."""
+    """The batch of a reference as one packed row, and a mask of the positions that are not padding, bool [B, T]."""
     ids = _of(stored, "in_input_ids", where)
     kept = stored.get("in_attention_mask", np.ones_like(ids)).astype(bool)
     media = any(grid in stored for _, grid in _MEDIA.values())
     if media and vision is None:
-        raise VerifyError(f"{where}: holds pictures, but the model is not a vision-language model")
+        raise VerifyError(f"{where}: has images, but the model is not a vision-language model")
     zeros = np.zeros_like(ids)
     kinds = _of(stored, "in_mm_token_type_ids", where) if media else zeros
     modality = _of(stored, "in_moe_mm_token_type_ids", where) if media else zeros
@@ -171,7 +170,7 @@ def _of(stored: Arrays, name: str, where: str) -> np.ndarray:
 
 
 def _runs(kinds: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(kind, length) of each stretch of tokens of one kind."""
+    """(kind, length) of each run of tokens of one kind."""
     for kind, group in groupby(kinds.tolist()):
         yield kind, len(list(group))
 
@@ -187,7 +186,7 @@ def _positions(
             columns.append(block)
             continue
         if grid is None or vision is None:
-            raise VerifyError(f"{where}: has more stretches of picture tokens than pictures")
+            raise VerifyError(f"{where}: has more runs of image tokens than images")
         frames, height, width = (int(side) for side in grid)
         box = (
             frames // vision.temporal_merge_size if kind == 2 else frames,
@@ -195,14 +194,14 @@ def _positions(
             width // vision.spatial_merge_size,
         )
         if box[0] * box[1] * box[2] != count:
-            raise VerifyError(f"{where}: {count} picture tokens stand for a grid of {grid.tolist()} patches")
+            raise VerifyError(f"{where}: {count} image tokens for a grid of {grid.tolist()} patches")
         block, current = media_positions(current, *box)
         columns.append(block)
     return np.concatenate(columns, axis=1)
 
 
 def _shifted(labels: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-    """Labels [T] moved to the position that predicts them; the last of each document predicts nothing."""
+    """Labels [T] shifted to the position that predicts them; the last position of each document has none."""
     shifted = np.append(labels[1:], _IGNORED)
     shifted[cu_seqlens[1:] - 1] = _IGNORED
     return shifted
@@ -232,7 +231,7 @@ def _worst_gradient(
         differing = sorted(names ^ set(parameters))
         if differing:
             side = "only the reference has" if differing[0] in names else "the reference lacks"
-            raise VerifyError(f"{source}: its gradients are not those of this model: {side} {differing[0]}")
+            raise VerifyError(f"{source}: its gradients do not belong to this model: {side} {differing[0]}")
     floor = _GRADIENT_FLOOR * max(norms.values())
     worst = ("", -1.0)
     for name, norm in norms.items():

@@ -1,4 +1,4 @@
-"""Prove that a model directory is what engines load, and that Paddle computes with it what others do."""
+"""Verification that engines can load a model directory, and that Paddle computes the same as transformers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _INSTALL = "in erniekit's checkout: pip install -e '.[verify]'"
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to look at besides the directory itself.
+    """What to check besides the directory itself.
 
-    `base`: the model that it was trained from. `transformers`: compare with transformers; None = if torch is
-    installed. `data`: a file of chats whose first `samples` are answered by both, `max_new_tokens` each.
+    `base`: the base model. `transformers`: compare with transformers; None: if torch is
+    installed. `data`: a file of chats; both implementations answer the first `samples`, with `max_new_tokens` each.
     `reference` and `gradients`: stored outputs, see `erniekit.export.reference`.
     """
 
@@ -34,7 +34,7 @@ class VerifyOptions:
 def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Check]:
     """Check a model directory, yielding each result as soon as it is known.
 
-    Raises VerifyError for options that cannot be followed, CheckpointError where the directory is not there.
+    Raises VerifyError for invalid options, CheckpointError if the directory does not exist.
     """
     directory = Path(directory)
     _check_options(directory, options)
@@ -43,13 +43,12 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
         failed = failed or check.status == "FAIL"
         yield check
     if failed:
-        # What is wrong on disk is wrong in memory, or cannot be loaded.
-        yield Check("note", "nothing was computed: the checks above come first")
+        yield Check("note", "nothing was computed, because a check above failed")
         return
     if options.reference is not None:
         yield from _catch(_check_reference(directory, options.reference, options.gradients))
     if options.transformers is False:
-        yield Check("note", "not compared with transformers, as asked")
+        yield Check("note", "not compared with transformers, as requested")
     elif not has_torch():
         yield Check("note", f"not compared with transformers: torch is not installed ({_INSTALL})")
     else:
@@ -61,7 +60,7 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
 
 
 def has_torch() -> bool:
-    """Whether transformers' models can run here."""
+    """Whether torch, which transformers' models need, is installed."""
     return find_spec("torch") is not None
 
 
@@ -69,15 +68,15 @@ def _check_options(directory: Path, options: VerifyOptions) -> None:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     if options.gradients is not None and options.reference is None:
-        raise VerifyError("--gradients belongs to --reference, which is not given")
+        raise VerifyError("--gradients needs --reference")
     if options.data is not None and options.transformers is False:
-        raise VerifyError("--data compares answers with transformers', which --no-transformers leaves out")
+        raise VerifyError("--data needs the comparison with transformers, which --no-transformers disables")
     if (options.transformers or options.data is not None) and not has_torch():
         raise VerifyError(f"comparing with transformers needs torch: {_INSTALL}")
 
 
 def _catch(checks: Iterator[Check]) -> Iterator[Check]:
-    """A problem that stops a part is that part's failed check."""
+    """Turn an error that stops a part into a failed check."""
     try:
         yield from checks
     except ErnieKitError as error:

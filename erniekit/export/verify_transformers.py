@@ -1,6 +1,6 @@
-"""Hold Paddle to transformers on a model directory: loading, logits of prompts, greedy answers.
+"""Comparison of Paddle with transformers on a model directory: loading, logits of prompts, greedy answers.
 
-The one module that imports torch. One model is in memory at a time, in float32 on the CPU.
+The only module that imports torch. One model is in memory at a time, in float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from erniekit.models.config import ErnieConfig
 from erniekit.objectives.sft import row_inputs
 from erniekit.runtime import usable_cores
 
-# Norm of the difference, relative to that of transformers' logits.
+# Norm of the difference, relative to the norm of transformers' logits.
 LOGITS_TOLERANCE = 1e-4
-# Two tokens are equally probable where their logits differ by less than this share of the largest of all.
+# Tokens count as equally probable if their logits differ by less than this share of the largest logit.
 _TIE = 1e-4
 _QUESTION = "What is in the picture? Describe it in one sentence. 图片里有什么 1 + 2 = ?"
-_PICTURE_SIDES = (84, 112)
+_IMAGE_SIDES = (84, 112)
 
 
 @dataclass(frozen=True)
 class Results:
-    """Of one implementation.
+    """Results of one implementation.
 
-    logits [T, vocab] of each prompt, new tokens of each question; ties: for each question, the tokens that were as
-    probable as the one that was chosen, by their place in the answer.
+    logits [T, vocab] of each prompt, and the new tokens of each question; ties: for each question, by position in the
+    answer, the tokens that were as probable as the chosen one.
     """
 
     logits: list[np.ndarray]
@@ -62,9 +62,8 @@ def compare_with_transformers(
 ) -> Iterator[Check]:
     """Load a directory in transformers and in Paddle, and compare.
 
-    Prompts: a line of text and, for VL models, a generated picture. `data`: a file of chats, of which the
-    first `samples` are answered greedily by both. Raises ErnieKitError where data or tokenizer cannot be
-    used.
+    Prompts: a line of text and, for VL models, a generated image. `data`: a file of chats; both implementations answer
+    the first `samples` greedily. Raises ErnieKitError if data or tokenizer cannot be used.
     """
     config = ErnieConfig.from_dir(directory)
     encoder = make_encoder(directory)
@@ -81,9 +80,11 @@ def compare_with_transformers(
         yield Check("FAIL", f"transformers cannot load it: {type(error).__name__}: {str(error)[:500]}")
         return
     if problems:
-        yield Check("FAIL", f"transformers' loading info is not empty: {problems}")
+        yield Check("FAIL", f"transformers reports problems when loading it: {problems}")
         return
-    yield Check("ok", f"transformers {transformers.__version__} loads it, loading info empty")
+    yield Check(
+        "ok", f"transformers {transformers.__version__} loads it without missing or unexpected weights"
+    )
     inputs = (list(prompts.values()), questions, encoder.media_spec, text, max_new_tokens)
     theirs = _run_transformers(model, *inputs)
     del model
@@ -91,11 +92,12 @@ def compare_with_transformers(
     ours = _run_paddle(directory, *inputs)
     long = sum(any(_is_long(item) for item in document.media) for document in questions)
     if long:
+        chats_have = "1 chat has" if long == 1 else f"{long} chats have"
         yield Check(
             "note",
-            f"{long} chats have a video of more token times than rows and columns: by itself, transformers gives the "
-            "text after it other positions than training, the released code, vLLM, SGLang and FastDeploy; here it "
-            "computes with those of training",
+            f"{chats_have} a video with more token times than rows and columns, after which transformers "
+            "computes other text positions than training, the released code, vLLM, SGLang and FastDeploy; the "
+            "comparison uses the positions of training",
         )
     yield from map(_compare_logits, prompts, ours.logits, theirs.logits)
     if chats:
@@ -103,12 +105,12 @@ def compare_with_transformers(
 
 
 def torch_inputs(batch: PackedBatch, spec: MediaSpec | None) -> dict[str, torch.Tensor]:
-    """One document as transformers' ERNIE models take it."""
+    """One document as inputs of transformers' ERNIE models."""
     ids = torch.from_numpy(batch.input_ids)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if len(batch.grid_thw):
         assert spec is not None
-        # Of t frames two make a token; a picture has t = 1.
+        # Two frames make one token time; an image has t = 1.
         is_video = batch.grid_thw[:, 0] > 1
         patches = batch.grid_thw.prod(1)
         tokens = patches // np.where(is_video, 2, 1) // spec.image.merge_size**2
@@ -122,7 +124,7 @@ def torch_inputs(batch: PackedBatch, spec: MediaSpec | None) -> dict[str, torch.
                 suffix = "_videos" if kind == "video" else ""
                 inputs[f"pixel_values{suffix}"] = pixels[of_video == (kind == "video")]
                 inputs[f"{kind}_grid_thw"] = torch.from_numpy(batch.grid_thw[chosen].astype(np.int64))
-        # Its own positions after a long video are not those of training: see `erniekit.data.encode.positions`.
+        # transformers' positions after a long video differ from training, see `erniekit.data.encode.positions`.
         # The first of the four rows counts tokens, for the attention mask.
         rows = np.concatenate([np.arange(len(batch.input_ids))[None], batch.position_ids])
         inputs["position_ids"] = torch.from_numpy(rows)[:, None]
@@ -138,14 +140,14 @@ def _prompts(encoder: Encoder) -> Iterator[tuple[str, Document]]:
     text = TextPart(_QUESTION)
     yield "text", encoder.encode_prompt(Conversation((Message("user", (text,), False),), "text prompt"))
     if encoder.image_spec is not None:
-        picture = ImagePart(_picture())
-        chat = Conversation((Message("user", (picture, text), False),), "image prompt")
+        image = ImagePart(_image())
+        chat = Conversation((Message("user", (image, text), False),), "image prompt")
         yield "image", encoder.encode_prompt(chat)
 
 
-def _picture() -> bytes:
-    """A PNG with smooth and with noisy parts."""
-    height, width = _PICTURE_SIDES
+def _image() -> bytes:
+    """A PNG with smooth and noisy parts."""
+    height, width = _IMAGE_SIDES
     rows, columns = np.mgrid[0:height, 0:width]
     smooth = np.stack([rows * 3, columns * 2, 255 - rows - columns], axis=-1)
     noise = np.random.default_rng(0).integers(0, 64, (height, width, 3))
@@ -155,7 +157,7 @@ def _picture() -> bytes:
 
 
 def _load(directory: Path, config: ErnieConfig) -> tuple[Any, dict[str, list[str]]]:
-    """The model in float32, and what its loading reports as missing, unexpected, or of another shape."""
+    """The model in float32, and the weights reported as missing, unexpected or misshapen."""
     classes = {
         "dense": transformers.Ernie4_5ForCausalLM,
         "moe": transformers.Ernie4_5_MoeForCausalLM,
@@ -163,7 +165,7 @@ def _load(directory: Path, config: ErnieConfig) -> tuple[Any, dict[str, list[str
     }
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "local_files_only": True}
     if config.family == "vl" and config.raw["model_type"] != NESTED_MODEL_TYPE:
-        # transformers knows the flat form through remote code only, which is not run here.
+        # transformers reads the flat form through remote code only, which is not run here.
         options["config"] = transformers.Ernie4_5_VLMoeConfig(**transformers_config(config, "F32"))
     model, info = classes[config.family].from_pretrained(str(directory), **options)
     return model.eval(), {kind: sorted(map(str, names))[:4] for kind, names in info.items() if names}
@@ -177,7 +179,7 @@ def _run_transformers(
     text: AnswerText,
     max_new_tokens: int,
 ) -> Results:
-    # Written out, so that nothing of the directory's sampling settings comes in.
+    # Explicit settings, so that the generation_config.json of the directory has no effect.
     greedy = transformers.GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -200,7 +202,7 @@ def _run_transformers(
 
 
 def _ties(steps: Sequence[torch.Tensor]) -> dict[int, set[int]]:
-    """Of the logits [1, vocab] of each step of an answer, the tokens that are as probable as the most probable."""
+    """By step of an answer, the tokens whose logits tie with the largest, from logits [1, vocab] of each step."""
     found = {}
     for place, (logits,) in enumerate(steps):
         best = torch.nonzero(logits >= logits.max() - _TIE * logits.abs().max())
@@ -240,7 +242,7 @@ def _compare_answers(
     told = f"{same} of {len(names)} greedy answers are the same in Paddle and transformers"
     tied = [i for i in differing if _parted_at_a_tie(ours[i], theirs.answers[i], theirs.ties[i])]
     if tied:
-        told += f", {len(tied)} part where two tokens are equally probable"
+        told += f", {len(tied)} diverge where two tokens are equally probable"
     wrong = [i for i in differing if i not in tied]
     if not wrong:
         return Check("ok", told)
@@ -250,7 +252,7 @@ def _compare_answers(
 
 
 def _parted_at_a_tie(ours: list[int], theirs: list[int], ties: dict[int, set[int]]) -> bool:
-    """Whether the first token that differs is as probable as the other one; what comes after it is another answer."""
+    """Whether the first differing token is as probable as the other one."""
     pairs = enumerate(zip(ours, theirs, strict=False))
     place = next((place for place, (a, b) in pairs if a != b), None)
     return place is not None and ours[place] in ties.get(place, ())

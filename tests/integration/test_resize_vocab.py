@@ -108,7 +108,7 @@ def test_a_resized_vocabulary_is_trained_exported_and_verified(
     checks = list(verify_model(tmp_path / "out", VerifyOptions(base=bases[name])))
     assert not [check for check in checks if check.status == "FAIL"]
     told = "\n".join(check.text for check in checks)
-    assert "but for +64 rows of the vocabulary" in told
+    assert "except for +64 rows of the vocabulary" in told
     assert "has one of the 576 rows" in told
 
 

@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "architecture": ("dense", config(architectures=["Ernie4_5_ForCausalLM"]), "architectures"),
     "both dtypes": ("moe", config(dtype="float32"), "both torch_dtype and dtype"),
     "no dtype": ("moe", config(torch_dtype=None), "no torch_dtype"),
-    "other dtype": ("dense", config(torch_dtype="bfloat16"), "says bfloat16, the tensors are 20 F32"),
+    "other dtype": ("dense", config(torch_dtype="bfloat16"), "states bfloat16, the tensors are 20 F32"),
     "no head_dim": ("dense", config(head_dim=None), "head_dim"),
     "last layer -1": ("moe", config(moe_layer_end_index=-1), "moe_layer_end_index is -1"),
     "prediction head": ("moe", config(num_nextn_predict_layers=1), "multi-token-prediction"),
@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "no shard": ("dense", remove("model-00001-of-00001.safetensors"), "shards that are not there"),
     "metadata": ("dense", without_metadata, "format = pt"),
     "index": ("moe", wrong_index, "disagree on model.norm.weight"),
-    "foreign names": ("vl", foreign_tower, "model.vision_model.patch_embed.proj.weight: not a name"),
+    "foreign names": ("vl", foreign_tower, "model.vision_model.patch_embed.proj.weight: not a tensor name"),
     "adapter": ("dense", write("adapter_config.json", "{}"), "export it first"),
 }
 
@@ -109,7 +109,7 @@ def test_exports_are_right(models: dict[str, Path], tmp_path: Path, family: str,
     checks = list(check_directory(tmp_path / "out", models[family]))
     assert all(check.status != "FAIL" for check in checks), checks
     texts = "\n".join(check.text for check in checks)
-    assert "element types are those of the base" in texts
+    assert "element types equal those of the base model" in texts
     assert ("vLLM, SGLang and FastDeploy" in texts) == (family == "vl")
 
 
@@ -132,8 +132,8 @@ def test_another_element_type_than_the_base(copy: Copy, models: dict[str, Path])
     directory = copy("moe", torch_dtype="bfloat16")
     rewrite(directory, to_bfloat16)
     assert failures(directory) == []
-    assert any("another element type" in text for text in failures(directory, models["moe"]))
-    assert any("(the base)" in text for text in failures(directory, models["dense"]))
+    assert any("a different element type" in text for text in failures(directory, models["moe"]))
+    assert any("(the base model)" in text for text in failures(directory, models["dense"]))
 
 
 def test_nothing_is_computed_with_a_wrong_directory(copy: Copy) -> None:

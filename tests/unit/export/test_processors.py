@@ -13,7 +13,7 @@ from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT, VideoSpec
 from erniekit.export.export import export_model
 from erniekit.export.files import carry_files, side_files, write_json
-from erniekit.export.processors import set_picture_bounds, set_videos
+from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy, change_json, write_state
@@ -45,11 +45,11 @@ def test_picture_bounds_of_training_in_each_form(tmp_path: Path) -> None:
         target = content.get("image_processor", content)
         target |= common
         (directory / name).write_text(json.dumps(content))
-        assert set_picture_bounds(directory, None, None) == []
-        assert len(set_picture_bounds(directory, 784, 7840)) == 2
+        assert set_image_bounds(directory, None, None) == []
+        assert len(set_image_bounds(directory, 784, 7840)) == 2
         spec = ImageSpec.from_checkpoint(directory)
         assert (spec.min_pixels, spec.max_pixels) == (784, 7840)
-        assert set_picture_bounds(directory, 784, 7840) == []
+        assert set_image_bounds(directory, 784, 7840) == []
 
 
 def test_the_processor_of_the_hub_is_what_transformers_gets(nested: Path) -> None:

@@ -71,11 +71,11 @@ def test_the_bases_is_kept_where_it_prompts_as_training_did(copy: Copy, family: 
 def test_another_template_of_training_takes_its_place(
     copy: Copy, layout: CheckpointLayout, tmp_path: Path
 ) -> None:
-    """The thinking form on a base that does not think, in the layout's own marks of pictures."""
+    """The thinking form on a base that does not think, with the layout's image placeholders."""
     notes = exported(trained(copy, "vl", template="ernie_vl_thinking"), tmp_path / "out", layout)
     assert notes == [
-        "the chat template is that of training (ernie_vl_thinking), since the base's prompts in another way than "
-        "training did"
+        "the chat template is that of training (ernie_vl_thinking), since that of the base model builds other "
+        "prompts than training"
     ]
     assert prompt(tmp_path / "out") == "<|begin_of_sentence|>User: q\nAssistant: \n<think>\n"
     assert make_encoder(tmp_path / "out").template == TEMPLATES["ernie_vl_thinking"]
@@ -88,7 +88,7 @@ def test_a_base_that_leaves_tools_out(copy: Copy, tmp_path: Path) -> None:
     source = trained(copy, "dense", RELEASED)
     assert prompt(source, tools=TOOLS) == prompt(source) == "<|begin_of_sentence|>User: q\nAssistant: "
     assert exported(source, tmp_path / "out") == [
-        "the chat template is that of training (ernie), since the base's leaves the list of tools out"
+        "the chat template is that of training (ernie), since that of the base model leaves out the list of tools"
     ]
     assert prompt(tmp_path / "out") == prompt(source)
     listed = f"\n<tool_list>\n{json.dumps(TOOLS)}\n</tool_list>\n"
@@ -101,12 +101,12 @@ def test_a_base_with_tools_in_a_form_of_its_own_keeps_it(copy: Copy, tmp_path: P
     own = RELEASED.replace("{%- for m", "{%- if tools -%}{{ tools | tojson }}{%- endif -%}{%- for m", 1)
     source = trained(copy, "dense", own)
     assert exported(source, tmp_path / "out") == [
-        "the base's chat template writes tools in another way than training does: if the chats had tools, export "
+        "the chat template of the base model formats tools differently than training: if the chats had tools, export "
         "with --chat-template trained"
     ]
     assert prompt(tmp_path / "out", tools=TOOLS) == prompt(source, tools=TOOLS)
     assert exported(source, tmp_path / "asked", template="trained") == [
-        "the chat template is that of training (ernie), which was asked for"
+        "the chat template is that of training (ernie), as requested"
     ]
     assert "<tool_list>" in prompt(tmp_path / "asked", tools=TOOLS)
 
@@ -129,11 +129,11 @@ def test_the_default_system_message_of_the_base_stays(copy: Copy, tmp_path: Path
 def test_a_base_without_one(copy: Copy, tmp_path: Path) -> None:
     source = trained(copy, "vl", "")
     assert exported(source, tmp_path / "out") == [
-        "the chat template is that of training (ernie_vl), since the base has none"
+        "the chat template is that of training (ernie_vl), since the base model has none"
     ]
     assert prompt(tmp_path / "out").startswith("<|begin_of_sentence|>User: q\nAssistant: <think>\n\n</think>")
     assert exported(source, tmp_path / "kept", template="base") == [
-        "no chat template in the base: engines' chat endpoints need one"
+        "no chat template in the base model: chat endpoints of engines need one"
     ]
 
 
@@ -144,7 +144,7 @@ def test_a_model_that_was_not_trained_keeps_its_own(copy: Copy, tmp_path: Path) 
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == RELEASED
     (source / "chat_template.jinja").unlink()
     assert exported(source, tmp_path / "without") == [
-        "no chat template in the base: engines' chat endpoints need one"
+        "no chat template in the base model: chat endpoints of engines need one"
     ]
 
 
@@ -153,5 +153,5 @@ def test_one_that_nobody_knows_is_kept_and_told(copy: Copy, tmp_path: Path) -> N
     with pytest.raises(DataError, match="none that erniekit knows"):
         make_encoder(source)
     (note,) = exported(source, tmp_path / "out")
-    assert note.startswith("the chat template is the base's, whatever training used: ")
+    assert note.startswith("the chat template is that of the base model, whatever training used: ")
     assert prompt(tmp_path / "out") == "<|begin_of_sentence|>Human: q\nAssistant: "

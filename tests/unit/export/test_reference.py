@@ -139,7 +139,7 @@ def test_gradients_of_the_right_norm_and_another_direction(models: dict[str, Pat
 def test_references_that_do_not_belong(models: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "r.npz"
     make_reference(models["dense"], file)
-    with pytest.raises(VerifyError, match="not those of this model"):
+    with pytest.raises(VerifyError, match="do not belong to this model"):
         compare_with_reference(models["moe"], file)
     make_reference(models["dense"], tmp_path / "none.npz", in_input_ids=None)
     with pytest.raises(VerifyError, match="no array 'in_input_ids'"):
@@ -198,9 +198,9 @@ def test_stored_positions_win() -> None:
 def test_tokens_and_grids_must_agree() -> None:
     stored = vision_batch()
     stored["in_image_grid_thw"] = stored["in_image_grid_thw"][:1]
-    with pytest.raises(VerifyError, match="more stretches"):
+    with pytest.raises(VerifyError, match="more runs"):
         reference_row(stored, VISION, "here")
     stored = vision_batch()
     stored["in_image_grid_thw"][0] = [1, 2, 2]
-    with pytest.raises(VerifyError, match="6 picture tokens"):
+    with pytest.raises(VerifyError, match="6 image tokens"):
         reference_row(stored, VISION, "here")
