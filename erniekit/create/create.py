@@ -21,6 +21,7 @@ from erniekit.create.tokenizer import TrainedTokenizer, train_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, parameter_specs
+from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 _SAFETENSORS_TYPES = {"float32": "F32", "bfloat16": "BF16"}
 _BLOCK = 1 << 22
@@ -167,8 +168,8 @@ def _preprocessor(config: ErnieConfig) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": [*CLIP_MEAN],
+        "image_std": [*CLIP_STD],
         "patch_size": patch,
         "temporal_patch_size": 1,
         "merge_size": merge,

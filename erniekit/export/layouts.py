@@ -11,9 +11,10 @@ import math
 from typing import Any
 
 from erniekit.errors import CheckpointError
-from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, MediaTokens, VisionConfig
+from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, VisionConfig
 from erniekit.models.config_keys import DECODER_ALIASES
 from erniekit.moe.config import MoeConfig
+from erniekit.vl_checkpoint import MediaTokens
 
 Json = dict[str, Any]
 

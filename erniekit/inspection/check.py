@@ -24,31 +24,8 @@ from erniekit.errors import DataError
 from erniekit.inspection.contents import all_characters, media_parts
 from erniekit.inspection.report import ErrorList, FileReport, Report, Unit
 
-_TOKEN = 28 * 28  # pixels
-# What ERNIE 4.5's processors have where a checkpoint does not say: transformers' Ernie4_5_VLMoeImageProcessor and
-# Ernie4_5_VLMoeVideoProcessor.
-DEFAULT_MEDIA = MediaSpec(
-    ImageSpec(
-        min_pixels=4 * _TOKEN,
-        max_pixels=6177 * _TOKEN,
-        patch_size=14,
-        merge_size=2,
-        image_mean=(0.48145466, 0.4578275, 0.40821073),
-        image_std=(0.26862954, 0.26130258, 0.27577711),
-    ),
-    VideoSpec(
-        fps=2.0,
-        min_frames=16,
-        max_frames=180,
-        sampling="leading",
-        timestamps=True,
-        min_pixels=299 * _TOKEN,
-        max_pixels=1196 * _TOKEN,
-        patch_size=14,
-        merge_size=2,
-        seed=0,
-    ),
-)
+# For files that are checked without a checkpoint.
+DEFAULT_MEDIA = MediaSpec(ImageSpec(), VideoSpec())
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from erniekit.models.config_keys import (
     vision_keys,
 )
 from erniekit.moe.config import MoeConfig
+from erniekit.vl_checkpoint import MediaTokens, read_media_tokens
 
 Json = dict[str, Any]
 FAMILY_OF_MODEL_TYPE: dict[str, Family] = {
@@ -62,18 +63,6 @@ class VisionConfig:
     def spatial_dim(self) -> int:
         """Width of the resampler: the patches of one spatial merge side by side."""
         return self.hidden_size * self.spatial_merge_size**2
-
-
-@dataclass(frozen=True)
-class MediaTokens:
-    """Token ids that stand for images and videos, or mark where they start and end."""
-
-    image_placeholder: int
-    video_placeholder: int
-    image_start: int
-    image_end: int
-    video_start: int
-    video_end: int
 
 
 @dataclass(frozen=True)
@@ -181,7 +170,7 @@ def _build(family: Family, raw: Json) -> ErnieConfig:
         max_position_embeddings=read_integer(text, "max_position_embeddings", 131072),
         moe=_moe(family, text, layers) if family != "dense" else None,
         vision=_vision(outer, vision, nested, unknown) if family == "vl" else None,
-        media=_media(outer, nested) if family == "vl" else None,
+        media=read_media_tokens(outer, nested=nested) if family == "vl" else None,
         raw=raw,
         unknown=tuple(unknown),
     )
@@ -356,16 +345,3 @@ def _vision(outer: Json, vision: Json, nested: bool, unknown: list[str]) -> Visi
                 f"{key} is {section[key]}, vision_config.{other} is {value}: they must be the same"
             )
     return found
-
-
-def _media(raw: Json, nested: bool) -> MediaTokens:
-    # The flat layout has one placeholder for images and videos, the nested one has two.
-    image = read_integer(raw, "image_token_id" if nested else "im_patch_id", least=0)
-    return MediaTokens(
-        image_placeholder=image,
-        video_placeholder=read_integer(raw, "video_token_id", image, least=0),
-        image_start=read_integer(raw, "image_start_token_id", least=0),
-        image_end=read_integer(raw, "image_end_token_id", least=0),
-        video_start=read_integer(raw, "video_start_token_id", least=0),
-        video_end=read_integer(raw, "video_end_token_id", least=0),
-    )

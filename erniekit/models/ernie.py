@@ -16,9 +16,7 @@ from erniekit.models.row import RowInputs
 from erniekit.models.sequence_sharding import NoSharding, SequenceSharding
 from erniekit.models.vision import VisionTower
 from erniekit.moe.router import NO_ROUTER_LOSSES, ModalityIndex, RouterLossFlags
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 
 class ErnieModel(nn.Layer):

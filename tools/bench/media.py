@@ -31,7 +31,6 @@ from erniekit.data.media.video import VideoSpec, patchify_video, sample_frames, 
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXELS = (56 * 56, 28 * 28 * 6177)
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Once = Callable[[str], Any]
 
@@ -101,7 +100,7 @@ def start(serve: Callable[[Connection], None]) -> Connection:
 
 def serve_ours(connection: Connection) -> None:
     """erniekit's side."""
-    spec = ImageSpec(*PIXELS, patch_size=14, merge_size=2, image_mean=MEAN, image_std=STD)
+    spec = ImageSpec(*PIXELS)
     serve(connection, lambda path: patchify(open_image(path, path), spec))
 
 

@@ -30,7 +30,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.config import load_config
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.attention import DocumentAttention
-from erniekit.models.ernie import CLIP_MEAN, CLIP_STD, ErnieModel
+from erniekit.models.ernie import ErnieModel
 from erniekit.models.rope import decoder_rotation
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
@@ -39,6 +39,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
 from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
 from erniekit.train.inputs import load_inputs
+from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 LEARNING_RATE = 1e-4
 Step = Callable[[], None]

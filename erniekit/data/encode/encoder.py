@@ -41,13 +41,14 @@ from erniekit.data.chat.template import Kind, MediaSpan, Span, Template, TextSpa
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits, read_limits
 from erniekit.data.encode.strings import strings, trained_tokens
-from erniekit.data.encode.tokenizer import MediaTokens, load_tokenizer, media_token_ids, stop_token_ids
+from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop_token_ids
 from erniekit.data.media.images import describe
 from erniekit.data.media.item import Media
 from erniekit.data.media.measure import measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
 from erniekit.errors import CheckpointError
+from erniekit.vl_checkpoint import MediaTokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

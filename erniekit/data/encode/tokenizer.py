@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erniekit.errors import CheckpointError
 from erniekit.local_files import read_json_object, refuse_placeholders
+from erniekit.vl_checkpoint import MediaTokens, read_media_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,18 +38,6 @@ class FastTokenizer(Protocol):
 
 
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
-
-
-@dataclass(frozen=True, slots=True)
-class MediaTokens:
-    """Token ids of pictures and videos. In the flat layout videos use the image placeholder."""
-
-    image_placeholder: int
-    image_start: int
-    image_end: int
-    video_placeholder: int
-    video_start: int
-    video_end: int
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
@@ -92,23 +80,13 @@ def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[in
 
 
 def media_token_ids(directory: str | Path) -> MediaTokens | None:
-    """Media token ids in config.json: flat (Hub) or nested (transformers); None for a text model.
-
-    Raises CheckpointError.
-    """
+    """Media token ids in config.json; None for a text model. Raises CheckpointError."""
     file = Path(directory) / "config.json"
     config = read_json_object(file)
-    kind = config.get("model_type")
-    if kind not in ("ernie4_5_moe_vl", "ernie4_5_vl_moe"):
+    model_type = config.get("model_type")
+    if model_type not in ("ernie4_5_moe_vl", "ernie4_5_vl_moe"):
         return None
-    image = "im_patch_id" if kind == "ernie4_5_moe_vl" else "image_token_id"
-    video = "im_patch_id" if kind == "ernie4_5_moe_vl" else "video_token_id"
-    markers = ("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id")
-    missing = [key for key in (image, video, *markers) if not isinstance(config.get(key), int)]
-    if missing:
-        raise CheckpointError(
-            f"{file}: a {kind} model needs the token ids {', '.join(missing)}; -Paddle releases lack them: use the "
-            "release whose name ends in -PT"
-        )
-    image_start, image_end, video_start, video_end = (config[key] for key in markers)
-    return MediaTokens(config[image], image_start, image_end, config[video], video_start, video_end)
+    try:
+        return read_media_tokens(config, nested=model_type == "ernie4_5_vl_moe")
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None

@@ -17,13 +17,15 @@ from PIL import Image
 
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import read_json_object
+from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 Patches = npt.NDArray[np.uint8]
 CHANNELS = 3
-# Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without pictures.
-PATCH_DIM = CHANNELS * 14 * 14
 # Defaults of the released processor. The preprocessor_config.json of VL-28B-A3B-PT and -Thinking has neither key.
 PATCH_SIZE, MERGE_SIZE = 14, 2
+TOKEN_PIXELS = (PATCH_SIZE * MERGE_SIZE) ** 2
+# Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without pictures.
+PATCH_DIM = CHANNELS * PATCH_SIZE**2
 # Settings that have one implementation.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "resample": 3}
 _LARGEST_ASPECT = 200
@@ -53,18 +55,18 @@ class Resizing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a checkpoint wants its pictures.
+    """How a checkpoint wants its images. The defaults are those of the released processor.
 
     min_pixels, max_pixels: bounds of the area after resizing; patch_size: pixels a side; merge_size: patches
     a side that become one token; image_mean, image_std: per channel, of values in 0..1.
     """
 
-    min_pixels: int
-    max_pixels: int
-    patch_size: int
-    merge_size: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    min_pixels: int = 4 * TOKEN_PIXELS
+    max_pixels: int = 6177 * TOKEN_PIXELS
+    patch_size: int = PATCH_SIZE
+    merge_size: int = MERGE_SIZE
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_pixels <= self.max_pixels:

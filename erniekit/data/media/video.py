@@ -26,6 +26,7 @@ from erniekit.data.media.patches import (
     MERGE_SIZE,
     PATCH_SIZE,
     PIXELS_APART,
+    TOKEN_PIXELS,
     Patches,
     fill_patches,
     image_grid,
@@ -36,16 +37,13 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import read_json_object
 
 FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
-_FPS = 2.0
-_FRAMES = (16, 180)
-_PIXELS = (299 * 28 * 28, 1196 * 28 * 28)
 # Frames that become one token in time.
 _TEMPORAL = 2
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSpec:
-    """How a checkpoint wants its videos.
+    """How a checkpoint wants its videos. The defaults are those of ERNIE 4.5's processor.
 
     fps: frames to pick per second of the video, at least min_frames and at most max_frames in all (an odd
     number is made even by repeating the last, so an odd max_frames may give one more); sampling: which frame
@@ -53,16 +51,16 @@ class VideoSpec:
     bounds of a frame's area after resizing; patch_size, merge_size: as in ImageSpec; seed: of random picks.
     """
 
-    fps: float
-    min_frames: int
-    max_frames: int
-    sampling: VideoSampling
-    timestamps: bool
-    min_pixels: int
-    max_pixels: int
-    patch_size: int
-    merge_size: int
-    seed: int
+    fps: float = 2.0
+    min_frames: int = 16
+    max_frames: int = 180
+    sampling: VideoSampling = "leading"
+    timestamps: bool = True
+    min_pixels: int = 299 * TOKEN_PIXELS
+    max_pixels: int = 1196 * TOKEN_PIXELS
+    patch_size: int = PATCH_SIZE
+    merge_size: int = MERGE_SIZE
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):
@@ -94,27 +92,27 @@ class VideoSpec:
         """The spec of a checkpoint directory; what the keys data.video_* give replaces the checkpoint's.
 
         Read from processor_config.json ("video_processor") or video_preprocessor_config.json, which
-        transformers writes. Without them the defaults of ERNIE 4.5's processor hold (2 frames a second, 16 to
-        180, the first of each interval, with timestamps, 299 to 1196 tokens of pixels a frame), with the
-        patches of preprocessor_config.json. A limit that `data` gives moves the checkpoint's opposite one where they
-        would cross (pixels to a quarter or four times of it). Raises CheckpointError, ConfigError.
+        transformers writes. Without them the defaults hold, with the patches of preprocessor_config.json. A limit
+        that `data` gives moves the checkpoint's opposite one where they would cross (pixels to a quarter or four
+        times of it). Raises CheckpointError, ConfigError.
         """
         data = data or DataConfig.without_sources()
+        usual = cls()
         path, found = _read_settings(Path(directory))
         size = found.get("size") or {}
-        pixels = (size.get("shortest_edge", _PIXELS[0]), size.get("longest_edge", _PIXELS[1]))
+        pixels = (size.get("shortest_edge", usual.min_pixels), size.get("longest_edge", usual.max_pixels))
         try:
             if found.get("temporal_patch_size", _TEMPORAL) != _TEMPORAL:
                 raise CheckpointError(f"{path}: temporal_patch_size must be {_TEMPORAL}")
             own_frames = (
-                int(_get(found, "min_frames", _FRAMES[0])),
-                int(_get(found, "max_frames", _FRAMES[1])),
+                int(_get(found, "min_frames", usual.min_frames)),
+                int(_get(found, "max_frames", usual.max_frames)),
             )
             own_pixels = int(_get(found, "min_pixels", pixels[0])), int(_get(found, "max_pixels", pixels[1]))
-            own_fps = float(_get(found, "fps", _FPS))
-            own_timestamps = bool(_get(found, "draw_on_frames", True))
-            patch_size = int(found.get("patch_size") or PATCH_SIZE)
-            merge_size = int(found.get("merge_size") or MERGE_SIZE)
+            own_fps = float(_get(found, "fps", usual.fps))
+            own_timestamps = bool(_get(found, "draw_on_frames", usual.timestamps))
+            patch_size = int(found.get("patch_size") or usual.patch_size)
+            merge_size = int(found.get("merge_size") or usual.merge_size)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         frames = limits(data.video_min_frames, data.video_max_frames, own_frames, apart=1)

@@ -24,6 +24,7 @@ from erniekit.data.chat.conversation import (
     ToolCallPart,
     VideoPart,
 )
+from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 # Present where the developers work, absent in a user's clone.
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -171,8 +172,8 @@ def make_checkpoint(
 
 
 PROCESSOR: dict[str, Any] = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_mean": [*CLIP_MEAN],
+    "image_std": [*CLIP_STD],
     "min_pixels": 3136,
     "max_pixels": 1003520,
     "patch_size": 14,

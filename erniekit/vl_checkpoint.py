@@ -1,0 +1,46 @@
+"""What data and models both read of a VL checkpoint: the ids of its media tokens, and how pixels are normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Mean and standard deviation of CLIP per channel, of values in 0..1: those of all released processors.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_MARKERS = ("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaTokens:
+    """Token ids that stand for images and videos, or mark where they start and end."""
+
+    image_placeholder: int
+    image_start: int
+    image_end: int
+    video_placeholder: int
+    video_start: int
+    video_end: int
+
+
+def read_media_tokens(config: Mapping[str, Any], *, nested: bool) -> MediaTokens:
+    """The media tokens in config.json, which is flat (Hub) or nested (transformers).
+
+    The flat layout has one placeholder for images and videos. Raises ValueError where ids are missing.
+    """
+    image, video = ("image_token_id", "video_token_id") if nested else ("im_patch_id", "im_patch_id")
+    keys = dict.fromkeys((image, video, *_MARKERS))
+    missing = [key for key in keys if not _is_id(config.get(key))]
+    if missing:
+        raise ValueError(
+            f"a VL model needs the token ids {', '.join(missing)}; -Paddle releases lack them: use the release whose "
+            "name ends in -PT"
+        )
+    image_start, image_end, video_start, video_end = (config[key] for key in _MARKERS)
+    return MediaTokens(config[image], image_start, image_end, config[video], video_start, video_end)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
