@@ -9,8 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from erniekit.config import DataConfig, SourceConfig
 from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.chat.template import MediaSpan, Span, Template, TextSpan
@@ -19,6 +17,7 @@ from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.files.find import Log, expand
 from erniekit.data.files.reader import BadLine, Record, read_records
+from erniekit.data.files.reservoir import draw
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.errors import ConfigError, DataError
@@ -114,28 +113,22 @@ class EvalDataset:
         Only those are encoded. Records that are no chats, and cannot be read or answered, are passed over, so that
         fewer may come out; those that are drawn and cannot be encoded are told to the budget.
         """
-        # Algorithm R of Vitter 1985, "Random Sampling with a Reservoir".
-        drawn: list[tuple[int, EvalFile, Conversation]] = []
-        random = np.random.default_rng(0)
-        chats = 0
-        for file, record in self._records():
-            try:
-                conversation = self._parse(file, record)
-            except SampleError:
-                continue
-            if conversation.messages[0].role == "text" or len(conversation.messages) < 2:
-                continue
-            place = chats if chats < count else int(random.integers(chats + 1))
-            if place < count:
-                drawn[place : place + 1] = [(chats, file, conversation)]
-            chats += 1
         found = []
-        for _, file, conversation in sorted(drawn, key=lambda item: item[0]):
+        for file, conversation in draw(self._chats(), count, seed=0):
             try:
                 found.append(_question(conversation, self._encode(conversation), file.source, self.encoder))
             except SampleError as error:
                 self.budget.spend(error)
         return found
+
+    def _chats(self) -> Iterator[tuple[EvalFile, Conversation]]:
+        for file, record in self._records():
+            try:
+                conversation = self._parse(file, record)
+            except SampleError:
+                continue
+            if conversation.messages[0].role != "text" and len(conversation.messages) > 1:
+                yield file, conversation
 
     def _records(self) -> Iterator[tuple[EvalFile, Record | BadLine]]:
         return (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from erniekit.data.files.reader import BadLine, Record, read_records
+from erniekit.data.files.reservoir import draw
 from erniekit.errors import DataError
 from erniekit.inspection.check import CheckedFile
 
@@ -40,20 +40,8 @@ def first(files: Sequence[CheckedFile], count: int, skip: int = 0) -> list[Chose
 
 
 def at_random(files: Sequence[CheckedFile], count: int, seed: int) -> list[Chosen]:
-    """That many different samples, all equally likely, in the order of the files; the same for the same seed.
-
-    Reads the files through, and keeps as many samples in memory (Vitter's algorithm R).
-    """
-    generator = random.Random(seed)
-    kept: list[tuple[int, Chosen]] = []
-    for place, chosen in enumerate(all_records(files)):
-        if place < count:
-            kept.append((place, chosen))
-            continue
-        drawn = generator.randint(0, place)
-        if drawn < count:
-            kept[drawn] = (place, chosen)
-    return [chosen for _, chosen in sorted(kept, key=lambda item: item[0])]
+    """That many different samples, all equally likely, in the order of the files; the same for the same seed."""
+    return draw(all_records(files), count, seed)
 
 
 def named(files: Sequence[CheckedFile], name: str, format: str) -> Chosen:
