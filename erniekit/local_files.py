@@ -1,11 +1,13 @@
-"""Files of models and data on this machine: JSON objects, and what an unfinished download leaves in a file's place."""
+"""Local files: JSON objects, what an unfinished download leaves in their place, and replacing a file as a whole."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from erniekit.errors import CheckpointError
 
@@ -93,3 +95,21 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: must hold one JSON object")
     return found
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[TextIO]:
+    """A text file that takes the name `target` when the block ends without an error; otherwise nothing is left.
+
+    Makes the directory. Raises OSError.
+    """
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise

@@ -1,4 +1,4 @@
-"""Paths as people write them, where no shell has expanded them: in YAML, in `key=value`, after `--option=`."""
+"""Paths as people write them where no shell expands them (YAML, `key=value`, `--option=`), and the user's cache."""
 
 import os
 import re
@@ -13,6 +13,16 @@ HUB = "hub:"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 # `$$`; `${NAME}` anywhere; `$NAME` at the start of the path or of a part of it, since names of files may hold a `$`.
 _MARK = re.compile(rf"\$\$|\$\{{([^}}]*)\}}|(?:(?<=/)|\A)\$({_NAME})")
+
+
+def user_cache_dir() -> Path:
+    """Where what can be made again is kept: erniekit in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erniekit"
+
+
+def data_cache_dir(named: str | None) -> Path:
+    """Where encoded samples and datasets of the hub are kept. named: data.cache_dir of the configuration."""
+    return user_cache_dir() / "data" if named is None else Path(named)
 
 
 def expand_path(text: str) -> str:

@@ -23,13 +23,13 @@ from erniekit.data.chat.conversation import (
     TextPart,
     ToolCallPart,
 )
-from erniekit.data.files.find import replacing
 from erniekit.data.files.reader import BadLine, read_records
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.fields.markers import has_marks
 from erniekit.data.formats.fields.media_options import options_of
 from erniekit.data.media.images import is_url
 from erniekit.errors import DataError
+from erniekit.local_files import replacing
 
 # What stands in a record for a path: (path) -> path
 Place = Callable[[str], str]

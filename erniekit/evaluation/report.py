@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.encode.account import ErrorBudget
-from erniekit.data.files.find import replacing
 from erniekit.display.text import format_table
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.evaluation.evaluate import Evaluation, Prediction
 from erniekit.evaluation.scores import Figures, Mean
 from erniekit.generation.answer import ToolCall
 from erniekit.generation.sampling import Sampling
+from erniekit.local_files import replacing
 
 # Raised when a key of the JSON report changes its meaning.
 REPORT_VERSION = 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from erniekit.config import DataConfig, SourceConfig
-from erniekit.data.files.find import HUB, Log, Use, expand, hub_file
+from erniekit.data.files.find import Log, Use, expand
+from erniekit.data.files.hub import local_entry
 from erniekit.data.formats.fields.columns import read_columns
-from erniekit.data.store.dataset import hub_dir
 from erniekit.inspection.check import CheckedFile
 
 
@@ -41,11 +40,5 @@ def _files(
             columns=read_columns(source.columns, source.path),
         )
         for source in sources
-        for path in _expand(source, data, use, log)
+        for path in expand([local_entry(source.path, data.cache_dir, use, log)], use, log)
     ]
-
-
-def _expand(source: SourceConfig, data: DataConfig, use: Use, log: Log | None) -> list[Path]:
-    if source.path.startswith(HUB):
-        return [hub_file(source.path, hub_dir(data.cache_dir), use, log)]
-    return expand([source.path], use, log)

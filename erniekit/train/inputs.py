@@ -15,7 +15,8 @@ from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder, run_encoder
 from erniekit.data.encode.samples import SampleReader, pair_mode
 from erniekit.data.encode.workers import Workers
-from erniekit.data.files.find import HUB, Use, expand, hub_file
+from erniekit.data.files.find import Use, expand
+from erniekit.data.files.hub import local_entry
 from erniekit.data.formats.fields.columns import read_columns
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader
@@ -26,8 +27,6 @@ from erniekit.data.store.dataset import (
     Dataset,
     Progress,
     SourceFiles,
-    default_cache_dir,
-    hub_dir,
     load_source,
     open_source,
     temporary_cache,
@@ -35,6 +34,7 @@ from erniekit.data.store.dataset import (
 from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
 from erniekit.local_files import placeholder_problem
+from erniekit.paths import HUB, data_cache_dir
 from erniekit.train.plan import describe_data, describe_left_out
 
 Log = Callable[[str], None]
@@ -196,7 +196,7 @@ def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> Pl
     cache: Path | None = None
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:
-        paths = [_path(source, data, use, log) for source in sources]
+        paths = [local_entry(source.path, data.cache_dir, use, log) for source in sources]
         if use == "train" and data.streaming:
             for path in paths:
                 files = SourceFiles.of(path, use=use, log=log).files
@@ -287,16 +287,10 @@ def _reader(config: Config, encoder: Encoder) -> SampleReader:
     return SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
 
 
-def _path(source: SourceConfig, data: DataConfig, use: Use, log: Log) -> str:
-    if source.path.startswith(HUB):
-        return str(hub_file(source.path, hub_dir(data.cache_dir), use, log))
-    return source.path
-
-
 def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:
     if not data.cache:
         return Path(stack.enter_context(temporary_cache()))
-    return Path(data.cache_dir) if data.cache_dir is not None else default_cache_dir()
+    return data_cache_dir(data.cache_dir)
 
 
 def _progress(name: str, log: Log) -> Progress:

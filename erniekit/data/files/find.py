@@ -1,29 +1,24 @@
-"""Which files an entry of the configuration means: a file, a directory, a pattern, or a dataset of the hub."""
+"""Which data files an entry of the configuration means: a file, a directory or a pattern."""
 
 from __future__ import annotations
 
 import difflib
 import glob
-import hashlib
-import json
 import mimetypes
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal
 
-from erniekit.data.files.tables import plain
 from erniekit.errors import DataError
 
-HUB = "hub:"
+# The name of a dataset of the Hugging Face hub, after "hub:".
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
 Use = Literal["train", "eval"]
 Log = Callable[[str], None]
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 _PACKED = ".gz"
-_HUB_ENTRY = re.compile(r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
-_ROWS = 256  # of a hub dataset in memory at a time
 _NAMED = 3  # files that a note names
 # What `datasets`, its save_to_disk and the hub write beside the samples.
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
@@ -98,7 +93,7 @@ def _files(path: Path, use: Use, log: Log | None) -> list[Path]:
             return files
         others = "only things that are no data files" if matches else "nothing"
         raise DataError(f"{path}: the pattern matches {others} ({', '.join(_SUFFIXES)}){_near(path)}")
-    hub = "; a dataset of the hub is named hub:owner/name" if _HUB_ENTRY.fullmatch(f"hub:{path}") else ""
+    hub = "; a dataset of the hub is named hub:owner/name" if HUB_NAME.fullmatch(str(path)) else ""
     raise DataError(f"{path}: cannot read the data file: No such file or directory{_near(path) or hub}")
 
 
@@ -182,120 +177,3 @@ def _near(path: Path) -> str:
         return ""
     near = difflib.get_close_matches(path.name, names, n=3)
     return f"; there is {', '.join(str(directory / name) for name in near)}" if near else ""
-
-
-def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = None) -> Path:
-    """The dataset of the Hugging Face hub that an entry hub:owner/name[:split] names, as a file of JSON lines.
-
-    It is loaded through `datasets` once; the file, and beside it the pictures that the dataset holds, stay in
-    cache_dir and are used from then on. Where no split is named, it is "train", and for `use` "eval" the validation
-    split, or the test split where there is none. Raises DataError without the extra "hub", offline, or where `datasets`
-    cannot load it.
-    """
-    match = _HUB_ENTRY.fullmatch(entry)
-    if match is None:
-        raise DataError(f"{entry}: a dataset of the hub is named hub:owner/name or hub:owner/name:split")
-    name, split = match["name"], match["split"] or use
-    is_sought = match["split"] is None and use == "eval"
-    # The digest keeps apart what the readable part does not: a/b--c and a--b/c, a split that is called eval.
-    key = f"{name}:" if is_sought else f"{name}:{split}"
-    digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
-    readable = re.sub(r"[^\w.-]+", "--", f"{name}--{split}")
-    target = cache_dir / f"{readable}-{digest}.jsonl"
-    if not target.exists():
-        if is_sought:
-            split = _eval_split(entry, name)
-        if match["split"] is None and log is not None:
-            log(f"{entry}: reads the split {split}")
-        try:
-            with replacing(target) as file:
-                for row in _load(entry, name, split):
-                    record = plain(_with_files(row, target.with_suffix(".media")))
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise DataError(f"{entry}: cannot write {target}: {error.strerror or error}") from error
-    return target
-
-
-def _load(entry: str, name: str, split: str) -> Iterable[dict[str, Any]]:
-    """The rows of a dataset, as JSON has them; the hub is asked before the first."""
-    with _hub(entry) as datasets:
-        # As arrow tables, in which pictures are the bytes of their files: nothing is decoded.
-        dataset = datasets.load_dataset(name, split=split).with_format("arrow")
-    for table in dataset.iter(batch_size=_ROWS):
-        yield from table.to_pylist()
-
-
-def _eval_split(entry: str, name: str) -> str:
-    """The split of a dataset to evaluate on."""
-    with _hub(entry) as datasets:
-        splits: list[str] = datasets.get_dataset_split_names(name)
-    for wanted in ("validation", "test"):
-        for split in splits:
-            if split_of(Path(split)) == wanted:
-                return split
-    raise DataError(
-        f"{entry}: the dataset has no validation or test split ({', '.join(splits)}); name a split, as in "
-        f"{entry}:train[:5%]"
-    )
-
-
-@contextmanager
-def _hub(entry: str) -> Iterator[Any]:
-    """The package datasets; what it raises inside becomes a DataError."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f'{entry}: needs the package datasets: pip install "erniekit[hub]"') from error
-    try:
-        yield datasets
-    except ConnectionError as error:
-        detail = f"the hub cannot be reached, and the dataset is not in its cache: {_first_line(error)}"
-        raise DataError(f"{entry}: {detail}") from error
-    except Exception as error:  # of its many kinds some are of its dependencies
-        raise DataError(f"{entry}: datasets cannot load it: {_first_line(error)}") from error
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[TextIO]:
-    """A text file that takes the name `target` when the block ends without an error; otherwise nothing is left.
-
-    Makes the directory. Raises OSError.
-    """
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        part.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
-def _with_files(value: Any, media: Path) -> Any:
-    """A value in which each {"bytes", "path"}, as `datasets` has pictures and videos, is the path of a file."""
-    if isinstance(value, dict):
-        if value.keys() == {"bytes", "path"}:
-            return _file_of(value, media)
-        return {key: _with_files(inner, media) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_files(inner, media) for inner in value]
-    return value
-
-
-def _file_of(value: dict[str, Any], media: Path) -> Any:
-    data, path = value["bytes"], value["path"]
-    if not isinstance(data, bytes):
-        return path
-    media.mkdir(exist_ok=True)
-    suffix = Path(path).suffix if isinstance(path, str) else ""
-    file = media / (hashlib.blake2b(data, digest_size=16).hexdigest() + suffix)
-    if not file.exists():
-        file.write_bytes(data)
-    return f"{media.name}/{file.name}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

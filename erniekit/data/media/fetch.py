@@ -18,6 +18,7 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 from erniekit.data.chat.conversation import SampleError
+from erniekit.paths import user_cache_dir
 
 MAX_BYTES = 1 << 30
 TIMEOUT = 60.0
@@ -27,9 +28,8 @@ _LONGEST_SUFFIX = 8
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: erniekit/media under XDG_CACHE_HOME, or under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "erniekit" / "media"
+    """Where downloads are kept."""
+    return user_cache_dir() / "media"
 
 
 def fetch(

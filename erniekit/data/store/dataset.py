@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -173,16 +172,6 @@ def load_source(
 def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
     """A source whose store is there already: nothing of its files is looked at. Raises as `load_source`."""
     return _found(name, DocumentStore(directory), budget)
-
-
-def hub_dir(cache_dir: str | None) -> Path:
-    """Where datasets of the hub are kept, whoever reads them. cache_dir: data.cache_dir of the configuration."""
-    return (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "hub"
-
-
-def default_cache_dir() -> Path:
-    """Where encoded data is kept: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erniekit" / "data"
 
 
 def temporary_cache() -> tempfile.TemporaryDirectory[str]:

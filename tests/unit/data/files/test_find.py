@@ -9,7 +9,8 @@ import pyarrow
 import pytest
 
 from erniekit.data.chat.conversation import ImagePart
-from erniekit.data.files.find import expand, hub_file
+from erniekit.data.files.find import expand
+from erniekit.data.files.hub import hub_file
 from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import parse_record
 from erniekit.errors import DataError

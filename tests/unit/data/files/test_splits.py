@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from erniekit.data.files.find import Use, expand, hub_file, split_of
+from erniekit.data.files.find import Use, expand, split_of
+from erniekit.data.files.hub import hub_file
 from erniekit.data.files.reader import Cursor, Record, read_records
 from erniekit.errors import DataError
 from tests.unit.data.files.test_find import FakeHub, install
