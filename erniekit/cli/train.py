@@ -71,11 +71,11 @@ def train(
         launch.use_device(plan.devices)
 
     if dry_run:
-        from erniekit.train.preview import preview_training
+        from erniekit.train.dry_run import dry_run_training
 
-        preview_training(settings, processes=processes, no_weights=no_weights)
+        dry_run_training(settings, processes=processes, no_weights=no_weights)
         return
-    from erniekit.train.job import run_training
+    from erniekit.train.run import run_training
 
     raise typer.Exit(run_training(settings, resume=resume))
 

@@ -26,7 +26,7 @@ from erniekit.generation.sampling import Sampling
 from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.train.evaluating import spaced_progress
-from erniekit.train.reference import alone
+from erniekit.train.reference_model import alone
 
 ANSWERS_DIR = "eval"
 Log = Callable[[str], None]

@@ -22,7 +22,7 @@ from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
-from erniekit.train.reference import (
+from erniekit.train.reference_model import (
     AdapterDisabledReference,
     Progress,
     ReferenceModel,

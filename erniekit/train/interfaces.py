@@ -41,14 +41,3 @@ class Objective(Protocol):
 
     def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> ObjectiveOutput:
         """`totals` of the row's step; None in evaluation, where nothing but `loss_sum` is read."""
-
-
-class RowSource(Protocol):
-    """Where rows come from: `erniekit.data.load.loader.RowLoader`."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the rows of all epochs of the run are drawn; never where steps alone count."""
-
-    def next_row(self) -> PackedBatch:
-        """The next row; a new epoch begins by itself."""

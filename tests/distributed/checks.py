@@ -300,7 +300,7 @@ def slow_reader(world: int, told: str) -> None:
     """Rank 1 encodes all data after the main process, whose disk it does not see, and loads the model, both longer
     than others may wait."""
     from erniekit.distributed.context import DistributedContext
-    from erniekit.train import prepare
+    from erniekit.train import model
 
     def load(*arguments: Any, **options: Any) -> mock.Mock:
         if mesh.rank:
@@ -318,8 +318,8 @@ def slow_reader(world: int, told: str) -> None:
     with _telling(told):
         assert dist.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
         dist.wait()
-        with mock.patch.object(prepare, "load_model", load):
-            prepare.load_shared(Path("model"), "float32", mesh, "none")
+        with mock.patch.object(model, "load_model", load):
+            model.load_shared(Path("model"), "float32", mesh, "none")
         dist.wait()
         dist.close()
 

@@ -12,8 +12,9 @@ from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import Communicator, local_mesh
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.worker import worker_from
-from erniekit.train.job import train_with
-from erniekit.train.progress import make_console
+from erniekit.train.build import RunContext
+from erniekit.train.console import make_console
+from erniekit.train.run import train_together
 from tests.distributed.processes import OTHERS_HANG
 
 
@@ -28,7 +29,7 @@ def trainings(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
         config = load_config(file, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
         dims = ParallelDims(world, config.parallel.expert, config.parallel.context)
         dist = DistributedContext(local_mesh() if connection is None else connection.mesh(dims))
-        assert train_with(config, False, make_console(), "cpu", dist) == 0
+        assert train_together(RunContext(config, "cpu", dist, make_console()), resume=False) == 0
     if connection is not None:
         connection.close()
     return {"runs": len(runs)}

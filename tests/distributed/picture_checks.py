@@ -12,13 +12,13 @@ from erniekit.data.media.decode import decode
 from erniekit.data.media.item import Media
 from erniekit.data.media.patches import Patches
 from erniekit.data.media.spec import MediaSpec
-from erniekit.train import answers, job
+from erniekit.train import answers, build
 from tests.distributed.layouts import trainings
 
 
 def reference_loads(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Train as each of `runs` says; how often this process loaded the reference in all of them."""
-    with mock.patch.object(job, "load_shared", wraps=job.load_shared) as load:
+    with mock.patch.object(build, "load_shared", wraps=build.load_shared) as load:
         trainings(world, runs)
     return {"loads": load.call_count}
 

@@ -10,7 +10,7 @@ import pytest
 
 from erniekit.checkpoint.hub import read_array, read_header
 from erniekit.checkpoint.state import newest_checkpoint
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run

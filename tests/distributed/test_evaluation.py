@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.closeness import assert_close
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run

@@ -12,7 +12,7 @@ import pytest
 from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.generation.load import find_checkpoint
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.integration.test_resume import assert_same_run, copy_at
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import COLOURS, chats, make_config, make_model, picture, write_chats
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from erniekit.errors import ErnieKitError
-from erniekit.train.job import run_training
-from erniekit.train.preview import preview_training
+from erniekit.train.dry_run import dry_run_training
+from erniekit.train.run import run_training
 from tests.integration.test_resume import assert_same_run, copy_at
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 from tests.unit.data.helpers import SHARED
@@ -73,12 +73,12 @@ def test_a_second_run_finds_the_samples_encoded(
     told = []
     for number in range(2):
         config = make_config(tmp_path / f"run{number}", model, data, data__cache_dir=str(cache))
-        preview_training(config)
+        dry_run_training(config)
         told.append(capsys.readouterr().out)
     assert "(encoded before)" not in told[0]
     assert "(encoded before)" in told[1]
     shutil.rmtree(cache)
-    preview_training(
+    dry_run_training(
         make_config(tmp_path / "run2", model, data, data__cache_dir=str(cache), data__cache=False),
     )
     assert not cache.exists()
@@ -141,7 +141,7 @@ def test_all_of_the_demo_data_in_one_run(
         data__video_min_pixels=784,
         data__max_pixels=50176,
     )
-    preview_training(config)
+    dry_run_training(config)
     told = capsys.readouterr().out
     assert "training data: 1,698 samples" in told
     assert "1 samples skipped (missing video: 1)" in told

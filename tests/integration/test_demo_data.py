@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from erniekit.create.create import create_model
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import make_config, read_log
 from tests.unit.data.helpers import SHARED
 

@@ -29,11 +29,11 @@ from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
+from erniekit.train.build import build_optimizer
 from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
-from erniekit.train.figures import MetricsAccumulator, StepMetrics
-from erniekit.train.job import make_optimizer
-from erniekit.train.prepare import Prepared, prepare_model
-from erniekit.train.reference import ReferenceModel, cached_reference
+from erniekit.train.metrics import MetricsAccumulator, StepMetrics
+from erniekit.train.model import PreparedModel, prepare_model
+from erniekit.train.reference_model import ReferenceModel, cached_reference
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.integration.training_setup import COLOURS, chats, make_config, picture, write_chats
 
@@ -70,7 +70,7 @@ class Run:
         budget.on_skip = lambda error: self.said.append(f"skipped: {error}")
         source = load_source(SourceFiles.of(str(data)), reader, budget, tmp_path / "cache")
         self.dataset = Dataset((source,), self.encoder.media_spec, budget)
-        self.prepared: Prepared = prepare_model(
+        self.prepared: PreparedModel = prepare_model(
             self.config, "float32", self.encoder.image_spec, None, self.said.append
         )
         paddle.seed(0)
@@ -100,7 +100,7 @@ class Run:
 
     def train(self, steps: int) -> list[dict[str, float]]:
         """The figures of each step over all pairs."""
-        objective, optimizer = self.objective(), make_optimizer(self.config, self.prepared)
+        objective, optimizer = self.objective(), build_optimizer(self.config, self.prepared)
         batches = list(self.rows())
         _, loss_tokens, text, vision = count_rows(batches).tolist()
         totals = StepTotals(loss_tokens, 1, (text, vision), *count_pairs(batches).tolist())
@@ -269,7 +269,7 @@ def test_a_damaged_picture_is_skipped_and_loads_no_reference_again(tmp_path: Pat
 
 
 def test_another_model_has_a_cache_of_its_own(tmp_path: Path, model: Path, pairs: Path) -> None:
-    from erniekit.train.reference import model_key
+    from erniekit.train.reference_model import model_key
 
     other = tmp_path / "model"
     other.mkdir()

@@ -9,7 +9,7 @@ import pytest
 
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.cli.main import main
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import chats, make_config, make_model, write_chats
 
 SAMPLES = 12

@@ -18,7 +18,7 @@ from erniekit.lora.adapters import read_adapter_index
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec
 from erniekit.objectives.sft import row_inputs
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.command import erniekit

@@ -17,8 +17,8 @@ from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.generation.load import find_model
 from erniekit.train import inputs as inputs_module
-from erniekit.train.job import run_training
-from erniekit.train.preview import preview_training
+from erniekit.train.dry_run import dry_run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import chats, make_config, write_chats
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
@@ -96,7 +96,7 @@ def test_every_command_refuses_it(
     config = make_config(tmp_path / "run", broken, data)
     for command in (
         lambda: run_training(config),
-        lambda: preview_training(config),
+        lambda: dry_run_training(config),
         lambda: find_model(broken),
         lambda: export_model(broken, tmp_path / "out"),
     ):
@@ -131,7 +131,7 @@ def test_unknown_keys_are_reported(
     change_config(other, logit_scale=0.5)
     words = f"{other / 'config.json'}: this key is not known: logit_scale"
     config = make_config(tmp_path / "run", other, data, train__max_steps=1)
-    preview_training(config)
+    dry_run_training(config)
     assert capsys.readouterr().out.count(words) == 1
     run_training(config)
     assert capsys.readouterr().out.count(words) == 1

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from erniekit.config import load_config
 from erniekit.create.create import create_model
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.closeness import assert_close
 
 DEMO = Path(__file__).resolve().parents[3] / "shared" / "testdata" / "mllm_demo.json"

@@ -20,8 +20,8 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.generation.load import load_for_inference
-from erniekit.train.job import run_training
-from erniekit.train.preview import preview_training
+from erniekit.train.dry_run import dry_run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import chats, losses, make_config, write_chats
 
 TOKENS = ("<call_x>", "<call_y>")
@@ -66,7 +66,7 @@ def test_a_run_that_meets_such_a_token_says_so_first(
     tmp_path: Path, bases: dict[str, Path], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_config(tmp_path / "run", bases["dense"], data, data__cache=False)
-    for start in (run_training, preview_training):
+    for start in (run_training, dry_run_training):
         with pytest.raises(SampleError, match="'<call_x>' has the id 512, but the model's embedding has 512"):
             start(run)
         assert "2 tokens without a row" in capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_frozen_rows_are_refused(tmp_path: Path, bases: dict[str, Path], data: P
         model__freeze=["model.embed_tokens.*"],
     )
     with pytest.raises(ConfigError, match=r"model\.freeze covers model\.embed_tokens\.weight"):
-        preview_training(run)
+        dry_run_training(run)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -10,8 +10,8 @@ import pytest
 from erniekit.checkpoint.best import BEST_FILE
 from erniekit.config import dump_config, load_config
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.train.job import run_training
-from erniekit.train.loop import Loop
+from erniekit.train.run import run_training
+from erniekit.train.trainer import Trainer
 from tests.integration.test_resume import tensors
 from tests.integration.training_setup import losses, make_config, read_log
 
@@ -21,14 +21,14 @@ class Died(Exception):
 
 
 def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Loop.step
+    original = Trainer.train_step
 
-    def step_or_die(loop: Loop) -> object:
-        if loop.progress.step == step:
+    def step_or_die(trainer: Trainer) -> object:
+        if trainer.progress.step == step:
             raise Died
-        return original(loop)
+        return original(trainer)
 
-    monkeypatch.setattr(Loop, "step", step_or_die)
+    monkeypatch.setattr(Trainer, "train_step", step_or_die)
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["plain", "resume"])
@@ -139,8 +139,8 @@ def test_what_a_dead_run_left_is_not_taken_for_this_one(tmp_path: Path, model: P
 HOLD = """
 import sys
 from pathlib import Path
-from erniekit.train.directory import hold_directory
-with hold_directory(Path(sys.argv[1]), print):
+from erniekit.train.run_directory import lock_run_directory
+with lock_run_directory(Path(sys.argv[1]), print):
     print("held", flush=True)
     sys.stdin.read()
 """

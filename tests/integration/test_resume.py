@@ -10,7 +10,7 @@ import pytest
 from erniekit.checkpoint.hub import read_array, read_header
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.errors import CheckpointError
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 FULL: dict[str, Any] = {}

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.errors import ConfigError
-from erniekit.train.job import run_training
-from erniekit.train.preview import preview_training
+from erniekit.train.dry_run import dry_run_training
+from erniekit.train.run import run_training
 from tests.closeness import assert_close
 from tests.integration.test_resume import assert_same_run, copy_at
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
@@ -147,7 +147,7 @@ def test_settings_that_this_model_cannot_follow(tmp_path: Path, model: Path, dat
         ),
     ]
     for base, samples, settings, message in cases:
-        for start in (preview_training, run_training):
+        for start in (dry_run_training, run_training):
             with pytest.raises(ConfigError) as caught:
                 start(make_config(run, base, samples, **settings))
             assert message in str(caught.value)

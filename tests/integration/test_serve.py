@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from erniekit.train.job import run_training
+from erniekit.train.run import run_training
 from tests.integration.training_setup import chats, make_config, make_model, write_chats
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")

@@ -23,9 +23,9 @@ from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import parameter_specs
-from erniekit.train.job import run_training
-from erniekit.train.loop import Loop
-from erniekit.train.preview import preview_training
+from erniekit.train.dry_run import dry_run_training
+from erniekit.train.run import run_training
+from erniekit.train.trainer import Trainer
 from tests.closeness import assert_close
 from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
 
@@ -183,23 +183,23 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_training(make_config(tmp_path / "whole", model, data, train__max_steps=4))
-    step = Loop.step
+    step = Trainer.train_step
 
-    def interrupted(loop: Loop) -> Any:
-        if loop.progress.step == 1:
+    def interrupted(trainer: Trainer) -> Any:
+        if trainer.progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(loop)
+        return step(trainer)
 
     run = tmp_path / "run"
     config = make_config(run, model, data, train__max_steps=4)
-    monkeypatch.setattr(Loop, "step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert run_training(config) == 130
     told = capsys.readouterr().out
     assert "SIGINT: finishing this step" in told
     assert f"Stopped after step 2 of 4. Continue with:\n  erniekit train {run}/config.yaml --resume" in told
     assert final(run).name == "checkpoint-000002"
 
-    monkeypatch.setattr(Loop, "step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     assert run_training(load_config(run / "config.yaml"), resume=True) == 0
     assert losses(run) == losses(tmp_path / "whole")
 
@@ -239,17 +239,17 @@ def test_a_second_ctrl_c_stops_at_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step = Loop.step
+    step = Trainer.train_step
 
-    def interrupted(loop: Loop) -> Any:
-        if loop.progress.step == 1:
+    def interrupted(trainer: Trainer) -> Any:
+        if trainer.progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(
                 os.getpid(), signal.SIGTERM
             )  # the same signal would be taken for the same request for a while
-        return step(loop)
+        return step(trainer)
 
-    monkeypatch.setattr(Loop, "step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     # Other processes stand elsewhere, and would be waited for.
     monkeypatch.setattr(DistributedContext, "close", lambda dist: pytest.fail("the team was closed"))
     run = tmp_path / "run"
@@ -277,8 +277,8 @@ def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) ->
         ({"lora__enabled": True, "lora__targets": ["w_proj"]}, "lora.targets: 'w_proj' matches no module"),
         ({"optimizer__groups": [{"match": "x.*"}]}, "optimizer.groups: 'x.*' matches no trained parameter"),
     ):
-        for start in (run_training, preview_training):
-            if start is preview_training and "optimizer__groups" in settings:
+        for start in (run_training, dry_run_training):
+            if start is dry_run_training and "optimizer__groups" in settings:
                 continue
             with pytest.raises(ConfigError) as caught:
                 start(make_config(run, model, data, **settings))
@@ -292,7 +292,7 @@ def test_dry_run_tells_everything_and_writes_nothing(
     run = tmp_path / "run"
     config = make_config(run, model, data, train__epochs=3, schedule__warmup_ratio=0.1)
     before = sorted(tmp_path.rglob("*"))
-    preview_training(config)
+    dry_run_training(config)
     told = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     assert "  learning_rate: 0.001" in told
@@ -310,7 +310,7 @@ def test_dry_run_with_lora_says_what_training_says(
     config = make_config(
         tmp_path / "run", model, data, train__max_steps=1, lora__enabled=True, model__freeze=["vision"]
     )
-    preview_training(config)
+    dry_run_training(config)
     planned = capsys.readouterr().out.splitlines()
     run_training(config)
     done = capsys.readouterr().out.splitlines()
@@ -326,28 +326,28 @@ def test_dry_run_for_several_processes(
     told = []
     for shard in ("none", "optimizer"):
         config = make_config(tmp_path / "run", model, data, parallel__shard=shard, **shared)
-        preview_training(config, processes=4)
+        dry_run_training(config, processes=4)
         told.append(capsys.readouterr().out)
         assert "processes: 4; 2 share the experts\n" in told[-1]
         assert "memory of each of 4 processes: weights" in told[-1]
     assert told[0].split("optimizer ")[-1] != told[1].split("optimizer ")[-1]
     with pytest.raises(ConfigError, match=r"parallel\.expert is 2, which does not divide the 3 processes"):
-        preview_training(config, processes=3)
+        dry_run_training(config, processes=3)
 
 
 def test_dry_run_without_model_and_data(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     absent = make_config(tmp_path / "run", tmp_path / "no-model", tmp_path / "no.jsonl", train__max_steps=5)
-    preview_training(absent, no_weights=True)
+    dry_run_training(absent, no_weights=True)
     told = capsys.readouterr().out
     assert "not checked: the model" in told
     assert "not checked: the data" in told
     with pytest.raises(CheckpointError, match="no-model"):
-        preview_training(absent)
+        dry_run_training(absent)
 
     some = make_config(tmp_path / "run", model, tmp_path / "no.jsonl", train__max_steps=5)
-    preview_training(some, no_weights=True)
+    dry_run_training(some, no_weights=True)
     told = capsys.readouterr().out
     assert "parameters: " in told
     assert "no.jsonl not there" in told

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def ours(directory: Path, batch: PackedBatch, chunk: int) -> Step:
-    """A step as `erniekit.train.loop` takes it."""
+    """A step as `erniekit.train.trainer` takes it."""
     runtime.configure("cpu", None, seed=0)
     model = load_model(directory)
     model.train()

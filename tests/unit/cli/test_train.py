@@ -14,7 +14,8 @@ from erniekit.errors import ConfigError
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the training job was called with; it answers with the status of an interrupted run."""
-    from erniekit.train import job, preview
+    from erniekit.train import dry_run
+    from erniekit.train import run as run_module
 
     received: list[dict[str, Any]] = []
 
@@ -22,8 +23,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         received.append({"config": config} | switches)
         return 130
 
-    monkeypatch.setattr(job, "run_training", run_training)
-    monkeypatch.setattr(preview, "preview_training", run_training)
+    monkeypatch.setattr(run_module, "run_training", run_training)
+    monkeypatch.setattr(dry_run, "dry_run_training", run_training)
     return received
 
 

@@ -31,8 +31,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return 0
 
     monkeypatch.setattr(launch, "run_processes", run_processes)
-    monkeypatch.setattr("erniekit.train.job.run_training", run_training)
-    monkeypatch.setattr("erniekit.train.preview.preview_training", run_training)
+    monkeypatch.setattr("erniekit.train.run.run_training", run_training)
+    monkeypatch.setattr("erniekit.train.dry_run.dry_run_training", run_training)
     monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
     for name in ("PADDLE_TRAINERS_NUM", "SLURM_STEP_ID", GPU):
         monkeypatch.delenv(name, raising=False)

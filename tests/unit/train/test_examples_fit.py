@@ -11,9 +11,9 @@ from erniekit.create.shapes import shape_config
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
+from erniekit.train.distributed import fit_parallel_dims
 from erniekit.train.memory import ModelPlan, activation_bytes
-from erniekit.train.prepare import plan_memory
-from erniekit.train.processes import fit_parallel_dims
+from erniekit.train.model import plan_memory
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))

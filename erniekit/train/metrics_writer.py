@@ -22,7 +22,7 @@ _FLUSH_SECONDS = 10
 _GIB = float(1 << 30)
 
 
-class Monitor:
+class MetricsWriter:
     """Writes the figures of a run below `directory`.
 
     `start_step` is the number of steps already done: when a run goes on or begins again there, what was logged for

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from erniekit.train.figures import MetricsAccumulator, StepMetrics
+from erniekit.train.metrics import MetricsAccumulator, StepMetrics
 
 
 def step(loss_sum: float, loss_tokens: int, counts: list[int]) -> StepMetrics:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from erniekit.train.monitor import LOG_FILE, TENSORBOARD_DIR, Monitor, memory
+from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR, MetricsWriter, memory
 
 
 def read_events(directory: Path) -> EventAccumulator:
@@ -23,7 +23,7 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_figures_reach_tensorboard_and_the_log(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, tensorboard=True)
+    monitor = MetricsWriter(tmp_path, tensorboard=True)
     for step in (1, 2):
         monitor.write(
             step,
@@ -47,13 +47,13 @@ def test_figures_reach_tensorboard_and_the_log(tmp_path: Path) -> None:
 
 
 def test_resuming_drops_what_was_logged_later(tmp_path: Path) -> None:
-    first = Monitor(tmp_path, tensorboard=True)
+    first = MetricsWriter(tmp_path, tensorboard=True)
     for step in range(1, 6):
         first.write(step, {"train/loss": float(step)})
     first.close()
     with (tmp_path / LOG_FILE).open("a") as file:
         file.write('{"step": 6, "train/lo')
-    second = Monitor(tmp_path, tensorboard=True, start_step=3)
+    second = MetricsWriter(tmp_path, tensorboard=True, start_step=3)
     second.write(4, {"train/loss": 40.0})
     second.close()
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
@@ -63,7 +63,7 @@ def test_resuming_drops_what_was_logged_later(tmp_path: Path) -> None:
 
 def test_a_new_run_starts_an_empty_log_and_tensorboard_can_be_off(tmp_path: Path) -> None:
     (tmp_path / LOG_FILE).write_text('{"step": 1}\n')
-    monitor = Monitor(tmp_path, tensorboard=False)
+    monitor = MetricsWriter(tmp_path, tensorboard=False)
     monitor.write(1, {"train/loss": 1.0})
     monitor.flush()
     monitor.close()

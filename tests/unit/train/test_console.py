@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from erniekit.train import progress
-from erniekit.train.progress import PlainConsole, TerminalConsole, clock, make_console
+from erniekit.train import console as module
+from erniekit.train.console import PlainConsole, TerminalConsole, clock, make_console
 
 FIGURES = {"train/loss": 1.23456, "train/tokens_per_second": 12345.6}
 
@@ -15,7 +15,7 @@ def test_plain_lines_are_throttled_but_first_and_last_are_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     console = PlainConsole()
     console.begin(2, 20)
     for done in range(3, 21):

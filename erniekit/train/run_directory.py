@@ -14,7 +14,7 @@ from erniekit.checkpoint.best import BEST_FILE
 from erniekit.checkpoint.state import find_checkpoints
 from erniekit.config import Config, dump_config
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.train.monitor import LOG_FILE, TENSORBOARD_DIR
+from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR
 
 CONFIG_FILE = "config.yaml"
 _PREVIOUS_CONFIG = "config.previous.yaml"
@@ -24,7 +24,7 @@ _OWN = {CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE, "lo
 _OUTPUTS = {".log", ".out", ".err"}
 
 
-def check_directory(config: Config, *, resume: bool) -> None:
+def check_run_directory(config: Config, *, resume: bool) -> None:
     """Whether a run may begin in train.output_dir or, with `resume`, go on there.
 
     Where there is no checkpoint both begin at the first step, so that a run that died before it saved anything can be
@@ -100,7 +100,7 @@ def write_config(config: Config) -> None:
     file.write_text(dump_config(config), encoding="utf-8")
 
 
-def make_directory(run: Path) -> None:
+def make_run_directory(run: Path) -> None:
     """Make the directory of a run where it is not there. Raises ConfigError."""
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def make_directory(run: Path) -> None:
 
 
 @contextmanager
-def hold_directory(run: Path, log: Callable[[str], None]) -> Iterator[None]:
+def lock_run_directory(run: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Keep other runs out while this one trains. However the process ends, the directory is free again.
 
     Raises ConfigError where another process has it.

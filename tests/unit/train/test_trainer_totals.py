@@ -1,4 +1,4 @@
-"""The loop's totals: what rows are told before their forward pass, and what comes of them over processes."""
+"""Totals of a step: known to every row before its forward pass, and summed over processes."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ import paddle
 
 from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
-from erniekit.train.loop import Progress
-from tests.unit.train.test_loop import ROWS, Plain, Row, make, run
+from erniekit.train.progress import TrainerProgress
+from erniekit.train.trainer import Hook
+from tests.unit.train.test_trainer import ROWS, Plain, Row, make, run
 
 
 def test_totals_of_the_step_are_known_to_every_row() -> None:
-    loop, _, _ = make(Plain(), rows_per_step=3)
-    objective, seen = loop.objective, []
-    loop.objective = lambda row, totals=None: (seen.append(totals), objective(row, totals))[1]
-    figures = loop.step()
+    trainer, _, _ = make(Plain(), rows_per_step=3)
+    objective, seen = trainer.objective, []
+    trainer.objective = lambda row, totals=None: (seen.append(totals), objective(row, totals))[1]
+    figures = trainer.train_step()
     assert seen == [StepTotals(loss_tokens=6, positions=24, modality_tokens=(6, 6))] * 3
     assert figures.modality_tokens == {"text": 6, "vision": 6}
     assert figures.positions == 24
@@ -25,52 +26,55 @@ def test_totals_of_the_step_are_known_to_every_row() -> None:
 
 def test_a_filler_row_counts_nowhere() -> None:
     alone, beside = Plain(), Plain()
-    expected = make(alone, ROWS[:1], rows_per_step=1, max_length=16)[0].step()
-    loop, _, _ = make(beside, [ROWS[0], Row((), "")], max_length=16)
-    found = loop.step()
+    expected = make(alone, ROWS[:1], rows_per_step=1, max_length=16)[0].train_step()
+    trainer, _, _ = make(beside, [ROWS[0], Row((), "")], max_length=16)
+    found = trainer.train_step()
     assert (found.tokens, found.loss_tokens, found.positions) == (6, 3, 16)
     assert found.loss_sum == expected.loss_sum
     assert found.gradient_norm == expected.gradient_norm
     assert alone.weight.item() == beside.weight.item() != 1.0
-    assert loop.progress == Progress(step=1, rows=1, tokens=6, loss_tokens=3)
+    assert trainer.progress == TrainerProgress(step=1, rows=1, tokens=6, loss_tokens=3)
 
 
 def test_totals_and_figures_are_added_up_over_processes() -> None:
     """Another process with the very same rows: this one's gradients are half of the whole."""
     arrays: list[np.ndarray] = []
 
-    def twice(array: np.ndarray) -> np.ndarray:
-        arrays.append(array)
-        return array * 2
+    class Twice:
+        rank, size, part, counts = 0, 1, 0, True
 
-    loop, _, _ = make(Plain(), reduce_totals=twice)
-    figures = loop.step()
+        def add(self, array: np.ndarray) -> np.ndarray:
+            arrays.append(array)
+            return array * 2
+
+    trainer, _, _ = make(Plain(), dist=Twice())
+    figures = trainer.train_step()
     assert (figures.loss_tokens, figures.tokens, figures.positions) == (8, 16, 32)
     assert figures.loss_sum == 32.0
     assert figures.gradient_norm == 2.0
     assert figures.expert_counts["layer_1/text"].tolist() == [8, 0]
     assert figures.router_sums == {"z_loss/text": 4.0}
-    assert loop.progress == Progress(step=1, rows=4, tokens=16, loss_tokens=8)
+    assert trainer.progress == TrainerProgress(step=1, rows=4, tokens=16, loss_tokens=8)
     assert [str(array.dtype) for array in arrays] == ["int64", "int64", "float64"]
 
 
-def test_routers_are_told_before_and_after_the_step() -> None:
+def test_hooks_are_called_before_and_after_the_update() -> None:
     order: list[Any] = []
 
-    class Routers:
-        def before_step(self, optimizer: AdamW) -> dict[str, float]:
+    class Routers(Hook):
+        def before_optimizer_step(self, optimizer: AdamW) -> dict[str, float]:
             optimizer.add_gradient("weight", paddle.full([1, 1], 4.0))
             return {"orthogonal_loss/text": 2.0}
 
-        def after_step(self, optimizer: AdamW, rate: float, counts: Any) -> dict[str, float]:
+        def after_optimizer_step(self, optimizer: AdamW, rate: float, counts: Any) -> dict[str, float]:
             order.append((optimizer.steps_done, rate, counts["layer_1/text"].tolist()))
             return {"orthogonal_loss/vision": 3.0}
 
-        def statistics(self) -> dict[str, float]:
+        def scalars(self) -> dict[str, float]:
             return {"router/mean_cosine/layer_1/text": 0.25}
 
-    loop, log, _ = make(Plain(), routers=Routers(), total_steps=1)
-    run(loop)
+    trainer, log, _ = make(Plain(), hooks=[Routers()], total_steps=1)
+    run(trainer)
     assert order == [(1, 0.1, [4, 0])]
     line = log.written[0][1]
     assert line["train/gradient_norm"] == 8.0

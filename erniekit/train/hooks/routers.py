@@ -1,4 +1,4 @@
-"""What happens to routers once a step, beside what rows and optimizer do: from weights and counts alone."""
+"""The orthogonal loss of routers and the update of their correction biases, once a step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from erniekit.moe.layer import MoeLayer
 from erniekit.moe.losses import mean_cosine, orthogonal_loss
 from erniekit.objectives.totals import MODALITIES
 from erniekit.optim.adamw import AdamW
+from erniekit.train.trainer import Hook
 
 
 @dataclass(frozen=True)
 class _Router:
-    """The weights of one layer's router for one modality. `name` is the parameter's, `place` "layer_1/text"."""
+    """One layer's router of one modality: the name of its parameter, and its place such as "layer_1/text"."""
 
     name: str
     place: str
@@ -31,20 +32,20 @@ class _Router:
     @property
     def rows(self) -> Tensor:
         """[experts, hidden]."""
-        return self.turned(self.weight)
+        return self.transpose(self.weight)
 
-    def turned(self, tensor: Tensor) -> Tensor:
-        """Between the parameter's form and [experts, hidden]."""
+    def transpose(self, tensor: Tensor) -> Tensor:
+        """From the parameter's form to [experts, hidden], or back."""
         return tensor if self.layer.gate.transposed else tensor.T
 
 
-class Routers:
-    """All routers of a model.
+class RouterHook(Hook):
+    """Acts on all routers of a model, once a step.
 
-    `orthogonal_weight` times the gradient of the orthogonal loss either joins the gradients of the rows
-    (`orthogonal_mode` loss), or moves the weights after the optimizer's step by their own learning rate
-    (decoupled), which leaves the moments alone. `bias_update_rate`: see `erniekit.moe.balance`. What is frozen
-    is left alone, and so is the correction bias that belongs to a frozen router.
+    orthogonal_weight: factor of the orthogonal loss. Its gradient is added to the gradients of the rows
+    (orthogonal_mode loss), or moves the weights after the optimizer's step by their learning rate, past the moments
+    (decoupled). bias_update_rate: see `erniekit.moe.balance`. Frozen routers and their correction biases do not
+    change.
     """
 
     def __init__(
@@ -66,26 +67,20 @@ class Routers:
                     place = f"layer_{number}/{kind}"
                     self._routers.append(_Router(names[id(weight)], place, kind, layer, weight))
 
-    def before_step(self, optimizer: AdamW) -> dict[str, float]:
-        """Add to the gradients of the step. Returns losses, over all layers, by "orthogonal_loss/text"."""
+    def before_optimizer_step(self, optimizer: AdamW) -> dict[str, float]:
         if not self._weight or self._mode != "loss":
             return {}
         return self._apply(optimizer.add_gradient)
 
-    def after_step(
+    def after_optimizer_step(
         self, optimizer: AdamW, learning_rate: float, expert_counts: Mapping[str, np.ndarray]
     ) -> dict[str, float]:
-        """Move weights and correction biases after the optimizer's step. Returns as `before_step`.
-
-        `learning_rate` is the rate of the step before any ratio; `expert_counts` are the tokens of the whole step
-        that chose each expert, by "layer_1/text".
-        """
         self._update_biases(expert_counts)
         if not self._weight or self._mode != "decoupled":
             return {}
         return self._apply(lambda name, gradient: optimizer.descend(name, gradient, learning_rate))
 
-    def statistics(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """The mean cosine of each router's rows, by "router/mean_cosine/layer_1/text"."""
         if not self._routers:
             return {}
@@ -95,13 +90,16 @@ class Routers:
         }
 
     def _apply(self, use: Callable[[str, Tensor], None]) -> dict[str, float]:
-        """Hand the weighted gradient of every trained router to `use`; losses by modality."""
+        """Pass the weighted gradient of every trained router to `use`.
+
+        Returns the losses of all layers together, by "orthogonal_loss/text".
+        """
         losses: dict[str, list[Tensor]] = {}
         for router in self._routers:
             if router.weight.stop_gradient:
                 continue
             value, gradient = orthogonal_loss(router.rows)
-            use(router.name, router.turned(gradient) * self._weight)
+            use(router.name, router.transpose(gradient) * self._weight)
             losses.setdefault(f"orthogonal_loss/{router.modality}", []).append(value)
         return {name: float(paddle.stack(values).sum().item()) for name, values in losses.items()}
 

@@ -1,4 +1,4 @@
-"""What happens to routers once a step: the orthogonal loss in both modes, the correction bias, statistics."""
+"""The orthogonal loss of routers in both modes, their correction biases, and their scalars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.optim.adamw import AdamW, GroupRule
-from erniekit.train.routers import Routers
+from erniekit.train.hooks.routers import RouterHook
 from tests.closeness import assert_close
 from tests.unit.models.test_config import FLAT, MOE
 from tests.unit.moe import oracle
@@ -42,13 +42,13 @@ def test_the_orthogonal_loss_falls_when_trained_alone(mode: OrthogonalMode, shap
         # Rows that are nearly the same.
         weight.set_value(paddle.to_tensor((1 + 0.3 * rng.standard_normal(weight.shape)).astype(np.float32)))
     optimizer = AdamW(list(gates(model).items()), weight_decay=0.0)
-    routers = Routers(model, orthogonal_weight=1.0 if mode == "loss" else 50.0, orthogonal_mode=mode)
+    routers = RouterHook(model, orthogonal_weight=1.0 if mode == "loss" else 50.0, orthogonal_mode=mode)
     history = []
     for _ in range(80):
-        losses = routers.before_step(optimizer)
+        losses = routers.before_optimizer_step(optimizer)
         optimizer.step(0.02)
         optimizer.clear_gradients()
-        losses |= routers.after_step(optimizer, 0.02, NO_COUNTS)
+        losses |= routers.after_optimizer_step(optimizer, 0.02, NO_COUNTS)
         history.append(losses)
     assert set(history[0]) == {"orthogonal_loss/text"} | (
         {"orthogonal_loss/vision"} if shape is FLAT else set()
@@ -64,7 +64,7 @@ def test_the_loss_mode_adds_the_weighted_gradient_to_that_of_the_rows() -> None:
     optimizer = AdamW(list(gates(model).items()))
     first = next(iter(gates(model).values()))
     first.sum().backward()
-    losses = Routers(model, orthogonal_weight=0.5).before_step(optimizer)
+    losses = RouterHook(model, orthogonal_weight=0.5).before_optimizer_step(optimizer)
     assert_close(losses["orthogonal_loss/text"], value(model, "gate.weight"))
     assert_close(losses["orthogonal_loss/vision"], value(model, "gate.weight_1"))
     found = dict(zip(gates(model), optimizer.gradients(), strict=True))
@@ -72,7 +72,7 @@ def test_the_loss_mode_adds_the_weighted_gradient_to_that_of_the_rows() -> None:
         rows = parameter.numpy().astype(np.float64).T
         expected = 0.5 * oracle.numerical_gradient(oracle.orthogonal, rows).T + (parameter is first)
         assert_close(found[name], expected, what=name)
-    assert Routers(model, orthogonal_weight=0.5).after_step(optimizer, 0.1, NO_COUNTS) == {}
+    assert RouterHook(model, orthogonal_weight=0.5).after_optimizer_step(optimizer, 0.1, NO_COUNTS) == {}
 
 
 def test_the_decoupled_mode_moves_weights_and_leaves_the_moments_alone() -> None:
@@ -80,14 +80,14 @@ def test_the_decoupled_mode_moves_weights_and_leaves_the_moments_alone() -> None
     states, rules = [], [GroupRule("*.gate.weight_1", learning_rate_ratio=0.5)]
     for model, weight in ((plain, 0.0), (decoupled, 0.25)):
         optimizer = AdamW(list(gates(model).items()), rules=rules, router_ratio=0.5)
-        routers = Routers(model, orthogonal_weight=weight, orthogonal_mode="decoupled")
+        routers = RouterHook(model, orthogonal_weight=weight, orthogonal_mode="decoupled")
         for parameter in gates(model).values():
             parameter.square().sum().backward()
-        assert routers.before_step(optimizer) == {}
+        assert routers.before_optimizer_step(optimizer) == {}
         norms = [float(gradient.norm()) for gradient in optimizer.gradients()]
         optimizer.step(0.1)
         before = {name: p.numpy().copy() for name, p in gates(model).items()}
-        routers.after_step(optimizer, 0.1, NO_COUNTS)
+        routers.after_optimizer_step(optimizer, 0.1, NO_COUNTS)
         read = optimizer.state_reader()
         states.append((norms, {spec.name: read(spec.name).copy() for spec in optimizer.state_specs()}))
     assert states[0][0] == states[1][0]
@@ -108,10 +108,10 @@ def test_frozen_routers_stay_and_are_not_in_the_loss(mode: OrthogonalMode) -> No
         parameter.stop_gradient = not name.endswith("weight_1")
     frozen = {name: p.numpy().copy() for name, p in gates(model).items() if p.stop_gradient}
     optimizer = AdamW([(name, p) for name, p in gates(model).items() if not p.stop_gradient])
-    routers = Routers(model, orthogonal_weight=1.0, orthogonal_mode=mode)
-    losses = routers.before_step(optimizer)
+    routers = RouterHook(model, orthogonal_weight=1.0, orthogonal_mode=mode)
+    losses = routers.before_optimizer_step(optimizer)
     optimizer.step(0.1)
-    losses |= routers.after_step(optimizer, 0.1, NO_COUNTS)
+    losses |= routers.after_optimizer_step(optimizer, 0.1, NO_COUNTS)
     assert set(losses) == {"orthogonal_loss/vision"}
     assert all(np.array_equal(gates(model)[name].numpy(), values) for name, values in frozen.items())
 
@@ -129,9 +129,9 @@ def test_the_correction_bias_follows_the_counts_of_the_step() -> None:
         for kind in ("text", "vision")
     }
     optimizer = AdamW(list(gates(model).items()))
-    Routers(model).after_step(optimizer, 0.1, counts)
+    RouterHook(model).after_optimizer_step(optimizer, 0.1, counts)
     assert all(np.array_equal(bias.numpy(), before[number]) for number, bias in biases.items())
-    Routers(model, bias_update_rate=0.5).after_step(optimizer, 0.1, counts)
+    RouterHook(model, bias_update_rate=0.5).after_optimizer_step(optimizer, 0.1, counts)
     for number, bias in biases.items():
         vision = [0, 0, 0] if number == 2 else [1, 1, -1]
         expected = before[number] + 0.5 * np.array([[-1, 1, 1], vision], np.float32)
@@ -140,7 +140,7 @@ def test_the_correction_bias_follows_the_counts_of_the_step() -> None:
 
 def test_statistics_are_of_the_weights() -> None:
     model = make_model()
-    statistics = Routers(model).statistics()
+    statistics = RouterHook(model).scalars()
     places = [f"layer_{layer}/{kind}" for layer in (1, 2, 3) for kind in ("text", "vision")]
     assert list(statistics) == [f"router/mean_cosine/{place}" for place in places]
     rows = gates(model)["model.layers.2.mlp.gate.weight_1"].numpy().astype(np.float64).T
@@ -153,4 +153,4 @@ def test_statistics_are_of_the_weights() -> None:
 def test_a_model_without_experts_has_no_routers() -> None:
     dense = {key: value for key, value in MOE.items() if not key.startswith("moe_")}
     model = build_model(ErnieConfig.from_json(dense | {"model_type": "ernie4_5"}))
-    assert Routers(model).statistics() == {}
+    assert RouterHook(model).scalars() == {}

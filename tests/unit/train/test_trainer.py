@@ -1,4 +1,4 @@
-"""The loop, on a model of one weight: what is divided by what, when things happen, and what stops it."""
+"""The trainer and its hooks, on a model of one weight: totals, intervals, interrupts and errors."""
 
 import math
 import os
@@ -19,7 +19,11 @@ from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
 from erniekit.train.evaluating import evaluation_loss
-from erniekit.train.loop import Loop, LoopSettings, Progress, seed_row
+from erniekit.train.hooks.checkpoint import CheckpointHook
+from erniekit.train.hooks.evaluation import EvaluationHook
+from erniekit.train.hooks.logging import LoggingHook
+from erniekit.train.progress import TrainerProgress
+from erniekit.train.trainer import Hook, Trainer, TrainerSettings, seed_row
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Plain(Model):
 
 
 class Log:
-    """Takes the place of monitor and reporter."""
+    """Takes the place of metrics writer and console."""
 
     def __init__(self) -> None:
         self.written: list[tuple[int, dict[str, float]]] = []
@@ -135,81 +139,88 @@ class Log:
 ROWS = [Row((1.0, 2.0, 3.0), "a:1"), Row((10.0,), "a:2"), Row((4.0, 4.0), "b:1")]
 
 
-def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Loop, Log, list[int]]:
-    log, saved = Log(), []
-    settings = {
-        "total_steps": 4, "rows_per_step": 2, "max_length": 8, "max_grad_norm": 0.0, "seed": 1
-    }  # fmt: skip
-    others = ("evaluate", "watch", "progress", "epoch", "routers", "reduce_totals")
-    extra = {key: changes.pop(key) for key in others if key in changes}
-    options: Any = {
+def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Trainer, Log, list[int]]:
+    """hooks: called before those for logging, evaluation and checkpoints."""
+    log: Any = Log()
+    saved: list[int] = []
+    hooks: list[Hook] = [
+        *changes.pop("hooks", ()),
+        LoggingHook(log, log, changes.pop("log_every", 1), changes.pop("epoch", lambda: 0.5)),
+    ]
+    evaluate, eval_every = changes.pop("evaluate", None), changes.pop("eval_every", None)
+    if evaluate is not None:
+        hooks.append(EvaluationHook(evaluate, eval_every, log, log))
+    hooks.append(
+        CheckpointHook(lambda progress: saved.append(progress.step), changes.pop("save_every", None), log)
+    )
+    parts: Any = {
         "model": model,
         "objective": model,
         "optimizer": AdamW([("weight", model.weight)], weight_decay=0.0),
         "schedule": Schedule("constant", 0.1, 0.0, 100),
         "rows": Rows(rows, changes.pop("epochs", None)),
-        "settings": LoopSettings(**{**settings, **changes}),
-        "monitor": log,
-        "reporter": log,
-        "save": lambda progress: saved.append(progress.step),
-        **extra,
+        "hooks": hooks,
+        **{key: changes.pop(key) for key in ("dist", "progress") if key in changes},
     }
-    return Loop(**options), log, saved
+    settings = {
+        "total_steps": 4, "rows_per_step": 2, "max_length": 8, "max_grad_norm": 0.0, "seed": 1
+    }  # fmt: skip
+    return Trainer(settings=TrainerSettings(**{**settings, **changes}), **parts), log, saved
 
 
-def run(loop: Loop) -> None:
+def run(trainer: Trainer) -> None:
     with InterruptGuard() as guard:
-        loop.run(guard)
+        trainer.train(guard)
 
 
 def test_the_loss_is_normalised_over_all_tokens_of_the_step() -> None:
-    loop, _, _ = make(Plain())
-    figures = loop.step()
+    trainer, _, _ = make(Plain())
+    figures = trainer.train_step()
     # Rows of 3 and 1 tokens: (1 + 2 + 3 + 10) / 4, not the mean of the rows' means.
     assert figures.loss_sum == 16.0
     assert figures.loss_tokens == 4
     assert figures.tokens == 8
     assert figures.gradient_norm == 4.0
-    assert loop.progress == Progress(step=1, rows=2, tokens=8, loss_tokens=4)
+    assert trainer.progress == TrainerProgress(step=1, rows=2, tokens=8, loss_tokens=4)
 
 
 def test_one_row_or_several_give_the_same_update() -> None:
     together, apart = Plain(), Plain()
-    make(together, [Row((1.0, 2.0, 3.0, 10.0), "x")], rows_per_step=1)[0].step()
-    make(apart)[0].step()
+    make(together, [Row((1.0, 2.0, 3.0, 10.0), "x")], rows_per_step=1)[0].train_step()
+    make(apart)[0].train_step()
     assert together.weight.item() == apart.weight.item() != 1.0
 
 
 def test_gradients_are_clipped_and_the_norm_is_that_before() -> None:
-    loop, _, _ = make(Plain(), max_grad_norm=0.5)
+    trainer, _, _ = make(Plain(), max_grad_norm=0.5)
     seen = []
-    step = loop.optimizer.step
-    loop.optimizer.step = lambda rate: (seen.append(loop.model.weight.grad.item()), step(rate))  # type: ignore
-    assert loop.step().gradient_norm == 4.0
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda rate: (seen.append(trainer.model.weight.grad.item()), step(rate))  # type: ignore
+    assert trainer.train_step().gradient_norm == 4.0
     assert seen == [0.5]
-    assert loop.model.weight.grad is None
+    assert trainer.model.weight.grad is None
 
 
 def test_epochs_end_the_run_with_a_shorter_step() -> None:
-    loop, log, saved = make(Plain(), epochs=1, total_steps=2)
-    run(loop)
-    assert (loop.progress.step, loop.progress.rows) == (2, 3)
+    trainer, log, saved = make(Plain(), epochs=1, total_steps=2)
+    run(trainer)
+    assert (trainer.progress.step, trainer.progress.rows) == (2, 3)
     assert [line["train/loss_tokens"] for _, line in log.written] == [4.0, 2.0]
     assert saved == [2]
 
 
 def test_without_epochs_every_step_is_full() -> None:
-    loop, _, saved = make(Plain(), total_steps=3)
-    run(loop)
-    assert (loop.progress.step, loop.progress.rows) == (3, 6)
+    trainer, _, saved = make(Plain(), total_steps=3)
+    run(trainer)
+    assert (trainer.progress.step, trainer.progress.rows) == (3, 6)
     assert saved == [3]
-    assert loop.finished
+    assert trainer.is_finished
 
 
 def test_fewer_rows_than_planned_end_the_run_early() -> None:
-    loop, log, saved = make(Plain(), epochs=1, total_steps=5, log_every=4)
-    run(loop)
-    assert loop.progress.step == 2
+    trainer, log, saved = make(Plain(), epochs=1, total_steps=5, log_every=4)
+    run(trainer)
+    assert trainer.progress.step == 2
     assert saved == [2]
     assert [step for step, _ in log.written] == [2]
 
@@ -221,10 +232,10 @@ def test_when_things_happen() -> None:
         evaluations.append(step)
         return {"eval/loss": 1.5}
 
-    loop, log, saved = make(
+    trainer, log, saved = make(
         Plain(), total_steps=7, log_every=3, eval_every=2, save_every=3, evaluate=evaluate, epoch=lambda: 0.25
     )
-    run(loop)
+    run(trainer)
     assert [step for step, line in log.written if "train/loss" in line] == [3, 6, 7]
     assert evaluations == [2, 4, 6, 7]
     assert [step for step, line in log.written if "eval/loss" in line] == evaluations
@@ -241,41 +252,41 @@ def test_the_last_step_is_saved_and_evaluated_once() -> None:
         evaluations.append({"eval/loss": 0.0})
         return evaluations[-1]
 
-    loop, _, saved = make(Plain(), eval_every=4, save_every=4, evaluate=evaluate)
-    run(loop)
+    trainer, _, saved = make(Plain(), eval_every=4, save_every=4, evaluate=evaluate)
+    run(trainer)
     assert saved == [4]
     assert len(evaluations) == 1
 
 
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
-    loop, _, saved = make(Plain(), evaluate=lambda step: pytest.fail("no evaluation after an interrupt"))
-    objective = loop.objective
+    trainer, _, saved = make(Plain(), evaluate=lambda step: pytest.fail("no evaluation after an interrupt"))
+    objective = trainer.objective
 
     def interrupted(row: Any, totals: StepTotals | None = None) -> Any:
-        if loop.progress.step == 1 and guard.requested is None:
+        if trainer.progress.step == 1 and guard.requested is None:
             os.kill(os.getpid(), signal.SIGTERM)
         return objective(row, totals)
 
-    loop.objective = interrupted
+    trainer.objective = interrupted
     with InterruptGuard() as guard:
-        loop.run(guard)
-    assert loop.progress.step == 2
+        trainer.train(guard)
+    assert trainer.progress.step == 2
     assert saved == [2]
     assert guard.exit_status == 143
-    assert not loop.finished
+    assert not trainer.is_finished
 
 
 def test_a_second_signal_stops_within_the_step_and_saves_nothing() -> None:
-    loop, log, saved = make(Plain())
+    trainer, log, saved = make(Plain())
 
     def interrupted(row: Any, totals: StepTotals | None = None) -> Any:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second signal must stop here")
 
-    loop.objective = interrupted
+    trainer.objective = interrupted
     with pytest.raises(KeyboardInterrupt):
-        run(loop)
+        run(trainer)
     assert saved == []
     assert log.ended == 1
 
@@ -283,9 +294,9 @@ def test_a_second_signal_stops_within_the_step_and_saves_nothing() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float) -> None:
     model = Plain()
-    loop, log, saved = make(model, [ROWS[0], Row((1.0, bad), "bad.jsonl:7")])
+    trainer, log, saved = make(model, [ROWS[0], Row((1.0, bad), "bad.jsonl:7")])
     with pytest.raises(ErnieKitError, match=r"step 1: the loss is not a finite number.*bad\.jsonl:7\."):
-        run(loop)
+        run(trainer)
     assert model.weight.item() == 1.0
     assert saved == []
     assert log.ended == 1
@@ -293,50 +304,50 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float) -> None:
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     model = Plain()
-    loop, _, saved = make(model)
+    trainer, _, saved = make(model)
     model.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(ErnieKitError, match=r"step 1: the gradient norm is inf with the samples a:1, a:2\."):
-        run(loop)
+        run(trainer)
     assert model.weight.item() == 1.0
     assert saved == []
 
 
 def test_many_samples_are_named_in_part() -> None:
     rows = [Row((math.nan,), f"f:{number}") for number in range(20)]
-    loop, _, _ = make(Plain(), rows, rows_per_step=20)
+    trainer, _, _ = make(Plain(), rows, rows_per_step=20)
     with pytest.raises(ErnieKitError, match="f:0, f:1, f:2, f:3, f:4, f:5, f:6, f:7 and 12 more"):
-        loop.step()
+        trainer.train_step()
 
 
 def test_a_step_without_loss_is_passed_over() -> None:
     empty = Row((), "")
-    loop, _, _ = make(Plain(), [*ROWS[:2], empty, empty, *ROWS[:2]], total_steps=2)
-    assert [loop.step().loss_tokens for _ in range(2)] == [4, 4]
-    assert loop.rows.drawn == 6
-    assert loop.progress == Progress(step=2, rows=4, tokens=16, loss_tokens=8)
+    trainer, _, _ = make(Plain(), [*ROWS[:2], empty, empty, *ROWS[:2]], total_steps=2)
+    assert [trainer.train_step().loss_tokens for _ in range(2)] == [4, 4]
+    assert trainer.rows.drawn == 6
+    assert trainer.progress == TrainerProgress(step=2, rows=4, tokens=16, loss_tokens=8)
 
 
 def test_rows_without_loss_alone_are_an_error() -> None:
-    loop, _, _ = make(Plain(), [Row((), "")])
+    trainer, _, _ = make(Plain(), [Row((), "")])
     with pytest.raises(DataError, match="none of the last 1000 steps has a token with loss"):
-        loop.step()
+        trainer.train_step()
 
 
 def test_dropout_depends_on_the_row_number_alone() -> None:
     rows = [Row(tuple(float(k) for k in range(1, 40)), "a")] * 3
     whole, _, _ = make(Model(), rows, total_steps=6)
-    losses = [whole.step().loss_sum for _ in range(6)]
+    losses = [whole.train_step().loss_sum for _ in range(6)]
     assert len(set(losses)) == 6
 
     first, _, _ = make(Model(), rows)
-    assert [first.step().loss_sum for _ in range(3)] == losses[:3]
+    assert [first.train_step().loss_sum for _ in range(3)] == losses[:3]
     state = {s.name: first.optimizer.state_reader()(s.name).copy() for s in first.optimizer.state_specs()}
     paddle.seed(12345)
     model = Model()
     model.weight.set_value(first.model.weight.numpy())
     second, _, _ = make(model, rows, progress=first.progress)
     second.optimizer.load_state(3, state, state.__getitem__)
-    assert [second.step().loss_sum for _ in range(3)] == losses[3:]
+    assert [second.train_step().loss_sum for _ in range(3)] == losses[3:]
 
 
 def test_row_seeds_differ_and_repeat() -> None:
@@ -359,7 +370,7 @@ def test_evaluation_is_without_dropout_and_leaves_training_on() -> None:
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
-    loop, log, saved = make(Plain(), total_steps=2, progress=Progress(step=2, rows=4))
-    run(loop)
+    trainer, log, saved = make(Plain(), total_steps=2, progress=TrainerProgress(step=2, rows=4))
+    run(trainer)
     assert saved == []
     assert log.written == []

@@ -40,17 +40,18 @@ _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model ready to be trained, and its trained parameters in the model's order.
 
-    trained: those that this process holds, of experts perhaps none; all_trained: the names of those of the whole
-    model. stored: the weights that this process shares with others (parallel.shard parameters).
+    trained: those that this process holds, perhaps no expert; all_trained: the names of those of the whole model.
+    fully_sharded: the layers that processes share (parallel.shard parameters); changes: to the base's `config.json`.
     """
 
     model: ErnieModel
     trained: list[tuple[str, paddle.Tensor]]
     all_trained: list[str]
     fully_sharded: FullyShardedLayers | None = None
+    changes: ModelChanges = NO_CHANGES
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def prepare_model(
     log: Callable[[str], None],
     mesh: Mesh | None = None,
     changes: ModelChanges = NO_CHANGES,
-) -> Prepared:
+) -> PreparedModel:
     """Load the model, put adapters on it, mark what is trained, and say so.
 
     `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. `mesh`: the
@@ -117,7 +118,7 @@ def prepare_model(
     _describe(
         config, changes.apply(before), dtype, choice, log, mesh.dims if mesh is not None else ParallelDims()
     )
-    return Prepared(model, trained, choice.trained, fully_sharded)
+    return PreparedModel(model, trained, choice.trained, fully_sharded, changes)
 
 
 def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = True) -> None:
@@ -154,7 +155,7 @@ def load_shared(
     return model, fully_sharded
 
 
-def make_gradient_reducer(config: Config, prepared: Prepared, mesh: Mesh) -> GradientReducer | None:
+def make_gradient_reducer(config: Config, prepared: PreparedModel, mesh: Mesh) -> GradientReducer | None:
     """What becomes of gradients, into which the model's backward pass is made to run. None for one process."""
     if mesh.world.size == 1:
         return None
@@ -168,7 +169,7 @@ def make_gradient_reducer(config: Config, prepared: Prepared, mesh: Mesh) -> Gra
     return reducer
 
 
-def preview_model(
+def describe_model_plan(
     config: Config,
     dtype: str,
     log: Callable[[str], None],

@@ -11,14 +11,14 @@ from erniekit.data.encode.limits import enlarged_limits
 from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
 from erniekit.runtime import compute_dtype, configure
+from erniekit.train.console import make_console
+from erniekit.train.distributed import plan_parallel_dims
 from erniekit.train.inputs import load_inputs
+from erniekit.train.model import check_model, describe_model_plan
 from erniekit.train.plan import describe_run, plan_run
-from erniekit.train.prepare import check_model, preview_model
-from erniekit.train.processes import plan_parallel_dims
-from erniekit.train.progress import make_console
 
 
-def preview_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:
+def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:
     """Check everything, and say what `run_training` on so many processes would do.
 
     `no_weights` leaves out what needs files that are not there. Raises ErnieKitError for whatever is wrong with
@@ -46,7 +46,7 @@ def _model(config: Config, log: Callable[[str], None], processes: int, no_weight
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
     changes = ModelChanges(*enlarged_limits(config.model))
-    preview_model(config, dtype, log, plan_parallel_dims(config, processes), changes)
+    describe_model_plan(config, dtype, log, plan_parallel_dims(config, processes), changes)
     return []
 
 

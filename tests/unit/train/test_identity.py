@@ -5,7 +5,7 @@ from typing import Any
 
 from erniekit.checkpoint.state import TrainerState, check_identity
 from erniekit.config import Config
-from erniekit.train.saving import changed_settings, saved_identity, with_defaults
+from erniekit.train.identity import changed_settings, saved_identity, with_defaults
 
 
 def state(identity: dict[str, Any], config: dict[str, Any]) -> TrainerState:

@@ -1,0 +1,260 @@
+"""Builds a trainer and its parts from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erniekit.checkpoint.resize import ModelChanges
+from erniekit.checkpoint.state import TrainerState, check_identity, read_state
+from erniekit.config import Config
+from erniekit.data.load.rows import StoredRows
+from erniekit.distributed.context import DistributedContext
+from erniekit.models.ernie import ErnieModel
+from erniekit.objectives.dpo import DpoObjective
+from erniekit.objectives.routing import RouterWeights
+from erniekit.objectives.sft import SftObjective
+from erniekit.optim.adamw import AdamW, GroupRule
+from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.runtime import compute_dtype
+from erniekit.train.answers import EvalAnswers
+from erniekit.train.checkpointer import Checkpointer, check_best
+from erniekit.train.console import Console
+from erniekit.train.dpo import make_dpo_objective, make_reference
+from erniekit.train.evaluating import Evaluator
+from erniekit.train.hooks.checkpoint import CheckpointHook
+from erniekit.train.hooks.early_stopping import EarlyStoppingHook
+from erniekit.train.hooks.evaluation import EvaluationHook
+from erniekit.train.hooks.logging import LoggingHook
+from erniekit.train.hooks.routers import RouterHook
+from erniekit.train.identity import changed_settings, run_identity, saved_identity, with_defaults
+from erniekit.train.inputs import Inputs, load_inputs
+from erniekit.train.metrics_writer import MetricsWriter
+from erniekit.train.model import PreparedModel, load_shared, make_gradient_reducer, prepare_model
+from erniekit.train.plan import describe_run, plan_run
+from erniekit.train.progress import TrainerProgress
+from erniekit.train.run_directory import (
+    begin_run,
+    checkpoint_to_resume,
+    lock_run_directory,
+    make_run_directory,
+    write_config,
+)
+from erniekit.train.skips import SkippedSampleSync
+from erniekit.train.trainer import Hook, Trainer, TrainerSettings
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every part of a run is built from: the configuration, "cpu" or "gpu", the processes, and the console."""
+
+    config: Config
+    device: str
+    dist: DistributedContext
+    console: Console
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run."""
+        return Path(self.config.train.output_dir)
+
+    @property
+    def log(self) -> Callable[[str], None]:
+        """Prints a line."""
+        return self.console.log
+
+
+@dataclass(frozen=True)
+class _SavedRun:
+    """The checkpoint that a run resumes from."""
+
+    path: Path
+    state: TrainerState
+
+
+def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Trainer:
+    """Load data and model, take the run's directory, and put a trainer together, ready to train.
+
+    All processes of the run call it together. stack: closes what is opened here. resume: continue from the newest
+    complete checkpoint, or begin where there is none. Raises ErnieKitError for whatever is wrong with configuration,
+    data or files.
+    """
+    config, dist, log = context.config, context.dist, context.log
+    saved = _find_saved_run(context) if resume else None
+    dtype = compute_dtype(config.model.dtype, context.device)
+    # Freed last.
+    lock = stack.enter_context(ExitStack())
+    inputs = load_inputs(config, log, dist)
+    stack.callback(inputs.close)
+    plan = plan_run(config, inputs.rows)
+    for line in describe_run(plan, config, inputs.encoder.template.name):
+        log(line)
+    limits = inputs.encoder.limits
+    changes = ModelChanges(limits.vocab_size, limits.max_positions)
+    identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]), changes)
+    if saved is not None:
+        # Before the model is loaded, which may take long.
+        _check_saved_run(saved, identity, inputs, context)
+    prepared = prepare_model(
+        config,
+        dtype,
+        inputs.encoder.image_spec,
+        saved.path if saved is not None else None,
+        log,
+        dist.mesh,
+        changes,
+    )
+    objective = build_objective(context, prepared, inputs, dtype)
+    reducer = make_gradient_reducer(config, prepared, dist.mesh)
+    optimizer = build_optimizer(config, prepared, reducer)
+    checkpointer = Checkpointer(
+        config, prepared, optimizer, inputs.train, plan.schedule, identity, log, dist, reducer
+    )
+    progress = TrainerProgress()
+    if saved is not None:
+        with dist.mesh.busy("loading the checkpoint"):
+            progress = checkpointer.load(saved.path, saved.state)
+        check_best(context.run_dir, progress, config.eval.best_metric, dist, log)
+    make_run_directory(context.run_dir)
+    if dist.is_main:
+        lock.enter_context(lock_run_directory(context.run_dir, log))
+        if saved is None:
+            begin_run(config, log)
+        else:
+            write_config(config)
+    writer = _open_writer(context, progress.step)
+    stack.callback(writer.close)
+    several = dist if dist.mesh.world.size > 1 else None
+    return Trainer(
+        model=prepared.model,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=plan.schedule,
+        rows=inputs.train,
+        settings=TrainerSettings(
+            total_steps=plan.total_steps,
+            rows_per_step=config.train.rows_per_step,
+            max_length=config.data.max_length,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            seed=config.train.seed,
+        ),
+        hooks=build_hooks(context, inputs, prepared.model, objective, checkpointer, writer),
+        dist=several,
+        reducer=reducer,
+        skipped_samples=None if several is None else SkippedSampleSync(inputs.train.budget, several),
+        progress=progress,
+    )
+
+
+def build_hooks(
+    context: RunContext,
+    inputs: Inputs,
+    model: ErnieModel,
+    objective: SftObjective | DpoObjective,
+    checkpointer: Checkpointer,
+    writer: MetricsWriter,
+) -> list[Hook]:
+    """The hooks of a run, in the order in which the trainer calls them.
+
+    A step is logged before it is evaluated, and evaluated before it is saved. Early stopping judges an evaluation
+    before the others hear of it: the log writes the steps that are left when training ends there, and the best
+    evaluation is saved.
+    """
+    config, console = context.config, context.console
+    hooks: list[Hook] = [
+        RouterHook(
+            model,
+            orthogonal_weight=config.loss.orthogonal_weight,
+            orthogonal_mode=config.loss.orthogonal_mode,
+            bias_update_rate=config.loss.bias_update_rate,
+        )
+    ]
+    if config.eval.best_metric is not None:
+        settings = config.eval
+        hooks.append(EarlyStoppingHook(config.eval.best_metric, settings.patience, settings.min_delta))
+    hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done))
+    if inputs.heldout is not None:
+        answers = (
+            EvalAnswers(config, model, inputs.encoder, context.dist, context.log)
+            if config.eval.samples
+            else None
+        )
+        evaluator = Evaluator(model, objective, inputs.heldout, answers, context.dist, context.log)
+        hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
+    hooks.append(CheckpointHook(checkpointer.save, config.checkpoint.save_every, writer))
+    return hooks
+
+
+def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientReducer | None = None) -> AdamW:
+    """AdamW over the trained parameters, or this process's shards of them, with the groups of the configuration."""
+    settings = config.optimizer
+    return AdamW(
+        prepared.trained if reducer is None else reducer.parameters,
+        weight_decay=settings.weight_decay,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        rules=[GroupRule(g.match, g.learning_rate_ratio, g.weight_decay) for g in settings.groups],
+        router_ratio=settings.router_learning_rate_ratio,
+        shapes=None if reducer is None else reducer.shapes,
+        all_names=prepared.all_trained,
+    )
+
+
+def build_objective(
+    context: RunContext, prepared: PreparedModel, inputs: Inputs, dtype: str
+) -> SftObjective | DpoObjective:
+    """The loss of the run's task, with the reference model of preference training."""
+    config, dist, model = context.config, context.dist, prepared.model
+    if config.task == "dpo":
+        datasets = [
+            rows.dataset
+            for rows in (inputs.rows, inputs.heldout and inputs.heldout.rows)
+            if isinstance(rows, StoredRows)
+        ]
+
+        def load_base() -> ErnieModel:
+            # One process computes what is cached.
+            mesh = None if config.dpo.reference == "cached" else dist.mesh
+            directory, shard = Path(config.model.path), config.parallel.shard
+            return load_shared(directory, dtype, mesh, shard, prepared.changes)[0]
+
+        reference = make_reference(config, model, dtype, datasets, load_base, context.log, dist)
+        return make_dpo_objective(config, model, reference)
+    loss = config.loss
+    return SftObjective(
+        model,
+        loss.chunk_tokens,
+        normalization=loss.normalization,
+        router_weights=RouterWeights(balance=loss.balance_weight, z=loss.z_weight),
+    )
+
+
+def _find_saved_run(context: RunContext) -> _SavedRun | None:
+    checkpoint = checkpoint_to_resume(context.run_dir, context.log)
+    return None if checkpoint is None else _SavedRun(checkpoint, read_state(checkpoint))
+
+
+def _check_saved_run(saved: _SavedRun, identity: dict[str, Any], inputs: Inputs, context: RunContext) -> None:
+    """Raise CheckpointError or DataError where the run cannot be resumed; log the settings that differ."""
+    check_identity(saved_identity(saved.state, identity), identity, saved.path)
+    inputs.train.check_state(saved.state.loader)
+    context.log(f"resuming from {saved.path}, after step {saved.state.step}")
+    changes = changed_settings(with_defaults(saved.state.config), context.config.model_dump())
+    if changes:
+        context.log("settings that differ from those of the checkpoint:")
+        for line in changes:
+            context.log(f"  {line}")
+
+
+def _open_writer(context: RunContext, start_step: int) -> MetricsWriter:
+    """The main process writes to the run's directory, every other process to a directory below its logs."""
+    if context.dist.is_main:
+        tensorboard = context.config.log.tensorboard
+        return MetricsWriter(context.run_dir, tensorboard=tensorboard, start_step=start_step)
+    directory = context.run_dir / "logs" / f"rank-{context.dist.mesh.rank}"
+    directory.mkdir(parents=True, exist_ok=True)
+    return MetricsWriter(directory, tensorboard=False, start_step=start_step)

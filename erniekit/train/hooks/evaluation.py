@@ -1,0 +1,50 @@
+"""Evaluates the model during training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from erniekit.train.console import Console
+from erniekit.train.metrics import StepMetrics
+from erniekit.train.metrics_writer import MetricsWriter
+from erniekit.train.trainer import Hook, Trainer
+
+
+class EvaluationHook(Hook):
+    """Evaluates every `every` steps (None: never) and at the end, but not after an interrupt.
+
+    evaluate: returns metrics such as "eval/loss", given the number of steps done.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[int], dict[str, float]],
+        every: int | None,
+        writer: MetricsWriter,
+        console: Console,
+    ) -> None:
+        self._evaluate, self._every = evaluate, every
+        self._writer, self._console = writer, console
+        self._evaluated_at = 0
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        self._evaluated_at = trainer.progress.step
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        if self._every and trainer.progress.step % self._every == 0:
+            self._run(trainer)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if not trainer.is_interrupted and self._evaluated_at != trainer.progress.step:
+            self._run(trainer)
+
+    def _run(self, trainer: Trainer) -> None:
+        step = self._evaluated_at = trainer.progress.step
+        start = time.perf_counter()
+        metrics = self._evaluate(step)
+        seconds = time.perf_counter() - start
+        self._writer.write(step, metrics | {"eval/seconds": seconds})
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._console.log(f"step {step}: {values}  ({seconds:.1f} s)")
+        trainer.end_evaluation(metrics)

@@ -1,0 +1,50 @@
+"""Logs the metrics of the steps: TensorBoard and `log.jsonl`, and the console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from erniekit.train.console import Console
+from erniekit.train.metrics import MetricsAccumulator, StepMetrics
+from erniekit.train.metrics_writer import MetricsWriter, memory
+from erniekit.train.trainer import Hook, Trainer
+
+
+class LoggingHook(Hook):
+    """Writes a line every `every` steps, at the last step, and where early stopping ends the run.
+
+    epoch: epochs that are over, as a fraction.
+    """
+
+    def __init__(
+        self, writer: MetricsWriter, console: Console, every: int, epoch: Callable[[], float]
+    ) -> None:
+        self._writer, self._console, self._every, self._epoch = writer, console, every, epoch
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        self._console.begin(trainer.progress.step, trainer.settings.total_steps)
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        trainer.progress.window.add(metrics)
+        if trainer.progress.step % self._every == 0 or trainer.is_finished:
+            self._log(trainer)
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if trainer.stop_reason is not None and trainer.progress.window.steps:
+            self._log(trainer)
+
+    def close(self) -> None:
+        self._console.end()
+
+    def _log(self, trainer: Trainer) -> None:
+        progress = trainer.progress
+        scalars = progress.window.scalars()
+        scalars["train/learning_rate"] = trainer.schedule.learning_rate(progress.step - 1)
+        scalars["train/tokens_seen"] = float(progress.tokens)
+        for hook in trainer.hooks:
+            scalars |= hook.scalars()
+        scalars |= memory()
+        shares = progress.window.expert_shares()
+        self._writer.write(progress.step, scalars, epoch=self._epoch(), shares=shares)
+        self._console.step(progress.step, scalars)
+        progress.window = MetricsAccumulator()

@@ -1,0 +1,106 @@
+"""One training run: processes, signals, and the closing messages."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+
+from erniekit.checkpoint.best import BEST_NAME
+from erniekit.checkpoint.state import checkpoint_name, newest_checkpoint
+from erniekit.config import Config
+from erniekit.distributed.worker import worker_from
+from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
+from erniekit.runtime import configure
+from erniekit.train.build import RunContext, build_trainer
+from erniekit.train.console import make_console
+from erniekit.train.distributed import init_distributed
+from erniekit.train.model import check_model
+from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
+from erniekit.train.trainer import Trainer
+
+
+class StoppedAtOnce(Exception):
+    """A second signal has stopped the run in the middle of a step. status: the process's exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def run_training(config: Config, *, resume: bool = False) -> int:
+    """Train with the given configuration; returns the process's exit status.
+
+    The status is 0, or after an interrupt 130 (Ctrl-C) or 143 (SIGTERM); the run was saved then and can be resumed.
+    resume: continue from the newest complete checkpoint in train.output_dir, or begin where there is none. Raises
+    ErnieKitError for whatever is wrong with configuration, data or files.
+    """
+    console = make_console()
+    worker = worker_from(os.environ)
+    check_model(Path(config.model.path), console.log)
+    if worker is None or worker.rank == 0:
+        check_run_directory(config, resume=resume)
+    threads = config.parallel.threads or (worker.threads if worker is not None else None)
+    device = configure(config.parallel.device, threads, config.train.seed)
+    dist = init_distributed(config, worker)
+    try:
+        status = train_together(RunContext(config, device, dist, console), resume=resume)
+    except StoppedAtOnce as stopped:
+        return stopped.status
+    # Not after a stop at once or an error: other processes may be in the middle of a step. The launcher ends them.
+    dist.close()
+    return status
+
+
+def train_together(context: RunContext, *, resume: bool) -> int:
+    """Train with the other processes of the run, which call the same. See `run_training`.
+
+    Raises StoppedAtOnce after a second signal.
+    """
+    with ExitStack() as stack:
+        trainer = build_trainer(context, resume=resume, stack=stack)
+        return _train(trainer, context)
+
+
+def _train(trainer: Trainer, context: RunContext) -> int:
+    log, run_dir = context.log, context.run_dir
+    command = f"  erniekit train {shlex.quote(str(run_dir / CONFIG_FILE))} --resume{_device_option(context)}"
+    hint = "finishing this step, then saving. Press Ctrl-C again a few seconds later to stop at once."
+    with InterruptGuard(lambda name: log(f"{name}: {hint}"), same_seconds=SAME_REQUEST_SECONDS) as guard:
+        try:
+            trainer.train(guard)
+        except KeyboardInterrupt:
+            newest = newest_checkpoint(run_dir)
+            if newest is None:
+                log("Stopped at once. Nothing was saved yet.")
+            else:
+                log(f"Stopped at once; what came after {newest.name} is lost. Continue with:\n{command}")
+            raise StoppedAtOnce(guard.exit_status) from None
+    if guard.requested is not None and not trainer.is_finished:
+        done, total = trainer.progress.step, trainer.settings.total_steps
+        log(f"Stopped after step {done} of {total}. Continue with:\n{command}")
+    else:
+        _log_end(trainer, context)
+    return guard.exit_status
+
+
+def _log_end(trainer: Trainer, context: RunContext) -> None:
+    log, run_dir = context.log, context.run_dir
+    progress, best = trainer.progress, trainer.progress.best
+    if trainer.stop_reason is not None:
+        total = trainer.settings.total_steps
+        log(f"Stopped early, after step {progress.step} of {total}: {trainer.stop_reason}.")
+    newest = newest_checkpoint(run_dir)
+    log(f"Done: {progress.step} steps, {progress.tokens:,} tokens. The trained model is {newest}")
+    if best.value is not None:
+        log(
+            f"The best by {best.metric} ({best.value:.4f}) is {run_dir / checkpoint_name(best.step)}; "
+            f"{run_dir / BEST_NAME} stands for it, as in\n  erniekit chat {shlex.quote(str(run_dir / BEST_NAME))}"
+        )
+
+
+def _device_option(context: RunContext) -> str:
+    """The option that starts as many processes again. GPUs need none: all visible ones are used."""
+    size = context.dist.mesh.world.size
+    return f" --devices cpu:{size}" if size > 1 and context.device == "cpu" else ""

@@ -1,0 +1,333 @@
+"""The trainer: rows -> forward and backward -> reduce -> clip -> optimizer -> schedule -> hooks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from erniekit.data.load.batch import PackedBatch
+from erniekit.distributed.context import DistributedContext
+from erniekit.distributed.failures import original_error
+from erniekit.errors import DataError, ErnieKitError
+from erniekit.interrupt import InterruptGuard
+from erniekit.objectives.pairs import RowPairs
+from erniekit.objectives.routing import RowRouting
+from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
+from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
+from erniekit.optim.schedule import Schedule
+from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.train.interfaces import Objective
+from erniekit.train.metrics import StepMetrics
+from erniekit.train.progress import TrainerProgress
+from erniekit.train.skips import SkippedSampleSync
+
+_NAMED_SAMPLES = 8
+_MAX_EMPTY_STEPS = 1000
+
+
+class RowSource(Protocol):
+    """Where rows come from: `erniekit.data.load.loader.RowLoader`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rows of all epochs are drawn; never where the run has a number of steps instead of epochs."""
+
+    def next_row(self) -> PackedBatch:
+        """The next row; a new epoch begins by itself. Raises DataError."""
+
+
+class Hook:
+    """Something that happens around the steps of training. Each method does nothing by default.
+
+    The trainer calls its hooks in the order of its list, which `erniekit.train.build.build_hooks` states. All
+    processes have the same hooks.
+    """
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Before the first step, also where no step is left."""
+
+    def before_optimizer_step(self, optimizer: AdamW) -> dict[str, float]:
+        """After gradients are reduced and before they are clipped. Returns losses of the step to log."""
+        return {}
+
+    def after_optimizer_step(
+        self, optimizer: AdamW, learning_rate: float, expert_counts: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """After the update. Returns losses of the step to log.
+
+        learning_rate: the rate of the step before any ratio; expert_counts: int64 [experts] by "layer_1/text", the
+        tokens of the whole step routed to each expert.
+        """
+        return {}
+
+    def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """After each step; `trainer.progress` counts it."""
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """After an evaluation, with metrics such as "eval/loss"."""
+
+    def scalars(self) -> dict[str, float]:
+        """Further scalars for a log line, computed only when a line is written."""
+        return {}
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """After the last step, also of an interrupted run; not after an error."""
+
+    def close(self) -> None:
+        """At the end, also after an error."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Sizes of a run.
+
+    Training also ends with the last row of the last epoch where the rows have one; the last step takes the rows that
+    are left.
+    """
+
+    total_steps: int
+    rows_per_step: int
+    max_length: int
+    max_grad_norm: float
+    seed: int
+
+
+@dataclass(eq=False)
+class Trainer:
+    """Trains a model, and calls hooks around the steps.
+
+    dist, reducer, skipped_samples: what several processes share: sums over all of them, gradients, and samples that
+    could not be used. None: one process.
+
+    progress: where training starts, and how far it is. is_interrupted: all processes stop after the current step.
+    stop_reason: why training ends early, set by a hook.
+    """
+
+    model: nn.Layer
+    objective: Objective
+    optimizer: AdamW
+    schedule: Schedule
+    rows: RowSource
+    settings: TrainerSettings
+    hooks: Sequence[Hook] = ()
+    dist: DistributedContext | None = None
+    reducer: GradientReducer | None = None
+    skipped_samples: SkippedSampleSync | None = None
+    progress: TrainerProgress = field(default_factory=TrainerProgress)
+    is_interrupted: bool = field(default=False, init=False)
+    stop_reason: str | None = field(default=None, init=False)
+    _guard: InterruptGuard | None = field(default=None, init=False)
+
+    def train(self, guard: InterruptGuard) -> None:
+        """Run the steps that are left. An interrupt noted by `guard` ends training after the current step.
+
+        Raises ErnieKitError as `train_step` does.
+        """
+        self._guard, self.is_interrupted = guard, guard.requested is not None and self.dist is None
+        self.model.train()
+        try:
+            for hook in self.hooks:
+                hook.on_train_start(self)
+            while not self.is_finished and not self.is_interrupted:
+                metrics = self.train_step()
+                for hook in self.hooks:
+                    hook.on_step_end(self, metrics)
+                if self.dist is None:
+                    self.is_interrupted = guard.requested is not None
+            for hook in self.hooks:
+                hook.on_train_end(self)
+        finally:
+            for hook in self.hooks:
+                hook.close()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done, all rows of all epochs are drawn, or a hook has stopped training."""
+        is_done = self.progress.step >= self.settings.total_steps or self.rows.is_over
+        return is_done or self.stop_reason is not None
+
+    def train_step(self) -> StepMetrics:
+        """One optimizer step. Losses are divided by the totals of all rows of the step, see `StepTotals`.
+
+        Raises ErnieKitError where a loss or a gradient is not finite: before the update, naming the samples.
+        """
+        start = time.perf_counter()
+        batches, num_rows, totals = self._next_batches()
+        data_seconds = time.perf_counter() - start
+
+        results = [self._forward_backward(batches, index, totals) for index in range(len(batches))]
+        # The host waits for the device here for the first time in the step.
+        losses = [float(result.loss_sum.item()) for result in results]
+        routings = [result.routing for result in results if result.routing is not None]
+        expert_counts = self._all_reduce(_sum_by_name(routing.expert_counts() for routing in routings))
+
+        if self.reducer is not None:
+            self.reducer.reduce()
+        router_losses: dict[str, float] = {}
+        for hook in self.hooks:
+            router_losses |= hook.before_optimizer_step(self.optimizer)
+        gradients = self.optimizer.gradients()
+        norm = gradient_norm(gradients) if self.reducer is None else self.reducer.norm()
+        self._check_finite(batches, losses, norm)
+        clip_gradients(gradients, norm, self.settings.max_grad_norm)
+        learning_rate = self.schedule.learning_rate(self.progress.step)
+        self.optimizer.step(learning_rate)
+        self.optimizer.clear_gradients()
+        if self.reducer is not None:
+            self.reducer.all_gather_params()
+        for hook in self.hooks:
+            router_losses |= hook.after_optimizer_step(self.optimizer, learning_rate, expert_counts)
+
+        sums = {"loss": math.fsum(losses)} | _sum_by_name(routing.router_sums() for routing in routings)
+        sums = {name: float(value) for name, value in self._all_reduce(sums).items()}
+        pairs = [result.pairs for result in results if result.pairs is not None]
+        pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
+        num_tokens = sum(totals.modality_tokens)
+        self.progress.step += 1
+        self.progress.rows += num_rows
+        self.progress.tokens += num_tokens
+        self.progress.loss_tokens += totals.loss_tokens
+        return StepMetrics(
+            loss_sum=sums.pop("loss"),
+            loss_tokens=totals.loss_tokens,
+            tokens=num_tokens,
+            positions=num_rows * self.settings.max_length,
+            gradient_norm=norm,
+            seconds=time.perf_counter() - start,
+            data_seconds=data_seconds,
+            modality_tokens=dict(zip(MODALITIES, totals.modality_tokens, strict=True)),
+            expert_counts=expert_counts,
+            router_sums=sums,
+            router_losses=router_losses,
+            pair_sums={name: float(value) for name, value in pair_sums.items()},
+        )
+
+    def end_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Pass the metrics of an evaluation to all hooks."""
+        for hook in self.hooks:
+            hook.on_evaluation_end(self, metrics)
+
+    def _next_batches(self) -> tuple[list[PackedBatch], int, StepTotals]:
+        """The rows of this process in the next step, the number of rows of all processes, and the step's totals.
+
+        A step in which no process has a trained token is passed over.
+        """
+        for _ in range(_MAX_EMPTY_STEPS):
+            batches = self._draw_rows()
+            num_rows, totals = self._count(batches)
+            if totals.loss_tokens:
+                return batches, num_rows, totals
+        raise DataError(f"none of the last {_MAX_EMPTY_STEPS} steps has a token with loss")
+
+    def _draw_rows(self) -> list[PackedBatch]:
+        rows_per_process = self.settings.rows_per_step // (self.dist.size if self.dist is not None else 1)
+        batches = [self.rows.next_row()]
+        while len(batches) < rows_per_process and not self.rows.is_over:
+            batches.append(self.rows.next_row())
+        return batches
+
+    def _count(self, batches: Sequence[PackedBatch]) -> tuple[int, StepTotals]:
+        """The number of rows of the step and their totals over all processes.
+
+        The same all-reduce carries interrupts and skipped samples: all processes stop after the step in which each
+        of them knows that one was interrupted.
+        """
+        is_requested = self._guard is not None and self._guard.requested is not None
+        counted = batches if self.dist is None or self.dist.counts else []
+        reduced = self._all_reduce(
+            {
+                "rows": count_rows(counted),
+                "pairs": count_pairs(counted),
+                "interrupts": np.asarray(is_requested, np.int64),
+                "skipped": np.asarray(self.skipped_samples.new if self.skipped_samples is not None else 0),
+            }
+        )
+        if self.skipped_samples is not None and reduced["skipped"]:
+            self.skipped_samples.share()
+        self.is_interrupted = bool(reduced["interrupts"]) and self.dist is not None
+        num_rows, loss_tokens, text, vision = reduced["rows"].tolist()
+        positions = self.settings.rows_per_step * self.settings.max_length
+        return num_rows, StepTotals(loss_tokens, positions, (text, vision), *reduced["pairs"].tolist())
+
+    def _forward_backward(self, batches: Sequence[PackedBatch], index: int, totals: StepTotals) -> _RowResult:
+        """Loss and gradients of one row of this process."""
+        rank, part = (self.dist.rank, self.dist.part) if self.dist is not None else (0, 0)
+        seed_row(self.settings.seed, self.progress.rows + rank * len(batches) + index, part)
+        output = self.objective(batches[index], totals)
+        if self.reducer is not None:
+            self.reducer.begin_row(self.optimizer, last=index + 1 == len(batches))
+        try:
+            output.total.backward()
+        except OSError as error:
+            raise original_error(error) from None
+        if self.reducer is not None:
+            self.reducer.end_row()
+        elif len(batches) > 1:
+            self.optimizer.collect_gradients()
+        return _RowResult(output.loss_sum.detach(), output.routing, output.pairs)
+
+    def _all_reduce(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Numbers or arrays of one dtype, summed over all processes in one all-reduce."""
+        if self.dist is None or not values:
+            return values
+        arrays = [np.asarray(value) for value in values.values()]
+        total = self.dist.add(np.concatenate([array.reshape(-1) for array in arrays]))
+        pieces = np.split(total, np.cumsum([array.size for array in arrays])[:-1])
+        return {
+            name: piece.reshape(array.shape)
+            for name, piece, array in zip(values, pieces, arrays, strict=True)
+        }
+
+    def _check_finite(self, batches: Sequence[PackedBatch], losses: Sequence[float], norm: float) -> None:
+        where = f"step {self.progress.step + 1}"
+        advice = (
+            "The step was not applied and earlier checkpoints are untouched. Look at these samples, or lower "
+            "optimizer.learning_rate or optimizer.max_grad_norm."
+        )
+        bad = [batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)]
+        if bad:
+            raise ErnieKitError(
+                f"{where}: the loss is not a finite number in the samples {_sample_names(bad)}. {advice}"
+            )
+        if not math.isfinite(norm):
+            raise ErnieKitError(
+                f"{where}: the gradient norm is {norm} with the samples {_sample_names(batches)}. {advice}"
+            )
+
+
+class _RowResult(NamedTuple):
+    """The output of an objective without the graph."""
+
+    loss_sum: paddle.Tensor
+    routing: RowRouting | None
+    pairs: RowPairs | None
+
+
+def seed_row(seed: int, row: int, part: int = 0) -> None:
+    """Seed Paddle's generators (dropout) for one row of the run, or one process's part of it.
+
+    The randomness of a row depends on the run's seed and the row's number alone. A resumed run therefore continues
+    with the randomness of one that never stopped, from two numbers instead of the state of generators.
+    """
+    paddle.seed(int(np.random.SeedSequence((seed, row, part)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _sum_by_name(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _sample_names(batches: Sequence[PackedBatch]) -> str:
+    names = list(dict.fromkeys(name for batch in batches for name in batch.sample_ids))
+    shown = ", ".join(names[:_NAMED_SAMPLES])
+    return shown if len(names) <= _NAMED_SAMPLES else f"{shown} and {len(names) - _NAMED_SAMPLES} more"
