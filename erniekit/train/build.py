@@ -13,6 +13,9 @@ from erniekit.checkpoint.state import TrainerState, check_identity, read_state
 from erniekit.config import Config
 from erniekit.data.load.rows import StoredRows
 from erniekit.distributed.context import DistributedContext
+from erniekit.distributed.skipped_samples import SkippedSampleSync
+from erniekit.evaluation.answers import AnswerEvaluator
+from erniekit.evaluation.evaluator import Evaluator
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
@@ -20,11 +23,9 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.runtime import compute_dtype
-from erniekit.train.answers import EvalAnswers
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
 from erniekit.train.dpo import make_dpo_objective, make_reference
-from erniekit.train.evaluating import Evaluator
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.hooks.evaluation import EvaluationHook
@@ -43,7 +44,6 @@ from erniekit.train.run_directory import (
     make_run_directory,
     write_config,
 )
-from erniekit.train.skips import SkippedSampleSync
 from erniekit.train.trainer import Hook, Trainer, TrainerSettings
 
 
@@ -176,13 +176,13 @@ def build_hooks(
         settings = config.eval
         hooks.append(EarlyStoppingHook(config.eval.best_metric, settings.patience, settings.min_delta))
     hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done))
-    if inputs.heldout is not None:
+    if inputs.eval_rows is not None:
         answers = (
-            EvalAnswers(config, model, inputs.encoder, context.dist, context.log)
+            AnswerEvaluator(config, model, inputs.encoder, context.dist, context.log)
             if config.eval.samples
             else None
         )
-        evaluator = Evaluator(model, objective, inputs.heldout, answers, context.dist, context.log)
+        evaluator = Evaluator(model, objective, inputs.eval_rows, answers, context.dist, context.log)
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
     hooks.append(CheckpointHook(checkpointer.save, config.checkpoint.save_every, writer))
     return hooks
@@ -212,7 +212,7 @@ def build_objective(
     if config.task == "dpo":
         datasets = [
             rows.dataset
-            for rows in (inputs.rows, inputs.heldout and inputs.heldout.rows)
+            for rows in (inputs.rows, inputs.eval_rows and inputs.eval_rows.rows)
             if isinstance(rows, StoredRows)
         ]
 

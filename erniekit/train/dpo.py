@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import paddle
-from paddle import nn
 
 from erniekit.config import Config
 from erniekit.config.choices import REFERENCE_FREE
-from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
 from erniekit.distributed.context import DistributedContext
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
-from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
+from erniekit.parallel.unsharded import unsharded_rows
 from erniekit.train.reference_model import (
     AdapterDisabledReference,
     Progress,
     ReferenceModel,
-    alone,
     cache_references,
     cached_reference,
     model_key,
@@ -111,7 +108,7 @@ def make_reference(
         return frozen()
     for dataset in datasets:
         if dist.is_main:
-            with dist.mesh.busy("computing the reference"), alone(model):
+            with dist.mesh.busy("computing the reference"), unsharded_rows(model):
                 known, computed = cache_references(
                     dataset,
                     model_key(config.model.path, dtype, model.config.vocab_size),
@@ -135,33 +132,6 @@ def make_reference(
     if paddle.get_device().startswith("gpu"):
         paddle.device.cuda.empty_cache()
     return cached_reference
-
-
-def evaluate_pairs(
-    model: nn.Layer,
-    objective: DpoObjective,
-    rows: Iterable[PackedBatch],
-    reduce_totals: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> dict[str, float]:
-    """Figures of held-out pairs, such as "eval/loss" and "eval/rewards/accuracy", without dropout and gradients.
-
-    reduce_totals: adds a float64 array up over all processes, each of which has a row at least, or its part of one.
-    """
-    sums: dict[str, float] = {}
-    model.eval()
-    try:
-        with paddle.no_grad():
-            for batch in rows:
-                for name, value in objective(batch).pairs.sums().items():
-                    sums[name] = sums.get(name, 0.0) + value
-    finally:
-        model.train()
-    if reduce_totals is not None:
-        total = reduce_totals(np.asarray(list(sums.values()), np.float64))
-        sums = dict(zip(sums, total.tolist(), strict=True))
-    means = pair_means(sums)
-    loss = means["loss/preference"] + objective.sft_weight * means["loss/sft"]
-    return {"eval/loss": loss} | {f"eval/{name}": value for name, value in means.items()}
 
 
 def _progress(log: Log) -> Progress:

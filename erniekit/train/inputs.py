@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +18,6 @@ from erniekit.data.encode.workers import Workers
 from erniekit.data.files.find import Use, expand
 from erniekit.data.files.hub import local_entry
 from erniekit.data.formats.fields.columns import read_columns
-from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
@@ -33,6 +32,7 @@ from erniekit.data.store.dataset import (
 )
 from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
+from erniekit.evaluation.evaluator import EvalRows
 from erniekit.local_files import placeholder_problem
 from erniekit.paths import HUB, data_cache_dir
 from erniekit.train.plan import describe_data, describe_left_out
@@ -43,7 +43,7 @@ Log = Callable[[str], None]
 Place = dict[str, Any]
 Places = dict[Use, list[Place]]
 _PROGRESS_SECONDS = 5.0
-_NAMES: dict[Use, str] = {"train": "training data", "eval": "held-out data"}
+_NAMES: dict[Use, str] = {"train": "training data", "eval": "eval data"}
 
 
 class DataProcesses(Protocol):
@@ -64,32 +64,13 @@ class _Alone:
 
 
 @dataclass(frozen=True)
-class EvalRows:
-    """Rows that are never trained on."""
-
-    rows: StoredRows
-    loader: RowLoader
-    rank: int
-    ranks: int
-
-    def once(self) -> Iterator[PackedBatch]:
-        """Every row, in an order that never changes; of several processes, a share of them each."""
-        return self.loader.once(self.rows.once(self.rank, self.ranks))
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that `once` gives, those of all processes together."""
-        return self.rows.rows_per_epoch(0)
-
-
-@dataclass(frozen=True)
 class Inputs:
-    """`heldout` is None where data.eval is empty. `rows` is what `train` draws from."""
+    """`eval_rows` is None where data.eval is empty. `rows` is what `train` draws from."""
 
     encoder: Encoder
     train: RowLoader
     rows: StoredRows | StreamedRows
-    heldout: EvalRows | None
+    eval_rows: EvalRows | None
     cleanup: ExitStack
 
     def close(self) -> None:
@@ -153,15 +134,15 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
             ranks=processes.size,
         )
         stack.callback(loader.close)
-        heldout = None
+        eval_rows = None
         if data.eval:
-            unseen = _budget(data)
-            dataset = _open(places["eval"], encoder, unseen, stack)
-            heldout = _heldout(config, dataset, unseen, workers, processes)
-            unseen.on_skip = lambda error: log(f"skipped: {error}")
+            eval_budget = _budget(data)
+            dataset = _open(places["eval"], encoder, eval_budget, stack)
+            eval_rows = _eval_rows(config, dataset, eval_budget, workers, processes)
+            eval_budget.on_skip = lambda error: log(f"skipped: {error}")
         # From here on: pictures that turn out to be damaged when they are decoded, and streamed samples.
         budget.on_skip = lambda error: log(f"skipped: {error}")
-        return Inputs(encoder, loader, rows, heldout, stack.pop_all())
+        return Inputs(encoder, loader, rows, eval_rows, stack.pop_all())
 
 
 def _check_sources(data: DataConfig) -> None:
@@ -177,7 +158,7 @@ def _check_sources(data: DataConfig) -> None:
                 raise DataError(f"{file}: {problem}")
 
 
-def _heldout(
+def _eval_rows(
     config: Config, dataset: Dataset, budget: ErrorBudget, workers: Workers, processes: DataProcesses
 ) -> EvalRows:
     mixture = Mixture("concat", "first_exhausted", (1.0,) * len(config.data.eval), False, 0)

@@ -30,7 +30,6 @@ from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.sequence_sharding import NoSharding
 from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.dpo import Reference, branch_logps
 
@@ -99,16 +98,6 @@ def _assign(values: Iterable[tuple[Tensor, Tensor]]) -> None:
     with paddle.no_grad():
         for parameter, value in values:
             paddle.assign(value, output=parameter)
-
-
-@contextmanager
-def alone(model: ErnieModel) -> Iterator[None]:
-    """Inside, this process computes whole rows, whoever shares them outside."""
-    shared, model.sharding = model.sharding, NoSharding()
-    try:
-        yield
-    finally:
-        model.sharding = shared
 
 
 def cached_reference(batch: PackedBatch) -> Tensor:

@@ -15,18 +15,18 @@ from paddle import nn
 from erniekit.data.load.batch import PackedBatch
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.failures import original_error
+from erniekit.distributed.skipped_samples import SkippedSampleSync
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
+from erniekit.objectives.objective import Objective
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
 from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
-from erniekit.train.interfaces import Objective
 from erniekit.train.metrics import StepMetrics
 from erniekit.train.progress import TrainerProgress
-from erniekit.train.skips import SkippedSampleSync
 
 _NAMED_SAMPLES = 8
 _MAX_EMPTY_STEPS = 1000

@@ -12,7 +12,8 @@ from erniekit.data.media.decode import decode
 from erniekit.data.media.item import Media
 from erniekit.data.media.patches import Patches
 from erniekit.data.media.spec import MediaSpec
-from erniekit.train import answers, build
+from erniekit.evaluation import answers
+from erniekit.train import build
 from tests.distributed.layouts import trainings
 
 
@@ -24,7 +25,7 @@ def reference_loads(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw_differently(world: int, settings: dict[str, Any], sample_id: str) -> None:
-    """Train, while rank 1 alone cannot read the pictures of a held-out chat."""
+    """Train, while rank 1 alone cannot read the pictures of an eval chat."""
 
     def failing(media: Sequence[Media], name: str, spec: MediaSpec | None) -> list[Patches]:
         if name == sample_id and os.environ["PADDLE_TRAINER_ID"] == "1":

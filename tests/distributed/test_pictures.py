@@ -73,7 +73,7 @@ def test_a_cached_reference_is_computed_by_the_main_process_alone(directory: Pat
 
 
 @pytest.mark.parametrize("dims", [{}, {"parallel.expert": 2}], ids=["own chats", "in step"])
-def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, dims: dict[str, Any]) -> None:
+def test_processes_that_draw_different_eval_chats_say_so(directory: Path, dims: dict[str, Any]) -> None:
     name = f"heldout-{len(dims)}"
     data = str(write_chats(directory / f"{name}.jsonl", samples(directory / name)))
     settings = setting(directory, name) | {
@@ -85,8 +85,10 @@ def test_processes_that_draw_different_heldout_chats_say_so(directory: Path, dim
     }
     ends = run_to_end(2, draw_differently, 2, settings, f"{data}:2")
     for end in ends:
-        assert "ErnieKitError: eval.samples: the processes have drawn different held-out chats" in end.output
-    words = rf"the \d\. is {data}:2 of \d+ tokens on rank 0, but {data}:\d of \d+ tokens on rank 1"
+        assert (
+            "ErnieKitError: eval.samples: the processes have drawn different chats of data.eval" in end.output
+        )
+    words = rf"chat \d is {data}:2 of \d+ tokens on rank 0, but {data}:\d of \d+ tokens on rank 1"
     assert re.search(words, ends[0].output)
     assert f"skipped: {data}:2: the picture cannot be read here" in ends[1].output
 

@@ -58,7 +58,7 @@ def test_answers_are_written_and_training_is_not_disturbed(
     assert_same_run(plain, answering)
     assert [line["step"] for line in figures(answering)] == [2, 4]
     assert all("eval/exact_match" in line for line in figures(answering))
-    assert "held-out answers: 4 chats in each evaluation, scored by exact_match" in told
+    assert "eval answers: 4 chats in each evaluation, scored by exact_match" in told
     assert "eval/exact_match 0.0000" in told
     records = {
         step: [json.loads(line) for line in (answering / "eval" / f"step-{step:06d}.jsonl").open()]
@@ -213,7 +213,7 @@ def test_an_interrupt_during_an_evaluation_ends_after_it(
 ) -> None:
     run = tmp_path / "run"
     settings = {**BEST, **ANSWERS, "train__eval_every": 2, "data__eval": str(heldout), "train__max_steps": 5}
-    from erniekit.train import answers
+    from erniekit.evaluation import answers
 
     evaluate = answers.evaluate_generation
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_measured_is_told_before_training(
     tmp_path: Path, model: Path, data: Path, heldout: Path
 ) -> None:
     settings = {**ANSWERS, "data__eval": str(heldout), "train__max_steps": 2}
-    with pytest.raises(ConfigError, match=r"eval\.best_metric: call_name says nothing about any of the 4"):
+    with pytest.raises(ConfigError, match=r"eval\.best_metric: call_name does not apply to any of the 4"):
         run_training(make_config(tmp_path / "a", model, data, **settings, eval__best_metric="eval/call_name"))
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "Red, green and blue are colours, number 3."}\n')

@@ -95,8 +95,8 @@ def test_the_second_process_reads_no_data_files(
     assert second.seen is True
     assert done == set()
     assert sorted(rows(one) + rows(other)) == sorted(f"{data}:{number + 1}" for number in range(16))
-    assert one.heldout is not None and other.heldout is not None
-    seen = [name for inputs in (one, other) for row in inputs.heldout.once() for name in row.sample_ids]  # type: ignore[union-attr]
+    assert one.eval_rows is not None and other.eval_rows is not None
+    seen = [name for inputs in (one, other) for row in inputs.eval_rows.once() for name in row.sample_ids]  # type: ignore[union-attr]
     assert sorted(seen) == sorted(f"{held_out}:{number + 1}" for number in range(5))
     assert isinstance(one.rows, inputs_module.StoredRows)
     store = one.rows.dataset.sources[0].store.directory

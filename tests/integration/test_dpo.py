@@ -25,12 +25,13 @@ from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import local_mesh
 from erniekit.errors import DataError
+from erniekit.evaluation.evaluator import evaluate_pairs
 from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.train.build import build_optimizer
-from erniekit.train.dpo import evaluate_pairs, make_dpo_objective, make_reference
+from erniekit.train.dpo import make_dpo_objective, make_reference
 from erniekit.train.metrics import MetricsAccumulator, StepMetrics
 from erniekit.train.model import PreparedModel, prepare_model
 from erniekit.train.reference_model import ReferenceModel, cached_reference

@@ -14,11 +14,11 @@ import pytest
 from paddle import nn
 
 from erniekit.errors import DataError, ErnieKitError
+from erniekit.evaluation.evaluator import evaluate_loss
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
-from erniekit.train.evaluating import evaluation_loss
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.evaluation import EvaluationHook
 from erniekit.train.hooks.logging import LoggingHook
@@ -364,7 +364,7 @@ def test_row_seeds_differ_and_repeat() -> None:
 def test_evaluation_is_without_dropout_and_leaves_training_on() -> None:
     model = Model()
     model.train()
-    assert evaluation_loss(model, model, ROWS) == pytest.approx(24 / 6)  # type: ignore[arg-type]
+    assert evaluate_loss(model, model, ROWS) == pytest.approx(24 / 6)  # type: ignore[arg-type]
     assert model.training
     assert model.weight.grad is None
 

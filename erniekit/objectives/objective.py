@@ -1,4 +1,4 @@
-"""What the training loop asks of an objective and of the data."""
+"""The interface of training objectives, which trainer and evaluation use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erniekit.objectives.totals import StepTotals
 
 
 class ObjectiveOutput(Protocol):
-    """The part of an objective's output that the loop reads: see `erniekit.objectives.sft.SftOutput`."""
+    """The output of an objective for one row, such as `erniekit.objectives.sft.SftOutput`."""
 
     @property
     def total(self) -> paddle.Tensor:
@@ -21,23 +21,23 @@ class ObjectiveOutput(Protocol):
 
     @property
     def loss_sum(self) -> paddle.Tensor:
-        """Scalar float32: the pure loss of the row's tokens, added up."""
+        """Scalar float32: the sum of the pure loss over the row's trained tokens."""
 
     @property
     def num_loss_tokens(self) -> int:
-        """How many tokens `loss_sum` is of."""
+        """The number of trained tokens."""
 
     @property
     def routing(self) -> RowRouting | None:
-        """What routers did, where there are any."""
+        """Counts and losses of routers; None without experts."""
 
     @property
     def pairs(self) -> RowPairs | None:
-        """Figures of preference pairs, where the row has such."""
+        """Metrics of preference pairs; None without pairs."""
 
 
 class Objective(Protocol):
-    """The loss of a row: `erniekit.objectives.sft.SftObjective`, `erniekit.objectives.dpo.DpoObjective`."""
+    """The loss of a row: `erniekit.objectives.sft.SftObjective` or `erniekit.objectives.dpo.DpoObjective`."""
 
     def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> ObjectiveOutput:
-        """`totals` of the row's step; None in evaluation, where nothing but `loss_sum` is read."""
+        """totals: of the row's step; None in evaluation, which reads `loss_sum` and `pairs` only."""

@@ -1,0 +1,152 @@
+"""Generates and scores answers to chats of data.eval during training, by all processes of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from erniekit.config import Config
+from erniekit.config.choices import ANSWER_METRICS
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.encoder import Encoder
+from erniekit.data.media.decode import decode
+from erniekit.distributed.context import DistributedContext
+from erniekit.errors import ConfigError, ErnieKitError
+from erniekit.evaluation.dataset import EvalDataset, EvalSample, find_files, make_plan
+from erniekit.evaluation.distributed_generator import DistributedGenerator
+from erniekit.evaluation.evaluate import Evaluation, OnPrediction, evaluate_generation
+from erniekit.evaluation.evaluator import spaced_progress
+from erniekit.evaluation.metrics.choose import Pair, score
+from erniekit.evaluation.report import writing_predictions
+from erniekit.generation.answer import parse_answer
+from erniekit.generation.sampling import Sampling
+from erniekit.generation.text import AnswerText
+from erniekit.models.ernie import ErnieModel
+from erniekit.parallel.unsharded import unsharded_rows
+
+ANSWERS_DIR = "eval"
+Log = Callable[[str], None]
+
+
+class AnswerEvaluator:
+    """Scores generated answers to the same chats of data.eval in every evaluation.
+
+    The answers are written to eval/step-000120.jsonl in the run's directory. Raises ConfigError where data.eval has
+    no chat, or where eval.best_metric does not apply to any of its chats.
+    """
+
+    def __init__(
+        self, config: Config, model: ErnieModel, encoder: Encoder, dist: DistributedContext, log: Log
+    ) -> None:
+        settings = config.eval
+        self._run_dir = Path(config.train.output_dir)
+        self._model, self._encoder, self._dist, self._log = model, encoder, dist, log
+        self._text = AnswerText.from_checkpoint(config.model.path)
+        self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
+        self._generator = DistributedGenerator(
+            dist,
+            model,
+            self._text.eos_token_ids,
+            encoder,
+            batch_size=settings.batch,
+            in_step=config.parallel.expert > 1 or config.parallel.shard == "parameters",
+        )
+        self.samples = draw_samples(config, encoder, dist, log)
+        best = settings.best_metric if settings.best_metric in ANSWER_METRICS else None
+        best_metrics = [] if best is None else [best.removeprefix("eval/")]
+        self._plan = make_plan(self.samples, encoder.template, [*settings.metrics, *best_metrics])
+        for metric in best_metrics:
+            self._check_applies(metric)
+        metrics = ", ".join(self._plan.metrics)
+        log(f"eval answers: {_chats(len(self.samples))} in each evaluation, scored by {metrics}")
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Metrics such as "eval/exact_match", the same in all processes, which call this together."""
+        if not self._dist.is_main:
+            return self._evaluate(None).scalars()
+        with writing_predictions(self._run_dir / ANSWERS_DIR / f"step-{step:06d}.jsonl") as write:
+            return self._evaluate(lambda sample, prediction: write(prediction)).scalars()
+
+    def _evaluate(self, on_prediction: OnPrediction | None) -> Evaluation:
+        # Each process computes whole prompts, also where processes share the rows of training.
+        with unsharded_rows(self._model):
+            return evaluate_generation(
+                self._generator,
+                self._encoder,
+                self._text,
+                self.samples,
+                self._plan,
+                self._sampling,
+                on_prediction=on_prediction,
+                on_progress=spaced_progress(self._log),
+            )
+
+    def _check_applies(self, metric: str) -> None:
+        for sample in self.samples:
+            reference = parse_answer(self._text.round_trip(sample.expected), self._encoder.template)
+            if score(Pair(reference, reference, True, sample.tools), [metric]):
+                return
+        raise ConfigError(
+            f"eval.best_metric: {metric} does not apply to any of the {_chats(len(self.samples))} of data.eval that "
+            f"are answered; these metrics do: {', '.join(self._plan.metrics)}"
+        )
+
+
+def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log: Log) -> list[EvalSample]:
+    """Draw eval.samples chats of data.eval to answer, only chats with images that can be read.
+
+    Raises ConfigError where there is none; SampleError for a chat that cannot be used, if data.on_error says so;
+    ErnieKitError where the processes have drawn different chats.
+    """
+    data = config.data
+    budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
+    budget.on_skip = lambda error: log(f"skipped: {error}")
+    dataset = EvalDataset(find_files([], data), encoder, budget=budget, allow_urls=data.allow_urls)
+    samples = []
+    for sample in dataset.draw_chats(config.eval.samples):
+        if len(sample.whole) > data.max_length:
+            continue
+        # Now, and not hours into the run.
+        try:
+            decode(sample.prompt.media, sample.prompt.sample_id, encoder.media_spec)
+        except SampleError as error:
+            budget.spend(error)
+            continue
+        samples.append(sample)
+    _check_same(samples, dist)
+    if not samples:
+        raise ConfigError(
+            "eval.samples: data.eval has no chat that can be answered, which is a chat of at most data.max_length "
+            "tokens that ends with the assistant's answer; set eval.samples to 0 to compute the loss only"
+        )
+    return samples
+
+
+def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None:
+    """Raise ErnieKitError where the processes have drawn different chats: answers would go to the wrong chats."""
+    drawn = dist.gather([[sample.sample_id, len(sample.prompt)] for sample in samples])
+    for rank, theirs in enumerate(drawn):
+        if theirs == drawn[0]:
+            continue
+        number, (here, there) = next(
+            (number, pair)
+            for number, pair in enumerate(zip_longest(drawn[0], theirs), 1)
+            if pair[0] != pair[1]
+        )
+        raise ErnieKitError(
+            f"eval.samples: the processes have drawn different chats of data.eval: chat {number} is {_describe(here)} "
+            f"on rank 0, but {_describe(there)} on rank {rank}. Is there an image or video that only some processes "
+            "can read, or do they read different files? Skipped samples are named above, or in logs/rank-*.log. Give "
+            "all processes the same readable files, or leave those samples out of data.eval"
+        )
+
+
+def _describe(chat: Sequence[Any] | None) -> str:
+    return "none" if chat is None else f"{chat[0]} of {chat[1]:,} tokens"
+
+
+def _chats(count: int) -> str:
+    return "1 chat" if count == 1 else f"{count:,} chats"

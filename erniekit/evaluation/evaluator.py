@@ -1,0 +1,152 @@
+"""Evaluates the model during training, by all processes of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from erniekit.data.load.batch import PackedBatch
+from erniekit.data.load.loader import RowLoader
+from erniekit.data.load.rows import StoredRows
+from erniekit.display.progress import OnProgress
+from erniekit.distributed.context import DistributedContext
+from erniekit.distributed.skipped_samples import SkippedSampleSync
+from erniekit.objectives.dpo import DpoObjective
+from erniekit.objectives.objective import Objective
+from erniekit.objectives.pairs import pair_means
+from erniekit.objectives.sft import SftObjective
+
+Log = Callable[[str], None]
+AllReduce = Callable[[np.ndarray], np.ndarray]
+"""Sums a float64 array over all processes."""
+_PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """The packed rows of data.eval, of which each of `ranks` processes reads a share."""
+
+    rows: StoredRows
+    loader: RowLoader
+    rank: int
+    ranks: int
+
+    def once(self) -> Iterator[PackedBatch]:
+        """Every row of this process, in an order that never changes."""
+        return self.loader.once(self.rows.once(self.rank, self.ranks))
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of all processes together."""
+        return self.rows.rows_per_epoch(0)
+
+
+class Evaluator:
+    """Computes the loss on all of data.eval, and scores generated answers to some of its chats.
+
+    evaluate_answers: metrics of generated answers, given the number of steps done; None: no answers. All processes
+    call the evaluator together and get the same metrics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Layer,
+        objective: SftObjective | DpoObjective,
+        eval_rows: EvalRows,
+        evaluate_answers: Callable[[int], dict[str, float]] | None,
+        dist: DistributedContext,
+        log: Log,
+    ) -> None:
+        self._model, self._objective, self._eval_rows = model, objective, eval_rows
+        self._evaluate_answers, self._dist, self._log = evaluate_answers, dist, log
+        self._skipped_samples = SkippedSampleSync(eval_rows.loader.budget, dist)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Metrics such as "eval/loss" and "eval/exact_match" after `step` steps."""
+        all_reduce = self._dist.add if self._dist.mesh.world.size > 1 else None
+        total = -(-self._eval_rows.num_rows // self._dist.size)
+        rows = _report_rows(self._eval_rows.once(), total, spaced_progress(self._log))
+        if isinstance(self._objective, DpoObjective):
+            metrics = evaluate_pairs(self._model, self._objective, rows, all_reduce)
+        else:
+            metrics = {"eval/loss": evaluate_loss(self._model, self._objective, rows, all_reduce)}
+        self._skipped_samples.share()
+        if self._evaluate_answers is not None:
+            metrics |= self._evaluate_answers(step)
+        # Processes decide from the metrics when to stop and save, so they must be the same everywhere.
+        values = self._dist.from_main(np.asarray(list(metrics.values()), np.float64))
+        return dict(zip(metrics, values.tolist(), strict=True))
+
+
+def evaluate_loss(
+    model: nn.Layer, objective: Objective, rows: Iterable[PackedBatch], all_reduce: AllReduce | None = None
+) -> float:
+    """Mean loss over all trained tokens of `rows`, of all processes, without dropout and gradients."""
+    loss_sum, loss_tokens = 0.0, 0
+    model.eval()
+    try:
+        with paddle.no_grad():
+            for batch in rows:
+                output = objective(batch)
+                loss_sum += float(output.loss_sum.item())
+                loss_tokens += output.num_loss_tokens
+    finally:
+        model.train()
+    if all_reduce is not None:
+        loss_sum, loss_tokens = all_reduce(np.asarray([loss_sum, loss_tokens], np.float64)).tolist()
+    return loss_sum / loss_tokens
+
+
+def evaluate_pairs(
+    model: nn.Layer,
+    objective: DpoObjective,
+    rows: Iterable[PackedBatch],
+    all_reduce: AllReduce | None = None,
+) -> dict[str, float]:
+    """Metrics of preference pairs, such as "eval/loss" and "eval/rewards/accuracy", without dropout and gradients.
+
+    all_reduce: None for one process; otherwise each process has at least one row, or its part of one.
+    """
+    sums: dict[str, float] = {}
+    model.eval()
+    try:
+        with paddle.no_grad():
+            for batch in rows:
+                for name, value in objective(batch).pairs.sums().items():
+                    sums[name] = sums.get(name, 0.0) + value
+    finally:
+        model.train()
+    if all_reduce is not None:
+        total = all_reduce(np.asarray(list(sums.values()), np.float64))
+        sums = dict(zip(sums, total.tolist(), strict=True))
+    means = pair_means(sums)
+    loss = means["loss/preference"] + objective.sft_weight * means["loss/sft"]
+    return {"eval/loss": loss} | {f"eval/{name}": value for name, value in means.items()}
+
+
+def spaced_progress(log: Log) -> OnProgress:
+    """Logs the progress of a long evaluation, at most one line each `_PROGRESS_SECONDS`."""
+    began: dict[str, float] = {}
+    last = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        started = began.setdefault(what, now)
+        if now - last >= _PROGRESS_SECONDS and 0 < done < total:
+            last = now
+            left = (now - started) * (total - done) / done
+            log(f"  evaluation, {what}: {done:,} of {total:,}, about {left:,.0f} s left")
+
+    return report
+
+
+def _report_rows(rows: Iterable[PackedBatch], total: int, report: OnProgress) -> Iterator[PackedBatch]:
+    for done, row in enumerate(rows):
+        report("rows", done, total)
+        yield row
