@@ -16,11 +16,10 @@ class Schedule:
     Steps count from 0. With W warm-up steps of N:
     - warm-up (step < W): rate = peak * (step + 1) / W, so that the last warm-up step is at the peak;
     - afterwards rate = minimum + (peak - minimum) * m(t), with t = (step - W) / (N - W) in [0, 1):
-      cosine m = (1 + cos(pi t)) / 2; linear m = 1 - t; constant m = 1 (and `minimum` plays no part);
+      cosine m = (1 + cos(pi t)) / 2; linear m = 1 - t; constant m = 1 (`minimum` is not used);
       wsd (warm-up, stable, decay) m = 1 until the last D = round(decay_ratio * N) steps and there
       m = 1 - sqrt((step - (N - D)) / D) (Haegele et al. 2024, arXiv 2405.18392, section 4).
     Step N would be the first one at `minimum`; no step of the run is spent at a rate of exactly zero.
-    Rates are in units of the optimizer's learning rate.
     """
 
     type: ScheduleType
@@ -32,11 +31,11 @@ class Schedule:
 
     @property
     def decay_steps(self) -> int:
-        """The steps at the end over which wsd falls."""
+        """The number of steps at the end in which wsd decays."""
         return round(self.decay_ratio * self.total_steps)
 
     def learning_rate(self, step: int) -> float:
-        """The rate of one step, 0 <= step < total_steps."""
+        """The learning rate of one step, 0 <= step < total_steps."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.type == "constant":
@@ -52,11 +51,11 @@ class Schedule:
         return 0.5 * (1.0 + math.cos(math.pi * t)) if self.type == "cosine" else 1.0 - t
 
     def as_dict(self) -> dict[str, Any]:
-        """All inputs of the schedule, as they are kept in a training checkpoint."""
+        """For a checkpoint; Schedule(**as_dict) is equal."""
         return asdict(self)
 
 
 def warmup_steps(total_steps: int, steps: int, ratio: float) -> int:
-    """Warm-up in steps: `steps` where it is given, else the share `ratio` of all steps, rounded up."""
+    """Warm-up in steps: `steps` unless it is 0, else `ratio` of all steps, rounded up."""
     # The small term keeps 0.1 * 30, which is 3.0000000000000004, at 3 steps.
     return steps or math.ceil(ratio * total_steps - 1e-9)

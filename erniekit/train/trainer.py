@@ -22,7 +22,8 @@ from erniekit.objectives.objective import Objective
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
-from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
+from erniekit.optim.adamw import AdamW
+from erniekit.optim.clip import clip_gradients, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.train.metrics import StepMetrics

@@ -65,7 +65,7 @@ def test_an_optimizer_without_parameters_is_for_processes_of_a_run_that_has_some
     rules = [GroupRule("a*")]
     optimizer = AdamW([], rules=rules, all_names=["a.weight"])
     optimizer.step(0.1)
-    assert optimizer.steps_done == 1 and optimizer.state_specs() == []
+    assert optimizer.steps_done == 1 and optimizer.state_tensors() == {}
     with pytest.raises(ConfigError, match=r"'b\*' matches no trained parameter; names are like a\.weight"):
         AdamW([], rules=[GroupRule("b*")], all_names=["a.weight"])
     with pytest.raises(ConfigError, match="nothing to train"):

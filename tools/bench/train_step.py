@@ -37,7 +37,8 @@ from erniekit.moe.router import ModalityIndex
 from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
-from erniekit.optim.adamw import AdamW, clip_gradients, gradient_norm
+from erniekit.optim.adamw import AdamW
+from erniekit.optim.clip import clip_gradients, gradient_norm
 from erniekit.train.inputs import load_inputs
 from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
