@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN_SECONDS = 5.0
 
 
 class Console(Protocol):
-    """Shows the state of a run. `say` prints a line at any time; `step` follows each logged step."""
+    """Shows the progress of a run. `log` may be called at any time."""
 
     def log(self, text: str) -> None:
         """Print a line."""
@@ -23,14 +23,14 @@ class Console(Protocol):
         """Training begins after `done` of `total` steps."""
 
     def step(self, done: int, scalars: Mapping[str, float]) -> None:
-        """`done` steps are over; `scalars` as the monitor gets them."""
+        """A step is logged: `done` steps are over. scalars: as in `MetricsWriter.write`."""
 
     def end(self) -> None:
-        """Training is over, for whatever reason."""
+        """Training is over, also after an error."""
 
 
 class PlainConsole:
-    """Lines on standard output: the first step, the last, and at most one each `PLAIN_SECONDS` between."""
+    """Lines on standard output: the first step, the last step, and at most one line per `PLAIN_SECONDS` between."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -38,25 +38,22 @@ class PlainConsole:
         self._first_step = 0
 
     def log(self, text: str) -> None:
-        """Print a line."""
         print(text, flush=True)
 
     def begin(self, done: int, total: int) -> None:
-        """Start counting."""
         self._first_step, self._total = done, total
         self._began = time.monotonic()
 
     def step(self, done: int, scalars: Mapping[str, float]) -> None:
-        """Print the step, unless a line was printed just before."""
         now = time.monotonic()
         if self._last and done < self._total and now - self._last < PLAIN_SECONDS:
             return
         self._last = now
         left = (now - self._began) / (done - self._first_step) * (self._total - done)
-        self.log(f"step {done}/{self._total}  {describe(scalars)}  {clock(left)} left")
+        self.log(f"step {done}/{self._total}  {describe_step(scalars)}  {clock(left)} left")
 
     def end(self) -> None:
-        """Nothing is open."""
+        pass
 
 
 class TerminalConsole:
@@ -70,11 +67,9 @@ class TerminalConsole:
         self._task: TaskID | None = None
 
     def log(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
-        """Show the bar."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
@@ -91,29 +86,27 @@ class TerminalConsole:
         self._progress.start()
 
     def step(self, done: int, scalars: Mapping[str, float]) -> None:
-        """Move the bar."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, figures=describe(scalars))
+            self._progress.update(self._task, completed=done, figures=describe_step(scalars))
 
     def end(self) -> None:
-        """Leave the bar as it stands and give the terminal back."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 def make_console() -> Console:
-    """The bar if standard output is a terminal, else plain lines."""
+    """A progress bar if standard output is a terminal, else plain lines."""
     return TerminalConsole() if sys.stdout.isatty() else PlainConsole()
 
 
-def describe(scalars: Mapping[str, float]) -> str:
-    """Loss and speed in a few words."""
+def describe_step(scalars: Mapping[str, float]) -> str:
+    """Loss and speed, such as "loss 0.6931  1,234 tokens/s"."""
     return f"loss {scalars['train/loss']:.4f}  {scalars['train/tokens_per_second']:,.0f} tokens/s"
 
 
 def clock(seconds: float) -> str:
-    """A span of time as h:mm:ss or m:ss."""
+    """A duration as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""The parallel degrees that a configuration asks for, checked against the model and the processes of the run."""
+"""The parallel degrees of a configuration, checked against the model and the number of processes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from erniekit.models.config import ErnieConfig
 
 
 def plan_parallel_dims(config: Config, processes: int) -> ParallelDims:
-    """How so many processes would share the run. Reads the model's config.json. Raises as `fit_parallel_dims` does."""
+    """As `fit_parallel_dims`, for the model's `config.json`."""
     return fit_parallel_dims(config, ErnieConfig.from_dir(config.model.path), processes)
 
 
 def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> ParallelDims:
-    """How so many processes would share a run of that architecture.
+    """The parallel degrees of a run with `processes` processes.
 
-    Raises ConfigError where the degrees of `parallel` do not fit the processes, the model or train.rows_per_step.
+    Raises ConfigError where the degrees in `parallel` do not fit the processes, the model or train.rows_per_step.
     """
     parallel, rows = config.parallel, config.train.rows_per_step
     dims = ParallelDims(processes, parallel.expert, parallel.context)
@@ -31,14 +31,14 @@ def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> Par
         who = "processes" if dims.context == 1 else f"groups of {dims.context} processes"
         below = max(1, rows // dims.data)
         raise ConfigError(
-            f"train.rows_per_step is {rows}, which does not divide among the {dims.data} {who} of this run "
+            f"train.rows_per_step is {rows}, which is not a multiple of {dims.data}, the number of {who} in this run "
             f"(--devices): use {below * dims.data}, {(below + 1) * dims.data} or another multiple of {dims.data}"
         )
     return dims
 
 
 def init_distributed(config: Config, worker: Worker | None) -> DistributedContext:
-    """The team that the configuration asks for. worker: None where this process was started alone.
+    """Connect the processes of the run. worker: None where this process was started alone.
 
     Raises ConfigError as `plan_parallel_dims` does.
     """

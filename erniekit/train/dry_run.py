@@ -1,4 +1,4 @@
-"""What a run would do, without doing it (`erniekit train --dry-run`)."""
+"""Checks a run and prints its plan without training (`erniekit train --dry-run`)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from erniekit.train.plan import describe_run, plan_run
 
 
 def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:
-    """Check everything, and say what `run_training` on so many processes would do.
+    """Check configuration, model and data, and print the plan of `run_training` with `processes` processes.
 
-    `no_weights` leaves out what needs files that are not there. Raises ErnieKitError for whatever is wrong with
-    config, data or files.
+    no_weights: skip checks of files that are missing. Raises ErnieKitError for whatever is wrong with configuration,
+    data or files.
     """
     log = make_console().log
     log(dump_config(config).rstrip())
     log("")
-    unchecked = [*_model(config, log, processes, no_weights), *_data(config, log, no_weights)]
+    unchecked = [*_check_model(config, log, processes, no_weights), *_check_data(config, log, no_weights)]
     if no_weights:
         log("not checked: the weights")
     for line in unchecked:
@@ -35,8 +35,8 @@ def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = F
     log("The configuration is valid. Nothing was trained (--dry-run).")
 
 
-def _model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
-    """Returns what could not be checked."""
+def _check_model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
+    """Returns descriptions of the checks that were not possible."""
     device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
     model = Path(config.model.path)
     if no_weights and not (model / "config.json").is_file():
@@ -50,13 +50,13 @@ def _model(config: Config, log: Callable[[str], None], processes: int, no_weight
     return []
 
 
-def _data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[str]:
-    """Returns what could not be checked."""
-    model, absent = Path(config.model.path), _absent(config)
+def _check_data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[str]:
+    """Returns descriptions of the checks that were not possible."""
+    model, missing = Path(config.model.path), _missing_sources(config)
     if no_weights and not (model / "tokenizer_config.json").is_file():
         return [f"the data ({model} has no tokenizer): samples, rows, steps"]
-    if no_weights and absent:
-        return [f"the data ({', '.join(absent)} not there): samples, rows, steps"]
+    if no_weights and missing:
+        return [f"the data ({', '.join(missing)} not there): samples, rows, steps"]
     inputs = load_inputs(config, log)
     try:
         for line in describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name):
@@ -66,14 +66,14 @@ def _data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[
     return []
 
 
-def _absent(config: Config) -> list[str]:
-    """Sources of which nothing is there."""
-    absent = []
+def _missing_sources(config: Config) -> list[str]:
+    """Paths of the sources without any file."""
+    missing = []
     sources: list[tuple[Use, SourceConfig]] = [("train", source) for source in config.data.train]
     sources += [("eval", source) for source in config.data.eval]
     for use, source in sources:
         try:
             expand([source.path], use)
         except DataError:
-            absent.append(source.path)
-    return absent
+            missing.append(source.path)
+    return missing

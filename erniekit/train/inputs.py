@@ -1,4 +1,4 @@
-"""The data of a run: training rows and held-out rows of one checkpoint's tokenizer and template."""
+"""The data of a run: training rows and eval rows, encoded with the tokenizer and template of one checkpoint."""
 
 from __future__ import annotations
 
@@ -38,34 +38,38 @@ from erniekit.paths import HUB, data_cache_dir
 from erniekit.train.plan import describe_data, describe_left_out
 
 Log = Callable[[str], None]
-# Where a source is, as another process can find it: the directory and the id of its encoded samples ("store", "id"), or
-# the files that are streamed and their digest ("files", "digest"). "name": what errors call it.
-Place = dict[str, Any]
-Places = dict[Use, list[Place]]
+# Where another process finds a source: the directory and the id of its encoded samples ("store", "id"), or the streamed
+# files and their digest ("files", "digest"). "name": the name of the source in errors.
+SourceLocation = dict[str, Any]
+SourceLocations = dict[Use, list[SourceLocation]]
 _PROGRESS_SECONDS = 5.0
 _NAMES: dict[Use, str] = {"train": "training data", "eval": "eval data"}
 
 
 class DataProcesses(Protocol):
-    """The processes that read the data of a run together: `erniekit.distributed.context.DistributedContext`."""
+    """The processes of a run, which read its data together: `erniekit.distributed.context.DistributedContext`."""
 
     rank: int
     size: int
 
-    def make_once(self, what: str, make: Callable[[], Places], is_here: Callable[[Places], bool]) -> Places:
+    def make_once(
+        self, what: str, make: Callable[[], SourceLocations], is_here: Callable[[SourceLocations], bool]
+    ) -> SourceLocations:
         pass
 
 
-class _Alone:
+class _OneProcess:
     rank, size = 0, 1
 
-    def make_once(self, what: str, make: Callable[[], Places], is_here: Callable[[Places], bool]) -> Places:
+    def make_once(
+        self, what: str, make: Callable[[], SourceLocations], is_here: Callable[[SourceLocations], bool]
+    ) -> SourceLocations:
         return make()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`eval_rows` is None where data.eval is empty. `rows` is what `train` draws from."""
+    """rows: the rows that the loader `train` reads; eval_rows: None where data.eval is empty."""
 
     encoder: Encoder
     train: RowLoader
@@ -74,23 +78,23 @@ class Inputs:
     cleanup: ExitStack
 
     def close(self) -> None:
-        """Stop the worker processes, close files, remove what was encoded for this run only."""
+        """Stop the worker processes, close files, and remove samples that were encoded for this run only."""
         self.cleanup.close()
 
 
 def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None) -> Inputs:
-    """Read and encode all data, saying what it holds. Raises ErnieKitError for what is wrong there.
+    """Read and encode all data, and log its statistics. Raises ErnieKitError for whatever is wrong in it.
 
-    processes: that share the rows. What is kept on disk is made by one of them, and found by the others.
+    processes: the processes that share the rows. One of them encodes the data, and the others open the result.
     """
-    data, processes = config.data, processes or _Alone()
+    data, processes = config.data, processes or _OneProcess()
     _check_sources(data)
     encoder = run_encoder(config)
     for note in encoder.limits.notes():
         log(f"note: {note}")
     with ExitStack() as stack:
-        places = processes.make_once(
-            "encoding the data", lambda: _prepare(config, encoder, log, stack), _are_here
+        locations = processes.make_once(
+            "encoding the data", lambda: _prepare(config, encoder, log, stack), _are_visible
         )
         mixture = Mixture(
             data.mix, data.stop, tuple(s.weight for s in data.train), data.shuffle, config.train.seed
@@ -103,12 +107,12 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
         if data.streaming:
             files = [
                 SourceFiles(
-                    place["name"],
-                    tuple(map(Path, place["files"])),
+                    location["name"],
+                    tuple(map(Path, location["files"])),
                     source.format or data.format,
                     read_columns(source.columns, source.path),
                 )
-                for source, place in zip(data.train, places["train"], strict=True)
+                for source, location in zip(data.train, locations["train"], strict=True)
             ]
             rows = StreamedRows(
                 files,
@@ -117,13 +121,13 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
                 budget,
                 workers,
                 buffer=data.buffer,
-                digests=[place["digest"] for place in places["train"]],
+                digests=[location["digest"] for location in locations["train"]],
                 rank=processes.rank,
                 ranks=processes.size,
                 on_notice=log,
             )
         else:
-            rows = StoredRows(_open(places["train"], encoder, budget, stack), mixture, data.max_length)
+            rows = StoredRows(_open(locations["train"], encoder, budget, stack), mixture, data.max_length)
         loader = RowLoader(
             rows,
             budget,
@@ -137,16 +141,16 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
         eval_rows = None
         if data.eval:
             eval_budget = _budget(data)
-            dataset = _open(places["eval"], encoder, eval_budget, stack)
+            dataset = _open(locations["eval"], encoder, eval_budget, stack)
             eval_rows = _eval_rows(config, dataset, eval_budget, workers, processes)
             eval_budget.on_skip = lambda error: log(f"skipped: {error}")
-        # From here on: pictures that turn out to be damaged when they are decoded, and streamed samples.
+        # From here on samples are skipped when their images turn out to be damaged, or while they are streamed.
         budget.on_skip = lambda error: log(f"skipped: {error}")
         return Inputs(encoder, loader, rows, eval_rows, stack.pop_all())
 
 
 def _check_sources(data: DataConfig) -> None:
-    """Find columns of no format, names of no file and files that were not downloaded, before anything is encoded."""
+    """Raise ErnieKitError for unknown columns, missing files and files not downloaded, before anything is encoded."""
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:
         for source in sources:
@@ -167,13 +171,13 @@ def _eval_rows(
     return EvalRows(rows, RowLoader(rows, budget, workers, rank=rank, ranks=ranks), rank, ranks)
 
 
-def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> Places:
-    """Bring all data to where every process finds it: datasets of the hub as files, samples encoded.
+def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> SourceLocations:
+    """Download datasets of the hub, and encode all samples, so that every process finds them.
 
-    stack: removes what is not kept.
+    stack: removes encoded samples that are not kept.
     """
     data = config.data
-    places: Places = {"train": [], "eval": []}
+    locations: SourceLocations = {"train": [], "eval": []}
     cache: Path | None = None
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:
@@ -182,33 +186,35 @@ def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> Pl
             for path in paths:
                 files = SourceFiles.of(path, use=use, log=log).files
                 named = [str(file) for file in files]
-                places[use].append({"name": path, "files": named, "digest": files_digest(files)})
+                locations[use].append({"name": path, "files": named, "digest": files_digest(files)})
             log(f"{_NAMES[use]}: streamed, {', '.join(source.path for source in sources)}")
         elif sources:
             cache = cache or _cache_dir(data, stack)
-            places[use] = _encode(use, sources, paths, config, encoder, cache, log)
-    return places
+            locations[use] = _encode(use, sources, paths, config, encoder, cache, log)
+    return locations
 
 
-def _are_here(places: Places) -> bool:
-    """Whether this process sees what another one has prepared."""
-    return all(map(_is_here, chain.from_iterable(places.values())))
+def _are_visible(locations: SourceLocations) -> bool:
+    """Whether this process sees the files that another one has prepared."""
+    return all(map(_is_visible, chain.from_iterable(locations.values())))
 
 
-def _is_here(place: Place) -> bool:
-    if "files" in place:
-        return all(Path(file).exists() for file in place["files"])
-    store = DocumentStore.find(Path(place["store"]))
+def _is_visible(location: SourceLocation) -> bool:
+    if "files" in location:
+        return all(Path(file).exists() for file in location["files"])
+    store = DocumentStore.find(Path(location["store"]))
     if store is None:
         return False
     store.close()
-    return store.id == place["id"]
+    return store.id == location["id"]
 
 
-def _open(places: Sequence[Place], encoder: Encoder, budget: ErrorBudget, stack: ExitStack) -> Dataset:
+def _open(
+    locations: Sequence[SourceLocation], encoder: Encoder, budget: ErrorBudget, stack: ExitStack
+) -> Dataset:
     sources = []
-    for place in places:
-        sources.append(open_source(place["name"], Path(place["store"]), budget))
+    for location in locations:
+        sources.append(open_source(location["name"], Path(location["store"]), budget))
         stack.callback(sources[-1].store.close)
     return Dataset(tuple(sources), encoder.media_spec, budget)
 
@@ -221,8 +227,8 @@ def _encode(
     encoder: Encoder,
     cache: Path,
     log: Log,
-) -> list[Place]:
-    """Encode what is not encoded yet, and say what all of it holds."""
+) -> list[SourceLocation]:
+    """Encode samples that are not encoded yet, and log statistics of all samples."""
     data, loaded = config.data, []
     budget = _budget(data)
     for source, path in zip(sources, paths, strict=True):
@@ -275,7 +281,7 @@ def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:
 
 
 def _progress(name: str, log: Log) -> Progress:
-    """Says how far reading is, now and then."""
+    """Logs the progress of encoding, at most one line each `_PROGRESS_SECONDS`."""
     started = last = time.monotonic()
 
     def report(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The figures of the steps between two log lines."""
+"""The metrics of a step, and their sums between two log lines."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from erniekit.objectives.pairs import pair_means
 class StepMetrics:
     """One optimizer step.
 
-    `loss` is the sum over its `loss_tokens`; `tokens` are all tokens of its rows, none of them padding;
-    `positions` is what the rows have room for; `modality_tokens` are the tokens of each modality; `expert_counts`
-    maps "layer_1/text" to the tokens that chose each expert, int64 [experts]; `router_sums` are sums over the
-    tokens of the modality that their names end with ("z_loss/text", "entropy/layer_1/vision"), `router_losses` are
-    losses of the step ("orthogonal_loss/text"); `pair_sums` are those of preference pairs (`RowPairs.sums`), and with
-    them `loss_sum` is over pairs.
+    `loss_sum` is over `loss_tokens`, with preference pairs over the pairs; `tokens` are all tokens of the rows, none
+    of them padding; `positions` is the capacity of the rows in tokens; `modality_tokens` are the tokens of each
+    modality; `expert_counts` maps "layer_1/text" to the number of tokens routed to each expert, int64 [experts];
+    `router_sums` are sums over the tokens of the modality at the end of their names ("z_loss/text",
+    "entropy/layer_1/vision"); `router_losses` are losses of the step ("orthogonal_loss/text"); `pair_sums` are sums
+    over preference pairs (`RowPairs.sums`).
     """
 
     loss_sum: float
@@ -39,8 +39,11 @@ class StepMetrics:
 
 @dataclass
 class MetricsAccumulator:
-    """Sums over the steps since the last log line. A checkpoint keeps them, so that a log line is the same
-    whether or not the run was interrupted before it (times aside)."""
+    """Sums over the steps since the last log line.
+
+    A checkpoint keeps them, so that the log line after a resumed run is the one of a run that never stopped (except
+    for times).
+    """
 
     steps: int = 0
     loss_sum: float = 0.0
@@ -57,7 +60,7 @@ class MetricsAccumulator:
     pair_sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, step: StepMetrics) -> None:
-        """Count a step."""
+        """Add a step."""
         self.steps += 1
         self.loss_sum += step.loss_sum
         self.loss_tokens += step.loss_tokens
@@ -75,15 +78,15 @@ class MetricsAccumulator:
         _add(self.pair_sums, step.pair_sums)
 
     def scalars(self) -> dict[str, float]:
-        """Figures under their TensorBoard names.
+        """Means and shares by their TensorBoard names.
 
-        The loss is the mean over all loss tokens of the window, or over its preference pairs; gradient norm,
-        loss tokens and times are means over its steps; unused positions are a share of all; an expert's load is that of
-        the busiest expert over the mean (1 is perfect balance), a dead expert had no token. Router losses are
-        unweighted and of all layers together, means over the window's tokens of the modality as is the entropy
-        (in nats), and the orthogonal loss a mean over its steps. Of pairs: `pair_means`.
+        The loss is the mean over all loss tokens of the window, or over its preference pairs. Gradient norm, loss
+        tokens and times are means over its steps. Unused positions are a share of all positions. The expert load is
+        the load of the busiest expert over the mean load (1 is perfect balance); a dead expert had no token. Router
+        losses are unweighted sums over all layers; they and the entropy (in nats) are means over the tokens of the
+        modality, and the orthogonal loss is a mean over the steps. For pairs see `pair_means`.
         """
-        figures = {
+        scalars = {
             "train/loss": self.loss_sum / (self.pair_sums["pairs"] if self.pair_sums else self.loss_tokens),
             "train/gradient_norm": self.gradient_norm / self.steps,
             "train/loss_tokens": self.loss_tokens / self.steps,
@@ -94,18 +97,18 @@ class MetricsAccumulator:
         }
         for name, counts in self.expert_counts.items():
             if sum(counts):
-                figures[f"expert_load/{name}"] = max(counts) * len(counts) / sum(counts)
-                figures[f"router/dead_experts/{name}"] = float(counts.count(0))
+                scalars[f"expert_load/{name}"] = max(counts) * len(counts) / sum(counts)
+                scalars[f"router/dead_experts/{name}"] = float(counts.count(0))
         for name, total in self.router_sums.items():
             tokens = self.modality_tokens[name.rpartition("/")[2]]
             if tokens:
-                figures[f"router/{name}"] = total / tokens
+                scalars[f"router/{name}"] = total / tokens
         for name, total in self.router_losses.items():
-            figures[f"router/{name}"] = total / self.steps
-        return figures | pair_means(self.pair_sums)
+            scalars[f"router/{name}"] = total / self.steps
+        return scalars | pair_means(self.pair_sums)
 
     def expert_shares(self) -> dict[str, list[float]]:
-        """By layer and modality, the share of the chosen slots that went to each expert."""
+        """The share of routed tokens that went to each expert, by layer and modality."""
         return {
             f"expert_share/{name}": [count / sum(counts) for count in counts]
             for name, counts in self.expert_counts.items()

@@ -1,4 +1,4 @@
-"""Where a run's figures go: TensorBoard event files and `log.jsonl`, under the same names."""
+"""Writes the metrics of a run to TensorBoard event files and `log.jsonl`, under the same names."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ _GIB = float(1 << 30)
 
 
 class MetricsWriter:
-    """Writes the figures of a run below `directory`.
+    """Writes the metrics of a run below `directory`.
 
-    `start_step` is the number of steps already done: when a run goes on or begins again there, what was logged for
-    later steps is dropped from `log.jsonl`, and TensorBoard is told to disregard it, so that no step is logged
-    twice.
+    start_step: the number of steps already done. When a run resumes or starts again in the directory, lines of later
+    steps are dropped from `log.jsonl`, and TensorBoard ignores its events of later steps: no step is logged twice.
     """
 
     def __init__(self, directory: Path, *, tensorboard: bool, start_step: int = 0) -> None:
@@ -51,8 +50,8 @@ class MetricsWriter:
     ) -> None:
         """One line of `log.jsonl` and one TensorBoard event, after `step` steps.
 
-        `scalars` are named as in TensorBoard ("train/loss"). `shares` are drawn as histograms with one bar
-        for each entry (an expert); they do not go into `log.jsonl`.
+        scalars: by TensorBoard name, such as "train/loss". shares: drawn in TensorBoard as histograms with one bar
+        per entry (an expert); not written to `log.jsonl`.
         """
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         if epoch is not None:
@@ -66,21 +65,21 @@ class MetricsWriter:
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
-        """Bring everything that was written to disk."""
+        """Flush everything to disk."""
         self._log.flush()
         os.fsync(self._log.fileno())
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close the files."""
         self._log.close()
         if self._events is not None:
             self._events.close()
 
 
 def _bars(values: Sequence[float]) -> HistogramProto:
-    """A histogram whose bar i, around x = i, is as high as values[i]."""
+    """A histogram with a bar of height values[i] around x = i."""
     total = float(sum(values))
     return HistogramProto(
         min=0.0,
@@ -94,7 +93,7 @@ def _bars(values: Sequence[float]) -> HistogramProto:
 
 
 def truncate_log(file: Path, last_step: int) -> None:
-    """Keep the lines of a log up to `last_step`. A line cut off by a crash is dropped with them."""
+    """Drop the lines of a log after `last_step`, and a line cut off by a crash."""
     if not file.exists():
         return
     kept = []
@@ -110,14 +109,14 @@ def truncate_log(file: Path, last_step: int) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process in GiB, now (Linux only) and at its peak; on a GPU the device's peak."""
+    """Peak memory in GiB: of the device on a GPU, else of this process, also its current memory (Linux only)."""
     if paddle.get_device().startswith("gpu"):
         return {"memory/device_peak_gib": paddle.device.cuda.max_memory_allocated() / _GIB}
     # Linux counts the peak in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    figures = {"memory/peak_gib": peak / _GIB}
+    scalars = {"memory/peak_gib": peak / _GIB}
     statm = Path("/proc/self/statm")
     if statm.exists():
         pages = int(statm.read_text().split()[1])
-        figures["memory/resident_gib"] = pages * resource.getpagesize() / _GIB
-    return figures
+        scalars["memory/resident_gib"] = pages * resource.getpagesize() / _GIB
+    return scalars

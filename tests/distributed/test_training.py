@@ -90,7 +90,7 @@ def test_degrees_that_do_not_fit_are_told(setting: dict[str, Any], tmp_path: Pat
     finished = train(tmp_path / "run", {**setting, "train.rows_per_step": 3}, 2, 1)
     assert finished.returncode == 1
     assert (
-        "train.rows_per_step is 3, which does not divide among the 2 processes"
+        "train.rows_per_step is 3, which is not a multiple of 2, the number of processes"
         in finished.stdout + finished.stderr
     )
     finished = train(tmp_path / "other", setting, 2, 3)
