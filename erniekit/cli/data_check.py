@@ -151,7 +151,7 @@ def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path
     from erniekit.display.progress import show_file_progress
     from erniekit.errors import DataError
     from erniekit.inspection.check import check_files
-    from erniekit.inspection.describe import as_values, describe
+    from erniekit.inspection.format_report import format_report, report_values
 
     if options.encoder is not None:
         typer.echo(f"template {options.encoder.template.name}, max_length {options.max_length:,}")
@@ -159,11 +159,13 @@ def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path
             typer.echo(f"note: {note}")
     with show_file_progress() as on_progress:
         report = check_files(files, options, on_progress)
-    for line in describe(report):
+    for line in format_report(report):
         typer.echo(line)
     if json_file is not None:
         try:
-            json_file.write_text(json.dumps(as_values(report), indent=2, ensure_ascii=False) + "\n", "utf-8")
+            json_file.write_text(
+                json.dumps(report_values(report), indent=2, ensure_ascii=False) + "\n", "utf-8"
+            )
         except OSError as error:
             raise DataError(f"{json_file}: cannot be written: {error.strerror or error}") from error
     if not report.is_clean:

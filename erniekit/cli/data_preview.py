@@ -75,9 +75,9 @@ def preview(
     from erniekit.data.encode.encoder import run_encoder
     from erniekit.data.encode.samples import SampleReader, pair_mode
     from erniekit.errors import ConfigError
-    from erniekit.inspection.choose import at_random, first, named
     from erniekit.inspection.preview import Preview, preview_samples
     from erniekit.inspection.run import eval_files, training_files
+    from erniekit.inspection.select import first_records, named_record, random_records
 
     run = load_config(config, overrides or [])
     if heldout and not run.data.eval:
@@ -86,9 +86,9 @@ def preview(
     files = find(run.data, log=typer.echo)
     encoder = run_encoder(run)
     if sample:
-        chosen = [named(files, name, run.data.format) for name in sample]
+        chosen = [named_record(files, name, run.data.format) for name in sample]
     else:
-        chosen = at_random(files, number, seed) if shuffled else first(files, number, skip)
+        chosen = random_records(files, number, seed) if shuffled else first_records(files, number, skip)
     data, pairs = run.data, pair_mode(run.task, run.data.share_prompt)
     samples = preview_samples(
         chosen, SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
@@ -112,9 +112,9 @@ def _show(seen: "Preview", html: Path | None, plain: bool) -> None:
             raise DataError(f"{html}: cannot be written: {error.strerror or error}") from error
         typer.echo(f"{len(seen.samples):,} samples written to {html}")
     elif plain or not sys.stdout.isatty():
-        from erniekit.inspection.preview_text import plain_lines
+        from erniekit.inspection.preview_text import preview_lines
 
-        for line in plain_lines(seen):
+        for line in preview_lines(seen):
             typer.echo(line)
     else:
         from rich.console import Console

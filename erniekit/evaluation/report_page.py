@@ -17,7 +17,7 @@ from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
 from erniekit.evaluation.report import Settings, describe
 from erniekit.generation.answer import Answer, ToolCall
-from erniekit.inspection.preview import Shown
+from erniekit.inspection.preview import ShownMedia
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -156,12 +156,12 @@ def _figures(sample: EvalSample) -> tuple[list[Thumbnail], list[str]]:
     return figures, broken
 
 
-def _shown(item: Media) -> Shown:
+def _shown(item: Media) -> ShownMedia:
     if isinstance(item.source, tuple):
         part: ImagePart | VideoPart = VideoPart(item.source)
     else:
         part = VideoPart(item.source) if item.is_video else ImagePart(item.source)
-    return Shown("", part, item, (0, 0))
+    return ShownMedia("", part, item, (0, 0))
 
 
 def _words(answer: Answer) -> str:

@@ -1,1 +1,5 @@
-"""Shows people their data: what is in it and wrong with it, and what a model will see of it."""
+"""`erniekit data check` and `preview`: the contents and errors of data files, and samples as a model sees them.
+
+check, check_report, format_report: counts, lengths and errors of data files, as text and as JSON.
+select, preview, preview_text, preview_terminal, preview_page: single samples, on the terminal and as an HTML page.
+"""

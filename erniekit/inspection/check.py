@@ -1,4 +1,4 @@
-"""Reads data files through and takes note of what is in them and what is wrong."""
+"""Checks data files: reads every sample and collects counts, lengths and errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from erniekit.data.media.spec import MediaSpec
 from erniekit.data.media.video import VideoSpec
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import DataError
+from erniekit.inspection.check_report import CheckReport, ErrorList, FileReport, Unit
 from erniekit.inspection.contents import all_characters, media_parts
-from erniekit.inspection.report import ErrorList, FileReport, Report, Unit
 
 # For files that are checked without a checkpoint.
 DEFAULT_MEDIA = MediaSpec(ImageSpec(), VideoSpec())
@@ -30,25 +30,25 @@ DEFAULT_MEDIA = MediaSpec(ImageSpec(), VideoSpec())
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """A file to check, and what is known of it.
+    """A data file.
 
-    format: as in `parse_record`; heldout: it is not trained on; columns: as in `read_records`.
+    format: as in `parse_record`; is_eval: it belongs to data.eval; columns: as in `read_records`.
     """
 
     path: Path
     format: str
-    heldout: bool = False
+    is_eval: bool = False
     columns: Columns = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """How to check.
+    """Settings of a check.
 
-    encoder: of the model that is to see the data, None: no tokens are counted, and nothing that encoding would refuse
-    is found. max_length, on_long, allow_urls: as in the section `data` of a configuration. limit: only the first
-    samples; decode: every picture and video in full, not only its header; most_errors: that are kept by name (None:
-    all, as they are counted in any case); pairs: as in `SampleReader`.
+    encoder: of the model that will see the data; None: lengths are in characters, and encoding errors are not found.
+    max_length, on_long, allow_urls: as in the config section `data`. limit: check only so many samples. decode: decode
+    images and videos in full, not only their headers. most_errors: errors kept by name (None: all); every error is
+    counted. pairs: as in `SampleReader`.
     """
 
     encoder: Encoder | None
@@ -63,18 +63,19 @@ class CheckOptions:
 
 def check_files(
     files: Sequence[CheckedFile], options: CheckOptions, on_progress: OnProgress = no_progress
-) -> Report:
-    """Everything about the samples of these files. What is wrong is in the report: nothing is raised for it.
+) -> CheckReport:
+    """Checks all samples of the files. Errors are collected in the report, not raised.
 
-    A file that is damaged is read up to there, and the next one follows. Memory: a few hundred bytes a sample.
+    A damaged file is read up to the damage; the check then goes on with the next file. Memory: a few hundred bytes per
+    sample.
     """
     unit: Unit = "characters" if options.encoder is None else "tokens"
-    report = Report(unit, options.max_length, ErrorList(options.most_errors))
+    report = CheckReport(unit, options.max_length, ErrorList(options.most_errors))
     checker = _Checker(options, report)
     sizes = [_size(file.path) for file in files]
     before = 0
     for file, size in zip(files, sizes, strict=True):
-        found = FileReport(file.path, file.heldout)
+        found = FileReport(file.path, file.is_eval)
         report.files.append(found)
         for read in checker.read(file, found):
             on_progress("checking", before + read, sum(sizes))
@@ -87,14 +88,14 @@ def check_files(
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # reading it will say so
+    except OSError:  # reported when the file is read
         return 0
 
 
 class _Checker:
     """Checks records, one by one."""
 
-    def __init__(self, options: CheckOptions, report: Report) -> None:
+    def __init__(self, options: CheckOptions, report: CheckReport) -> None:
         self._options = options
         self._report = report
         self._reader: SampleReader | None = None
@@ -104,7 +105,7 @@ class _Checker:
             )
 
     def read(self, file: CheckedFile, found: FileReport) -> Iterator[int]:
-        """Checks a file; yields how many of its bytes are read, now and then."""
+        """Checks a file; yields the number of its bytes read so far after each record."""
         try:
             for record in read_records(file.path, columns=file.columns):
                 if self._options.limit is not None and self._report.samples >= self._options.limit:
@@ -119,7 +120,7 @@ class _Checker:
             found.unreadable = str(error)
 
     def _check(self, record: Record | BadLine, file: CheckedFile, found: FileReport) -> list[SampleError]:
-        """What is wrong with a record."""
+        """The errors of a record."""
         if isinstance(record, BadLine):
             return [record.error]
         format = detect(record.value) if file.format == "auto" else file.format
@@ -136,14 +137,14 @@ class _Checker:
             self._report.add_conversation(conversation)
             if self._reader is not None:
                 self._reader.require_pair(conversation, record, file.format)
-                return self._encode(self._reader, conversation, file.heldout)
+                return self._encode(self._reader, conversation, file.is_eval)
             self._measure(conversation)
         except SampleError as error:
             return [error]
         return []
 
     def _measure(self, conversation: Conversation) -> None:
-        """Lengths without a tokenizer."""
+        """Adds lengths in characters."""
         sample_id = conversation.sample_id
         if conversation.messages[0].role != "text":
             require_answer(conversation)
@@ -154,8 +155,8 @@ class _Checker:
         self._report.vision_tokens += vision
         self._report.add_length(all_characters(conversation), vision)
 
-    def _encode(self, reader: SampleReader, conversation: Conversation, heldout: bool) -> list[SampleError]:
-        """Lengths as training has them, and what it would refuse."""
+    def _encode(self, reader: SampleReader, conversation: Conversation, is_eval: bool) -> list[SampleError]:
+        """Adds lengths in tokens; returns what training would refuse."""
         sample = reader.encode(conversation)
         errors = list(sample.errors)
         if self._options.decode:
@@ -163,12 +164,12 @@ class _Checker:
                 decode(document.media, document.sample_id, reader.encoder.media_spec)
         for tokens, vision in sample.whole:
             self._report.add_length(tokens - vision, vision)
-        if not heldout:
+        if not is_eval:
             for document in sample.documents:
                 self._report.add_document(document)
         self._report.trimmed += sample.trimmed
         self._report.untrained_reasoning += sample.untrained_reasoning
-        if reader.pairs == "chosen":  # each_turn, which cures it, is not for pairs
+        if reader.pairs == "chosen":  # each_turn, the remedy, does not apply to pairs
             self._report.calls_as_history += sample.calls_as_history
         if self._options.on_long == "drop":
             kept = [error for error in errors if error.reason != TOO_LONG]

@@ -1,4 +1,4 @@
-"""What a sample holds, told from its conversation alone."""
+"""The contents of a sample, from its conversation alone."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from erniekit.data.chat.conversation import (
     VideoPart,
 )
 
-# What `contents` tells, in the order in which it is shown.
-CONTENTS = (
-    "text only",
-    "with pictures",
-    "with videos",
-    "with tools listed",
-    "with tool calls",
-    "with reasoning",
-    "preference pairs",
-    "plain text",
-)
+# Names of `contents` in JSON reports and their labels, in display order.
+CONTENTS = {
+    "text only": "text only",
+    "with pictures": "with images",
+    "with videos": "with videos",
+    "with tools listed": "with tools listed",
+    "with tool calls": "with tool calls",
+    "with reasoning": "with reasoning",
+    "preference pairs": "preference pairs",
+    "plain text": "plain text",
+}
 _THINK = "<think>"
 
 
 def contents(conversation: Conversation) -> set[str]:
-    """Which of CONTENTS it is; "text only" is a chat without pictures and videos."""
+    """The names in CONTENTS that apply; "text only" is a chat without images and videos."""
     if conversation.messages[0].role == "text":
         return {"plain text"}
     parts = list(_parts(conversation))
@@ -48,27 +48,27 @@ def contents(conversation: Conversation) -> set[str]:
 
 
 def media_parts(conversation: Conversation) -> list[ImagePart | VideoPart]:
-    """Its pictures and videos, in order."""
+    """All images and videos, in order."""
     return [part for part in _parts(conversation) if isinstance(part, ImagePart | VideoPart)]
 
 
 def characters(part: Part) -> int:
-    """Characters of its text, 0 for a picture or video."""
+    """Characters of the text of a part; 0 for an image or video."""
     if isinstance(part, ImagePart | VideoPart):
         return 0
     return len(part.name) + len(part.arguments) if isinstance(part, ToolCallPart) else len(part.text)
 
 
 def all_characters(conversation: Conversation) -> int:
-    """Characters of all its texts and of its list of tools."""
+    """Characters of all texts and of the list of tools."""
     tools = json.dumps(conversation.tools, ensure_ascii=False) if conversation.tools else ""
     return len(tools) + sum(characters(part) for part in _parts(conversation))
 
 
 def digest(conversation: Conversation) -> int:
-    """64 bits that are the same for conversations that are the same but for where they stand.
+    """A 64-bit hash that is equal for equal conversations, wherever they are stored.
 
-    Among ten million different ones, two share them with a chance of 1 to 400,000.
+    Among ten million different conversations, two collide with a probability of 1 in 400,000.
     """
     found = hashlib.blake2b(digest_size=8)
     for piece in _pieces(conversation):
@@ -95,7 +95,7 @@ def _parts(conversation: Conversation) -> Iterator[Part]:
 
 
 def _reasons(conversation: Conversation) -> bool:
-    """Whether an answer has reasoning, as a part of its own or as a block at its beginning."""
+    """Whether an answer has reasoning, as a separate part or as a block at the start of its text."""
     for message in conversation.messages:
         for part in message.parts:
             if isinstance(part, ReasoningPart) and part.text.strip():

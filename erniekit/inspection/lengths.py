@@ -1,4 +1,4 @@
-"""How long documents are: percentiles, and a histogram whose steps double."""
+"""Lengths of documents: percentiles, and a histogram with edges at powers of two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHORTEST_STEP = 16
 
 
 class Bucket(NamedTuple):
-    """Documents of at most `up_to`, and more than the bucket before."""
+    """Documents of at most `up_to`, and longer than the bucket before."""
 
     up_to: int
     documents: int
@@ -23,45 +23,45 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class Lengths:
-    """One number a document, eight bytes each."""
+    """One length per document, eight bytes each."""
 
     values: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, value: int) -> None:
-        """One more document."""
+        """Adds a document."""
         self.values.append(value)
 
     @property
     def numpy(self) -> npt.NDArray[np.int64]:
-        """[D] a copy."""
+        """int64 [D], a copy."""
         return np.array(self.values, np.int64)
 
     def over(self, limit: int) -> int:
-        """Documents longer than that."""
+        """Number of documents longer than `limit`."""
         return int(np.count_nonzero(self.numpy > limit))
 
     def total(self) -> int:
-        """The sum."""
+        """The sum of all lengths."""
         return int(self.numpy.sum())
 
     def longest(self) -> int:
-        """0 where there is none."""
+        """The longest length; 0 without documents."""
         return max(self.values, default=0)
 
     def percentile(self, percent: float) -> int:
-        """The least of the values that at least that share of all does not exceed; 0 where there is none."""
+        """The smallest length that at least `percent` percent of the documents do not exceed; 0 without documents."""
         if not self.values:
             return 0
         return int(np.percentile(self.numpy, percent, method="inverted_cdf"))
 
     def buckets(self, edges: Sequence[int]) -> list[Bucket]:
-        """How many end at each edge. edges: ascending, the last not below the longest."""
+        """Documents by edge. edges: ascending, the last at least the longest length."""
         ends = np.searchsorted(np.sort(self.numpy), np.asarray(edges, np.int64), "right")
         return [Bucket(*pair) for pair in zip(edges, np.diff(ends, prepend=0).tolist(), strict=True)]
 
 
 def edges_for(longest: int) -> list[int]:
-    """The edges of a histogram up to that length: 16, 32, 64, ..."""
+    """The edges of a histogram up to `longest`: 16, 32, 64, ..."""
     edges = [_SHORTEST_STEP]
     while edges[-1] < longest:
         edges.append(edges[-1] * 2)

@@ -1,4 +1,4 @@
-"""Samples as the model will see them, stretch by stretch, ready to be shown."""
+"""Samples as the model will see them: pieces of text and media with their tokens, ready for display."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from erniekit.data.files.reader import BadLine
 from erniekit.data.formats import parse_record
 from erniekit.data.media.images import describe
 from erniekit.data.media.item import Media
-from erniekit.inspection.choose import Chosen
+from erniekit.display.text import counted
+from erniekit.inspection.select import SelectedRecord
 
-ShownKind = Kind | Literal["media"]
-# Of a preference pair: what both answers begin with, and what each has for itself.
+PieceKind = Kind | Literal["media"]
+# Parts of a preference pair: the shared prefix of both answers, and the rest of each.
 Branch = Literal["shared", "chosen", "rejected"]
-# Every kind, in the order in which they are counted and explained, and what it is called.
-KINDS: dict[ShownKind, str] = {
+# All kinds and their labels, in display order.
+KINDS: dict[PieceKind, str] = {
     "template": "template",
     "system": "system",
     "tools": "tools",
     "user": "user",
-    "media": "picture or video",
+    "media": "image or video",
     "tool_result": "tool result",
     "reasoning": "reasoning",
     "tool_call": "tool call",
@@ -38,10 +39,10 @@ KINDS: dict[ShownKind, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A picture or video in a document.
+class ShownMedia:
+    """An image or video of a document.
 
-    label: "picture 1", "video 2", ... in each document; size: (width, height) in pixels that the model sees.
+    label: "image 1", "video 2", ..., numbered per document; size: (width, height) in pixels, as the model sees it.
     """
 
     label: str
@@ -52,24 +53,24 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a document.
+    """A piece of a document of one kind.
 
-    text: what it says, or of a picture or video what to show in its place; branch: None but in a pair of two answers.
+    text: its text, or a description of an image or video; branch: None unless the document is a preference pair.
     """
 
-    kind: ShownKind
+    kind: PieceKind
     text: str
     tokens: int
     trained: bool
-    shown: Shown | None = None
+    shown: ShownMedia | None = None
     branch: Branch | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Pieces of one branch that follow each other; of a document without branches all of them.
+    """The pieces of one branch; all pieces of a document without branches.
 
-    loss_tokens: as training counts them.
+    loss_tokens: trained tokens, as training counts them.
     """
 
     branch: Branch | None
@@ -79,25 +80,25 @@ class Stretch:
 
     @property
     def title(self) -> str:
-        """What stands above it; nothing without branches."""
+        """The heading of the branch; empty without branches."""
         if self.branch is None:
             return ""
         name = {"shared": "shared by both answers", "chosen": "chosen answer", "rejected": "rejected answer"}
-        return f"{name[self.branch]}: {self.tokens:,} tokens, {self.loss_tokens:,} trained"
+        return f"{name[self.branch]}: {counted(self.tokens, 'token')}, {self.loss_tokens:,} trained"
 
 
 @dataclass(frozen=True, slots=True)
 class KindCount:
-    """Tokens of one kind in a document, and how many of them are trained."""
+    """Tokens of one kind in a document; trained: those with a label."""
 
-    kind: ShownKind
+    kind: PieceKind
     tokens: int
     trained: int
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewedDocument:
-    """One document. tokens, loss_tokens: as training counts them; positions: that it takes of the model's."""
+    """One document. tokens, loss_tokens: as training counts them; positions: of the model's max_position_embeddings."""
 
     sample_id: str
     pieces: tuple[Piece, ...]
@@ -107,7 +108,7 @@ class PreviewedDocument:
 
     @property
     def stretches(self) -> list[Stretch]:
-        """The branches of a pair, else all of it."""
+        """The branches of a pair, else one stretch with all pieces."""
         found = []
         for branch, group in groupby(self.pieces, lambda piece: piece.branch):
             pieces = tuple(group)
@@ -117,7 +118,7 @@ class PreviewedDocument:
 
     @property
     def counts(self) -> list[KindCount]:
-        """Tokens by kind, of those kinds that there are."""
+        """Tokens by kind, without empty kinds."""
         found = []
         for kind in KINDS:
             pieces = [piece for piece in self.pieces if piece.kind == kind]
@@ -131,7 +132,7 @@ class PreviewedDocument:
 class PreviewedSample:
     """One record.
 
-    documents: what becomes of it; error: why it cannot be used; is_pair: a preference pair; notices: as in
+    documents: made from the record; error: why it cannot be used; is_pair: a preference pair; notices: as in
     `Conversation`.
     """
 
@@ -144,7 +145,7 @@ class PreviewedSample:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Samples, and the settings with which they are seen."""
+    """Samples and the settings they are encoded with."""
 
     title: str
     model: str
@@ -154,37 +155,37 @@ class Preview:
     samples: Sequence[PreviewedSample]
 
     def notes(self, sample: PreviewedSample, document: PreviewedDocument) -> list[str]:
-        """What else there is to say of a document."""
+        """Remarks on a document."""
         notes = list(sample.notices)
         limit = self.encoder.limits.max_positions
         too_many = limit is not None and document.positions > limit
         if document.tokens > self.max_length or too_many:
             if document.pieces[-1].kind == "text":
-                fate = "it is cut into pieces"
+                action = "it is cut into pieces"
             else:
-                fate = {
+                action = {
                     "error": "it is an error",
-                    "drop": "it is left out",
+                    "drop": "it is skipped",
                     "trim_history": "it loses its oldest turns",
                 }[self.on_long]
-            what = f"the model's max_position_embeddings={limit:,}" if too_many else "data.max_length"
-            notes.append(f"longer than {what}: {fate} (data.on_long: {self.on_long})")
+            limit_name = f"the model's max_position_embeddings={limit:,}" if too_many else "data.max_length"
+            notes.append(f"longer than {limit_name}: {action} (data.on_long: {self.on_long})")
         if sample.is_pair and document.pieces[-1].branch is None:
-            notes.append("a preference pair: the chosen answer is shown, and learnt (task: dpo takes both)")
-        elif sample.is_pair:
             notes.append(
-                "what each answer has for itself begins with the token that predicts its first trained one"
+                "preference pair: only the chosen answer is shown and trained (task: dpo trains on both)"
             )
+        elif sample.is_pair:
+            notes.append("each branch begins with the token that predicts its first trained token")
         return notes
 
 
-def preview_samples(chosen: Iterable[Chosen], reader: SampleReader) -> list[PreviewedSample]:
-    """Samples as that reader sees them, but for their length. One that cannot be used is there with its error."""
-    return [_preview(item, reader) for item in chosen]
+def preview_samples(selected: Iterable[SelectedRecord], reader: SampleReader) -> list[PreviewedSample]:
+    """Encodes samples as training does, without its length limits. A sample that cannot be used has its error."""
+    return [_preview(item, reader) for item in selected]
 
 
-def _preview(chosen: Chosen, reader: SampleReader) -> PreviewedSample:
-    file, record = chosen
+def _preview(selected: SelectedRecord, reader: SampleReader) -> PreviewedSample:
+    file, record = selected
     if isinstance(record, BadLine):
         return PreviewedSample(record.error.sample_id, error=record.error)
     try:
@@ -239,16 +240,16 @@ def _pair(conversation: Conversation, encoder: Encoder, *, share: bool) -> tuple
 
 
 def _pieces(segments: Iterable[Segment], document: Document, encoder: Encoder) -> Iterator[Piece]:
-    """Segments with the pictures and videos of their document."""
+    """Segments with the images and videos of their document."""
     media = iter(document.media)
-    pictures = videos = 0
+    images = videos = 0
     for segment in segments:
         if segment.part is None:
             yield Piece(segment.kind, segment.text, segment.tokens, segment.trained)
             continue
         if isinstance(segment.part, ImagePart):
-            pictures += 1
-            label = f"picture {pictures}"
+            images += 1
+            label = f"image {images}"
         else:
             videos += 1
             label = f"video {videos}"
@@ -256,15 +257,15 @@ def _pieces(segments: Iterable[Segment], document: Document, encoder: Encoder) -
         yield Piece("media", _placeholder(shown), segment.tokens, False, shown)
 
 
-def _shown(label: str, part: ImagePart | VideoPart, media: Media, encoder: Encoder) -> Shown:
+def _shown(label: str, part: ImagePart | VideoPart, media: Media, encoder: Encoder) -> ShownMedia:
     spec = encoder.media_spec
     assert spec is not None, "only an encoder with a MediaSpec makes documents with media"
     patch = spec.video.patch_size if media.is_video else spec.image.patch_size
     _, rows, columns = media.grid_thw
-    return Shown(label, part, media, (columns * patch, rows * patch))
+    return ShownMedia(label, part, media, (columns * patch, rows * patch))
 
 
-def _placeholder(shown: Shown) -> str:
+def _placeholder(shown: ShownMedia) -> str:
     width, height = shown.size
     frames = f"{len(shown.media.frames)} frames of " if shown.media.is_video else ""
     name = describe(shown.part.source)

@@ -9,21 +9,21 @@ from pathlib import Path, PurePath
 
 from erniekit.data.chat.conversation import SampleError
 from erniekit.display.page import render_page
-from erniekit.display.text import visible
-from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, ShownKind
+from erniekit.display.text import counted, visible
+from erniekit.inspection.preview import KINDS, Piece, PieceKind, Preview, PreviewedDocument, PreviewedSample
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
 
 _TEMPLATE = Path(__file__).with_name("preview.html")
-# Kinds that are often long and always the same: they can be folded, and are where they are longer than this.
+# Kinds that are often long and repeated can be folded; longer ones than this are folded at first.
 _FOLDED = ("system", "tools")
 _OPEN_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A piece as the page has it. figures: of a picture or video, None for text; broken: why there are none."""
+    """A piece on the page. figures: thumbnails of an image or video, None for text; broken: why there are none."""
 
-    kind: ShownKind
+    kind: PieceKind
     text: str
     tokens: int
     trained: bool
@@ -38,9 +38,9 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Pieces that stand side by side.
+    """Adjacent pieces.
 
-    folded: under a name that opens and closes them; heading: what stands above them, of a pair's branches.
+    folded: they can be folded under `name`; heading: the line above them, for the branches of a pair.
     """
 
     name: str
@@ -59,9 +59,9 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """Tokens of a kind; shares are percents of the document."""
+    """Tokens of a kind; shares are percentages of the document."""
 
-    kind: ShownKind
+    kind: PieceKind
     tokens: int
     trained: int
     trained_share: float
@@ -70,7 +70,7 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """A document, or a sample that cannot be used, and why. filled: percent of a row that it takes."""
+    """A document, or a sample that cannot be used and the reason. filled: length as a percentage of max_length."""
 
     name: str
     document: PreviewedDocument | None = None
@@ -83,7 +83,7 @@ class _Card:
 
 
 def render_preview(preview: Preview) -> str:
-    """The page. Everything that comes from data is escaped; control characters are shown, never written."""
+    """The HTML page. Text from data is escaped, and control characters are replaced by symbols."""
     policy = preview.encoder.policy
     settings = (
         ("model", preview.model),
@@ -142,13 +142,13 @@ def _blocks(document: PreviewedDocument) -> Iterator[_Block]:
 
 def _text(piece: Piece, sample_id: str) -> _Text:
     state = "trained" if piece.trained else "context"
-    tip = f"{KINDS[piece.kind]}, {piece.tokens:,} tokens, {state}"
+    tip = f"{KINDS[piece.kind]}, {counted(piece.tokens, 'token')}, {state}"
     if piece.shown is None:
         return _Text(piece.kind, visible(piece.text), piece.tokens, piece.trained, tip)
     found = thumbnails(piece.shown, sample_id)
     source = piece.shown.part.source
-    # The whole path is in the tip.
+    # The tip has the whole path.
     name = piece.text.replace(source, PurePath(source).name) if isinstance(source, str) else piece.text
     figures, broken = ([], visible(found.detail)) if isinstance(found, SampleError) else (found, None)
-    tip = f"{visible(piece.text)} and its start and end: {piece.tokens:,} tokens, context"
+    tip = f"{visible(piece.text)} with its start and end tokens: {piece.tokens:,} tokens, context"
     return _Text(piece.kind, visible(name).strip("[]"), piece.tokens, False, tip, figures, broken)

@@ -1,4 +1,4 @@
-"""A preview in colours, for a terminal."""
+"""A preview in colour, for a terminal."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from rich.style import Style
 from rich.text import Text
 
 from erniekit.display.text import visible
-from erniekit.inspection.preview import KINDS, Preview, ShownKind, Stretch
+from erniekit.inspection.preview import KINDS, PieceKind, Preview, Stretch
 from erniekit.inspection.preview_text import NEWLINE, counts, heading, summary, title
 
-# As context, and as trained: there the background says so, and both colours are set, for dark and light terminals.
-_CONTEXT: dict[ShownKind, str] = {
+# Styles of context and of trained text. Trained text sets both colours, so that it is readable on any terminal.
+_CONTEXT: dict[PieceKind, str] = {
     "template": "dim",
     "system": "",
     "tools": "yellow",
@@ -23,26 +23,26 @@ _CONTEXT: dict[ShownKind, str] = {
     "answer": "",
     "text": "",
 }
-_TRAINED: dict[ShownKind, str] = {
+_TRAINED: dict[PieceKind, str] = {
     "template": "grey74",
     "reasoning": "italic light_sky_blue1",
     "tool_call": "plum1",
 }
 _TRAINED_BASE = Style.parse("bold bright_white on dark_green")
-_LEGEND: tuple[ShownKind, ...] = (
+_LEGEND: tuple[PieceKind, ...] = (
     "template", "user", "media", "tools", "tool_result", "reasoning", "tool_call",
 )  # fmt: skip
 
 
-def style_of(kind: ShownKind, trained: bool) -> Style:
-    """How a piece looks."""
+def style_of(kind: PieceKind, trained: bool) -> Style:
+    """The style of a piece."""
     if trained:
         return _TRAINED_BASE + Style.parse(_TRAINED.get(kind, "bright_white"))
     return Style.parse(_CONTEXT[kind])
 
 
 def print_preview(preview: Preview, console: Console) -> None:
-    """Print it. Lines are left to the terminal to wrap, so that the text is what the model sees."""
+    """Prints a preview. The terminal wraps long lines, so that no newline is added to the text that the model sees."""
     _print(console, Text(heading(preview)))
     _print(console, _legend())
     for sample in preview.samples:

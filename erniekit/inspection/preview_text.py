@@ -1,20 +1,20 @@
-"""A preview as plain text: what is trained stands between ⟦ and ⟧."""
+"""A preview as plain text, with trained text between ⟦ and ⟧."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from erniekit.display.text import format_table, visible
-from erniekit.inspection.preview import KINDS, Piece, Preview, PreviewedDocument, PreviewedSample, Stretch
+from erniekit.inspection.preview import KINDS, Preview, PreviewedDocument, PreviewedSample, Stretch
 
 OPEN, CLOSE = "⟦", "⟧"
 NEWLINE = "⏎"
 
 
-def plain_lines(preview: Preview) -> Iterator[str]:
-    """The preview, piece of text by piece of text, each to be printed with a newline after it."""
+def preview_lines(preview: Preview) -> Iterator[str]:
+    """The preview in pieces of one or more lines, without their last newline."""
     yield heading(preview)
-    yield f"legend: {OPEN}trained{CLOSE}, {NEWLINE} a newline; all else is context"
+    yield f"legend: {OPEN}trained{CLOSE}, {NEWLINE} a newline; the rest is context"
     for sample in preview.samples:
         yield ""
         if sample.error is not None:
@@ -35,7 +35,7 @@ def plain_lines(preview: Preview) -> Iterator[str]:
 
 
 def heading(preview: Preview) -> str:
-    """The settings with which samples are seen."""
+    """The settings the samples are encoded with."""
     policy = preview.encoder.policy
     return (
         f"{preview.title}: model {preview.model}, template {preview.encoder.template.name}, "
@@ -44,38 +44,31 @@ def heading(preview: Preview) -> str:
 
 
 def title(sample: PreviewedSample, document: PreviewedDocument | None = None) -> str:
-    """What stands above a document."""
+    """The line above a document."""
     return f"== {visible(document.sample_id if document is not None else sample.sample_id)}"
 
 
 def summary(preview: Preview, document: PreviewedDocument) -> str:
-    """How long a document is, in words."""
-    return (
-        f"{document.tokens:,} tokens, of at most {preview.max_length:,}; {document.loss_tokens:,} are trained"
-    )
+    """The length of a document."""
+    return f"{document.tokens:,} of at most {preview.max_length:,} tokens, {document.loss_tokens:,} trained"
 
 
 def counts(document: PreviewedDocument) -> list[str]:
-    """Tokens of a document by kind, then in all."""
-    rows = [("tokens", "all", "trained")]
+    """A table of the tokens of a document by kind, and of all."""
+    rows = [("tokens", "total", "trained")]
     for count in document.counts:
         rows.append((KINDS[count.kind], f"{count.tokens:,}", f"{count.trained:,}" if count.trained else "-"))
-    rows.append(("in all", f"{document.tokens:,}", f"{document.loss_tokens:,}"))
+    rows.append(("all", f"{document.tokens:,}", f"{document.loss_tokens:,}"))
     return format_table(rows, indent=2)
 
 
 def _marked(stretch: Stretch) -> Iterator[str]:
-    """The text of a stretch; pieces that are trained and stand side by side share their marks."""
+    """The text of a stretch; adjacent trained pieces share their marks."""
     trained = False
     for piece in stretch.pieces:
         if piece.trained != trained:
             yield OPEN if piece.trained else CLOSE
             trained = piece.trained
-        yield shown_text(piece)
+        yield visible(piece.text).replace("\n", f"{NEWLINE}\n")
     if trained:
         yield CLOSE
-
-
-def shown_text(piece: Piece) -> str:
-    """The text of a piece with its newlines marked."""
-    return visible(piece.text).replace("\n", f"{NEWLINE}\n")

@@ -12,20 +12,17 @@ from erniekit.inspection.check import CheckedFile
 
 
 def named_files(entries: Sequence[str], format: str, log: Log) -> list[CheckedFile]:
-    """The files that names, directories and patterns mean for training, each once. say: as in `expand`.
-
-    Raises DataError.
-    """
+    """The training files of file names, directories and patterns, each once. log, Raises: as in `expand`."""
     return [CheckedFile(path, format) for path in expand(entries, "train", log)]
 
 
 def training_files(data: DataConfig, format: str | None = None, log: Log | None = None) -> list[CheckedFile]:
-    """The files of data.train. format: in place of the configuration's; say: as in `expand`. Raises DataError."""
+    """The files of data.train. format: replaces data.format; log, Raises: as in `expand`."""
     return _files(data.train, data, format, "train", log)
 
 
 def eval_files(data: DataConfig, format: str | None = None, log: Log | None = None) -> list[CheckedFile]:
-    """The files of data.eval, none where it is empty. format, say, Raises: as `training_files`."""
+    """The files of data.eval, which may be empty. format, log, Raises: as in `training_files`."""
     return _files(data.eval, data, format, "eval", log)
 
 
@@ -36,7 +33,7 @@ def _files(
         CheckedFile(
             path,
             format or source.format or data.format,
-            heldout=use == "eval",
+            is_eval=use == "eval",
             columns=read_columns(source.columns, source.path),
         )
         for source in sources

@@ -1,4 +1,4 @@
-"""Small versions of what a model sees of pictures and videos, as data: URIs."""
+"""Thumbnails of images and videos, as data: URIs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.media.frames import load_frames
 from erniekit.data.media.images import open_image
-from erniekit.inspection.preview import Shown
+from erniekit.inspection.preview import ShownMedia
 
 _LONGEST_SIDE = 160  # pixels
 _QUALITY = 80
 
 
 class Thumbnail:
-    """A small JPEG. caption: "" for a picture, the frame's number for a video."""
+    """A small JPEG. caption: "" for an image, the frame number for a video."""
 
     def __init__(self, image: Image.Image, caption: str = "") -> None:
         image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
@@ -29,15 +29,15 @@ class Thumbnail:
         self.caption = caption
 
 
-def thumbnails(shown: Shown, sample_id: str) -> list[Thumbnail] | SampleError:
-    """The picture, or the first, middle and last sampled frame of a video; the error where it cannot be decoded."""
+def thumbnails(shown: ShownMedia, sample_id: str) -> list[Thumbnail] | SampleError:
+    """The image, or the first, middle and last sampled frame of a video; the error if it cannot be decoded."""
     try:
         return list(_thumbnails(shown, sample_id))
     except SampleError as error:
         return error
 
 
-def _thumbnails(shown: Shown, sample_id: str) -> Iterator[Thumbnail]:
+def _thumbnails(shown: ShownMedia, sample_id: str) -> Iterator[Thumbnail]:
     source, frames = shown.media.source, shown.media.frames
     if not frames:
         assert not isinstance(source, tuple), "only a video is given as frames"

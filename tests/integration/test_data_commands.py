@@ -96,7 +96,7 @@ def test_too_long_with_drop_is_no_error(data: Path, model: Path) -> None:
     assert run(*asked).returncode == 1
     dropping = run(*asked, "--on-long", "drop")
     assert dropping.returncode == 0
-    assert "1 samples would be left out for their length" in dropping.stdout
+    assert "1 sample would be skipped for length" in dropping.stdout
 
 
 def test_check_of_a_run_takes_its_settings(config: Path, tmp_path: Path, data: Path) -> None:
@@ -106,8 +106,8 @@ def test_check_of_a_run_takes_its_settings(config: Path, tmp_path: Path, data: P
     result = run("check", "--config", config)
     assert result.returncode == 1
     assert result.stdout.startswith("template ernie_vl, max_length 100\n")
-    assert f"{heldout}: 2 samples (messages), held out, 1 with errors" in result.stdout
-    assert "packed: 3 documents" in result.stdout
+    assert f"{heldout}: 2 samples (messages), eval, 1 with errors" in result.stdout
+    assert "packing: 3 documents" in result.stdout
     only = run("check", data, "--config", config, "--max-length", "50")
     assert only.returncode == 0
     assert only.stdout.startswith("template ernie_vl, max_length 50\n")
@@ -134,7 +134,7 @@ def test_preview_is_plain_where_nobody_sees_colours(config: Path, data: Path) ->
     assert f"== {data}:2\n" in result.stdout
     assert f"== {data}:3\n" not in result.stdout
     assert "⟦seven<|end_of_sentence|>⟧" in result.stdout
-    assert f"[picture 1: {data.parent / 'a.png'} 56x56, 4 tokens]" in result.stdout
+    assert f"[image 1: {data.parent / 'a.png'} 56x56, 4 tokens]" in result.stdout
 
 
 def test_a_run_that_learns_preferences_shows_and_checks_both_answers(config: Path, data: Path) -> None:

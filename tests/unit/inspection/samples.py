@@ -1,4 +1,4 @@
-"""A conversation with everything in it, and previews of records, for the tests of what is shown."""
+"""A conversation with tools and reasoning, and previews of records."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from erniekit.config.choices import OnLong
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.samples import Pairs, SampleReader
 from erniekit.inspection.check import CheckedFile
-from erniekit.inspection.choose import first
 from erniekit.inspection.preview import Preview, preview_samples
+from erniekit.inspection.select import first_records
 from tests.unit.data.helpers import write_lines
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
@@ -41,7 +41,7 @@ def preview_of(
     on_long: OnLong = "error",
     pairs: Pairs = "chosen",
 ) -> Preview:
-    """A preview of records, which are written to a file first."""
-    chosen = first([CheckedFile(write_lines(path, records), "auto")], len(records))
+    """A preview of records, from a file that is written first."""
+    chosen = first_records([CheckedFile(write_lines(path, records), "auto")], len(records))
     samples = preview_samples(chosen, SampleReader(encoder, max_length, on_long, pairs=pairs))
     return Preview("run.yaml", "model", encoder, max_length, on_long, samples)

@@ -1,4 +1,4 @@
-"""What `check_files` finds: counts, lengths, and everything that is wrong."""
+"""`check_files`: counts, lengths and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,24 @@ from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
 from erniekit.data.media.video import VideoSpec
 from erniekit.inspection.check import DEFAULT_MEDIA, CheckedFile, CheckOptions, check_files
-from erniekit.inspection.report import Report
+from erniekit.inspection.check_report import CheckReport
 from tests.unit.data.helpers import data_uri, encoded, noise, qa, write_json, write_lines
 
 LONG = "one two three four five six seven " * 20
 
 
-def check(*paths: Path, encoder: Encoder | None = None, heldout: bool = False, **settings: Any) -> Report:
+def check(
+    *paths: Path, encoder: Encoder | None = None, is_eval: bool = False, **settings: Any
+) -> CheckReport:
     options = CheckOptions(encoder=encoder, **({"max_length": 200} | settings))
-    return check_files([CheckedFile(path, "auto", heldout) for path in paths], options)
+    return check_files([CheckedFile(path, "auto", is_eval) for path in paths], options)
 
 
 def image(source: str) -> list[dict[str, Any]]:
     return [{"type": "image", "image": source}, {"type": "text", "text": "what?"}]
 
 
-def reasons(report: Report) -> dict[str, int]:
+def reasons(report: CheckReport) -> dict[str, int]:
     return dict(report.errors.by_reason)
 
 
@@ -56,7 +58,7 @@ def test_counts_without_a_model(tmp_path: Path) -> None:
     assert list(report.text.values) == [7, 5, 10, 7, 11]
     assert list(report.total.values) == list(report.text.values)
     assert list(report.vision.values) == [4]  # 60 x 60 pixels become 56 x 56: 2 x 2 tokens
-    assert (report.pictures, report.videos, report.unit) == (1, 0, "characters")
+    assert (report.images, report.videos, report.unit) == (1, 0, "characters")
     assert report.packing is None
 
 
@@ -131,7 +133,7 @@ def test_too_long_as_on_long_says(tmp_path: Path, vl_encoder: Encoder) -> None:
     assert (dropping.failed, dropping.dropped, dropping.is_clean) == (0, 2, True)
     trimming = check(path, encoder=vl_encoder, on_long="trim_history")
     assert (trimming.failed, trimming.trimmed) == (1, 1)
-    # Lengths are of whole documents whatever becomes of them, rows are of what is used.
+    # Lengths are of whole documents, rows hold the documents that are used.
     for report in (failing, dropping, trimming):
         assert report.total.over(200) == 2
         assert report.total.longest() > 200
@@ -154,9 +156,9 @@ def test_each_turn_has_a_length_for_each_answer(tmp_path: Path, vl_checkpoint: P
     assert (report.samples, len(report.total.values), len(report.row_lengths.values)) == (1, 2, 2)
 
 
-def test_heldout_files_are_checked_but_not_packed(tmp_path: Path, vl_encoder: Encoder) -> None:
+def test_eval_files_are_checked_but_not_packed(tmp_path: Path, vl_encoder: Encoder) -> None:
     path = write_lines(tmp_path / "a.jsonl", [qa("a"), {"strange": 1}])
-    report = check(path, encoder=vl_encoder, heldout=True)
+    report = check(path, encoder=vl_encoder, is_eval=True)
     assert (report.failed, len(report.total.values), report.packing) == (1, 1, None)
 
 
@@ -183,11 +185,11 @@ def test_a_damaged_file_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_limit_stops_after_so_many_samples(tmp_path: Path) -> None:
-    first = write_lines(tmp_path / "a.jsonl", [qa(str(number)) for number in range(3)])
+    one = write_lines(tmp_path / "a.jsonl", [qa(str(number)) for number in range(3)])
     second = write_lines(tmp_path / "b.jsonl", [qa("x"), {"strange": 1}])
-    report = check(first, second, limit=4)
+    report = check(one, second, limit=4)
     assert ([file.samples for file in report.files], report.is_clean) == ([3, 1], True)
-    assert len(check(first, second, limit=3).files) == 1
+    assert len(check(one, second, limit=3).files) == 1
 
 
 def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a sample holds, and when two samples are the same."""
+"""The contents of a sample, and when two samples are equal."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_contents(conversation: Conversation, expected: set[str]) -> None:
     assert expected <= set(CONTENTS)
 
 
-def test_characters_count_tools_and_calls_but_no_pictures() -> None:
+def test_characters_count_tools_and_calls_but_no_images() -> None:
     conversation = chat(
         ("user", [ImagePart("a.png"), "four"]), ("assistant", ToolCallPart("look", "{}")), tools=[TOOL]
     )
@@ -51,8 +51,8 @@ def test_characters_count_tools_and_calls_but_no_pictures() -> None:
 
 def test_the_same_sample_elsewhere_has_the_same_digest() -> None:
     assert digest(dataclasses.replace(CHAT, sample_id="other:7")) == digest(CHAT)
-    picture = chat(("user", [b"pixels", "?"]), ("assistant", "x"))
-    assert digest(picture) == digest(chat(("user", [b"pixels", "?"]), ("assistant", "x"), sample_id="g:2"))
+    image = chat(("user", [b"pixels", "?"]), ("assistant", "x"))
+    assert digest(image) == digest(chat(("user", [b"pixels", "?"]), ("assistant", "x"), sample_id="g:2"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Preference pairs as they are shown and checked: both answers, what they share, what is trained."""
+"""Previews and checks of preference pairs: both answers, their shared prefix, trained tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from erniekit.data.encode.samples import Pairs, pair_mode
 from erniekit.data.formats import parse_record
 from erniekit.inspection.check import CheckedFile, CheckOptions, check_files
 from erniekit.inspection.preview_page import render_preview
-from erniekit.inspection.preview_text import plain_lines
+from erniekit.inspection.preview_text import preview_lines
 from tests.unit.data.helpers import data_uri, noise, qa, write_lines
 from tests.unit.inspection.samples import preview_of
 
@@ -54,7 +54,7 @@ def test_both_answers_are_shown_and_what_they_share_once(tmp_path: Path, vl_enco
     ]
     assert sum(count.tokens for count in document.counts) == document.tokens == len(encoded)
     assert sum(count.trained for count in document.counts) == document.loss_tokens == sum(trained)
-    lines = list(plain_lines(preview))
+    lines = list(preview_lines(preview))
     heads = [index for index, line in enumerate(lines) if line.startswith("-- ")]
     assert [lines[index] for index in heads] == [
         f"-- shared by both answers: {start:,} tokens, 0 trained",
@@ -62,15 +62,13 @@ def test_both_answers_are_shown_and_what_they_share_once(tmp_path: Path, vl_enco
         f"-- rejected answer: {len(encoded) - second:,} tokens, {trained[1]} trained",
     ]
     shared, chosen, rejected = (lines[index + 1] for index in heads)
-    assert "one?" in shared and "two" in shared and "[picture 1: " in shared and "⟦" not in shared
+    assert "one?" in shared and "two" in shared and "[image 1: " in shared and "⟦" not in shared
     # The last token of the prompt predicts the first of the answer, and is in both branches.
     assert chosen.endswith("⟦seven<|end_of_sentence|>⟧") and rejected.endswith(
         "⟦eight nine<|end_of_sentence|>⟧"
     )
     assert chosen.partition("⟦")[0] == rejected.partition("⟦")[0] != ""
-    assert lines[-1] == (
-        "note: what each answer has for itself begins with the token that predicts its first trained one"
-    )
+    assert lines[-1] == ("note: each branch begins with the token that predicts its first trained token")
     page = render_preview(preview)
     assert page.count("<h3>") == 3 and f"<h3>chosen answer: {second - start:,} tokens" in page
 
@@ -85,11 +83,11 @@ def test_without_sharing_each_answer_has_its_prompt(tmp_path: Path, vl_encoder: 
     )
     for part in document.stretches:
         text = "".join(piece.text for piece in part.pieces)
-        assert "one?" in text and "[picture 1: " in text
+        assert "one?" in text and "[image 1: " in text
 
 
 def test_a_stretch_is_divided_at_any_token(tmp_path: Path, vl_encoder: Encoder) -> None:
-    """Texts and tokens stay the same; the cut falls between two stretches, but inside of a picture."""
+    """Texts and tokens stay the same; the cut falls between two stretches, but inside an image."""
     answer = conversation(PAIR, tmp_path)
     whole = vl_encoder.segments(answer)
     tokens = sum(segment.tokens for segment in whole)
@@ -106,7 +104,7 @@ def test_a_stretch_is_divided_at_any_token(tmp_path: Path, vl_encoder: Encoder) 
 
 
 @pytest.mark.parametrize("pairs", ["shared", "separate"])
-def test_a_sample_that_is_no_pair_is_told(tmp_path: Path, vl_encoder: Encoder, pairs: Pairs) -> None:
+def test_a_sample_that_is_no_pair_is_an_error(tmp_path: Path, vl_encoder: Encoder, pairs: Pairs) -> None:
     preview = preview_of(tmp_path / "a.jsonl", [qa("one", "two"), PAIR], vl_encoder, pairs=pairs)
     assert preview.samples[0].error is not None and preview.samples[0].error.reason == "not a pair"
     assert preview.samples[1].error is None
@@ -119,7 +117,7 @@ def test_a_sample_that_is_no_pair_is_told(tmp_path: Path, vl_encoder: Encoder, p
 
 
 def test_check_counts_both_answers(tmp_path: Path, vl_encoder: Encoder) -> None:
-    """Their length is what training has in a row; one that is too long is measured whole."""
+    """Their length is that of training; a pair that is too long is measured whole."""
     path = write_lines(tmp_path / "a.jsonl", [PAIR])
     expected = len(encode_pair(vl_encoder, conversation(PAIR, tmp_path)))
     for length, failed in ((500, 0), (expected - 1, 1)):

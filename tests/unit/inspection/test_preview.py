@@ -7,13 +7,13 @@ import pytest
 
 from erniekit.config import DataConfig
 from erniekit.data.encode.encoder import Encoder, make_encoder
-from erniekit.inspection.preview_text import plain_lines
+from erniekit.inspection.preview_text import preview_lines
 from tests.unit.data.helpers import encoded, noise, qa, write_lines
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 
 GOLDEN = """\
 run.yaml: model model, template ernie_vl_thinking, max_length 500, loss_on all, reasoning train
-legend: ⟦trained⟧, ⏎ a newline; all else is context
+legend: ⟦trained⟧, ⏎ a newline; the rest is context
 
 == {path}:1
 <|begin_of_sentence|>⏎
@@ -42,14 +42,14 @@ Assistant: ⏎
 ⏎
 ⟦seven<|end_of_sentence|>⟧
 
-{tokens} tokens, of at most 500; {trained} are trained"""
+{tokens} of at most 500 tokens, {trained} trained"""
 
 
 def test_a_conversation_with_tools_and_reasoning(tmp_path: Path, thinking_encoder: Encoder) -> None:
     path = tmp_path / "a.jsonl"
     preview = preview_of(path, [TOOL_CHAT], thinking_encoder)
     (document,) = preview.samples[0].documents
-    lines = list(plain_lines(preview))
+    lines = list(preview_lines(preview))
     expected = GOLDEN.format(path=path, tokens=document.tokens, trained=document.loss_tokens)
     assert "\n".join(lines).partition("\n  tokens")[0] == expected
 
@@ -74,11 +74,11 @@ def test_the_counts_add_up(tmp_path: Path, thinking_encoder: Encoder) -> None:
         assert counts[kind].trained == counts[kind].tokens > 0
     for kind in ("system", "tools", "user", "tool_result"):
         assert counts[kind].trained == 0
-    last = [line.split() for line in plain_lines(preview)][-1]
-    assert last == ["in", "all", str(document.tokens), str(document.loss_tokens)]
+    last = [line.split() for line in preview_lines(preview)][-1]
+    assert last == ["all", str(document.tokens), str(document.loss_tokens)]
 
 
-def test_pictures_and_videos_are_numbered_and_measured(tmp_path: Path, vl_encoder: Encoder) -> None:
+def test_images_and_videos_are_numbered_and_measured(tmp_path: Path, vl_encoder: Encoder) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(60, 90)))
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(encoded(noise(300, 300, number)))
@@ -91,8 +91,8 @@ def test_pictures_and_videos_are_numbered_and_measured(tmp_path: Path, vl_encode
     (document,) = preview.samples[0].documents
     media = [piece for piece in document.pieces if piece.kind == "media"]
     first, video, second = (piece.text for piece in media)
-    assert first == f"[picture 1: {tmp_path / 'a.png'} 84x56, 6 tokens]"
-    assert second.startswith("[picture 2: ")
+    assert first == f"[image 1: {tmp_path / 'a.png'} 84x56, 6 tokens]"
+    assert second.startswith("[image 2: ")
     assert video.startswith("[video 1: (2 frames, the first ")
     assert video.endswith(" 2 frames of 504x504, 324 tokens]")
     # With the mark at its start and the one at its end.
@@ -104,7 +104,7 @@ def test_a_sample_that_fails_does_not_hide_the_others(tmp_path: Path, vl_encoder
     path = tmp_path / "a.jsonl"
     preview = preview_of(path, [{"strange": 1}, qa("fine"), qa("<|end_of_sentence|>")], vl_encoder)
     assert [len(sample.documents) for sample in preview.samples] == [0, 1, 0]
-    lines = list(plain_lines(preview))
+    lines = list(preview_lines(preview))
     assert any(line.startswith("cannot be used: unknown format: ") for line in lines)
     assert any(line.startswith("cannot be used: reserved token: ") for line in lines)
     assert f"== {path}:2" in lines
@@ -115,7 +115,7 @@ def test_each_turn_shows_a_document_for_each_answer(tmp_path: Path, vl_checkpoin
     path = tmp_path / "a.jsonl"
     chat = {"messages": qa("one", "two")["messages"] + qa("three", "seven")["messages"]}
     preview = preview_of(path, [chat], encoder)
-    lines = list(plain_lines(preview))
+    lines = list(preview_lines(preview))
     titles = [line for line in lines if line.startswith("==")]
     assert titles == [f"== {path}:1 (message 2)", f"== {path}:1 (message 4)"]
     texts = [line for line in lines if line.startswith("<|begin")]
@@ -128,7 +128,7 @@ def test_each_turn_shows_a_document_for_each_answer(tmp_path: Path, vl_checkpoin
     ("record", "on_long", "note"),
     [
         (qa("seven " * 50), "error", "it is an error (data.on_long: error)"),
-        (qa("seven " * 50), "drop", "it is left out (data.on_long: drop)"),
+        (qa("seven " * 50), "drop", "it is skipped (data.on_long: drop)"),
         (qa("seven " * 50), "trim_history", "it loses its oldest turns (data.on_long: trim_history)"),
         ({"text": "seven " * 50}, "error", "it is cut into pieces (data.on_long: error)"),
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, "error", None),
@@ -138,10 +138,10 @@ def test_notes(
     tmp_path: Path, vl_encoder: Encoder, record: dict[str, Any], on_long: str, note: str | None
 ) -> None:
     preview = preview_of(tmp_path / "a.jsonl", [record], vl_encoder, max_length=40, on_long=on_long)
-    notes = [line for line in plain_lines(preview) if line.startswith("note: ")]
+    notes = [line for line in preview_lines(preview) if line.startswith("note: ")]
     if note is None:
         assert notes == [
-            "note: a preference pair: the chosen answer is shown, and learnt (task: dpo takes both)"
+            "note: preference pair: only the chosen answer is shown and trained (task: dpo trains on both)"
         ]
     else:
         assert notes == [f"note: longer than data.max_length: {note}"]
@@ -149,13 +149,13 @@ def test_notes(
 
 def test_notices_about_the_record_are_notes(tmp_path: Path, vl_encoder: Encoder) -> None:
     preview = preview_of(tmp_path / "a.jsonl", [qa("one", mood="blue")], vl_encoder)
-    notes = [line for line in plain_lines(preview) if line.startswith("note: ")]
+    notes = [line for line in preview_lines(preview) if line.startswith("note: ")]
     assert notes == ["note: key 'mood' of a record is not read"]
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, vl_encoder: Encoder) -> None:
     path = write_lines(tmp_path / "esc\x1b.jsonl", [qa("red \x1b[31m \x00"), {"strange": 1}])
     preview = preview_of(path, [qa("red \x1b[31m \x00"), {"strange\x9b": 1}], vl_encoder)
-    text = "\n".join(plain_lines(preview))
+    text = "\n".join(preview_lines(preview))
     assert "red ␛[31m ␀" in text
     assert not {"\x1b", "\x00", "\x9b"} & set(text)

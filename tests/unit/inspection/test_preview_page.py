@@ -1,4 +1,4 @@
-"""The page: whole, safe whatever the data says, and the same text as the model sees."""
+"""The HTML page of a preview: safe for any data, and with the text that the model sees."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_thumbnails_are_small_and_of_a_video_there_are_three(tmp_path: Path, vl_
     assert shown == pytest.approx([0, 100, 250], abs=4)
 
 
-def test_a_picture_that_cannot_be_decoded_says_so(tmp_path: Path, vl_encoder: Encoder) -> None:
+def test_an_image_that_cannot_be_decoded_says_so(tmp_path: Path, vl_encoder: Encoder) -> None:
     data = encoded(noise(200, 200))
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     record = qa([{"type": "image", "image": "cut.png"}, {"type": "text", "text": "what?"}])

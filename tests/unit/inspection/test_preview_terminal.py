@@ -1,4 +1,4 @@
-"""A preview in colours."""
+"""A preview in colour."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 
 
 def printed(preview: Preview, width: int = 500) -> Text:
-    """What a terminal shows, with its styles; long lines are the terminal's own affair."""
+    """The output on a terminal, with its styles."""
     stream = io.StringIO()
     print_preview(preview, Console(file=stream, force_terminal=True, color_system="truecolor", width=width))
     return Text.from_ansi(stream.getvalue())
@@ -46,13 +46,13 @@ def test_long_lines_are_not_broken(tmp_path: Path, vl_encoder: Encoder) -> None:
     assert words in printed(preview, width=40).plain
 
 
-def test_every_kind_has_its_looks() -> None:
-    looks = {kind: (str(style_of(kind, False)), str(style_of(kind, True))) for kind in KINDS}
-    for context, trained in looks.values():
+def test_kinds_have_styles() -> None:
+    styles = {kind: (str(style_of(kind, False)), str(style_of(kind, True))) for kind in KINDS}
+    for context, trained in styles.values():
         assert "on dark_green" in trained
         assert "on " not in context
     for one, other in (("media", "tools"), ("tool_call", "reasoning"), ("template", "user")):
-        assert looks[one][0] != looks[other][0]  # type: ignore[index]
+        assert styles[one][0] != styles[other][0]  # type: ignore[index]
 
 
 def test_no_color_is_respected(tmp_path: Path, vl_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What was found in data files: counters and lengths, never the samples themselves."""
+"""The report on data files: counters and lengths, without the samples themselves."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NAMED_DUPLICATES = 5
 
 @dataclass
 class FileReport:
-    """One file.
+    """Counts of one file.
 
-    samples: records, wrong ones included; failed: those with an error; unreadable: why it could not be read, or not to
-    its end; heldout: its samples are not trained on.
+    is_eval: it belongs to data.eval; samples: records, including those with errors; failed: records with errors;
+    unreadable: why the file, or its end, cannot be read.
     """
 
     path: Path
-    heldout: bool = False
+    is_eval: bool = False
     samples: int = 0
     failed: int = 0
     formats: Counter[str] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class FileReport:
 
 @dataclass
 class RoleCount:
-    """Messages of one role, those that carry loss as far as the data says, and the characters of their texts."""
+    """Messages of one role; with_loss: trained ones, by the switches in the data; characters: of their texts."""
 
     messages: int = 0
     with_loss: int = 0
@@ -47,34 +47,34 @@ class RoleCount:
 
 @dataclass
 class ErrorList:
-    """Errors by reason, and the first `most` of them by name (None: all), and the first of each reason in any case."""
+    """Errors by reason. `first` keeps the first `most` of them (None: all), and always the first of each reason."""
 
     most: int | None
     by_reason: Counter[str] = field(default_factory=Counter)
     first: list[SampleError] = field(default_factory=list)
 
     def add(self, error: SampleError) -> None:
-        """One more."""
+        """Counts an error."""
         self.by_reason[error.reason] += 1
         if self.most is None or len(self.first) < self.most or self.by_reason[error.reason] == 1:
             self.first.append(error)
 
     @property
     def total(self) -> int:
-        """How many there were."""
+        """Number of errors."""
         return self.by_reason.total()
 
 
 @dataclass
 class Duplicates:
-    """Samples that are the same as an earlier one, the first few by name."""
+    """Samples equal to an earlier one; first: the ids of a few of them."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set, repr=False)
 
     def add(self, conversation: Conversation) -> None:
-        """One more sample."""
+        """Counts a sample."""
         key = digest(conversation)
         if key not in self._seen:
             self._seen.add(key)
@@ -86,7 +86,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Packing:
-    """One epoch of rows. documents: that are in them; tokens: of all of these."""
+    """The packed rows of one epoch. documents: packed documents; tokens: of all documents."""
 
     rows: int
     documents: int
@@ -95,26 +95,26 @@ class Packing:
 
     @property
     def unused(self) -> float:
-        """Share of the positions that hold no token."""
+        """Share of positions without a token."""
         return 1 - self.tokens / (self.rows * self.max_length)
 
     @property
     def unused_if_padded(self) -> float:
-        """The same, if every document were padded to a row of its own."""
+        """The same share with each document padded to max_length."""
         return 1 - self.tokens / (self.documents * self.max_length)
 
 
 @dataclass
-class Report:
-    """All files together.
+class CheckReport:
+    """Counts and lengths of all files.
 
-    unit: of the lengths of texts, "characters" where there is no tokenizer. dropped: samples left out for their length,
-    as on_long says, which is no error; trimmed: documents that lost old turns; untrained_reasoning: answers whose
-    reasoning is not learnt; calls_as_history: see `erniekit.data.chat.history`;
-    notices: see `Notices`. total, text, vision: length of each
-    document, whole, before anything is cut or trimmed; vision counts placeholder tokens, of documents that have any,
-    and total is text and vision where text is in tokens. row_lengths, row_patches: of each document that training would
-    use; tokens and loss_tokens: in these.
+    unit: of text lengths; "characters" without a tokenizer.
+    dropped: samples skipped for their length by on_long: drop, which are not errors; trimmed: documents without their
+    oldest turns; untrained_reasoning: answers with reasoning that is not trained; calls_as_history: see
+    `erniekit.data.chat.history`; notices: see `Notices`.
+    total, text, vision: length of each whole document, before cutting or trimming. vision: placeholder tokens, of
+    documents with media; total: text plus vision if text is in tokens, else text.
+    row_lengths, row_patches: of each document that training would use; loss_tokens, vision_tokens: in these.
     """
 
     unit: Unit
@@ -128,7 +128,7 @@ class Report:
     notices: Notices = field(default_factory=Notices)
     roles: dict[str, RoleCount] = field(default_factory=dict)
     contents: Counter[str] = field(default_factory=Counter)
-    pictures: int = 0
+    images: int = 0
     videos: int = 0
     duplicates: Duplicates = field(default_factory=Duplicates)
     total: Lengths = field(default_factory=Lengths)
@@ -141,48 +141,48 @@ class Report:
 
     @property
     def samples(self) -> int:
-        """Records in all files."""
+        """Records of all files."""
         return sum(file.samples for file in self.files)
 
     @property
     def failed(self) -> int:
-        """Records with an error."""
+        """Records with errors."""
         return sum(file.failed for file in self.files)
 
     @property
     def unreadable(self) -> list[FileReport]:
-        """Files that could not be read, or not to their end."""
+        """Files that cannot be read to their end."""
         return [file for file in self.files if file.unreadable is not None]
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no errors."""
         return not self.failed and not self.unreadable
 
     def add_conversation(self, conversation: Conversation) -> None:
-        """Count what a sample says, whether it can be encoded or not."""
+        """Counts the contents of a sample, even if it cannot be encoded."""
         for message in conversation.messages:
             role = self.roles.setdefault(message.role, RoleCount())
             role.messages += 1
             role.with_loss += message.trained
             role.characters += sum(characters(part) for part in message.parts)
         media = media_parts(conversation)
-        pictures = sum(isinstance(part, ImagePart) for part in media)
-        self.pictures += pictures
-        self.videos += len(media) - pictures
+        images = sum(isinstance(part, ImagePart) for part in media)
+        self.images += images
+        self.videos += len(media) - images
         self.contents.update(contents(conversation))
         self.duplicates.add(conversation)
         self.notices.add(conversation.notices, conversation.sample_id)
 
     def add_length(self, text: int, vision: int) -> None:
-        """Count the length of a whole document."""
+        """Adds the lengths of a whole document."""
         self.total.add(text + vision if self.unit == "tokens" else text)
         self.text.add(text)
         if vision:
             self.vision.add(vision)
 
     def add_document(self, document: Document) -> None:
-        """Count a document that training would use."""
+        """Adds a document that training would use."""
         self.row_lengths.add(len(document))
         self.row_patches.add(document.num_patches)
         self.loss_tokens += document.num_loss_tokens
@@ -190,7 +190,7 @@ class Report:
 
     @cached_property
     def packing(self) -> Packing | None:
-        """The rows of an epoch in which each document comes once, in random order; None without any."""
+        """The rows of an epoch with each document once, in random order; None without documents."""
         lengths = self.row_lengths.numpy
         if not len(lengths):
             return None

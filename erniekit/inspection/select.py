@@ -1,4 +1,4 @@
-"""Which samples of data files to look at: the first ones, random ones, or one by its name."""
+"""Selects samples of data files to show: the first ones, random ones, or one by name."""
 
 from __future__ import annotations
 
@@ -11,27 +11,20 @@ from erniekit.data.files.reservoir import draw
 from erniekit.errors import DataError
 from erniekit.inspection.check import CheckedFile
 
-Chosen = tuple[CheckedFile, Record | BadLine]
-# What documents of a sample are called where it has several.
+SelectedRecord = tuple[CheckedFile, Record | BadLine]
+# The suffix that names one of several documents of a sample.
 _MESSAGE = re.compile(r" \(message \d+\)$")
-_NAMED = 3
+_NEAR = 3
 
 
-def all_records(files: Sequence[CheckedFile]) -> Iterator[Chosen]:
-    """The records of the files, in order. Raises DataError where a file cannot be read."""
-    for file in files:
-        for record in read_records(file.path, columns=file.columns):
-            yield file, record
-
-
-def first(files: Sequence[CheckedFile], count: int, skip: int = 0) -> list[Chosen]:
-    """That many samples after the first `skip`. Raises DataError when there are none."""
+def first_records(files: Sequence[CheckedFile], count: int, skip: int = 0) -> list[SelectedRecord]:
+    """`count` records after the first `skip`. Raises DataError if there are none."""
     seen = 0
-    found: list[Chosen] = []
-    for chosen in all_records(files):
+    found: list[SelectedRecord] = []
+    for selected in _records(files):
         seen += 1
         if seen > skip:
-            found.append(chosen)
+            found.append(selected)
         if len(found) == count:
             break
     if not found:
@@ -39,15 +32,15 @@ def first(files: Sequence[CheckedFile], count: int, skip: int = 0) -> list[Chose
     return found
 
 
-def at_random(files: Sequence[CheckedFile], count: int, seed: int) -> list[Chosen]:
-    """That many different samples, all equally likely, in the order of the files; the same for the same seed."""
-    return draw(all_records(files), count, seed)
+def random_records(files: Sequence[CheckedFile], count: int, seed: int) -> list[SelectedRecord]:
+    """`count` records of all files, all equally likely, in their order; the same for the same seed."""
+    return draw(_records(files), count, seed)
 
 
-def named(files: Sequence[CheckedFile], name: str, format: str) -> Chosen:
-    """The sample that errors call by that name, "file:line".
+def named_record(files: Sequence[CheckedFile], name: str, format: str) -> SelectedRecord:
+    """The record that errors name "file:line".
 
-    format: where it is not a file of the run. Raises DataError when there is no such file or sample.
+    format: of a file that is not one of `files`. Raises DataError if there is no such file or record.
     """
     path, colon, place = _MESSAGE.sub("", name).rpartition(":")
     if not colon or not path:
@@ -60,9 +53,15 @@ def named(files: Sequence[CheckedFile], name: str, format: str) -> Chosen:
         if found == place:
             return file, record
         places.append(found)
-    # The ones around a line that does not begin a sample, such as one inside an object of an array.
-    near = sorted(places, key=lambda other: abs(_number(other) - _number(place)))[:_NAMED]
+    # The line may be inside a sample, such as an object of an array.
+    near = sorted(places, key=lambda other: abs(_number(other) - _number(place)))[:_NEAR]
     raise DataError(f"{name}: no sample begins there; near it: {', '.join(sorted(near, key=_number))}")
+
+
+def _records(files: Sequence[CheckedFile]) -> Iterator[SelectedRecord]:
+    for file in files:
+        for record in read_records(file.path, columns=file.columns):
+            yield file, record
 
 
 def _file(files: Sequence[CheckedFile], path: Path, format: str) -> CheckedFile:

@@ -1,4 +1,4 @@
-"""A report on data files in words, for a terminal, and as JSON values, for other programs."""
+"""The report on data files as text, for a terminal, and as JSON values, for other programs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from erniekit.data.chat.conversation import CHAT_ROLES
-from erniekit.display.text import format_table, visible
+from erniekit.display.text import counted, format_table, visible
+from erniekit.inspection.check_report import CheckReport, FileReport, Packing
 from erniekit.inspection.contents import CONTENTS
 from erniekit.inspection.lengths import PERCENTILES, Lengths, edges_for
-from erniekit.inspection.report import FileReport, Packing, Report
 
 _NAMED_FILES = 30
 _BAR = 20  # characters of the longest bar
@@ -17,8 +17,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 _ROLES = (*CHAT_ROLES, "text")
 
 
-def describe(report: Report) -> list[str]:
-    """The report, line by line; the last one says how many samples have errors."""
+def format_report(report: CheckReport) -> list[str]:
+    """The lines of the report; the last one counts the samples with errors."""
     sections = [
         _files(report.files),
         _errors(report),
@@ -32,20 +32,20 @@ def describe(report: Report) -> list[str]:
     for section in sections:
         if section:
             lines += [*section, ""]
-    return [*lines, conclusion(report)]
+    return [*lines, summary(report)]
 
 
-def conclusion(report: Report) -> str:
-    """How many samples, and files as a whole, have errors."""
-    line = f"{report.failed:,} of {report.samples:,} samples have errors"
+def summary(report: CheckReport) -> str:
+    """The number of samples with errors and of unreadable files."""
+    line = f"{report.failed:,} of {counted(report.samples, 'sample')} have errors"
     unreadable = len(report.unreadable)
     if unreadable:
-        line += f"; {unreadable:,} of {len(report.files):,} files cannot be read"
+        line += f"; {unreadable:,} of {counted(len(report.files), 'file')} cannot be read"
     return line
 
 
 def _files(files: Sequence[FileReport]) -> list[str]:
-    # Those with errors are named in any case.
+    # Files with errors are always named.
     shown = [
         file
         for place, file in enumerate(files)
@@ -57,33 +57,33 @@ def _files(files: Sequence[FileReport]) -> list[str]:
             name if len(file.formats) == 1 else f"{name} {count:,}"
             for name, count in file.formats.most_common()
         )
-        line = f"{file.path}: {file.samples:,} samples"
+        line = f"{file.path}: {counted(file.samples, 'sample')}"
         line += f" ({formats})" if formats else ""
-        line += ", held out" if file.heldout else ""
+        line += ", eval" if file.is_eval else ""
         line += f", {file.failed:,} with errors" if file.failed else ""
         line += ", cannot be read" if file.unreadable is not None else ""
         lines.append(line)
     if len(shown) < len(files):
-        lines.append(f"and {len(files) - len(shown):,} more files without errors")
+        lines.append(f"and {counted(len(files) - len(shown), 'more file')} without errors")
     return lines
 
 
-def _errors(report: Report) -> list[str]:
+def _errors(report: CheckReport) -> list[str]:
     errors = report.errors
     lines = [visible(f"error: {file.unreadable}") for file in report.unreadable]
     lines += [visible(f"{error.sample_id}: {error.reason}: {error.detail}") for error in errors.first]
     if errors.total > len(errors.first):
-        lines.append(f"and {errors.total - len(errors.first):,} more; --all-errors names them all")
+        lines.append(f"and {errors.total - len(errors.first):,} more; --all-errors lists them all")
     if errors.total:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in errors.by_reason.most_common())
         lines += ["", f"errors by reason: {counts}"] if lines else []
     return lines
 
 
-def _roles(report: Report) -> list[str]:
+def _roles(report: CheckReport) -> list[str]:
     if not report.roles:
         return []
-    rows = [("role", "messages", "with loss", "characters")]
+    rows = [("role", "messages", "trained", "characters")]
     for role in _ROLES:
         if role in report.roles:
             count = report.roles[role]
@@ -91,22 +91,24 @@ def _roles(report: Report) -> list[str]:
     return format_table(rows, indent=2)
 
 
-def _contents(report: Report) -> list[str]:
+def _contents(report: CheckReport) -> list[str]:
     if not report.contents:
         return []
     rows = [("content", "samples")]
-    rows += [(name, f"{report.contents[name]:,}") for name in CONTENTS if report.contents[name]]
+    rows += [
+        (label, f"{report.contents[name]:,}") for name, label in CONTENTS.items() if report.contents[name]
+    ]
     lines = format_table(rows, indent=2)
-    if report.pictures or report.videos:
-        lines.append(f"{report.pictures:,} pictures, {report.videos:,} videos")
+    if report.images or report.videos:
+        lines.append(f"{counted(report.images, 'image')}, {counted(report.videos, 'video')}")
     if report.duplicates.count:
         named = ", ".join(report.duplicates.first)
         more = ", ..." if report.duplicates.count > len(report.duplicates.first) else ""
-        lines.append(f"{report.duplicates.count:,} samples are the same as an earlier one: {named}{more}")
+        lines.append(f"{counted(report.duplicates.count, 'duplicate')} of earlier samples: {named}{more}")
     return lines
 
 
-def _lengths(report: Report) -> list[str]:
+def _lengths(report: CheckReport) -> list[str]:
     if not report.total.values:
         return []
     columns = [(f"{report.unit}", report.total)]
@@ -114,7 +116,7 @@ def _lengths(report: Report) -> list[str]:
         text = [("text tokens", report.text)] if report.unit == "tokens" else []
         columns = [("all tokens" if text else "characters", report.total), *text]
         columns.append(("vision tokens", report.vision))
-    lines = [f"lengths of {len(report.total.values):,} documents"]
+    lines = [f"lengths of {counted(len(report.total.values), 'document')}"]
     lines += _histogram(columns)
     rows = [("", *(f"p{percent}" for percent in PERCENTILES), "max", "documents")]
     for name, lengths in columns:
@@ -142,44 +144,45 @@ def _histogram(columns: Sequence[tuple[str, Lengths]]) -> list[str]:
 
 
 def bar(count: int, most: int) -> str:
-    """A bar in proportion; the longest for `most`, some ink for anything but 0."""
+    """A bar of up to 20 characters in proportion to count / most; not empty unless count is 0."""
     if not count:
         return ""
     eighths = max(1, round(count / most * _BAR * 8))
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _totals(report: Report) -> list[str]:
+def _totals(report: CheckReport) -> list[str]:
     if report.unit == "characters":
-        lines = [f"characters: {report.text.total():,} in all"] if report.text.values else []
+        lines = [f"characters: {report.text.total():,}"] if report.text.values else []
         if report.vision_tokens:
-            limits = "with the limits that ERNIE 4.5 has by default for pictures and videos"
+            limits = "with ERNIE 4.5's default limits for images and videos"
             lines.append(f"vision tokens: {report.vision_tokens:,}, {limits}")
-        return [*lines, "lengths in tokens, and what encoding would refuse: name a model with --model"]
+        return [*lines, "for lengths in tokens and encoding errors, name a model with --model"]
     lines = []
     over = report.total.over(report.max_length)
     if over:
-        lines.append(f"{over:,} documents have more than {report.max_length:,} tokens (max_length)")
+        lines.append(f"{counted(over, 'document')} longer than {report.max_length:,} tokens (max_length)")
     if report.dropped:
-        lines.append(f"{report.dropped:,} samples would be left out for their length (on_long: drop)")
+        lines.append(f"{counted(report.dropped, 'sample')} would be skipped for length (on_long: drop)")
     if report.trimmed:
-        lines.append(f"{report.trimmed:,} documents would lose their oldest turns (on_long: trim_history)")
+        trimmed = counted(report.trimmed, "document")
+        lines.append(f"{trimmed} would lose the oldest turns (on_long: trim_history)")
     if report.untrained_reasoning:
         lines.append(
-            f"the reasoning of {report.untrained_reasoning:,} earlier answers would not be learnt, since later turns "
-            "do not see it (data.loss_on: each_turn learns it)"
+            f"the reasoning of {counted(report.untrained_reasoning, 'earlier answer')} would not be trained, since "
+            "later turns do not see it (data.loss_on: each_turn trains it)"
         )
     if report.calls_as_history:
         lines.append(
-            f"{report.calls_as_history:,} tool calls would be learnt as they stand in history, not as the model is "
-            "asked for them (data.loss_on: each_turn learns them as answers)"
+            f"{counted(report.calls_as_history, 'tool call')} would be trained in the form of history, not as the "
+            "model is prompted for them (data.loss_on: each_turn trains them as answers)"
         )
     packing = report.packing
     if packing is None:
         return lines
     share = report.loss_tokens / packing.tokens
     lines.append(
-        f"tokens to train on: {packing.tokens:,}, with loss {report.loss_tokens:,} ({share:.1%}), "
+        f"tokens: {packing.tokens:,}, trained {report.loss_tokens:,} ({share:.1%}), "
         f"vision {report.vision_tokens:,}"
     )
     return [*lines, _packing(packing)]
@@ -187,13 +190,14 @@ def _totals(report: Report) -> list[str]:
 
 def _packing(packing: Packing) -> str:
     return (
-        f"packed: {packing.documents:,} documents in {packing.rows:,} rows of {packing.max_length:,} tokens an epoch, "
-        f"{packing.unused:.1%} unused (padding each document would leave {packing.unused_if_padded:.1%} unused)"
+        f"packing: {counted(packing.documents, 'document')} in {counted(packing.rows, 'row')} of "
+        f"{packing.max_length:,} tokens per epoch, {packing.unused:.1%} unused "
+        f"({packing.unused_if_padded:.1%} if each document were padded)"
     )
 
 
-def as_values(report: Report) -> dict[str, Any]:
-    """The report as JSON values. Lengths are of whole documents, tokens of those that training would use."""
+def report_values(report: CheckReport) -> dict[str, Any]:
+    """The report as JSON values. `lengths` are of whole documents, `tokens` of those that training would use."""
     packing = report.packing
     values: dict[str, Any] = {
         "samples": report.samples,
@@ -201,7 +205,7 @@ def as_values(report: Report) -> dict[str, Any]:
         "files": [
             {
                 "path": str(file.path),
-                "held_out": file.heldout,
+                "held_out": file.is_eval,
                 "samples": file.samples,
                 "samples_with_errors": file.failed,
                 "formats": dict(file.formats),
@@ -220,7 +224,7 @@ def as_values(report: Report) -> dict[str, Any]:
         ],
         "roles": {role: vars(count) for role, count in report.roles.items()},
         "content": {name: report.contents[name] for name in CONTENTS},
-        "pictures": report.pictures,
+        "pictures": report.images,
         "videos": report.videos,
         "duplicates": {"samples": report.duplicates.count, "first": report.duplicates.first},
         "max_length": report.max_length,
