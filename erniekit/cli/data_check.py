@@ -1,4 +1,4 @@
-"""`erniekit data check`: tells what is in data files and what is wrong with them."""
+"""`erniekit data check`: reports the contents and errors of data files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,8 +26,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="DIR",
-        help="A checkpoint, whose tokenizer and template count: lengths in tokens, and everything that "
-        "encoding would refuse. Its weights are not needed.",
+        help="A checkpoint directory. Its tokenizer and template give lengths in tokens and find encoding errors; "
+        "its weights are not needed.",
     ),
 ]
 Run = Annotated[
@@ -35,7 +35,7 @@ Run = Annotated[
     typer.Option(
         "--config",
         metavar="RUN.yaml",
-        help="A run, whose model, sources and settings count; other options win over it.",
+        help="The config of a run: its model, sources and settings. Other options override it.",
     ),
 ]
 FormatOption = Annotated[
@@ -44,7 +44,7 @@ FormatOption = Annotated[
 ]
 TemplateOption = Annotated[
     choices.TemplateName | None,
-    typer.Option("--template", help="Chat template. Default: the run's, else told from the model."),
+    typer.Option("--template", help="Chat template. Default: the run's, else detected from the model."),
 ]
 MaxLength = Annotated[
     int | None,
@@ -52,12 +52,15 @@ MaxLength = Annotated[
         "--max-length",
         metavar="N",
         min=2,
-        help="Most tokens of a sample, and tokens in a row. Default: the run's, else 8192.",
+        help="Largest number of tokens in a sample, and in a packed row. Default: the run's, else 8192.",
     ),
 ]
 OnLong = Annotated[
     choices.OnLong | None,
-    typer.Option("--on-long", help="What becomes of longer samples. Default: the run's, else error."),
+    typer.Option(
+        "--on-long",
+        help="What to do with longer samples. Default: the run's, else error.",
+    ),
 ]
 
 
@@ -73,21 +76,21 @@ def check(
         int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")
     ] = None,
     all_errors: Annotated[
-        bool, typer.Option("--all-errors", help="Name every error, not only the first 20.")
+        bool, typer.Option("--all-errors", help="List every error, not only the first 20.")
     ] = False,
     decode: Annotated[
-        bool, typer.Option("--decode", help="Decode every picture and video in full, not only its header.")
+        bool, typer.Option("--decode", help="Decode images and videos in full, not only their headers.")
     ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write the report to this file, as JSON."),
     ] = None,
 ) -> None:
-    """Tell what is in data files and what is wrong with them.
+    """Report the contents and errors of data files.
 
-    Formats, roles, contents, duplicates, lengths, and each sample that training would refuse, with its place. With a
-    model also tokens and how full the packed rows will be. Exits with 1 if any sample has an error; a sample that is
-    left out for its length with --on-long drop has none.
+    Formats, roles, contents, duplicates, lengths, and each sample that training would refuse, with file and line. With
+    a model, also tokens and the fill of packed rows. Exits with status 1 if any sample has an error; a sample that
+    --on-long drop skips is not an error.
 
     Examples:
 
@@ -145,7 +148,7 @@ def _encoder(run: "Config | None", model: Path | None, template: str | None) -> 
 
 
 def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path | None) -> None:
-    """Check the files, print what was found and write it to `json_file`. Exits with 1 where something is wrong."""
+    """Checks the files, prints the report and writes it to `json_file`. Exits with status 1 if there are errors."""
     import json
 
     from erniekit.display.progress import show_file_progress

@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 
 
 Number = Annotated[int, typer.Option("-n", "--number", metavar="N", min=1, help="Samples to show.")]
-Skip = Annotated[int, typer.Option("--skip", metavar="N", min=0, help="Samples to pass over before them.")]
+Skip = Annotated[int, typer.Option("--skip", metavar="N", min=0, help="Skip this many samples first.")]
 Named = Annotated[
     list[str] | None,
     typer.Option(
         "--sample",
         metavar="FILE:LINE",
-        help="This sample, as errors name it; repeat it for more.",
+        help="Show this sample, named as in error messages. Can be repeated.",
         show_default=False,
     ),
 ]
 Shuffled = Annotated[
-    bool, typer.Option("--shuffled", help="Random samples, not the first ones; reads all data.")
+    bool, typer.Option("--shuffled", help="Show random samples instead of the first ones; reads all data.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of --shuffled.")]
-EvalSplit = Annotated[bool, typer.Option("--eval", help="Samples of data.eval, not of data.train.")]
+EvalSplit = Annotated[bool, typer.Option("--eval", help="Show samples of data.eval instead of data.train.")]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a page with thumbnails to this file instead."),
+    typer.Option("--html", metavar="FILE", help="Write an HTML page with thumbnails to this file instead."),
 ]
 Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="No colours: trained text stands between two marks. So it is also where the output is no terminal.",
+        help="No colours: mark trained text with brackets. The default if the output is not a terminal.",
     ),
 ]
 
@@ -49,15 +49,15 @@ def preview(
     sample: Named = None,
     shuffled: Shuffled = False,
     seed: Seed = 0,
-    heldout: EvalSplit = False,
+    use_eval: EvalSplit = False,
     html: Html = None,
     plain: Plain = False,
 ) -> None:
     """Show samples as the model will see them.
 
-    Each is rendered with the template of the run's model: what is trained, what is context, where pictures and videos
-    stand and how many tokens they take, tools, reasoning; with task dpo both answers of a pair, and what they share.
-    The model's weights are not needed. A sample that cannot be used is shown with its error.
+    Each sample is rendered with the template of the run's model: trained text and context, images and videos with
+    their tokens, tools, reasoning; with task dpo, both answers of a pair and their shared prompt. The model's weights
+    are not needed. A sample that cannot be used is shown with its error.
 
     Examples:
 
@@ -80,18 +80,18 @@ def preview(
     from erniekit.inspection.select import first_records, named_record, random_records
 
     run = load_config(config, overrides or [])
-    if heldout and not run.data.eval:
-        raise ConfigError(f"{config}: data.eval is empty: there are no held-out samples to show")
-    find = eval_files if heldout else training_files
+    if use_eval and not run.data.eval:
+        raise ConfigError(f"{config}: data.eval is empty: there are no eval samples to show")
+    find = eval_files if use_eval else training_files
     files = find(run.data, log=typer.echo)
     encoder = run_encoder(run)
     if sample:
-        chosen = [named_record(files, name, run.data.format) for name in sample]
+        selected = [named_record(files, name, run.data.format) for name in sample]
     else:
-        chosen = random_records(files, number, seed) if shuffled else first_records(files, number, skip)
+        selected = random_records(files, number, seed) if shuffled else first_records(files, number, skip)
     data, pairs = run.data, pair_mode(run.task, run.data.share_prompt)
     samples = preview_samples(
-        chosen, SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
+        selected, SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
     )
     _show(
         Preview(str(config), run.model.path, encoder, run.data.max_length, run.data.on_long, samples),
@@ -101,8 +101,9 @@ def preview(
 
 
 def _show(seen: "Preview", html: Path | None, plain: bool) -> None:
-    """Print the preview, or write it to `html`."""
+    """Prints the preview, or writes it to `html`."""
     if html is not None:
+        from erniekit.display.text import counted
         from erniekit.errors import DataError
         from erniekit.inspection.preview_page import render_preview
 
@@ -110,7 +111,7 @@ def _show(seen: "Preview", html: Path | None, plain: bool) -> None:
             html.write_text(render_preview(seen), encoding="utf-8")
         except OSError as error:
             raise DataError(f"{html}: cannot be written: {error.strerror or error}") from error
-        typer.echo(f"{len(seen.samples):,} samples written to {html}")
+        typer.echo(f"{counted(len(seen.samples), 'sample')} written to {html}")
     elif plain or not sys.stdout.isatty():
         from erniekit.inspection.preview_text import preview_lines
 

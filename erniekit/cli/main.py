@@ -59,7 +59,7 @@ GROUPS = {
         "Check, preview and convert data files.",
         {
             "check": Command(
-                "erniekit.cli.data_check", "check", "Tell what is in data files and what is wrong with them."
+                "erniekit.cli.data_check", "check", "Report the contents and errors of data files."
             ),
             "preview": Command(
                 "erniekit.cli.data_preview", "preview", "Show samples as the model will see them."
