@@ -1,4 +1,4 @@
-"""`erniekit eval`: holds a model to data files: its loss, and its answers to chats."""
+"""`erniekit eval`: loss, perplexity and generated answers of a model."""
 
 import sys
 from contextlib import ExitStack
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from erniekit.config import Config
     from erniekit.data.encode.account import ErrorBudget
     from erniekit.data.encode.encoder import Encoder
-    from erniekit.evaluation.dataset import EvalDataset, EvalSample, Plan
+    from erniekit.evaluation.dataset import EvalDataset, EvalPlan, EvalSample
     from erniekit.evaluation.evaluate import Evaluation, OnPrediction, Prediction
-    from erniekit.evaluation.report import Settings
+    from erniekit.evaluation.report import EvalSettings
     from erniekit.generation.load import ModelSource
     from erniekit.generation.sampling import Sampling
 
@@ -82,11 +82,11 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Hold a model to held-out data: its loss, and its answers to chats.
+    """Evaluate a model: loss, perplexity and generated answers.
 
-    Loss and perplexity of the reference answers, by source and by what samples hold (text, images, videos). Each
-    chat's last answer is generated anew from what stands before it, and scored. It matches exactly if the model ends
-    it and it equals the reference to the character; with a thinking template, after the reasoning.
+    Loss and perplexity of the reference answers are reported by source and by modality (text, images, videos). The
+    last answer of each chat is also generated and scored. It is an exact match if the model ends it and it equals the
+    reference exactly; with a thinking template, after the reasoning.
 
     Examples:
 
@@ -101,13 +101,14 @@ def evaluate(
         raise typer.BadParameter("name a model, or a run with --config", param_hint="MODEL")
     if not data and config is None:
         raise typer.BadParameter("name data files, or a run with --config", param_hint="--data")
-    wanted = _wanted(min_metric or [], min_exact_match)
+    minimums = _minimums(min_metric or [], min_exact_match)
     chosen = None if metrics is None else _metrics(metrics)
     if not generate:
-        _refuse_without_answers(("--min", wanted), ("--output", output), ("--html", html))
+        _refuse_without_answers(("--min", minimums), ("--output", output), ("--html", html))
 
+    from erniekit.display.text import counted
     from erniekit.evaluation.dataset import make_plan
-    from erniekit.evaluation.report import Settings, check_wanted
+    from erniekit.evaluation.report import EvalSettings, check_minimums
     from erniekit.generation.sampling import Sampling
     from erniekit.runtime import compute_dtype, configure
 
@@ -127,27 +128,27 @@ def evaluate(
     encoder = source.encoder(template)
     budget = _budget(on_error, run)
     samples = _samples(encoder, data or [], run, format, answers=generate, limit=limit, budget=budget)
-    # Before the weights: a mistake in the data should not have to wait for them.
-    plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *wanted))
-    typer.echo(f"{source.checkpoint}: {plan.samples:,} samples, template {encoder.template.name}")
+    # Before loading the weights, so that errors in the data are reported at once.
+    plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *minimums))
+    typer.echo(f"{source.checkpoint}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
     outputs = _Outputs(output, json_file, html)
     result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
-    settings = Settings(str(source.checkpoint), encoder.template.name, sampling if generate else None)
+    settings = EvalSettings(str(source.checkpoint), encoder.template.name, sampling if generate else None)
     _report(result, settings, budget, outputs)
-    check_wanted(result, wanted)
+    check_minimums(result, minimums)
 
 
 class _Outputs:
-    """The files that are to be written: answers as JSON lines, figures as JSON, answers as a page."""
+    """The output files: answers as JSON lines, metrics as JSON, and the HTML page."""
 
-    def __init__(self, answers: Path | None, figures: Path | None, html: Path | None) -> None:
+    def __init__(self, answers: Path | None, metrics: Path | None, html: Path | None) -> None:
         from erniekit.evaluation.report_page import ReportPage
 
-        self.answers, self.figures, self.html = answers, figures, html
+        self.answers, self.metrics, self.html = answers, metrics, html
         self.page = ReportPage()
 
     def open(self, stack: ExitStack) -> "OnPrediction":
-        """What takes the answers one by one; the file of answers is open as long as the stack."""
+        """A function that takes each answer; the stack closes the file of answers."""
         from erniekit.evaluation.report import writing_predictions
 
         write = None if self.answers is None else stack.enter_context(writing_predictions(self.answers))
@@ -162,7 +163,7 @@ class _Outputs:
 
 
 def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Config | None]":
-    """Where the model is, and the run, which says how samples are encoded and answered; None where none is named."""
+    """The model, and the config of the run, which sets how samples are encoded and answered, if there is one."""
     import dataclasses
 
     from erniekit.config import load_config
@@ -177,7 +178,7 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
 
 
 def _budget(on_error: choices.OnError | None, run: "Config | None") -> "ErrorBudget":
-    """What becomes of samples that cannot be used; any number of them may be skipped."""
+    """The budget for samples that cannot be used; it may skip any number of them."""
     from erniekit.data.encode.account import ErrorBudget
 
     return ErrorBudget(on_error or ("raise" if run is None else run.data.on_error), sys.maxsize)
@@ -193,7 +194,7 @@ def _samples(
     limit: int | None,
     budget: "ErrorBudget",
 ) -> "EvalDataset":
-    """The samples of the files, or of the run where none is named."""
+    """The samples of the files, or of the run's data.eval if there are none."""
     from erniekit.evaluation.dataset import EvalDataset, find_files
     from erniekit.paths import expand_path
 
@@ -212,12 +213,12 @@ def _run(
     source: "ModelSource",
     dtype: str,
     samples: "EvalDataset",
-    plan: "Plan",
+    plan: "EvalPlan",
     sampling: "Sampling",
     batch: int,
     outputs: _Outputs,
 ) -> "Evaluation":
-    """Loads the model and goes through the samples, with a bar."""
+    """Loads the model and evaluates the samples, with progress."""
     from erniekit.display.progress import show_progress
     from erniekit.evaluation.evaluate import evaluate as run_evaluation
     from erniekit.generation.text import AnswerText
@@ -239,26 +240,26 @@ def _run(
         )
 
 
-def _report(result: "Evaluation", settings: "Settings", budget: "ErrorBudget", outputs: _Outputs) -> None:
-    """Print what came out, and write what is still to be written."""
+def _report(result: "Evaluation", settings: "EvalSettings", budget: "ErrorBudget", outputs: _Outputs) -> None:
+    """Prints the results and writes the page and the JSON report."""
     from erniekit.evaluation import report
 
-    for line in [*report.describe_mistakes(result), *report.describe_skipped(budget)]:
+    for line in [*report.format_mistakes(result), *report.format_skipped(budget)]:
         typer.echo(line)
     if outputs.answers is not None:
         typer.echo(f"answers written to {outputs.answers}")
     if outputs.html is not None:
         report.write_text(outputs.page.render(result, settings), outputs.html)
         typer.echo(f"page written to {outputs.html}")
-    if outputs.figures is not None:
-        report.write_report(report.as_values(result, settings, budget), outputs.figures)
-        typer.echo(f"figures written to {outputs.figures}")
-    for line in [*report.describe(result), *report.summary(result, settings.sampling)]:
+    if outputs.metrics is not None:
+        report.write_report(report.report_values(result, settings, budget), outputs.metrics)
+        typer.echo(f"metrics written to {outputs.metrics}")
+    for line in [*report.format_tables(result), *report.format_summary(result, settings.sampling)]:
         typer.echo(line)
 
 
 def _metrics(texts: list[str]) -> tuple[str, ...]:
-    """The names of --metrics."""
+    """The names in --metrics."""
     from erniekit.errors import ConfigError
     from erniekit.evaluation.metrics.choose import parse_names
 
@@ -268,12 +269,12 @@ def _metrics(texts: list[str]) -> tuple[str, ...]:
         raise typer.BadParameter(str(error), param_hint="--metrics") from error
 
 
-def _wanted(texts: list[str], exact_match: float | None) -> dict[str, float]:
-    """The least that is wanted of each metric, from 0 to 1."""
+def _minimums(texts: list[str], exact_match: float | None) -> dict[str, float]:
+    """The minimum of each metric in --min and --min-exact-match, from 0 to 1."""
     from erniekit.errors import ConfigError
     from erniekit.evaluation.metrics.choose import check_name
 
-    wanted = {} if exact_match is None else {"exact_match": exact_match}
+    minimums = {} if exact_match is None else {"exact_match": exact_match}
     for text in texts:
         name, _, value = text.partition("=")
         try:
@@ -285,11 +286,11 @@ def _wanted(texts: list[str], exact_match: float | None) -> dict[str, float]:
             share = -1.0
         if not 0 <= share <= 1:
             raise typer.BadParameter(
-                f"{text!r} must be METRIC=SHARE with a share from 0 to 1, as in token_f1=0.8",
+                f"{text!r} must be METRIC=SHARE, with a share from 0 to 1, such as token_f1=0.8",
                 param_hint="--min",
             )
-        wanted[name] = share
-    return wanted
+        minimums[name] = share
+    return minimums
 
 
 def _refuse_without_answers(*options: tuple[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Options of `erniekit eval`. What is None by default stands as the run says, where one is named."""
+"""Options of `erniekit eval`. An option that defaults to None takes the value of the run's config, if one is named."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,8 @@ Model = Annotated[
     Path | None,
     typer.Argument(
         metavar="MODEL",
-        help="An export, a checkpoint, or a run's output directory (its newest checkpoint; RUN/best: its best); or the "
-        "YAML file of a run. May be left out with --config.",
+        help="An export, a checkpoint, the output directory of a run (its newest checkpoint; RUN/best: its best one), "
+        "or the config of a run. Optional with --config.",
         show_default=False,
     ),
 ]
@@ -21,7 +21,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Chats, each ending with its reference answer; repeat it for more files. Default: data.eval of --config.",
+        help="Chats that end with a reference answer. Can be repeated. Default: data.eval of --config.",
         show_default=False,
     ),
 ]
@@ -30,7 +30,7 @@ Run = Annotated[
     typer.Option(
         "--config",
         metavar="RUN.yaml",
-        help="A run, whose output directory, data.eval and settings count; other options win over it.",
+        help="The config of a run: its output directory, data.eval and settings. Other options override it.",
     ),
 ]
 SampleFormat = Annotated[
@@ -40,19 +40,21 @@ SampleFormat = Annotated[
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")]
 OnError = Annotated[
     choices.OnError | None,
-    typer.Option("--on-error", help="A sample that cannot be used stops (raise) or is counted (skip)."),
+    typer.Option(
+        "--on-error", help="Samples that cannot be used: stop (raise), or skip and count them (skip)."
+    ),
 ]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(
         "--metrics",
         metavar="NAMES",
-        help=f"{', '.join(choices.METRICS)}, with commas between; auto: those that fit the references. "
-        "exact_match is always there. Default: the run's (eval.metrics), else auto.",
+        help=f"{', '.join(choices.METRICS)}. Comma-separated; auto: those that fit the references. "
+        "exact_match is always included. Default: the run's (eval.metrics), else auto.",
     ),
 ]
 Generate = Annotated[
-    bool, typer.Option("--generate/--no-generate", help="Generate answers, or compute the loss only.")
+    bool, typer.Option("--generate/--no-generate", help="Generate answers, or only compute the loss.")
 ]
 MaxNewTokens = Annotated[
     int | None,
@@ -60,7 +62,7 @@ MaxNewTokens = Annotated[
         "--max-new-tokens",
         metavar="N",
         min=1,
-        help="Tokens after which an answer is cut off. Default: the run's (eval.max_new_tokens), else 64.",
+        help="Limit on the tokens of an answer. Default: the run's (eval.max_new_tokens), else 64.",
         show_default=False,
     ),
 ]
@@ -70,7 +72,7 @@ Temperature = Annotated[
         "--temperature",
         metavar="T",
         min=0.0,
-        help="0: always the most probable token. Default: the run's (eval.temperature), else 0.",
+        help="0: greedy decoding. Default: the run's (eval.temperature), else 0.",
         show_default=False,
     ),
 ]
@@ -80,12 +82,12 @@ Batch = Annotated[
         "--batch",
         metavar="N",
         min=1,
-        help="Answers generated at one time. Default: the run's (eval.batch), else 128.",
+        help="Batch size of generation. Default: the run's (eval.batch), else 128.",
         show_default=False,
     ),
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file, as JSON.")
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the metrics to this file, as JSON.")
 ]
 Output = Annotated[
     Path | None,
@@ -93,14 +95,18 @@ Output = Annotated[
 ]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a page with pictures and differences to this file."),
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write an HTML page of the answers and their differences to this file.",
+    ),
 ]
 Min = Annotated[
     list[str] | None,
     typer.Option(
         "--min",
         metavar="METRIC=SHARE",
-        help="Exit with 1 if the metric is below, as in token_f1=0.8; repeat it for more.",
+        help="Exit with status 1 if a metric is lower, such as token_f1=0.8. Can be repeated.",
     ),
 ]
 MinExactMatch = Annotated[
@@ -110,6 +116,6 @@ MinExactMatch = Annotated[
         metavar="SHARE",
         min=0.0,
         max=1.0,
-        help="The same as --min exact_match=SHARE; 0.95 is 95%.",
+        help="Same as --min exact_match=SHARE; 0.95 is 95%.",
     ),
 ]

@@ -43,7 +43,7 @@ COMMANDS = {
     "init": Command("erniekit.cli.init", "init", "Make a small model with random weights and a tokenizer."),
     "train": Command("erniekit.cli.train", "train", "Fine-tune a model as a YAML file says."),
     "eval": Command(
-        "erniekit.cli.evaluate", "evaluate", "Hold a model to data: its loss, and its answers to chats."
+        "erniekit.cli.evaluate", "evaluate", "Evaluate a model: loss, perplexity and generated answers."
     ),
     "chat": Command("erniekit.cli.chat", "chat", "Talk to a model in the terminal."),
     "serve": Command("erniekit.cli.serve", "serve", "Try a model out through OpenAI's interface."),

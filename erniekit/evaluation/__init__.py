@@ -1,1 +1,1 @@
-"""Evaluation: losses and metrics of generated answers, and the reports on them."""
+"""`erniekit eval`, and evaluation during training: loss, perplexity, metrics of generated answers, and reports."""

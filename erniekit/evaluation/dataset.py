@@ -1,4 +1,4 @@
-"""Held-out samples: chats as a prompt and the answer that is expected, and plain texts, both with a loss."""
+"""Eval samples: chats, as a prompt with the expected answer, and plain texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Modality = Literal["text", "images", "videos"]
 class EvalFile:
     """A data file.
 
-    source: the name that its figures are reported under; format: as in `parse_record`; columns: as in `read_records`.
+    source: its name in reports; format: as in `parse_record`; columns: as in `read_records`.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class EvalFile:
 
 @dataclass(frozen=True)
 class LossSample:
-    """A chat or text, encoded with its labels."""
+    """A chat or plain text, encoded with labels."""
 
     sample_id: str
     source: str
@@ -51,7 +51,7 @@ class LossSample:
 
     @property
     def modality(self) -> Modality:
-        """What it holds: "videos" if there is any, else "images" if there is any."""
+        """The media of the sample: "videos" if there are any, else "images" if there are any, else "text"."""
         if any(item.is_video for item in self.whole.media):
             return "videos"
         return "images" if self.whole.media else "text"
@@ -59,9 +59,10 @@ class LossSample:
 
 @dataclass(frozen=True)
 class EvalSample(LossSample):
-    """A chat: `prompt` up to its last answer, which is `expected` as the model would write it, without its end token.
+    """A chat with its last answer split off.
 
-    In `prompt_text` media are `<image>` and `<video>`. tools: what the chat offers, as in `Conversation`.
+    prompt: the chat without the last answer; prompt_text: the same, with `<image>` and `<video>` for media; expected:
+    the last answer as the model would write it, without the end token; tools: as in `Conversation`.
     """
 
     prompt: Document
@@ -71,11 +72,11 @@ class EvalSample(LossSample):
 
 
 class EvalDataset:
-    """The samples of data files, read and encoded anew each time they are gone through, so that none is kept.
+    """The samples of data files. Each iteration reads and encodes them again, so that none is kept in memory.
 
-    answers: chats become EvalSamples, and their last message must be the assistant's; without, only their loss is
-    wanted. Plain texts are LossSamples always. limit: the first that can be used. budget: takes those that cannot.
-    Going through them raises SampleError as `budget` says, DataError where a file cannot be read or is empty.
+    answers: chats are EvalSamples, and their last message must be the assistant's; otherwise they are LossSamples, as
+    plain texts always are. limit: only the first usable samples. budget: counts samples that cannot be used.
+    Iterating raises what `budget` raises, and DataError if a file cannot be read or is empty.
     """
 
     def __init__(
@@ -108,20 +109,23 @@ class EvalDataset:
             yield sample
 
     def draw_chats(self, count: int) -> list[EvalSample]:
-        """Chats from all over the files, in their order: the same ones whenever the data is the same.
+        """A random sample of `count` chats, in the order of the files; the same chats for the same data.
 
-        Only those are encoded. Records that are no chats, and cannot be read or answered, are passed over, so that
-        fewer may come out; those that are drawn and cannot be encoded are told to the budget.
+        Only drawn chats are encoded. Records that cannot be read or answered are skipped; drawn chats that cannot be
+        encoded are reported to the budget. There may be fewer than `count`.
         """
         found = []
         for file, conversation in draw(self._chats(), count, seed=0):
             try:
-                found.append(_question(conversation, self._encode(conversation), file.source, self.encoder))
+                found.append(
+                    _with_answer(conversation, self._encode(conversation), file.source, self.encoder)
+                )
             except SampleError as error:
                 self.budget.spend(error)
         return found
 
     def _chats(self) -> Iterator[tuple[EvalFile, Conversation]]:
+        """Chats that can be answered."""
         for file, record in self._records():
             try:
                 conversation = self._parse(file, record)
@@ -152,26 +156,26 @@ class EvalDataset:
         return document
 
     def _sample(self, conversation: Conversation, source: str) -> LossSample:
-        # First: it checks that the last message is an answer.
-        whole = self._encode(conversation)
+        # Before the answer is split off: encoding checks that the last message is one.
+        document = self._encode(conversation)
         if not self.answers or conversation.messages[0].role == "text":
-            return LossSample(conversation.sample_id, source, whole)
-        return _question(conversation, whole, source, self.encoder)
+            return LossSample(conversation.sample_id, source, document)
+        return _with_answer(conversation, document, source, self.encoder)
 
 
 def find_files(
     named: Sequence[str], data: DataConfig | None, format: str | None = None, log: Log | None = None
 ) -> list[EvalFile]:
-    """The files that entries name; without any, those of the configuration's data.eval. A source is an entry.
+    """The files of the named entries, or of data.eval if there are none. Each entry is a source.
 
-    data: of a run, None without one; format: in place of the configuration's; say: as in `expand`. Raises DataError
-    for an entry that means no file, ConfigError where there is none.
+    data: the config of a run, if there is one; format: replaces its format; log: as in `expand`. Raises DataError for
+    an entry without files, ConfigError if there is no entry.
     """
     sources = [SourceConfig(path=name) for name in named]
     if data is None:
         data = DataConfig(train=sources)
     if not sources and not data.eval:
-        raise ConfigError("data.eval is empty: there are no held-out samples; name files with --data")
+        raise ConfigError("data.eval is empty: there are no eval samples; name files with --data")
     return [
         EvalFile(file.path, source.path, file.format, file.columns)
         for source in sources or data.eval
@@ -182,9 +186,9 @@ def find_files(
 def load_samples(
     files: Sequence[str | Path], encoder: Encoder, *, format: str = "auto", limit: int | None = None
 ) -> list[EvalSample]:
-    """The first `limit` chats of data files (also directories and patterns); plain texts are passed over.
+    """The first `limit` chats of data files, directories and patterns; plain texts are skipped.
 
-    Raises DataError where a file cannot be read or is empty, SampleError for the first chat that is wrong.
+    Raises DataError if a file cannot be read or is empty, SampleError for the first chat that cannot be used.
     """
     found = [EvalFile(path, str(file), format) for file in files for path in expand([file])]
     chats = (sample for sample in EvalDataset(found, encoder) if isinstance(sample, EvalSample))
@@ -192,8 +196,8 @@ def load_samples(
 
 
 @dataclass
-class Plan:
-    """What an evaluation will do. answers: samples to be answered; metrics: in the order in which they are told."""
+class EvalPlan:
+    """The work of an evaluation. samples: with a loss; answers: to generate; metrics: in display order."""
 
     samples: int = 0
     answers: int = 0
@@ -201,9 +205,9 @@ class Plan:
     references: dict[str, References] = field(default_factory=dict)
 
 
-def make_plan(samples: Iterable[LossSample], template: Template, metrics: Collection[str]) -> Plan:
-    """Goes through the samples once. metrics: as in `choose`. Raises DataError when there are none."""
-    plan = Plan()
+def make_plan(samples: Iterable[LossSample], template: Template, metrics: Collection[str]) -> EvalPlan:
+    """Counts the samples, in one pass. metrics: as in `choose`. Raises DataError if there are no samples."""
+    plan = EvalPlan()
     for sample in samples:
         plan.samples += 1
         if isinstance(sample, EvalSample):
@@ -216,7 +220,7 @@ def make_plan(samples: Iterable[LossSample], template: Template, metrics: Collec
     return plan
 
 
-def _question(conversation: Conversation, whole: Document, source: str, encoder: Encoder) -> EvalSample:
+def _with_answer(conversation: Conversation, document: Document, source: str, encoder: Encoder) -> EvalSample:
     question = dataclasses.replace(conversation, messages=conversation.messages[:-1])
     template, policy = encoder.template, encoder.policy
     prompt_text = _text(template.render_prompt(question, policy))
@@ -224,7 +228,7 @@ def _question(conversation: Conversation, whole: Document, source: str, encoder:
     return EvalSample(
         conversation.sample_id,
         source,
-        whole,
+        document,
         prompt=encoder.encode_prompt(question),
         prompt_text=prompt_text,
         expected=expected.removesuffix(template.terminator),

@@ -1,4 +1,4 @@
-"""A model held to data: its loss on samples, and its answers to chats beside the reference answers."""
+"""Evaluates a model: the loss of samples, and generated answers compared with reference answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.load.batch import pack
 from erniekit.data.media.decode import decode
 from erniekit.display.progress import OnProgress, no_progress
-from erniekit.evaluation.dataset import EvalSample, LossSample, Plan
+from erniekit.evaluation.dataset import EvalPlan, EvalSample, LossSample
 from erniekit.evaluation.metrics.choose import Pair, is_right, score
 from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
@@ -26,19 +26,19 @@ from erniekit.objectives.sft import SftObjective
 
 GREEDY = Sampling(max_new_tokens=64)
 _END_OF_REASONING = "</think>"
-# Samples in memory at one time: batches of answers, and bytes of the pictures that they carry themselves.
+# Samples in memory at a time: batches of answers, and bytes of inline images.
 _CHUNK_BATCHES = 4
 _CHUNK_BYTES = 1 << 26
-_MISTAKES = 3  # that are kept to be told
+_MISTAKES = 3  # kept for the report
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer, its end token left off.
+    """A generated answer and its reference, without end tokens.
 
-    expected, answer: what the model should write and what it wrote, with a thinking template without the reasoning;
-    parsed: all that it wrote. ended: the model ended it itself, it was not cut off at the limit of new tokens.
-    match: it ended, and is the reference to the character. scores: of the metrics that apply; right: see `is_right`.
+    expected, answer: the texts, without reasoning if the template is a thinking one; reference, parsed: the same,
+    parsed. ended: the model ended the answer before the limit of new tokens; match: it also equals the reference
+    exactly. scores: of the metrics that apply; right: see `is_right`.
     """
 
     id: str
@@ -60,15 +60,15 @@ OnPrediction = Callable[[EvalSample, Prediction], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out. wrong: answers that no metric calls right, of which `mistakes` are the first."""
+    """The result of an evaluation. wrong: number of wrong answers; mistakes: the first of them."""
 
-    tally: Scores
+    scores: Scores
     wrong: int
     mistakes: tuple[Prediction, ...]
 
     def scalars(self, prefix: str = "eval") -> dict[str, float]:
-        """Each metric over all answers as "eval/exact_match", and the loss and perplexity where there are any."""
-        overall = self.tally.overall
+        """Metrics over all answers, such as "eval/exact_match", and loss and perplexity if they were computed."""
+        overall = self.scores.overall
         found = {f"{prefix}/{name}": mean.value for name, mean in overall.metrics.items()}
         if overall.loss is not None and overall.perplexity is not None:
             found |= {f"{prefix}/loss": overall.loss, f"{prefix}/perplexity": overall.perplexity}
@@ -80,7 +80,7 @@ def evaluate(
     encoder: Encoder,
     text: AnswerText,
     samples: Iterable[LossSample],
-    plan: Plan,
+    plan: EvalPlan,
     sampling: Sampling = GREEDY,
     *,
     losses: bool = True,
@@ -89,14 +89,14 @@ def evaluate(
     on_prediction: OnPrediction | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """The loss on all samples, and answers to those that are EvalSamples, held to what is expected.
+    """Computes the loss of all samples, and generates and scores answers to EvalSamples.
 
-    plan: of the same samples. A few hundred samples are in memory at a time, pictures only while the model sees them.
-    budget: takes samples whose pictures cannot be read; without one SampleError is raised.
+    plan: of the same samples. A few hundred samples are in memory at a time, and images only while the model sees them.
+    budget: counts samples with unreadable images; without a budget, they raise SampleError.
     """
     generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text, batch_size=batch_size)
-    run = _Run(generator, encoder, text, plan, sampling, budget or ErrorBudget("raise", 0), on_progress)
-    return _go_through(run, samples, losses, on_prediction)
+    run = _EvalRun(generator, encoder, text, plan, sampling, budget or ErrorBudget("raise", 0), on_progress)
+    return _evaluate(run, samples, losses, on_prediction)
 
 
 def evaluate_generation(
@@ -104,22 +104,22 @@ def evaluate_generation(
     encoder: Encoder,
     text: AnswerText,
     samples: Sequence[EvalSample],
-    plan: Plan,
+    plan: EvalPlan,
     sampling: Sampling = GREEDY,
     *,
     on_prediction: OnPrediction | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Answers to chats, without a loss: for use while the model is trained, which is left in its mode.
+    """Generates and scores answers to chats, without a loss, during training. The model stays in its mode.
 
-    plan: of the samples. Raises SampleError for a picture that cannot be read.
+    plan: of the same samples. Raises SampleError for an image that cannot be read.
     """
-    run = _Run(generator, encoder, text, plan, sampling, ErrorBudget("raise", 0), on_progress)
-    return _go_through(run, samples, False, on_prediction)
+    run = _EvalRun(generator, encoder, text, plan, sampling, ErrorBudget("raise", 0), on_progress)
+    return _evaluate(run, samples, False, on_prediction)
 
 
-def _go_through(
-    run: _Run, samples: Iterable[LossSample], losses: bool, on_prediction: OnPrediction | None
+def _evaluate(
+    run: _EvalRun, samples: Iterable[LossSample], losses: bool, on_prediction: OnPrediction | None
 ) -> Evaluation:
     for chunk in _chunks(samples, _CHUNK_BATCHES * run.batch_size):
         usable = run.add_losses(chunk) if losses else chunk
@@ -127,24 +127,24 @@ def _go_through(
         for sample, prediction in zip(chats, run.add_answers(chats), strict=True):
             if on_prediction is not None:
                 on_prediction(sample, prediction)
-    return Evaluation(run.tally, run.wrong, tuple(run.mistakes))
+    return Evaluation(run.scores, run.wrong, tuple(run.mistakes))
 
 
-class _Run:
-    """An evaluation on its way."""
+class _EvalRun:
+    """The state of an evaluation."""
 
     def __init__(
         self,
         generator: Generator,
         encoder: Encoder,
         text: AnswerText,
-        plan: Plan,
+        plan: EvalPlan,
         sampling: Sampling,
         budget: ErrorBudget,
         on_progress: OnProgress | None,
     ) -> None:
         self.batch_size = generator.batch_size
-        self.tally = Scores()
+        self.scores = Scores()
         self.wrong = 0
         self.mistakes: list[Prediction] = []
         self._generator, self._encoder, self._text = generator, encoder, text
@@ -154,11 +154,11 @@ class _Run:
         self._seen = self._answered = self._unanswered = 0
 
     def add_losses(self, samples: Sequence[LossSample]) -> list[LossSample]:
-        """Losses of the samples; gives back those whose pictures could be read, in order."""
+        """Adds the losses of the samples; returns those with readable images, in order."""
         usable: set[int] = set()
         for sample in samples:
-            self.tally.of(sample)  # so that the parts are told in the order of the data
-        # A row holds samples of one source and modality, as its loss is one sum.
+            self.scores.groups_of(sample)  # puts the groups in the order of the data
+        # The loss of a row is one sum, so a row has samples of one source and modality.
         kinds = [(sample.source, sample.modality) for sample in samples]
         order = sorted(range(len(samples)), key=kinds.__getitem__)
         lengths = [len(sample.whole) for sample in samples]
@@ -178,7 +178,7 @@ class _Run:
         return kept
 
     def _add_row(self, samples: Sequence[LossSample], row: Sequence[int]) -> list[int]:
-        """Loss of one row; gives back which of its samples are in it."""
+        """Adds the loss of a row; returns the indices of the samples in it."""
         kept, documents, patches = [], [], []
         for index in row:
             try:
@@ -192,19 +192,19 @@ class _Run:
             documents.append(samples[index].whole)
         if kept:
             output = self._objective(pack(documents, patches))
-            for figures in self.tally.of(samples[kept[0]]):
-                figures.samples += len(kept)
-                figures.loss_sum += float(output.loss_sum.item())
-                figures.loss_tokens += output.num_loss_tokens
+            for group in self.scores.groups_of(samples[kept[0]]):
+                group.samples += len(kept)
+                group.loss_sum += float(output.loss_sum.item())
+                group.loss_tokens += output.num_loss_tokens
         return kept
 
     def add_answers(self, samples: Sequence[EvalSample]) -> Iterator[Prediction]:
-        """Answers to the samples, in order."""
+        """Generates answers to the samples, in order."""
         if not samples:
             return
         done, total = self._answered, self._plan.answers - self._unanswered
         self._report("answers", done, total)
-        # Randomness comes from a prompt's place in the call, which begins at 0 with every chunk.
+        # Random numbers depend on the index of a prompt in the call, which starts at 0 in every chunk.
         sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + done)
         answers = self._generator.generate(
             [sample.prompt for sample in samples],
@@ -217,7 +217,7 @@ class _Run:
 
     def _add_answer(self, sample: EvalSample, generated: Generated) -> Prediction:
         text, template = self._text, self._encoder.template
-        # The template's terminator ends an answer here too, though not its generation: engines go on after it.
+        # The template's terminator ends the answer, but not generation: engines continue after it.
         wrote = text.decode(generated.ids, chat_sampling(self._sampling, template).stop)
         wanted = text.round_trip(sample.expected)
         answer, expected = wrote, sample.expected
@@ -240,8 +240,8 @@ class _Run:
             parsed=pair.answer,
             scores=scores,
         )
-        for figures in self.tally.of(sample):
-            figures.add_answer(ended, scores)
+        for group in self.scores.groups_of(sample):
+            group.add_answer(ended, scores)
         if not prediction.right:
             self.wrong += 1
             if len(self.mistakes) < _MISTAKES:
@@ -250,17 +250,17 @@ class _Run:
 
 
 def _chunks(samples: Iterable[LossSample], most: int) -> Iterator[list[LossSample]]:
-    """At most that many samples at a time, and not many more bytes of pictures than _CHUNK_BYTES."""
+    """Chunks of at most `most` samples, and of little more than _CHUNK_BYTES bytes of inline images."""
     chunk: list[LossSample] = []
-    held = 0
+    size = 0
     for sample in samples:
         chunk.append(sample)
         for item in sample.whole.media:
             sources = item.source if isinstance(item.source, tuple) else (item.source,)
-            held += sum(len(source) for source in sources)
-        if len(chunk) == most or held >= _CHUNK_BYTES:
+            size += sum(len(source) for source in sources)
+        if len(chunk) == most or size >= _CHUNK_BYTES:
             yield chunk
-            chunk, held = [], 0
+            chunk, size = [], 0
     if chunk:
         yield chunk
 

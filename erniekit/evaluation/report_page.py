@@ -15,26 +15,26 @@ from erniekit.display.page import render_page
 from erniekit.display.text import visible
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
-from erniekit.evaluation.report import Settings, describe
+from erniekit.evaluation.report import EvalSettings, format_tables
 from erniekit.generation.answer import Answer, ToolCall
 from erniekit.inspection.preview import ShownMedia
 from erniekit.inspection.thumbnails import Thumbnail, thumbnails
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-# Answers on the page, so that a browser can still show it and memory can hold it.
+# Limits on the number of answers, to bound the size of the page.
 MOST_WRONG, MOST_RIGHT = 300, 100
-_MOST_MEDIA = 6  # of a sample
-_OPEN_CHARACTERS = 500  # of a prompt that is not folded
-# A word, one character of Chinese or Japanese, blanks, or a sign: what is marked as different as a whole.
+_MOST_MEDIA = 6  # per sample
+_OPEN_CHARACTERS = 500  # longer prompts are folded
+# The units of a difference: a word, one character of Chinese or Japanese, white space, or any other character.
 _UNIT = re.compile(
     r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3005-\u9fff]+|\s+|.", re.DOTALL
 )
-_MOST_UNITS = 2000  # that are compared: the work grows with the square
+_MOST_UNITS = 2000  # longer texts are not compared: the time is quadratic
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a text. same: the other text has it too."""
+    """A part of a text. same: the other text has it too."""
 
     text: str
     same: bool
@@ -42,7 +42,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """An answer as the page has it. broken: pictures that cannot be shown, and why."""
+    """An answer on the page. broken: errors of images that cannot be shown."""
 
     name: str
     right: bool
@@ -61,26 +61,26 @@ class _Card:
 
 
 class ReportPage:
-    """Collects answers as they come, the first right and the first wrong ones, and makes the page of them."""
+    """Collects the first right and the first wrong answers, and renders them as an HTML page."""
 
     def __init__(self) -> None:
         self._cards: list[_Card] = []
         self._room = {True: MOST_RIGHT, False: MOST_WRONG}
 
     def add(self, sample: EvalSample, prediction: Prediction) -> None:
-        """Takes an answer with small versions of the sample's pictures, if there is room for it."""
+        """Adds an answer with thumbnails of the sample's images, unless the page has enough of its kind."""
         if self._room[prediction.right]:
             self._room[prediction.right] -= 1
             self._cards.append(_card(sample, prediction))
 
-    def render(self, evaluation: Evaluation, settings: Settings) -> str:
-        """The page. Everything that comes from data or model is escaped; control characters are shown."""
-        answers = evaluation.tally.overall.answers
-        metrics = evaluation.tally.overall.metrics
+    def render(self, evaluation: Evaluation, settings: EvalSettings) -> str:
+        """The HTML page. Text from data and model is escaped, and control characters are replaced by symbols."""
+        answers = evaluation.scores.overall.answers
+        metrics = evaluation.scores.overall.metrics
         values = {
             "title": f"Evaluation of {visible(settings.model)}",
             "settings": list(_settings(settings)),
-            "table": visible("\n".join(describe(evaluation)).strip("\n")),
+            "table": visible("\n".join(format_tables(evaluation)).strip("\n")),
             "total": answers,
             "wrong": evaluation.wrong,
             "right": answers - evaluation.wrong,
@@ -93,7 +93,7 @@ class ReportPage:
 
 
 def difference(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts in pieces that say what they have in common; texts too long to be compared are one piece each."""
+    """Both texts in pieces, marked as common or different; texts that are too long to compare are one piece each."""
     if first == second:
         return [Piece(first, True)], [Piece(second, True)]
     ours, theirs = _UNIT.findall(first), _UNIT.findall(second)
@@ -108,7 +108,7 @@ def difference(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
     return [piece for piece in left if piece.text], [piece for piece in right if piece.text]
 
 
-def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
+def _settings(settings: EvalSettings) -> Iterator[tuple[str, str]]:
     yield "template", settings.template
     if settings.sampling is not None:
         sampling = settings.sampling
@@ -165,7 +165,7 @@ def _shown(item: Media) -> ShownMedia:
 
 
 def _words(answer: Answer) -> str:
-    """The text of an answer, and its calls, a line each."""
+    """The text of an answer, followed by its tool calls, one per line."""
     calls = [f"call {_call(call)}" for call in answer.tool_calls]
     return "\n".join([answer.text, *calls] if answer.text or not calls else calls)
 
@@ -173,7 +173,7 @@ def _words(answer: Answer) -> str:
 def _call(call: ToolCall) -> str:
     if call.error is not None:
         return call.raw
-    # Sorted, as the order of arguments is no difference.
+    # Sorted, since the order of arguments makes no difference.
     return f"{call.name} {json.dumps(call.arguments, ensure_ascii=False, sort_keys=True)}"
 
 

@@ -1,4 +1,4 @@
-"""Losses and scores of an evaluation, summed up over all samples, by source and by modality."""
+"""Sums of losses and metrics of an evaluation: over all samples, by source and by modality."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from erniekit.evaluation.dataset import LossSample
 
 @dataclass
 class Mean:
-    """A metric over `samples` answers to which it applies."""
+    """The mean of a metric over the answers it applies to."""
 
     total: float = 0.0
     samples: int = 0
@@ -23,11 +23,11 @@ class Mean:
 
 
 @dataclass
-class Figures:
-    """What is known of a set of samples.
+class GroupScores:
+    """Sums over a group of samples.
 
-    samples: with a loss; loss_sum: over loss_tokens tokens of the references; answers: generated, of which `ended`
-    were ended by the model, the others cut off; metrics: those that applied to any answer.
+    samples: with a loss; loss_sum: over `loss_tokens` tokens; answers: generated ones; ended: those that the model
+    ended, the others are cut off; metrics: those that apply to at least one answer.
     """
 
     samples: int = 0
@@ -39,12 +39,12 @@ class Figures:
 
     @property
     def loss(self) -> float | None:
-        """Mean over all loss tokens; None where no loss was computed."""
+        """Mean over all loss tokens; None if no loss was computed."""
         return self.loss_sum / self.loss_tokens if self.loss_tokens else None
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss), infinite where that is too large for a number."""
+        """exp(loss); infinite if it overflows."""
         if self.loss is None:
             return None
         try:
@@ -53,7 +53,7 @@ class Figures:
             return math.inf
 
     def add_answer(self, ended: bool, scores: Mapping[str, float]) -> None:
-        """Counts one answer."""
+        """Adds an answer."""
         self.answers += 1
         self.ended += ended
         for name, value in scores.items():
@@ -64,16 +64,16 @@ class Figures:
 
 @dataclass
 class Scores:
-    """The figures of all samples, and of parts of them."""
+    """Sums over all samples, and by source and modality."""
 
-    overall: Figures = field(default_factory=Figures)
-    sources: dict[str, Figures] = field(default_factory=dict)
-    modalities: dict[str, Figures] = field(default_factory=dict)
+    overall: GroupScores = field(default_factory=GroupScores)
+    sources: dict[str, GroupScores] = field(default_factory=dict)
+    modalities: dict[str, GroupScores] = field(default_factory=dict)
 
-    def of(self, sample: LossSample) -> tuple[Figures, ...]:
-        """All the figures that a sample counts in."""
+    def groups_of(self, sample: LossSample) -> tuple[GroupScores, ...]:
+        """The groups that a sample belongs to."""
         return (
             self.overall,
-            self.sources.setdefault(sample.source, Figures()),
-            self.modalities.setdefault(sample.modality, Figures()),
+            self.sources.setdefault(sample.source, GroupScores()),
+            self.modalities.setdefault(sample.modality, GroupScores()),
         )

@@ -69,7 +69,7 @@ def test_fewer_than_asked_for_is_an_error_after_the_report(erniekit, run: Path, 
     assert status == 1
     assert "exact match 3 of 4 (75.0%)" in out
     assert f"{file}:2: expected 'It is purple.', answered 'It is " in out
-    assert err == "error: exact match 75.00% is below the wanted 90.00%\n"
+    assert err == "error: exact match 75.00% is below the minimum 90.00%\n"
     status, out, _ = erniekit("eval", run, "--data", file, "--limit", 1, "--batch", 1, "--max-new-tokens", 2)
     assert status == 0
     assert "exact match 0 of 1 (0.0%)" in out and "(cut off)" in out
@@ -193,7 +193,7 @@ def test_what_cannot_be_used_can_be_left_out(erniekit, run: Path, tmp_path: Path
     file = write_chats(tmp_path / "c.jsonl", samples)
     status, out, err = erniekit("eval", run, "--data", file, "--on-error", "skip")
     assert (status, err) == (0, "")
-    assert "2 samples left out (missing image: 1, no answer at the end: 1)" in out
+    assert "2 samples skipped (missing image: 1, no answer at the end: 1)" in out
     assert f"{file}:2: " in out and "exact match 4 of 4" in out
 
 

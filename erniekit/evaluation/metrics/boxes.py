@@ -1,4 +1,4 @@
-"""Boxes in answers (grounding), and how well they lie on those of the reference."""
+"""Intersection over union of the boxes in an answer and its reference (grounding)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in whatever unit the data has
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in the unit of the data
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
@@ -15,16 +15,16 @@ _LOCATIONS = r"(?:<\|LOC_\d+\|>(?:\s|<\|LOC_SEP\|>)*)+"
 _BOXES = re.compile(f"{_LIST}|({_LOCATIONS})")
 _LOCATION = re.compile(r"<\|LOC_(\d+)\|>")
 _CORNERS = 8  # numbers of a quadrilateral
-# More are not compared: the work grows with the cube.
+# More are not compared: the time is cubic.
 MOST_BOXES = 200
 
 
 def find_boxes(text: str) -> list[Box]:
-    """The boxes that a text holds, in order: lists [x1, y1, x2, y2] in JSON or between words, and ERNIE's tokens.
+    """The boxes in a text, in order: lists [x1, y1, x2, y2] in JSON or between words, and ERNIE's location tokens.
 
-    Of <|LOC_n|> tokens that stand together, eight are the corners of a quadrilateral (as in PaddleOCR-VL), of which
-    the rectangle around it is taken; any other number of them are boxes of four. <|LOC_SEP|> may stand between,
-    <|LOC_BEGIN|> and <|LOC_END|> around them.
+    Adjacent <|LOC_n|> tokens in multiples of eight are the corners of quadrilaterals (as in PaddleOCR-VL), and give
+    their bounding boxes; any other number of tokens is read as boxes of four. <|LOC_SEP|> between tokens and
+    <|LOC_BEGIN|> and <|LOC_END|> around them are ignored.
     """
     found: list[Box] = []
     for match in _BOXES.finditer(text):
@@ -39,12 +39,12 @@ def find_boxes(text: str) -> list[Box]:
 
 
 def _upright(numbers: Sequence[float]) -> Box:
-    """The rectangle around points given as x, y, x, y, ..."""
+    """The bounding box of points given as x, y, x, y, ..."""
     return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
 
 
 def iou(first: Box, second: Box) -> float:
-    """Area that both boxes cover over area that any of them does (Jaccard index). Equal boxes without area: 1."""
+    """Area of the intersection over area of the union (Jaccard index); 1 for equal boxes without area."""
     if first == second:
         return 1.0
     width = min(first[2], second[2]) - max(first[0], second[0])
@@ -62,8 +62,8 @@ def _area(box: Box) -> float:
 def box_ious(answer: str, reference: str) -> list[float] | None:
     """The IoU of each pair of boxes; None if the reference has no box.
 
-    Each box of the reference is paired with one of the answer so that the sum of IoUs is the largest. Boxes that are
-    left over, of the reference or of the answer, stand with 0: naming many boxes does not help.
+    Boxes of reference and answer are paired so that the sum of IoUs is largest. Unpaired boxes of either count as 0, so
+    that extra boxes do not help.
     """
     wanted = find_boxes(reference)[:MOST_BOXES]
     if not wanted:
@@ -87,7 +87,7 @@ def box_iou_50(answer: str, reference: str) -> float | None:
 
 
 def best_pairs(gains: np.ndarray) -> list[float]:
-    """Pairs each row with a column of its own so that the sum of gains is the largest; the gains of the pairs.
+    """Pairs each row with a different column so that the sum of gains is largest; returns the gains of the pairs.
 
     gains: float64 [rows, columns], at least as many columns as rows. The assignment problem, row by row along
     shortest augmenting paths: Jonker and Volgenant 1987.
@@ -106,7 +106,7 @@ def best_pairs(gains: np.ndarray) -> list[float]:
             column = int(np.argmin(np.where(is_open, distance, np.inf)))
             is_open[column] = False
             row = int(row_of[column])
-            # A pair that is given up pays back what it costs.
+            # Dissolving a pair refunds its cost.
             start = distance[column] + gains[row, column] + price[column]
         reached = ~is_open
         price[reached] += distance[reached] - distance[column]

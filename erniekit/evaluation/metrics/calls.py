@@ -1,7 +1,7 @@
-"""Function calls in answers: the right ones, with the right arguments, as the tools' schemas want them.
+"""Function calls in answers: names, arguments and validity under the schemas of the tools.
 
 Calls are compared one by one, in order, as in the AST evaluation of the Berkeley Function-Calling Leaderboard (Patil
-et al. 2025), but with one right value for each argument: the reference's.
+et al. 2025), but only the reference's value of an argument is right.
 """
 
 from __future__ import annotations
@@ -17,43 +17,42 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 def call_name(answer: Sequence[ToolCall], reference: Sequence[ToolCall]) -> float | None:
-    """Share of calls with the right name, of the longer of both lists; None if the reference calls nothing."""
+    """Share of calls with the right name, over the longer list of calls; None if the reference has no calls."""
     return _share(
         [one.name == other.name for one, other in zip(answer, reference, strict=False)], answer, reference
     )
 
 
 def call_arguments(answer: Sequence[ToolCall], reference: Sequence[ToolCall]) -> float | None:
-    """Share of calls with the right name and, as JSON values, the right arguments; otherwise as `call_name`."""
+    """Share of calls with the right name and arguments, compared as JSON values; otherwise as `call_name`."""
     right = [_same_call(one, other) for one, other in zip(answer, reference, strict=False)]
     return _share(right, answer, reference)
 
 
 def call_match(answer: Sequence[ToolCall], reference: Sequence[ToolCall]) -> float | None:
-    """1 if the answer has exactly the calls of the reference, in their order; None if that calls nothing."""
+    """1 if the answer has exactly the calls of the reference, in order; None if the reference has no calls."""
     share = call_arguments(answer, reference)
     return None if share is None else float(share == 1)
 
 
 def call_valid(answer: Sequence[ToolCall], reference: Sequence[ToolCall], tools: Tools) -> float | None:
-    """Share of the answer's calls that `is_valid` accepts, 0 if it has none; None if the reference calls nothing."""
+    """Share of the answer's calls that are valid, 0 if it has none; None if the reference has no calls."""
     if not reference:
         return None
     return sum(is_valid(call, tools) for call in answer) / len(answer) if answer else 0.0
 
 
 def call_none(answer: Sequence[ToolCall], reference: Sequence[ToolCall], tools: Tools) -> float | None:
-    """1 if the answer calls nothing where the reference does not, though there are tools; None elsewhere."""
+    """1 if the answer has no calls; None if the reference has calls or there are no tools."""
     if reference or not tools:
         return None
     return float(not answer)
 
 
 def is_valid(call: ToolCall, tools: Tools) -> bool:
-    """Whether a call names one of the tools and its arguments are what that tool's JSON schema accepts.
+    """Whether a call names one of the tools and that tool's JSON schema accepts its arguments.
 
-    Without a schema, or with one that is itself wrong, any JSON object is accepted. References in a schema are only
-    followed inside of it.
+    A missing or invalid schema accepts any JSON object. References are resolved within the schema only.
     """
     if call.error is not None or call.arguments is None:
         return False
@@ -76,7 +75,7 @@ def _accepts(schema: Any, arguments: dict[str, Any]) -> bool:
     draft = validator_for(schema, default=Draft202012Validator)
     try:
         draft.check_schema(schema)
-        # A registry of its own: the default one fetches what a $ref names from the network.
+        # The default registry would fetch $ref URLs from the network.
         return bool(draft(schema, registry=Registry()).is_valid(arguments))
     except (SchemaError, Unresolvable, RecursionError, re.error):
         return True

@@ -1,4 +1,4 @@
-"""The metrics by name, and which of them fit a set of references."""
+"""The metrics by name, and the choice of those that fit the references."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from erniekit.config.choices import METRICS
 from erniekit.errors import ConfigError
 from erniekit.evaluation.metrics import boxes, calls, numeric, structured, text
 from erniekit.evaluation.metrics.words import words
 from erniekit.generation.answer import Answer
 
 AUTO = "auto"
-# Words that references have on average from which on it matters how near an answer comes.
+# Mean number of words of references from which similarity metrics are meaningful.
 LONG_TEXT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An answer beside its reference.
+    """An answer and its reference.
 
-    exact: the model ended it, and it is the reference to the character; tools: those that the chat offers.
+    exact: the model ended the answer, and it equals the reference exactly; tools: of the chat.
     """
 
     answer: Answer
@@ -34,7 +35,7 @@ Metric = Callable[[Pair], float | None]
 
 
 def _of_text(metric: Callable[[str, str], float | None]) -> Metric:
-    """A metric of the answer's text; None where the reference only calls tools."""
+    """A metric of the answer's text; None if the reference has only tool calls."""
 
     def score(pair: Pair) -> float | None:
         if not pair.reference.text and pair.reference.tool_calls:
@@ -44,8 +45,8 @@ def _of_text(metric: Callable[[str, str], float | None]) -> Metric:
     return score
 
 
-# Each gives None for a pair that it does not apply to.
-METRICS: dict[str, Metric] = {
+# Each returns None for a pair that it does not apply to.
+FUNCTIONS: dict[str, Metric] = {
     "exact_match": lambda pair: float(pair.exact),
     "normalized_match": _of_text(text.normalized_match),
     "token_f1": _of_text(text.token_f1),
@@ -64,7 +65,7 @@ METRICS: dict[str, Metric] = {
     "call_match": lambda pair: calls.call_match(pair.answer.tool_calls, pair.reference.tool_calls),
     "call_none": lambda pair: calls.call_none(pair.answer.tool_calls, pair.reference.tool_calls, pair.tools),
 }
-# Those that say of an answer as a whole that it is right.
+# Metrics that judge the whole answer: 1 means that it is right.
 _VERDICTS = (
     "exact_match",
     "normalized_match",
@@ -77,10 +78,10 @@ _VERDICTS = (
 
 @dataclass(slots=True)
 class References:
-    """What the references of one source are like: how many of each kind.
+    """Counts of the kinds of references of one source.
 
-    texts: those with words beside or in place of calls; of them `numbers`, `json` and `boxes` are such; words: of all
-    texts; offered: references without a call in chats that have tools.
+    texts: references with text; numbers, json, boxes: texts of that kind; words: of all texts; offered: references
+    without a call in chats with tools.
     """
 
     answers: int = 0
@@ -93,7 +94,7 @@ class References:
     words: int = 0
 
     def add(self, reference: Answer, has_tools: bool) -> None:
-        """Counts one."""
+        """Adds a reference."""
         self.answers += 1
         self.calls += bool(reference.tool_calls)
         self.offered += has_tools and not reference.tool_calls
@@ -107,7 +108,7 @@ class References:
 
     @property
     def fitting(self) -> set[str]:
-        """The metrics that say something about answers to them."""
+        """The metrics that are meaningful for these references."""
         found: set[str] = set()
         if self.calls:
             found |= {"call_name", "call_arguments", "call_valid", "call_match"}
@@ -127,7 +128,7 @@ class References:
 
 
 def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
-    """Names separated by commas, each a metric or "auto", each once. Raises ConfigError for others."""
+    """Comma-separated names of metrics, or "auto", without duplicates. Raises ConfigError for unknown names."""
     names = [name.strip() for text in texts for name in text.split(",")]
     for name in names:
         if name != AUTO:
@@ -136,19 +137,16 @@ def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError for a name that no metric has."""
+    """Raises ConfigError for an unknown metric."""
     if name in METRICS:
         return
     near = difflib.get_close_matches(name, METRICS, n=1)
     meant = f'; did you mean "{near[0]}"?' if near else ""
-    raise ConfigError(f'unknown metric "{name}": there are {", ".join(METRICS)}{meant}')
+    raise ConfigError(f'unknown metric "{name}": choose from {", ".join(METRICS)}{meant}')
 
 
 def choose(names: Collection[str], references: Iterable[References]) -> tuple[str, ...]:
-    """The metrics of these names, in the order of METRICS, and exact_match always.
-
-    "auto" stands for those that fit any of the sources.
-    """
+    """The named metrics and exact_match, in the order of METRICS. "auto": those that fit at least one source."""
     chosen = {"exact_match", *names} - {AUTO}
     if AUTO in names:
         for source in references:
@@ -157,11 +155,11 @@ def choose(names: Collection[str], references: Iterable[References]) -> tuple[st
 
 
 def score(pair: Pair, names: Sequence[str]) -> dict[str, float]:
-    """What the metrics of these names give, of those that apply."""
-    found = ((name, METRICS[name](pair)) for name in names)
+    """The values of the named metrics, of those that apply."""
+    found = ((name, FUNCTIONS[name](pair)) for name in names)
     return {name: value for name, value in found if value is not None}
 
 
 def is_right(scores: Mapping[str, float]) -> bool:
-    """Whether one of the metrics that judge an answer as a whole is 1."""
+    """Whether at least one metric that judges the whole answer is 1."""
     return any(scores.get(name) == 1 for name in _VERDICTS)

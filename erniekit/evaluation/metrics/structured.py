@@ -1,4 +1,4 @@
-"""Answers that are JSON."""
+"""JSON answers: validity and equality."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NotJson(Exception):
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text (RFC 8259: no NaN), also between the marks of a code block. Raises NotJson."""
+    """The value of a JSON text (RFC 8259: no NaN), with or without a code fence. Raises NotJson."""
     fenced = _FENCED.fullmatch(text)
     try:
         return json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
@@ -32,7 +32,7 @@ def json_valid(answer: str) -> float:
 
 
 def json_equal(answer: str, reference: str) -> float | None:
-    """1 if the answer is the same JSON value as the reference; None if that is no JSON object or array."""
+    """1 if the answer equals the reference as a JSON value; None if the reference is no JSON object or array."""
     if not is_json(reference):
         return None
     try:
@@ -42,7 +42,7 @@ def json_equal(answer: str, reference: str) -> float | None:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is a JSON object or array: numbers and quoted words alone are taken for text."""
+    """Whether a text is a JSON object or array; single numbers and strings count as text."""
     try:
         return isinstance(read_json(text), dict | list)
     except NotJson:
@@ -50,7 +50,7 @@ def is_json(text: str) -> bool:
 
 
 def same_json(first: Any, second: Any) -> bool:
-    """Whether two JSON values are equal: keys in any order, 1 and 1.0 the same number, true and 1 not the same.
+    """Whether two JSON values are equal: keys in any order; 1 equals 1.0, but not true.
 
     As JSON Schema has it (draft 2020-12, section 4.2.2).
     """

@@ -1,4 +1,4 @@
-"""How near a text comes to its reference. All are from 0 to 1."""
+"""Similarity of a text and its reference, from 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ANLS_THRESHOLD = 0.5
 
 
 def normalized_match(answer: str, reference: str) -> float:
-    """1 if both are the same but for case, punctuation, articles, blanks and full-width forms (`normalize`)."""
+    """1 if both are equal after `normalize`: without case, punctuation, articles, extra spaces and full-width forms."""
     return float(normalize(answer) == normalize(reference))
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """F1 over the words that both have, each as often as both have it.
+    """F1 over the bags of words of both texts.
 
     As in SQuAD (Rajpurkar et al. 2016, section 6.1); Chinese and Japanese by character, as in CMRC 2018.
     """
@@ -39,14 +39,14 @@ def anls(answer: str, reference: str) -> float:
     """1 - NL, where NL is the edit distance over the length of the longer text; 0 where NL is 0.5 or more.
 
     Average normalised Levenshtein similarity: Biten et al. 2019, "Scene Text Visual Question Answering", equation 1.
-    Case, full-width forms and further blanks do not count. A reference that is a JSON list of texts holds the
-    accepted answers, of which the nearest counts.
+    Case, full-width forms and extra spaces are ignored. A reference that is a JSON list of strings is a list of
+    accepted answers, of which the most similar counts.
     """
     return max(_similarity(answer, accepted) for accepted in accepted_answers(reference))
 
 
 def accepted_answers(reference: str) -> list[str]:
-    """The texts of a reference that is a JSON list of texts, else the reference itself."""
+    """The strings of a reference that is a JSON list of strings, else the reference itself."""
     if reference.lstrip().startswith("["):
         try:
             value = json.loads(reference)
@@ -73,10 +73,10 @@ def _f1(common: int, found: int, wanted: int) -> float:
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Its length.
+    """The length of the longest common subsequence.
 
-    A row of the usual table is kept as the bits of one integer: Hyyro 2004, "Bit-Parallel LCS-length Computation
-    Revisited", figure 3.
+    A row of the dynamic programming table is one integer, a bit per item: Hyyro 2004, "Bit-Parallel LCS-length
+    Computation Revisited", figure 3.
     """
     places = _places(first)
     full = (1 << len(first)) - 1
@@ -88,10 +88,10 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 
 
 def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """Fewest insertions, deletions and replacements that make one the other (Levenshtein).
+    """The fewest insertions, deletions and replacements between two sequences (Levenshtein).
 
-    A column of the usual table is kept as two integers, the bits of which say where it rises and falls: Myers 1999,
-    as Hyyro 2003 gives it ("A Bit-Vector Algorithm for Computing Levenshtein and Damerau Edit Distances").
+    A column of the dynamic programming table is two integers, with bits where it rises and falls: Myers 1999, in the
+    form of Hyyro 2003 ("A Bit-Vector Algorithm for Computing Levenshtein and Damerau Edit Distances").
     """
     if not first:
         return len(second)
@@ -111,7 +111,7 @@ def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _places(items: Sequence[str]) -> dict[str, int]:
-    """For each item the integer whose bits say where it stands."""
+    """For each item, an integer with a bit set at each of its positions."""
     places: dict[str, int] = {}
     for place, item in enumerate(items):
         places[item] = places.get(item, 0) | 1 << place

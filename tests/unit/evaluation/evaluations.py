@@ -1,4 +1,4 @@
-"""Evaluations without a model, for the tests of what is told of them."""
+"""Evaluations without a model, for tests of reports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from erniekit.generation.answer import Answer, ToolCall
 BROKEN = ToolCall("add", None, '{"name": "add"', "cut off")
 
 
-def picture(path: Path | bytes) -> Media:
-    """A picture in a document; its numbers are of no account."""
+def image(path: Path | bytes) -> Media:
+    """An image in a document, with arbitrary sizes."""
     return Media(path if isinstance(path, bytes) else str(path), (1, 4, 4), 1, 4, 2)
 
 
@@ -36,7 +36,7 @@ def answered(
     media: tuple[Media, ...] = (),
     **scores: float,
 ) -> tuple[EvalSample, Prediction]:
-    """A sample with its answer."""
+    """A sample and its prediction."""
     document = Document(np.zeros(8, np.int32), np.zeros(8, np.int32), media, name)
     source = name.partition(":")[0]
     sample = EvalSample(name, source, document, document, prompt, expected)
@@ -58,15 +58,15 @@ def answered(
 
 
 def evaluation_of(*answers: tuple[EvalSample, Prediction], **losses: Any) -> Evaluation:
-    """What comes out of these answers; losses by source as (samples, loss sum, tokens)."""
-    tally = Scores()
+    """The evaluation of these answers; losses: (samples, loss sum, tokens) by source."""
+    scores = Scores()
     for sample, prediction in answers:
-        for figures in tally.of(sample):
-            figures.add_answer(prediction.ended, prediction.scores)
+        for group in scores.groups_of(sample):
+            group.add_answer(prediction.ended, prediction.scores)
     for source, (samples, loss_sum, tokens) in losses.items():
-        for figures in (tally.overall, tally.sources[source]):
-            figures.samples += samples
-            figures.loss_sum += loss_sum
-            figures.loss_tokens += tokens
+        for group in (scores.overall, scores.sources[source]):
+            group.samples += samples
+            group.loss_sum += loss_sum
+            group.loss_tokens += tokens
     wrong = [prediction for _, prediction in answers if not prediction.right]
-    return Evaluation(tally, len(wrong), tuple(wrong[:3]))
+    return Evaluation(scores, len(wrong), tuple(wrong[:3]))

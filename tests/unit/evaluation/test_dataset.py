@@ -28,12 +28,12 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("heldout") / "model", "dense")
+    return make_model(tmp_path_factory.mktemp("dataset") / "model", "dense")
 
 
 @pytest.fixture(scope="module")
 def vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("heldout_vl") / "model", "vl")
+    return make_model(tmp_path_factory.mktemp("dataset_vl") / "model", "vl")
 
 
 def write_records(path: Path, *records: Any) -> Path:
@@ -46,9 +46,9 @@ def chat(answer: Any, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "Which digit?"}, reply], **more}
 
 
-def test_samples_are_a_prompt_and_what_the_model_should_say(vl: Path, tmp_path: Path) -> None:
-    picture = {"type": "image_url", "image_url": {"url": data_uri(noise(56, 84))}}
-    question = [picture, {"type": "text", "text": "Which digit?"}]
+def test_chats_are_a_prompt_and_an_expected_answer(vl: Path, tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": data_uri(noise(56, 84))}}
+    question = [image, {"type": "text", "text": "Which digit?"}]
     history = [
         {"role": "user", "content": "One"},
         {"role": "assistant", "content": "two"},
@@ -70,7 +70,7 @@ def test_samples_are_a_prompt_and_what_the_model_should_say(vl: Path, tmp_path: 
     assert len(load_samples([file, file], encoder, limit=3)) == 3
 
 
-def test_a_plan_counts_what_there_is(vl: Path, tmp_path: Path) -> None:
+def test_a_plan_counts_samples_and_answers(vl: Path, tmp_path: Path) -> None:
     frames = [data_uri(noise(56, 56, seed)) for seed in range(2)]
     video = {"role": "user", "content": [{"type": "video", "video": frames}]}
     call = {
@@ -91,7 +91,7 @@ def test_a_plan_counts_what_there_is(vl: Path, tmp_path: Path) -> None:
     assert [sample.modality for sample in found] == ["text", "text", "text", "videos"]
     assert isinstance(found[1], EvalSample) and found[1].tools == (TOOL,)
     assert found[1].expected == '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>\n'
-    # They can be gone through again.
+    # Samples can be read again.
     plan = make_plan(samples, encoder.template, ["auto"])
     assert (plan.samples, plan.answers) == (4, 3)
     assert plan.metrics == (
@@ -171,24 +171,24 @@ def test_chats_are_drawn_from_all_files_and_always_the_same(checkpoint: Path, tm
         )
         for name in "ab"
     ]
-    heldout = EvalDataset([EvalFile(file, file.stem) for file in files], encoder)
-    drawn = heldout.draw_chats(20)
+    eval_data = EvalDataset([EvalFile(file, file.stem) for file in files], encoder)
+    drawn = eval_data.draw_chats(20)
     ids = [(sample.source, int(sample.sample_id.rpartition(":")[2])) for sample in drawn]
     assert ids == sorted(set(ids)) and len(ids) == 20
     assert {source for source, _ in ids} == {"a", "b"} and any(number > 20 for _, number in ids)
     assert not {1, 42} & {number for _, number in ids}, "neither the text nor the bad record"
-    assert [sample.sample_id for sample in heldout.draw_chats(20)] == [sample.sample_id for sample in drawn]
-    assert len(heldout.draw_chats(99)) == 80
+    assert [sample.sample_id for sample in eval_data.draw_chats(20)] == [sample.sample_id for sample in drawn]
+    assert len(eval_data.draw_chats(99)) == 80
 
 
-def test_drawn_chats_that_cannot_be_encoded_are_told(checkpoint: Path, tmp_path: Path) -> None:
-    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "gone.png"}}]}
+def test_drawn_chats_that_cannot_be_encoded_are_reported(checkpoint: Path, tmp_path: Path) -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "gone.png"}}]}
     answer = {"role": "assistant", "content": "7"}
     file = write_records(
-        tmp_path / "c.jsonl", chat("7"), {"messages": [picture, answer]}, {"messages": [answer]}
+        tmp_path / "c.jsonl", chat("7"), {"messages": [image, answer]}, {"messages": [answer]}
     )
     encoder = find_model(checkpoint).encoder()
     budget = ErrorBudget("skip", 9)
-    heldout = EvalDataset([EvalFile(file, "c")], encoder, budget=budget)
-    assert [sample.sample_id for sample in heldout.draw_chats(9)] == [f"{file}:1"]
+    eval_data = EvalDataset([EvalFile(file, "c")], encoder, budget=budget)
+    assert [sample.sample_id for sample in eval_data.draw_chats(9)] == [f"{file}:1"]
     assert [error.sample_id for error in budget.left_out()] == [f"{file}:2"]

@@ -78,9 +78,9 @@ def run(
 def test_generation_from_documents_keeps_their_order(vl: Path, tmp_path: Path) -> None:
     chats = []
     for seed in range(7):
-        picture = {"type": "image_url", "image_url": {"url": data_uri(noise(28 * (seed % 3 + 1), 56, seed))}}
+        image = {"type": "image_url", "image_url": {"url": data_uri(noise(28 * (seed % 3 + 1), 56, seed))}}
         text = {"type": "text", "text": "Which digit is this? " * (seed % 4)}
-        chats.append(([picture, text] if seed != 5 else "Which digit?", "7"))
+        chats.append(([image, text] if seed != 5 else "Which digit?", "7"))
     source = find_model(vl)
     encoder, model = source.encoder(), source.load()
     prompts = [s.prompt for s in load_samples([write_chats(tmp_path / "chats.jsonl", chats)], encoder)]
@@ -152,8 +152,8 @@ def _answer(
     script(monkeypatch, text, [(generated, ended)])
     file = write_chats(tmp_path / "c.jsonl", [("Which digit?", "The number is 7.")])
     result, (prediction,) = run(checkpoint, load_samples([file], encoder), template, ["token_f1"])
-    assert result.tally.overall.answers == 1 and result.tally.overall.ended == ended
-    assert result.tally.overall.metrics["exact_match"].total == prediction.match
+    assert result.scores.overall.answers == 1 and result.scores.overall.ended == ended
+    assert result.scores.overall.metrics["exact_match"].total == prediction.match
     assert prediction.expected == prediction.reference.text == "The number is 7."
     assert prediction.parsed.reasoning == reasoning
     assert prediction.scores["exact_match"] == prediction.match and "token_f1" in prediction.scores
@@ -192,7 +192,7 @@ def test_calls_of_a_thinking_model_are_parsed_and_scored(
         ],
     )
     result, seen = run(vl, load_samples([file], encoder), "ernie_vl_thinking")
-    values = {name: (mean.total, mean.samples) for name, mean in result.tally.overall.metrics.items()}
+    values = {name: (mean.total, mean.samples) for name, mean in result.scores.overall.metrics.items()}
     assert values == {
         "exact_match": (1, 6),
         "call_name": (2, 4),
@@ -208,8 +208,8 @@ def test_calls_of_a_thinking_model_are_parsed_and_scored(
 
 
 def test_loss_is_the_mean_over_all_trained_tokens_by_source_and_modality(vl: Path, tmp_path: Path) -> None:
-    picture = {"type": "image_url", "image_url": {"url": data_uri(noise(56, 84))}}
-    chats = [("One?", "two"), ([picture], "The number is 7."), ("Which digit is this?", "The number is 7.")]
+    image = {"type": "image_url", "image_url": {"url": data_uri(noise(56, 84))}}
+    chats = [("One?", "two"), ([image], "The number is 7."), ("Which digit is this?", "The number is 7.")]
     first = write_chats(tmp_path / "first.jsonl", chats)
     second = tmp_path / "second.jsonl"
     second.write_text(json.dumps({"text": "One two three four five six."}) + "\n")
@@ -224,21 +224,21 @@ def test_loss_is_the_mean_over_all_trained_tokens_by_source_and_modality(vl: Pat
     assert model.training
     sums = {sample.sample_id: _loss(model, encoder, sample) for sample in samples}
     keys = list(sums)
-    tally = result.tally
-    for figures, wanted in (
-        (tally.overall, keys),
-        (tally.sources["first"], keys[:3]),
-        (tally.sources["second"], keys[3:]),
-        (tally.modalities["text"], [keys[0], keys[2], keys[3]]),
-        (tally.modalities["images"], keys[1:2]),
+    scores = result.scores
+    for group, wanted in (
+        (scores.overall, keys),
+        (scores.sources["first"], keys[:3]),
+        (scores.sources["second"], keys[3:]),
+        (scores.modalities["text"], [keys[0], keys[2], keys[3]]),
+        (scores.modalities["images"], keys[1:2]),
     ):
         total, tokens = (sum(values) for values in zip(*(sums[key] for key in wanted), strict=True))
-        assert (figures.samples, figures.loss_tokens) == (len(wanted), tokens)
-        assert_close(figures.loss, total / tokens)
-        assert_close(figures.perplexity, math.exp(total / tokens), MODEL)  # the exponential is steep
-    assert list(tally.sources) == ["first", "second"] and len(tally.modalities) == 2
+        assert (group.samples, group.loss_tokens) == (len(wanted), tokens)
+        assert_close(group.loss, total / tokens)
+        assert_close(group.perplexity, math.exp(total / tokens), MODEL)  # the exponential is steep
+    assert list(scores.sources) == ["first", "second"] and len(scores.modalities) == 2
     assert phases[0] == ("loss", 0, 4) and ("loss", 4, 4) in phases and phases[-1] == ("answers", 3, 3)
-    assert result.scalars("x")["x/loss"] == tally.overall.loss
+    assert result.scalars("x")["x/loss"] == scores.overall.loss
 
 
 def _loss(model: ErnieModel, encoder: Encoder, sample: LossSample) -> tuple[float, int]:
@@ -252,12 +252,8 @@ def _loss(model: ErnieModel, encoder: Encoder, sample: LossSample) -> tuple[floa
 
 
 def test_small_chunks_give_the_same(vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [
-        {"type": "image_url", "image_url": {"url": data_uri(noise(56, 56, seed))}} for seed in range(3)
-    ]
-    chats: list[tuple[Any, str]] = [
-        ([pictures[n // 2]], "two") if n % 2 else ("One?", "two") for n in range(6)
-    ]
+    images = [{"type": "image_url", "image_url": {"url": data_uri(noise(56, 56, seed))}} for seed in range(3)]
+    chats: list[tuple[Any, str]] = [([images[n // 2]], "two") if n % 2 else ("One?", "two") for n in range(6)]
     model, encoder, text = parts(vl)
     samples = load_samples([write_chats(tmp_path / "c.jsonl", chats)], encoder)
     plan = make_plan(samples, encoder.template, ["auto"])
@@ -274,7 +270,7 @@ def test_small_chunks_give_the_same(vl: Path, tmp_path: Path, monkeypatch: pytes
             on_prediction=lambda sample, prediction: seen.append((sample.sample_id, prediction.answer)),
             **settings,
         )
-        return seen, result.tally.overall.loss
+        return seen, result.scores.overall.loss
 
     whole, loss = answers()
     assert [name for name, _ in whole] == [sample.sample_id for sample in samples]
@@ -290,13 +286,13 @@ def test_small_chunks_give_the_same(vl: Path, tmp_path: Path, monkeypatch: pytes
     again, same_loss = answers(batch_size=4)
     assert again == whole
     assert_close(same_loss, loss)
-    # A chunk also ends where the pictures that samples carry themselves are many bytes.
+    # A chunk also ends when its inline images have many bytes.
     monkeypatch.setattr(module, "_CHUNK_BYTES", 1)
     assert answers()[0] == whole
     assert sizes == [4, 2, 2, 2, 2]
 
 
-def test_a_picture_that_cannot_be_read_is_raised_or_left_out(vl: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_raised_or_skipped(vl: Path, tmp_path: Path) -> None:
     data = encoded(noise(200, 200))
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "good.png").write_bytes(data)
@@ -321,7 +317,7 @@ def test_a_picture_that_cannot_be_read_is_raised_or_left_out(vl: Path, tmp_path:
         on_progress=lambda *state: phases.append(state),
     )
     assert seen == [f"{file}:1", f"{file}:3"]
-    assert result.tally.overall.samples == result.tally.overall.answers == 2
+    assert result.scores.overall.samples == result.scores.overall.answers == 2
     assert budget.by_reason() == "bad image: 1"
     assert ("loss", 3, 3) in phases and phases[-1] == ("answers", 2, 2)
 
@@ -337,7 +333,7 @@ def test_generation_alone_for_use_in_training(checkpoint: Path, tmp_path: Path) 
     scalars = result.scalars()
     assert list(scalars) == ["eval/exact_match", "eval/anls", "eval/numeric_match"]
     assert all(0 <= value <= 1 for value in scalars.values())
-    assert result.tally.overall.loss is None and result.tally.overall.answers == 2
+    assert result.scores.overall.loss is None and result.scores.overall.answers == 2
     assert isinstance(samples[0], EvalSample)
     with pytest.raises(DataError, match="no samples"):
         make_plan([], encoder.template, ["auto"])
@@ -354,7 +350,7 @@ def test_a_stop_text_ends_an_answer_and_is_not_in_it(checkpoint: Path, tmp_path:
         seen.append(prediction)
 
     evaluate(model, encoder, text, samples, plan, Sampling(24), on_prediction=take)
-    # What a model of random weights says is of no account, but bytes that are no text are told at the end only.
+    # The answers of a model with random weights do not matter, but bytes that are not text come at the end only.
     first = next(place for place, found in enumerate(seen) if re.search("[a-z]{2}", found.answer))
     (stop,) = re.findall("[a-z]{2}", seen[first].answer)[-1:]
     evaluate(model, encoder, text, samples, plan, Sampling(24, stop=(stop,)), on_prediction=take)

@@ -10,13 +10,13 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.evaluation.report import (
-    Settings,
-    as_values,
-    check_wanted,
-    describe,
-    describe_mistakes,
-    describe_skipped,
-    summary,
+    EvalSettings,
+    check_minimums,
+    format_mistakes,
+    format_skipped,
+    format_summary,
+    format_tables,
+    report_values,
     write_report,
     writing_predictions,
 )
@@ -24,7 +24,7 @@ from erniekit.generation.answer import ToolCall
 from erniekit.generation.sampling import Sampling
 from tests.unit.evaluation.evaluations import BROKEN, answered, evaluation_of
 
-SETTINGS = Settings("runs/x", "ernie", Sampling(64))
+SETTINGS = EvalSettings("runs/x", "ernie", Sampling(64))
 TWO = (
     answered("a:1", "seven", "seven", token_f1=1.0, numeric_match=1.0),
     answered("a:2", "seven", "eight", token_f1=0.0),
@@ -33,8 +33,8 @@ TWO = (
 LOSSES = {"a": (2, 3.0, 6), "b": (1, 9.0, 3)}
 
 
-def test_figures_are_told_as_tables() -> None:
-    assert describe(evaluation_of(*TWO, **LOSSES)) == [
+def test_losses_and_metrics_are_shown_as_tables() -> None:
+    assert format_tables(evaluation_of(*TWO, **LOSSES)) == [
         "",
         "loss  samples  tokens    loss  perplexity",
         "all         3       9  1.3333       3.794",
@@ -47,38 +47,38 @@ def test_figures_are_told_as_tables() -> None:
         "b              1         0.0%     50.0%              -",
     ]
     one = answered("a:1", "seven", "seven")
-    assert len(describe(evaluation_of(one, a=(1, 1.0, 1)))) == 3
-    assert describe(evaluation_of(one)) == []
+    assert len(format_tables(evaluation_of(one, a=(1, 1.0, 1)))) == 3
+    assert format_tables(evaluation_of(one)) == []
 
 
 def test_the_summary_has_the_lines_that_others_read() -> None:
     result = evaluation_of(*TWO, **LOSSES)
-    assert summary(result, SETTINGS.sampling) == [
+    assert format_summary(result, SETTINGS.sampling) == [
         "1 of 3 answers cut off at 64 tokens",
         "loss 1.3333 over 9 tokens",
         "exact match 1 of 3 (33.3%)",
     ]
-    assert summary(evaluation_of(TWO[0]), SETTINGS.sampling) == ["exact match 1 of 1 (100.0%)"]
+    assert format_summary(evaluation_of(TWO[0]), SETTINGS.sampling) == ["exact match 1 of 1 (100.0%)"]
 
 
 def test_mistakes_are_named() -> None:
-    lines = describe_mistakes(evaluation_of(*TWO))
+    lines = format_mistakes(evaluation_of(*TWO))
     assert lines == [
         "  a:2: expected 'seven', answered 'eight'",
         "  b:1: expected 'two 数', answered 'two' (cut off)",
     ]
-    many = describe_mistakes(evaluation_of(*[TWO[1]] * 5, answered("a:9", "x" * 99, "")))
-    assert len(many) == 4 and many[3] == "  ... and 3 more that do not match"
-    assert describe_mistakes(evaluation_of(TWO[0])) == []
+    many = format_mistakes(evaluation_of(*[TWO[1]] * 5, answered("a:9", "x" * 99, "")))
+    assert len(many) == 4 and many[3] == "  ... and 3 more wrong answers"
+    assert format_mistakes(evaluation_of(TWO[0])) == []
 
 
-def test_what_was_left_out_is_named() -> None:
+def test_skipped_samples_are_listed() -> None:
     budget = ErrorBudget("skip", 100)
-    assert describe_skipped(budget) == []
+    assert format_skipped(budget) == []
     for number in range(5):
         budget.spend(SampleError(f"a:{number}", "missing image" if number else "bad record", "gone"))
-    assert describe_skipped(budget) == [
-        "5 samples left out (missing image: 4, bad record: 1)",
+    assert format_skipped(budget) == [
+        "5 samples skipped (missing image: 4, bad record: 1)",
         "  a:0: gone",
         "  a:1: gone",
         "  a:2: gone",
@@ -88,12 +88,12 @@ def test_what_was_left_out_is_named() -> None:
 
 def test_too_low_a_metric_is_an_error() -> None:
     result = evaluation_of(*TWO)
-    check_wanted(result, {})
-    check_wanted(result, {"token_f1": 0.5, "numeric_match": 1.0})
+    check_minimums(result, {})
+    check_minimums(result, {"token_f1": 0.5, "numeric_match": 1.0})
     with pytest.raises(VerifyError) as error:
-        check_wanted(result, {"exact_match": 0.9, "token_f1": 0.51, "anls": 0.1})
+        check_minimums(result, {"exact_match": 0.9, "token_f1": 0.51, "anls": 0.1})
     assert str(error.value) == (
-        "exact match 33.33% is below the wanted 90.00%; token_f1 50.00% is below the wanted 51.00%; "
+        "exact match 33.33% is below the minimum 90.00%; token_f1 50.00% is below the minimum 51.00%; "
         "anls applies to none of the references"
     )
 
@@ -103,7 +103,7 @@ def test_the_report_is_json_with_a_schema(tmp_path: Path) -> None:
     budget.spend(SampleError("a:7", "missing image", "gone"))
     path = tmp_path / "new" / "report.json"
     result = evaluation_of(*TWO, **LOSSES)
-    write_report(as_values(result, SETTINGS, budget), path)
+    write_report(report_values(result, SETTINGS, budget), path)
     report = json.loads(path.read_text(encoding="utf-8"))
     keys = ["version", "model", "template", "sampling", "skipped", "wrong", "all", "sources", "modalities"]
     assert list(report) == keys
@@ -129,16 +129,16 @@ def test_the_report_is_json_with_a_schema(tmp_path: Path) -> None:
         },
     }
     assert report["all"]["cut_off"] == 1 and list(report["modalities"]) == ["text"]
-    assert as_values(result, Settings("m", "ernie", None), budget)["sampling"] is None
+    assert report_values(result, EvalSettings("m", "ernie", None), budget)["sampling"] is None
 
 
 @pytest.mark.parametrize("loss", [1e4, math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_null(tmp_path: Path, loss: float) -> None:
     result = evaluation_of(TWO[0], a=(1, loss, 1))
-    write_report(as_values(result, SETTINGS, ErrorBudget("raise", 0)), tmp_path / "r.json")
+    write_report(report_values(result, SETTINGS, ErrorBudget("raise", 0)), tmp_path / "r.json")
     figures = json.loads((tmp_path / "r.json").read_text())["all"]
     assert figures["perplexity"] is None and (figures["loss"] is None) == (not math.isfinite(loss))
-    assert len(describe(result)) == 6
+    assert len(format_tables(result)) == 6
 
 
 def test_answers_are_written_as_json_lines(tmp_path: Path) -> None:

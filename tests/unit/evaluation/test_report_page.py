@@ -1,4 +1,4 @@
-"""The page: whole, safe whatever the data and the model say, and readable."""
+"""The HTML page of an evaluation: safe for any data and answers, and complete."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 from erniekit.evaluation import report_page
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Prediction
-from erniekit.evaluation.report import Settings
+from erniekit.evaluation.report import EvalSettings
 from erniekit.evaluation.report_page import Piece, ReportPage, difference
 from erniekit.generation.answer import ToolCall
 from erniekit.generation.sampling import Sampling
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.elements import Elements
-from tests.unit.evaluation.evaluations import BROKEN, answered, evaluation_of, picture
+from tests.unit.evaluation.evaluations import BROKEN, answered, evaluation_of, image
 
 HOSTILE = "</ins></div></pre><script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='x' &lt;b&gt; {{ 7 * 7 }}"
 TAGS = {
@@ -55,7 +55,7 @@ class Page(Elements):
             self.marked[-1] = (self.marked[-1][0], self.marked[-1][1] + data)
 
     def images(self) -> list[Image.Image]:
-        """The pictures, decoded."""
+        """The images, decoded."""
         found = []
         for tag, attributes in self.elements:
             if tag == "img":
@@ -71,7 +71,7 @@ def page_of(
     page = ReportPage()
     for sample, prediction in answers:
         page.add(sample, prediction)
-    return page.render(evaluation_of(*answers), Settings(model, "ernie", sampling or Sampling(64)))
+    return page.render(evaluation_of(*answers), EvalSettings(model, "ernie", sampling or Sampling(64)))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_neither_data_nor_model_can_write_html(tmp_path: Path, where: str) -> No
         HOSTILE if where == "expected" else "seven",
         HOSTILE if where == "answer" else "eight",
         calls=calls,
-        media=(picture(tmp_path / HOSTILE.replace("/", "")),) if where == "raw" else (),
+        media=(image(tmp_path / HOSTILE.replace("/", "")),) if where == "raw" else (),
         **texts,
     )
     html = page_of(item, answered("b:1", "x", "x"), model=HOSTILE if where == "model" else "m")
@@ -103,19 +103,19 @@ def test_neither_data_nor_model_can_write_html(tmp_path: Path, where: str) -> No
 
 def test_the_page_needs_nothing_else_and_has_no_script(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(300, 600)))
-    media = (picture(tmp_path / "a.png"), picture(encoded(noise(40, 40))))
+    media = (image(tmp_path / "a.png"), image(encoded(noise(40, 40))))
     html = page_of(answered("a:1", "http://example.org/x.js", "no", media=media))
     page = Page(html)
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "base", "form"}
-    assert [image.size for image in page.images()] == [(160, 80), (40, 40)]
+    assert [shown.size for shown in page.images()] == [(160, 80), (40, 40)]
     assert "url(" not in html and "@import" not in html
     policy = next(attributes for _, attributes in page.elements if "http-equiv" in attributes)
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert "prefers-color-scheme: dark" in html
 
 
-def test_a_picture_that_cannot_be_shown_says_so_and_many_are_cut(tmp_path: Path) -> None:
-    media = (picture(tmp_path / "gone.png"), *[picture(encoded(noise(40, 40)))] * 8)
+def test_an_image_that_cannot_be_shown_says_so_and_many_are_cut(tmp_path: Path) -> None:
+    media = (image(tmp_path / "gone.png"), *[image(encoded(noise(40, 40)))] * 8)
     page = Page(page_of(answered("a:1", "x", "y", media=media)))
     assert "no such picture" in page.cards[0] and "and 3 more" in page.cards[0]
     assert len(page.images()) == 5
@@ -183,7 +183,7 @@ def test_right_and_wrong_can_be_told_apart_and_each_has_its_room(monkeypatch: py
     assert (
         "#show-wrong:checked ~ main .card.right" in html and "#show-right:checked ~ main .card.wrong" in html
     )
-    assert "wrong 5" in html and "the first 3 wrong and 2 right ones" in html
+    assert "wrong 5" in html and "the first 3 wrong and 2 right answers" in html
     assert "on this page" not in page_of(*answers[:3])
 
 

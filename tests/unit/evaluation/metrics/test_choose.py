@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from erniekit.config.choices import METRICS
 from erniekit.errors import ConfigError
 from erniekit.evaluation.metrics.choose import (
-    METRICS,
+    FUNCTIONS,
     Pair,
     References,
     choose,
@@ -27,6 +28,10 @@ def references(*texts: str, calls: int = 0, has_tools: bool = False) -> Referenc
     for _ in range(calls):
         found.add(Answer("", "", (CALL,)), True)
     return found
+
+
+def test_the_metrics_of_the_configuration_are_computed() -> None:
+    assert tuple(FUNCTIONS) == METRICS
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_a_metric_that_fits_one_source_is_taken_and_named_ones_are_added() -> No
 def test_names_are_parsed_and_unknown_ones_refused() -> None:
     assert parse_names(["auto, anls", "anls,rouge_l"]) == ("auto", "anls", "rouge_l")
     with pytest.raises(
-        ConfigError, match=r'unknown metric "rouge": there are exact_match, .*did you mean "rouge_l"'
+        ConfigError, match=r'unknown metric "rouge": choose from exact_match, .*did you mean "rouge_l"'
     ):
         parse_names(["rouge"])
     with pytest.raises(ConfigError, match='unknown metric ""'):
