@@ -109,7 +109,7 @@ def check(
     from erniekit.config import DataConfig, SourceConfig, load_config
     from erniekit.data.encode.samples import pair_mode
     from erniekit.inspection.check import CheckOptions
-    from erniekit.inspection.run import eval_files, named_files, training_files
+    from erniekit.inspection.data_files import eval_files, named_files, training_files
     from erniekit.paths import expand_path
 
     run = load_config(config) if config is not None else None

@@ -75,8 +75,8 @@ def preview(
     from erniekit.data.encode.encoder import run_encoder
     from erniekit.data.encode.samples import SampleReader, pair_mode
     from erniekit.errors import ConfigError
+    from erniekit.inspection.data_files import eval_files, training_files
     from erniekit.inspection.preview import Preview, preview_samples
-    from erniekit.inspection.run import eval_files, training_files
     from erniekit.inspection.select import first_records, named_record, random_records
 
     run = load_config(config, overrides or [])

@@ -23,7 +23,7 @@ from erniekit.data.formats.fields.columns import Columns
 from erniekit.errors import ConfigError, DataError
 from erniekit.evaluation.metrics.choose import References, choose
 from erniekit.generation.answer import parse_answer
-from erniekit.inspection.run import eval_files
+from erniekit.inspection.data_files import eval_files
 
 Modality = Literal["text", "images", "videos"]
 

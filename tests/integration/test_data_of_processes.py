@@ -11,7 +11,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.load.stream import StreamedRows
 from erniekit.data.store import dataset as dataset_module
 from erniekit.data.store import digests
-from erniekit.inspection.run import eval_files
+from erniekit.inspection.data_files import eval_files
 from erniekit.train import inputs as inputs_module
 from erniekit.train.inputs import Inputs, SourceLocations, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats

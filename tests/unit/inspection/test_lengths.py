@@ -1,4 +1,4 @@
-"""Percentiles and histograms of lengths, held to their definitions."""
+"""Percentiles and histograms of lengths, compared with their definitions."""
 
 import math
 

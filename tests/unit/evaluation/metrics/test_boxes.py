@@ -52,7 +52,7 @@ def test_iou() -> None:
         (HALF, UNIT, 0.5, 1),
         (FAR, UNIT, 0, 0),
         ("", UNIT, 0, 0),
-        # The order does not count; what is missing or too much does.
+        # The order does not count; missing and extra boxes do.
         (f"{FAR} {UNIT}", f"{UNIT} {FAR}", 1, 1),
         (UNIT, f"{UNIT} {FAR}", 0.5, 0.5),
         (f"{UNIT} {FAR} {FAR}", UNIT, 1 / 3, 1 / 3),

@@ -1,4 +1,4 @@
-"""The data files that a run's configuration names, for commands that only look at them."""
+"""The data files that a config names, to check or preview."""
 
 from __future__ import annotations
 
