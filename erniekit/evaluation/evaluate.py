@@ -87,7 +87,7 @@ def evaluate(
     batch_size: int = 128,
     budget: ErrorBudget | None = None,
     on_prediction: OnPrediction | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """Computes the loss of all samples, and generates and scores answers to EvalSamples.
 
@@ -108,7 +108,7 @@ def evaluate_generation(
     sampling: Sampling = GREEDY,
     *,
     on_prediction: OnPrediction | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """Generates and scores answers to chats, without a loss, during training. The model stays in its mode.
 
@@ -141,7 +141,7 @@ class _EvalRun:
         plan: EvalPlan,
         sampling: Sampling,
         budget: ErrorBudget,
-        on_progress: OnProgress | None,
+        on_progress: OnProgress,
     ) -> None:
         self.batch_size = generator.batch_size
         self.scores = Scores()
@@ -149,7 +149,7 @@ class _EvalRun:
         self.mistakes: list[Prediction] = []
         self._generator, self._encoder, self._text = generator, encoder, text
         self._plan, self._sampling, self._budget = plan, sampling, budget
-        self._report = on_progress or no_progress
+        self._report = on_progress
         self._objective = SftObjective(generator.model)
         self._seen = self._answered = self._unanswered = 0
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_evaluated_is_named(
         load_samples([file], find_model(checkpoint).encoder())
 
 
-def test_samples_that_cannot_be_used_are_left_out_and_counted_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_samples_that_cannot_be_used_are_skipped_and_counted_once(checkpoint: Path, tmp_path: Path) -> None:
     file = write_chats(tmp_path / "c.jsonl", [("One?", "two")] * 3)
     lines = file.read_text().splitlines()
     lines[1:1] = ["{", '{"messages": [{"role": "user", "content": "One?"}]}']

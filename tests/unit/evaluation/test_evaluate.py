@@ -359,7 +359,7 @@ def test_a_stop_text_ends_an_answer_and_is_not_in_it(checkpoint: Path, tmp_path:
     assert stopped.ended
 
 
-def test_control_tokens_stand_in_no_answer(
+def test_control_tokens_are_not_in_answers(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, encoder, text = parts(checkpoint)

@@ -33,7 +33,7 @@ ATTRIBUTES = {
 
 
 class Page(Elements):
-    """A page's elements, the text of each card, and what is marked in it."""
+    """A page's elements, the text of each card, and the marked differences."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_calls_notes_scores_and_settings_are_shown() -> None:
         assert value in html
 
 
-def test_right_and_wrong_can_be_told_apart_and_each_has_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_and_wrong_answers_are_marked_and_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_page, "MOST_WRONG", 3)
     monkeypatch.setattr(report_page, "MOST_RIGHT", 2)
     answers = [answered(f"a:{n}", "x", "x" if n % 2 else "y") for n in range(10)]
