@@ -17,7 +17,7 @@ from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.files.find import Log, expand
 from erniekit.data.files.reader import BadLine, Record, read_records
-from erniekit.data.files.reservoir import draw
+from erniekit.data.files.reservoir import reservoir_sample
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.errors import ConfigError, DataError
@@ -115,7 +115,7 @@ class EvalDataset:
         encoded are reported to the budget. There may be fewer than `count`.
         """
         found = []
-        for file, conversation in draw(self._chats(), count, seed=0):
+        for file, conversation in reservoir_sample(self._chats(), count, seed=0):
             try:
                 found.append(
                     _with_answer(conversation, self._encode(conversation), file.source, self.encoder)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from erniekit.data.files.reader import BadLine, Record, read_records
-from erniekit.data.files.reservoir import draw
+from erniekit.data.files.reservoir import reservoir_sample
 from erniekit.errors import DataError
 from erniekit.inspection.check import CheckedFile
 
@@ -34,7 +34,7 @@ def first_records(files: Sequence[CheckedFile], count: int, skip: int = 0) -> li
 
 def random_records(files: Sequence[CheckedFile], count: int, seed: int) -> list[SelectedRecord]:
     """`count` records of all files, all equally likely, in their order; the same for the same seed."""
-    return draw(_records(files), count, seed)
+    return reservoir_sample(_records(files), count, seed)
 
 
 def named_record(files: Sequence[CheckedFile], name: str, format: str) -> SelectedRecord:

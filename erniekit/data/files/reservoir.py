@@ -10,7 +10,7 @@ import numpy as np
 Item = TypeVar("Item")
 
 
-def draw(items: Iterable[Item], count: int, seed: int) -> list[Item]:
+def reservoir_sample(items: Iterable[Item], count: int, seed: int) -> list[Item]:
     """`count` of the items, all equally likely, in their order; all of them where there are fewer.
 
     Holds `count` items in memory: algorithm R of Vitter 1985, "Random Sampling with a Reservoir".
