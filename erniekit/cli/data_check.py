@@ -86,7 +86,7 @@ def check(
         typer.Option("--json", metavar="FILE", help="Also write the report to this file, as JSON."),
     ] = None,
 ) -> None:
-    """Report the contents and errors of data files.
+    """Check data files: contents, lengths and errors.
 
     Formats, roles, contents, duplicates, lengths, and each sample that training would refuse, with file and line. With
     a model, also tokens and the fill of packed rows. Exits with status 1 if any sample has an error; a sample that

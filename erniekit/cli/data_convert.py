@@ -1,4 +1,4 @@
-"""`erniekit data convert`: writes data of any format as JSON lines of format `messages`."""
+"""`erniekit data convert`: converts data of any format to format `messages`, as JSON lines."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,31 +11,36 @@ from erniekit.config.choices import DataFormat, OnError
 def convert(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="IN", help="Data files, directories or patterns to read.", show_default=False),
+        typer.Argument(
+            metavar="IN", help="Data files, directories or glob patterns to read.", show_default=False
+        ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="File of JSON lines to write.", show_default=False)
+        Path, typer.Argument(metavar="OUT", help="JSON lines file to write.", show_default=False)
     ],
     to: Annotated[
         Literal["messages"],
-        typer.Option("--to", help="Format to write; messages is the one that can hold every sample."),
+        typer.Option("--to", help="Format to write. messages can represent every sample."),
     ] = "messages",
     format: Annotated[
-        DataFormat, typer.Option("--format", help="Format of the samples that are read.")
+        DataFormat,
+        typer.Option(
+            "--format", help="Format of the input samples. auto: detected from the keys of each sample."
+        ),
     ] = "auto",
     on_error: Annotated[
         OnError,
-        typer.Option("--on-error", help="Stop at a sample that is wrong (raise), or leave it out (skip)."),
+        typer.Option("--on-error", help="Invalid samples: raise stops, skip leaves them out."),
     ] = "raise",
     allow_urls: Annotated[
         bool,
-        typer.Option("--allow-urls", help="Accept pictures and videos that samples name by http(s) address."),
+        typer.Option("--allow-urls", help="Accept images and videos that samples reference by http(s) URL."),
     ] = False,
 ) -> None:
-    """Write data of any format as JSON lines of format messages.
+    """Convert data of any format to format messages, as JSON lines.
 
-    Tools, calls, reasoning, preferences, pictures and videos are kept; paths are written as seen from the output.
-    The output is there only when it is complete; a file that stands in its place is replaced.
+    Tools, calls, reasoning, preferences, images and videos are kept. Relative paths are rewritten for the location of
+    the output. The output file appears only when it is complete, and replaces an existing file.
 
     Examples:
 
@@ -45,13 +50,14 @@ def convert(
     """
     from erniekit.data.convert import convert as run
     from erniekit.data.files.find import expand
+    from erniekit.display.text import counted
     from erniekit.paths import expand_path
 
     paths = expand([expand_path(source) for source in sources], log=typer.echo)
     report = run(paths, output, to=to, format=format, on_error=on_error, allow_urls=allow_urls)
     for error in report.errors:
-        typer.echo(f"left out: {error}")
+        typer.echo(f"skipped: {error}")
     if report.errors:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in report.skipped.most_common())
-        typer.echo(f"{len(report.errors):,} samples left out ({counts})")
-    typer.echo(f"{report.written:,} samples of {len(paths):,} file(s) written to {output}")
+        typer.echo(f"{counted(len(report.errors), 'sample')} skipped ({counts})")
+    typer.echo(f"{counted(report.written, 'sample')} from {counted(len(paths), 'file')} written to {output}")

@@ -53,7 +53,7 @@ def preview(
     html: Html = None,
     plain: Plain = False,
 ) -> None:
-    """Show samples as the model will see them.
+    """Show samples as the model sees them.
 
     Each sample is rendered with the template of the run's model: trained text and context, images and videos with
     their tokens, tools, reasoning; with task dpo, both answers of a pair and their shared prompt. The model's weights

@@ -1,4 +1,4 @@
-"""`erniekit export`: writes a trained model for the engines that serve it."""
+"""`erniekit export`: writes a trained model for inference engines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,47 +13,49 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="A run (its newest complete checkpoint; RUN/best: its best), a checkpoint, or a model directory.",
+            help="A run (its newest complete checkpoint, or RUN/best), a checkpoint, or a model directory.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", help="Directory to write; must be absent or empty.", show_default=False),
+        typer.Option("--output", help="Output directory. Must not exist or be empty.", show_default=False),
     ],
     layout: Annotated[
         CheckpointLayout,
         typer.Option(
             "--layout",
-            help="hub: as released, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: its nested "
-            "config for vision-language models, which it loads without remote code. Text models have "
-            "one layout.",
+            help="hub: the released layout, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: the nested "
+            "config.json of transformers, which loads vision-language models without remote code. Both are the same "
+            "for text models.",
         ),
     ] = "hub",
     dtype: Annotated[
         Dtype,
-        typer.Option("--dtype", help="Of the weights; auto: each as in the base. Routers stay float32."),
+        typer.Option(
+            "--dtype", help="Dtype of the weights. auto: as in the base model. Router weights stay float32."
+        ),
     ] = "auto",
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="The base model, where it is not at the path that the checkpoint names."),
+        typer.Option("--base", help="Base model, if it is not at the path in the checkpoint."),
     ] = None,
     chat_template: Annotated[
         ChatTemplateSource,
         typer.Option(
             "--chat-template",
-            help="The base's, or the one that training used. auto: the base's, unless it prompts in another way "
-            "than training did, or leaves lists of tools out.",
+            help="Chat template to write: the base model's, or the one used in training. auto: the base model's, "
+            "unless its prompts differ from training or it ignores tools.",
         ),
     ] = "auto",
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Largest weight file, such as 5GB or 512MiB.")
+        str, typer.Option("--max-shard-size", help="Maximum size of a weight file, such as 5GB or 512MiB.")
     ] = "5GB",
 ) -> None:
-    """Write a trained model for the engines that serve it.
+    """Write a trained model for inference engines.
 
-    Adapters are merged into their base. Tokenizer, processor and generation files of the base are carried over,
-    and its chat template if engines will prompt the model with it as it was trained. Memory: a few tensors.
+    Adapters are merged into the base model. Tokenizer, processor and generation files are copied from the base model.
+    Only a few tensors are in memory at a time.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`erniekit init`: makes a new model of a named shape, with random weights and a tokenizer of its own."""
+"""`erniekit init`: creates a small model with random weights and a new tokenizer."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +12,14 @@ def init(
     shape: Annotated[str, typer.Argument(help=f"One of {', '.join(SHAPES)}.", show_default=False)],
     output: Annotated[
         Path,
-        typer.Option("--output", help="Directory to write; must be absent or empty.", show_default=False),
+        typer.Option("--output", help="Output directory. Must not exist or be empty.", show_default=False),
     ],
     tokenizer_text: Annotated[
         list[Path],
         typer.Option(
             "--tokenizer-text",
             metavar="FILE",
-            help="Plain text, or .json/.jsonl whose texts count; repeat it for more files.",
+            help="File to train the tokenizer on: plain text, .json or .jsonl. Can be repeated.",
             show_default=False,
         ),
     ],
@@ -28,12 +28,12 @@ def init(
         typer.Option(
             "--vocab-size",
             metavar="N",
-            help="Rows of the embedding, and the most tokens of the tokenizer. Default: the shape's "
+            help="Vocabulary size: rows of the embedding, and maximum number of tokens. Default: from the shape "
             "(512 for tiny shapes).",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random weights.")] = 0,
     std: Annotated[
         float | None,
         typer.Option(
@@ -48,18 +48,18 @@ def init(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A key of config.json, such as num_hidden_layers=4 or vision_config.depth=3; repeat it for more.",
+            help="Set a key of config.json, such as num_hidden_layers=4 or vision_config.depth=3. Can be repeated.",
             show_default=False,
         ),
     ] = None,
     no_weights: Annotated[
-        bool, typer.Option("--no-weights", help="Write config.json and the tokenizer only.")
+        bool, typer.Option("--no-weights", help="Write only config.json and the tokenizer.")
     ] = False,
 ) -> None:
-    """Make a small model with random weights and a tokenizer.
+    """Create a small model with random weights and a tokenizer.
 
-    The directory has the layout of the released checkpoints, so that every other command takes it. The same
-    arguments give the same bytes.
+    The directory has the layout of the released checkpoints and works with every other command. The same arguments
+    produce the same bytes.
 
     Examples:
 

@@ -1,6 +1,6 @@
 """The `erniekit` command: finds the subcommand, imports only that one, and turns errors into exit statuses.
 
-0: done. 1: an error that the user can solve, as `error: ...` on stderr. 2: wrong usage. 130: interrupted.
+0: success. 1: an error that the user can fix, printed as `error: ...` on stderr. 2: wrong usage. 130: interrupted.
 Anything else is a bug and keeps its traceback.
 """
 
@@ -20,38 +20,38 @@ from erniekit.runtime import prepare_environment
 
 
 class Command(NamedTuple):
-    """Where a subcommand is (module, function) and the line about it in `erniekit --help`."""
+    """A subcommand: its module and function, and its line in `erniekit --help`."""
 
     module: str
     function: str
     summary: str
 
     def load(self) -> Callable[..., Any]:
-        """The function itself; imports its module."""
+        """Import the module and return the function."""
         function: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
         return function
 
 
 class Group(NamedTuple):
-    """Subcommands under a name of their own, and the line about them in `erniekit --help`."""
+    """Subcommands under a common name, and its line in `erniekit --help`."""
 
     summary: str
     commands: dict[str, Command]
 
 
 COMMANDS = {
-    "init": Command("erniekit.cli.init", "init", "Make a small model with random weights and a tokenizer."),
-    "train": Command("erniekit.cli.train", "train", "Fine-tune a model as a YAML file says."),
+    "init": Command("erniekit.cli.init", "init", "Create a small model with random weights and a tokenizer."),
+    "train": Command("erniekit.cli.train", "train", "Fine-tune a model from a YAML file."),
     "eval": Command(
         "erniekit.cli.evaluate", "evaluate", "Evaluate a model: loss, perplexity and generated answers."
     ),
-    "chat": Command("erniekit.cli.chat", "chat", "Talk to a model in the terminal."),
-    "serve": Command("erniekit.cli.serve", "serve", "Try a model out through OpenAI's interface."),
-    "export": Command(
-        "erniekit.cli.export", "export", "Write a trained model for the engines that serve it."
+    "chat": Command("erniekit.cli.chat", "chat", "Chat with a model in the terminal."),
+    "serve": Command(
+        "erniekit.cli.serve", "serve", "Serve a model through an OpenAI-compatible API, to try it out."
     ),
+    "export": Command("erniekit.cli.export", "export", "Write a trained model for inference engines."),
     "verify": Command(
-        "erniekit.cli.verify", "verify", "Prove that a model directory loads and computes right."
+        "erniekit.cli.verify", "verify", "Verify that a model directory loads and computes correctly."
     ),
 }
 GROUPS = {
@@ -59,15 +59,15 @@ GROUPS = {
         "Check, preview and convert data files.",
         {
             "check": Command(
-                "erniekit.cli.data_check", "check", "Report the contents and errors of data files."
+                "erniekit.cli.data_check", "check", "Check data files: contents, lengths and errors."
             ),
             "preview": Command(
-                "erniekit.cli.data_preview", "preview", "Show samples as the model will see them."
+                "erniekit.cli.data_preview", "preview", "Show samples as the model sees them."
             ),
             "convert": Command(
                 "erniekit.cli.data_convert",
                 "convert",
-                "Write data of any format as JSON lines of format messages.",
+                "Convert data of any format to format messages, as JSON lines.",
             ),
         },
     )
@@ -89,11 +89,11 @@ def _root(
 
 
 def _not_loaded() -> None:
-    """Stands for the commands that are not asked for: their help is known without importing them."""
+    """Placeholder for commands that are not called. Their help is shown without importing them."""
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The app for these arguments: the command that they name is imported, the others are not."""
+    """The app for these arguments. Only the command that they name is imported."""
     app = _new_app()
     app.callback()(_root)
     _add_commands(app, COMMANDS, arguments)
@@ -108,7 +108,7 @@ def _new_app() -> typer.Typer:
     return typer.Typer(
         add_completion=False,
         no_args_is_help=True,
-        rich_markup_mode=None,  # rich takes longer to import than all the rest of `erniekit --help`
+        rich_markup_mode=None,  # rich takes longer to import than the rest of `erniekit --help`
         pretty_exceptions_enable=False,
     )
 
@@ -121,7 +121,7 @@ def _add_commands(app: typer.Typer, commands: Mapping[str, Command], arguments: 
 
 
 def _with_paths_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with `~` and variables expanded in each `Path` it takes: no shell does that after `--output=`."""
+    """The command with `~` and variables expanded in every `Path` argument: shells do not expand `--output=~`."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:

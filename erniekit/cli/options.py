@@ -1,4 +1,4 @@
-"""Options that commands which run a model share."""
+"""Options shared by the commands that run a model."""
 
 from typing import Annotated
 
@@ -8,38 +8,53 @@ from erniekit.config import choices
 
 Template = Annotated[
     choices.TemplateName | None,
-    typer.Option("--template", help="Chat template. Default: as in training, else told from the model."),
+    typer.Option(
+        "--template",
+        help="Chat template. Default: the one used in training, otherwise detected from the model.",
+    ),
 ]
 MaxNewTokens = Annotated[
     int,
-    typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens after which an answer is cut off."),
+    typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum number of tokens in an answer."),
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", metavar="T", min=0.0, help="0: always the most probable token.")
+    float,
+    typer.Option("--temperature", metavar="T", min=0.0, help="Sampling temperature. 0: greedy decoding."),
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", metavar="P", help="Draw from the likeliest tokens that make up this share."),
+    typer.Option(
+        "--top-p", metavar="P", help="Sample from the most likely tokens with this total probability."
+    ),
 ]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", min=0, help="Draw from the K likeliest; 0: all.")]
+TopK = Annotated[
+    int, typer.Option("--top-k", metavar="K", min=0, help="Sample from the K most likely tokens. 0: all.")
+]
 MinP = Annotated[
     float,
-    typer.Option("--min-p", metavar="P", help="Draw from tokens with this share of the likeliest; 0: all."),
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        help="Sample from tokens with at least P times the highest probability. 0: all.",
+    ),
 ]
 RepetitionPenalty = Annotated[
     float,
-    typer.Option("--repetition-penalty", metavar="F", help="Over 1: tokens that came up are less likely."),
+    typer.Option(
+        "--repetition-penalty", metavar="F", help="Above 1: make tokens that already occurred less likely."
+    ),
 ]
 Stop = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends an answer; repeat it for more.")
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="Text that ends an answer. Can be repeated."),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of what is drawn.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Sampling seed.")]
 Dtype = Annotated[
     choices.Dtype,
     typer.Option("--dtype", help="auto: bfloat16 on a GPU, float32 on a CPU."),
 ]
-Device = Annotated[choices.Device, typer.Option("--device", help="auto: a GPU where there is one.")]
+Device = Annotated[choices.Device, typer.Option("--device", help="auto: a GPU if there is one.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: one for each usable core."),
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: one per available core."),
 ]

@@ -1,4 +1,4 @@
-"""`erniekit train`: fine-tunes a model as a configuration says."""
+"""`erniekit train`: fine-tunes a model from a YAML file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +32,12 @@ def train(
     dry_run: DryRun = False,
     no_weights: NoWeights = False,
 ) -> None:
-    """Fine-tune a model as a YAML file says.
+    """Fine-tune a model from a YAML file.
 
-    The run's directory (train.output_dir) receives the resolved configuration, a log, TensorBoard files and
-    checkpoints; with several processes also logs/rank-N.log of each. Ctrl-C finishes the step, saves, and says how
-    to resume. A process that dies ends the run. paddle.distributed.launch, Slurm's srun and Kubernetes' PaddleJob can
-    start the processes as well: see examples/launch.
+    The output directory (train.output_dir) receives the resolved configuration, a log, TensorBoard files and
+    checkpoints, and with several processes logs/rank-N.log. Ctrl-C finishes the step, saves a checkpoint and prints the
+    command to resume. If a process dies, the run ends. paddle.distributed.launch, Slurm (srun) and Kubernetes
+    (PaddleJob) can start the processes too: see examples/launch.
 
     Examples:
 
@@ -47,10 +47,10 @@ def train(
       erniekit train run.yaml --resume
       erniekit train run.yaml --devices 0,1,2,3 parallel.expert=4
       erniekit train run.yaml --devices cpu:4
-      erniekit train run.yaml --nodes 2 --node-rank 0 --master 10.0.0.1:6170    (on the other one --node-rank 1)
+      erniekit train run.yaml --nodes 2 --node-rank 0 --master 10.0.0.1:6170    (--node-rank 1 on the other machine)
     """
     if no_weights and not dry_run:
-        raise typer.BadParameter("it is only for --dry-run", param_hint="--no-weights")
+        raise typer.BadParameter("it can only be used with --dry-run", param_hint="--no-weights")
 
     from erniekit.config import load_config
     from erniekit.launch import launch

@@ -1,4 +1,4 @@
-"""Options of `erniekit train`, and of other commands that read the file of a run."""
+"""Options of `erniekit train` and of other commands that read the YAML file of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that win over the file, such as data.max_length=4096; values are YAML.",
+        help="Override a setting, such as data.max_length=4096. Values are YAML.",
         show_default=False,
     ),
 ]
@@ -19,8 +19,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Continue from the newest complete checkpoint in train.output_dir; start at the first step if there "
-        "is none yet. --resume auto is the same.",
+        help="Continue from the newest complete checkpoint in train.output_dir, or start if there is none. "
+        "--resume auto is the same.",
     ),
 ]
 Devices = Annotated[
@@ -28,21 +28,23 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         metavar="LIST",
-        help="One process for each: numbers of GPUs (0,1,2,3), or cpu:4 for four on the CPU. "
-        "Default: every GPU that is seen.",
+        help="Devices, one process each: GPU indices (0,1,2,3), or cpu:4 for four CPU processes. "
+        "Default: all visible GPUs.",
         show_default=False,
     ),
 ]
 Nodes = Annotated[
     int,
-    typer.Option("--nodes", metavar="N", help="Machines; each runs this command.", show_default=False),
+    typer.Option(
+        "--nodes", metavar="N", help="Number of machines. Run the same command on each.", show_default=False
+    ),
 ]
 NodeRank = Annotated[
     int | None,
     typer.Option(
         "--node-rank",
         metavar="R",
-        help="With --nodes: which of them this machine is, from 0.",
+        help="With --nodes: index of this machine, from 0.",
         show_default=False,
     ),
 ]
@@ -51,7 +53,7 @@ Master = Annotated[
     typer.Option(
         "--master",
         metavar="HOST:PORT",
-        help="With --nodes: address of machine 0, and a free port there.",
+        help="With --nodes: address of machine 0 and a free port on it.",
         show_default=False,
     ),
 ]
@@ -59,14 +61,14 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Check everything, print the configuration, the data and the plan; train nothing.",
+        help="Check everything and print the configuration, data statistics and training plan, without training.",
     ),
 ]
 NoWeights = Annotated[
     bool,
     typer.Option(
         "--no-weights",
-        help="With --dry-run: check the configuration alone; model and data need not exist.",
+        help="With --dry-run: check only the configuration. Model and data need not exist.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""`erniekit verify`: proves that a model directory loads and computes right."""
+"""`erniekit verify`: verifies that a model directory loads and computes correctly."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,44 +8,51 @@ import typer
 
 def verify(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A model directory, such as an export.", show_default=False)
+        Path, typer.Argument(metavar="DIR", help="Model directory, such as an export.", show_default=False)
     ],
     base: Annotated[
-        Path | None, typer.Option("--base", help="Compare names, shapes and element types with this model's.")
+        Path | None,
+        typer.Option("--base", help="Model directory to compare tensor names, shapes and dtypes with."),
     ] = None,
     transformers: Annotated[
         bool | None,
         typer.Option(
             "--transformers/--no-transformers",
-            help="Load in transformers and compare logits with Paddle's; by default if torch is installed.",
+            help="Load in transformers and compare logits with Paddle. Default: if torch is installed.",
             show_default=False,
         ),
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
-            "--reference", metavar="FILE.npz", help="Stored inputs, logits, loss and gradient norms."
+            "--reference",
+            metavar="FILE.npz",
+            help="File with inputs and expected logits, loss and gradient norms.",
         ),
     ] = None,
     gradients: Annotated[
         Path | None,
-        typer.Option("--gradients", metavar="FILE.safetensors", help="Stored gradients, beside --reference."),
+        typer.Option(
+            "--gradients",
+            metavar="FILE.safetensors",
+            help="File with expected gradients, in addition to --reference.",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="File of chats: greedy answers must be the same in Paddle and transformers."
+            "--data", help="Data file with chats. Greedy answers must be the same in Paddle and transformers."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="With --data: its first N chats.")] = 8,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="With --data: use the first N chats.")] = 8,
     max_new_tokens: Annotated[
         int,
-        typer.Option("--max-new-tokens", min=1, help="With --data: tokens after which an answer is cut off."),
+        typer.Option("--max-new-tokens", min=1, help="With --data: maximum number of tokens in an answer."),
     ] = 64,
 ) -> None:
-    """Prove that a model directory loads and computes right.
+    """Verify that a model directory loads and computes correctly.
 
-    Prints a line for each check: ok, note (good to know) or FAIL. Exits with 1 if anything failed.
+    Prints one line per check: ok, note or FAIL. Exits with status 1 if a check failed.
 
     Examples:
 
@@ -54,6 +61,7 @@ def verify(
       erniekit verify exports/digits --data heldout.jsonl --samples 32
       erniekit verify model --reference reference.npz --gradients gradients.safetensors --no-transformers
     """
+    from erniekit.display.text import counted
     from erniekit.export.verify import VerifyOptions, verify_model
     from erniekit.runtime import configure
 
@@ -63,6 +71,6 @@ def verify(
     for check in verify_model(directory, options):
         typer.echo(str(check))
         failed += check.status == "FAIL"
-    typer.echo(f"result: FAIL, {failed} checks failed" if failed else "result: ok")
+    typer.echo(f"result: FAIL, {counted(failed, 'check')} failed" if failed else "result: ok")
     if failed:
         raise typer.Exit(1)

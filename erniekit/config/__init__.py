@@ -1,4 +1,4 @@
-"""The configuration of a run: its schema, and how it is read from YAML and the command line."""
+"""The configuration of a run: schema, rules, and reading from YAML and the command line."""
 
 from erniekit.config.config import Config
 from erniekit.config.data import DataConfig, SourceConfig

@@ -1,6 +1,6 @@
 """Every list of choices, once: the schema, command-line options and checks take theirs from here.
 
-Each choice of a type below is documented where the schema or the command-line option uses it.
+The schema and the command-line options document each choice.
 """
 
 from typing import Literal, get_args

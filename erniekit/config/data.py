@@ -12,21 +12,23 @@ class SourceConfig(Section):
     """One source of samples."""
 
     path: PathText = Field(
-        description="A file (JSON lines, a JSON array, parquet, csv, txt; .gz too), a directory, a pattern such as "
-        "chats/*.jsonl, or hub:owner/name[:split]. Relative to the working directory."
+        description="A file (JSON lines, JSON array, Parquet, Arrow, CSV, TSV, text; text files also as .gz), a "
+        "directory, a glob pattern such as chats/*.jsonl, or hub:owner/name[:split]. Relative to the working "
+        "directory."
     )
     weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Its share of the samples, relative to the other weights, with data.mix weighted."
+        1.0, description="Sampling weight relative to the other sources. Used with data.mix weighted."
     )
-    format: choices.DataFormat | None = Field(None, description="Format of its samples. null: data.format.")
+    format: choices.DataFormat | None = Field(None, description="Format of the samples. null: data.format.")
     columns: dict[Text, Text] | None = Field(
         None,
-        description="Its own names for keys of a format, as in {messages: dialogue, images: pics}. null: it has none.",
+        description="Names in this source for the keys of a format, such as {messages: dialogue, images: pics}. "
+        "null: no other names.",
     )
 
 
 def _as_sources(value: Any) -> Any:
-    """A path alone stands for a source with that path."""
+    """A plain path as a source with that path."""
     listed = [value] if isinstance(value, str | dict) else value
     if not isinstance(listed, list):
         return listed
@@ -37,104 +39,124 @@ SourceList = Annotated[list[SourceConfig], BeforeValidator(_as_sources)]
 
 
 class DataConfig(Section):
-    """The conversations, and how they become packed rows of tokens."""
+    """Training and evaluation data, and how samples are packed.
+
+    A packed sequence (a row) is a sequence of up to max_length tokens that holds several documents. Documents do not
+    attend to each other.
+    """
 
     train: Annotated[SourceList, Field(min_length=1)] = Field(
-        description="Sources of training samples; a path alone stands for {path: ...}."
+        description="Sources of training samples. A plain path is short for {path: ...}."
     )
-    eval: SourceList = Field([], description="Held-out sources; their loss is reported, never trained on.")
+    eval: SourceList = Field([], description="Sources of evaluation samples. They are never trained on.")
     format: choices.DataFormat = Field(
-        "auto", description="Format of the samples. auto: told from the keys of each sample."
+        "auto", description="Format of the samples. auto: detected from the keys of each sample."
     )
     mix: choices.Mix = Field(
         "concat",
-        description="How several sources are mixed. concat: every sample once an epoch; interleave: a sample of each "
-        "in turn; weighted: drawn by weight, as many an epoch as all sources have.",
+        description="How several sources are mixed. concat: every sample once per epoch; interleave: one sample "
+        "from each source in turn; weighted: samples drawn by source weight, and an epoch has the total number of "
+        "samples of all sources.",
     )
     stop: choices.Stop = Field(
         "first_exhausted",
-        description="With mix interleave: what ends an epoch; shorter sources begin again until all are exhausted.",
+        description="With mix interleave: when an epoch ends. first_exhausted: when the first source is exhausted; "
+        "all_exhausted: when every source is, and shorter sources start again until then.",
     )
     template: choices.TemplateName = Field(
-        "auto", description="Chat template. auto: told from the checkpoint."
+        "auto", description="Chat template. auto: detected from the checkpoint."
     )
     loss_on: choices.LossOn = Field(
         "all",
-        description="Which answers are learnt. all: every one; last_turn: those after the last user message; "
-        "each_turn: every one, in a document of its own that ends with it, as the model will meet it.",
+        description="Which answers are trained. all: every answer; last_turn: the answers after the last user "
+        "message; each_turn: every answer, each in a separate document that ends with it, so that the context is the "
+        "same as in serving.",
     )
     reasoning: choices.Reasoning = Field(
         "train",
-        description="What the assistant thinks before it answers: learnt (train), read only (mask), "
-        "or left out (drop).",
+        description="The assistant's reasoning before an answer. train: trained; mask: kept as context, without "
+        "loss; drop: removed.",
     )
-    max_length: Positive = Field(8192, description="Tokens in a packed row: the micro-batch.")
+    max_length: Positive = Field(
+        8192, description="Maximum number of tokens in a packed sequence, which is one micro-batch."
+    )
     on_long: choices.OnLong = Field(
         "error",
-        description="A sample of more than max_length tokens is an error (see on_error), loses its oldest exchanges "
-        "(trim_history), or is left out and counted (drop). Plain text is cut into pieces instead.",
+        description="What to do with a sample longer than max_length. error: fail (see on_error); trim_history: "
+        "remove the oldest exchanges; drop: skip and count the sample. Plain text is split instead.",
     )
     share_prompt: bool = Field(
         True,
-        description="With task dpo: the prompt of a pair stands once in a row, before both answers. false: once for "
-        "each; the results are the same.",
+        description="With task dpo: the two answers of a pair share one copy of the prompt. false: one copy per "
+        "answer. The results are the same.",
     )
-    shuffle: bool = Field(True, description="Draw the samples of each epoch in a new, seeded order.")
+    shuffle: bool = Field(
+        True,
+        description="Shuffle the samples, in a new order every epoch. The order follows from train.seed.",
+    )
     streaming: bool = Field(
         False,
-        description="Read and encode samples as they are needed, and keep nothing on disk; needs train.max_steps. Each "
-        "data-parallel process encodes its own share, so a run continues with the same number of them.",
+        description="Read and encode samples on the fly and store nothing on disk. Needs train.max_steps. Each "
+        "data-parallel rank encodes its share, so a run must resume with the same number of ranks.",
     )
     buffer: Positive = Field(
         2048,
-        description="With streaming: samples that each data-parallel process reads, shuffles and packs together.",
+        description="With streaming: samples that each data-parallel rank reads, shuffles and packs at a time.",
     )
     cache: bool = Field(
         True,
-        description="Keep encoded samples on disk, so that the next run starts at once. false: they go with the run. "
-        "Datasets of the hub stay in cache_dir in either case.",
+        description="Keep encoded samples on disk, so that the next run starts at once. false: remove them when the "
+        "run ends. Hub datasets stay in cache_dir in either case.",
     )
     cache_dir: PathText | None = Field(
-        None, description="Where they are kept. null: erniekit/data in XDG_CACHE_HOME, or in ~/.cache."
+        None, description="Directory of the cache. null: erniekit/data in XDG_CACHE_HOME or ~/.cache."
     )
     allow_urls: bool = Field(
-        False, description="Fetch pictures and videos that samples name by http(s) address."
+        False, description="Download images and videos that samples reference by http(s) URL."
     )
     on_error: choices.OnError = Field(
-        "raise", description="A sample that cannot be used stops the run (raise) or is counted (skip)."
+        "raise",
+        description="What to do with an invalid sample. raise: stop the run; skip: skip and count the sample.",
     )
     max_errors: NotNegative = Field(
-        100, description="With on_error skip: more skipped samples than this, of all processes, stop the run."
+        100,
+        description="With on_error skip: maximum number of skipped samples over all processes. More stop the run.",
     )
     min_pixels: Positive | None = Field(
-        None, description="Pixels to which a smaller picture is enlarged. null: the checkpoint's."
+        None,
+        description="Smaller images are enlarged to this number of pixels. null: the checkpoint's setting.",
     )
     max_pixels: Positive | None = Field(
-        None, description="Pixels to which a larger picture is reduced. null: the checkpoint's."
+        None,
+        description="Larger images are reduced to this number of pixels. null: the checkpoint's setting.",
     )
     video_fps: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Frames taken of a second of video. null: the checkpoint's, or 2."
+        None, description="Frames to sample per second of video. null: the checkpoint's setting, or 2."
     )
     video_min_frames: Positive | None = Field(
-        None, description="Fewest frames taken of a video that has as many. null: the checkpoint's, or 16."
+        None,
+        description="Minimum number of frames to sample, if the video has that many. null: the checkpoint's "
+        "setting, or 16.",
     )
     video_max_frames: Positive | None = Field(
-        None, description="Most frames taken of a video. null: the checkpoint's, or 180."
+        None, description="Maximum number of frames to sample. null: the checkpoint's setting, or 180."
     )
     video_sampling: choices.VideoSampling = Field(
-        "leading", description="Which frame of each interval is taken; leading is what engines take."
+        "leading", description="Which frame of each interval to sample. Inference engines use leading."
     )
     video_timestamps: bool | None = Field(
-        None, description="Draw its time on each frame. null: as the checkpoint says."
+        None, description="Draw the timestamp on each frame. null: the checkpoint's setting."
     )
     video_min_pixels: Positive | None = Field(
-        None, description="Pixels to which smaller frames are enlarged. null: the checkpoint's."
+        None,
+        description="Smaller frames are enlarged to this number of pixels. null: the checkpoint's setting.",
     )
     video_max_pixels: Positive | None = Field(
-        None, description="Pixels to which larger frames are reduced. null: the checkpoint's."
+        None,
+        description="Larger frames are reduced to this number of pixels. null: the checkpoint's setting.",
     )
     workers: NotNegative = Field(
-        2, description="Processes that encode samples and decode pictures ahead of training. 0: none."
+        2, description="Worker processes that encode samples and decode images ahead of training. 0: none."
     )
 
     @classmethod

@@ -9,36 +9,37 @@ from erniekit.config.section import NotNegative, Positive, Section, Text, Weight
 
 
 class EvalConfig(Section):
-    """Evaluations on data.eval while a model is trained, every train.eval_every steps and at the end.
+    """Evaluation on data.eval during training, every train.eval_every steps and at the end.
 
-    The loss is always computed. `erniekit eval run.yaml` takes metrics and how answers are generated from here.
+    The loss is always computed. `erniekit eval run.yaml` uses the same metrics and generation settings.
     """
 
     samples: NotNegative = Field(
         0,
-        description="Chats of data.eval that the model answers in each evaluation, the same ones each time, drawn from "
-        "all of them; of a preference pair the chosen answer is the reference. 0: none.",
+        description="Chats from data.eval to answer in each evaluation: a random sample, the same every time. The "
+        "reference of a preference pair is its chosen answer. 0: none.",
     )
     metrics: Annotated[list[choices.Metric], Field(min_length=1), BeforeValidator(as_list)] = Field(
         ["auto"],
-        description="What answers are scored by, as `erniekit eval --metrics` says. auto: what fits the references; "
-        "exact_match is always there.",
+        description="Metrics for generated answers, as in `erniekit eval --metrics`. auto: the metrics that fit the "
+        "references. exact_match is always included.",
     )
-    max_new_tokens: Positive = Field(64, description="Tokens at which an answer is cut off.")
+    max_new_tokens: Positive = Field(64, description="Maximum number of tokens in a generated answer.")
     temperature: Weight = Field(
-        0.0, description="0: the most probable token always; above: drawn, the same way each time."
+        0.0, description="Sampling temperature, with the same seed in every evaluation. 0: greedy decoding."
     )
-    batch: Positive = Field(32, description="Answers that are generated at one time, by each process.")
+    batch: Positive = Field(32, description="Answers to generate at a time, per process.")
     best_metric: Text | None = Field(
         None,
-        description="The figure by which the best checkpoint is known: eval/loss, eval/rewards/accuracy or "
-        "eval/rewards/margin with task dpo, or one of the metrics, such as eval/exact_match. A checkpoint is saved "
-        "whenever it is best, kept beside the newest ones, and RUN/best means it. null: none is kept.",
+        description="Metric that selects the best checkpoint: eval/loss, a metric of generated answers such as "
+        "eval/exact_match, or with task dpo eval/rewards/accuracy or eval/rewards/margin. Every new best checkpoint "
+        "is saved and kept in addition to the newest ones; RUN/best refers to it. null: no best checkpoint.",
     )
     patience: Positive | None = Field(
         None,
-        description="Evaluations in a row without a better best_metric after which the run ends. null: never.",
+        description="Early stopping: the run ends after this number of evaluations in a row without an improvement "
+        "of best_metric. null: never.",
     )
     min_delta: Weight = Field(
-        0.0, description="With patience: what is better by no more than this counts as no better."
+        0.0, description="With patience: the metric must change by more than this to count as an improvement."
     )

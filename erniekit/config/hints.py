@@ -1,4 +1,4 @@
-"""The words of configuration errors: what a key allows, and which key was probably meant."""
+"""Hints in configuration errors: the values that a key allows, and the key that was probably meant."""
 
 import difflib
 import json
@@ -125,11 +125,11 @@ OTHER_NAMES = {
     "logging_steps": "log.every",
     "report_to": "log.tensorboard",
 }
-"""Names of the same thing in ERNIEKit and other trainers."""
+"""Keys of ERNIEKit and other trainers, and our key for the same setting."""
 
 
 class Target(NamedTuple):
-    """What a key path leads to: the annotation, its constraints and the description."""
+    """The schema at a key path: annotation, constraints and description."""
 
     annotation: Any
     constraints: tuple[Any, ...] = ()
@@ -154,10 +154,10 @@ def _known_keys() -> dict[str, FieldInfo]:
 
 
 SECTIONS = tuple(_sections())
-"""The names of the sections: all keys at the top but those that stand alone."""
+"""The names of the sections: all top-level keys except `task`."""
 
 KNOWN_KEYS = _known_keys()
-"""Every `section.key` of the schema with its field."""
+"""Every `section.key` of the schema, with its field."""
 
 
 def _flatten(metadata: Iterator[Any] | tuple[Any, ...] | list[Any]) -> Iterator[Any]:
@@ -183,7 +183,7 @@ def _unwrap(annotation: Any, constraints: tuple[Any, ...] = ()) -> tuple[Any, tu
 
 
 def target_of(path: KeyPath) -> Target | None:
-    """What a key path leads to in the schema; None where it leads nowhere."""
+    """The schema at a key path; None where the path leads nowhere."""
     target = Target(Schema)
     for part in path:
         kind, _, _ = _unwrap(target.annotation)
@@ -200,7 +200,7 @@ def target_of(path: KeyPath) -> Target | None:
 
 
 def allowed(target: Target) -> str:
-    """What may be written, in words: "a whole number above 0 or null"."""
+    """The allowed values in words: "a whole number above 0 or null"."""
     kind, constraints, nullable = _unwrap(target.annotation, target.constraints)
     return _allowed_type(kind, constraints) + (" or null" if nullable else "")
 
@@ -211,19 +211,24 @@ def _allowed_type(kind: Any, constraints: tuple[Any, ...]) -> str:
     if get_origin(kind) is list:
         item, _, _ = _unwrap(get_args(kind)[0])
         is_source = isinstance(item, type) and issubclass(item, SourceConfig)
-        what = "texts" if item is str or get_origin(item) is Literal else "paths" if is_source else "sections"
-        at_least = " with at least one item" if any(isinstance(c, MinLen) for c in constraints) else ""
-        return f"a list of {what}{at_least}"
+        what = (
+            "strings" if item is str or get_origin(item) is Literal else "paths" if is_source else "sections"
+        )
+        return f"a {_non_empty(constraints)}list of {what}"
     if kind is bool:
         return "true or false"
     if kind is str:
-        return "text that is not empty" if any(isinstance(c, MinLen) for c in constraints) else "text"
+        return f"a {_non_empty(constraints)}string"
     if kind in (int, float):
         bounds = " and ".join(_bounds(constraints))
         return ("a whole number" if kind is int else "a number") + (f" {bounds}" if bounds else "")
     if kind is SourceConfig:
         return "a path, or a section with `path`"
-    return "a section with keys of its own"
+    return "a section with keys"
+
+
+def _non_empty(constraints: tuple[Any, ...]) -> str:
+    return "non-empty " if any(isinstance(constraint, MinLen) for constraint in constraints) else ""
 
 
 def _bounds(constraints: tuple[Any, ...]) -> Iterator[str]:
@@ -239,7 +244,7 @@ def _bounds(constraints: tuple[Any, ...]) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """A value as it looks in YAML, on one line and not too long."""
+    """A value as YAML on one line, shortened to 60 characters."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -249,7 +254,7 @@ def shown(value: Any) -> str:
 
 
 def nearest_choice(target: Target, value: Any) -> str | None:
-    """The choice of a list of choices that is most like `value`."""
+    """The choice most similar to `value`; None for a key without choices."""
     kind, _, _ = _unwrap(target.annotation)
     if get_origin(kind) is not Literal:
         return None
@@ -257,7 +262,7 @@ def nearest_choice(target: Target, value: Any) -> str | None:
 
 
 def meant(path: KeyPath) -> str:
-    """For an unknown key: "did you mean ...?", or the keys that exist at its place."""
+    """For an unknown key: "did you mean ...?", or the keys that are allowed there."""
     last = str(path[-1])
     parent = target_of(path[:-1])
     kind = None if parent is None else _unwrap(parent.annotation)[0]

@@ -1,7 +1,7 @@
-"""Reads a configuration: YAML files that extend each other, then overrides, then the schema.
+"""Reads a configuration: YAML files that extend each other, then overrides, then validation against the schema.
 
-All problems are reported at once, one line each, with file and line, the full key, what is allowed and the
-nearest known key.
+All problems are reported at once, one per line, with file and line, the full key, the allowed values and the nearest
+known key.
 """
 
 import copy
@@ -19,9 +19,9 @@ from erniekit.config.rules import CONFLICT, Conflict
 from erniekit.config.section import AS_WRITTEN, BAD_PATH
 from erniekit.config.source import (
     KeyPath,
-    Place,
+    LocatedValues,
+    Location,
     Problem,
-    Settings,
     dotted,
     dump_yaml,
     parse_override,
@@ -36,30 +36,30 @@ _SECTIONS = hints.SECTIONS
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, what it extends, and `section.key=value` overrides on top.
 
-    `extends:` names one file or a list, relative to the file that says so; later files win over earlier ones
-    and the file itself over all. Mappings are merged, lists and values replaced. `~`, `${NAME}` and `$NAME` in
-    paths are expanded; paths of models, data and output are relative to the working directory.
-    Raises ConfigError with one line for each problem.
+    `extends:` is a file or a list of files, relative to the extending file. Later files win over earlier ones, and the
+    extending file over all. Mappings are merged; lists and values are replaced. `~`, `${NAME}` and `$NAME` in paths are
+    expanded; paths of models, data and output are relative to the working directory. Raises ConfigError with one line
+    per problem.
     """
     origin = str(path)
     settings = _read_file(origin, chain=())
     for text in overrides:
         override = parse_override(text)
         if "extends" in override.values:
-            override = Settings(
-                problems=[Problem(override.places[("extends",)], "extends", "can only be set in a file")]
+            override = LocatedValues(
+                problems=[Problem(override.locations[("extends",)], "extends", "can only be set in a file")]
             )
         settings.merge(override)
     return _validated(settings, origin)
 
 
 def dump_config(config: Config) -> str:
-    """The whole configuration, defaults resolved, as YAML that `load_config` reads back to an equal one."""
+    """The whole configuration, with defaults, as YAML that `load_config` reads back to an equal configuration."""
     return dump_yaml(config.model_dump(context=AS_WRITTEN))
 
 
-def _read_file(origin: str, chain: tuple[str, ...]) -> Settings:
-    """One file on top of what it extends. `chain`: the files that led here, outermost first."""
+def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:
+    """A file applied to the files that it extends. `chain`: the files that extend this one, outermost first."""
     try:
         text = Path(origin).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -73,51 +73,51 @@ def _read_file(origin: str, chain: tuple[str, ...]) -> Settings:
 
     own = parse_yaml(text, origin)
     for name in _SECTIONS:
-        # A section whose keys are all commented out is null in YAML: it says nothing.
+        # A section with all keys commented out is null in YAML.
         if name in own.values and own.values[name] is None:
             own.values[name] = {}
-    # A key that is no section but holds anchors for others, such as `defaults: &defaults`, has done its work.
+    # A top-level key used only for anchors, such as `defaults: &defaults`, is no setting.
     for name in own.shared - set(Config.model_fields) - {"extends"}:
         own.values.pop(name, None)
 
-    settings = Settings()
-    place = own.places.get(("extends",))
+    settings = LocatedValues()
+    location = own.locations.get(("extends",))
     for base in _base_files(own, origin):
         base_chain = (*chain, origin)
         if any(os.path.realpath(base) == os.path.realpath(file) for file in base_chain):
             names = " -> ".join((*base_chain, base))
-            raise ConfigError(f"{place}: extends: files extend each other in a circle: {names}")
+            raise ConfigError(f"{location}: extends: circular reference: {names}")
         if not os.path.isfile(base):
-            own.problems.append(Problem(place or Place(origin, 1), "extends", f"no such file: {base}"))
+            own.problems.append(Problem(location or Location(origin, 1), "extends", f"no such file: {base}"))
             continue
         settings.merge(_read_file(base, base_chain))
     settings.merge(own)
     return settings
 
 
-def _base_files(own: Settings, origin: str) -> list[str]:
-    """The files that `extends` names, and takes the key out of the settings."""
+def _base_files(own: LocatedValues, origin: str) -> list[str]:
+    """The files that `extends` names. Removes the key from the values."""
     if "extends" not in own.values:
         return []
     value = own.values.pop("extends")
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         message = f"must be a file or a list of files, got {hints.shown(value)}"
-        own.problems.append(Problem(own.places[("extends",)], "extends", message))
+        own.problems.append(Problem(own.locations[("extends",)], "extends", message))
         return []
     found = []
     for name in names:
         try:
             found.append(os.path.normpath(os.path.join(os.path.dirname(origin), expand_path(name))))
         except ConfigError as error:
-            own.problems.append(Problem(own.places[("extends",)], "extends", str(error)))
+            own.problems.append(Problem(own.locations[("extends",)], "extends", str(error)))
     return found
 
 
-def _validated(settings: Settings, origin: str) -> Config:
+def _validated(settings: LocatedValues, origin: str) -> Config:
     for name in _SECTIONS:
         settings.values.setdefault(name, {})
-    top = Place(origin, 1)
+    top = Location(origin, 1)
     problems = list(settings.problems)
     try:
         config = Config.model_validate(settings.values)
@@ -125,44 +125,44 @@ def _validated(settings: Settings, origin: str) -> Config:
         details = error.errors(include_url=False)
         problems += (_problem(detail, settings, top) for detail in details if detail["type"] != CONFLICT)
         for conflict in _conflicts(details) or _conflicts_beside(settings.values, details):
-            place = settings.place_of(tuple(conflict.keys[0].split("."))) or top
-            problems.append(Problem(place, conflict.keys[0], conflict.message))
+            location = settings.location_of(tuple(conflict.keys[0].split("."))) or top
+            problems.append(Problem(location, conflict.keys[0], conflict.message))
     if problems:
-        raise ConfigError(_report(problems, settings, origin))
+        raise ConfigError(_report(problems, origin))
     return config
 
 
-def _report(problems: Iterable[Problem], settings: Settings, origin: str) -> str:
-    """One problem as it is; several as a list, the file itself first, then its bases, then overrides."""
+def _report(problems: Iterable[Problem], origin: str) -> str:
+    """One line per problem: first the file itself, then its bases, then overrides."""
     unique = list(dict.fromkeys(problems))
-    lines = [str(problem) for problem in sorted(unique, key=lambda p: _reading_order(p.place, origin))]
+    lines = [str(problem) for problem in sorted(unique, key=lambda p: _reading_order(p.location, origin))]
     if len(lines) == 1:
         return lines[0]
     return "\n  ".join([f"{origin}: {len(lines)} problems", *lines])
 
 
-def _reading_order(place: Place, origin: str) -> tuple[int, str, int]:
-    rank = 0 if place.origin == origin else 2 if place.line is None else 1
-    return rank, place.origin, place.line or 0
+def _reading_order(location: Location, origin: str) -> tuple[int, str, int]:
+    rank = 0 if location.origin == origin else 2 if location.line is None else 1
+    return rank, location.origin, location.line or 0
 
 
-def _problem(detail: ErrorDetails, settings: Settings, top: Place) -> Problem:
+def _problem(detail: ErrorDetails, settings: LocatedValues, top: Location) -> Problem:
     path: KeyPath = detail["loc"]
-    place = settings.place_of(path) or top
+    location = settings.location_of(path) or top
     key, target = dotted(path), hints.target_of(path)
     if detail["type"] == "extra_forbidden" or target is None:
-        return Problem(place, key, f"unknown key; {hints.meant(path)}")
+        return Problem(location, key, f"unknown key; {hints.meant(path)}")
     if detail["type"] == "missing":
-        return Problem(place, key, f"is required: {hints.allowed(target)}. {target.description}")
+        return Problem(location, key, f"is required: {hints.allowed(target)}. {target.description}")
     if detail["type"] == BAD_PATH:
-        return Problem(place, key, detail["ctx"]["text"])
+        return Problem(location, key, detail["ctx"]["text"])
     value = detail["input"]
     message = f"must be {hints.allowed(target)}, got {hints.shown(value)}"
     if (choice := hints.nearest_choice(target, value)) is not None:
         message += f"; did you mean `{choice}`?"
     elif isinstance(value, bool) and f"{key}.enabled" in hints.KNOWN_KEYS:
         message += f"; did you mean `{key}.enabled`?"
-    return Problem(place, key, message)
+    return Problem(location, key, message)
 
 
 def _conflicts(details: Iterable[ErrorDetails]) -> list[Conflict]:
@@ -170,10 +170,10 @@ def _conflicts(details: Iterable[ErrorDetails]) -> list[Conflict]:
 
 
 def _conflicts_beside(values: dict[str, Any], details: Iterable[ErrorDetails]) -> list[Conflict]:
-    """Broken rules among the settings that are right by themselves, though others are not.
+    """Broken rules among the valid settings, when other settings are invalid.
 
-    The schema checks its rules only when every field is valid. So the wrong ones are replaced by defaults (or
-    a stand-in where there is none), and rules that look at any of these are left out.
+    The schema checks its rules only when every field is valid. So invalid fields are replaced by defaults (or by a
+    placeholder where there is none), and rules that involve one of them are left out.
     """
     repaired = copy.deepcopy(values)
     replaced: set[str] = set()

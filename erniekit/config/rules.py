@@ -1,11 +1,10 @@
-"""Settings that exclude each other.
+"""Rules between settings.
 
-Each rule yields what is wrong and the keys that it is about, so that `erniekit.config.load` can name the line of
-each.
+Each rule yields its violations with the keys involved, so that `erniekit.config.load` can report the line of each.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from erniekit.config import choices
@@ -13,7 +12,7 @@ from erniekit.config.schema import Schema
 from erniekit.config.section import Section
 
 CONFLICT = "conflict"
-"""The pydantic error type under which broken rules are reported; `ctx["conflicts"]` is a list of Conflict."""
+"""The pydantic error type of broken rules; `ctx["conflicts"]` is a list of Conflict."""
 
 
 _ROUTER_LOSSES = ("balance_weight", "z_weight", "orthogonal_weight", "bias_update_rate")
@@ -21,7 +20,7 @@ _ROUTER_RATIO = "optimizer.router_learning_rate_ratio"
 
 
 class Conflict(NamedTuple):
-    """Settings that exclude each other: the dotted keys, the one to change first, and a sentence."""
+    """A broken rule: the dotted keys, the one to change first, and a sentence about that key."""
 
     keys: tuple[str, ...]
     message: str
@@ -33,12 +32,16 @@ def find_conflicts(config: Schema) -> Iterator[Conflict]:
         yield from rule(config)
 
 
+def _any_of(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _default(section: Section, key: str) -> object:
     return type(section).model_fields[key].default
 
 
 def _lora_is_off(config: Schema) -> Iterator[Conflict]:
-    # A value equal to the default does nothing, and is what a saved, fully resolved configuration contains.
+    # A value equal to the default is no conflict: a saved, fully resolved configuration contains every key.
     if config.lora.enabled:
         return
     for name in type(config.lora).model_fields:
@@ -51,12 +54,12 @@ def _lora_is_off(config: Schema) -> Iterator[Conflict]:
 
 def _eval_has_data(config: Schema) -> Iterator[Conflict]:
     if config.train.eval_every is not None and not config.data.eval:
-        yield Conflict(("train.eval_every", "data.eval"), "needs held-out files in data.eval, which is empty")
+        yield Conflict(("train.eval_every", "data.eval"), "needs data.eval, which is empty")
 
 
 def _answers_have_data(config: Schema) -> Iterator[Conflict]:
     if config.eval.samples and not config.data.eval:
-        yield Conflict(("eval.samples", "data.eval"), "needs held-out files in data.eval, which is empty")
+        yield Conflict(("eval.samples", "data.eval"), "needs data.eval, which is empty")
 
 
 def _best_is_known(config: Schema) -> Iterator[Conflict]:
@@ -73,13 +76,14 @@ def _best_is_known(config: Schema) -> Iterator[Conflict]:
     if config.train.eval_every is None:
         yield Conflict(
             ("eval.best_metric", "train.eval_every"),
-            "needs train.eval_every, without which the run is evaluated at its end only",
+            "needs train.eval_every; without it the run is evaluated only at the end",
         )
     if name in choices.PAIR_METRICS and config.task != "dpo":
-        yield Conflict(("eval.best_metric", "task"), f"{name} is there with task dpo only; use eval/loss")
+        yield Conflict(("eval.best_metric", "task"), f"{name} is only available with task dpo; use eval/loss")
     if name in choices.ANSWER_METRICS and not config.eval.samples:
         yield Conflict(
-            ("eval.best_metric", "eval.samples"), f"{name} needs answers: set eval.samples, such as 50"
+            ("eval.best_metric", "eval.samples"),
+            f"{name} needs generated answers; set eval.samples, for example to 50",
         )
 
 
@@ -88,7 +92,7 @@ def _patience_has_a_measure(config: Schema) -> Iterator[Conflict]:
     if settings.patience is not None and settings.best_metric is None:
         yield Conflict(
             ("eval.patience", "eval.best_metric"),
-            "needs eval.best_metric, what it waits for, such as eval/loss",
+            "needs eval.best_metric, for example eval/loss",
         )
     if settings.min_delta and settings.patience is None:
         yield Conflict(("eval.min_delta", "eval.patience"), "has no effect unless eval.patience is set")
@@ -98,7 +102,7 @@ def _one_warmup(config: Schema) -> Iterator[Conflict]:
     if config.schedule.warmup_steps and config.schedule.warmup_ratio:
         yield Conflict(
             ("schedule.warmup_ratio", "schedule.warmup_steps"),
-            "cannot be set together with schedule.warmup_steps; keep one of them, and set the other to 0",
+            "cannot be combined with schedule.warmup_steps; set one of the two to 0",
         )
 
 
@@ -107,7 +111,7 @@ def _warmup_fits(config: Schema) -> Iterator[Conflict]:
     if steps is not None and warmup > steps:
         yield Conflict(
             ("schedule.warmup_steps", "train.max_steps"),
-            f"{warmup} steps of warm-up do not fit into train.max_steps, which is {steps}",
+            f"{warmup} warm-up steps are more than train.max_steps, which is {steps}",
         )
 
 
@@ -125,7 +129,7 @@ def _decay_is_used(config: Schema) -> Iterator[Conflict]:
     if schedule.type != "wsd" and schedule.decay_ratio != _default(schedule, "decay_ratio"):
         yield Conflict(
             ("schedule.decay_ratio", "schedule.type"),
-            f"has no effect with schedule.type {schedule.type}; it is of wsd",
+            f"is only used by schedule.type wsd, not by {schedule.type}",
         )
 
 
@@ -149,7 +153,7 @@ def _fetched_layers_are_recomputed(config: Schema) -> Iterator[Conflict]:
     if config.parallel.shard == "parameters" and not config.train.recompute:
         yield Conflict(
             ("parallel.shard", "train.recompute"),
-            "parameters needs train.recompute: true, since the backward pass would keep the weights of every layer",
+            "parameters needs train.recompute: true; otherwise the backward pass keeps the weights of every layer",
         )
 
 
@@ -157,14 +161,15 @@ def _mix_is_used(config: Schema) -> Iterator[Conflict]:
     data = config.data
     if data.mix != "weighted" and any(source.weight != 1 for source in data.train):
         yield Conflict(
-            ("data.train", "data.mix"), f"weights have no effect with data.mix {data.mix}; set it to weighted"
+            ("data.train", "data.mix"),
+            f"weights have no effect with data.mix {data.mix}; set data.mix: weighted",
         )
     if data.stop != "first_exhausted" and data.mix != "interleave":
         yield Conflict(("data.stop", "data.mix"), "has no effect unless data.mix is interleave")
     if data.stop != "first_exhausted" and data.streaming:
         yield Conflict(
             ("data.stop", "data.streaming"),
-            "has no effect with data.streaming: a source that ends begins again",
+            "has no effect with data.streaming, where an exhausted source starts again",
         )
 
 
@@ -173,7 +178,7 @@ def _stream_has_an_end(config: Schema) -> Iterator[Conflict]:
     if data.streaming and config.train.max_steps is None:
         yield Conflict(
             ("data.streaming", "train.max_steps"),
-            "needs train.max_steps: how many rows a stream has is not known before its end",
+            "needs train.max_steps, because the length of a stream is unknown",
         )
     if not data.streaming and data.buffer != _default(data, "buffer"):
         yield Conflict(("data.buffer", "data.streaming"), "has no effect unless data.streaming is true")
@@ -183,13 +188,13 @@ def _dtype_has_kernels(config: Schema) -> Iterator[Conflict]:
     if config.parallel.device == "cpu" and config.model.dtype == "bfloat16":
         yield Conflict(
             ("model.dtype", "parallel.device"),
-            "bfloat16 cannot be computed with parallel.device cpu (Paddle has no such kernels); "
+            "bfloat16 is not available with parallel.device cpu, because Paddle has no bfloat16 CPU kernels; "
             "use float32 or auto",
         )
 
 
 def router_settings(config: Schema) -> list[str]:
-    """The keys in use that act on routers, and only on those that are trained."""
+    """The keys in use that only affect trained routers."""
     used = {f"loss.{name}": getattr(config.loss, name) for name in _ROUTER_LOSSES}
     ratio = config.optimizer.router_learning_rate_ratio
     return [key for key, value in used.items() if value] + [_ROUTER_RATIO] * (ratio != 1)
@@ -201,17 +206,17 @@ def _routers_are_trained(config: Schema) -> Iterator[Conflict]:
         if key == "loss.bias_update_rate" and lora.enabled:
             yield Conflict(
                 (key, "lora.enabled"),
-                "cannot be used with lora.enabled: adapters do not hold the correction bias, so that it would be lost",
+                "is not available with LoRA: adapters do not store the correction bias, so it would be lost",
             )
         elif lora.enabled and not lora.train_router:
             yield Conflict(
                 (key, "lora.train_router"),
-                "has no effect while routers are frozen, as they are under LoRA; remove it, or set "
-                "lora.train_router: true",
+                "has no effect while LoRA freezes the routers; remove it, or set lora.train_router: true",
             )
         elif "router" in config.model.freeze:
             yield Conflict(
-                (key, "model.freeze"), "has no effect while routers are frozen; remove it, or thaw `router`"
+                (key, "model.freeze"),
+                "has no effect while model.freeze contains router; remove one of the two",
             )
 
 
@@ -245,11 +250,12 @@ def _dpo_fits(config: Schema) -> Iterator[Conflict]:
     if config.data.loss_on == "each_turn":
         yield Conflict(
             ("data.loss_on", "task"),
-            "cannot be each_turn with task dpo: a pair is two whole answers; use all or last_turn",
+            "cannot be each_turn with task dpo, which trains whole answers; use all or last_turn",
         )
     if config.loss.normalization != _default(config.loss, "normalization"):
         yield Conflict(
-            ("loss.normalization", "task"), "has no effect with task dpo: its loss is a mean over pairs"
+            ("loss.normalization", "task"),
+            "has no effect with task dpo, where the loss is the mean over pairs",
         )
 
 
@@ -265,7 +271,7 @@ def _dpo_constants_are_used(config: Schema) -> Iterator[Conflict]:
         if getattr(dpo, key) != _default(dpo, key) and dpo.loss not in losses:
             yield Conflict(
                 (f"dpo.{key}", "dpo.loss"),
-                f"has no effect with dpo.loss {dpo.loss}; it is of {', '.join(losses)}",
+                f"is only used by dpo.loss {_any_of(losses)}, not by {dpo.loss}",
             )
 
 
@@ -277,22 +283,23 @@ def _dpo_reference_fits(config: Schema) -> Iterator[Conflict]:
         if dpo.reference not in ("auto", "none"):
             yield Conflict(
                 ("dpo.reference", "dpo.loss"),
-                f"must be none with dpo.loss {dpo.loss}, which has no reference",
+                f"must be auto or none with dpo.loss {dpo.loss}, which uses no reference model",
             )
     elif dpo.reference == "none":
         yield Conflict(
             ("dpo.reference", "dpo.loss"),
-            f"cannot be none with dpo.loss {dpo.loss}, which compares with a reference; "
-            f"{' and '.join(choices.REFERENCE_FREE)} do without",
+            f"cannot be none with dpo.loss {dpo.loss}, which needs a reference model; "
+            f"only {' and '.join(choices.REFERENCE_FREE)} do not",
         )
     if dpo.reference == "cached" and data.streaming:
         yield Conflict(
             ("dpo.reference", "data.streaming"),
-            "cannot be cached with data.streaming, which keeps nothing on disk",
+            "cannot be cached with data.streaming, which stores nothing on disk",
         )
     if dpo.reference == "cached" and not data.streaming and not data.cache:
         yield Conflict(
-            ("dpo.reference", "data.cache"), "cannot be cached with data.cache false: it is kept there"
+            ("dpo.reference", "data.cache"),
+            "cannot be cached with data.cache: false, because it is stored in the cache",
         )
 
 

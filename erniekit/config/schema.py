@@ -1,7 +1,7 @@
-"""The schema of a run's configuration: every section, field, unit, default and range.
+"""The schema of a run's configuration: sections, fields, units, defaults and ranges.
 
-The models are frozen, refuse unknown keys and convert types only where nothing is lost (`erniekit.config.section`).
-Relations between fields are in `erniekit.config.rules`.
+Sections are frozen, reject unknown keys and convert types only without loss (`erniekit.config.section`). Rules between
+fields are in `erniekit.config.rules`. The sections `data` and `eval` are in `data.py` and `evaluation.py`.
 """
 
 from typing import Annotated, Any
@@ -28,31 +28,32 @@ class ModelConfig(Section):
     """The checkpoint to start from."""
 
     path: PathText = Field(
-        description="Local directory of the checkpoint in Hub layout. Relative to the working directory."
+        description="Local directory of the checkpoint, in Hub layout. Relative to the working directory."
     )
     dtype: choices.Dtype = Field(
         "auto", description="Compute dtype. auto: bfloat16 on a GPU, float32 on a CPU."
     )
     resize_vocab: bool = Field(
         False,
-        description="Add rows to the embedding and the head for tokens that were added to the tokenizer, up to a "
-        "multiple of 64. New rows start as the mean of the others. With LoRA both are trained and saved whole.",
+        description="Add embedding and output rows for tokens that were added to the tokenizer, rounded up to a "
+        "multiple of 64. New rows start as the mean of the existing rows. With LoRA, both matrices are trained and "
+        "saved in full.",
     )
     max_position_embeddings: Positive | None = Field(
         None,
-        description="Positions of the trained model, where longer documents than the checkpoint was made for are to be "
-        "trained; nothing is interpolated, and config.json states the new number. null: the checkpoint's; a longer "
-        "document is treated as one above data.max_length.",
+        description="Number of positions of the trained model, to train on documents longer than the checkpoint "
+        "supports. Positions are not interpolated; checkpoints and exports state the new number in config.json. null: "
+        "the checkpoint's number; longer documents are handled like documents longer than data.max_length.",
     )
     freeze: TextList = Field(
         [],
-        description="Parts that are not trained: vision, resampler, language, router, "
-        "or fnmatch patterns over parameter names.",
+        description="Parts to freeze: vision, resampler, language, router, or fnmatch patterns over parameter "
+        "names.",
     )
 
 
 def _as_targets(value: Any) -> Any:
-    """A text alone as a list; `all` and `all-linear`, as PEFT and others have it, as the names that they stand for."""
+    """A string as a list; `all` and `all-linear` (PEFT's name) as the module names they stand for."""
     listed = as_list(value)
     if not isinstance(listed, list):
         return listed
@@ -63,108 +64,107 @@ def _as_targets(value: Any) -> Any:
 
 
 class LoraConfig(Section):
-    """Low-rank adapters in place of training every weight."""
+    """Low-rank adapters instead of full fine-tuning."""
 
-    enabled: bool = Field(False, description="Train adapters only; the weights of the checkpoint stay.")
+    enabled: bool = Field(False, description="Train adapters only; the checkpoint's weights stay frozen.")
     rank: Positive = Field(8, description="Rank of each adapter.")
     alpha: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="The adapter's output is scaled by alpha / rank. null: 2 * rank."
+        None, description="Scale: the adapter's output is multiplied by alpha / rank. null: 2 * rank."
     )
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="Probability of dropping an element of an adapter's input."
-    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input.")
     targets: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_targets)] = Field(
         [*choices.ALL_LINEAR],
-        description="Modules that get an adapter: the last part of a module's name, or an fnmatch pattern over the "
-        "full name. all, or all-linear: every linear layer of the decoder layers, those of experts too, which is "
-        "the default; not the vision tower, the resampler and the head.",
+        description="Modules to adapt: module names (the last part of the full name) or fnmatch patterns over full "
+        "names. all or all-linear: every linear layer of the decoder layers, including experts (the default). The "
+        "vision tower, the resampler and the output layer are not included.",
     )
-    train_router: bool = Field(False, description="Also train the routers of the experts.")
+    train_router: bool = Field(False, description="Also train the expert routers.")
 
 
 class LossConfig(Section):
-    """The token loss, and what keeps the experts of a mixture in use.
+    """The token loss and the router losses of mixture-of-experts models.
 
-    Router losses are computed for text and vision by themselves, in every layer whose router is trained; they change
-    gradients and are logged apart. The usual practice in fine-tuning is to leave them off.
+    Router losses are computed separately for text and vision, in every layer with a trained router. They add to the
+    gradients but not to the logged loss, and are logged separately. Fine-tuning usually leaves them off.
     """
 
-    chunk_tokens: Positive = Field(1024, description="Loss tokens whose logits exist at one time.")
+    chunk_tokens: Positive = Field(
+        1024, description="Loss tokens per chunk of the output layer. Logits exist for one chunk at a time."
+    )
     normalization: choices.Normalization = Field(
         "tokens",
-        description="What gradients divide the sum over loss tokens by. tokens: their number in the step; "
-        "token_balanced: rows_per_step * max_length, so that a token weighs the same in every step. The logged loss "
-        "is the mean over loss tokens with both.",
+        description="Divisor of the loss sum. tokens: the number of loss tokens in the step; token_balanced: "
+        "rows_per_step * max_length, so that a token has the same weight in every step. The logged loss is the mean "
+        "over loss tokens in both cases.",
     )
     balance_weight: Weight = Field(
         0.0,
-        description="Weight of the load-balancing loss: experts * sum of (mean probability * share of tokens), which "
-        "is top_k where all experts are used alike; per row. 0: off.",
+        description="Weight of the load-balancing loss: experts * sum of (mean probability * share of tokens), per "
+        "packed sequence. It equals top_k when all experts are used equally. 0: off.",
     )
     z_weight: Weight = Field(
         0.0, description="Weight of the z-loss: mean over tokens of logsumexp(router logits)^2. 0: off."
     )
     orthogonal_weight: Weight = Field(
         0.0,
-        description="Weight of the orthogonal loss: mean squared cosine between the rows of a router. 0: off.",
+        description="Weight of the orthogonal loss: mean squared cosine between the expert vectors of a router. 0: "
+        "off.",
     )
     orthogonal_mode: choices.OrthogonalMode = Field(
         "loss",
-        description="loss: its gradient goes through clipping and the optimizer's moments; decoupled: after each step "
-        "routers move by learning rate * weight * gradient.",
+        description="loss: the gradient passes through clipping and the optimizer's moments; decoupled: after each "
+        "step, router weights move by learning rate * weight * gradient.",
     )
     bias_update_rate: Weight = Field(
         0.0,
-        description="After each step an expert's correction bias moves by this much towards even use, without a "
-        "loss. Not with LoRA, whose adapters do not hold it. 0: off.",
+        description="Step size of each expert's correction bias towards even load, applied after each optimizer "
+        "step, without a loss. Not available with LoRA, because adapters do not store the bias. 0: off.",
     )
 
 
 class DpoConfig(Section):
-    """Preference training: what makes chosen answers likelier than rejected ones.
-
-    The loss is the mean over the pairs of a step.
-    """
+    """Preference training. The loss is the mean over the preference pairs of a step."""
 
     loss: choices.DpoLoss = Field(
-        "sigmoid", description="The loss of a pair; sigmoid is DPO. simpo and orpo have no reference model."
+        "sigmoid",
+        description="Loss of a preference pair. sigmoid is DPO; simpo and orpo need no reference model.",
     )
     beta: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="How strongly the policy is held to the reference. null: 2 for simpo, else 0.1."
+        None,
+        description="How close the policy stays to the reference model: larger is closer. null: 2 for simpo, "
+        "otherwise 0.1.",
     )
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=0.5,
-        description="Share of pairs whose preference is taken to be the wrong way round; of sigmoid, robust and simpo.",
+        description="Assumed share of pairs with flipped preferences. Used by sigmoid, robust and simpo.",
     )
-    simpo_gamma: Weight = Field(0.5, description="The margin that simpo asks for.")
+    simpo_gamma: Weight = Field(0.5, description="Target margin of simpo.")
     dpop_lambda: Weight = Field(
-        50.0, description="Weight of dpop's penalty on chosen answers that become less likely."
+        50.0, description="Weight of the dpop penalty on chosen answers that become less likely."
     )
     sft_weight: Weight | None = Field(
         None,
-        description="Weight of the mean negative log-likelihood of the tokens of chosen answers. null: 1 for orpo, "
-        "of which it is a part, else 0.",
+        description="Weight of the mean negative log-likelihood over the tokens of chosen answers. null: 1 for "
+        "orpo, which includes this term, otherwise 0.",
     )
     length_normalize: bool = Field(
         False,
-        description="Use log-probabilities per token instead of sums; ipo, simpo and orpo always do.",
+        description="Use log-probabilities per token instead of sums. ipo, simpo and orpo always do.",
     )
     reference: choices.DpoReference = Field(
         "auto",
-        description="The reference model. auto: with LoRA the model without its adapters, else copy; copy: the "
-        "checkpoint once more in memory; cached: its log-probabilities, computed once before training and kept with "
-        "the encoded data; none: for a loss that has none.",
+        description="Reference model. auto: with LoRA, the model with its adapters disabled, otherwise copy; copy: "
+        "a second copy of the checkpoint in memory; cached: log-probabilities, computed once before training and "
+        "stored with the encoded data; none: for losses without a reference.",
     )
 
 
 class ParameterGroup(Section):
-    """Settings of their own for the parameters whose names match."""
+    """Optimizer settings for the parameters that match a pattern."""
 
-    match: Text = Field(
-        description="fnmatch pattern over parameter names; the first group that matches wins."
-    )
+    match: Text = Field(description="fnmatch pattern over parameter names. The first matching group applies.")
     learning_rate_ratio: float = Field(1.0, ge=0, description="Factor on the learning rate.")
     weight_decay: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Weight decay of the group. null: optimizer.weight_decay."
@@ -174,54 +174,69 @@ class ParameterGroup(Section):
 class OptimizerConfig(Section):
     """AdamW."""
 
-    learning_rate: float = Field(1e-5, gt=0, description="Learning rate at the top of the schedule.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(
-        0.1, ge=0, description="Decoupled weight decay. Norms, biases and 1-D parameters never decay."
+        0.1,
+        ge=0,
+        description="Decoupled weight decay. Norms, biases and other 1-D parameters are never decayed.",
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients, per step.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of squared gradients, per step.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay rate of the first moment, per step.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay rate of the second moment, per step.")
     epsilon: float = Field(1e-8, gt=0, description="Added to the denominator of the update.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Global gradient norm to clip to. 0: no clipping.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this global norm. 0: no clipping.")
     router_learning_rate_ratio: float = Field(
-        1.0, ge=0, description="Factor on the learning rate of routers, on top of that of their group."
+        1.0, ge=0, description="Factor on the learning rate of routers, in addition to their group's factor."
     )
-    groups: list[ParameterGroup] = Field([], description="Parameters with settings of their own.")
+    groups: list[ParameterGroup] = Field([], description="Parameter groups with different settings.")
 
 
 class ScheduleConfig(Section):
-    """The learning rate over the run."""
+    """The learning rate schedule."""
 
     type: choices.ScheduleType = Field(
-        "cosine", description="Shape after warm-up. wsd: constant, then a fall by 1 - sqrt (decay_ratio)."
+        "cosine",
+        description="Shape after warm-up. wsd: constant, then a decay by 1 - sqrt over the last decay_ratio of all "
+        "steps.",
     )
     warmup_steps: NotNegative = Field(
-        0, description="Steps of linear warm-up; more than the run has are an error."
+        0, description="Steps of linear warm-up. Must not exceed the steps of the run."
     )
-    warmup_ratio: Share = Field(0.0, description="Warm-up as a share of all steps, where warmup_steps is 0.")
+    warmup_ratio: Share = Field(
+        0.0, description="Warm-up as a fraction of all steps. Used if warmup_steps is 0."
+    )
     min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the schedule.")
     decay_ratio: float = Field(
-        0.1, gt=0, le=1, description="wsd: the share of all steps that falls, at the end."
+        0.1,
+        gt=0,
+        le=1,
+        description="With wsd: fraction of all steps, at the end, in which the learning rate decays.",
     )
 
 
 class TrainConfig(Section):
-    """Length, order and place of the run."""
+    """Length, batch size and output of the run."""
 
-    output_dir: PathText = Field(description="Directory of the run. Relative to the working directory.")
+    output_dir: PathText = Field(
+        description="Directory for the checkpoints and logs of the run. Relative to the working directory."
+    )
     epochs: float = Field(
-        1, gt=0, description="Passes over the training data; 1.5 ends in the middle of the second."
+        1, gt=0, description="Passes over the training data. 1.5 ends in the middle of the second pass."
     )
     max_steps: Positive | None = Field(
-        None, description="Optimizer steps; where set, epochs is not used. null: as epochs says."
+        None, description="Optimizer steps. Overrides epochs. null: epochs decides."
     )
     rows_per_step: Positive = Field(
         1,
-        description="Packed rows of an optimizer step, over all devices; a multiple of the devices with rows of their "
-        "own (all, or --devices / parallel.context), each of which sums its share (gradient accumulation).",
+        description="Packed sequences per optimizer step (over all devices). Must be a multiple of the "
+        "data-parallel ranks (devices / parallel.context). Each rank accumulates gradients over its share.",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of data order, adapters and dropout.")
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="Seed of the data order, the adapter weights and dropout."
+    )
     recompute: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+        False,
+        description="Recompute activations in the backward pass (gradient checkpointing): less memory, about a "
+        "third more time.",
     )
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations on data.eval. null: only at the end."
@@ -229,57 +244,58 @@ class TrainConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Where the run computes."""
+    """Devices and parallelism."""
 
-    device: choices.Device = Field("auto", description="auto: a GPU where there is one.")
+    device: choices.Device = Field("auto", description="auto: a GPU if there is one.")
     threads: Positive | None = Field(
-        None, description="CPU threads of a process. null: the usable cores, shared by the processes."
+        None, description="CPU threads per process. null: the available cores, divided among the processes."
     )
     expert: Positive = Field(
         1,
-        description="Processes that share the experts of a model (expert parallelism); the others are replicas.",
+        description="Expert parallel degree: each process holds 1/N of the experts.",
     )
     context: Positive = Field(
         1,
-        description="Processes that share each row, for rows too long for one (context parallelism): every one has a "
-        "part of the tokens, and for attention a part of the heads. Must divide the model's attention heads.",
+        description="Context parallel degree: N processes split each packed sequence, for sequences too long for "
+        "one device. Attention splits the heads instead, so N must divide the model's attention heads.",
     )
     shard: choices.Shard = Field(
         "none",
-        description="What processes with the same weights spread over themselves instead of each keeping all (ZeRO 1 "
-        "to 3). optimizer: AdamW's state; gradients: these as well; parameters: also the weights of decoder layers, "
-        "trained or not, which are fetched a layer at a time. With one process nothing changes.",
+        description="ZeRO level: what processes with the same weights shard instead of replicating. optimizer "
+        "(ZeRO-1): AdamW state; gradients (ZeRO-2): also gradients; parameters (ZeRO-3): also the weights of decoder "
+        "layers, trained or frozen, gathered one layer at a time. No effect on a single process.",
     )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600.0,
-        description="Seconds that a process waits for others before the run ends and tells who is missing.",
+        description="Seconds to wait for other processes before the run ends with an error that names the missing "
+        "ones.",
     )
 
 
 class CheckpointConfig(Section):
-    """What is kept of the run while it goes on."""
+    """Checkpoints of the run."""
 
     save_every: Positive | None = Field(
         None, description="Steps between checkpoints. null: only at the end and on an interrupt."
     )
     keep: Positive = Field(
         2,
-        description="Newest complete checkpoints that are kept; the best (eval.best_metric) is beside them.",
+        description="Number of newest complete checkpoints to keep, in addition to the best one (eval.best_metric).",
     )
 
 
 class LogConfig(Section):
-    """What the run reports."""
+    """Logging."""
 
     every: Positive = Field(1, description="Steps between log lines.")
-    tensorboard: bool = Field(True, description="Also write TensorBoard files in the run's directory.")
+    tensorboard: bool = Field(True, description="Also write TensorBoard files to the run's directory.")
 
 
 class Schema(Section):
-    """Every section of a run. `erniekit.config.Config` adds the rules between them."""
+    """All sections of a run. `erniekit.config.Config` adds the rules between them."""
 
     task: choices.Task = Field(
-        "sft", description="What is learnt: answers (sft), or preferences between two answers (dpo)."
+        "sft", description="sft: supervised fine-tuning on answers; dpo: training on preference pairs."
     )
     model: ModelConfig
     lora: LoraConfig = LoraConfig()

@@ -1,4 +1,4 @@
-"""What sections of a configuration are made of: their base, and the types of their fields."""
+"""The base class of sections and the types of their fields."""
 
 import types
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -19,16 +19,16 @@ from erniekit.errors import ConfigError
 from erniekit.paths import escape_path, expand_path
 
 BAD_PATH = "bad_path"
-"""The pydantic error type of a path that cannot be expanded; `ctx["text"]` is the sentence."""
+"""The pydantic error type of a path that cannot be expanded; `ctx["text"]` is the message."""
 
 AS_WRITTEN = "as_written"
-"""The context of a dump that is to be read again: a `$` in a path is escaped."""
+"""The context of a dump for reading back: `$` in paths is escaped."""
 
-_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def as_list(value: Any) -> Any:
-    """A text alone as a list, split at its commas."""
+    """A string as a list, split at commas."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -47,7 +47,7 @@ def _dump(path: str, info: SerializationInfo) -> str:
 
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[str, Field(min_length=1), BeforeValidator(_expand), PlainSerializer(_dump)]
-"""A path: `~`, `${NAME}` and `$NAME` are expanded when it is read."""
+"""A path. Validation expands `~`, `${NAME}` and `$NAME`."""
 TextList = Annotated[list[Text], BeforeValidator(as_list)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -56,8 +56,10 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no infinite numbers, and types that are converted only where
-    nothing can be lost: 100.0 or 1e3 is a whole number, and yes, no, on and off are switches."""
+    """Base of all sections: frozen, without unknown keys and infinite numbers.
+
+    Types are converted only without loss: 100.0 and 1e3 are whole numbers, and yes, no, on and off are booleans.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -68,12 +70,12 @@ class Section(BaseModel):
         if int in kinds and isinstance(value, float) and value.is_integer():
             return int(value)
         if bool in kinds and isinstance(value, str):
-            return _SWITCHES.get(value.lower(), value)
+            return _BOOLEANS.get(value.lower(), value)
         return value
 
 
 def _plain_types(annotation: Any) -> list[Any]:
-    """The types of a field, such as int and None of `Positive | None`."""
+    """The types of a field, such as int and None for `Positive | None`."""
     is_union = get_origin(annotation) in (Union, types.UnionType)
     members = get_args(annotation) if is_union else (annotation,)
     return [member.__origin__ if get_origin(member) is Annotated else member for member in members]

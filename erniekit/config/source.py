@@ -1,9 +1,8 @@
-"""YAML as settings that remember where each of them was written.
+"""YAML read into values that remember the file and line of each key.
 
-Scalars follow YAML 1.2: `1e-5` is a number, and only `true` and `false` are booleans, so that `yes`, `on` or
-a leading zero never change their meaning silently. Merge keys (`<<: *anchor`, or a list of anchors) are those of
-YAML 1.1: a mapping's own keys win, then those of earlier anchors. Keys that are set twice, tags and values that
-contain themselves are problems, each with its line.
+Scalars follow YAML 1.2: `1e-5` is a number, and only `true` and `false` are booleans, so `yes`, `on` and leading zeros
+keep their meaning. Merge keys (`<<: *anchor`, or a list of anchors) follow YAML 1.1: explicit keys win over merged
+keys, and earlier anchors over later ones. Duplicate keys, tags and recursive values are problems, each with its line.
 """
 
 import re
@@ -22,8 +21,8 @@ _Entry = tuple[yaml.Node, yaml.Node]
 _MERGE = "<<"
 
 
-class Place(NamedTuple):
-    """Where a setting was written: a file and its line (from 1), or the command line."""
+class Location(NamedTuple):
+    """The origin of a setting: a file and line (from 1), or the command line."""
 
     origin: str
     line: int | None = None
@@ -33,57 +32,61 @@ class Place(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: where, the dotted key (may be empty) and a sentence."""
+    """An error in a configuration: location, dotted key (may be empty) and message."""
 
-    place: Place
+    location: Location
     key: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.key}: {self.message}" if self.key else f"{self.place}: {self.message}"
+        return (
+            f"{self.location}: {self.key}: {self.message}" if self.key else f"{self.location}: {self.message}"
+        )
 
 
 @dataclass
-class Settings:
-    """Nested values with the place of every key and list item.
+class LocatedValues:
+    """Nested values with the location of every key and list item.
 
-    shared: keys at the top with something in them that an alias puts in another place as well.
+    shared: top-level keys with an anchor that another top-level key uses.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[KeyPath, Place] = field(default_factory=dict)
+    locations: dict[KeyPath, Location] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     shared: set[str] = field(default_factory=set)
 
-    def merge(self, over: "Settings") -> None:
-        """Put `over` on top: mappings are merged key by key, everything else is replaced."""
+    def merge(self, over: "LocatedValues") -> None:
+        """Apply `over`: mappings are merged key by key, everything else is replaced."""
         self.problems += over.problems
         self._merge_mapping(self.values, over.values, over, ())
 
     def _merge_mapping(
-        self, values: dict[str, Any], over_values: dict[str, Any], over: "Settings", path: KeyPath
+        self, values: dict[str, Any], over_values: dict[str, Any], over: "LocatedValues", path: KeyPath
     ) -> None:
         for key, value in over_values.items():
             here = (*path, key)
             if isinstance(value, dict) and isinstance(values.get(key), dict):
-                self.places[here] = over.places[here]
+                self.locations[here] = over.locations[here]
                 self._merge_mapping(values[key], value, over, here)
                 continue
-            self.places = {p: place for p, place in self.places.items() if p[: len(here)] != here}
-            self.places |= {p: place for p, place in over.places.items() if p[: len(here)] == here}
+            self.locations = {p: location for p, location in self.locations.items() if p[: len(here)] != here}
+            self.locations |= {
+                p: location for p, location in over.locations.items() if p[: len(here)] == here
+            }
             values[key] = value
 
-    def place_of(self, path: KeyPath) -> Place | None:
-        """The place of `path`, or of the nearest mapping or list around it that was written anywhere."""
+    def location_of(self, path: KeyPath) -> Location | None:
+        """The location of `path`, or of the nearest enclosing mapping or list that has one."""
         while path:
-            if path in self.places:
-                return self.places[path]
+            if path in self.locations:
+                return self.locations[path]
             path = path[:-1]
         return None
 
 
 def dotted(path: KeyPath) -> str:
-    """`("optimizer", "groups", 0, "match")` as people write it: `optimizer.groups[0].match`."""
+    """`("optimizer", "groups", 0, "match")` as `optimizer.groups[0].match`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -91,15 +94,15 @@ def dotted(path: KeyPath) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own name and form)
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's name and type)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that either this project or another reader of YAML would take for something else."""
+    """Quotes strings that this reader or another YAML reader would resolve to another type."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Texts with line breaks (Unicode has several) or controls are escaped: other styles fold or lose them."""
+    """Escape strings with line breaks (Unicode has several) or control characters: other styles fold or lose them."""
     style = None if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -122,42 +125,42 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """YAML that `parse_yaml` reads back to equal values, keys in their given order."""
+    """YAML that `parse_yaml` reads back to equal values, with keys in the given order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def parse_yaml(text: str, origin: str) -> Settings:
-    """Settings of one YAML document. A syntax error, or anything but a mapping, raises ConfigError."""
+def parse_yaml(text: str, origin: str) -> LocatedValues:
+    """The values of one YAML document. Raises ConfigError for a syntax error and for anything but a mapping."""
     node = _compose(text, origin)
     if node is None:
         raise ConfigError(f"{origin}: is empty; a configuration has sections such as model, data and train")
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1
-        raise ConfigError(f"{origin}:{line}: must be sections with keys (a mapping), not {_kind(node)}")
+        raise ConfigError(f"{origin}:{line}: must be a mapping of sections, not {_kind(node)}")
     reader = _Reader(origin)
     reader.settings.values = reader.value(node, ())
     reader.settings.shared = reader.shared()
     return reader.settings
 
 
-def parse_override(text: str) -> Settings:
-    """Settings of one `section.key=value`, the value in YAML. A malformed one is kept as a problem."""
-    place = Place(COMMAND_LINE)
+def parse_override(text: str) -> LocatedValues:
+    """The value of one `section.key=value`, with the value in YAML. A malformed override becomes a problem."""
+    location = Location(COMMAND_LINE)
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         message = f"{text!r} is not KEY=VALUE, such as optimizer.learning_rate=1e-4"
-        return Settings(problems=[Problem(place, "", message)])
+        return LocatedValues(problems=[Problem(location, "", message)])
     try:
         node = _compose(value, COMMAND_LINE)
     except ConfigError as error:
-        _, quotes, hint = str(error).partition("; between")
+        _, quotes, hint = str(error).partition("; inside")
         message = f"its value is not valid YAML: {value}{quotes}{hint}"
-        return Settings(problems=[Problem(place, key, message)])
+        return LocatedValues(problems=[Problem(location, key, message)])
     reader = _Reader(COMMAND_LINE)
     inner: Any = None if node is None else reader.value(node, path)
     for depth in range(len(path), 0, -1):
-        reader.settings.places[path[:depth]] = place
+        reader.settings.locations[path[:depth]] = location
         inner = {path[depth - 1]: inner}
     reader.settings.values = inner
     return reader.settings
@@ -168,14 +171,14 @@ def _compose(text: str, origin: str) -> yaml.Node | None:
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(origin, None if mark is None else mark.line + 1)
+        location = Location(origin, None if mark is None else mark.line + 1)
         written = "" if mark is None else "".join(text.splitlines()[mark.line : mark.line + 1])
-        hint = '; between { } or [ ] a text with ${...} needs quotes: "${HOME}/x"' if "${" in written else ""
-        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}{hint}") from None
+        hint = '; inside { } or [ ], quote text with ${...}: "${HOME}/x"' if "${" in written else ""
+        raise ConfigError(f"{location}: not valid YAML: {error.problem or error.context}{hint}") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise ConfigError(
-            f"{Place(origin, line)}: not valid YAML: character {error.character!r} is not allowed"
+            f"{Location(origin, line)}: not valid YAML: character {error.character!r} is not allowed"
         ) from None
     return node
 
@@ -185,13 +188,13 @@ def _kind(node: yaml.Node) -> str:
 
 
 class _Reader:
-    """Turns nodes into values and notes the place of each."""
+    """Converts nodes to values and records the location of each."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.settings = Settings()
+        self.settings = LocatedValues()
         self._open: list[yaml.Node] = []
-        # By node: the keys at the top under which it stands, "" for the top itself.
+        # By node: the top-level keys that contain it, "" for the top level.
         self._users: dict[int, set[str]] = {}
 
     def shared(self) -> set[str]:
@@ -210,7 +213,7 @@ class _Reader:
             self._open.pop()
 
     def _enter(self, node: yaml.Node, path: KeyPath) -> bool:
-        """Begin to read a node, whoever calls it closes it again; False, and a problem, inside of itself."""
+        """Push a node, which the caller pops; False, and a problem, for a node inside itself."""
         if any(node is outer for outer in self._open):
             self._problem(node, path, "contains itself")
             return False
@@ -220,21 +223,21 @@ class _Reader:
 
     def _items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, Any]]:
         for key, (key_node, value_node) in self._entries(node, path).items():
-            self.settings.places[(*path, key)] = self._place(key_node)
+            self.settings.locations[(*path, key)] = self._location(key_node)
             yield key, self.value(value_node, (*path, key))
 
     def _entries(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, _Entry]:
-        """The keys of a mapping with their nodes: its own, and those that it merges."""
+        """The keys of a mapping with their nodes, including merged keys."""
         first_line: dict[str, int] = {}
         entries: dict[str, _Entry] = {}
         merged: yaml.Node | None = None
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self._problem(key_node, path, f"a key must be a word, not {_kind(key_node)}")
+                self._problem(key_node, path, f"a key must be a string, not {_kind(key_node)}")
                 continue
             key = key_node.value
             if key in first_line:
-                self._problem(key_node, (*path, key), f"is set twice, first in line {first_line[key]}")
+                self._problem(key_node, (*path, key), f"is set twice, first on line {first_line[key]}")
                 continue
             first_line[key] = key_node.start_mark.line + 1
             if key == _MERGE and key_node.style is None:
@@ -247,17 +250,17 @@ class _Reader:
         return entries
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> Iterator[tuple[str, _Entry]]:
-        """The keys of one mapping or of a list of them, the first that counts first."""
+        """The keys of a mapping or of a list of mappings, in order of precedence."""
         for mapping in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(mapping, yaml.MappingNode):
-                message = "must be a mapping or a list of mappings, such as *defaults of an anchor &defaults"
+                message = "must be a mapping or a list of mappings, such as *defaults for an anchor &defaults"
                 self._problem(mapping, (*path, _MERGE), message)
             elif self._enter(mapping, path):
                 yield from self._entries(mapping, path).items()
                 self._open.pop()
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.settings.places[path] = self._place(node)
+        self.settings.locations[path] = self._location(node)
         return self.value(node, path)
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -278,8 +281,8 @@ class _Reader:
             self._problem(node, path, f"the tag {node.tag!r} is not supported")
         return text
 
-    def _place(self, node: yaml.Node) -> Place:
-        return Place(self.origin, None if self.origin == COMMAND_LINE else node.start_mark.line + 1)
+    def _location(self, node: yaml.Node) -> Location:
+        return Location(self.origin, None if self.origin == COMMAND_LINE else node.start_mark.line + 1)
 
     def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:
-        self.settings.problems.append(Problem(self._place(node), dotted(path), message))
+        self.settings.problems.append(Problem(self._location(node), dotted(path), message))

@@ -214,7 +214,7 @@ def test_convert(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "all.jsonl"
     result = run("convert", data, output, "--to", "messages")
     assert result.returncode == 0
-    assert result.stdout == f"3 samples of 1 file(s) written to {output}\n"
+    assert result.stdout == f"3 samples from 1 file written to {output}\n"
     assert run("check", output).returncode == 0
     picture = json.loads(output.read_text().splitlines()[1])["messages"][0]["content"][0]
     assert picture == {"type": "image", "image": "../a.png"}
@@ -230,8 +230,8 @@ def test_convert_stops_at_errors_unless_told_to_skip(data: Path, tmp_path: Path)
     skipped = run("convert", data, output, "--on-error", "skip")
     assert skipped.returncode == 0
     assert skipped.stdout.splitlines()[1:] == [
-        "1 samples left out (invalid JSON 1)",
-        f"3 samples of 1 file(s) written to {output}",
+        "1 sample skipped (invalid JSON 1)",
+        f"3 samples from 1 file written to {output}",
     ]
     assert len(output.read_text().splitlines()) == 3
 

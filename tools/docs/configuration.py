@@ -2,7 +2,7 @@
 
     python tools/docs/configuration.py
 
-A test holds the file to the schema.
+A test compares the page with the schema.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from erniekit.config import Config
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration
-<!-- Written by tools/docs/configuration.py from erniekit/config/schema.py. -->
+<!-- Written by tools/docs/configuration.py from erniekit/config. -->
 
-A run is one YAML file. `extends: other.yaml` (or a list) takes over another file's keys, paths relative to the file;
-`erniekit train run.yaml optimizer.learning_rate=1e-4 data.train=[a.jsonl,b.jsonl]` changes keys on the command line.
-In paths `~`, `${NAME}` and `$NAME` are expanded (`$$` is a dollar sign). YAML's anchors and merge keys (`<<: *anchor`)
-work; a key at the top whose only use is to hold anchors is allowed.
-An unknown key is an error. `erniekit train run.yaml --dry-run` prints every value as it is resolved.
+A run is one YAML file. The tables list every key. [glossary.md](glossary.md) explains the terms.
+
+- `extends: other.yaml` (or a list of files) inherits the keys of another file. Its path is relative to the extending
+  file.
+- Arguments of the form `key=value` override keys of the file:
+  `erniekit train run.yaml optimizer.learning_rate=1e-4 data.train=[a.jsonl,b.jsonl]`.
+- In paths, `~`, `${NAME}` and `$NAME` are expanded; `$$` is a dollar sign.
+- YAML anchors and merge keys (`<<: *anchor`) work. A top-level key used only for anchors is allowed.
+- An unknown key is an error.
+- `erniekit train run.yaml --dry-run` prints every resolved value.
 """
 
 
@@ -46,10 +51,10 @@ def document() -> str:
         parts.append(f"\n## {name}\n{_doc(section)}\n\n{_table(section.model_fields)}".replace("\\\n", "\n"))
         for key, field in section.model_fields.items():
             item = _item(field.annotation)
-            # One table for each kind of item: data.train and data.eval have the same.
+            # One table per type of item: data.train and data.eval share theirs.
             if item is not None and item not in seen:
                 seen.append(item)
-                parts.append(f"\nEach of `{key}`: {_doc(item)}\n\n{_table(item.model_fields)}")
+                parts.append(f"\nEach item of `{key}`: {_doc(item)}\n\n{_table(item.model_fields)}")
     return "".join(parts)
 
 
@@ -72,7 +77,7 @@ def _table(fields: Mapping[str, FieldInfo]) -> str:
 
 
 def _item(annotation: Any) -> Any:
-    """The section that a list consists of; None where it is no list of sections."""
+    """The section type of a list of sections; None for other annotations."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     items = get_args(annotation) if get_origin(annotation) is list else ()

@@ -64,7 +64,7 @@ def test_wrong_usage_exits_2() -> None:
     assert run("train").returncode == 2
     weights = run("train", "x.yaml", "--no-weights")
     assert weights.returncode == 2
-    assert "it is only for --dry-run" in weights.stderr
+    assert "it can only be used with --dry-run" in weights.stderr
 
 
 def test_train_help_shows_examples() -> None:
@@ -82,7 +82,7 @@ def test_errors_of_a_configuration_exit_1_without_traceback(tmp_path: Path) -> N
     assert result.stdout == ""
     assert result.stderr == (
         f"error: {path}:3: max_seq_len: unknown key; did you mean `data.max_length`? "
-        "Tokens in a packed row: the micro-batch.\n"
+        "Maximum number of tokens in a packed sequence, which is one micro-batch.\n"
     )
     missing = run("train", tmp_path / "no.yaml")
     assert (missing.returncode, missing.stderr) == (1, f"error: {tmp_path / 'no.yaml'}: no such file\n")

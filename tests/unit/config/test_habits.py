@@ -61,7 +61,7 @@ def test_every_path_of_an_override_is_expanded(write: Write, home: str) -> None:
 
 def test_a_tilde_alone_is_null_in_yaml(write: Write) -> None:
     path = write("run.yaml", MINIMAL.replace(" out", " ~"))
-    assert "run.yaml:3: train.output_dir: must be text that is not empty, got null" in error(path)
+    assert "run.yaml:3: train.output_dir: must be a non-empty string, got null" in error(path)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_what_cannot_be_expanded_is_named_with_its_line(
 
 
 def test_yaml_that_needs_quotes_for_a_variable(write: Write) -> None:
-    hint = 'between { } or [ ] a text with ${...} needs quotes: "${HOME}/x"'
+    hint = 'inside { } or [ ], quote text with ${...}: "${HOME}/x"'
     assert hint in error(write("run.yaml", "model: {path: ${HOME}/m}\n"))
     assert hint in error(write("run.yaml", MINIMAL), "data.train=[${HOME}/a]")
-    assert "quotes" not in error(write("run.yaml", MINIMAL), "data.train=[a")
+    assert "quote" not in error(write("run.yaml", MINIMAL), "data.train=[a")
 
 
 def test_extends_is_a_path_as_well(write: Write, home: str) -> None:
@@ -136,8 +136,8 @@ def test_targets_of_other_trainers(write: Write, written: str, meant: list[str])
 
 def test_targets_that_are_no_names(write: Write) -> None:
     path = write("run.yaml", MINIMAL + "lora: {enabled: true, targets: [all, 3]}\n")
-    assert "lora.targets[7]: must be text that is not empty, got 3" in error(path)
-    assert "must be text that is not empty" in error(path, "lora.targets='q_proj,,v_proj'")
+    assert "lora.targets[7]: must be a non-empty string, got 3" in error(path)
+    assert "must be a non-empty string" in error(path, "lora.targets='q_proj,,v_proj'")
 
 
 MERGED = """\
@@ -196,7 +196,7 @@ train: {output_dir: out}
         ("log: &x\n  <<: *x\n", "run.yaml:4: log: contains itself"),
         (
             "x: &x {every: 1}\nlog:\n  <<: *x\n  <<: *x\n",
-            "run.yaml:7: log.<<: is set twice, first in line 6",
+            "run.yaml:7: log.<<: is set twice, first on line 6",
         ),
         ("x: &x {every: 1}\n", "run.yaml:4: x: unknown key"),
         ('log: {"<<": 1}\n', "run.yaml:4: log.<<: unknown key"),

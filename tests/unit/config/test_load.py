@@ -11,6 +11,7 @@ from erniekit.errors import ConfigError
 
 Write = Callable[[str, str], Path]
 
+MAX_LENGTH = "Maximum number of tokens in a packed sequence, which is one micro-batch."
 MINIMAL = "model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out}\n"
 
 
@@ -97,7 +98,7 @@ def test_extends_merges_sections_and_replaces_lists(write: Write) -> None:
 def test_extends_in_a_circle(write: Write) -> None:
     write("b.yaml", "log: {every: 2}\nextends: sub/../a.yaml\n")
     assert problems(write("a.yaml", "extends: b.yaml\n")) == [
-        "b.yaml:2: extends: files extend each other in a circle: a.yaml -> b.yaml -> a.yaml"
+        "b.yaml:2: extends: circular reference: a.yaml -> b.yaml -> a.yaml"
     ]
 
 
@@ -138,8 +139,8 @@ def test_what_is_replaced_leaves_no_place_behind(write: Write) -> None:
     [
         ("", "run.yaml: is empty; a configuration has sections such as model, data and train"),
         ("# nothing\n", "run.yaml: is empty; a configuration has sections such as model, data and train"),
-        ("\n- a\n- b\n", "run.yaml:2: must be sections with keys (a mapping), not a list"),
-        ("run\n", "run.yaml:1: must be sections with keys (a mapping), not a single value"),
+        ("\n- a\n- b\n", "run.yaml:2: must be a mapping of sections, not a list"),
+        ("run\n", "run.yaml:1: must be a mapping of sections, not a single value"),
         ("model:\n  path: [a\ndata: 1\n", "run.yaml:3: not valid YAML: expected ',' or ']', but got ':'"),
         (
             "model:\n\tpath: a\n",
@@ -164,10 +165,10 @@ def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
 
 def test_key_set_twice(write: Write) -> None:
     assert problems(write("run.yaml", MINIMAL + "log:\n  every: 1\n  every: 2\n")) == [
-        "run.yaml:6: log.every: is set twice, first in line 5"
+        "run.yaml:6: log.every: is set twice, first on line 5"
     ]
     assert problems(write("run.yaml", MINIMAL + "log: {}\nlog: {}\n")) == [
-        "run.yaml:5: log: is set twice, first in line 4"
+        "run.yaml:5: log: is set twice, first on line 4"
     ]
 
 
@@ -178,7 +179,7 @@ def test_yaml_that_is_not_plain_values(write: Write) -> None:
     )
     found = problems(write("run.yaml", text))
     assert "run.yaml:5: optimizer.groups[0]: contains itself" in found
-    assert "run.yaml:7: a key must be a word, not a list" in found
+    assert "run.yaml:7: a key must be a string, not a list" in found
     assert (
         "run.yaml:10: log.every: the tag 'tag:yaml.org,2002:python/name:os.system' is not supported" in found
     )
@@ -220,13 +221,13 @@ def test_yaml_that_is_not_plain_values(write: Write) -> None:
         ("lora: {alpha: 0}", "lora.alpha: must be a number above 0 or null, got 0"),
         (
             "lora: {targets: []}",
-            "lora.targets: must be a list of texts with at least one item, got an empty list",
+            "lora.targets: must be a non-empty list of strings, got an empty list",
         ),
         (
             "lora: true",
-            "lora: must be a section with keys of its own, got true; did you mean `lora.enabled`?",
+            "lora: must be a section with keys, got true; did you mean `lora.enabled`?",
         ),
-        ("log: [1]", "log: must be a section with keys of its own, got a list"),
+        ("log: [1]", "log: must be a section with keys, got a list"),
         (
             "schedule: {type: cosin}",
             "schedule.type: must be one of cosine, linear, constant, wsd, "
@@ -243,12 +244,12 @@ def test_yaml_that_is_not_plain_values(write: Write) -> None:
             "data.eval[0].weigth: unknown key; did you mean `data.eval[0].weight`?",
         ),
         ("data: {eval: [a, 3]}", "data.eval[1]: must be a path, or a section with `path`, got 3"),
-        ("data: {eval: ''}", 'data.eval[0].path: must be text that is not empty, got ""'),
+        ("data: {eval: ''}", 'data.eval[0].path: must be a non-empty string, got ""'),
         ("data: {eval: {path: a, weight: 0}}", "data.eval[0].weight: must be a number above 0, got 0"),
         (
             "optimizer: {groups: [{learning_rate_ratio: 1}]}",
-            "optimizer.groups[0].match: is required: text that is not empty. "
-            "fnmatch pattern over parameter names; the first group that matches wins.",
+            "optimizer.groups[0].match: is required: a non-empty string. "
+            "fnmatch pattern over parameter names. The first matching group applies.",
         ),
         (
             "optimizer: {groups: [{match: a}, {match: b, weight_decay: x}]}",
@@ -275,8 +276,14 @@ def test_values_that_are_not_allowed(write: Write, line: str, message: str) -> N
         ("rank", "did you mean `lora.rank`?"),
         ("lora_rnk", "did you mean `lora.rank`?"),
         ("train.save_every", "did you mean `checkpoint.save_every`?"),
-        ("max_seq_len", "did you mean `data.max_length`? Tokens in a packed row: the micro-batch."),
-        ("data.cutoff_len", "did you mean `data.max_length`? Tokens in a packed row: the micro-batch."),
+        (
+            "max_seq_len",
+            f"did you mean `data.max_length`? {MAX_LENGTH}",
+        ),
+        (
+            "data.cutoff_len",
+            f"did you mean `data.max_length`? {MAX_LENGTH}",
+        ),
         ("lora_rank", "did you mean `lora.rank`? Rank of each adapter."),
         (
             "optimizer.zzz",
@@ -306,8 +313,8 @@ def test_unknown_key_of_a_list_item(write: Write) -> None:
 
 def test_missing_keys(write: Write) -> None:
     model, output = problems(write("run.yaml", "\nlog:\n  every: 1\ntrain:\n  epochs: 1\ndata: {train: a}\n"))
-    assert model.startswith("run.yaml:1: model.path: is required: text that is not empty. Local directory")
-    assert output.startswith("run.yaml:4: train.output_dir: is required: text that is not empty. Directory")
+    assert model.startswith("run.yaml:1: model.path: is required: a non-empty string. Local directory")
+    assert output.startswith("run.yaml:4: train.output_dir: is required: a non-empty string. Directory")
 
 
 def test_malformed_overrides(write: Write) -> None:
@@ -318,7 +325,7 @@ def test_malformed_overrides(write: Write) -> None:
     assert problems(path, "log..every=3") == [f"command line: 'log..every=3' {example}"]
     assert problems(path, "log.every=[1") == ["command line: log.every: its value is not valid YAML: [1"]
     assert problems(path, "model.path.x=3") == [
-        "command line: model.path: must be text that is not empty, got a mapping"
+        "command line: model.path: must be a non-empty string, got a mapping"
     ]
 
 
@@ -327,19 +334,19 @@ def test_malformed_overrides(write: Write) -> None:
     [
         (
             "train:\n  eval_every: 5",
-            "run.yaml:4: train.eval_every: needs held-out files in data.eval, which is empty",
+            "run.yaml:4: train.eval_every: needs data.eval, which is empty",
         ),
         (
             "eval:\n  samples: 9",
-            "run.yaml:4: eval.samples: needs held-out files in data.eval, which is empty",
+            "run.yaml:4: eval.samples: needs data.eval, which is empty",
         ),
         (
             "eval:\n  best_metric: eval/loss",
-            "run.yaml:4: eval.best_metric: needs train.eval_every, without which the run is evaluated at its end only",
+            "run.yaml:4: eval.best_metric: needs train.eval_every; without it the run is evaluated only at the end",
         ),
         (
             "eval:\n  patience: 3",
-            "run.yaml:4: eval.patience: needs eval.best_metric, what it waits for, such as eval/loss",
+            "run.yaml:4: eval.patience: needs eval.best_metric, for example eval/loss",
         ),
         (
             "eval:\n  min_delta: 0.1",
@@ -357,11 +364,11 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "data:\n  train: [{path: a, weight: 2}]",
-            "run.yaml:4: data.train: weights have no effect with data.mix concat; set it to weighted",
+            "run.yaml:4: data.train: weights have no effect with data.mix concat; set data.mix: weighted",
         ),
         (
             "parallel:\n  shard: parameters",
-            "run.yaml:4: parallel.shard: parameters needs train.recompute: true, since the backward pass would keep "
+            "run.yaml:4: parallel.shard: parameters needs train.recompute: true; otherwise the backward pass keeps "
             "the weights of every layer",
         ),
         (
@@ -370,7 +377,7 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "data:\n  streaming: true",
-            "run.yaml:4: data.streaming: needs train.max_steps: how many rows a stream has is not known before its end",
+            "run.yaml:4: data.streaming: needs train.max_steps, because the length of a stream is unknown",
         ),
         (
             "data:\n  buffer: 10",
@@ -382,8 +389,7 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "schedule:\n  warmup_steps: 11\ntrain:\n  max_steps: 10",
-            "run.yaml:4: schedule.warmup_steps: 11 steps of warm-up do not fit into train.max_steps, "
-            "which is 10",
+            "run.yaml:4: schedule.warmup_steps: 11 warm-up steps are more than train.max_steps, which is 10",
         ),
         (
             "schedule:\n  min_learning_rate: 1e-3\noptimizer:\n  learning_rate: 1e-4",
@@ -395,12 +401,12 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "schedule:\n  warmup_steps: 1\n  warmup_ratio: 0.1",
-            "run.yaml:5: schedule.warmup_ratio: cannot be set together with schedule.warmup_steps; "
-            "keep one of them, and set the other to 0",
+            "run.yaml:5: schedule.warmup_ratio: cannot be combined with schedule.warmup_steps; "
+            "set one of the two to 0",
         ),
         (
             "schedule:\n  decay_ratio: 0.2",
-            "run.yaml:4: schedule.decay_ratio: has no effect with schedule.type cosine; it is of wsd",
+            "run.yaml:4: schedule.decay_ratio: is only used by schedule.type wsd, not by cosine",
         ),
         (
             "data:\n  max_pixels: 100\n  min_pixels: 200",
@@ -408,27 +414,27 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "lora:\n  enabled: true\nloss:\n  balance_weight: 0.1",
-            "run.yaml:6: loss.balance_weight: has no effect while routers are frozen, as they are under LoRA; "
+            "run.yaml:6: loss.balance_weight: has no effect while LoRA freezes the routers; "
             "remove it, or set lora.train_router: true",
         ),
         (
             "loss:\n  orthogonal_weight: 0.1\nlora:\n  enabled: true",
-            "run.yaml:4: loss.orthogonal_weight: has no effect while routers are frozen, as they are under LoRA; "
+            "run.yaml:4: loss.orthogonal_weight: has no effect while LoRA freezes the routers; "
             "remove it, or set lora.train_router: true",
         ),
         (
             "optimizer:\n  router_learning_rate_ratio: 0.1\nlora:\n  enabled: true",
-            "run.yaml:4: optimizer.router_learning_rate_ratio: has no effect while routers are frozen, as they are "
-            "under LoRA; remove it, or set lora.train_router: true",
+            "run.yaml:4: optimizer.router_learning_rate_ratio: has no effect while LoRA freezes the "
+            "routers; remove it, or set lora.train_router: true",
         ),
         (
             "lora:\n  enabled: true\n  train_router: true\nloss:\n  bias_update_rate: 1e-3",
-            "run.yaml:7: loss.bias_update_rate: cannot be used with lora.enabled: adapters do not hold the correction "
-            "bias, so that it would be lost",
+            "run.yaml:7: loss.bias_update_rate: is not available with LoRA: adapters do not store the "
+            "correction bias, so it would be lost",
         ),
         (
             "model: {freeze: [router]}\nloss:\n  z_weight: 1e-3",
-            "run.yaml:5: loss.z_weight: has no effect while routers are frozen; remove it, or thaw `router`",
+            "run.yaml:5: loss.z_weight: has no effect while model.freeze contains router; remove one of the two",
         ),
         (
             "loss:\n  orthogonal_mode: decoupled",
@@ -440,8 +446,8 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "model: {dtype: bfloat16}\nparallel: {device: cpu}",
-            "run.yaml:3: model.dtype: bfloat16 cannot be computed with parallel.device cpu "
-            "(Paddle has no such kernels); use float32 or auto",
+            "run.yaml:3: model.dtype: bfloat16 is not available with parallel.device cpu, "
+            "because Paddle has no bfloat16 CPU kernels; use float32 or auto",
         ),
     ],
 )
@@ -455,16 +461,20 @@ def test_settings_that_exclude_each_other(write: Write, text: str, message: str)
     [
         ("dpo: {beta: 0.2}", "dpo.beta", "set task: dpo"),
         ("data: {share_prompt: false}", "data.share_prompt", "set task: dpo"),
-        ("task: dpo\ndata: {loss_on: each_turn}", "data.loss_on", "two whole answers"),
+        ("task: dpo\ndata: {loss_on: each_turn}", "data.loss_on", "trains whole answers"),
         ("task: dpo\nloss: {normalization: token_balanced}", "loss.normalization", "mean over pairs"),
-        ("task: dpo\ndpo: {simpo_gamma: 1}", "dpo.simpo_gamma", "no effect with dpo.loss sigmoid"),
+        (
+            "task: dpo\ndpo: {simpo_gamma: 1}",
+            "dpo.simpo_gamma",
+            "only used by dpo.loss simpo, not by sigmoid",
+        ),
         (
             "task: dpo\ndpo: {loss: ipo, label_smoothing: 0.1}",
             "dpo.label_smoothing",
-            "sigmoid, robust, simpo",
+            "sigmoid, robust or simpo, not by ipo",
         ),
-        ("task: dpo\ndpo: {loss: simpo, reference: copy}", "dpo.reference", "must be none"),
-        ("task: dpo\ndpo: {reference: none}", "dpo.reference", "compares with a reference"),
+        ("task: dpo\ndpo: {loss: simpo, reference: copy}", "dpo.reference", "must be auto or none"),
+        ("task: dpo\ndpo: {reference: none}", "dpo.reference", "needs a reference model"),
         ("task: dpo\ndpo: {reference: cached}\ndata: {cache: false}", "dpo.reference", "data.cache"),
         (
             "task: dpo\ndpo: {reference: cached}\ndata: {streaming: true}\ntrain: {max_steps: 2}",
@@ -524,10 +534,10 @@ data: {train: a.jsonl}
 """
     assert problems(write("run.yaml", text), "log.every=0") == [
         'run.yaml:2: train.epochs: must be a number above 0, got "many"',
-        "run.yaml:4: train.eval_every: needs held-out files in data.eval, which is empty",
-        "run.yaml:5: lora: must be a section with keys of its own, got true; did you mean `lora.enabled`?",
-        "run.yaml:8: schedule.warmup_ratio: cannot be set together with schedule.warmup_steps; "
-        "keep one of them, and set the other to 0",
+        "run.yaml:4: train.eval_every: needs data.eval, which is empty",
+        "run.yaml:5: lora: must be a section with keys, got true; did you mean `lora.enabled`?",
+        "run.yaml:8: schedule.warmup_ratio: cannot be combined with schedule.warmup_steps; "
+        "set one of the two to 0",
         'run.yaml:11: optimizer.learning_rate: must be a number above 0, got "fast"',
         "run.yaml:12: dta: unknown key; did you mean `data`?",
         "command line: log.every: must be a whole number above 0, got 0",
@@ -558,8 +568,8 @@ eval:
          "did you mean `eval/exact_match`[?]"),
         ("eval/rouge", "must be one of .*eval/call_none, got eval/rouge; did you mean `eval/rouge_l`[?]"),
         ("accuracy of the model", "must be one of .*, eval/call_none, got accuracy of the model$"),
-        ("eval/rouge_l", "eval/rouge_l needs answers: set eval.samples, such as 50"),
-        ("eval/rewards/margin", "eval/rewards/margin is there with task dpo only; use eval/loss"),
+        ("eval/rouge_l", "eval/rouge_l needs generated answers; set eval.samples, for example to 50"),
+        ("eval/rewards/margin", "eval/rewards/margin is only available with task dpo; use eval/loss"),
     ],
 )  # fmt: skip
 def test_a_best_metric_that_is_not_there(write: Write, metric: str, message: str) -> None:
@@ -573,6 +583,6 @@ def test_metrics_of_answers_are_checked_by_name(write: Write) -> None:
     assert problem.startswith("run.yaml:7: eval.metrics[1]: must be one of auto, exact_match, ")
     assert problem.endswith('got "rouge"; did you mean `rouge_l`?')
     (problem,) = problems(write("run.yaml", text.replace("[auto, rouge]", "3")))
-    assert problem == "run.yaml:7: eval.metrics: must be a list of texts with at least one item, got 3"
+    assert problem == "run.yaml:7: eval.metrics: must be a non-empty list of strings, got 3"
     config = load_config(write("run.yaml", text.replace("[auto, rouge]", "anls")))
     assert config.eval.metrics == ["anls"]

@@ -34,7 +34,7 @@ def test_a_configuration_is_frozen() -> None:
 
 
 def test_rules_hold_in_python_too() -> None:
-    with pytest.raises(ValidationError, match=r"train\.eval_every: needs held-out files"):
+    with pytest.raises(ValidationError, match=r"train\.eval_every: needs data\.eval"):
         Config.model_validate(REQUIRED | {"train": {"output_dir": "out", "eval_every": 3}})
 
 
