@@ -11,12 +11,20 @@ from unittest import mock
 from erniekit.cli.main import main
 
 
-def erniekit(*arguments: object) -> CompletedProcess[str]:
-    """Exit status, output and error output of `erniekit ARGUMENTS`. A bug comes up as its own exception."""
+def erniekit(*arguments: object, stdin: str = "") -> CompletedProcess[str]:
+    """Exit status, output and error output of `erniekit ARGUMENTS`. A bug comes up as its own exception.
+
+    stdin: what the command reads from standard input, which is no terminal.
+    """
     words = ["erniekit", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     status: object = None
-    with mock.patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as end:

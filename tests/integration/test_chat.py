@@ -13,39 +13,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from erniekit.train.run import run_training
-from tests.integration.training_setup import COLOURS, chats, make_config, make_model, picture, write_chats
+from tests.command import erniekit
+from tests.integration.training_setup import COLOURS, LEARNT_STEPS, chats, picture
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
 SAMPLES = 12
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt a few chats by heart."""
-    directory = tmp_path_factory.mktemp("chat")
-    data = write_chats(directory / "chats.jsonl", chats(SAMPLES))
-    settings = {"train__max_steps": 40, "data__max_length": 450, "schedule__type": "constant"}
-    config = make_config(
-        directory / "run", make_model(directory / "base"), data, **settings, train__rows_per_step=1
-    )
-    assert run_training(config) == 0
-    return directory / "run"
-
-
 def _chat(lines: list[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ERNIEKIT, "chat", *arguments, "--threads", "1"],
-        input="".join(line + "\n" for line in lines),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return erniekit("chat", *arguments, "--threads", "1", stdin="".join(line + "\n" for line in lines))
 
 
-def test_lines_from_a_file(run: Path, tmp_path: Path) -> None:
+def test_lines_from_a_file(learnt_run: Path, tmp_path: Path) -> None:
     samples = chats(SAMPLES)
     asked = samples[0]["messages"]
     shown = next(
@@ -62,10 +41,10 @@ def test_lines_from_a_file(run: Path, tmp_path: Path) -> None:
         "Which colour?",
         f"/save {saved}",
     ]
-    result = _chat(lines, run)
+    result = _chat(lines, learnt_run)
     assert (result.returncode, result.stderr) == (0, "")
     out = [line for line in result.stdout.splitlines() if not line.startswith("(prompt")]
-    assert "checkpoint-000040: template ernie_vl" in out[0]
+    assert f"checkpoint-{LEARNT_STEPS:06d}: template ernie_vl" in out[0]
     assert out[1:] == [
         asked[1]["content"],
         "all is forgotten",
@@ -77,13 +56,11 @@ def test_lines_from_a_file(run: Path, tmp_path: Path) -> None:
     # What was said can be trained on, and the model has learnt it already.
     (record,) = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
     assert record["messages"][-1] == {"role": "assistant", "content": shown[1]["content"]}
-    checked = subprocess.run(
-        [ERNIEKIT, "eval", run, "--data", saved], capture_output=True, text=True, check=False
-    )
+    checked = erniekit("eval", learnt_run, "--data", saved)
     assert checked.returncode == 0 and "100.0%" in checked.stdout
 
 
-def test_sampling_and_tools(run: Path, tmp_path: Path) -> None:
+def test_sampling_and_tools(learnt_run: Path, tmp_path: Path) -> None:
     tools = tmp_path / "tools.json"
     tools.write_text(json.dumps([{"name": "colour", "description": "Which colour?"}]))
     options = [
@@ -100,7 +77,7 @@ def test_sampling_and_tools(run: Path, tmp_path: Path) -> None:
     ]
     options += ["--system", "Say red.", "--repetition-penalty", "1.1", "--stop", "purple"]
     first, again, other = (
-        _chat(["Say red.", "/quit"], run, *options, "--seed", str(seed)) for seed in (0, 0, 1)
+        _chat(["Say red.", "/quit"], learnt_run, *options, "--seed", str(seed)) for seed in (0, 0, 1)
     )
     for result in (first, again, other):
         assert (result.returncode, result.stderr) == (0, "")
@@ -108,12 +85,12 @@ def test_sampling_and_tools(run: Path, tmp_path: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_mistakes_end_it_before_it_begins(run: Path, tmp_path: Path) -> None:
+def test_mistakes_end_it_before_it_begins(learnt_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([tmp_path], "holds no model"),
-        ([run, "--tools", "gone.json"], "gone.json: cannot be read"),
-        ([run, "--top-p", "2"], "top_p must be"),
-        ([run, "--system", "a<|end_of_sentence|>"], "contains <|end_of_sentence|>"),
+        ([learnt_run, "--tools", "gone.json"], "gone.json: cannot be read"),
+        ([learnt_run, "--top-p", "2"], "top_p must be"),
+        ([learnt_run, "--system", "a<|end_of_sentence|>"], "contains <|end_of_sentence|>"),
     ):
         result = _chat(["Hello"], *arguments)
         assert result.returncode == 1
@@ -122,15 +99,14 @@ def test_mistakes_end_it_before_it_begins(run: Path, tmp_path: Path) -> None:
             and message in result.stderr
             and "Traceback" not in result.stderr
         )
-    assert _chat([], run, "--seed", "x").returncode == 2
-    assert _chat([], run, "--temperature", "-1").returncode == 2
+    assert _chat([], learnt_run, "--seed", "x").returncode == 2
+    assert _chat([], learnt_run, "--temperature", "-1").returncode == 2
 
 
-def test_a_text_model_is_given_a_picture(tmp_path: Path) -> None:
-    model = make_model(tmp_path / "dense", "tiny-dense")
+def test_a_text_model_is_given_a_picture(tmp_path: Path, text_models: dict[str, Path]) -> None:
     file = tmp_path / "colour.png"
     file.write_bytes(base64.b64decode(picture(COLOURS["red"], 0).partition(",")[2]))
-    result = _chat([f"/image {file}", "Hello"], model, "--max-new-tokens", "5")
+    result = _chat([f"/image {file}", "Hello"], text_models["tiny-dense"], "--max-new-tokens", "5")
     assert result.returncode == 0
     assert "error: this model takes no pictures and no videos" in result.stdout
     assert "answer 5 tokens" in result.stdout

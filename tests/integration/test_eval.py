@@ -10,7 +10,7 @@ import pytest
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.cli.main import main
 from erniekit.train.run import run_training
-from tests.integration.training_setup import chats, make_config, make_model, write_chats
+from tests.integration.training_setup import chats, make_config, write_chats
 
 SAMPLES = 12
 
@@ -18,17 +18,6 @@ SAMPLES = 12
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chats(tmp_path_factory.mktemp("data") / "chats.jsonl", chats(SAMPLES))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A model that has learnt these few chats by heart."""
-    directory = tmp_path_factory.mktemp("eval")
-    model = make_model(directory / "base")
-    settings = {"train__max_steps": 40, "data__max_length": 450, "schedule__type": "constant"}
-    config = make_config(directory / "run", model, data, **settings, train__rows_per_step=1)
-    assert run_training(config) == 0
-    return directory / "run"
 
 
 @pytest.fixture
@@ -46,14 +35,14 @@ def erniekit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-def test_a_run_answers_what_it_has_learnt(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+def test_a_run_answers_what_it_has_learnt(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.jsonl"
     status, out, err = erniekit(
-        "eval", run, "--data", data, "--output", predictions, "--min-exact-match", 0.95
+        "eval", learnt_run, "--data", data, "--output", predictions, "--min-exact-match", 0.95
     )
     assert (status, err) == (0, "")
     assert f"exact match {SAMPLES} of {SAMPLES} (100.0%)" in out
-    assert str(newest_checkpoint(run)) in out
+    assert str(newest_checkpoint(learnt_run)) in out
     assert f"answers: {SAMPLES} of {SAMPLES} samples" in out
     records = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
     assert [record["id"] for record in records] == [f"{data}:{line}" for line in range(1, SAMPLES + 1)]
@@ -61,22 +50,26 @@ def test_a_run_answers_what_it_has_learnt(erniekit, run: Path, data: Path, tmp_p
     assert all(record["expected"].startswith("It is ") for record in records)
 
 
-def test_fewer_than_asked_for_is_an_error_after_the_report(erniekit, run: Path, tmp_path: Path) -> None:
+def test_fewer_than_asked_for_is_an_error_after_the_report(
+    erniekit, learnt_run: Path, tmp_path: Path
+) -> None:
     samples = chats(SAMPLES)[:4]
     samples[1]["messages"][-1]["content"] = "It is purple."
     file = write_chats(tmp_path / "wrong.jsonl", samples)
-    status, out, err = erniekit("eval", run, "--data", file, "--min-exact-match", 0.9)
+    status, out, err = erniekit("eval", learnt_run, "--data", file, "--min-exact-match", 0.9)
     assert status == 1
     assert "exact match 3 of 4 (75.0%)" in out
     assert f"{file}:2: expected 'It is purple.', answered 'It is " in out
     assert err == "error: exact match 75.00% is below the minimum 90.00%\n"
-    status, out, _ = erniekit("eval", run, "--data", file, "--limit", 1, "--batch", 1, "--max-new-tokens", 2)
+    status, out, _ = erniekit(
+        "eval", learnt_run, "--data", file, "--limit", 1, "--batch", 1, "--max-new-tokens", 2
+    )
     assert status == 0
     assert "exact match 0 of 1 (0.0%)" in out and "(cut off)" in out
 
 
-def test_a_checkpoint_and_an_adapter(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
-    checkpoint = newest_checkpoint(run)
+def test_a_checkpoint_and_an_adapter(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
+    checkpoint = newest_checkpoint(learnt_run)
     assert checkpoint is not None
     settings = {"lora__enabled": True, "train__max_steps": 1, "optimizer__learning_rate": 1e-5}
     assert run_training(make_config(tmp_path / "lora", checkpoint, data, **settings)) == 0
@@ -94,40 +87,52 @@ def test_a_checkpoint_and_an_adapter(erniekit, run: Path, data: Path, tmp_path: 
         ('{"messages": [{"role": "us\n', "bad.jsonl:1: not valid JSON"),
     ],
 )
-def test_bad_data_is_named(erniekit, run: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_bad_data_is_named(erniekit, learnt_run: Path, tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_text(content, encoding="utf-8")
-    status, _, err = erniekit("eval", run, "--data", file)
+    status, _, err = erniekit("eval", learnt_run, "--data", file)
     assert status == 1
     assert err.startswith("error: ")
     assert any(part in err for part in message.split("|"))
 
 
-def test_what_is_missing_is_named(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
     status, _, err = erniekit("eval", tmp_path / "nowhere", "--data", data)
     assert (status, err.split(":")[0]) == (1, "error") and "nowhere: no such directory" in err
-    status, _, err = erniekit("eval", run, "--data", tmp_path / "none.jsonl")
+    status, _, err = erniekit("eval", learnt_run, "--data", tmp_path / "none.jsonl")
     assert (status, err.split(":")[0]) == (1, "error") and "none.jsonl" in err
     missing = chats(2)
     missing[1]["messages"][0]["content"][0]["image_url"]["url"] = "gone.png"
-    status, _, err = erniekit("eval", run, "--data", write_chats(tmp_path / "missing.jsonl", missing))
+    status, _, err = erniekit("eval", learnt_run, "--data", write_chats(tmp_path / "missing.jsonl", missing))
     assert status == 1 and "missing.jsonl:2" in err and "gone.png" in err
-    status, _, err = erniekit("eval", run, "--data", data, "--dtype", "bfloat16", "--device", "cpu")
+    status, _, err = erniekit("eval", learnt_run, "--data", data, "--dtype", "bfloat16", "--device", "cpu")
     assert status == 1 and "bfloat16 needs a GPU" in err
 
 
-def test_figures_answers_and_a_page_are_written(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+def test_figures_answers_and_a_page_are_written(
+    erniekit, learnt_run: Path, data: Path, tmp_path: Path
+) -> None:
     samples = chats(SAMPLES)[:4]
     samples[1]["messages"][-1]["content"] = "It is purple, and quite surely not red."
     other = write_chats(tmp_path / "other.jsonl", samples)
     files = {name: tmp_path / "out" / name for name in ("f.json", "a.jsonl", "p.html")}
     outputs = ["--json", files["f.json"], "--output", files["a.jsonl"], "--html", files["p.html"]]
     status, out, err = erniekit(
-        "eval", run, "--data", data, "--data", other, *outputs, "--metrics", "auto,anls", "--min", "anls=0.5"
+        "eval",
+        learnt_run,
+        "--data",
+        data,
+        "--data",
+        other,
+        *outputs,
+        "--metrics",
+        "auto,anls",
+        "--min",
+        "anls=0.5",
     )
     assert (status, err) == (0, "")
     report = json.loads(files["f.json"].read_text(encoding="utf-8"))
-    assert report["model"] == str(newest_checkpoint(run)) and report["template"] == "ernie_vl"
+    assert report["model"] == str(newest_checkpoint(learnt_run)) and report["template"] == "ernie_vl"
     assert list(report["sources"]) == [str(data), str(other)]
     assert sorted(report["modalities"]) == ["images", "text"]
     assert report["all"]["samples"] == report["all"]["answers"] == SAMPLES + 4
@@ -149,22 +154,24 @@ def test_figures_answers_and_a_page_are_written(erniekit, run: Path, data: Path,
         assert f"written to {path}" in out, name
 
 
-def test_a_run_by_its_configuration(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+def test_a_run_by_its_configuration(
+    erniekit, learnt_run: Path, model: Path, data: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "run.yaml"
     text = {
         "path": str(write_chats(tmp_path / "text.jsonl", [{"text": "It is red. It is blue."}])),
         "format": "text",
     }
     settings = {
-        "model": {"path": str(run.parent / "base")},
+        "model": {"path": str(model)},
         "data": {"train": str(data), "eval": [str(data), text]},
-        "train": {"output_dir": str(run)},
+        "train": {"output_dir": str(learnt_run)},
     }
     config.write_text(json.dumps(settings), encoding="utf-8")
-    for arguments in ([config], ["--config", config], [run, "--config", config]):
+    for arguments in ([config], ["--config", config], [learnt_run, "--config", config]):
         status, out, err = erniekit("eval", *arguments)
         assert (status, err) == (0, "")
-        assert str(newest_checkpoint(run)) in out and f"{SAMPLES + 1} samples" in out
+        assert str(newest_checkpoint(learnt_run)) in out and f"{SAMPLES + 1} samples" in out
         assert f"exact match {SAMPLES} of {SAMPLES} (100.0%)" in out
         assert f"\n{text['path']}  " in out
     # How the run's own evaluations answer, unless options say otherwise.
@@ -176,9 +183,7 @@ def test_a_run_by_its_configuration(erniekit, run: Path, data: Path, tmp_path: P
     assert " rouge_l" in out and " anls" not in out and f"exact match {SAMPLES} of {SAMPLES}" in out
     # The model that training began with, and files of one's own, in place of the run's.
     file = write_chats(tmp_path / "own.jsonl", chats(3))
-    status, out, _ = erniekit(
-        "eval", run.parent / "base", "--config", config, "--data", file, "--no-generate"
-    )
+    status, out, _ = erniekit("eval", model, "--config", config, "--data", file, "--no-generate")
     assert status == 0 and "3 samples" in out and "loss " in out and "exact match" not in out
     settings["data"]["eval"] = []
     config.write_text(json.dumps(settings), encoding="utf-8")
@@ -186,23 +191,23 @@ def test_a_run_by_its_configuration(erniekit, run: Path, data: Path, tmp_path: P
     assert status == 1 and err.startswith("error: data.eval is empty")
 
 
-def test_what_cannot_be_used_can_be_left_out(erniekit, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_can_be_left_out(erniekit, learnt_run: Path, tmp_path: Path) -> None:
     samples = chats(6)
     samples[1]["messages"][0]["content"][0]["image_url"]["url"] = "gone.png"
     samples[3]["messages"].pop()
     file = write_chats(tmp_path / "c.jsonl", samples)
-    status, out, err = erniekit("eval", run, "--data", file, "--on-error", "skip")
+    status, out, err = erniekit("eval", learnt_run, "--data", file, "--on-error", "skip")
     assert (status, err) == (0, "")
     assert "2 samples skipped (missing image: 1, no answer at the end: 1)" in out
     assert f"{file}:2: " in out and "exact match 4 of 4" in out
 
 
-def test_answers_can_be_drawn(erniekit, run: Path, data: Path, tmp_path: Path) -> None:
+def test_answers_can_be_drawn(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
     answers = []
     for seed in (1, 1, 2):
         path = tmp_path / "answers.jsonl"
         hot = ["--temperature", 9, "--seed", seed, "--max-new-tokens", 5]
-        status, _, _ = erniekit("eval", run, "--data", data, *hot, "--output", path)
+        status, _, _ = erniekit("eval", learnt_run, "--data", data, *hot, "--output", path)
         assert status == 0
         answers.append([json.loads(line)["answer"] for line in path.read_text().splitlines()])
     assert answers[0] == answers[1] != answers[2]
@@ -227,14 +232,14 @@ def test_answers_can_be_drawn(erniekit, run: Path, data: Path, tmp_path: Path) -
     ],
 )
 def test_wrong_options_are_named(
-    erniekit, run: Path, arguments: list[str], status: int, message: str
+    erniekit, learnt_run: Path, arguments: list[str], status: int, message: str
 ) -> None:
-    found, _, err = erniekit("eval", *[str(run) if item == "MODEL" else item for item in arguments])
+    found, _, err = erniekit("eval", *[str(learnt_run) if item == "MODEL" else item for item in arguments])
     assert found == status
     assert message in " ".join(err.split())
 
 
-def test_the_command_as_a_process(run: Path, tmp_path: Path) -> None:
+def test_the_command_as_a_process(learnt_run: Path, tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("erniekit"), "eval", tmp_path, "--data", "x.jsonl"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -14,42 +14,11 @@ from typing import Any
 import openai
 import pytest
 
-from erniekit.train.run import run_training
-from tests.integration.training_setup import chats, make_config, make_model, write_chats
+from tests.command import erniekit
+from tests.integration.training_setup import LEARNT_STEPS, TIME_QUESTION, TIME_TOOL, chats
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
 PAGE = "http://localhost:3000"
-PROMPT = "What is the time in Rome?"
-TOOL: Any = {
-    "type": "function",
-    "function": {
-        "name": "time",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CALL = {"id": "1", "type": "function", "function": {"name": "time", "arguments": '{"city": "Rome"}'}}
-
-
-def _samples() -> list[dict[str, Any]]:
-    question = {"role": "user", "content": PROMPT}
-    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-    result, answer = {"role": "tool", "content": "12:00"}, {"role": "assistant", "content": "It is noon."}
-    asked = {"messages": [question, call], "tools": [TOOL]}
-    told = {"messages": [question, {**call, "loss": False}, result, answer], "tools": [TOOL]}
-    return [*chats(8), asked, asked, told]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt a few chats by heart, one of which calls a tool."""
-    directory = tmp_path_factory.mktemp("serve")
-    data = write_chats(directory / "chats.jsonl", _samples())
-    settings = {"train__max_steps": 80, "data__max_length": 900, "schedule__type": "constant"}
-    config = make_config(
-        directory / "run", make_model(directory / "base"), data, **settings, train__rows_per_step=1
-    )
-    assert run_training(config) == 0
-    return directory / "run"
 
 
 def _start(*arguments: str | Path) -> tuple[subprocess.Popen[str], str, list[str]]:
@@ -67,8 +36,8 @@ def _start(*arguments: str | Path) -> tuple[subprocess.Popen[str], str, list[str
 
 
 @pytest.fixture(scope="module")
-def server(run: Path) -> Iterator[tuple[str, list[str]]]:
-    process, url, said = _start(run, "--name", "colours", "--cors", "http://other", "--cors", PAGE)
+def server(learnt_run: Path) -> Iterator[tuple[str, list[str]]]:
+    process, url, said = _start(learnt_run, "--name", "colours", "--cors", "http://other", "--cors", PAGE)
     try:
         yield url, said
         process.send_signal(signal.SIGTERM)  # Ctrl-C: see test_documents
@@ -125,8 +94,8 @@ def test_it_streams(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_it_calls_tools_and_reads_their_results(client: openai.OpenAI, streamed: bool) -> None:
-    messages: list[Any] = [{"role": "user", "content": PROMPT}]
-    asked: dict[str, Any] = {"model": "colours", "messages": messages, "tools": [TOOL]}
+    messages: list[Any] = [{"role": "user", "content": TIME_QUESTION}]
+    asked: dict[str, Any] = {"model": "colours", "messages": messages, "tools": [TIME_TOOL]}
     if streamed:
         with client.chat.completions.stream(**asked, tool_choice="auto") as events:
             choice: Any = events.get_final_completion().choices[0]
@@ -171,7 +140,7 @@ def test_limits_and_sampling(client: openai.OpenAI) -> None:
         ),
         ({"extra_body": {"min_tokens": 5}}, "min_tokens: is not supported", "min_tokens"),
         (
-            {"tools": [TOOL], "tool_choice": "required"},
+            {"tools": [TIME_TOOL], "tool_choice": "required"},
             'tool_choice: must be "auto" or "none"',
             "tool_choice",
         ),
@@ -202,17 +171,15 @@ def test_another_model_and_path(client: openai.OpenAI) -> None:
         client.embeddings.create(model="colours", input="x")
 
 
-def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]], run: Path) -> None:
+def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]], learnt_run: Path) -> None:
     url, said = server
-    assert said[0].endswith('checkpoint-000080 as "colours": template ernie_vl')
-    export = said.index(f"  erniekit export {run} --output {run}-export")
-    assert said[export + 1].startswith(f"  vllm serve {run}-export --trust-remote-code")
+    assert said[0].endswith(f'checkpoint-{LEARNT_STEPS:06d} as "colours": template ernie_vl')
+    export = said.index(f"  erniekit export {learnt_run} --output {learnt_run}-export")
+    assert said[export + 1].startswith(f"  vllm serve {learnt_run}-export --trust-remote-code")
     asked = subprocess.run(said[2], shell=True, capture_output=True, text=True, check=True)
     assert said[2].startswith(f"  curl {url}/v1/chat/completions ") and json.loads(asked.stdout)["usage"]
-    printed = subprocess.run(
-        [ERNIEKIT, "serve", run, "--commands"], capture_output=True, text=True, check=True
-    )
-    assert printed.stdout.splitlines() == said[3:-1]
+    printed = erniekit("serve", learnt_run, "--commands")
+    assert printed.returncode == 0 and printed.stdout.splitlines() == said[3:-1]
 
 
 def test_a_chat_in_a_browser(server: tuple[str, list[str]]) -> None:
@@ -226,17 +193,15 @@ def test_a_chat_in_a_browser(server: tuple[str, list[str]]) -> None:
         assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (status, PAGE)
 
 
-def test_what_is_no_origin(run: Path) -> None:
-    command = [ERNIEKIT, "serve", run, "--cors", "localhost:3000"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_what_is_no_origin(learnt_run: Path) -> None:
+    result = erniekit("serve", learnt_run, "--cors", "localhost:3000")
     assert result.returncode == 1 and "error: --cors localhost:3000: is no origin" in result.stderr
 
 
-def test_a_port_that_is_taken(run: Path) -> None:
+def test_a_port_that_is_taken(learnt_run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [ERNIEKIT, "serve", run, "--port", port]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = erniekit("serve", learnt_run, "--port", port)
     assert (result.returncode, result.stdout) == (1, "")
     message = f"error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose others with"
     assert result.stderr.startswith(message)

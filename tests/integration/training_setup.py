@@ -17,6 +17,16 @@ SHAPE_OVERRIDES = {
     "tiny-moe": ["num_hidden_layers=2"],
     "tiny-vl": ["num_hidden_layers=2"],
 }
+LEARNT_STEPS = 80
+TIME_QUESTION = "What is the time in Rome?"
+TIME_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "time",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+TIME_CALL = {"id": "1", "type": "function", "function": {"name": "time", "arguments": '{"city": "Rome"}'}}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "yellow": (230, 220, 40)}
 
 
@@ -44,6 +54,16 @@ def chats(count: int, seed: int = 0, *, pictures: bool = True) -> list[dict[str,
     return found
 
 
+def tool_chats() -> list[dict[str, Any]]:
+    """Chats that call a tool, and one that answers with its result."""
+    question = {"role": "user", "content": TIME_QUESTION}
+    call = {"role": "assistant", "content": None, "tool_calls": [TIME_CALL]}
+    result, answer = {"role": "tool", "content": "12:00"}, {"role": "assistant", "content": "It is noon."}
+    asked = {"messages": [question, call], "tools": [TIME_TOOL]}
+    told = {"messages": [question, {**call, "loss": False}, result, answer], "tools": [TIME_TOOL]}
+    return [asked, asked, told]
+
+
 def write_chats(file: Path, samples: list[dict[str, Any]]) -> Path:
     """Chats as JSON lines."""
     file.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
@@ -63,7 +83,7 @@ def make_config(directory: Path, model: Path, data: Path, **settings: Any) -> Co
         "model.path": str(model),
         "data.train": str(data),
         "data.max_length": 160,
-        "data.workers": 1,
+        "data.workers": 0,
         "optimizer.learning_rate": 1e-3,
         "train.output_dir": str(directory),
         "train.rows_per_step": 2,
