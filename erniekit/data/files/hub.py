@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from erniekit.data.files.arrow import plain
 from erniekit.data.files.find import HUB_NAME, Log, Use, split_of
-from erniekit.data.files.tables import plain
 from erniekit.errors import DataError
 from erniekit.local_files import replacing
 from erniekit.paths import HUB, data_cache_dir

@@ -26,15 +26,14 @@ def read_array(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
     window = _Window(path, stream)
     window.skip_space()
     window.position += 1  # the bracket that makes this an array
-    records = 0
     window.skip_space()
     closed = window.character() == "]"
+    number = 0
     while not closed:
-        line, _ = window.place(window.position)
-        value = window.value()
-        records += 1
-        if records > after.records:
-            yield Record(value, f"{path}:{line}", window.bytes_read(), Cursor(records))
+        number += 1
+        record = window.record(number)
+        if number > after.records:
+            yield record
         window.skip_space()
         if window.character() not in (",", "]"):
             raise window.syntax_error(window.position, "expected ',' or ']' after an element of the array")
@@ -48,30 +47,33 @@ def read_array(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
         raise window.syntax_error(window.position, "more text after the end of the array")
 
 
-def spans_lines(path: Path, stream: Stream) -> bool:
-    """Whether a file that begins with an object has it over several lines. Reads on from there."""
+def read_objects(path: Path, stream: Stream, after: Cursor) -> Iterator[Record] | None:
+    """Objects one after the other, each with the line on which it starts.
+
+    None where the first is damaged or ends on the line on which it starts: then the file may be JSON lines. Iterating
+    raises DataError for a syntax error.
+    """
     window = _Window(path, stream)
     window.skip_space()
-    first, _ = window.place(window.position)
+    first_line, _ = window.place(window.position)
     try:
-        window.value()
+        first = window.record(1)
     except DataError:
-        return False
-    return window.place(window.position)[0] > first
+        return None
+    last_line, _ = window.place(window.position)
+    return _objects(window, first, after) if last_line > first_line else None
 
 
-def read_objects(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
-    """Objects one after the other, each with the line on which it starts. Raises DataError for a syntax error."""
-    window = _Window(path, stream)
-    records = 0
-    window.skip_space()
-    while window.character():
-        line, _ = window.place(window.position)
-        value = window.value()
-        records += 1
-        if records > after.records:
-            yield Record(value, f"{path}:{line}", window.bytes_read(), Cursor(records))
+def _objects(window: _Window, record: Record, after: Cursor) -> Iterator[Record]:
+    number = 1
+    while True:
+        if number > after.records:
+            yield record
         window.skip_space()
+        if not window.character():
+            return
+        number += 1
+        record = window.record(number)
 
 
 class _Window:
@@ -99,7 +101,13 @@ class _Window:
             if self.position < len(self._text) or not self._more():
                 return
 
-    def value(self) -> Any:
+    def record(self, number: int) -> Record:
+        """The JSON value at `position` as a record, which moves `position` behind it."""
+        line, _ = self.place(self.position)
+        value = self._value()
+        return Record(value, f"{self._path}:{line}", self._bytes_read(), Cursor(number))
+
+    def _value(self) -> Any:
         """The JSON value at `position`, which moves behind it."""
         while True:
             try:
@@ -129,7 +137,7 @@ class _Window:
         self._mark = position
         return self._line, self._column
 
-    def bytes_read(self) -> int:
+    def _bytes_read(self) -> int:
         """How far into the file `position` is: exact for ASCII, otherwise a little more."""
         return self._stream.bytes_read(self._fed - (len(self._text) - self.position))
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.files.arrow import ARROW, read_arrow
-from erniekit.data.files.json_values import read_array, read_objects, spans_lines
+from erniekit.data.files.arrow import ARROW, read_arrow, read_parquet
+from erniekit.data.files.json_values import read_array, read_objects
 from erniekit.data.files.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
-from erniekit.data.files.tables import read_parquet, read_table
+from erniekit.data.files.tables import read_table
 from erniekit.data.formats.fields.columns import Columns, renamed
 from erniekit.errors import DataError
 from erniekit.local_files import placeholder_problem
@@ -108,10 +108,9 @@ def _read_text(
         return read_array(path, stream, after)
     if first == b"{" and not _is_json(stream.file.readline()):
         stream.file.seek(start)
-        several = spans_lines(path, stream)
-        stream.file.seek(start)
-        if several:
-            return read_objects(path, stream, after)
+        objects = read_objects(path, stream, after)
+        if objects is not None:
+            return objects
     return _lines(path, stream, after if after.records else Cursor(offset=start), is_own)
 
 

@@ -1,8 +1,7 @@
-"""Tables: parquet files, and text files of rows with a header."""
+"""Text files of rows with a header."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.files.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
+from erniekit.data.files.records import BadLine, Cursor, Record, Stream
 from erniekit.data.formats import detect
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.errors import DataError
@@ -22,7 +21,6 @@ _JSON_COLUMNS = (
     *("messages", "conversations", "images", "videos", "objects", "tools", "history", *_ANSWERS),
     *("rejected_messages", "rejected_prompt", "rejected_images", "rejected_videos", "rejected_objects"),
 )
-_ROWS = 128  # of a parquet file in memory at a time
 
 
 def read_table(
@@ -123,56 +121,3 @@ def _cell(name: str, text: str) -> Any:
 def _has_messages(value: Any) -> bool:
     entries = value if isinstance(value, list) else [value]
     return all(isinstance(entry, dict) and ("role" in entry or "from" in entry) for entry in entries)
-
-
-def read_parquet(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Passed]:
-    """The rows of a parquet file, named "file:row N" from 1, a batch of them in memory at a time."""
-    import pyarrow
-    import pyarrow.parquet
-
-    size, number = path.stat().st_size, 0
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        rows = file.metadata.num_rows
-        for batch in file.iter_batches(batch_size=_ROWS):
-            skipped = min(max(after.records - number, 0), len(batch))
-            number += skipped
-            for row in own_rows(batch.slice(skipped), number, is_own):
-                number += 1
-                if row is None:
-                    yield Passed(Cursor(number))
-                    continue
-                read = size * number // rows
-                yield Record(plain(row), f"{path}:row {number}", read, Cursor(number))
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}:row {number + 1}: the parquet file cannot be read: {detail}") from error
-
-
-def own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] | None]:
-    """The rows of an Arrow batch, None for those that are not one's own. first: the number of its first row."""
-    own = [is_own(number) for number in range(first, first + len(batch))]
-    if all(own):
-        yield from batch.to_pylist(maps_as_pydicts="strict")
-        return
-    for place, wanted in enumerate(own):
-        yield batch.slice(place, 1).to_pylist(maps_as_pydicts="strict")[0] if wanted else None
-
-
-def plain(value: Any) -> Any:
-    """A value of a table as JSON has it: bytes become base64 (with data: before it, unless under "bytes")."""
-    if isinstance(value, dict):
-        return {str(key): _bytes_field(key, inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, bytes):
-        return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return str(value)  # dates, decimals and the like, which no format reads
-
-
-def _bytes_field(key: Any, value: Any) -> Any:
-    if key == "bytes" and isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return plain(value)
