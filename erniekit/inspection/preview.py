@@ -8,19 +8,19 @@ from itertools import groupby
 from typing import Literal
 
 from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError, VideoPart
-from erniekit.data.chat.template import Kind
+from erniekit.data.chat.template import SpanKind
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder, Segment
 from erniekit.data.encode.pairs import encode_pair, with_rejected
 from erniekit.data.encode.samples import SampleReader
 from erniekit.data.files.reader import BadLine
 from erniekit.data.formats import parse_record
-from erniekit.data.media.images import describe
+from erniekit.data.media.images import source_name
 from erniekit.data.media.item import Media
 from erniekit.display.text import counted
 from erniekit.inspection.select import SelectedRecord
 
-PieceKind = Kind | Literal["media"]
+PieceKind = SpanKind | Literal["media"]
 # Parts of a preference pair: the shared prefix of both answers, and the rest of each.
 Branch = Literal["shared", "chosen", "rejected"]
 # All kinds and their labels, in display order.
@@ -268,7 +268,7 @@ def _shown(label: str, part: ImagePart | VideoPart, media: Media, encoder: Encod
 def _placeholder(shown: ShownMedia) -> str:
     width, height = shown.size
     frames = f"{len(shown.media.frames)} frames of " if shown.media.is_video else ""
-    name = describe(shown.part.source)
+    name = source_name(shown.part.source)
     times = shown.media.times
     known = f"from {times[0]:g} to {times[-1]:g} s, " if times else ""
     return f"[{shown.label}: {name} {frames}{width}x{height}, {known}{shown.media.tokens:,} tokens]"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from erniekit.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool", "text"]
+MediaKind = Literal["image", "video"]
 CHAT_ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 

@@ -28,7 +28,7 @@ from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy, current_t
 THINK, END_THINK = "<think>", "</think>"
 
 # Whose words they are: "template" are those that the template itself writes.
-Kind = Literal[
+SpanKind = Literal[
     "template", "system", "tools", "user", "tool_result", "reasoning", "tool_call", "answer", "text"
 ]
 Around = tuple[str, str]
@@ -43,7 +43,7 @@ class TextSpan:
     """
 
     text: str
-    kind: Kind
+    kind: SpanKind
     trained: bool = False
     generated: bool = False
 
@@ -180,7 +180,7 @@ class Template:
             return [begin, *tools, *system, settings, TextSpan(self.opening_end, "template")]
         return [begin, *system, settings, *tools, TextSpan(self.opening_end, "template")]
 
-    def _content(self, message: Message, kind: Kind, media: Counter[str], sample_id: str) -> list[Span]:
+    def _content(self, message: Message, kind: SpanKind, media: Counter[str], sample_id: str) -> list[Span]:
         spans: list[Span] = []
         for part in message.parts:
             if isinstance(part, TextPart):
@@ -301,7 +301,7 @@ def _last_characters(parts: Sequence[TextPart], count: int) -> list[TextPart]:
 
 
 def _wrapped(
-    text: str, kind: Kind, around: Around, trained: bool = False, generated: bool = False
+    text: str, kind: SpanKind, around: Around, trained: bool = False, generated: bool = False
 ) -> list[Span]:
     before, after = around
     spans: list[Span] = [TextSpan(text, kind, trained, generated)]

@@ -37,12 +37,12 @@ from erniekit.data.chat.conversation import (
 )
 from erniekit.data.chat.families import BEGIN, TERMINATOR, resolve_template
 from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy
-from erniekit.data.chat.template import Kind, MediaSpan, Span, Template, TextSpan, require_answer
+from erniekit.data.chat.template import MediaSpan, Span, SpanKind, Template, TextSpan, require_answer
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits, read_limits
 from erniekit.data.encode.strings import strings, trained_tokens
 from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop_token_ids
-from erniekit.data.media.images import describe
+from erniekit.data.media.images import source_name
 from erniekit.data.media.item import Media
 from erniekit.data.media.measure import measure
 from erniekit.data.media.patches import ImageSpec
@@ -68,7 +68,7 @@ class Segment:
     part: the picture or video of kind "media", whose text is its marks with one placeholder.
     """
 
-    kind: Kind | Literal["media"]
+    kind: SpanKind | Literal["media"]
     text: str
     tokens: int
     trained: bool
@@ -266,7 +266,7 @@ class Encoder:
         kind = "image" if isinstance(span.part, ImagePart) else "video"
         if self.media_spec is None:
             detail = (
-                f"this model takes no pictures and no videos, the sample has {describe(span.part.source)}"
+                f"this model takes no pictures and no videos, the sample has {source_name(span.part.source)}"
             )
             raise SampleError(sample_id, "not supported", detail)
         return self._marks[kind]

@@ -20,7 +20,7 @@ from erniekit.data.chat.conversation import (
 )
 from erniekit.data.formats.alpaca import parse_alpaca
 from erniekit.data.formats.erniekit import parse_erniekit
-from erniekit.data.formats.fields.context import SampleContext, describe
+from erniekit.data.formats.fields.context import SampleContext, describe_value
 from erniekit.data.formats.fields.objects import notice_marks
 from erniekit.data.formats.messages import parse_messages
 from erniekit.data.formats.plain_text import parse_plain_text
@@ -96,7 +96,7 @@ def parse_record(
         raise DataError(f'unknown data format "{format}": it must be auto, {", ".join(FORMATS)}')
     sample = SampleContext(base_dir, sample_id, allow_urls)
     if not isinstance(record, dict):
-        raise sample.bad(f"a sample must be a JSON object, this is {describe(record)}")
+        raise sample.bad(f"a sample must be a JSON object, this is {describe_value(record)}")
     name = detect(record) if format == "auto" else format
     if name is None or not _has_sign(record.keys(), name):
         raise sample.error("unknown format", _unknown(record, format))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from erniekit.data.chat.conversation import Part, VideoPart
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.chat.conversation import MediaKind, Part, VideoPart
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 
-Kind = Literal["image", "video"]
-_LISTS: dict[str, Kind] = {"image_info": "image", "video_info": "video"}
+_LISTS: dict[str, MediaKind] = {"image_info": "image", "video_info": "video"}
 _SPOKEN = ("asr", "subtitles")
 # Sizes are taken from the pictures themselves.
 _KEYS = (
@@ -30,7 +29,7 @@ class _Entry:
     """One entry of image_info or video_info, and the index of the text before which it stands."""
 
     where: str
-    kind: Kind
+    kind: MediaKind
     value: dict[str, Any]
     text: int
 
@@ -77,10 +76,12 @@ def _entries(record: dict[str, Any], key: str, sample: SampleContext) -> list[di
     if entries is None:
         return []
     if not isinstance(entries, list):
-        raise sample.bad(f'"{key}" must be a list, it is {describe(entries)}')
+        raise sample.bad(f'"{key}" must be a list, it is {describe_value(entries)}')
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not entry.get("image_url"):
-            raise sample.bad(f'{key}[{number}] must be an object with "image_url", it is {describe(entry)}')
+            raise sample.bad(
+                f'{key}[{number}] must be an object with "image_url", it is {describe_value(entry)}'
+            )
     return entries
 
 
@@ -119,7 +120,7 @@ def _ordered(
         elif next_text == texts:
             raise sample.bad(f"{where}: {kind} {index} comes after the last text")
         else:
-            media_kind: Kind = "image" if kind == "image" else "video"
+            media_kind: MediaKind = "image" if kind == "image" else "video"
             key = keys[media_kind]
             entries.append(_Entry(f"{key}[{index}]", media_kind, lists[key][index], next_text))
     if len(seen) != sum(counts.values()):

@@ -11,7 +11,7 @@ from typing import Any
 
 from erniekit.data.chat.conversation import Conversation, Message, Role, TextPart
 from erniekit.data.formats.fields import preference
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.formats.fields.tools import read_tools
 from erniekit.data.formats.plain_text import plain_text
 
@@ -33,7 +33,7 @@ def parse_text_chat(record: dict[str, Any], sample: SampleContext) -> Conversati
     if labels is None:
         labels = [1] * len(answers)
     if not isinstance(labels, list) or len(labels) != len(answers):
-        found = f"a list of {len(labels)}" if isinstance(labels, list) else describe(labels)
+        found = f"a list of {len(labels)}" if isinstance(labels, list) else describe_value(labels)
         raise sample.bad(
             f'"label" must be a list of {len(answers)} numbers, one for each text of "tgt"; it is {found}'
         )
@@ -56,7 +56,7 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
         raise sample.bad(detail)
     candidates, ranks = record.get("response"), record.get("sort")
     if not isinstance(candidates, list) or len(candidates) != 2:
-        found = len(candidates) if isinstance(candidates, list) else describe(candidates)
+        found = len(candidates) if isinstance(candidates, list) else describe_value(candidates)
         raise sample.bad(f'"response" must be a list of two candidates, here is {found}')
     if (
         not isinstance(ranks, list)
@@ -87,7 +87,7 @@ def _texts(record: dict[str, Any], key: str, sample: SampleContext) -> list[str]
     value = record.get(key)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        found = "an array with something else in it" if isinstance(texts, list) else describe(texts)
+        found = "an array with something else in it" if isinstance(texts, list) else describe_value(texts)
         raise sample.bad(f'"{key}" must be a string or a list of strings, it is {found}')
     return texts
 
@@ -121,7 +121,7 @@ def _candidate(number: int, value: Any, sample: SampleContext) -> list[Message]:
     where = f"response[{number}]"
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or len(texts) % 2 == 0:
-        found = f"{len(texts)} of them" if isinstance(texts, list) else describe(texts)
+        found = f"{len(texts)} of them" if isinstance(texts, list) else describe_value(texts)
         raise sample.bad(
             f"{where} must be a string or an odd number of strings (answer, question, ...), it is {found}"
         )
@@ -129,7 +129,7 @@ def _candidate(number: int, value: Any, sample: SampleContext) -> list[Message]:
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             raise sample.bad(
-                f"{where}[{index}] must be a string with something in it, it is {describe(text)}"
+                f"{where}[{index}] must be a string with something in it, it is {describe_value(text)}"
             )
         role: Role = "user" if index % 2 else "assistant"
         messages.append(Message(role, (TextPart(text),), trained=role == "assistant"))

@@ -13,7 +13,7 @@ from typing import Any
 from erniekit.data.chat.conversation import Conversation, Message, Part, ReasoningPart, TextPart
 from erniekit.data.formats.erniekit_media import placed_media
 from erniekit.data.formats.fields.calls import CALL_KEYS, Tools, message_calls
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.formats.fields.keys import LOSS_SWITCHES, REASONING
 from erniekit.data.formats.fields.results import CALL_ID_KEYS, Turn, in_order_of_calls, result_turn
 from erniekit.data.formats.fields.tools import TOOL_KEYS, json_text, record_tools, says_nothing
@@ -41,7 +41,7 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
     sample.check_keys("the record", "record", record, _KEYS)
     texts = record["text_info"]
     if not isinstance(texts, list) or not texts:
-        found = "an empty array" if texts == [] else describe(texts)
+        found = "an empty array" if texts == [] else describe_value(texts)
         raise sample.bad(f'"text_info" must be a list of at least one text, it is {found}')
     tools = record_tools("the record", record, sample)
     is_system = sample.switch('"is_system"', record.get("is_system"), default=False)
@@ -66,7 +66,9 @@ def _turns(texts: list[Any], is_system: bool, tools: Tools, sample: SampleContex
     for index, entry in enumerate(texts):
         where = f"text_info[{index}]"
         if not isinstance(entry, dict):
-            raise sample.bad(f'{where} must be an object with "text" and "tag", it is {describe(entry)}')
+            raise sample.bad(
+                f'{where} must be an object with "text" and "tag", it is {describe_value(entry)}'
+            )
         sample.check_keys(where, "message", entry, _TEXT_KEYS)
         tag = entry.get("tag")
         if tag not in ("mask", "no_mask"):
@@ -102,7 +104,7 @@ def _turns(texts: list[Any], is_system: bool, tools: Tools, sample: SampleContex
 def _text(where: str, entry: dict[str, Any], sample: SampleContext) -> str:
     text = entry.get("text")
     if not isinstance(text, str):
-        raise sample.bad(f'{where}: "text" must be a string, it is {describe(text)}')
+        raise sample.bad(f'{where}: "text" must be a string, it is {describe_value(text)}')
     return text
 
 

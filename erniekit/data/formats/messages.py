@@ -26,7 +26,7 @@ from erniekit.data.chat.conversation import (
 )
 from erniekit.data.formats.fields import objects, preference
 from erniekit.data.formats.fields.calls import CALL_KEYS, message_calls, read_tool_calls, split_results
-from erniekit.data.formats.fields.context import SampleContext, describe, keys_of, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, keys_of, quoted
 from erniekit.data.formats.fields.keys import LOSS_SWITCHES, REASONING
 from erniekit.data.formats.fields.markers import (
     MEDIA_KEYS,
@@ -94,7 +94,7 @@ def _preference_file(record: dict[str, Any], sample: SampleContext) -> dict[str,
     """A record of OpenAI's preference fine-tuning, with the keys of this format."""
     asked = record.get("input")
     if not isinstance(asked, dict):
-        raise sample.bad(f'"input" must be an object with "messages", it is {describe(asked)}')
+        raise sample.bad(f'"input" must be an object with "messages", it is {describe_value(asked)}')
     sample.check_keys('"input"', "record", asked, ("messages", "tools"))
     others = {key: value for key, value in record.items() if key not in _PREFERENCE_FILE}
     answers = {"chosen": record.get("preferred_output"), "rejected": record.get("non_preferred_output")}
@@ -151,7 +151,7 @@ class MessageReader:
     def chat(self, where: str, key: str, entries: Any, *, may_end_with_calls: bool = True) -> list[Message]:
         """A list of messages; where: what one of them is called in errors, before its number."""
         if not isinstance(entries, list) or not entries:
-            found = "an empty array" if entries == [] else describe(entries)
+            found = "an empty array" if entries == [] else describe_value(entries)
             raise self._sample.bad(f'"{key}" must be a list of at least one message, it is {found}')
         turns: list[Turn] = []
         ids: set[str] = set()
@@ -204,7 +204,7 @@ class MessageReader:
     def _translated(self, where: str, entry: Any) -> dict[str, Any]:
         if not isinstance(entry, dict):
             raise self._sample.bad(
-                f"{where} must be an object with role and content, it is {describe(entry)}"
+                f"{where} must be an object with role and content, it is {describe_value(entry)}"
             )
         return entry if self._translate is None else self._translate(where, entry)
 
@@ -300,7 +300,9 @@ class MessageReader:
             return ()
         if "content" not in entry:
             raise self._sample.bad(f'{where} ({role}) has no "content", only {keys_of(entry)}')
-        found = f"{where} ({role}): content must be a string or a list of parts, it is {describe(content)}"
+        found = (
+            f"{where} ({role}): content must be a string or a list of parts, it is {describe_value(content)}"
+        )
         raise self._sample.bad(found)
 
     def _reasoning(self, where: str, role: Role, entry: dict[str, Any]) -> tuple[ReasoningPart, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from erniekit.data.chat.conversation import Part, ReasoningPart, Role, TextPart
+from erniekit.data.chat.conversation import MediaKind, Part, ReasoningPart, Role, TextPart
 from erniekit.data.formats.fields.calls import Tools, read_tool_calls
-from erniekit.data.formats.fields.context import SampleContext, describe, keys_of, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, keys_of, quoted
 from erniekit.data.formats.fields.keys import LOSS_SWITCHES
-from erniekit.data.formats.fields.markers import Kind, MarkedMedia
+from erniekit.data.formats.fields.markers import MarkedMedia
 from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 
 # The key of the text in a part of each type.
@@ -34,7 +34,7 @@ def read_part(
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         shown = f"{quoted(kind)} in " if isinstance(part, dict) and kind is not None else ""
-        found = f"{shown or 'missing: the part is '}{describe(part)}"
+        found = f"{shown or 'missing: the part is '}{describe_value(part)}"
         raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {found}")
     if kind in _TEXTS:
         return (_text(where, role, part, _TEXTS[kind], sample),)
@@ -62,7 +62,7 @@ def _text(where: str, role: Role, part: dict[str, Any], key: str, sample: Sample
     key = key if part.get(key) is not None else "value" if part.get("value") is not None else key
     sample.check_keys(where, "part", part, ("type", key, *LOSS_SWITCHES))
     if not isinstance(part.get(key), str):
-        raise sample.bad(f'{where}: "{key}" must be a string, it is {describe(part.get(key))}')
+        raise sample.bad(f'{where}: "{key}" must be a string, it is {describe_value(part.get(key))}')
     return TextPart(part[key], _trained(where, role, part, sample))
 
 
@@ -76,7 +76,7 @@ def _reasoning(
     sample.check_keys(where, "part", part, ("type", "signature", *keys, *LOSS_SWITCHES))
     text = next((part[key] for key in keys if part.get(key) is not None), None)
     if not isinstance(text, str):
-        raise sample.bad(f'{where}: "{kind}" must be a string, it is {describe(text)}')
+        raise sample.bad(f'{where}: "{kind}" must be a string, it is {describe_value(text)}')
     return ReasoningPart(text, _trained(where, role, part, sample))
 
 
@@ -101,7 +101,7 @@ def _media(
     sample.check_keys(where, "part", part, ("type", *keys, *options))
     source = next((part[key] for key in keys if part.get(key) is not None), None)
     if source is None:
-        listed: Kind = "video" if is_video else "image"
+        listed: MediaKind = "video" if is_video else "image"
         found = marked.take(listed) if kind == listed and marked.has(listed) else None
         if found is None:
             raise sample.bad(f'{where}: a part of type {kind} needs the key "{kind}", it has {keys_of(part)}')

@@ -12,7 +12,7 @@ from typing import Any
 
 from erniekit.data.chat.conversation import Conversation
 from erniekit.data.formats.fields import preference
-from erniekit.data.formats.fields.context import SampleContext, describe, keys_of, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, keys_of, quoted
 from erniekit.data.formats.fields.markers import MEDIA_KEYS
 from erniekit.data.formats.fields.tools import TOOL_KEYS
 from erniekit.data.formats.messages import CALL_ROLE, MessageReader, chat_or_text
@@ -68,6 +68,6 @@ def _translated(where: str, entry: dict[str, Any], sample: SampleContext) -> dic
         raise sample.error("unknown role", f"{where}: {found}; allowed are {_ALLOWED}")
     structured = isinstance(value, dict) or (isinstance(value, list) and role == CALL_ROLE)
     if not isinstance(value, str) and not (structured and role in (CALL_ROLE, "tool")):
-        raise sample.bad(f'{where} ({name}): "value" must be a string, it is {describe(value)}')
+        raise sample.bad(f'{where} ({name}): "value" must be a string, it is {describe_value(value)}')
     others = {key: inner for key, inner in entry.items() if key not in ("from", "value")}
     return {**others, "role": role, "content": value}

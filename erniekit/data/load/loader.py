@@ -12,7 +12,7 @@ from erniekit.data.encode.document import Document
 from erniekit.data.encode.workers import Decoded, Workers
 from erniekit.data.load.batch import PackedBatch, filler, pack
 from erniekit.data.load.packing import spread
-from erniekit.data.load.rows import NEW_RUN, PlannedRow, RowSource, State
+from erniekit.data.load.rows import NEW_RUN, PlannedRow, PlannedRows, State
 from erniekit.data.media.decode import decode
 from erniekit.data.media.patches import Patches
 from erniekit.data.media.spec import MediaSpec
@@ -57,7 +57,7 @@ class RowLoader:
 
     def __init__(
         self,
-        source: RowSource,
+        source: PlannedRows,
         budget: ErrorBudget,
         workers: Workers,
         *,

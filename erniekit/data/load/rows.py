@@ -34,7 +34,7 @@ class PlannedRow:
     after: State
 
 
-class RowSource(Protocol):
+class PlannedRows(Protocol):
     """What a loader draws rows from.
 
     ranks: 1 where every process plans all rows, of which a loader reads its share; else the processes that share the

@@ -119,7 +119,7 @@ class StreamedRows:
         return _Buffer(0, (_Place(),) * count, (0,) * count).state(0)
 
     def check(self, state: State) -> None:
-        """See `RowSource`. Whether the row is there shows when the buffer has been read."""
+        """See `PlannedRows`. Whether the row is there shows when the buffer has been read."""
         try:
             known = len(_Buffer.of(state).places) == len(self.sources)
         except (KeyError, TypeError):
@@ -149,7 +149,7 @@ class StreamedRows:
         return min(int(place["passes"]) for place in state["places"])
 
     def epochs_done(self, state: State) -> float:
-        """See `RowSource`; counts whole files."""
+        """See `PlannedRows`; counts whole files."""
         return min(
             place["passes"] + place["file"] / len(source.files)
             for place, source in zip(state["places"], self.sources, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.media.images import describe, open_image
+from erniekit.data.media.images import open_image, source_name
 from erniekit.data.media.item import Media
 from erniekit.data.media.patches import Patches, patchify
 from erniekit.data.media.spec import MediaSpec, bounded
@@ -35,6 +35,6 @@ def _decode(item: Media, spec: MediaSpec, sample_id: str) -> Patches:
     except ValueError:  # no longer of a shape that can be resized
         grid = None
     if grid != item.grid_thw:
-        detail = f"the picture {describe(item.source)} has changed since the data was read"
+        detail = f"the picture {source_name(item.source)} has changed since the data was read"
         raise SampleError(sample_id, "bad image", detail)
     return patches

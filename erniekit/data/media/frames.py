@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.media.images import MAX_PIXELS, describe, image_size, local_file, not_readable, open_image
+from erniekit.data.media.images import (
+    MAX_PIXELS,
+    image_size,
+    local_file,
+    not_readable,
+    open_image,
+    source_name,
+)
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -314,4 +321,4 @@ def _refuse_size(source: VideoSource, width: int, height: int, sample_id: str) -
 
 
 def _bad(source: VideoSource, sample_id: str, why: str) -> SampleError:
-    return SampleError(sample_id, "bad video", f"the video {describe(source)} cannot be used: {why}")
+    return SampleError(sample_id, "bad video", f"the video {source_name(source)} cannot be used: {why}")

@@ -9,19 +9,18 @@ import os
 import stat
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from erniekit.data.chat.conversation import SampleError
+from erniekit.data.chat.conversation import MediaKind, SampleError
 from erniekit.data.media.fetch import cache_dir, fetch
 from erniekit.local_files import is_lfs_pointer, is_web_page
 
-Kind = Literal["image", "video"]
-_NOUN: dict[Kind, str] = {"image": "picture", "video": "video"}
-_EXAMPLE: dict[Kind, str] = {"image": "png", "video": "mp4"}
+_NOUN: dict[MediaKind, str] = {"image": "picture", "video": "video"}
+_EXAMPLE: dict[MediaKind, str] = {"image": "png", "video": "mp4"}
 # Raster formats only: Pillow's other plugins are of no use here, and that of EPS starts an external program.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Of a picture or a frame. At as many Pillow warns of a decompression bomb; models look at a twentieth of it at most.
@@ -45,7 +44,7 @@ _TURNED = frozenset({5, 6, 7, 8})
 
 
 def resolve_source(
-    value: Any, base_dir: Path, sample_id: str, *, kind: Kind = "image", allow_urls: bool = False
+    value: Any, base_dir: Path, sample_id: str, *, kind: MediaKind = "image", allow_urls: bool = False
 ) -> str | bytes:
     """Where a picture or video named in a sample is: a path, the bytes that the sample carries, or a URL.
 
@@ -94,19 +93,19 @@ def _is_base64(value: str) -> bool:
     return "." not in value and len(value) >= _BASE64_SHORTEST and value.startswith(_BASE64_HEADS)
 
 
-def _data_uri(value: str, sample_id: str, kind: Kind) -> bytes:
+def _data_uri(value: str, sample_id: str, kind: MediaKind) -> bytes:
     head, comma, body = value.partition(",")
     if not comma or not head.endswith(";base64"):
         detail = f"a data: URI of a {_NOUN[kind]} must be base64 (data:{kind}/{_EXAMPLE[kind]};base64,...)"
         raise SampleError(sample_id, f"bad {kind}", detail)
-    other: Kind = "video" if kind == "image" else "image"
+    other: MediaKind = "video" if kind == "image" else "image"
     if head.startswith(f"data:{other}/"):
         detail = f"a {_NOUN[other]} ({head}) stands where a {_NOUN[kind]} should"
         raise SampleError(sample_id, f"bad {kind}", detail)
     return _decode_base64(body, sample_id, kind)
 
 
-def _decode_base64(text: str, sample_id: str, kind: Kind) -> bytes:
+def _decode_base64(text: str, sample_id: str, kind: MediaKind) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -137,20 +136,20 @@ def open_image(source: str | bytes, sample_id: str) -> Image.Image:
         except MemoryError:
             raise
         except Exception as error:  # on damaged data Pillow's decoders raise nearly anything
-            detail = f"damaged picture {describe(source)}: {error}"
+            detail = f"damaged picture {source_name(source)}: {error}"
             raise SampleError(sample_id, "bad image", detail) from error
         if picture is None:
             detail = (
-                f"{describe(source)} has pixels of type {image.mode}: save it as RGB with 8 bits a channel"
+                f"{source_name(source)} has pixels of type {image.mode}: save it as RGB with 8 bits a channel"
             )
             raise SampleError(sample_id, "bad image", detail)
         return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
-def describe(source: str | bytes | tuple[str | bytes, ...]) -> str:
+def source_name(source: str | bytes | tuple[str | bytes, ...]) -> str:
     """The name of a picture or video in messages: its path or URL, or that it came inside the sample."""
     if isinstance(source, tuple):
-        return f"({len(source)} frames, the first {describe(source[0])})" if source else "(no frames)"
+        return f"({len(source)} frames, the first {source_name(source[0])})" if source else "(no frames)"
     if isinstance(source, bytes):
         return f"(base64 in the sample, {len(source)} bytes)"
     return (
@@ -158,7 +157,7 @@ def describe(source: str | bytes | tuple[str | bytes, ...]) -> str:
     )
 
 
-def local_file(source: str, sample_id: str, kind: Kind) -> str:
+def local_file(source: str, sample_id: str, kind: MediaKind) -> str:
     """The path of a file that can be opened without waiting: a URL is fetched, or taken from the cache.
 
     Raises SampleError: nothing there ("missing ..."), or not a regular file (a pipe would never end).
@@ -168,17 +167,17 @@ def local_file(source: str, sample_id: str, kind: Kind) -> str:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SampleError(sample_id, f"missing {kind}", f"no such {noun}: {describe(source)}") from error
+        raise SampleError(sample_id, f"missing {kind}", f"no such {noun}: {source_name(source)}") from error
     except (OSError, ValueError) as error:
         raise _cannot_open(source, sample_id, kind, error) from error
     if not stat.S_ISREG(mode):
         what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
-        detail = f"cannot open the {noun} {describe(source)}: it is {what}, not a file"
+        detail = f"cannot open the {noun} {source_name(source)}: it is {what}, not a file"
         raise SampleError(sample_id, f"bad {kind}", detail)
     return path
 
 
-def not_readable(source: str | bytes, sample_id: str, kind: Kind) -> SampleError:
+def not_readable(source: str | bytes, sample_id: str, kind: MediaKind) -> SampleError:
     """The error for a file that is no picture or video; says what it is instead where its head tells."""
     if isinstance(source, bytes):
         head, kept = source[:_HEAD], ""
@@ -188,7 +187,7 @@ def not_readable(source: str | bytes, sample_id: str, kind: Kind) -> SampleError
         with open(path, "rb") as file:
             head = file.read(_HEAD)
     what = _what_instead(head)
-    detail = f"not a {_NOUN[kind]} that can be read: {describe(source)}{kept}{what and f' (it is {what})'}"
+    detail = f"not a {_NOUN[kind]} that can be read: {source_name(source)}{kept}{what and f' (it is {what})'}"
     return SampleError(sample_id, f"bad {kind}", detail)
 
 
@@ -207,9 +206,11 @@ def _what_instead(head: bytes) -> str:
     return ""
 
 
-def _cannot_open(source: str | bytes, sample_id: str, kind: Kind, error: Exception) -> SampleError:
+def _cannot_open(source: str | bytes, sample_id: str, kind: MediaKind, error: Exception) -> SampleError:
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return SampleError(sample_id, f"bad {kind}", f"cannot open the {_NOUN[kind]} {describe(source)}: {why}")
+    return SampleError(
+        sample_id, f"bad {kind}", f"cannot open the {_NOUN[kind]} {source_name(source)}: {why}"
+    )
 
 
 def _open(source: str | bytes, sample_id: str) -> Image.Image:
@@ -239,7 +240,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _too_large(source: str | bytes, sample_id: str) -> SampleError:
-    detail = f"the picture {describe(source)} has more than {MAX_PIXELS:,} pixels: make it smaller"
+    detail = f"the picture {source_name(source)} has more than {MAX_PIXELS:,} pixels: make it smaller"
     return SampleError(sample_id, "bad image", detail)
 
 

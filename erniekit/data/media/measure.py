@@ -9,7 +9,7 @@ from pathlib import Path
 
 from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
 from erniekit.data.media.frames import VideoInfo
-from erniekit.data.media.images import describe, image_size
+from erniekit.data.media.images import image_size, source_name
 from erniekit.data.media.item import Media
 from erniekit.data.media.patches import image_grid, limits, num_tokens
 from erniekit.data.media.spec import MediaSpec, bounded
@@ -47,7 +47,7 @@ def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Med
         )
     except ValueError as error:
         kind, reason = ("picture", "bad image") if isinstance(part, ImagePart) else ("video", "bad video")
-        detail = f"the {kind} {describe(part.source)} cannot be used: {error}"
+        detail = f"the {kind} {source_name(part.source)} cannot be used: {error}"
         raise SampleError(sample_id, reason, detail) from error
 
 

@@ -20,7 +20,7 @@ from erniekit.config import DataConfig
 from erniekit.config.choices import VideoSampling
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.media.frames import VideoInfo, VideoSource, load_frames, video_info
-from erniekit.data.media.images import describe
+from erniekit.data.media.images import source_name
 from erniekit.data.media.patches import (
     CHANNELS,
     MERGE_SIZE,
@@ -219,7 +219,7 @@ def patchify_video(
     except ValueError:
         same = False
     if not same:
-        detail = f"the video {describe(source)} has changed since the data was read"
+        detail = f"the video {source_name(source)} has changed since the data was read"
         raise SampleError(sample_id, "bad video", detail)
     per_frame = grid_thw[1] * grid_thw[2]
     patches = np.empty((len(frames) * per_frame, spec.patch_dim), np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 
 from erniekit.data.chat.conversation import ToolCallPart
 from erniekit.data.formats.fields.arrow_nulls import clean_arguments
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.formats.fields.keys import LOSS_SWITCHES
 from erniekit.data.formats.fields.results import CALL_ID_KEYS, read_id
 from erniekit.data.formats.fields.tools import json_text, parsed, says_nothing
@@ -55,7 +55,9 @@ def read_tool_calls(
     if isinstance(calls, dict):
         calls = [calls]
     if not isinstance(calls, list) or not calls:
-        detail = f'{where}: tool calls must be a list of {{"name", "arguments"}}, here is {describe(calls)}'
+        detail = (
+            f'{where}: tool calls must be a list of {{"name", "arguments"}}, here is {describe_value(calls)}'
+        )
         raise sample.error(_BAD, detail)
     # Arrow does not reach into texts.
     known = None if isinstance(value, str) else tools
@@ -69,7 +71,7 @@ def _call(where: str, value: Any, tools: Tools | None, sample: SampleContext) ->
     if isinstance(value, str):
         value, tools = parsed(value, where, _BAD, sample), None
     if not isinstance(value, dict):
-        raise sample.error(_BAD, f"{where} must be an object, it is {describe(value)}")
+        raise sample.error(_BAD, f"{where} must be an object, it is {describe_value(value)}")
     call = value if says_nothing(value.get("function")) else value["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise sample.error(_BAD, f"{where} has no name")
@@ -93,7 +95,7 @@ def _arguments_text(where: str, call: dict[str, Any], tools: Tools | None, sampl
     if value is None:
         return "{}"
     if not isinstance(value, dict):
-        raise sample.error(_BAD, f"{where}: arguments must be a JSON object, here is {describe(value)}")
+        raise sample.error(_BAD, f"{where}: arguments must be a JSON object, here is {describe_value(value)}")
     if isinstance(arguments, str):
         return arguments
     text = json_text(where, value, _BAD, sample)

@@ -120,7 +120,7 @@ class SampleContext:
         """A field that must be a string."""
         value = record.get(key)
         if not isinstance(value, str):
-            raise self.bad(f'"{key}" must be a string, it is {describe(value)}')
+            raise self.bad(f'"{key}" must be a string, it is {describe_value(value)}')
         return value
 
     def optional_text(self, record: Mapping[str, Any], key: str) -> str:
@@ -153,7 +153,7 @@ def _source(value: Mapping[str, Any], kind: str) -> Any:
     return value.get(kind) if all(value.get(key) is None for key in _SOURCES) else None
 
 
-def describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """What a JSON value is, in words, and what it says."""
     if value is None:
         return "null or missing"

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from erniekit.data.chat.conversation import ImagePart, Part, TextPart, VideoPart
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.chat.conversation import ImagePart, MediaKind, Part, TextPart, VideoPart
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 
-Kind = Literal["image", "video"]
 Media = TypeVar("Media", ImagePart, VideoPart)
-_KINDS: tuple[Kind, ...] = ("image", "video")
+_KINDS: tuple[MediaKind, ...] = ("image", "video")
 _NOUN = {"image": "picture", "video": "video"}
 # Keys of a message that list its media.
 MESSAGE_MEDIA_KEYS = ("image", "images", "video", "videos")
@@ -29,7 +28,7 @@ _MARK = re.compile(
     r"|<(?P<kind>image|video)>(?:(?P<path>[^<>\n]+)</(?P=kind)>)?"
 )
 _SCHEMES = ("http://", "https://", "file://", "data:")
-_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+_SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
     "image": (
         *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"),
     ),
@@ -59,15 +58,15 @@ class MarkedMedia:
             raise sample.error("not supported", '"audios": these models do not hear')
         self._sample = sample
         self._where = f"{where}: " if where else ""
-        self._keys: dict[Kind, str] = {kind: _key(record, kind, rejected) for kind in _KINDS}
+        self._keys: dict[MediaKind, str] = {kind: _key(record, kind, rejected) for kind in _KINDS}
         for kind in _KINDS:
             if record.get(kind) and record.get(f"{kind}s"):
                 sample.notice(f'key "{kind}" is not read beside "{kind}s"')
-        self._columns: dict[Kind, list[ImagePart] | list[VideoPart]] = {
+        self._columns: dict[MediaKind, list[ImagePart] | list[VideoPart]] = {
             "image": _column(record, self._keys["image"], "image", self._where, sample.image, sample),
             "video": _column(record, self._keys["video"], "video", self._where, sample.video, sample),
         }
-        self._marks: dict[Kind, int] = {"image": 0, "video": 0}
+        self._marks: dict[MediaKind, int] = {"image": 0, "video": 0}
 
     def split(self, text: str) -> tuple[Part, ...]:
         """A user's text with the media in the places of its marks."""
@@ -94,14 +93,14 @@ class MarkedMedia:
             if not _is_source(path, "image") and "/" not in path:
                 return None
             return self._sample.image(quoted(match.group()), path.strip()), match.end()
-        own: Kind = "image" if kind == "image" else "video"
+        own: MediaKind = "image" if kind == "image" else "video"
         path = match["path"]
         if path is None or not _is_source(path, own):
             return self.take(own), match.start() + len(f"<{own}>")
         read = self._sample.image if own == "image" else self._sample.video
         return read(quoted(match.group()), path.strip()), match.end()
 
-    def take(self, kind: Kind) -> ImagePart | VideoPart | None:
+    def take(self, kind: MediaKind) -> ImagePart | VideoPart | None:
         """The next of a column; None where there is none left."""
         number, column = self._marks[kind], self._columns[kind]
         self._marks[kind] += 1
@@ -111,7 +110,7 @@ class MarkedMedia:
         """What the rejected answer has where the chosen one, whose media are `other`, has this part of the prompt."""
         if not isinstance(part, ImagePart | VideoPart):
             return part
-        kind: Kind = "image" if isinstance(part, ImagePart) else "video"
+        kind: MediaKind = "image" if isinstance(part, ImagePart) else "video"
         if self._keys[kind] == other._keys[kind]:
             self._marks[kind] = other._marks[kind]
             return part
@@ -131,7 +130,7 @@ class MarkedMedia:
         """How many were asked for so far."""
         return sum(self._marks.values())
 
-    def has(self, kind: Kind) -> bool:
+    def has(self, kind: MediaKind) -> bool:
         """Whether the record lists media of this kind."""
         return bool(self._columns[kind])
 
@@ -148,13 +147,13 @@ class MarkedMedia:
                 raise self._sample.error(f"{kind}s do not match", detail)
 
 
-def _is_source(text: str, kind: Kind) -> bool:
+def _is_source(text: str, kind: MediaKind) -> bool:
     """Whether a text inside a tag is a path or an address."""
     text = text.strip().lower()
     return text.startswith(_SCHEMES) or PurePosixPath(text).suffix in _SUFFIXES[kind]
 
 
-def _key(record: dict[str, Any], kind: Kind, rejected: bool) -> str:
+def _key(record: dict[str, Any], kind: MediaKind, rejected: bool) -> str:
     """The column that lists the media of a kind: the plural, unless only the singular has anything."""
     keys: tuple[str, ...] = (f"{kind}s", kind)
     if rejected:
@@ -165,7 +164,7 @@ def _key(record: dict[str, Any], kind: Kind, rejected: bool) -> str:
 def _column(
     record: dict[str, Any],
     key: str,
-    kind: Kind,
+    kind: MediaKind,
     where: str,
     read: Callable[[str, Any], Media],
     sample: SampleContext,
@@ -176,5 +175,5 @@ def _column(
     if isinstance(value, str | dict):
         return [read(f'{where}"{key}"', value)]
     if not isinstance(value, list):
-        raise sample.bad(f'{where}"{key}" must be a list of {_NOUN[kind]}s, it is {describe(value)}')
+        raise sample.bad(f'{where}"{key}" must be a list of {_NOUN[kind]}s, it is {describe_value(value)}')
     return [read(f'{where}"{key}", {_NOUN[kind]} {number}', item) for number, item in enumerate(value, 1)]

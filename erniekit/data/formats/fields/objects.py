@@ -24,7 +24,7 @@ from erniekit.data.chat.conversation import (
     TextPart,
     ToolCallPart,
 )
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.media.images import image_size
 
 _MARK = re.compile("<ref-object>|<bbox>")
@@ -186,7 +186,7 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
     if not isinstance(value, dict) or not ("ref" in value or "bbox" in value):
         if any(_has_marks(chat) for chat in chats):
             form = '{"ref": [...], "bbox": [...]}, as ms-swift has it'
-            raise sample.bad(f'"{key}" must be {form}, it is {describe(value)}')
+            raise sample.bad(f'"{key}" must be {form}, it is {describe_value(value)}')
         sample.notice(f"key {quoted(key)} of a record is not read")
         return None
     for name, inner in value.items():
@@ -235,7 +235,7 @@ def _list(value: dict[str, Any], name: str, key: str, sample: SampleContext) -> 
     if found is None:
         return []
     if not isinstance(found, list):
-        raise sample.bad(f'"{key}": "{name}" must be a list, it is {describe(found)}')
+        raise sample.bad(f'"{key}": "{name}" must be a list, it is {describe_value(found)}')
     return found
 
 

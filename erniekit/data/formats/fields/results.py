@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from erniekit.data.chat.conversation import Message, SampleError, TextPart, ToolCallPart
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 
 # How models write calls, where data has them as text.
 _WRITTEN_CALLS = ("<tool_call>", "<functioncall>")
@@ -37,7 +37,7 @@ def read_id(where: str, value: Any, sample: SampleContext) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise sample.bad(f"{where}: the id of a tool call must be a string, it is {describe(value)}")
+        raise sample.bad(f"{where}: the id of a tool call must be a string, it is {describe_value(value)}")
     return str(value)
 
 
@@ -53,7 +53,7 @@ def result_turn(
         ids = [str(entry["id"])]
     name = entry.get("name")
     if name is not None and not isinstance(name, str):
-        raise sample.bad(f'{where}: "name" must be a string, it is {describe(name)}')
+        raise sample.bad(f'{where}: "name" must be a string, it is {describe_value(name)}')
     return Turn(message, where, ids[0] if ids else "", name or "")
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any, Never
 
 from erniekit.data.formats.fields.arrow_nulls import clean_schema
-from erniekit.data.formats.fields.context import SampleContext, describe, quoted
+from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 
 # Keys of a record that list its tools.
 TOOL_KEYS = ("tools", "functions")
@@ -37,14 +37,16 @@ def read_tools(value: Any, sample: SampleContext) -> tuple[dict[str, Any], ...]:
     if isinstance(tools, dict):
         tools = [tools]
     if not isinstance(tools, list):
-        raise sample.error("bad tools", f"tools must be a list (or its JSON text), it is {describe(tools)}")
+        raise sample.error(
+            "bad tools", f"tools must be a list (or its JSON text), it is {describe_value(tools)}"
+        )
     return tuple(_tool(f"tool {number}", tool, sample) for number, tool in enumerate(tools, 1))
 
 
 def _tool(where: str, value: Any, sample: SampleContext) -> dict[str, Any]:
     tool = parsed(value, where, "bad tools", sample)
     if not isinstance(tool, dict):
-        raise sample.error("bad tools", f"{where} must be an object, it is {describe(tool)}")
+        raise sample.error("bad tools", f"{where} must be an object, it is {describe_value(tool)}")
     kind = tool.get("type")
     if kind not in (None, "function") and ("function" in tool or "name" not in tool):
         raise sample.error("bad tools", f'{where}: its "type" must be "function", it is {quoted(kind)}')
@@ -72,7 +74,7 @@ def _with_parameters(where: str, function: dict[str, Any], sample: SampleContext
         if schema is None:
             continue
         if not isinstance(schema, dict):
-            detail = f'"{key}" must be a JSON schema (an object), it is {describe(schema)}'
+            detail = f'"{key}" must be a JSON schema (an object), it is {describe_value(schema)}'
             raise sample.error("bad tools", f"{where}: {detail}")
         properties = parsed(schema.get("properties"), f'{where}: "{key}", "properties"', "bad tools", sample)
         schemas[key] = {**schema, "properties": properties} if "properties" in schema else schema

@@ -10,7 +10,7 @@ import pytest
 
 from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.formats import parse_record
-from erniekit.data.formats.fields.context import describe
+from erniekit.data.formats.fields.context import describe_value
 from tests.unit.data.helpers import qa
 
 
@@ -55,11 +55,11 @@ def test_errors_say_what_the_record_says(record: Any, message: str) -> None:
 
 def test_what_a_record_says_stays_short() -> None:
     for value in ("x" * 10_000, list(range(10_000)), {f"key {n}" * 99: n for n in range(99)}):
-        assert len(describe(value)) < 1100
-    assert describe({f"k{n}": n for n in range(12)}).endswith("'k9', 2 more")
-    assert describe({}) == "an object with no keys"
-    assert describe("[" * 100_000).startswith("a string ('[[[")
-    assert "\u202e" not in describe("a\u202eb") and "\n" not in describe("a\nb")
+        assert len(describe_value(value)) < 1100
+    assert describe_value({f"k{n}": n for n in range(12)}).endswith("'k9', 2 more")
+    assert describe_value({}) == "an object with no keys"
+    assert describe_value("[" * 100_000).startswith("a string ('[[[")
+    assert "\u202e" not in describe_value("a\u202eb") and "\n" not in describe_value("a\nb")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.media.images import describe, image_size, is_url, open_image, resolve_source
+from erniekit.data.media.images import image_size, is_url, open_image, resolve_source, source_name
 from tests.unit.data.helpers import encoded, noise
 
 
@@ -269,10 +269,10 @@ def test_what_is_no_source(value: Any, kind: Any, reason: str, message: str) -> 
 
 
 def test_names_in_messages_are_short() -> None:
-    assert describe("a.png") == "a.png"
-    assert describe(b"123") == "(base64 in the sample, 3 bytes)"
-    assert describe(("a.png", b"1")) == "(2 frames, the first a.png)"
-    assert len(describe("x" * 100_000)) < 400
+    assert source_name("a.png") == "a.png"
+    assert source_name(b"123") == "(base64 in the sample, 3 bytes)"
+    assert source_name(("a.png", b"1")) == "(2 frames, the first a.png)"
+    assert len(source_name("x" * 100_000)) < 400
 
 
 @pytest.mark.filterwarnings("ignore")
