@@ -25,6 +25,7 @@ from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.runtime import compute_dtype
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
+from erniekit.train.describe import describe_run
 from erniekit.train.dpo import make_dpo_objective, make_reference
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
@@ -35,7 +36,7 @@ from erniekit.train.identity import changed_settings, run_identity, saved_identi
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.model import PreparedModel, load_shared, make_gradient_reducer, prepare_model
-from erniekit.train.plan import describe_run, plan_run
+from erniekit.train.plan import plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
     begin_run,

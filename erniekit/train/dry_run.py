@@ -12,10 +12,11 @@ from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.console import make_console
+from erniekit.train.describe import describe_run
 from erniekit.train.distributed import plan_parallel_dims
 from erniekit.train.inputs import load_inputs
 from erniekit.train.model import check_model, describe_model_plan
-from erniekit.train.plan import describe_run, plan_run
+from erniekit.train.plan import plan_run
 
 
 def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:

@@ -35,7 +35,7 @@ from erniekit.errors import DataError
 from erniekit.evaluation.evaluator import EvalRows
 from erniekit.local_files import placeholder_problem
 from erniekit.paths import HUB, data_cache_dir
-from erniekit.train.plan import describe_data, describe_left_out
+from erniekit.train.describe import describe_data, describe_skipped
 
 Log = Callable[[str], None]
 # Where another process finds a source: the directory and the id of its encoded samples ("store", "id"), or the streamed
@@ -256,7 +256,7 @@ def _encode(
     lines = describe_data(_NAMES[use], dataset.stats, config.task)
     if all(source.cached for source in loaded):
         lines[0] += " (encoded before)"
-    for line in [*lines, *describe_left_out(budget.left_out())]:
+    for line in [*lines, *describe_skipped(budget.left_out())]:
         log(line)
     return [
         {"name": path, "store": str(found.store.directory), "id": found.store.id}

@@ -1,18 +1,18 @@
-"""What training takes of the memory of one process, from shapes alone: no weights are read.
+"""The memory that training needs in one process, computed from shapes alone: no weights are read.
 
-Bytes by what they are of, where b is the compute dtype's width (2 for bfloat16), N the processes that spread a tensor
-(all, or those that hold the same expert; 1 where parallel.shard does not spread it) and T the tokens of a packed row
+Bytes, where b is the width of the compute dtype (2 for bfloat16), N the number of processes that shard a tensor (all
+processes, or those with the same experts; 1 where parallel.shard does not shard it) and T the tokens of a packed row
 (data.max_length) over parallel.context:
 
-- weights: b / N a parameter; a frozen copy for the reference the same again;
-- gradients: b + 4 a trained parameter, as rows are summed in float32, or 4 / N where they are spread;
-- optimizer: (8 + 4) / N a trained parameter, the moments and the float32 master;
-- exchange, with several processes: of the largest decoder layer b + 4 a trained parameter under way and, with
+- weights: b / N per parameter; a reference model needs the same again;
+- gradients: b + 4 per trained parameter, since rows are summed in float32, or 4 / N where gradients are sharded;
+- optimizer: (8 + 4) / N per trained parameter, for the moments and the float32 master;
+- communication between several processes: b + 4 per trained parameter of the largest decoder layer and, with
   parallel.shard parameters, the whole weights of two layers;
-- activations: what `activation_bytes` says.
+- activations: see `activation_bytes`.
 
-What is left out: the allocator's fragments, the CUDA context and NCCL's buffers, for which `USABLE` leaves room, and
-experts that get more than their even share of tokens.
+Not counted: fragmentation of the allocator, the CUDA context and NCCL's buffers, for which `USABLE` leaves room, and
+experts that receive more than an even share of the tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from erniekit.parallel.data_parallel import REST, by_layer
 from erniekit.parallel.fully_sharded import is_fully_sharded
 
 USABLE = 0.92
-"""The share of a device's memory that a plan may fill."""
+"""The share of a device's memory that a plan may use."""
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
@@ -39,10 +39,10 @@ _WIDE = 4
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """How processes hold a model together.
+    """How processes share a model.
 
-    experts: how many share the experts that are counted; dense, replicas: how many have the same dense weights, and
-    the same experts; shard: parallel.shard.
+    experts: the expert-parallel degree; dense, replicas: the number of processes with the same dense weights, and
+    with the same experts; shard: parallel.shard.
     """
 
     experts: int = 1
@@ -50,30 +50,30 @@ class ShardingPlan:
     replicas: int = 1
     shard: Shard = "none"
 
-    def spreads(self, spec: TensorSpec, what: Shard) -> bool:
-        """Whether processes spread of a tensor what parallel.shard `what` spreads."""
+    def is_sharded(self, spec: TensorSpec, what: Shard) -> bool:
+        """Whether a tensor's optimizer state, gradient or values (`what`) are sharded."""
         if is_router_tensor(spec.name) or SHARDS.index(self.shard) < SHARDS.index(what):
             return False
         if what == "parameters" and not is_fully_sharded(spec.name):
             return False
-        return self.holders(spec) > 1
+        return self.num_holders(spec) > 1
 
-    def held(self, spec: TensorSpec, what: Shard) -> float:
-        """The share of a tensor that one process holds of it."""
+    def share(self, spec: TensorSpec, what: Shard) -> float:
+        """The share of a tensor's optimizer state, gradient or values (`what`) in one process."""
         share = 1 / self.experts if is_expert_tensor(spec.name) else 1.0
-        return share / self.holders(spec) if self.spreads(spec, what) else share
+        return share / self.num_holders(spec) if self.is_sharded(spec, what) else share
 
-    def holders(self, spec: TensorSpec) -> int:
-        """How many processes have a tensor, or their share of it."""
+    def num_holders(self, spec: TensorSpec) -> int:
+        """The number of processes that hold a tensor, or a shard of it."""
         return self.replicas if is_expert_tensor(spec.name) else self.dense
 
 
 @dataclass(frozen=True)
-class ModelPlan:
-    """Parameters of a model and what training them takes of one process, in bytes.
+class MemoryPlan:
+    """The numbers of parameters of a model, and the memory of one process that trains it, in bytes.
 
-    reference: the frozen copy of preference training. cached: the whole model that the main process has before the
-    first step, to compute a cached reference with. exchange: what processes send each other and wait for.
+    reference_bytes: the reference model of preference training. cached_bytes: the whole model that computes a cached
+    reference in the main process, before the first step. communication_bytes: buffers of collectives.
     """
 
     parameters: int
@@ -88,7 +88,7 @@ class ModelPlan:
 
     @property
     def total_bytes(self) -> int:
-        """At the peak of a step or, where that is more, while a cached reference is computed."""
+        """The peak of a step, or of computing a cached reference where that is more."""
         held = self.weight_bytes + self.activation_bytes
         training = (
             self.reference_bytes + self.gradient_bytes + self.optimizer_bytes + self.communication_bytes
@@ -96,7 +96,7 @@ class ModelPlan:
         return held + max(training, self.cached_bytes)
 
     def fits(self, gibibytes: float) -> bool:
-        """Whether it fits a device with so much memory, in GiB, of which `USABLE` may be filled."""
+        """Whether it fits into `USABLE` of the memory of a device, in GiB."""
         return self.total_bytes <= USABLE * gibibytes * 2**30
 
 
@@ -105,24 +105,24 @@ def plan_model(
     trained: Sequence[str],
     *,
     rows_per_step: int,
-    spread: ShardingPlan = ShardingPlan(),
+    sharding: ShardingPlan = ShardingPlan(),
     reference: bool = False,
     cached: bool = False,
     activations: int = 0,
-) -> ModelPlan:
-    """Add up `specs`, all parameters as they are in memory, of which those named in `trained` are trained.
+) -> MemoryPlan:
+    """The memory for `specs`, all parameters of the model, of which those named in `trained` are trained.
 
-    reference: the model as it was, without adapters, is in memory once more, held as the trained one is; cached: one
-    process has it whole before the first step. activations: of `activation_bytes`.
+    reference: a reference model, without adapters, is in memory too, sharded like the trained one; cached: one process
+    holds the whole reference model before the first step. activations: from `activation_bytes`.
     """
     # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
     sum_bytes = _SUM_BYTES if rows_per_step > 1 else 0
     names = set(trained)
     by_name = {spec.name: spec for spec in specs}
     layers = by_layer(by_name)
-    exchange = max(
+    communication = max(
         (
-            _exchange_bytes([by_name[name] for name in layer], names, spread)
+            _communication_bytes([by_name[name] for name in layer], names, sharding)
             for number, layer in layers.items()
             if number != REST
         ),
@@ -130,7 +130,7 @@ def plan_model(
     )
     weights = frozen = gradients = optimizer = 0.0
     for spec in specs:
-        held = spread.held(spec, "parameters") * spec_bytes(spec)
+        held = sharding.share(spec, "parameters") * spec_bytes(spec)
         weights += held
         if reference and ".lora_" not in spec.name:
             frozen += held
@@ -139,35 +139,35 @@ def plan_model(
         wide = spec.dtype == "F32"
         whole = spec_bytes(spec) + (0 if wide else spec.size * sum_bytes)
         part = spec.size * _SUM_BYTES
-        spreads = spread.spreads(spec, "gradients")
-        gradients += spread.held(spec, "gradients") * (part if spreads else whole)
+        is_sharded = sharding.is_sharded(spec, "gradients")
+        gradients += sharding.share(spec, "gradients") * (part if is_sharded else whole)
         optimizer += (
-            spread.held(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
+            sharding.share(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
         )
-        if spread.spreads(spec, "optimizer") and not spread.spreads(spec, "parameters"):
-            # Of weights that are whole the optimizer has its part once more.
-            optimizer += spread.held(spec, "optimizer") * spec_bytes(spec)
-    return ModelPlan(
+        if sharding.is_sharded(spec, "optimizer") and not sharding.is_sharded(spec, "parameters"):
+            # The optimizer has a copy of its shard of weights that are not sharded.
+            optimizer += sharding.share(spec, "optimizer") * spec_bytes(spec)
+    return MemoryPlan(
         parameters=sum(spec.size for spec in specs),
         trained=sum(spec.size for spec in specs if spec.name in names),
         weight_bytes=round(weights),
         reference_bytes=round(frozen),
         gradient_bytes=round(gradients),
         optimizer_bytes=round(optimizer),
-        communication_bytes=round(exchange),
+        communication_bytes=round(communication),
         activation_bytes=activations,
         cached_bytes=sum(spec_bytes(spec) for spec in specs if ".lora_" not in spec.name) if cached else 0,
     )
 
 
-def _exchange_bytes(layer: Sequence[TensorSpec], trained: set[str], spread: ShardingPlan) -> float:
-    """Of a decoder layer: gradients under way, in their own type and float32, and whole weights of it and the next."""
+def _communication_bytes(layer: Sequence[TensorSpec], trained: set[str], sharding: ShardingPlan) -> float:
+    """For a decoder layer: gradients in their own dtype and in float32, and whole weights of it and the next layer."""
     total = 0.0
     for spec in layer:
-        share = 1 / spread.experts if is_expert_tensor(spec.name) else 1.0
-        if spread.spreads(spec, "parameters"):
+        share = 1 / sharding.experts if is_expert_tensor(spec.name) else 1.0
+        if sharding.is_sharded(spec, "parameters"):
             total += 2 * share * spec_bytes(spec)
-        if spec.name in trained and spread.holders(spec) > 1:
+        if spec.name in trained and sharding.num_holders(spec) > 1:
             total += share * (spec_bytes(spec) + _SUM_BYTES * spec.size)
     return total
 
@@ -177,10 +177,10 @@ def activation_bytes(
 ) -> int:
     """Memory of activations at the peak of a row, for one process.
 
-    Kept until the backward pass: with train.recompute the input of every decoder layer, without it all that layers
-    keep; of a row whose tokens are all of pictures the resampler's and, where the vision tower is trained, all of its
-    blocks. On top is the largest of: the backward pass of a layer, with what it keeps and its gradients beside the
-    gradient of the head; the logits of loss.chunk_tokens tokens and that gradient twice; a block of a frozen tower.
+    Until the backward pass the model keeps the input of every decoder layer with train.recompute, and all activations
+    of the layers without it; of a row of image tokens only, the activations of the resampler and, if the vision tower
+    is trained, of its blocks. Added is the largest of: activations and gradients in the backward pass of a layer, and
+    the gradient of the head; the logits of loss.chunk_tokens tokens and twice that gradient; a block of a frozen tower.
     """
     tokens = -(-config.data.max_length // config.parallel.context)
     numbers = range(architecture.num_hidden_layers)
@@ -193,36 +193,36 @@ def activation_bytes(
     logits = config.loss.chunk_tokens * architecture.vocab_size * (2 * dtype_bytes + 2 * _WIDE)
     block = 0
     if (vision := architecture.vision) is not None:
-        # A picture is not cut: one process may have all of a row's.
-        pictured = config.data.max_length
-        kept += pictured * dtype_bytes * (12 * vision.spatial_dim + 2 * architecture.hidden_size)
-        block = pictured * dtype_bytes * _block_elements(vision)
+        # Images are not split: one process may hold all images of a row.
+        image_tokens = config.data.max_length
+        kept += image_tokens * dtype_bytes * (12 * vision.spatial_dim + 2 * architecture.hidden_size)
+        block = image_tokens * dtype_bytes * _block_elements(vision)
         if any(name.startswith("vision_model.") for name in trained):
             kept += vision.depth * block
     return kept + max(backward, logits + 2 * head, block)
 
 
 def _layer_bytes(architecture: ErnieConfig, number: int, expert: int, b: int) -> int:
-    """What one decoder layer keeps of a token for its backward pass."""
+    """The activations of one decoder layer per token, kept for its backward pass."""
     hidden, moe = architecture.hidden_size, architecture.moe
     query = architecture.num_attention_heads * architecture.head_dim
     key = architecture.num_key_value_heads * architecture.head_dim
-    # Normalised input, projections, rotated queries and keys, attention's output, both residual sums; in float32 the
-    # two norms' inputs and the rotation.
+    # Normalised input, projections, rotated queries and keys, output of attention, both residual sums; in float32 the
+    # inputs of the two norms and of the rotation.
     elements = 4 * hidden + (query + 2 * key) + (query + key) + 2 * query
     wide = 4 * hidden + 2 * (query + key)
     if moe is None or number not in moe.sparse_layers:
         return b * (elements + hidden + 3 * architecture.intermediate_size) + _WIDE * wide
     wide += hidden + 4 * moe.num_experts
     elements += 3 * moe.shared_intermediate_size + 2 * hidden
-    # Of each expert of a token: its input, gate, up, their product, its output, and that in the tokens' order; of
-    # experts elsewhere also what arrives and what comes back.
+    # For each expert of a token: input, gate, up, their product, output, and the output in the order of tokens; with
+    # expert parallelism also the buffers received and sent back.
     pair = 3 * hidden + 3 * max(moe.intermediate_sizes) + (2 * hidden if expert > 1 else 0)
     return b * (elements + moe.top_k * pair) + _WIDE * wide
 
 
 def _gradient_bytes(architecture: ErnieConfig, b: int) -> int:
-    """Gradients of a token that are there at one time inside of a layer, of the widest one."""
+    """The gradients of one layer per token that exist at one time, for the widest kind of layer."""
     hidden, moe = architecture.hidden_size, architecture.moe
     dense = 2 * hidden + 3 * architecture.intermediate_size
     routed = 0 if moe is None else moe.top_k * (2 * hidden + 3 * max(moe.intermediate_sizes))
@@ -230,44 +230,12 @@ def _gradient_bytes(architecture: ErnieConfig, b: int) -> int:
 
 
 def _head_gradient_bytes(architecture: ErnieConfig, trained: Sequence[str]) -> int:
-    """The float32 gradient of the head, which is the embedding where they are tied; 0 where it is frozen."""
+    """The float32 gradient of the head, or of the embedding where they are tied; 0 where it is frozen."""
     head = "model.embed_tokens.weight" if architecture.tie_word_embeddings else "lm_head.weight"
     return _WIDE * architecture.vocab_size * architecture.hidden_size if head in trained else 0
 
 
 def _block_elements(vision: VisionConfig) -> int:
-    """What a block of the vision tower computes for the patches of a token: norms, queries, keys and values and their
-    rotation, attention, projections and residuals, and three of the MLP's width."""
+    """Activations of a block of the vision tower for the patches of a token: norms, queries, keys and values and their
+    rotation, attention, projections and residuals, and three activations of the MLP."""
     return vision.spatial_merge_size**2 * (11 * vision.hidden_size + 3 * vision.intermediate_size)
-
-
-def describe_model(plan: ModelPlan, processes: int = 1) -> list[str]:
-    """Parameters and memory in words."""
-    where = "memory" if processes == 1 else f"memory of each of {processes} processes"
-    parts = [
-        ("weights", plan.weight_bytes),
-        ("frozen copy for the reference", plan.reference_bytes),
-        ("gradients", plan.gradient_bytes),
-        ("optimizer", plan.optimizer_bytes),
-        ("exchange", plan.communication_bytes),
-        ("activations of full rows", plan.activation_bytes),
-    ]
-    shown = ", ".join(f"{name} {size(count)}" for name, count in parts if count)
-    lines = [
-        f"parameters: {plan.parameters:,}, trained {plan.trained:,} ({plan.trained / plan.parameters:.2%})",
-        f"{where}: {shown}; about {size(plan.total_bytes)} at the peak",
-    ]
-    if plan.cached_bytes:
-        lines.append(
-            f"  the main process has the whole model, {size(plan.cached_bytes)}, while it computes the reference"
-        )
-    return lines
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

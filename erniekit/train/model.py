@@ -1,4 +1,4 @@
-"""The model of a run: its weights, its adapters, and which of its parameters are trained."""
+"""The model of a run: weights, adapters, and trained parameters."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
 from erniekit.parallel.expert_parallel import apply_expert_parallel
 from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.zero import ZeroReducer
+from erniekit.train.describe import describe_lora, describe_model, describe_parallel_dims, describe_vocab
 from erniekit.train.dpo import caches_with_copy, trains_beside_copy
-from erniekit.train.memory import ModelPlan, ShardingPlan, activation_bytes, describe_model, plan_model
+from erniekit.train.memory import MemoryPlan, ShardingPlan, activation_bytes, plan_model
 from erniekit.train.parameters import check_routers, trained_names
-from erniekit.train.plan import describe_lora, describe_parallel_dims, describe_vocab
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -55,10 +55,10 @@ class PreparedModel:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """What is trained of a whole model, whichever process holds it: every parameter, adapters among them.
+class _Selection:
+    """The modules with adapters, and all parameters and trained parameters of the whole model over all processes.
 
-    rows_before, rows: of the embedding, in the checkpoint and in memory.
+    rows_before, rows: rows of the embedding in the checkpoint and in memory.
     """
 
     matches: list[LoraMatch]
@@ -82,16 +82,16 @@ def prepare_model(
     mesh: Mesh | None = None,
     changes: ModelChanges = NO_CHANGES,
 ) -> PreparedModel:
-    """Load the model, put adapters on it, mark what is trained, and say so.
+    """Load the model, add adapters, freeze what is not trained, and log a description.
 
-    `checkpoint`: the training checkpoint whose weights or adapters are taken in place of the base's. `mesh`: the
-    processes that share the model and its rows. `changes`: to the base's `config.json`. Raises
-    CheckpointError where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
+    checkpoint: the training checkpoint to load weights or adapters from. mesh: the processes that share the model and
+    its rows. changes: to the base's `config.json`. Raises CheckpointError where files do not fit, ConfigError where
+    lora.targets or model.freeze match nothing.
     """
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
     before = ErnieConfig.from_dir(config.model.path)
-    choice = _choose(config, before, dtype, changes)
+    selected = _select(config, before, dtype, changes)
     log(f"model: loading {weights} in {dtype}")
     model, fully_sharded = load_shared(weights, dtype, mesh, config.parallel.shard, changes)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
@@ -101,13 +101,13 @@ def prepare_model(
     if lora.enabled:
         add_adapters(
             model,
-            [match.module for match in choice.matches],
+            [match.module for match in selected.matches],
             rank=lora.rank,
             alpha=lora_alpha(lora),
             dropout=lora.dropout,
             seed=config.train.seed,
         )
-    wanted = set(choice.trained)
+    wanted = set(selected.trained)
     trained = []
     for name, parameter in model.named_parameters():
         parameter.stop_gradient = name not in wanted
@@ -116,15 +116,15 @@ def prepare_model(
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
     _describe(
-        config, changes.apply(before), dtype, choice, log, mesh.dims if mesh is not None else ParallelDims()
+        config, changes.apply(before), dtype, selected, log, mesh.dims if mesh is not None else ParallelDims()
     )
-    return PreparedModel(model, trained, choice.trained, fully_sharded, changes)
+    return PreparedModel(model, trained, selected.trained, fully_sharded, changes)
 
 
 def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = True) -> None:
-    """Check the files of the base model, from their headers, and say which keys of config.json are not known.
+    """Check the headers of the base model's files, and warn of unknown keys in `config.json`.
 
-    Comes before data is encoded, which may take long. Without `weights` it reads config.json only. Raises
+    Runs before data is encoded, which may take long. weights: False to read `config.json` only. Raises
     CheckpointError.
     """
     config = open_model(directory)[0] if weights else ErnieConfig.from_dir(directory)
@@ -136,11 +136,11 @@ def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = 
 def load_shared(
     directory: Path, dtype: str, mesh: Mesh | None, shard: Shard, changes: ModelChanges = NO_CHANGES
 ) -> tuple[ErnieModel, FullyShardedLayers | None]:
-    """A model as this process holds it: with its share of experts, rows and, where they are spread, layers."""
+    """Load this process's part of a model: its experts, and its shards of layers with parallel.shard parameters."""
     if mesh is None or mesh.world.size == 1:
         return load_model(directory, dtype, changes=changes), None
     fully_sharded = None
-    # Of slow disks, or one that the processes share, some may have read long before others.
+    # Some processes may read much faster than others, from their own disk or from one that all share.
     with mesh.busy("loading the model"):
         if shard == "parameters":
             model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes)
@@ -156,7 +156,7 @@ def load_shared(
 
 
 def make_gradient_reducer(config: Config, prepared: PreparedModel, mesh: Mesh) -> GradientReducer | None:
-    """What becomes of gradients, into which the model's backward pass is made to run. None for one process."""
+    """Reduce gradients of several processes during the model's backward pass. None for one process."""
     if mesh.world.size == 1:
         return None
     shard = config.parallel.shard
@@ -176,25 +176,25 @@ def describe_model_plan(
     dims: ParallelDims,
     changes: ModelChanges = NO_CHANGES,
 ) -> None:
-    """Say what `prepare_model` would do, from `config.json`.
+    """Log the description that `prepare_model` logs, from `config.json` alone, without memory for parameters.
 
-    No parameter takes memory, whatever the size of the model. Raises as `prepare_model` does.
+    Raises as `prepare_model` does.
     """
     before = ErnieConfig.from_dir(config.model.path)
-    choice = _choose(config, before, dtype, changes)
-    _describe(config, changes.apply(before), dtype, choice, log, dims)
+    selected = _select(config, before, dtype, changes)
+    _describe(config, changes.apply(before), dtype, selected, log, dims)
 
 
-def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, dims: ParallelDims) -> ModelPlan:
-    """What training a model of that architecture takes of each process of a layout. No file is read.
+def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, dims: ParallelDims) -> MemoryPlan:
+    """The memory of each process that trains a model of this architecture. No file is read.
 
     Raises ConfigError where lora.targets or model.freeze match nothing.
     """
-    return _plan(config, architecture, dtype, _choose(config, architecture, dtype, NO_CHANGES), dims)
+    return _plan(config, architecture, dtype, _select(config, architecture, dtype, NO_CHANGES), dims)
 
 
-def _choose(config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges) -> _Choice:
-    """Read what the configuration trains against the whole model: a process may hold none of what a pattern names.
+def _select(config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges) -> _Selection:
+    """Match the configuration against the parameters of the whole model: one process may hold none that match.
 
     Raises ConfigError where lora.targets or model.freeze match nothing, and where model.freeze covers new rows.
     """
@@ -215,31 +215,31 @@ def _choose(config: Config, before: ErnieConfig, dtype: str, changes: ModelChang
         freeze=config.model.freeze,
         adapters=config.lora.enabled,
         train_router=config.lora.train_router,
-        # Adapters hold no new rows: the tensors that have them are trained and saved whole.
+        # Adapters have no place for new rows: the tensors with new rows are trained and saved whole.
         train_vocab=is_resized,
     )
     if is_resized:
         untrained = [name for name in names if is_vocab_tensor(name) and name not in trained]
         if untrained:
             raise ConfigError(
-                f"model.freeze covers {untrained[0]}, whose new rows (model.resize_vocab) would stay untrained: thaw it"
+                f"model.freeze covers {untrained[0]}: its new rows (model.resize_vocab) would stay untrained"
             )
     check_routers(names, trained, router_settings(config))
-    return _Choice(matches, specs, trained, before.vocab_size, architecture.vocab_size)
+    return _Selection(matches, specs, trained, before.vocab_size, architecture.vocab_size)
 
 
 def _plan(
-    config: Config, architecture: ErnieConfig, dtype: str, choice: _Choice, dims: ParallelDims
-) -> ModelPlan:
-    spread = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
+    config: Config, architecture: ErnieConfig, dtype: str, selected: _Selection, dims: ParallelDims
+) -> MemoryPlan:
+    sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
     return plan_model(
-        choice.specs,
-        choice.trained,
+        selected.specs,
+        selected.trained,
         rows_per_step=config.train.rows_per_step,
-        spread=spread,
+        sharding=sharding,
         reference=trains_beside_copy(config),
         cached=caches_with_copy(config),
-        activations=activation_bytes(architecture, config, 2 if dtype == "bfloat16" else 4, choice.trained),
+        activations=activation_bytes(architecture, config, 2 if dtype == "bfloat16" else 4, selected.trained),
     )
 
 
@@ -247,13 +247,13 @@ def _describe(
     config: Config,
     architecture: ErnieConfig,
     dtype: str,
-    choice: _Choice,
+    selected: _Selection,
     log: Callable[[str], None],
     dims: ParallelDims,
 ) -> None:
-    plan = _plan(config, architecture, dtype, choice, dims)
-    lines = describe_lora(choice.matches, config.lora.rank) if config.lora.enabled else []
+    plan = _plan(config, architecture, dtype, selected, dims)
+    lines = describe_lora(selected.matches, config.lora.rank) if config.lora.enabled else []
     if config.model.resize_vocab:
-        lines.insert(0, describe_vocab(choice.rows_before, choice.rows, adapters=config.lora.enabled))
+        lines.insert(0, describe_vocab(selected.rows_before, selected.rows, adapters=config.lora.enabled))
     for line in [*describe_parallel_dims(dims), *lines, *describe_model(plan, dims.world)]:
         log(line)

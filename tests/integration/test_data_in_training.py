@@ -106,7 +106,7 @@ def test_tools_videos_and_pairs_are_trained_on(
     told = capsys.readouterr().out
     assert "videos," in told
     assert "tool calls" in told
-    assert "preference pairs, of which the chosen answers are learnt" in told
+    assert "preference pairs, trained on the chosen answers only" in told
     assert all(math.isfinite(loss) for _, loss, *_ in losses(run))
 
 
@@ -144,7 +144,7 @@ def test_all_of_the_demo_data_in_one_run(
     dry_run_training(config)
     told = capsys.readouterr().out
     assert "training data: 1,698 samples" in told
-    assert "1 samples skipped (missing video: 1)" in told
+    assert "1 sample skipped (missing video: 1)" in told
     assert "211 tool calls" in told
     assert "300 preference pairs" in told
     unused = float(told.split("% unused")[0].rsplit(" ", 1)[1])

@@ -298,7 +298,7 @@ def test_dry_run_tells_everything_and_writes_nothing(
     assert "  learning_rate: 0.001" in told
     assert "training data: 16 samples" in told
     assert "template ernie_vl" in told
-    assert "(3 epoch(s)), 2 row(s) each" in told
+    assert "(3 epochs), 2 rows each" in told
     specs = parameter_specs(ErnieConfig.from_dir(model))
     assert f"parameters: {sum(spec.size for spec in specs):,}, trained" in told
     assert "memory: weights" in told
@@ -328,7 +328,7 @@ def test_dry_run_for_several_processes(
         config = make_config(tmp_path / "run", model, data, parallel__shard=shard, **shared)
         dry_run_training(config, processes=4)
         told.append(capsys.readouterr().out)
-        assert "processes: 4; 2 share the experts\n" in told[-1]
+        assert "processes: 4; expert parallel degree 2\n" in told[-1]
         assert "memory of each of 4 processes: weights" in told[-1]
     assert told[0].split("optimizer ")[-1] != told[1].split("optimizer ")[-1]
     with pytest.raises(ConfigError, match=r"parallel\.expert is 2, which does not divide the 3 processes"):

@@ -12,7 +12,7 @@ from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.train.distributed import fit_parallel_dims
-from erniekit.train.memory import ModelPlan, activation_bytes
+from erniekit.train.memory import MemoryPlan, activation_bytes
 from erniekit.train.model import plan_memory
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
@@ -57,7 +57,7 @@ def named_devices(path: Path) -> list[int]:
     return [int(nodes or 1) * int(cards), *map(int, re.findall(r"\d+", others[1]) if others else [])]
 
 
-def plan(config: Config, family: str, processes: int) -> ModelPlan:
+def plan(config: Config, family: str, processes: int) -> MemoryPlan:
     dims = ParallelDims(processes, config.parallel.expert, config.parallel.context)
     return plan_memory(config, released(family), "bfloat16", dims)
 
@@ -87,9 +87,11 @@ def test_what_all_examples_share_starts_on_every_node(tmp_path: Path, name: str,
 
 def test_rows_that_do_not_divide_are_refused_with_those_that_do() -> None:
     config = load_config(RUNS[0], ["train.rows_per_step=4"])
-    with pytest.raises(ConfigError, match=r"rows_per_step is 4, .* among the 8 processes .* use 8, 16 or"):
+    with pytest.raises(
+        ConfigError, match=r"rows_per_step is 4, .* multiple of 8, the number of processes .* use 8, 16"
+    ):
         fit_parallel_dims(config, released("ERNIE-4.5-0.3B"), 8)
-    with pytest.raises(ConfigError, match=r"among the 3 processes .* use 3, 6 or another multiple of 3"):
+    with pytest.raises(ConfigError, match=r"not a multiple of 3, .* use 3, 6 or another multiple of 3"):
         fit_parallel_dims(config, released("ERNIE-4.5-0.3B"), 3)
 
 

@@ -16,16 +16,18 @@ from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
 from erniekit.optim.schedule import Schedule
-from erniekit.train.dpo import trains_beside_copy
-from erniekit.train.memory import ShardingPlan, describe_model, plan_model, size
-from erniekit.train.plan import (
+from erniekit.train.describe import (
     describe_data,
-    describe_left_out,
     describe_lora,
+    describe_model,
     describe_parallel_dims,
     describe_run,
-    plan_run,
+    describe_skipped,
+    format_bytes,
 )
+from erniekit.train.dpo import trains_beside_copy
+from erniekit.train.memory import ShardingPlan, plan_model
+from erniekit.train.plan import plan_run
 
 SPECS = [TensorSpec("a", "BF16", (10, 10)), TensorSpec("b", "BF16", (50,)), TensorSpec("router", "F32", (5,))]
 
@@ -90,7 +92,7 @@ def test_warmup_that_the_data_is_too_short_for(tmp_path: Path) -> None:
 def test_warmup_and_decay_that_overlap(tmp_path: Path) -> None:
     settings = ["schedule.type=wsd", "schedule.decay_ratio=0.5"]
     with pytest.raises(
-        ConfigError, match=r"schedule\.decay_ratio is 0\.5, which makes 5 steps .* 6 steps of warm-up"
+        ConfigError, match=r"schedule\.decay_ratio is 0\.5, which gives 5 steps .* 6 steps of warm-up"
     ):
         plan_run(config(tmp_path, *settings, "schedule.warmup_steps=6"), Rows(10))
     plan_run(config(tmp_path, *settings, "schedule.warmup_steps=5"), Rows(10))
@@ -101,8 +103,8 @@ def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:
     early = ["eval.best_metric=eval/loss", "eval.patience=2"]
     settings = config(tmp_path, *every, *early)
     assert describe_run(plan_run(settings, Rows(8)), settings, "ernie")[3:] == [
-        "note: checkpoint.save_every is 9, more than the run's 8 steps: it is saved at its end only",
-        "note: eval.patience is 2, more evaluations than follow the first of the run's 2: it cannot end the run",
+        "note: checkpoint.save_every is 9, more than the 8 steps of the run: it is saved at the end only",
+        "note: eval.patience is 2, but the run has only 2 evaluations: it cannot end early",
     ]
     found = describe_run(plan_run(settings, Rows(3)), settings, "ernie")[3:]
     assert [line.split()[1] for line in found] == [
@@ -114,9 +116,9 @@ def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:
 def test_the_run_in_words(tmp_path: Path) -> None:
     settings = config(tmp_path, "train.max_steps=7", "train.rows_per_step=2", "schedule.type=constant")
     assert describe_run(plan_run(settings, Rows(2)), settings, "ernie_vl") == [
-        "rows: template ernie_vl; 2 rows an epoch, of at most 100 tokens, 10.0% unused "
+        "rows: template ernie_vl; 2 rows per epoch, of at most 100 tokens, 10.0% unused "
         "(padding each sample would leave 40.0% unused)",
-        "steps: 7 (train.max_steps), 2 row(s) each, about 180 tokens; an epoch is 1.0 steps",
+        "steps: 7 (train.max_steps), 2 rows each, about 180 tokens; an epoch is 1.0 steps",
         "learning rate: 1e-05, 0 steps of warm-up, then constant",
     ]
 
@@ -129,7 +131,7 @@ def test_memory(rows: int, gradients: int) -> None:
     assert plan.gradient_bytes == gradients
     assert plan.optimizer_bytes == 100 * 12 + 5 * 8
     assert describe_model(plan)[0] == "parameters: 155, trained 105 (67.74%)"
-    assert plan.reference_bytes == 0 and "frozen" not in describe_model(plan)[1]
+    assert plan.reference_bytes == 0 and "reference" not in describe_model(plan)[1]
     assert plan.communication_bytes == 0 and plan.total_bytes == 320 + gradients + 1240
 
 
@@ -138,7 +140,7 @@ def test_a_frozen_copy_for_the_reference_is_counted() -> None:
     plan = plan_model([*SPECS, adapter], [adapter.name], rows_per_step=1, reference=True)
     assert plan.reference_bytes == 200 + 100 + 20 == plan.weight_bytes - 100
     assert describe_model(plan)[1:] == [
-        "memory: weights 420 B, frozen copy for the reference 320 B, gradients 100 B, optimizer 200 B; "
+        "memory: weights 420 B, reference model 320 B, gradients 100 B, optimizer 200 B; "
         "about 1.0 KiB at the peak"
     ]
 
@@ -165,7 +167,7 @@ def test_what_processes_send_each_other_is_counted() -> None:
     names = [spec.name for spec in specs]
 
     def exchanged(spread: ShardingPlan, trained: list[str]) -> int:
-        return plan_model(specs, trained, rows_per_step=4, spread=spread).communication_bytes
+        return plan_model(specs, trained, rows_per_step=4, sharding=spread).communication_bytes
 
     assert exchanged(ShardingPlan(), names) == 0
     assert exchanged(ShardingPlan(2, 4, 2, "gradients"), names) == 6 * 100 + 6 * 30
@@ -202,10 +204,10 @@ def test_memory_of_processes_that_share_a_model() -> None:
     found = []
     for shard in SHARDS:
         # Of 4 processes 2 share the experts, so that 2 have the same ones.
-        plan = plan_model(specs, names, rows_per_step=2, spread=ShardingPlan(2, 4, 2, shard))
+        plan = plan_model(specs, names, rows_per_step=2, sharding=ShardingPlan(2, 4, 2, shard))
         # A copy is spread as the model is.
         copied = plan_model(
-            specs, names, rows_per_step=2, spread=ShardingPlan(2, 4, 2, shard), reference=True
+            specs, names, rows_per_step=2, sharding=ShardingPlan(2, 4, 2, shard), reference=True
         )
         assert copied.reference_bytes == plan.weight_bytes - 240 * 4  # the adapter's, which is whole
         found.append((plan.weight_bytes / 4, plan.gradient_bytes / 4, plan.optimizer_bytes / 4))
@@ -222,7 +224,7 @@ def test_experts_of_one_process_alone_are_not_spread() -> None:
     """Nobody else has them: parallel.shard changes nothing."""
     spec = TensorSpec("model.layers.0.mlp.experts.0.up_proj.weight", "BF16", (240,))
     plans = [
-        plan_model([spec], [spec.name], rows_per_step=1, spread=ShardingPlan(2, 2, 1, shard))
+        plan_model([spec], [spec.name], rows_per_step=1, sharding=ShardingPlan(2, 2, 1, shard))
         for shard in SHARDS
     ]
     assert plans == [plans[0]] * 4
@@ -231,30 +233,30 @@ def test_experts_of_one_process_alone_are_not_spread() -> None:
 def test_layout_in_words() -> None:
     assert describe_parallel_dims(ParallelDims()) == []
     assert describe_parallel_dims(ParallelDims(8, 4, 2)) == [
-        "processes: 8; 4 share the experts; 2 share each row"
+        "processes: 8; expert parallel degree 4; context parallel degree 2"
     ]
 
 
 def test_data_in_words() -> None:
     stats = DataStats(samples=1200, documents=1200, tokens=10_000, loss_tokens=2_500, longest=99)
     assert describe_data("training data", stats) == [
-        "training data: 1,200 samples, 10,000 tokens, 2,500 with loss (25.0%); longest 99 tokens"
+        "training data: 1,200 samples, 10,000 tokens, 2,500 trained (25.0%); longest 99 tokens"
     ]
     stats.images, stats.videos, stats.vision_tokens = 7, 2, 28
     stats.documents, stats.tool_calls, stats.pairs = 1300, 5, 3
     stats.trimmed, stats.untrained_reasoning, stats.calls_as_history = 4, 6, 7
     assert describe_data("training data", stats)[1:] == [
-        "  7 pictures and 2 videos, 28 vision tokens",
+        "  7 images and 2 videos, 28 vision tokens",
         "  5 tool calls",
-        "  1,300 documents (a sample can be several: long texts, answers one by one)",
-        "  3 preference pairs, of which the chosen answers are learnt",
+        "  1,300 documents (long texts are split, and data.loss_on may split chats by answer)",
+        "  3 preference pairs, trained on the chosen answers only",
         "  4 documents without their oldest turns (data.on_long: trim_history)",
-        "  the reasoning of 6 earlier answers is not learnt, since later turns do not see it "
-        "(data.loss_on: each_turn learns it)",
-        "  7 tool calls are learnt as they stand in history, not as the model is asked for them "
-        "(data.loss_on: each_turn learns them as answers)",
+        "  the reasoning of 6 earlier answers is not trained, since later turns do not see it "
+        "(data.loss_on: each_turn trains it)",
+        "  7 tool calls trained in the form of the chat history, not in the form that the model generates "
+        "(data.loss_on: each_turn trains that form)",
     ]
-    assert not any("in history" in line for line in describe_data("x", stats, "dpo"))
+    assert not any("chat history" in line for line in describe_data("x", stats, "dpo"))
     stats.notices.add(["key 'mood' of a record is not read"], "a.jsonl:3")
     stats.notices.add(["key 'mood' of a record is not read"], "a.jsonl:9")
     assert describe_data("x", stats)[-1] == (
@@ -263,9 +265,9 @@ def test_data_in_words() -> None:
 
 
 def test_what_was_left_out_in_words() -> None:
-    assert describe_left_out([]) == []
+    assert describe_skipped([]) == []
     errors = [SampleError(f"f:{number}", "too long", "9 tokens") for number in range(6)]
-    assert describe_left_out([*errors, SampleError("f:9", "bad image", "no")]) == [
+    assert describe_skipped([*errors, SampleError("f:9", "bad image", "no")]) == [
         "  7 samples skipped (too long: 6, bad image: 1)",
         *(f"    f:{number}: 9 tokens" for number in range(5)),
         "    and 2 more; `erniekit data check` names them all",
@@ -283,5 +285,5 @@ def test_adapters_in_a_table() -> None:
 
 
 def test_sizes_in_words() -> None:
-    found = [size(n) for n in (0, 1023, 1536, 5 << 20, 3 << 30, 5000 << 30)]
+    found = [format_bytes(n) for n in (0, 1023, 1536, 5 << 20, 3 << 30, 5000 << 30)]
     assert found == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "5000.0 GiB"]
