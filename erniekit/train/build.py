@@ -23,10 +23,10 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.runtime import compute_dtype
+from erniekit.train.build_dpo import build_dpo_objective, build_reference
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
 from erniekit.train.describe import describe_run
-from erniekit.train.dpo import make_dpo_objective, make_reference
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.hooks.evaluation import EvaluationHook
@@ -223,8 +223,8 @@ def build_objective(
             directory, shard = Path(config.model.path), config.parallel.shard
             return load_shared(directory, dtype, mesh, shard, prepared.changes)[0]
 
-        reference = make_reference(config, model, dtype, datasets, load_base, context.log, dist)
-        return make_dpo_objective(config, model, reference)
+        reference = build_reference(config, model, dtype, datasets, load_base, context.log, dist)
+        return build_dpo_objective(config, model, reference)
     loss = config.loss
     return SftObjective(
         model,

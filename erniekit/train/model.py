@@ -31,8 +31,8 @@ from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
 from erniekit.parallel.expert_parallel import apply_expert_parallel
 from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.zero import ZeroReducer
+from erniekit.train.build_dpo import caches_reference_with_copy, keeps_reference_copy
 from erniekit.train.describe import describe_lora, describe_model, describe_parallel_dims, describe_vocab
-from erniekit.train.dpo import caches_with_copy, trains_beside_copy
 from erniekit.train.memory import MemoryPlan, ShardingPlan, activation_bytes, plan_model
 from erniekit.train.parameters import check_routers, trained_names
 
@@ -237,8 +237,8 @@ def _plan(
         selected.trained,
         rows_per_step=config.train.rows_per_step,
         sharding=sharding,
-        reference=trains_beside_copy(config),
-        cached=caches_with_copy(config),
+        reference=keeps_reference_copy(config),
+        cached=caches_reference_with_copy(config),
         activations=activation_bytes(architecture, config, 2 if dtype == "bfloat16" else 4, selected.trained),
     )
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from erniekit.errors import ConfigError
 from erniekit.models.specs import is_vocab_tensor
 
-# Patterns over parameter names. A part's adapters bear its name, so that they are frozen with it.
+# Patterns over parameter names. Adapters of a part have its name, so that they are frozen with it.
 PARTS: dict[str, tuple[str, ...]] = {
     "vision": ("vision_model.*",),
     "resampler": ("model.resampler_model.*",),
@@ -26,9 +26,9 @@ def part_of(name: str) -> str:
 
 
 def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
-    """The names that `model.freeze` covers: parts by their names, anything else as an fnmatch pattern.
+    """The parameters that model.freeze covers, by the name of a part or by an fnmatch pattern.
 
-    Raises ConfigError for an entry that covers nothing, naming what is near.
+    Raises ConfigError for an entry that covers no parameter, with similar names.
     """
     frozen: set[str] = set()
     for entry in freeze:
@@ -36,7 +36,7 @@ def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
             name for name in names if (part_of(name) == entry if entry in PARTS else fnmatchcase(name, entry))
         }
         if not covered:
-            raise ConfigError(f"model.freeze: {entry!r} {_why_nothing(names, entry)}")
+            raise ConfigError(f"model.freeze: {entry!r} {_explain_no_match(names, entry)}")
         frozen |= covered
     return frozen
 
@@ -49,12 +49,12 @@ def trained_names(
     train_router: bool = False,
     train_vocab: bool = False,
 ) -> list[str]:
-    """Of all parameters, those that a run trains, in their order.
+    """The trained parameters among `names`, in their order.
 
-    Without `adapters` that is everything, with them only low-rank matrices and, with `train_router`, the
-    routers, with `train_vocab` embedding and head; less what `freeze` covers, and never the correction bias of
-    a router, which no gradient reaches. Raises ConfigError as `frozen_names` does, for a router that is not there,
-    and where nothing is left.
+    With `adapters` only the low-rank matrices are trained, with `train_router` also the routers, and with
+    `train_vocab` also embedding and head; without `adapters` all parameters. Parameters that `freeze` covers are not
+    trained, nor is the correction bias of a router, which has no gradient. Raises ConfigError as `frozen_names` does,
+    with `train_router` for a model without routers, and where no parameter is trained.
     """
     frozen = frozen_names(names, freeze)
     routers = {name for name in names if part_of(name) == "router"}
@@ -75,7 +75,7 @@ def trained_names(
 
 
 def check_routers(names: Sequence[str], trained: Iterable[str], settings: Sequence[str]) -> None:
-    """Raise ConfigError where `settings`, keys that act on trained routers, have none among all `names`."""
+    """Raise ConfigError where `settings`, keys that act on trained routers, are set and no router is trained."""
     routers = {name for name in names if part_of(name) == "router"}
     if not settings or routers & set(trained):
         return
@@ -88,10 +88,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _why_nothing(names: Sequence[str], entry: str) -> str:
+def _explain_no_match(names: Sequence[str], entry: str) -> str:
     if entry in PARTS:
         parts = ", ".join(sorted({part_of(name) for name in names}))
-        return f"is no part of this model, which has: {parts}"
+        return f"is not a part of this model, which has: {parts}"
     near = get_close_matches(entry, [*PARTS, *names], n=3, cutoff=0.4)
-    hint = f"; near it: {', '.join(near)}" if near else ""
+    hint = f"; similar names: {', '.join(near)}" if near else ""
     return f"is neither a part ({', '.join(PARTS)}) nor a pattern that matches a parameter{hint}"

@@ -1,4 +1,4 @@
-"""The reference model of preference training: where its log-probabilities come from."""
+"""The reference model of preference training: a frozen model, adapters switched off, or cached log-probabilities."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.dpo import Reference, branch_logps
 
-# (pairs done, pairs in all) of one source
-Progress = Callable[[int, int], None]
+# (pairs done, all pairs) of one source
+OnProgress = Callable[[int, int], None]
 IndexedDocument = tuple[int, Document]
 
 
 class ReferenceModel:
-    """A model as it stands, without dropout, gradients and router losses."""
+    """A model without dropout, gradients and router losses."""
 
     def __init__(self, model: ErnieModel, chunk_tokens: int) -> None:
         self.model = model
@@ -57,10 +57,10 @@ class ReferenceModel:
 
 
 class AdapterDisabledReference(ReferenceModel):
-    """The model that adapters are trained on: the same weights, the adapters switched off.
+    """The trained model with its adapters switched off.
 
-    base: the directory of that model. Parameters that are trained whole beside the adapters (routers) have its values
-    while the reference computes.
+    base: the directory of the base model. Parameters that are trained besides the adapters (routers) have the values
+    of the base model while the reference computes.
     """
 
     def __init__(self, model: ErnieModel, chunk_tokens: int, base: Path) -> None:
@@ -76,11 +76,11 @@ class AdapterDisabledReference(ReferenceModel):
             self._whole.append((parameter, value))
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        with self._base():
+        with self._base_weights():
             return super().__call__(batch)
 
     @contextmanager
-    def _base(self) -> Iterator[None]:
+    def _base_weights(self) -> Iterator[None]:
         trained = [parameter.detach().clone() for parameter, _ in self._whole]
         try:
             for layer in self._adapters:
@@ -94,30 +94,30 @@ class AdapterDisabledReference(ReferenceModel):
 
 
 def _assign(values: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Each value into its parameter, on the device: `set_value` goes through the host."""
+    """Copy each value into its parameter on the device: `set_value` copies through the host."""
     with paddle.no_grad():
         for parameter, value in values:
             paddle.assign(value, output=parameter)
 
 
 def cached_reference(batch: PackedBatch) -> Tensor:
-    """The log-probabilities that came with the pairs: a `Reference`. Raises DataError where one is not known."""
+    """A `Reference` that reads the log-probabilities in the batch. Raises DataError where one is missing."""
     if not batch.sample_ids:
         return paddle.zeros([0], "float32")
     if batch.reference is None or np.isnan(batch.reference).any():
         raise DataError(
-            f"the reference's log-probabilities of some of {', '.join(batch.sample_ids[:8])} were not computed (their "
-            "pictures could not be read then): start the run again"
+            f"the log-probabilities of the reference are missing for some of {', '.join(batch.sample_ids[:8])} (their "
+            "images could not be read when they were computed): start the run again"
         )
     return paddle.to_tensor(batch.reference.reshape(-1))
 
 
 def model_key(directory: str | Path, dtype: str, vocab_size: int) -> str:
-    """Names a checkpoint on disk, computing in `dtype`: a digest of what `model_fingerprint` reads of it.
+    """A digest of a checkpoint on disk and the dtype in which it computes.
 
-    vocab_size: rows of its embedding in memory, over which probabilities are normalised. The times of change of its
-    files count too, since that reads their ends only: adapters that were merged may have changed just what is between
-    them.
+    vocab_size: rows of the embedding in memory, over which probabilities are normalised. The digest includes the
+    modification times of the weight files: `model_fingerprint` reads only their ends, and merging adapters may change
+    only what is between them.
     """
     directory = Path(directory)
     times = [file.stat().st_mtime_ns for file in weight_files(directory)]
@@ -132,13 +132,14 @@ def cache_references(
     *,
     max_length: int,
     workers: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> tuple[int, int]:
-    """Give every pair of a dataset its log-probabilities under the reference; how many were known, and are new.
+    """Compute the reference's log-probabilities of all pairs of a dataset that are not cached.
 
-    key: `model_key`; make_reference: called when the first row is computed. Rows are packed as for training, and what
-    is computed of each stays on disk, so that an interrupted computation goes on where it stopped. A pair whose
-    pictures cannot be read is raised or skipped as the dataset's budget says, and is looked at again by the next run.
+    key: from `model_key`; make_reference: called when the first row is computed. Rows are packed as for training. The
+    result of each row is stored on disk, so that an interrupted computation continues where it stopped. A pair with
+    images that cannot be read is raised or skipped as the dataset's budget says; the next run tries it again. Returns
+    the numbers of pairs that were cached before and that were computed.
     """
     reference = cache(make_reference)
     known = computed = 0
@@ -161,7 +162,7 @@ def _fill(
     pool: Workers,
     budget: ErrorBudget,
     max_length: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> int:
     missing = file.missing
 

@@ -1,4 +1,4 @@
-"""The directory of a run: whether one may begin or go on there, and that one run at a time writes to it."""
+"""The directory of a run: checks before a run writes to it, its lock, and its configuration file."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR
 CONFIG_FILE = "config.yaml"
 _PREVIOUS_CONFIG = "config.previous.yaml"
 _LOCK = ".run.lock"
-# What a run writes before its first checkpoint, and what people and schedulers send a run's output to.
+# Files that a run writes before its first checkpoint, and suffixes of files with the output of a command.
 _OWN = {CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE, "logs", "eval"}
 _OUTPUTS = {".log", ".out", ".err"}
 
 
 def check_run_directory(config: Config, *, resume: bool) -> None:
-    """Whether a run may begin in train.output_dir or, with `resume`, go on there.
+    """Check that a run may start in train.output_dir or, with `resume`, continue there.
 
-    Where there is no checkpoint both begin at the first step, so that a run that died before it saved anything can be
-    started again either way. Raises ConfigError where a run would write beside what is not its own.
+    Without a checkpoint both start at the first step, so that a run that died before its first checkpoint can be
+    started again either way. Raises ConfigError where the directory holds files that no run has written.
     """
     run = Path(config.train.output_dir)
-    there = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"train.output_dir: {there} is not a directory; choose another one")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"train.output_dir: {there} cannot be written to; choose another directory")
+    existing = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"train.output_dir: {existing} is not a directory; choose another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"train.output_dir: {existing} cannot be written to; choose another directory")
     if not run.exists():
         return
     _refuse_second_run(run)
     found = find_checkpoints(run)
     if found and not resume:
         raise ConfigError(
-            f"train.output_dir: {run} is not empty. Add --resume to continue the run in it, whose newest checkpoint is "
-            f"{found[0].path.name}, or choose another directory for a new one (train.output_dir=...)"
+            f"train.output_dir: {run} is not empty. Add --resume to continue its run from {found[0].path.name}, or "
+            "choose another directory for a new run (train.output_dir=...)"
         )
     foreign = (
         None
@@ -53,44 +53,44 @@ def check_run_directory(config: Config, *, resume: bool) -> None:
     if foreign is not None:
         raise ConfigError(
             f"train.output_dir: {run} is not empty, and no run has written {foreign.name}. There is no checkpoint to "
-            "resume from: choose another directory (train.output_dir=...), or move what is there"
+            "resume from: choose another directory (train.output_dir=...), or move the files away"
         )
 
 
 def checkpoint_to_resume(run: Path, log: Callable[[str], None]) -> Path | None:
-    """The newest complete checkpoint of a run; None where none was ever saved.
+    """The newest complete checkpoint of a run; None where there is no checkpoint.
 
-    Raises CheckpointError where all are incomplete: to begin again would overwrite them.
+    Raises CheckpointError where all checkpoints are incomplete: a new run would overwrite them.
     """
     found = find_checkpoints(run)
     for checkpoint in found:
         if checkpoint.problem is None:
             return checkpoint.path
-        log(f"passing over {checkpoint.path}, which is incomplete: {checkpoint.problem}")
+        log(f"skipping {checkpoint.path}, which is incomplete: {checkpoint.problem}")
     if found:
         raise CheckpointError(
-            f"{run}: there is no complete checkpoint to resume from. Bring the files of {found[0].path.name} back, or "
-            "remove it to begin again"
+            f"{run}: there is no complete checkpoint to resume from. Restore the files of {found[0].path.name}, or "
+            "remove it to start again"
         )
-    log(f"{run}: there is no checkpoint to resume from yet; the run begins at its first step")
+    log(f"{run}: there is no checkpoint to resume from yet; the run starts at its first step")
     return None
 
 
 def begin_run(config: Config, log: Callable[[str], None]) -> None:
-    """Remove what a run in the same directory left that died before its first checkpoint, and write the configuration.
+    """Write the configuration, and remove files of an earlier run that died before its first checkpoint.
 
-    A configuration that is there and reads otherwise is kept under another name: people may have written it.
+    A different configuration in the directory is kept under another name: a person may have written it.
     """
     run = Path(config.train.output_dir)
     if (run / LOG_FILE).exists():
-        log(f"{run}: the run in it ended before its first checkpoint; it begins again")
+        log(f"{run}: the run in it ended before its first checkpoint; it starts again")
     for aside in run.glob(".checkpoint-*.tmp"):
         shutil.rmtree(aside)
     (run / BEST_FILE).unlink(missing_ok=True)
     file = run / CONFIG_FILE
     if file.exists() and file.read_bytes() != dump_config(config).encode():
         file.replace(run / _PREVIOUS_CONFIG)
-        log(f"{file} is another one than this run's; it is now {run / _PREVIOUS_CONFIG}")
+        log(f"{file} differs from the configuration of this run; it is now {run / _PREVIOUS_CONFIG}")
     write_config(config)
 
 
@@ -101,24 +101,24 @@ def write_config(config: Config) -> None:
 
 
 def make_run_directory(run: Path) -> None:
-    """Make the directory of a run where it is not there. Raises ConfigError."""
+    """Create the directory of a run if it does not exist. Raises ConfigError."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"train.output_dir: {run} cannot be made: {error.strerror}") from None
+        raise ConfigError(f"train.output_dir: {run} cannot be created: {error.strerror}") from None
 
 
 @contextmanager
 def lock_run_directory(run: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Keep other runs out while this one trains. However the process ends, the directory is free again.
+    """Lock the directory while this run trains. The lock ends with the process, however the process ends.
 
-    Raises ConfigError where another process has it.
+    Raises ConfigError where another process holds the lock.
     """
     with (run / _LOCK).open("a") as file:
         try:
             _lock(file, run)
         except OSError as error:
-            log(f"note: the disk of {run} has no locks ({error.strerror}); let no other run write there")
+            log(f"note: the disk of {run} has no locks ({error.strerror}); do not start another run in it")
         yield
 
 
@@ -128,23 +128,23 @@ def _refuse_second_run(run: Path) -> None:
         with (run / _LOCK).open("r+") as file:
             _lock(file, run)
     except OSError:
-        # Nobody has ever trained there, or it cannot be known; `hold_directory` tells.
+        # No run has used the directory, or the disk has no locks, which `lock_run_directory` logs.
         return
 
 
 def _lock(file: IO[str], run: Path) -> None:
-    """Of the process, not of the open file: worker processes that outlive it do not hold it."""
+    """Lock for the process, not for the open file: worker processes that outlive the process do not hold it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise ConfigError(
-            f"train.output_dir: another process trains in {run} now; wait for its end, or choose another directory "
+            f"train.output_dir: another process trains in {run}; wait until it ends, or choose another directory "
             "(train.output_dir=...)"
         ) from None
 
 
 def _is_own(entry: Path, config: Config) -> bool:
-    """Whether a run writes such an entry before its first checkpoint, or it is the output of a command, or hidden."""
+    """Whether an entry may be there before the first checkpoint: written by a run, output of a command, or hidden."""
     cache = config.data.cache_dir
     holds_cache = cache is not None and Path(cache).resolve().is_relative_to(entry.resolve())
     hidden, output = entry.name.startswith("."), entry.suffix in _OUTPUTS and entry.is_file()

@@ -31,7 +31,7 @@ from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.train.build import build_optimizer
-from erniekit.train.dpo import make_dpo_objective, make_reference
+from erniekit.train.build_dpo import build_dpo_objective, build_reference
 from erniekit.train.metrics import MetricsAccumulator, StepMetrics
 from erniekit.train.model import PreparedModel, prepare_model
 from erniekit.train.reference_model import ReferenceModel, cached_reference
@@ -78,7 +78,7 @@ class Run:
 
     def objective(self) -> DpoObjective:
         model = self.prepared.model
-        reference = make_reference(
+        reference = build_reference(
             self.config,
             model,
             "float32",
@@ -87,7 +87,7 @@ class Run:
             self.said.append,
             DistributedContext(local_mesh()),
         )
-        return make_dpo_objective(self.config, model, reference)
+        return build_dpo_objective(self.config, model, reference)
 
     def load_base(self) -> Any:
         return load_model(self.config.model.path)
@@ -195,10 +195,10 @@ def test_a_cached_reference_is_the_live_one(tmp_path: Path, model: Path, pairs: 
     live = Run(tmp_path, model, pairs, **settings).train(3)
     run = Run(tmp_path, model, pairs, **settings, dpo__reference="cached")
     assert run.objective().reference is cached_reference
-    assert run.said[-1] == "reference: log-probabilities of 12 pairs computed, of 0 known before"
+    assert run.said[-1] == "reference: log-probabilities of 12 pairs computed, 0 cached before"
     again = Run(tmp_path, model, pairs, **settings, dpo__reference="cached")
     cached = again.train(3)
-    assert again.said[-1] == "reference: log-probabilities of 0 pairs computed, of 12 known before"
+    assert again.said[-1] == "reference: log-probabilities of 0 pairs computed, 12 cached before"
     for one, other in zip(live, cached, strict=True):
         for name in ("train/loss", "rewards/margin", "logps/chosen"):
             assert_close(one[name], other[name], MODEL, scale=abs(other["logps/chosen"]), what=name)
@@ -262,7 +262,7 @@ def test_a_damaged_picture_is_skipped_and_loads_no_reference_again(tmp_path: Pat
     assert computed.endswith("of 1 pairs computed, of 0 known before, 1 cannot be read")
     assert told == [
         skipped,
-        "reference: log-probabilities of 0 pairs computed, of 1 known before, 1 cannot be read",
+        "reference: log-probabilities of 0 pairs computed, 1 cached before; 1 pair cannot be read",
     ]
     settings["data__on_error"] = "raise"
     with pytest.raises(DataError, match=r"damaged\.png"):

@@ -69,7 +69,7 @@ def test_resume_begins_where_nothing_was_ever_saved(
         run.mkdir()
     assert run_training(make_config(run, model, data, train__max_steps=1), resume=True) == 0
     assert (
-        "there is no checkpoint to resume from yet; the run begins at its first step"
+        "there is no checkpoint to resume from yet; the run starts at its first step"
         in capsys.readouterr().out
     )
     assert (run / "checkpoint-000001").is_dir()
@@ -157,7 +157,7 @@ def test_two_runs_do_not_train_in_one_directory(tmp_path: Path, model: Path, dat
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         for resume in (False, True):
-            with pytest.raises(ConfigError, match=r"another process trains in .*run now"):
+            with pytest.raises(ConfigError, match=r"another process trains in .*run;"):
                 run_training(config, resume=resume)
     finally:
         other.kill()

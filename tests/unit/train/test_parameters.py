@@ -38,9 +38,9 @@ def test_parts_and_patterns_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("visoin", r"'visoin' is neither a part \(vision, resampler.*near it: vision"),
+        ("visoin", r"'visoin' is neither a part \(vision, resampler.*similar names: vision"),
         ("model.layer.*", "neither a part"),
-        ("model.embed_token.weight", "near it: model.embed_tokens.weight"),
+        ("model.embed_token.weight", "similar names: model.embed_tokens.weight"),
     ],
 )
 def test_an_entry_that_covers_nothing_is_an_error(entry: str, message: str) -> None:
@@ -49,7 +49,9 @@ def test_an_entry_that_covers_nothing_is_an_error(entry: str, message: str) -> N
 
 
 def test_a_part_that_a_model_lacks_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"'vision' is no part of this model, which has: language, router"):
+    with pytest.raises(
+        ConfigError, match=r"'vision' is not a part of this model, which has: language, router"
+    ):
         frozen_names(NAMES[3:], ["vision"])
 
 

@@ -16,6 +16,7 @@ from erniekit.errors import ConfigError
 from erniekit.lora.targets import LoraMatch
 from erniekit.models.specs import TensorSpec
 from erniekit.optim.schedule import Schedule
+from erniekit.train.build_dpo import keeps_reference_copy
 from erniekit.train.describe import (
     describe_data,
     describe_lora,
@@ -25,7 +26,6 @@ from erniekit.train.describe import (
     describe_skipped,
     format_bytes,
 )
-from erniekit.train.dpo import trains_beside_copy
 from erniekit.train.memory import ShardingPlan, plan_model
 from erniekit.train.plan import plan_run
 
@@ -188,7 +188,7 @@ def test_what_processes_send_each_other_is_counted() -> None:
     ],
 )
 def test_which_runs_hold_a_frozen_copy(tmp_path: Path, settings: list[str], copied: bool) -> None:
-    assert trains_beside_copy(config(tmp_path, *settings)) is copied
+    assert keeps_reference_copy(config(tmp_path, *settings)) is copied
 
 
 def test_memory_of_processes_that_share_a_model() -> None:

@@ -329,7 +329,7 @@ def test_a_step_without_loss_is_passed_over() -> None:
 
 def test_rows_without_loss_alone_are_an_error() -> None:
     trainer, _, _ = make(Plain(), [Row((), "")])
-    with pytest.raises(DataError, match="none of the last 1000 steps has a token with loss"):
+    with pytest.raises(DataError, match="none of the last 1000 steps has a trained token"):
         trainer.train_step()
 
 

@@ -1,4 +1,4 @@
-"""What a run with `task: dpo` is made of, from its configuration."""
+"""Builds the objective and the reference model of preference training (`task: dpo`)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.parallel.unsharded import unsharded_rows
+from erniekit.train.plan import counted
 from erniekit.train.reference_model import (
     AdapterDisabledReference,
-    Progress,
+    OnProgress,
     ReferenceModel,
     cache_references,
     cached_reference,
@@ -35,7 +36,7 @@ _SIMPO_BETA, _BETA = 2.0, 0.1
 
 
 def preference_settings(config: Config) -> PreferenceSettings:
-    """The loss and its constants, defaults that depend on the loss filled in."""
+    """The loss and its constants, with the defaults that depend on the loss."""
     dpo = config.dpo
     beta = dpo.beta if dpo.beta is not None else _SIMPO_BETA if dpo.loss == "simpo" else _BETA
     return PreferenceSettings(
@@ -43,8 +44,8 @@ def preference_settings(config: Config) -> PreferenceSettings:
     )
 
 
-def make_dpo_objective(config: Config, model: ErnieModel, reference: Reference | None) -> DpoObjective:
-    """The objective of a run; `reference` from `make_reference`."""
+def build_dpo_objective(config: Config, model: ErnieModel, reference: Reference | None) -> DpoObjective:
+    """The objective of a run. reference: from `build_reference`."""
     weight = config.dpo.sft_weight
     if weight is None:
         weight = 1.0 if config.dpo.loss == "orpo" else 0.0
@@ -58,23 +59,25 @@ def make_dpo_objective(config: Config, model: ErnieModel, reference: Reference |
     )
 
 
-def trains_beside_copy(config: Config) -> bool:
-    """Whether a frozen copy of the model stays in memory while it is trained."""
+def keeps_reference_copy(config: Config) -> bool:
+    """Whether a frozen copy of the model stays in memory during training."""
     if config.task != "dpo" or config.dpo.loss in REFERENCE_FREE or config.dpo.reference == "cached":
         return False
     return config.dpo.reference == "copy" or not config.lora.enabled
 
 
-def caches_with_copy(config: Config) -> bool:
-    """Whether a cached reference is computed with a copy of the model: not where one process has the model that is
-    trained whole, adapters switched off."""
+def caches_reference_with_copy(config: Config) -> bool:
+    """Whether a cached reference is computed with a copy of the model.
+
+    Not where a process holds the whole model: it switches its adapters off instead.
+    """
     if config.task != "dpo" or config.dpo.loss in REFERENCE_FREE or config.dpo.reference != "cached":
         return False
     parallel = config.parallel
     return not config.lora.enabled or parallel.expert > 1 or parallel.shard == "parameters"
 
 
-def make_reference(
+def build_reference(
     config: Config,
     model: ErnieModel,
     dtype: str,
@@ -83,18 +86,18 @@ def make_reference(
     log: Log,
     dist: DistributedContext,
 ) -> Reference | None:
-    """The reference of a run; None for a loss without one.
+    """The reference of a run; None for a loss without a reference.
 
-    model: the one that is trained, adapters on it; load_base: loads config.model.path once more, as `model` was loaded.
-    With dpo.reference "cached" the log-probabilities of all pairs of `datasets` are computed here, where they are not
-    known, by the main process; the others get what it has. Raises DataError.
+    model: the trained model, with its adapters; load_base: loads model.path again, as `model` was loaded. With
+    dpo.reference "cached" the main process computes the log-probabilities of all pairs of `datasets` that are not
+    cached yet, and sends them to the other processes. Raises DataError.
     """
     if config.dpo.loss in REFERENCE_FREE:
         return None
 
     @cache
-    def frozen() -> Reference:
-        if config.lora.enabled and config.dpo.reference != "copy" and not caches_with_copy(config):
+    def load_reference() -> Reference:
+        if config.lora.enabled and config.dpo.reference != "copy" and not caches_reference_with_copy(config):
             return AdapterDisabledReference(model, config.loss.chunk_tokens, Path(config.model.path))
         log(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
@@ -105,36 +108,39 @@ def make_reference(
         return ReferenceModel(copy, config.loss.chunk_tokens)
 
     if config.dpo.reference != "cached":
-        return frozen()
+        return load_reference()
     for dataset in datasets:
         if dist.is_main:
             with dist.mesh.busy("computing the reference"), unsharded_rows(model):
-                known, computed = cache_references(
+                num_cached, num_computed = cache_references(
                     dataset,
                     model_key(config.model.path, dtype, model.config.vocab_size),
-                    frozen,
+                    load_reference,
                     max_length=config.data.max_length,
                     workers=config.data.workers,
                     progress=_progress(log),
                 )
-            lacking = sum(dataset.sizes) - known - computed
-            unread = f", {lacking:,} cannot be read" if lacking else ""
+            num_unreadable = sum(dataset.sizes) - num_cached - num_computed
+            unreadable = f"; {counted(num_unreadable, 'pair')} cannot be read" if num_unreadable else ""
             log(
-                f"reference: log-probabilities of {computed:,} pairs computed, of {known:,} known before{unread}"
+                f"reference: log-probabilities of {counted(num_computed, 'pair')} computed, {num_cached:,} cached "
+                f"before{unreadable}"
             )
         for source in dataset.sources:
-            computed_here = source.store.references
-            unset = np.empty((len(source.store), 2), np.float32)
-            source.store.references = dist.from_main(unset if computed_here is None else computed_here)
-    # A copy of the model goes before the optimizer's state comes.
-    frozen.cache_clear()
+            values = source.store.references
+            if values is None:
+                values = np.empty((len(source.store), 2), np.float32)
+            source.store.references = dist.from_main(values)
+    # Free a copy of the model before the optimizer's state is allocated.
+    load_reference.cache_clear()
     gc.collect()
     if paddle.get_device().startswith("gpu"):
         paddle.device.cuda.empty_cache()
     return cached_reference
 
 
-def _progress(log: Log) -> Progress:
+def _progress(log: Log) -> OnProgress:
+    """Logs the progress of computing the reference, at most one line each `_PROGRESS_SECONDS`."""
     started = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
