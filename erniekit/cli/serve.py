@@ -114,8 +114,9 @@ def serve(
     from erniekit.generation.sampling import Sampling
     from erniekit.generation.text import AnswerText
     from erniekit.runtime import compute_dtype, configure
-    from erniekit.serving.cors import CrossOrigin
-    from erniekit.serving.server import ChatServer, example, run_server
+    from erniekit.serving.app import make_app
+    from erniekit.serving.cors import parse_origins
+    from erniekit.serving.server import access_notes, curl_command, listen, run_server, server_url
     from erniekit.serving.service import ChatService
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
@@ -130,17 +131,14 @@ def serve(
         seed=seed,
     )
     shown = name or model.resolve().name
-    pages = CrossOrigin.from_options(cors or ())
-    server = ChatServer(host, port, api_key=api_key, cors=pages, log=functools.partial(typer.echo, err=True))
+    origins = parse_origins(cors or ())
+    listener = listen(host, port)
+    url, log = server_url(listener), functools.partial(typer.echo, err=True)
     text = AnswerText.from_checkpoint(source.directory)
     service = ChatService(shown, source.load(computed), encoder, text, defaults, allow_urls=allow_urls)
     typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
-    typer.echo("\n".join(["try it:", f"  {example(server, shown)}", *production]))
-    if server.is_open:
-        typer.echo(f"note: whoever reaches {host} can use it; --api-key keeps others out")
-    if server.is_open_to_pages:
-        typer.echo(
-            "note: with --cors '*' any web page in a browser here can use it; --api-key keeps others out"
-        )
-    typer.echo(f"listening on {server.url}/v1; Ctrl-C ends it")
-    run_server(server, service)
+    typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, api_key)}", *production]))
+    for note in access_notes(listener, api_key, origins):
+        typer.echo(f"note: {note}")
+    typer.echo(f"listening on {url}/v1; Ctrl-C stops it")
+    run_server(listener, make_app(service, api_key=api_key, cors_origins=origins, log=log), service, log)

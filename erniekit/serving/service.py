@@ -1,7 +1,7 @@
-"""What answers requests, without HTTP: one after the other, in the order in which they come.
+"""Chat completions without HTTP: one after the other, in the order in which the requests come.
 
-Requests are read in the threads of their connections, so that a bad one is refused while another is answered. The
-model runs in one thread, whichever calls `run`: Paddle's settings belong to the thread that made them.
+Requests are checked and encoded in the caller's thread, so that a bad one is refused while another one is answered.
+The model runs in the thread that calls `run`: Paddle's settings belong to the thread that made them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from erniekit.data.chat.conversation import SampleError
@@ -31,30 +32,30 @@ from erniekit.serving.request import (
 )
 from erniekit.serving.response import Completion, Finished
 
-# What comes out of a job: the next pieces of the answer, its end, or why there is none.
+# The next pieces of an answer, its end, or the reason why there is none. The last two are the last event.
 Event = list[Delta] | Finished | RequestError
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """An answer on order.
+class QueuedRequest:
+    """A request that waits for the model, or is being answered.
 
-    notices: of what in its messages is not read; events: what has come of it, the last one is no list; cancelled:
-    nobody waits for it.
+    on_event: called in the model's thread; notices: keys in its messages that are ignored; cancelled: set it when the
+    client is gone.
     """
 
     prompt: Document
     sampling: Sampling
+    on_event: Callable[[Event], None]
     notices: tuple[str, ...] = ()
-    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class ChatService:
     """One model under a name.
 
-    defaults: what a request leaves out; answers whose seed it leaves out are each drawn anew. allow_urls: whether
-    pictures and videos may be http(s) URLs, which are then fetched from here.
+    defaults: used for what a request leaves out; without a seed, each answer is sampled with another one. allow_urls:
+    whether images and videos may be http(s) URLs, which are then fetched from here.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class ChatService:
         self._defaults = defaults
         self._allow_urls = allow_urls
         self._generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text)
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[QueuedRequest | None] = queue.SimpleQueue()
         self._stopped = False
         self._numbers = itertools.count()
 
-    def order(self, request: ChatRequest) -> tuple[Job, Completion]:
-        """Puts the answer to a request in the queue. From any thread. Raises RequestError."""
+    def submit(
+        self, request: ChatRequest, on_event: Callable[[Event], None]
+    ) -> tuple[QueuedRequest, Completion]:
+        """Adds a request to the queue, from any thread. Raises RequestError."""
         self.check_name(request.model)
         template = self._encoder.template
         check_thinking(request, template)
@@ -93,9 +96,11 @@ class ChatService:
         defaults = replace(self._defaults, seed=self._defaults.seed + number)
         sampling = chat_sampling(read_sampling(request, defaults, len(prompt), self._positions), template)
         request.thinking.check_limits(template, sampling.max_new_tokens)
-        job = Job(prompt, sampling, conversation.notices)
-        self._jobs.put(job)
-        return job, Completion(self.name, template, request.may_call)
+        queued = QueuedRequest(prompt, sampling, on_event, conversation.notices)
+        self._queue.put(queued)
+        if self._stopped:
+            self._refuse_all()
+        return queued, Completion(self.name, template, request.may_call)
 
     def check_name(self, name: str | None) -> None:
         """Raises RequestError for another model than this one; a request may also name none."""
@@ -104,35 +109,56 @@ class ChatService:
             raise RequestError(message, status=404, param="model", code="model_not_found")
 
     def run(self) -> None:
-        """Answers requests until `stop`."""
-        while (job := self._jobs.get()) is not None:
-            self.answer(job)
+        """Answers requests until `stop`; those that are left get an error then."""
+        try:
+            while (queued := self._queue.get()) is not None:
+                self._answer(queued)
+        finally:
+            self._stopped = True
+            self._refuse_all()
 
     def stop(self) -> None:
         """Ends `run`, after the next token. From anywhere, also a signal handler."""
         self._stopped = True
-        self._jobs.put(None)
+        self._queue.put(None)
 
-    def answer(self, job: Job) -> None:
-        """Generates one answer, as long as somebody waits for it. What goes wrong is told in its events."""
-
-        def unwanted() -> bool:
-            return job.cancelled.is_set() or self._stopped
-
-        if unwanted():
-            return
-        reader = AnswerReader(self._text, self._encoder.template, job.sampling)
+    def _answer(self, queued: QueuedRequest) -> None:
+        """Generates one answer, as long as its client is there."""
+        reader = AnswerReader(self._text, self._encoder.template, queued.sampling)
         try:
-            for id in self._generator.stream(job.prompt, job.sampling):
-                job.events.put(reader.feed(id))
-                if unwanted():
-                    return
-        except SampleError as error:  # pictures are opened here
-            job.events.put(RequestError(error.detail, param="messages"))
+            if self._goes_on(queued):
+                for token in self._generator.stream(queued.prompt, queued.sampling):
+                    queued.on_event(reader.feed(token))
+                    if not self._goes_on(queued):
+                        return
+                queued.on_event(reader.end())
+                queued.on_event(Finished(reader.finish, len(queued.prompt), reader.tokens))
+        except SampleError as error:  # images are opened here
+            queued.on_event(RequestError(error.detail, param="messages"))
+        except RequestError as error:
+            queued.on_event(error)
+        except KeyboardInterrupt:
+            queued.on_event(_stopping())
+            raise
         except Exception as error:
             # A bug, or no memory for this prompt: the next one may still be answered.
             traceback.print_exc()
-            job.events.put(RequestError(f"the answer failed: {type(error).__name__}: {error}", status=500))
-        else:
-            job.events.put(reader.end())
-            job.events.put(Finished(reader.finish, len(job.prompt), reader.tokens))
+            queued.on_event(RequestError(f"the answer failed: {type(error).__name__}: {error}", status=500))
+
+    def _goes_on(self, queued: QueuedRequest) -> bool:
+        if self._stopped:
+            raise _stopping()
+        return not queued.cancelled.is_set()
+
+    def _refuse_all(self) -> None:
+        while True:
+            try:
+                queued = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if queued is not None:
+                queued.on_event(_stopping())
+
+
+def _stopping() -> RequestError:
+    return RequestError("the server is shutting down", status=503)

@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
 from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
-from erniekit.serving.cors import CrossOrigin
-from erniekit.serving.server import ChatServer
+from erniekit.serving.app import make_app
+from erniekit.serving.cors import parse_origins
+from erniekit.serving.server import http_server, listen, server_url
 from erniekit.serving.service import ChatService
 from tests.unit.generation.helpers import make_model
 from tests.unit.generation.scripted import Script
@@ -60,17 +62,23 @@ class Served:
         self.lines: queue.Queue[str] = queue.Queue()
         text = AnswerText.from_checkpoint(vl)
         self.service = ChatService("tiny", model, find_model(vl).encoder(template), text, Sampling(50))
-        pages = CrossOrigin.from_options(cors)
-        self.server = ChatServer("127.0.0.1", 0, api_key=api_key, cors=pages, log=self.lines.put)
-        self.server.service = self.service
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        origins, log = parse_origins(cors), self.lines.put
+        listener = listen("127.0.0.1", 0)
+        self.url = server_url(listener)
+        self.host, self.port = listener.getsockname()
+        app = make_app(self.service, api_key=api_key, cors_origins=origins, log=log)
+        self._running = ExitStack()
+        self._running.enter_context(http_server(listener, app))
         threading.Thread(target=self.service.run, daemon=True).start()
-        self.host, self.port = self.server.server_address[:2]
+
+    def close(self) -> None:
+        self.service.stop()
+        self._running.close()
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(str(self.host), self.port, timeout=HANGS)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=HANGS)
         sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection.request(method, path, sent, {"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
@@ -78,11 +86,20 @@ class Served:
         connection.close()
         return response.status, json.loads(content) if content else None, response
 
+    def preflight(self, path: str, headers: dict[str, str]) -> tuple[int, http.client.HTTPResponse]:
+        """What a browser asks before a page's request."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=HANGS)
+        connection.request("OPTIONS", path, headers=headers)
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status, response
+
     def completion(self, body: Any, **headers: str) -> tuple[int, Any]:
         return self.ask("POST", "/v1/chat/completions", body, headers)[:2]
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="secret", max_retries=0, timeout=HANGS)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0, timeout=HANGS)
 
 
 @pytest.fixture
@@ -103,5 +120,4 @@ def start(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Itera
 
     yield start
     for served in started:
-        served.server.shutdown()
-        served.server.server_close()
+        served.close()

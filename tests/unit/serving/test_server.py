@@ -24,10 +24,13 @@ from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
 from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
-from erniekit.serving import server as serve
+from erniekit.serving import app as serve
+from erniekit.serving.app import make_app
+from erniekit.serving.cors import parse_origins
+from erniekit.serving.fields import RequestError
 from erniekit.serving.request import read_request
-from erniekit.serving.server import ChatServer, example, run_server
-from erniekit.serving.service import ChatService
+from erniekit.serving.server import access_notes, curl_command, listen, run_server, server_url
+from erniekit.serving.service import ChatService, Event
 from tests.unit.generation.scripted import END, TOOLS
 from tests.unit.serving.conftest import ASKED, HANGS, Served
 
@@ -128,18 +131,17 @@ def test_routes_and_methods(start: Callable[..., Served]) -> None:
     assert (status, [card["id"] for card in models["data"]]) == (200, ["tiny"])
     for method, path, wanted in (
         ("GET", "/v1/chat/completions", "POST"),
-        ("DELETE", "/v1/models/tiny", "GET"),
-        ("POST", "/health", "GET"),
+        ("DELETE", "/v1/models/tiny", "GET or HEAD"),
+        ("POST", "/health", "GET or HEAD"),
+        ("BREW", "/health", "GET or HEAD"),
     ):
         status, answer, response = served.ask(method, path, b"{}" if method == "POST" else None)
-        assert (status, response.headers["Allow"]) == (405, wanted)
+        assert (status, set(response.headers["Allow"].split(", "))) == (405, set(wanted.split(" or ")))
         assert answer["error"]["message"] == f"{path} takes {wanted}, not {method}"
     status, answer, _ = served.ask("POST", "/v1/completions", {})
     assert status == 404 and "there is nothing at /v1/completions" in answer["error"]["message"]
     status, answer, _ = served.ask("GET", "/v1/models/gpt")
     assert (status, answer["error"]["code"]) == (404, "model_not_found")
-    status, answer, _ = served.ask("BREW", "/health")
-    assert status == 501 and answer["error"]["type"] == "server_error"
 
 
 def test_a_key(start: Callable[..., Served]) -> None:
@@ -150,45 +152,59 @@ def test_a_key(start: Callable[..., Served]) -> None:
         assert response.headers["WWW-Authenticate"] == "Bearer"
     assert served.ask("GET", "/health")[0] == 200
     assert served.client().chat.completions.create(**ASKED).choices[0].message.content == "seven"
-    assert "Authorization: Bearer KEY" in example(served.server, "tiny")
+    assert "Authorization: Bearer KEY" in curl_command(served.url, "tiny", "secret")
 
 
-def test_bodies_that_are_not_taken(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "MAX_BODY", 1000)
-    monkeypatch.setattr(serve, "_DISCARD_SECONDS", HANGS)
+def test_bodies_that_are_not_accepted(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_BODY_BYTES", 1000)
     served = start()
-    with pytest.raises(openai.APIStatusError, match=r"at most 1,000 are taken") as error:
+    with pytest.raises(openai.APIStatusError, match=r"more than 1,000 bytes") as error:
         question: Any = [{"role": "user", "content": "x" * 5_000_000}]
         served.client().chat.completions.create(model="tiny", messages=question)
     assert error.value.status_code == 413
     assert served.completion(b"x" * 30_000_000)[0] == 413
     status, answer = served.completion(ASKED, **{"Content-Type": "text/plain"})
     assert status == 415 and "application/json" in answer["error"]["message"]
-    assert served.completion(None)[0] == 411
-    connection = http.client.HTTPConnection(str(served.host), served.port, timeout=HANGS)
-    connection.request(
-        "POST",
-        "/v1/chat/completions",
-        iter([b"{}"]),
-        {"Content-Type": "application/json"},
-        encode_chunked=True,
-    )
-    response = connection.getresponse()
-    assert (response.status, response.headers["Connection"]) == (411, "close")
+    status, answer = served.completion(None)
+    assert status == 400 and "not valid JSON" in answer["error"]["message"]
 
 
-def test_bodies_that_cannot_be_skipped_end_the_connection(start: Callable[..., Served]) -> None:
+def test_bodies_in_chunks(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served, body = start(), json.dumps(ASKED).encode()
+    for limit, status in ((len(body), 200), (len(body) - 1, 413)):
+        monkeypatch.setattr(serve, "MAX_BODY_BYTES", limit)
+        connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
+        pieces = iter([body[:20], body[20:]])
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", pieces, headers, encode_chunked=True)
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_body_is_never_the_next_request(start: Callable[..., Served]) -> None:
     served = start()
     for length in ("-1", "x", "9" * 5000):
-        status, _, response = served.ask("POST", "/v1/chat/completions", b"{}", {"Content-Length": length})
-        assert (status, response.headers["Connection"]) == (411, "close")
-    status, _, response = served.ask("GET", "/health", b"GET /v1/models HTTP/1.1\r\n\r\n")
-    assert (status, response.headers["Connection"]) == (200, "close")
+        connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
+        connection.request("POST", "/v1/chat/completions", b"{}", {"Content-Length": length})
+        response = connection.getresponse()
+        assert (response.status, response.headers["Connection"]) == (400, "close")
+        connection.close()
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
+    for path, found in (
+        ("/health", {"status": "ok"}),
+        ("/v1/models/gpt", None),
+        ("/health", {"status": "ok"}),
+    ):
+        connection.request("GET", path, b"GET /v1/models HTTP/1.1\r\n\r\n")
+        response = connection.getresponse()
+        content = json.loads(response.read())
+        assert (response.status, content) == (200, found) if found else response.status == 404
+    connection.close()
 
 
 def test_a_connection_is_used_again(start: Callable[..., Served]) -> None:
     served = start(answers=[f"one{END}", f"two{END}"])
-    connection = http.client.HTTPConnection(str(served.host), served.port, timeout=HANGS)
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
     found = []
     for body in ({**ASKED, "stream": True}, {**ASKED, "n": 2}, ASKED):
         connection.request(
@@ -207,7 +223,7 @@ def test_an_old_client_gets_a_stream_without_chunks(start: Callable[..., Served]
     head = (
         f"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     )
-    with socket.create_connection((str(served.host), served.port), timeout=HANGS) as connection:
+    with socket.create_connection((served.host, served.port), timeout=HANGS) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
         received = b"".join(iter(lambda: connection.recv(4096), b""))
     answer = received.partition(b"\r\n\r\n")[2]
@@ -231,7 +247,7 @@ def test_requests_are_answered_in_their_order(start: Callable[..., Served]) -> N
         threads[-1].start()
         if number == 11:
             assert begun.get(timeout=HANGS) == 11
-        while served.service._jobs.qsize() < number - 11:
+        while served.service._queue.qsize() < number - 11:
             time.sleep(0.01)
     # Others wait, but what needs no model is answered, and mistakes are told.
     assert served.ask("GET", "/health")[0] == 200
@@ -258,16 +274,15 @@ def test_a_client_that_goes_away_ends_its_answer(start: Callable[..., Served], s
 
     served.stream = endless
     body = json.dumps({**ASKED, "stream": streamed}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    )
-    with socket.create_connection((str(served.host), served.port), timeout=HANGS) as connection:
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}"
+    with socket.create_connection((served.host, served.port), timeout=HANGS) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
         if streamed:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         assert begun.wait(HANGS) and not ended.is_set()
     assert ended.wait(HANGS)
-    assert "the client went away" in served.lines.get(timeout=HANGS)
+    assert "the client disconnected" in served.lines.get(timeout=HANGS)
     served.stream = lambda document, sampling: iter([2])
     assert served.completion(ASKED)[0] == 200
 
@@ -287,7 +302,7 @@ def test_a_client_that_goes_away_while_it_waits_is_never_answered(start: Callabl
         time.sleep(0.01)
     with pytest.raises(openai.APITimeoutError):
         served.client().with_options(timeout=0.3).chat.completions.create(**ASKED, max_tokens=7)
-    assert "the client went away" in served.lines.get(timeout=HANGS)
+    assert "the client disconnected" in served.lines.get(timeout=HANGS)
     go.set()
     first.join(HANGS)
     assert served.completion(ASKED)[0] == 200 and asked == [50, 50]
@@ -309,7 +324,7 @@ def test_an_answer_that_fails_is_told_and_the_next_is_given(
     assert answer["error"]["message"] == "the answer failed: MemoryError: too large"
     with pytest.raises(openai.APIError, match="the answer failed"):
         list(served.client().chat.completions.create(**ASKED, stream=True))
-    connection = http.client.HTTPConnection(str(served.host), served.port, timeout=HANGS)
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
     body = json.dumps({**ASKED, "stream": True})
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     told = connection.getresponse().read()  # ends, but not as a whole answer does
@@ -328,15 +343,33 @@ def test_a_picture_that_cannot_be_read(start: Callable[..., Served], monkeypatch
 
 def test_where_it_cannot_listen() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1, port 8000"):
-        ChatServer("192.0.2.1", 8000, log=print)
-    with ChatServer("::1", 0, log=print) as server:
-        assert server.url == f"http://[::1]:{server.server_address[1]}"
-    with ChatServer("0.0.0.0", 0, log=print) as server:
-        assert server.url == f"http://127.0.0.1:{server.server_address[1]}"
-        assert server.is_open
-    for host, key in (("0.0.0.0", "secret"), ("localhost", ""), ("::1", "")):
-        with ChatServer(host, 0, api_key=key, log=print) as server:
-            assert not server.is_open
+        listen("192.0.2.1", 8000)
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1, port 99999"):
+        listen("127.0.0.1", 99999)
+
+
+def test_the_url_for_clients() -> None:
+    for host, shown in (("::1", "[::1]"), ("0.0.0.0", "127.0.0.1")):
+        with listen(host, 0) as listener:
+            assert server_url(listener) == f"http://{shown}:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "origin", "note"),
+    [
+        ("0.0.0.0", "", "", "anyone who can reach 0.0.0.0 can use this server"),
+        ("0.0.0.0", "secret", "", ""),
+        ("localhost", "", "", ""),
+        ("::1", "", "", ""),
+        ("127.0.0.1", "", "*", "with --cors '*' any web page in a browser here can use this server"),
+        ("127.0.0.1", "secret", "*", ""),
+        ("127.0.0.1", "", "http://localhost:3000", ""),
+    ],
+)
+def test_who_can_use_an_open_server(host: str, key: str, origin: str, note: str) -> None:
+    with listen(host, 0) as listener:
+        notes = access_notes(listener, key, parse_origins([origin] if origin else []))
+    assert notes == ([f"{note}; --api-key restricts it"] if note else [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -347,7 +380,8 @@ def test_a_signal_ends_it_in_the_middle_of_an_answer(
     lines: list[str] = []
     text = AnswerText.from_checkpoint(vl)
     service = ChatService("tiny", model, find_model(vl).encoder(), text, Sampling())
-    server = ChatServer("127.0.0.1", 0, log=lines.append)
+    listener, events = listen("127.0.0.1", 0), list[Event]()
+    address = listener.getsockname()
 
     def stream(generator: Generator, document: Document, sampling: Sampling) -> Iterator[int]:
         for _ in range(times):
@@ -358,9 +392,34 @@ def test_a_signal_ends_it_in_the_middle_of_an_answer(
 
     monkeypatch.setattr(Generator, "stream", stream)
     for _ in range(2):
-        service.order(read_request(json.dumps(ASKED).encode()))
+        service.submit(read_request(json.dumps(ASKED).encode()), events.append)
     before = signal.getsignal(number)
-    run_server(server, service)
+    run_server(listener, make_app(service, log=lines.append), service, lines.append)
     assert lines == ["stopped"] and signal.getsignal(number) == before
     with pytest.raises(OSError):
-        socket.create_connection(server.server_address[:2], timeout=HANGS)
+        socket.create_connection(address, timeout=HANGS)
+    service.submit(read_request(json.dumps(ASKED).encode()), events.append)
+    assert [event.status for event in events if isinstance(event, RequestError)] == [503, 503, 503]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_clients_of_a_server_that_stops_get_an_error(start: Callable[..., Served], streamed: bool) -> None:
+    served, found = start(), queue.SimpleQueue[tuple[int, bytes]]()
+
+    def stream(document: Document, sampling: Sampling) -> Iterator[int]:
+        yield SEVEN
+        served.service.stop()
+        yield SEVEN
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
+        body, headers = json.dumps({**ASKED, "stream": streamed}), {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        response = connection.getresponse()
+        found.put((response.status, response.read()))
+
+    served.stream = stream
+    threading.Thread(target=ask, daemon=True).start()
+    status, content = found.get(timeout=HANGS)
+    assert status == (200 if streamed else 503)
+    assert b"the server is shutting down" in content and b"[DONE]" not in content
