@@ -29,10 +29,10 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.formats import parse_record
 from erniekit.errors import DataError
 from erniekit.generation.answer import CUT_OFF, Answer, Delta
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.reader import AnswerReader, chat_sampling
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.interrupt import InterruptGuard
 from erniekit.models.ernie import ErnieModel
 
@@ -67,7 +67,7 @@ class Chat:
         self,
         model: ErnieModel,
         encoder: Encoder,
-        text: AnswerText,
+        detokenizer: Detokenizer,
         sampling: Sampling,
         tools: tuple[dict[str, Any], ...] = (),
     ) -> None:
@@ -76,8 +76,10 @@ class Chat:
         self.system = ""
         self._tools = tools
         self._encoder = encoder
-        self._text = text
-        self._generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text)
+        self._detokenizer = detokenizer
+        self._generator = Generator(
+            model, detokenizer.eos_token_ids, encoder.media_spec, detokenizer=detokenizer
+        )
         self._sampling = chat_sampling(sampling, encoder.template)
         self._answers = 0
         self._check()
@@ -170,7 +172,7 @@ class Chat:
         # Each answer of a chat is drawn anew, and all of them are the same with the same seed.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         self._answers += 1
-        reader = AnswerReader(self._text, self._encoder.template, sampling)
+        reader = AnswerReader(self._detokenizer, self._encoder.template, sampling)
         first = last = began = time.perf_counter()
         ids = self._generator.stream(prompt, sampling)
         while guard.requested is None and (id := next(ids, None)) is not None:

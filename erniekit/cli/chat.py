@@ -73,9 +73,9 @@ def chat(
 
     from erniekit.chat.console import ChatConsole, line_reader
     from erniekit.chat.session import Chat, load_tools
+    from erniekit.generation.detokenizer import Detokenizer
     from erniekit.generation.load import find_model
     from erniekit.generation.sampling import Sampling
-    from erniekit.generation.text import AnswerText
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -89,8 +89,8 @@ def chat(
     )
     functions = load_tools(tools) if tools is not None else ()
     source = find_model(model)
-    encoder, text = source.encoder(template), AnswerText.from_checkpoint(source.directory)
-    session = Chat(source.load(computed), encoder, text, sampling, functions)
+    encoder, detokenizer = source.encoder(template), Detokenizer.from_checkpoint(source.directory)
+    session = Chat(source.load(computed), encoder, detokenizer, sampling, functions)
     session.set_system(system)
     typer.echo(f"{source.checkpoint}: template {encoder.template.name}; /help lists the commands")
     ChatConsole(session, Console(), line_reader()).run()

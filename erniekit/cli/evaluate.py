@@ -221,9 +221,9 @@ def _run(
     """Loads the model and evaluates the samples, with progress."""
     from erniekit.display.progress import show_progress
     from erniekit.evaluation.evaluate import evaluate as run_evaluation
-    from erniekit.generation.text import AnswerText
+    from erniekit.generation.detokenizer import Detokenizer
 
-    text = AnswerText.from_checkpoint(source.directory)
+    text = Detokenizer.from_checkpoint(source.directory)
     model = source.load(dtype)
     with ExitStack() as stack:
         return run_evaluation(

@@ -111,8 +111,8 @@ def serve(
         typer.echo("\n".join(production))
         return
 
+    from erniekit.generation.detokenizer import Detokenizer
     from erniekit.generation.sampling import Sampling
-    from erniekit.generation.text import AnswerText
     from erniekit.runtime import compute_dtype, configure
     from erniekit.serving.app import make_app
     from erniekit.serving.cors import parse_origins
@@ -134,8 +134,8 @@ def serve(
     origins = parse_origins(cors or ())
     listener = listen(host, port)
     url, log = server_url(listener), functools.partial(typer.echo, err=True)
-    text = AnswerText.from_checkpoint(source.directory)
-    service = ChatService(shown, source.load(computed), encoder, text, defaults, allow_urls=allow_urls)
+    detokenizer = Detokenizer.from_checkpoint(source.directory)
+    service = ChatService(shown, source.load(computed), encoder, detokenizer, defaults, allow_urls=allow_urls)
     typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
     typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, api_key)}", *production]))
     for note in access_notes(listener, api_key, origins):

@@ -22,8 +22,8 @@ from erniekit.evaluation.evaluator import spaced_progress
 from erniekit.evaluation.metrics.choose import Pair, score
 from erniekit.evaluation.report import writing_predictions
 from erniekit.generation.answer import parse_answer
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.parallel.unsharded import unsharded_rows
 
@@ -44,7 +44,7 @@ class AnswerEvaluator:
         settings = config.eval
         self._run_dir = Path(config.train.output_dir)
         self._model, self._encoder, self._dist, self._log = model, encoder, dist, log
-        self._text = AnswerText.from_checkpoint(config.model.path)
+        self._text = Detokenizer.from_checkpoint(config.model.path)
         self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
         self._generator = DistributedGenerator(
             dist,

@@ -17,10 +17,10 @@ from erniekit.evaluation.dataset import EvalPlan, EvalSample, LossSample
 from erniekit.evaluation.metrics.choose import Pair, is_right, score
 from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generated, Generator, inference_mode, split_rows
 from erniekit.generation.reader import chat_sampling
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.sft import SftObjective
 
@@ -78,7 +78,7 @@ class Evaluation:
 def evaluate(
     model: ErnieModel,
     encoder: Encoder,
-    text: AnswerText,
+    text: Detokenizer,
     samples: Iterable[LossSample],
     plan: EvalPlan,
     sampling: Sampling = GREEDY,
@@ -94,7 +94,9 @@ def evaluate(
     plan: of the same samples. A few hundred samples are in memory at a time, and images only while the model sees them.
     budget: counts samples with unreadable images; without a budget, they raise SampleError.
     """
-    generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text, batch_size=batch_size)
+    generator = Generator(
+        model, text.eos_token_ids, encoder.media_spec, detokenizer=text, batch_size=batch_size
+    )
     run = _EvalRun(generator, encoder, text, plan, sampling, budget or ErrorBudget("raise", 0), on_progress)
     return _evaluate(run, samples, losses, on_prediction)
 
@@ -102,7 +104,7 @@ def evaluate(
 def evaluate_generation(
     generator: Generator,
     encoder: Encoder,
-    text: AnswerText,
+    text: Detokenizer,
     samples: Sequence[EvalSample],
     plan: EvalPlan,
     sampling: Sampling = GREEDY,
@@ -137,7 +139,7 @@ class _EvalRun:
         self,
         generator: Generator,
         encoder: Encoder,
-        text: AnswerText,
+        text: Detokenizer,
         plan: EvalPlan,
         sampling: Sampling,
         budget: ErrorBudget,

@@ -28,10 +28,10 @@ from erniekit.data.media.spec import MediaSpec
 from erniekit.evaluation.dataset import load_samples
 from erniekit.export.checks import Check
 from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import load_for_inference
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.config import ErnieConfig
 from erniekit.objectives.sft import row_inputs
 from erniekit.runtime import usable_cores
@@ -70,7 +70,7 @@ def compare_with_transformers(
     prompts = {name: load_row([document], encoder.media_spec) for name, document in _prompts(encoder)}
     chats = load_samples([data], encoder, limit=samples) if data is not None else []
     questions = [chat.prompt for chat in chats]
-    text = AnswerText.from_checkpoint(directory)
+    text = Detokenizer.from_checkpoint(directory)
     torch.set_num_threads(usable_cores())
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -176,7 +176,7 @@ def _run_transformers(
     prompts: Sequence[PackedBatch],
     questions: Sequence[Document],
     spec: MediaSpec | None,
-    text: AnswerText,
+    text: Detokenizer,
     max_new_tokens: int,
 ) -> Results:
     # Explicit settings, so that the generation_config.json of the directory has no effect.
@@ -216,7 +216,7 @@ def _run_paddle(
     prompts: Sequence[PackedBatch],
     questions: Sequence[Document],
     spec: MediaSpec | None,
-    text: AnswerText,
+    text: Detokenizer,
     max_new_tokens: int,
 ) -> Results:
     model = load_for_inference(directory).model
@@ -235,7 +235,7 @@ def _compare_logits(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
 
 
 def _compare_answers(
-    names: Sequence[str], ours: Sequence[list[int]], theirs: Results, text: AnswerText
+    names: Sequence[str], ours: Sequence[list[int]], theirs: Results, text: Detokenizer
 ) -> Check:
     differing = [i for i, (a, b) in enumerate(zip(ours, theirs.answers, strict=True)) if a != b]
     same = len(names) - len(differing)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Never
 
 from erniekit.data.chat.template import END_THINK, THINK, Template
-from erniekit.generation.text import held_back
+from erniekit.generation.detokenizer import partial_match
 
 Kind = Literal["reasoning", "text", "tool_call"]
 # The error of a call that does not end.
@@ -121,7 +121,7 @@ class AnswerStream:
             self._space, self._after_tag = "", True
         if self._kind != "tool_call":
             marks = (*self._marks[self._kind], self._terminator)
-            certain = len(self._rest) - max(held_back(self._rest, mark) for mark in marks)
+            certain = len(self._rest) - max(partial_match(self._rest, mark) for mark in marks)
             deltas += self._tell(self._rest[:certain])
             self._rest = self._rest[certain:]
         return deltas
@@ -140,7 +140,7 @@ class AnswerStream:
         deltas = self._take(final=True)
         if self._kind == "tool_call":
             (mark,) = self._marks["tool_call"]
-            raw = self._rest[: len(self._rest) - held_back(self._rest, mark)].strip()
+            raw = self._rest[: len(self._rest) - partial_match(self._rest, mark)].strip()
             return [*deltas, Delta("tool_call", call=ToolCall("", None, raw, CUT_OFF))]
         if cut_off and len(self._rest) >= _CLEARLY_A_TAG:
             return deltas

@@ -14,9 +14,9 @@ from paddle import Tensor
 from erniekit.data.encode.document import Document
 from erniekit.data.load.loader import load_row
 from erniekit.data.media.spec import MediaSpec
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.kv_cache import KeyValueCache, PrefillAttention
 from erniekit.generation.sampling import Sampler, Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 from erniekit.objectives.sft import row_inputs
@@ -89,7 +89,7 @@ class Generator:
         eos_token_ids: Sequence[int],
         media_spec: MediaSpec | None = None,
         *,
-        text: AnswerText | None = None,
+        detokenizer: Detokenizer | None = None,
         row_tokens: int = 4096,
         batch_size: int = 128,
         batch_tokens: int = 1 << 16,
@@ -98,7 +98,7 @@ class Generator:
         self.model = model
         self.eos_token_ids = tuple(eos_token_ids)
         self.media_spec = media_spec
-        self.text = text
+        self.detokenizer = detokenizer
         self.row_tokens, self.batch_size, self.batch_tokens = row_tokens, batch_size, batch_tokens
         self._agree = agree
 
@@ -185,9 +185,9 @@ class Generator:
         sampler = Sampler(sampling, prompts, indices)
         texts = []
         if sampling.stop:
-            if self.text is None:
-                raise ValueError("stop texts need a Generator that has `text`")
-            texts = [self.text.stream(sampling.stop) for _ in prompts]
+            if self.detokenizer is None:
+                raise ValueError("stop texts need a Generator with a detokenizer")
+            texts = [self.detokenizer.stream(sampling.stop) for _ in prompts]
         decoding = Decoding(self.model, rows)
         active = np.arange(len(prompts))
         for produced in range(1, sampling.max_new_tokens + 1):

@@ -7,8 +7,8 @@ from typing import Literal
 
 from erniekit.data.chat.template import Template
 from erniekit.generation.answer import AnswerStream, Delta
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 
 
 def chat_sampling(sampling: Sampling, template: Template) -> Sampling:
@@ -26,7 +26,7 @@ class AnswerReader:
     `finish`: "stop" once the model or a stop text has ended the answer, "length" until then.
     """
 
-    def __init__(self, text: AnswerText, template: Template, sampling: Sampling) -> None:
+    def __init__(self, text: Detokenizer, template: Template, sampling: Sampling) -> None:
         self.tokens = 0
         self.finish: Literal["stop", "length"] = "length"
         self._text = text

@@ -18,10 +18,10 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.generation.answer import Delta
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.reader import AnswerReader, chat_sampling
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving.fields import RequestError
 from erniekit.serving.request import (
@@ -63,7 +63,7 @@ class ChatService:
         name: str,
         model: ErnieModel,
         encoder: Encoder,
-        text: AnswerText,
+        detokenizer: Detokenizer,
         defaults: Sampling,
         *,
         allow_urls: bool = False,
@@ -72,10 +72,12 @@ class ChatService:
         self.created = int(time.time())
         self._positions = model.config.max_position_embeddings
         self._encoder = encoder
-        self._text = text
+        self._detokenizer = detokenizer
         self._defaults = defaults
         self._allow_urls = allow_urls
-        self._generator = Generator(model, text.eos_token_ids, encoder.media_spec, text=text)
+        self._generator = Generator(
+            model, detokenizer.eos_token_ids, encoder.media_spec, detokenizer=detokenizer
+        )
         self._queue: queue.SimpleQueue[QueuedRequest | None] = queue.SimpleQueue()
         self._stopped = False
         self._numbers = itertools.count()
@@ -124,7 +126,7 @@ class ChatService:
 
     def _answer(self, queued: QueuedRequest) -> None:
         """Generates one answer, as long as its client is there."""
-        reader = AnswerReader(self._text, self._encoder.template, queued.sampling)
+        reader = AnswerReader(self._detokenizer, self._encoder.template, queued.sampling)
         try:
             if self._goes_on(queued):
                 for token in self._generator.stream(queued.prompt, queued.sampling):

@@ -21,10 +21,10 @@ from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import parse_record
 from erniekit.errors import DataError
 from erniekit.generation.answer import Delta
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from tests.unit.data.helpers import noise
 from tests.unit.generation.helpers import make_model
@@ -266,7 +266,7 @@ def test_a_saved_chat_can_be_trained_on(
 
 
 def test_the_same_seed_gives_the_same_chat_and_each_answer_anew(vl: Path, model: ErnieModel) -> None:
-    encoder, text = find_model(vl).encoder(), AnswerText.from_checkpoint(vl)
+    encoder, text = find_model(vl).encoder(), Detokenizer.from_checkpoint(vl)
 
     def talk(seed: int) -> list[str]:
         chat = Chat(model, encoder, text, Sampling(8, temperature=2.0, seed=seed))

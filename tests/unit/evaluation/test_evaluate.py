@@ -20,10 +20,10 @@ from erniekit.errors import DataError
 from erniekit.evaluation import evaluate as module
 from erniekit.evaluation.dataset import EvalDataset, EvalFile, EvalSample, LossSample, load_samples, make_plan
 from erniekit.evaluation.evaluate import Evaluation, Prediction, evaluate, evaluate_generation
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generated, Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.sft import row_inputs
 from tests.closeness import MODEL, assert_close
@@ -41,12 +41,12 @@ def vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("evaluate_vl") / "model", "vl")
 
 
-def parts(checkpoint: Path, template: str = "auto") -> tuple[ErnieModel, Encoder, AnswerText]:
+def parts(checkpoint: Path, template: str = "auto") -> tuple[ErnieModel, Encoder, Detokenizer]:
     source = find_model(checkpoint)
-    return source.load(), source.encoder(template), AnswerText.from_checkpoint(checkpoint)
+    return source.load(), source.encoder(template), Detokenizer.from_checkpoint(checkpoint)
 
 
-def script(monkeypatch: pytest.MonkeyPatch, text: AnswerText, answers: Sequence[tuple[str, bool]]) -> None:
+def script(monkeypatch: pytest.MonkeyPatch, text: Detokenizer, answers: Sequence[tuple[str, bool]]) -> None:
     """Makes any model give these answers, one after the other; the flag says whether it ends them."""
     left = iter(answers)
 

@@ -13,10 +13,10 @@ import pytest
 from erniekit.chat.session import Chat
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 
 END = "</s>"
@@ -34,7 +34,7 @@ class Script:
     def __init__(self, directory: Path, model: ErnieModel, template: str, answers: Sequence[str]) -> None:
         self.model = model
         self.encoder: Encoder = find_model(directory).encoder(template)
-        self.text = AnswerText.from_checkpoint(directory)
+        self.text = Detokenizer.from_checkpoint(directory)
         self.prompts: list[str] = []
         self.samplings: list[Sampling] = []
         self._answers = list(answers)

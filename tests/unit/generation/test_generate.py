@@ -13,9 +13,9 @@ from erniekit.data.chat.conversation import Conversation, ImagePart, Message, Pa
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.media.spec import MediaSpec
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Decoding, Generated, Generator, inference_mode, split_rows
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 from tests.closeness import MODEL, assert_close
@@ -41,11 +41,11 @@ class Chats:
     model: ErnieModel
     prompts: list[Document]
     spec: MediaSpec | None
-    text: AnswerText
+    text: Detokenizer
 
     def generator(self, *eos: int, batch_size: int = 128, row_tokens: int = 4096) -> Generator:
         bounds = {"batch_size": batch_size, "row_tokens": row_tokens}
-        return Generator(self.model, eos, self.spec, text=self.text, **bounds)
+        return Generator(self.model, eos, self.spec, detokenizer=self.text, **bounds)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -63,7 +63,7 @@ def _ids(answers: list[Generated]) -> list[list[int]]:
     return [answer.ids for answer in answers]
 
 
-def _pieces(text: AnswerText, ids: list[int]) -> list[str]:
+def _pieces(text: Detokenizer, ids: list[int]) -> list[str]:
     """What each token tells, and what is left at the end."""
     stream = text.stream()
     return [*(stream.feed(id) for id in ids), stream.finish()]
@@ -179,7 +179,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Chats:
             parts.insert(0, ImagePart(encoded(noise(28 * (seed % 3 + 1), 56, seed))))
         question = Message("user", tuple(parts), False)
         prompts.append(encoder.encode_prompt(Conversation((question,), f"chat {seed}")))
-    text = AnswerText.from_checkpoint(directory)
+    text = Detokenizer.from_checkpoint(directory)
     return Chats(directory, load_model(directory), prompts, encoder.media_spec, text)
 
 

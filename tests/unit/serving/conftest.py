@@ -16,10 +16,10 @@ import pytest
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode.document import Document
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving.app import make_app
 from erniekit.serving.cors import parse_origins
@@ -60,7 +60,7 @@ class Served:
             Generator, "stream", lambda generator, document, sampling: self.stream(document, sampling)
         )
         self.lines: queue.Queue[str] = queue.Queue()
-        text = AnswerText.from_checkpoint(vl)
+        text = Detokenizer.from_checkpoint(vl)
         self.service = ChatService("tiny", model, find_model(vl).encoder(template), text, Sampling(50))
         origins, log = parse_origins(cors), self.lines.put
         listener = listen("127.0.0.1", 0)

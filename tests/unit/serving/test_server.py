@@ -19,10 +19,10 @@ import pytest
 
 from erniekit.data.encode.document import Document
 from erniekit.errors import ConfigError
+from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
-from erniekit.generation.text import AnswerText
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving import app as serve
 from erniekit.serving.app import make_app
@@ -54,7 +54,7 @@ def test_reasoning_and_calls_reach_the_client(start: Callable[..., Served]) -> N
 def test_control_tokens_never_reach_the_client(
     start: Callable[..., Served], vl: Path, streamed: bool
 ) -> None:
-    text = AnswerText.from_checkpoint(vl)
+    text = Detokenizer.from_checkpoint(vl)
     names = ("<s>", "<unk>", "<mask:1>", "<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_PLACEHOLDER|>")
     control = [text._backend.token_to_id(name) for name in names]
     end = text._backend.token_to_id("<|end_of_sentence|>")
@@ -378,7 +378,7 @@ def test_a_signal_ends_it_in_the_middle_of_an_answer(
     vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, times: int
 ) -> None:
     lines: list[str] = []
-    text = AnswerText.from_checkpoint(vl)
+    text = Detokenizer.from_checkpoint(vl)
     service = ChatService("tiny", model, find_model(vl).encoder(), text, Sampling())
     listener, events = listen("127.0.0.1", 0), list[Event]()
     address = listener.getsockname()

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from erniekit.data.encode.tokenizer import stop_token_ids
 from erniekit.errors import CheckpointError
-from erniekit.generation.text import AnswerText, held_back
+from erniekit.generation.detokenizer import Detokenizer, partial_match
 from tests.unit.generation.helpers import make_model
 
 
@@ -23,15 +23,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def _text(checkpoint: Path) -> AnswerText:
-    return AnswerText.from_checkpoint(checkpoint)
+def _text(checkpoint: Path) -> Detokenizer:
+    return Detokenizer.from_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(
     "answer", ["7", " 7", "The number is 7.\n", "数字 7", "<think>\n\n</think>", "a  b "]
 )
 def test_answers_come_back_as_they_are(checkpoint: Path, answer: str) -> None:
-    text = AnswerText.from_checkpoint(checkpoint)
+    text = Detokenizer.from_checkpoint(checkpoint)
     assert text.round_trip(answer) == answer
     ids = text._backend.encode(answer, add_special_tokens=False).ids
     assert text.decode(ids) == text.decode([*ids, 2]) == answer
@@ -45,11 +45,11 @@ CONTROL = (
 )
 
 
-def _ids(text: AnswerText, words: str) -> list[int]:
+def _ids(text: Detokenizer, words: str) -> list[int]:
     return list(text._backend.encode(words, add_special_tokens=False).ids)
 
 
-def _streamed(text: AnswerText, ids: list[int], stop: tuple[str, ...] = ()) -> str:
+def _streamed(text: Detokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> str:
     stream = text.stream(stop)
     return "".join([stream.feed(id) for id in ids]) + stream.finish()
 
@@ -96,7 +96,7 @@ def test_tags_and_coordinates_are_part_of_an_answer_whatever_the_tokenizer_calls
         more = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         file["added_tokens"].append({"id": id, "content": name, "special": name != "<|mine|>", **more})
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(file)))
-    text = AnswerText(tokenizer, (2,))
+    text = Detokenizer(tokenizer, (2,))
     said = "<think>\nOne\n</think>\n<response><tool_call> <|LOC_5|><|LOC_SEP|><|mine|>"
     ids = _ids(text, said + "<|im_end|><s><|IMAGE_START|>")
     assert text.decode(ids) == _streamed(text, ids) == said
@@ -126,13 +126,13 @@ def test_stop_tokens_are_those_of_the_first_file_that_names_them(tmp_path: Path)
 def test_no_stop_token_and_no_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
     assert stop_token_ids(tmp_path, None) == ()
     with pytest.raises(CheckpointError, match="no tokenizer"):
-        AnswerText.from_checkpoint(tmp_path)
+        Detokenizer.from_checkpoint(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
-    with pytest.raises(CheckpointError, match="no answer would end"):
-        AnswerText.from_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="answers would never end"):
+        Detokenizer.from_checkpoint(tmp_path)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -213,4 +213,4 @@ def test_any_tokens_can_be_read(checkpoint: Path) -> None:
     ("text", "mark", "held"), [("a<t", "<tag>", 2), ("a<tag>", "<tag>", 0), ("<<", "<tag>", 1), ("", "x", 0)]
 )
 def test_what_may_be_the_beginning_of_a_mark(text: str, mark: str, held: int) -> None:
-    assert held_back(text, mark) == held
+    assert partial_match(text, mark) == held
