@@ -13,12 +13,13 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.media.decode import decode
+from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.evaluation.dataset import EvalDataset, EvalSample, find_files, make_plan
 from erniekit.evaluation.distributed_generator import DistributedGenerator
 from erniekit.evaluation.evaluate import Evaluation, OnPrediction, evaluate_generation
-from erniekit.evaluation.evaluator import spaced_progress
+from erniekit.evaluation.evaluator import eval_progress
 from erniekit.evaluation.metrics.choose import Pair, score
 from erniekit.evaluation.report import writing_predictions
 from erniekit.generation.answer import parse_answer
@@ -34,8 +35,8 @@ Log = Callable[[str], None]
 class AnswerEvaluator:
     """Scores generated answers to the same chats of data.eval in every evaluation.
 
-    The answers are written to eval/step-000120.jsonl in the run's directory. Raises ConfigError where data.eval has
-    no chat, or where eval.best_metric does not apply to any of its chats.
+    The answers are written to eval/step-000120.jsonl in the run's directory. Raises ConfigError if data.eval has no
+    chat, or eval.best_metric does not apply to any of its chats.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class AnswerEvaluator:
         for metric in best_metrics:
             self._check_applies(metric)
         metrics = ", ".join(self._plan.metrics)
-        log(f"eval answers: {_chats(len(self.samples))} in each evaluation, scored by {metrics}")
+        log(f"eval answers: {counted(len(self.samples), 'chat')} in each evaluation, scored by {metrics}")
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics such as "eval/exact_match", the same in all processes, which call this together."""
@@ -81,7 +82,7 @@ class AnswerEvaluator:
                 self._plan,
                 self._sampling,
                 on_prediction=on_prediction,
-                on_progress=spaced_progress(self._log),
+                on_progress=eval_progress(self._log, "chats"),
             )
 
     def _check_applies(self, metric: str) -> None:
@@ -90,16 +91,16 @@ class AnswerEvaluator:
             if score(Pair(reference, reference, True, sample.tools), [metric]):
                 return
         raise ConfigError(
-            f"eval.best_metric: {metric} does not apply to any of the {_chats(len(self.samples))} of data.eval that "
-            f"are answered; these metrics do: {', '.join(self._plan.metrics)}"
+            f"eval.best_metric: {metric} does not apply to any of the {counted(len(self.samples), 'chat')} of "
+            f"data.eval that are answered; these metrics do: {', '.join(self._plan.metrics)}"
         )
 
 
 def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log: Log) -> list[EvalSample]:
     """Draw eval.samples chats of data.eval to answer, only chats with images that can be read.
 
-    Raises ConfigError where there is none; SampleError for a chat that cannot be used, if data.on_error says so;
-    ErnieKitError where the processes have drawn different chats.
+    Raises ConfigError if there are none, SampleError for a chat that cannot be used if data.on_error is raise, and
+    ErnieKitError if the processes have drawn different chats.
     """
     data = config.data
     budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
@@ -109,7 +110,7 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log
     for sample in dataset.draw_chats(config.eval.samples):
         if len(sample.whole) > data.max_length:
             continue
-        # Now, and not hours into the run.
+        # Unreadable images are found now, not hours into the run.
         try:
             decode(sample.prompt.media, sample.prompt.sample_id, encoder.media_spec)
         except SampleError as error:
@@ -126,7 +127,7 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log
 
 
 def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None:
-    """Raise ErnieKitError where the processes have drawn different chats: answers would go to the wrong chats."""
+    """Raises ErnieKitError if the processes have drawn different chats: answers would be assigned to wrong chats."""
     drawn = dist.gather([[sample.sample_id, len(sample.prompt)] for sample in samples])
     for rank, theirs in enumerate(drawn):
         if theirs == drawn[0]:
@@ -145,8 +146,4 @@ def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None
 
 
 def _describe(chat: Sequence[Any] | None) -> str:
-    return "none" if chat is None else f"{chat[0]} of {chat[1]:,} tokens"
-
-
-def _chats(count: int) -> str:
-    return "1 chat" if count == 1 else f"{count:,} chats"
+    return "none" if chat is None else f"{chat[0]} of {counted(chat[1], 'token')}"

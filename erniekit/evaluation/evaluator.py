@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from paddle import nn
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.rows import StoredRows
-from erniekit.display.progress import OnProgress
+from erniekit.display.progress import OnProgress, log_progress
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
 from erniekit.objectives.dpo import DpoObjective
@@ -70,7 +69,7 @@ class Evaluator:
         """Metrics such as "eval/loss" and "eval/exact_match" after `step` steps."""
         all_reduce = self._dist.add if self._dist.mesh.world.size > 1 else None
         total = -(-self._eval_rows.num_rows // self._dist.size)
-        rows = _report_rows(self._eval_rows.once(), total, spaced_progress(self._log))
+        rows = _report_rows(self._eval_rows.once(), total, eval_progress(self._log, "rows"))
         if isinstance(self._objective, DpoObjective):
             metrics = evaluate_pairs(self._model, self._objective, rows, all_reduce)
         else:
@@ -129,24 +128,12 @@ def evaluate_pairs(
     return {"eval/loss": loss} | {f"eval/{name}": value for name, value in means.items()}
 
 
-def spaced_progress(log: Log) -> OnProgress:
-    """Logs the progress of a long evaluation, at most one line each `_PROGRESS_SECONDS`."""
-    began: dict[str, float] = {}
-    last = time.monotonic()
-
-    def report(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        started = began.setdefault(what, now)
-        if now - last >= _PROGRESS_SECONDS and 0 < done < total:
-            last = now
-            left = (now - started) * (total - done) / done
-            log(f"  evaluation, {what}: {done:,} of {total:,}, about {left:,.0f} s left")
-
-    return report
+def eval_progress(log: Log, unit: str) -> OnProgress:
+    """Logs lines such as "  eval loss: 4 of 8 rows, about 6 s left" during a long evaluation. unit: in the plural."""
+    return log_progress(lambda line: log(f"  eval {line}"), unit, _PROGRESS_SECONDS)
 
 
 def _report_rows(rows: Iterable[PackedBatch], total: int, report: OnProgress) -> Iterator[PackedBatch]:
     for done, row in enumerate(rows):
-        report("rows", done, total)
+        report("loss", done, total)
         yield row
