@@ -42,8 +42,8 @@ from erniekit.config.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from erniekit.config import Config
-    from erniekit.data.encode.account import ErrorBudget
     from erniekit.data.encode.encoder import Encoder
+    from erniekit.data.encode.stats import ErrorBudget
     from erniekit.evaluation.dataset import EvalDataset, EvalPlan, EvalSample
     from erniekit.evaluation.evaluate import Evaluation, OnPrediction, Prediction
     from erniekit.evaluation.report import EvalSettings
@@ -179,7 +179,7 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
 
 def _budget(on_error: choices.OnError | None, run: "Config | None") -> "ErrorBudget":
     """The budget for samples that cannot be used; it may skip any number of them."""
-    from erniekit.data.encode.account import ErrorBudget
+    from erniekit.data.encode.stats import ErrorBudget
 
     return ErrorBudget(on_error or ("raise" if run is None else run.data.on_error), sys.maxsize)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.distributed.context import DistributedContext
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from erniekit.config import Config
 from erniekit.config.choices import ANSWER_METRICS
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.media.decode import decode
 from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from erniekit.config import DataConfig, SourceConfig
 from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.chat.template import MediaSpan, Span, Template, TextSpan
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.files.find import Log, expand
 from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.files.reservoir import reservoir_sample

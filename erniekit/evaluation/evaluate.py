@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.load.batch import pack
 from erniekit.data.media.decode import decode
 from erniekit.display.progress import OnProgress, no_progress

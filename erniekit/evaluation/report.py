@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.display.text import counted, format_table
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.evaluation.evaluate import Evaluation, Prediction

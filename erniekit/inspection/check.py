@@ -15,9 +15,9 @@ from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import detect, parse_record
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.data.media.decode import decode
-from erniekit.data.media.measure import measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.token_counts import measure
 from erniekit.data.media.video import VideoSpec
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import DataError

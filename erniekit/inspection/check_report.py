@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
-from erniekit.data.encode.account import Notices
 from erniekit.data.encode.document import Document
+from erniekit.data.encode.stats import Notices
 from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.packing import plan_rows
 from erniekit.inspection.contents import characters, contents, digest, media_parts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from erniekit.config import Config
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import DataStats
+from erniekit.data.encode.stats import DataStats
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch, group_matches
 from erniekit.train.memory import MemoryPlan

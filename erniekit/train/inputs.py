@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from erniekit.config import Config, DataConfig, SourceConfig
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder, run_encoder
 from erniekit.data.encode.samples import SampleReader, pair_mode
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.files.find import Use, expand
 from erniekit.data.files.hub import local_entry

@@ -17,8 +17,8 @@ from erniekit.checkpoint.resize import read_rows
 from erniekit.checkpoint.state import model_fingerprint
 from erniekit.checkpoint.weights import assign
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.load.batch import PackedBatch, pack
 from erniekit.data.load.packing import plan_rows

@@ -13,9 +13,9 @@ import pytest
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import Config
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.samples import SampleReader, pair_mode
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import load_row
 from erniekit.data.load.mixture import Mixture

@@ -22,9 +22,9 @@ from typing import Any
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from erniekit.data.chat.conversation import SampleError, TextPart
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.data.encode.workers import Workers
 from erniekit.data.files.find import expand

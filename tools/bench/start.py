@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.mixture import Mixture

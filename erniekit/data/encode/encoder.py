@@ -40,13 +40,13 @@ from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy
 from erniekit.data.chat.template import MediaSpan, Span, SpanKind, Template, TextSpan, require_answer
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits, read_limits
-from erniekit.data.encode.strings import strings, trained_tokens
+from erniekit.data.encode.text_runs import text_runs, trained_tokens
 from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop_token_ids
 from erniekit.data.media.images import source_name
 from erniekit.data.media.item import Media
-from erniekit.data.media.measure import measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.token_counts import measure
 from erniekit.errors import CheckpointError
 from erniekit.vl_checkpoint import MediaTokens
 
@@ -113,7 +113,7 @@ class Encoder:
         reserved = {BEGIN, TERMINATOR, *template.tokens, *_ENGINE_MARKS}
         self._marks = {"image": "", "video": ""}
         if media_tokens is not None:
-            names = [_media_token(tokenizer, id) for id in astuple(media_tokens)]
+            names = [_media_token(tokenizer, token_id) for token_id in astuple(media_tokens)]
             reserved.update(names)
             image, image_start, image_end, video, video_start, video_end = names
             self._marks = {"image": image_start + image + image_end, "video": video_start + video + video_end}
@@ -196,7 +196,7 @@ class Encoder:
         self._refuse_reserved(conversation)
         found: list[Segment] = []
         done = 0
-        for spans, _ in strings(self.template.render(conversation, self.policy)):
+        for spans, _ in text_runs(self.template.render(conversation, self.policy)):
             texts = [self._text_of(span, conversation.sample_id) for span in spans]
             encoding = self._tokenizer.encode("".join(texts), add_special_tokens=False)
             starts = np.cumsum([0, *map(len, texts[:-1])])
@@ -226,7 +226,7 @@ class Encoder:
         targets: list[Ids] = []
         media: list[Media] = []
         length = 0
-        for string, trained in strings(spans):
+        for string, trained in text_runs(spans):
             text = "".join([self._text_of(span, sample_id) for span in string])
             if trained:
                 chunk, target = self._answer(text, string)
@@ -322,11 +322,11 @@ def _single_id(tokenizer: Tokenizer, text: str) -> int:
     return int(ids[0])
 
 
-def _media_token(tokenizer: Tokenizer, id: int) -> str:
-    token = tokenizer.id_to_token(id)
-    if token is None or tokenizer.encode(token, add_special_tokens=False).ids != [id]:
+def _media_token(tokenizer: Tokenizer, token_id: int) -> str:
+    token = tokenizer.id_to_token(token_id)
+    if token is None or tokenizer.encode(token, add_special_tokens=False).ids != [token_id]:
         raise CheckpointError(
-            f"config.json names {id} as the id of a media token, but the tokenizer does not"
+            f"config.json names {token_id} as the id of a media token, but the tokenizer does not"
         )
     return str(token)
 

@@ -50,19 +50,19 @@ class ModelLimits:
         over = np.flatnonzero(ids >= self.vocab_size)
         if len(over):
             found = int(ids[over[0]])
-            token = next(token for token, id in self.beyond if id == found)
+            token = next(token for token, token_id in self.beyond if token_id == found)
             detail = (
                 f"token {token!r} has the id {found}, but the model's embedding has {self.vocab_size} rows "
                 f"(vocab_size in config.json): {_ADD_ROWS}"
             )
             raise SampleError(sample_id, BEYOND_VOCABULARY, detail)
 
-    def check_token(self, token: str, id: int) -> None:
+    def check_token(self, token: str, token_id: int) -> None:
         """Raise CheckpointError for a token that every document needs and that has no row."""
-        if self.vocab_size is not None and id >= self.vocab_size:
+        if self.vocab_size is not None and token_id >= self.vocab_size:
             raise CheckpointError(
-                f"the chat template needs {token}, whose id is {id}, but the model's embedding has {self.vocab_size} "
-                f"rows (vocab_size in config.json): {_ADD_ROWS}"
+                f"the chat template needs {token}, whose id is {token_id}, but the model's embedding has "
+                f"{self.vocab_size} rows (vocab_size in config.json): {_ADD_ROWS}"
             )
 
     def fits(self, document: Document) -> bool:
@@ -87,7 +87,7 @@ class ModelLimits:
         """What to know of tokens without a row, as lines; none where every token has one."""
         if not self.beyond:
             return []
-        shown = ", ".join(f"{token!r} ({id})" for token, id in self.beyond[:_SHOWN])
+        shown = ", ".join(f"{token!r} ({token_id})" for token, token_id in self.beyond[:_SHOWN])
         more = f" and {len(self.beyond) - _SHOWN:,} more" if len(self.beyond) > _SHOWN else ""
         what = "1 token" if len(self.beyond) == 1 else f"{len(self.beyond):,} tokens"
         return [
@@ -114,11 +114,12 @@ def read_limits(
         () if rows is None else tuple(_tokens_from(tokenizer, rows)),
     )
     if rows is not None:
-        for place, id in _named_ids(directory):
-            if id >= rows:
-                cure = _ADD_ROWS if id in {found for _, found in limits.beyond} else "correct it"
+        for place, token_id in _named_ids(directory):
+            if token_id >= rows:
+                cure = _ADD_ROWS if token_id in {found for _, found in limits.beyond} else "correct it"
                 raise CheckpointError(
-                    f"{place} is {id}, but the model's embedding has {rows} rows (vocab_size in config.json): {cure}"
+                    f"{place} is {token_id}, but the model's embedding has {rows} rows "
+                    f"(vocab_size in config.json): {cure}"
                 )
     return limits
 
@@ -131,7 +132,7 @@ def resized_vocab_size(directory: str | Path) -> int:
     rows = _integer(_text_config(Path(directory)), "vocab_size")
     if rows is None:
         raise CheckpointError(f"{Path(directory) / 'config.json'}: key 'vocab_size' is missing")
-    ids = [id for _, id in _tokens_from(load_tokenizer(directory).backend_tokenizer, rows)]
+    ids = [token_id for _, token_id in _tokens_from(load_tokenizer(directory).backend_tokenizer, rows)]
     return -(-(max(ids) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE if ids else rows
 
 
@@ -153,7 +154,10 @@ def enlarged_limits(model: ModelConfig) -> tuple[int | None, int | None]:
 def _tokens_from(tokenizer: Tokenizer, rows: int) -> list[tuple[str, int]]:
     """(token, id) of the tokens with an id of at least `rows`, by id."""
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    return sorted(((token, id) for token, id in vocabulary.items() if id >= rows), key=lambda item: item[1])
+    return sorted(
+        ((token, token_id) for token, token_id in vocabulary.items() if token_id >= rows),
+        key=lambda item: item[1],
+    )
 
 
 def _named_ids(directory: Path) -> Iterator[tuple[str, int]]:
@@ -167,9 +171,9 @@ def _named_ids(directory: Path) -> Iterator[tuple[str, int]]:
         for section in (content, nested if isinstance(nested, dict) else {}):
             for key in _NAMED_IDS:
                 value = section.get(key)
-                for id in value if isinstance(value, list) else [value]:
-                    if isinstance(id, int):
-                        yield f"{file}: {key}", id
+                for token_id in value if isinstance(value, list) else [value]:
+                    if isinstance(token_id, int):
+                        yield f"{file}: {key}", token_id
 
 
 def _text_config(directory: Path) -> dict[str, Any]:

@@ -57,14 +57,18 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
 
 def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:
     """Id -> name of the tokens that are never words of an answer: ends, beginnings, roles, media, masks."""
-    found = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    found = {
+        token_id: token.content
+        for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special
+    }
     for name in _CONTROL_TOKENS:
-        id = tokenizer.token_to_id(name)
-        if id is not None:
-            found[id] = name
+        token_id = tokenizer.token_to_id(name)
+        if token_id is not None:
+            found[token_id] = name
     return {
-        id: name
-        for id, name in found.items()
+        token_id: name
+        for token_id, name in found.items()
         if name not in _ANSWER_TOKENS and not name.startswith(_COORDINATES)
     }
 

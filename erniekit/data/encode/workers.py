@@ -143,8 +143,8 @@ def _finished(item: Input, result: Result | Future[Result]) -> Result:
 
 
 def _read(reader: SampleReader, batch: Batch) -> list[Sample]:
-    records, base_dir, format = batch
-    return [reader.read(record, base_dir, format) for record in records]
+    records, base_dir, data_format = batch
+    return [reader.read(record, base_dir, data_format) for record in records]
 
 
 class _Process:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Decoded, Workers
 from erniekit.data.load.batch import PackedBatch, filler, pack
 from erniekit.data.load.packing import spread

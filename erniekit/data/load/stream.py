@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.data.encode.account import DataStats, ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.samples import Sample, SampleReader
+from erniekit.data.encode.stats import DataStats, ErrorBudget
 from erniekit.data.encode.workers import Batch, Workers
 from erniekit.data.files.reader import BadLine, Cursor, Passed, Record, read_share
 from erniekit.data.load.mixture import Mixture, next_source, permutation
@@ -203,8 +203,8 @@ class StreamedRows:
             drawn[source] += 1
             if len(taken) == _BATCH or number + 1 == self._buffer:
                 # Runs of one origin, so that the order of samples stays.
-                for (base_dir, format), run in groupby(taken, key=lambda item: item[0]):
-                    yield [record for _, record in run], base_dir, format
+                for (base_dir, data_format), run in groupby(taken, key=lambda item: item[0]):
+                    yield [record for _, record in run], base_dir, data_format
                 taken = []
 
     def _source(self, reading: Sequence[_Reading], drawn: Sequence[int]) -> int:

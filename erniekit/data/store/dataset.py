@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from erniekit import __version__
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import DataStats, ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.samples import Sample, SampleReader
+from erniekit.data.encode.stats import DataStats, ErrorBudget
 from erniekit.data.encode.workers import Batch, Workers
 from erniekit.data.files.find import Log, Use, expand, resolved
 from erniekit.data.files.reader import read_records

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from erniekit.config.choices import OnError, OnLong
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.mixture import Mixture

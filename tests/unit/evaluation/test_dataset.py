@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from erniekit.config import DataConfig
-from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.errors import ConfigError, DataError
 from erniekit.evaluation.dataset import (
     EvalDataset,

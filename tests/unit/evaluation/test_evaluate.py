@@ -12,9 +12,9 @@ import pytest
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.load.loader import load_row
 from erniekit.errors import DataError
 from erniekit.evaluation import evaluate as module

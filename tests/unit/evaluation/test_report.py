@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import ErrorBudget
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.evaluation.report import (
     EvalSettings,

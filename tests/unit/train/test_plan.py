@@ -8,7 +8,7 @@ import pytest
 from erniekit.config import Config, load_config
 from erniekit.config.choices import SHARDS
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.account import DataStats
+from erniekit.data.encode.stats import DataStats
 from erniekit.data.load.packing import Row
 from erniekit.data.load.rows import StoredRows
 from erniekit.distributed.parallel_dims import ParallelDims

@@ -82,7 +82,7 @@ def _call(where: str, value: Any, tools: Tools | None, sample: SampleContext) ->
     named = f"{where} ({quoted(call['name'])})"
     text = _arguments_text(named, call, tools, sample)
     return ToolCallPart(
-        call["name"], text, sample.loss(where, value) is not False, next((id for id in ids if id), "")
+        call["name"], text, sample.loss(where, value) is not False, next(filter(None, ids), "")
     )
 
 

@@ -123,9 +123,9 @@ def _by_id(caller: Turn, results: Sequence[Turn], sample: SampleContext) -> dict
     ids = [call.id for call in caller.calls]
     if not any(result.call_id for result in results):
         return {}
-    for id, count in Counter(filter(None, ids)).items():
+    for call_id, count in Counter(filter(None, ids)).items():
         if count > 1:
-            raise _fault(caller, f"{count} of its tool calls have the id {quoted(id)}", sample)
+            raise _fault(caller, f"{count} of its tool calls have the id {quoted(call_id)}", sample)
     placed: dict[int, Turn] = {}
     seen = set()
     for result in results:
@@ -137,7 +137,7 @@ def _by_id(caller: Turn, results: Sequence[Turn], sample: SampleContext) -> dict
         if not any(ids):
             continue
         if result.call_id not in ids:
-            known = ", ".join(quoted(id) for id in ids if id)
+            known = ", ".join(map(quoted, filter(None, ids)))
             detail = f"tool_call_id {quoted(result.call_id)} is none of the calls in {caller.where} ({known})"
             raise _fault(result, detail, sample)
         placed[ids.index(result.call_id)] = result

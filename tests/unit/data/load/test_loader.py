@@ -14,8 +14,8 @@ import pytest
 
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode import workers as workers_module
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader, load_row

@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from erniekit.config.choices import Mix
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.files import reader as reader_module
 from erniekit.data.load.loader import RowLoader, join_states

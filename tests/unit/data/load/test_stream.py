@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from erniekit.config.choices import Mix
-from erniekit.data.encode.account import ErrorBudget
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.samples import SampleReader
+from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.data.load.loader import RowLoader

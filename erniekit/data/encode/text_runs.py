@@ -10,7 +10,7 @@ import numpy.typing as npt
 from erniekit.data.chat.template import Span, TextSpan
 
 
-def strings(spans: Iterable[Span]) -> Iterator[tuple[list[Span], bool]]:
+def text_runs(spans: Iterable[Span]) -> Iterator[tuple[list[Span], bool]]:
     """Spans to tokenise as one string: context, or (True) an answer of which anything is trained."""
     context: list[Span] = []
     answer: list[Span] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from erniekit.data.encode.account import DataStats, Notices
+from erniekit.data.encode.stats import DataStats, Notices
 
 
 def test_statistics_survive_json() -> None:
