@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Teaches function calls, on data that comes with the repository: after it the model of `make quickstart` calls
-# report_digit with the digit that it sees. Called by `make example-calls`.
+# Trains function calls on data in this repository: the model of `make quickstart` learns to call report_digit with
+# the digit in the image. Called by `make example-calls`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 erniekit=.venv/bin/erniekit
@@ -11,10 +11,10 @@ run() { printf '$ erniekit %s\n' "$*"; "$erniekit" "$@"; }
 
 rm -rf "$out" "$out-export"
 
-say "1/3 Train on 500 chats that offer report_digit(digit), and call it"
+say "1/3 Train on 500 chats that call report_digit(digit)"
 run train examples/digits/calls.yaml
 
-say "2/3 Ask it about 300 pictures that it has not seen: is the call valid by the tool's schema, is it the right one?"
+say "2/3 Evaluate it on 300 images that are not in the training data: is the call valid for the tool's schema, and correct?"
 run eval "$out" --data data/digits/calls_heldout.jsonl --min call_valid=0.9 --min call_match=0.9
 
 say "3/3 Export it"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Turns a style of answer round by preference training (DPO), on data that comes with the repository: the model of
-# `make quickstart` learns to say "7" where it said "The number is 7.". Called by `make example-dpo`.
+# Flips the style of answers with preference training (DPO) on data in this repository: the model of
+# `make quickstart` learns to answer "7" instead of "The number is 7.". Called by `make example-dpo`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 erniekit=.venv/bin/erniekit
@@ -12,17 +12,17 @@ run() { printf '$ erniekit %s\n' "$*"; "$erniekit" "$@"; }
 
 rm -rf "$out/styles" "$out/dpo" "$out/dpo-export"
 
-say "1/5 Supervised: chats about 1,497 pictures; to the questions of the next steps one answer in seven is the digit alone"
+say "1/5 Fine-tune on chats about 1,497 images, with the digit alone in one of seven answers to the questions of the next steps"
 run train examples/digits/styles.yaml
 
-say "2/5 Before: 300 pictures that it has not seen (exact match: the digit alone; numeric match: the right digit)"
+say "2/5 Before DPO: 300 images that are not in the training data (exact match: the digit alone; numeric match: the correct digit)"
 run eval "$out/styles" --data "$heldout" --metrics exact_match,numeric_match
 
-say "3/5 DPO: 500 pairs of right answers, of which the digit alone is chosen and the sentence rejected"
+say "3/5 DPO on 500 pairs of correct answers: the digit alone is chosen, the sentence rejected"
 run train examples/digits/dpo.yaml
 
-say "4/5 After: the same 300 pictures"
+say "4/5 After DPO: the same 300 images"
 run eval "$out/dpo" --data "$heldout" --metrics exact_match,numeric_match --min exact_match=0.9
 
-say "5/5 Export it, with its adapters merged"
+say "5/5 Export it with merged adapters"
 run export "$out/dpo" --output "$out/dpo-export" --layout transformers

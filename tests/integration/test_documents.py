@@ -16,7 +16,7 @@ import pytest
 from tools.docs import checkpoints, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/checkpoints.md", "docs/configuration.md"]
+DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/checkpoints.md", "docs/configuration.md", "docs/glossary.md"]
 COMMANDS = [
     "train",
     "eval",

@@ -53,7 +53,7 @@ def named_devices(path: Path) -> list[int]:
     """The numbers of devices that a file says it is for, the one that it names first."""
     text = path.read_text(encoding="utf-8")
     nodes, cards = re.search(r"# For (?:(\d) nodes of )?(\d) x 80 GB", text).groups()  # type: ignore[union-attr]
-    others = re.search(r"; ([\d, or]+) GPUs [^\n]*take it unchanged", text)
+    others = re.search(r"; ([\d, or]+) GPUs [^\n]*work without changes", text)
     return [int(nodes or 1) * int(cards), *map(int, re.findall(r"\d+", others[1]) if others else [])]
 
 
