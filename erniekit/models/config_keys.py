@@ -55,9 +55,9 @@ VISION_ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "dept
 
 _ANY: Keys = {
     **_used("model_type tie_word_embeddings"),
-    **_used("dtype torch_dtype", "element type of an export; says nothing about the computation"),
-    **_used("eos_token_id", "ends answers, where generation_config.json does not say"),
-    **_used("bos_token_id pad_token_id", "written into exports"),
+    **_used("dtype torch_dtype", "dtype of exports; does not change the computation"),
+    **_used("eos_token_id", "ends answers, unless generation_config.json sets it"),
+    **_used("bos_token_id pad_token_id", "written to exports"),
     **_no_effect(
         "architectures auto_map transformers_version paddlenlp_version paddleformers_version model_name name_or_path "
         "_name_or_path _commit_hash tokenizer_class id2label label2id problem_type finetuning_task "
@@ -69,7 +69,7 @@ _ANY: Keys = {
         "chunk_size_feed_forward use_cache return_dict output_hidden_states output_attentions tie_encoder_decoder "
         "is_decoder is_encoder_decoder tf_legacy_loss cross_attention_hidden_size decoder_start_token_id "
         "sep_token_id initializer_range",
-        "how other libraries run it",
+        "execution in other libraries",
     ),
     **_no_effect(
         "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups temperature top_k "
@@ -77,7 +77,7 @@ _ANY: Keys = {
         "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate "
         "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty "
         "suppress_tokens begin_suppress_tokens prefix",
-        "settings of generation",
+        "generation settings",
     ),
     **_fixed(
         "quantization_config", None, note="quantized weights cannot be trained: use the bfloat16 release"
@@ -92,7 +92,7 @@ _DECODER: Keys = {
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
         "rms_norm_eps max_position_embeddings"
     ),
-    **_used("rope_theta rope_parameters rope_scaling", "rotary embedding: the default one only"),
+    **_used("rope_theta rope_parameters rope_scaling", "rotary embedding; only the default type"),
     **_fixed("hidden_act", "silu", "swish"),
     **_fixed("use_bias attention_bias mlp_bias", False),
     **_fixed("use_rmsnorm", True),
@@ -102,7 +102,9 @@ _DECODER: Keys = {
     **_fixed("use_sliding_window", False),
     **_fixed("layer_types", "full_attention", note="in every layer"),
     **_fixed(
-        "remove_tail_layer", False, note="layers that a pretraining configuration counts and the model lacks"
+        "remove_tail_layer",
+        False,
+        note="layers that the pretraining configuration counts but the model does not have",
     ),
     **_fixed(
         "attention_dropout attention_dropout_prob attention_probs_dropout_prob hidden_dropout hidden_dropout_prob",
@@ -112,30 +114,30 @@ _DECODER: Keys = {
         "use_flash_attention use_flash_attn use_flash_attn_with_mask use_sparse_flash_attn use_var_len_flash_attn "
         "use_mem_eff_attn use_attn_mask_start_row_indices fuse_attn_ffn fuse_gate_detach_matmul fuse_linear fuse_ln "
         "fuse_rms_norm fuse_rope fuse_softmax_mask fuse_swiglu use_fast_ln cachekv_quant using_precision_check",
-        "kernels of the same computation",
+        "kernels for the same computation",
     ),
     **_no_effect(
         "recompute recompute_granularity recompute_use_reentrant refined_recompute skip_recompute_ops "
         "no_recompute_layers offload_recompute_inputs use_recompute use_recompute_lm_head use_recompute_loss_fn "
         "use_recompute_moe use_recompute_mtp use_recompute_resampler loss_subbatch_seqlen "
         "use_sparse_head_and_loss_fn use_fused_head_and_loss_fn",
-        "memory of Baidu's trainer",
+        "memory options of Baidu's trainer",
     ),
     **_no_effect(
         "tensor_parallel_degree tensor_parallel_rank tensor_parallel_output tensor_model_parallel_size "
         "sequence_parallel pipeline_parallel_degree pp_seg_method virtual_pp_degree add_tail_layers "
         "disable_ffn_model_parallel use_ep_comm_overlap enable_delay_scale_loss num_acc_steps micro_batch_size "
         "offload_pp_data_chunk_size",
-        "processes of Baidu's trainer",
+        "parallelism options of Baidu's trainer",
     ),
     **_no_effect(
         "dpo_config token_balance_loss token_balance_seqlen ignored_index max_sequence_length",
-        "losses and data of Baidu's trainer; the run's configuration has its own",
+        "loss and data options of Baidu's trainer; set them in the run's configuration",
     ),
-    **_no_effect("weight_share_add_bias", "a bias of the output layer, only with use_bias"),
+    **_no_effect("weight_share_add_bias", "bias of the output layer; only with use_bias"),
     **_no_effect(
         "num_nextn_predict_layers multi_token_pred_lambda mtp_loss_scaling_factor enable_mtp_magic_send",
-        "multi-token prediction, whose weights are left out",
+        "multi-token prediction; its weights are not loaded",
     ),
 }
 
@@ -144,7 +146,7 @@ _MOE: Keys = {
         "moe_num_experts moe_k moe_intermediate_size moe_num_shared_experts moe_norm_min moe_layer_start_index "
         "moe_layer_end_index moe_layer_interval mlp_layer_types"
     ),
-    **_fixed("moe_gate", "topk", "topk_fused", "top2", "top2_fused", note="all mean the best moe_k"),
+    **_fixed("moe_gate", "topk", "topk_fused", "top2", "top2_fused", note="all select the top moe_k experts"),
     **_fixed("moe_gate_act", "softmax"),
     **_fixed("scoring_func", "softmax"),
     **_fixed("moe_norm_gate_logits norm_topk_prob moe_use_aux_free", True),
@@ -154,32 +156,32 @@ _MOE: Keys = {
         False,
     ),
     **_fixed("moe_dropout_prob moe_all_to_all_dropout", 0.0),
-    **_no_effect("moe_capacity", "no token is dropped, as in engines"),
-    **_no_effect("moe_dense_experts_token_type_id", "a token type that no data has"),
-    **_no_effect("sinkhorn_2gate sinkhorn_temp", "of another moe_gate"),
+    **_no_effect("moe_capacity", "no token is dropped, as in inference engines"),
+    **_no_effect("moe_dense_experts_token_type_id", "token type that does not occur in data"),
+    **_no_effect("sinkhorn_2gate sinkhorn_temp", "only with another moe_gate"),
     **_no_effect(
         "moe_group moe_rank moe_world_size moe_group_origin moe_multimodal_dispatch_use_allgather "
         "moe_use_size_all2all moe_layer_feed_fake_token moe_with_send_router_loss",
-        "processes of Baidu's trainer",
+        "parallelism options of Baidu's trainer",
     ),
     **_no_effect(
         "router_aux_loss_coef output_router_logits moe_aux_loss_lambda moe_z_loss_lambda moe_orthogonal_loss_lambda "
         "moe_group_orthogonal_loss global_aux_loss",
-        "losses of routers; the run's configuration has its own (loss.*)",
+        "router losses; set them in the run's configuration (loss.*)",
     ),
 }
 
 _MEDIA_IDS = "image_start_token_id image_end_token_id video_start_token_id video_end_token_id"
 _FLAT_VL: Keys = {
     **_used(f"vision_config im_patch_id {_MEDIA_IDS} freq_allocation"),
-    **_used("pixel_hidden_size", "must be vision_config.hidden_size"),
-    **_used("spatial_conv_size", "must be vision_config.spatial_merge_size"),
+    **_used("pixel_hidden_size", "must equal vision_config.hidden_size"),
+    **_used("spatial_conv_size", "must equal vision_config.spatial_merge_size"),
     **_fixed("temporal_conv_size", 2),
     **_fixed("rope_3d use_temporal_conv moe_use_hard_gate", True),
     **_fixed("modality_detach", False),
     **_fixed("mm_vocab_size", 0),
     **_no_effect("max_text_id", "only with mm_vocab_size"),
-    **_no_effect("resampler_fuse_rms_norm", "kernels of the same computation"),
+    **_no_effect("resampler_fuse_rms_norm", "kernels for the same computation"),
 }
 
 _VISION: Keys = {
@@ -187,11 +189,12 @@ _VISION: Keys = {
     **_used(
         "depth hidden_size intermediate_size mlp_ratio num_heads patch_size in_channels spatial_merge_size"
     ),
-    **_used("embed_dim", "must be hidden_size"),
-    **_used("in_chans", "must be in_channels"),
-    **_used("spatial_patch_size", "must be patch_size"),
+    **_used("embed_dim", "must equal hidden_size"),
+    **_used("in_chans", "must equal in_channels"),
+    **_used("spatial_patch_size", "must equal patch_size"),
     **_used(
-        "rope_theta rope_parameters rope_scaling", "rotary embedding: rows and columns, theta 10000, only"
+        "rope_theta rope_parameters rope_scaling",
+        "rotary embedding; only over rows and columns, with theta 10000",
     ),
     **_fixed("temporal_merge_size", 2),
     **_fixed("hidden_act", "quick_gelu"),
@@ -201,15 +204,15 @@ _VISION: Keys = {
         "attn_sep pp_data_balance recompute use_recompute vit_first_fwd_bsz vit_num_recompute_layers "
         "tensor_parallel_degree tensor_parallel_rank tensor_model_parallel_size use_flash_attention use_flash_attn "
         "use_sparse_flash_attn",
-        "processes, memory and kernels of Baidu's trainer",
+        "parallelism, memory and kernel options of Baidu's trainer",
     ),
 }
 
 ROPE_KEYS: Keys = {
     **_used("rope_theta"),
-    **_used("mrope_section", "shares of height, width and time"),
+    **_used("mrope_section", "sections for height, width and time"),
     **_fixed("partial_rotary_factor factor", 1.0),
-    **_no_effect("original_max_position_embeddings finetuned", "of other rotary embeddings"),
+    **_no_effect("original_max_position_embeddings finetuned", "only with other rotary embeddings"),
 }
 
 
@@ -218,12 +221,12 @@ def decoder_keys(family: Family) -> Keys:
     if family == "vl":
         return {**_DECODER, **_MOE, **_FLAT_VL}
     text = {
-        **_no_effect("freq_allocation moe_use_hard_gate", "of vision-language models"),
+        **_no_effect("freq_allocation moe_use_hard_gate", "only in vision-language models"),
         **_fixed("rope_3d", False),
     }
     if family == "moe":
         return {**_DECODER, **_MOE, **text}
-    no_experts = _no_effect(" ".join(_MOE), "of models with experts") | _fixed("moe_num_experts", 0, [])
+    no_experts = _no_effect(" ".join(_MOE), "only in models with experts") | _fixed("moe_num_experts", 0, [])
     return {**_DECODER, **no_experts, **text}
 
 

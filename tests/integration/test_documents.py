@@ -16,7 +16,14 @@ import pytest
 from tools.docs import checkpoints, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "data/README.md", "CONTRIBUTING.md", "docs/checkpoints.md", "docs/configuration.md", "docs/glossary.md"]
+DOCUMENTS = [
+    "README.md",
+    "data/README.md",
+    "CONTRIBUTING.md",
+    "docs/checkpoints.md",
+    "docs/configuration.md",
+    "docs/glossary.md",
+]
 COMMANDS = [
     "train",
     "eval",
