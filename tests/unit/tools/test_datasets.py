@@ -289,7 +289,7 @@ def test_the_examples_in_the_readme_are_read_as_they_say() -> None:
 def test_the_readme_names_formats_and_keys_in_the_order_in_which_they_are_tried() -> None:
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^## Format `(\w+)`", readme, re.MULTILINE) == list(FORMATS)
-    order = readme.split("first in this list counts:")[1].split(".")[0]
+    order = readme.split("first match in this list decides:")[1].split(".")[0]
     signs = ["messages", "conversations", "text_info", "src", "instruction", "query", "chosen", "tgt", "text"]
     assert [key for key in dict.fromkeys(re.findall(r"`(\w+)`", order)) if key in signs] == signs
     answers = {"query": "response", "chosen": "rejected"}
