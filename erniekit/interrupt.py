@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM taken where a program can stop.
+"""Ctrl-C and SIGTERM, handled where a program can stop.
 
-KeyboardInterrupt comes up wherever the program stands, and where that is a callback of a C library or a destructor
-it is swallowed there, and the signal is lost.
+KeyboardInterrupt is raised wherever the program is. In a callback of a C library or in a destructor it is swallowed,
+and the signal is lost.
 """
 
 from __future__ import annotations
@@ -13,34 +13,33 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SAME_REQUEST_SECONDS = 2.0
-"""For so long after a signal the same one is the same request, where a run is to be saved: schedulers and `timeout`
-signal every process, and launchers pass on what they get."""
+"""A signal that repeats within this time is the same request to save a run: schedulers and `timeout` signal every
+process, and launchers forward the signal that they receive as well."""
 
 
 class InterruptGuard:
-    """While active, the first signal is only noted: a loop reads `requested` wherever it may stop.
+    """While active, the first signal is only recorded: a loop reads `requested` wherever it may stop.
 
-    `tell` is called with the signal's name, in the middle of whatever runs. A second signal raises
-    KeyboardInterrupt where the program stands, unless it is the first one again within `same_seconds`. Signals can
-    only be taken in the main thread.
+    `on_signal` is called with the signal's name, from the signal handler. A second signal raises KeyboardInterrupt
+    where the program is, unless it repeats the first one within `same_seconds`. Only for the main thread.
     """
 
     def __init__(
         self,
-        tell: Callable[[str], None] | None = None,
+        on_signal: Callable[[str], None] | None = None,
         signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
         same_seconds: float = 0.0,
     ) -> None:
         self.requested: signal.Signals | None = None
         self._same_seconds = same_seconds
-        self._since = 0.0
-        self._tell = tell
+        self._received_at = 0.0
+        self._on_signal = on_signal
         self._signals = signals
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> InterruptGuard:
         for number in self._signals:
-            self._previous[number] = signal.signal(number, self._receive)
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -50,20 +49,20 @@ class InterruptGuard:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come."""
+        """Raise KeyboardInterrupt if a signal was received."""
         if self.requested is not None:
             raise KeyboardInterrupt
 
     @property
     def exit_status(self) -> int:
-        """The process's exit status: 0, or 128 + signal, as in shells (130 for Ctrl-C, 143 for SIGTERM)."""
+        """The exit status of the process: 0, or 128 + the signal (130 for Ctrl-C, 143 for SIGTERM), as in shells."""
         return 0 if self.requested is None else 128 + int(self.requested)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == self.requested and now - self._since < self._same_seconds:
+        if number == self.requested and now - self._received_at < self._same_seconds:
             return
         self.check()
-        self.requested, self._since = signal.Signals(number), now
-        if self._tell is not None:
-            self._tell(self.requested.name)
+        self.requested, self._received_at = signal.Signals(number), now
+        if self._on_signal is not None:
+            self._on_signal(self.requested.name)

@@ -18,7 +18,7 @@ from erniekit.cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from erniekit.launch.launch import Launch
+    from erniekit.launch.launch import LaunchPlan
 
 
 def train(
@@ -80,14 +80,14 @@ def train(
     raise typer.Exit(run_training(settings, resume=resume))
 
 
-def _run_processes(plan: "Launch", arguments: list[str], resume: bool, run: Path) -> int:
+def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:
     from erniekit.launch import launch
 
     arguments = ["train", *arguments]
-    again = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])
+    resume_command = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])
     return launch.run_processes(
         plan,
         [*arguments, *(["--resume"] if resume else [])],
         run / "logs",
-        lambda: again if any(run.glob("checkpoint-*")) else None,
+        lambda: resume_command if any(run.glob("checkpoint-*")) else None,
     )

@@ -1,4 +1,4 @@
-"""This process among those of a run, and what they exchange outside the model."""
+"""The data-parallel rank of this process, and the exchange of host values between processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Made = TypeVar("Made")
 
 
 class DistributedContext:
-    """This process and the others.
+    """Ranks of this process, and collectives of host values.
 
-    rank, size: of the processes, or groups of them, with rows of their own. part: which part of each row is this
-    process's; counts: whether it is the one that counts the row for all that share it.
+    rank, size: data-parallel rank and degree. part: context-parallel rank, the part of each row that this process
+    computes; counts: whether it counts the row in sums, on behalf of its context-parallel group.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -29,15 +29,15 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this is rank 0, which writes files and messages for all ranks."""
         return self.mesh.is_main
 
     def add(self, array: np.ndarray) -> np.ndarray:
-        """Numbers of all processes added up, int64 or float64."""
+        """Sum of an int64 or float64 array over all processes."""
         return all_reduce_host(array, self.mesh.world)
 
     def from_main(self, array: np.ndarray) -> np.ndarray:
-        """What the main process has in the place of `array`: int64, float32 or float64, of one shape everywhere."""
+        """Broadcast from the main process: int64, float32 or float64, of the same shape on all processes."""
         if self.mesh.world.size == 1:
             return array
         tensor = paddle.to_tensor(array)
@@ -46,7 +46,7 @@ class DistributedContext:
         return received
 
     def gather(self, value: Any) -> list[Any]:
-        """JSON values of all processes, in the order of ranks."""
+        """All-gather of JSON values, in the order of ranks."""
         world = self.mesh.world
         if world.size == 1:
             return [value]
@@ -59,12 +59,14 @@ class DistributedContext:
         return [json.loads(part.tobytes()) for part in parts]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Barrier of all processes."""
         barrier(self.mesh.world)
 
     def make_once(self, what: str, make: Callable[[], Made], is_here: Callable[[Made], bool]) -> Made:
-        """What `make` makes on disk, told as JSON values: by the main process, and where others do not see that
-        (`is_here`), on machines with disks of their own, by one process of each such machine. Either may take long.
+        """Call `make`, which creates files and returns a JSON value about them, once for each shared disk.
+
+        The main process calls it first, without a timeout. On machines that do not see its files (`is_here`), one
+        process calls it again. Returns the value that applies on this machine. what: for messages.
         """
         world, made = self.mesh.world, None
         if world.size == 1:
@@ -73,20 +75,22 @@ class DistributedContext:
         makers = [0]
         while True:
             if world.rank in makers:
-                with self.mesh.busy(what):
+                with self.mesh.long_operation(what):
                     made = make()
-            offers = [
-                offer for offer in self.gather(made if world.rank in makers else None) if offer is not None
+            values = [
+                value for value in self.gather(made if world.rank in makers else None) if value is not None
             ]
             if made is None:
-                made = next((offer for offer in offers if is_here(offer)), None)
+                made = next((value for value in values if is_here(value)), None)
             machines = self.gather(machine if made is None else None)
             makers = [
-                rank for rank, name in enumerate(machines) if name is not None and name not in machines[:rank]
+                rank
+                for rank, other in enumerate(machines)
+                if other is not None and other not in machines[:rank]
             ]
             if made is not None and not makers:
                 return made
 
     def close(self) -> None:
-        """Leave the others."""
+        """Wait for all processes and disconnect."""
         self.mesh.close()

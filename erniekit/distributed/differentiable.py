@@ -1,4 +1,4 @@
-"""Collectives through which gradients go."""
+"""Collectives with gradients."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from erniekit.distributed.process_group import ProcessGroup
 
 
 def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: ProcessGroup) -> Tensor:
-    """`all_to_all` whose gradient goes back the same way.
+    """`all_to_all`, with the reverse all-to-all as its backward pass.
 
-    Either every rank's x needs a gradient or none's: the backward pass is a collective, too.
+    x must need a gradient on all ranks or on none: the backward pass is a collective, too.
     """
     if group.size == 1:
         return x
@@ -32,22 +32,22 @@ def all_to_all_rows(x: Tensor, send: Sequence[int], recv: Sequence[int], group: 
 def start_all_to_all_rows(
     x: Tensor, send: Sequence[int], recv: Sequence[int], group: ProcessGroup
 ) -> Callable[[], Tensor]:
-    """`all_to_all_rows` in two steps: the rows of x leave now; what is returned waits for those that come.
+    """Start an `all_to_all_rows`; the returned function waits for its result. Call it once.
 
-    It is called once. In the backward pass it is where gradients leave, and here they are waited for, so that what
-    autograd computes in between runs beside their exchange, too.
+    In the backward pass that function starts the exchange of the gradients and this one waits for it, so that the
+    backward pass of the computation in between overlaps with the exchange.
     """
     if group.size == 1:
         return lambda: x
-    journey = _Journey(list(send), list(recv), group)
-    token = _Leave.apply(x, journey)
-    return lambda: _Arrive.apply(token, journey)
+    exchange = _AsyncExchange(list(send), list(recv), group)
+    token = _Start.apply(x, exchange)
+    return lambda: _Wait.apply(token, exchange)
 
 
 def shared_sum(x: Tensor, group: ProcessGroup) -> Tensor:
-    """The sum over all ranks of x, which has one shape everywhere; what comes of it must be the same everywhere.
+    """All-reduce (sum) of x, of the same shape on all ranks, with the identity as its backward pass.
 
-    The gradient of such a loss, counted once, is for each rank's x the one that arrives there.
+    The computation that follows must be the same on all ranks. The gradient is that of a loss that is counted once.
     """
     if group.size == 1:
         return x
@@ -58,61 +58,61 @@ def shared_sum(x: Tensor, group: ProcessGroup) -> Tensor:
 class _AllToAllRows(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, send: list[int], recv: list[int], group: ProcessGroup) -> Tensor:
-        ctx.way = send, recv, group
+        ctx.arguments = send, recv, group
         return all_to_all(x, send, recv, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        send, recv, group = ctx.way
+        send, recv, group = ctx.arguments
         return all_to_all(gradient, recv, send, group)
 
 
-class _Journey:
-    """What the two ends of `start_all_to_all_rows` share.
+class _AsyncExchange:
+    """The state that both ends of `start_all_to_all_rows` share.
 
-    Autograd sees a token between them, never the place of rows that have not come yet.
+    Between them autograd sees a token, never a buffer of rows that have not arrived yet.
     """
 
     def __init__(self, send: list[int], recv: list[int], group: ProcessGroup) -> None:
-        self._way = send, recv
+        self._counts = send, recv
         self._group = group
-        self._under_way: AsyncWork | None = None
+        self._work: AsyncWork | None = None
 
-    def leave(self, rows: Tensor, *, back: bool = False) -> Tensor:
-        """Start; the token."""
-        send, recv = reversed(self._way) if back else self._way
-        self._under_way = start_all_to_all(rows, send, recv, self._group)
+    def start(self, rows: Tensor, *, reverse: bool = False) -> Tensor:
+        """Start the exchange; returns the token."""
+        send, recv = reversed(self._counts) if reverse else self._counts
+        self._work = start_all_to_all(rows, send, recv, self._group)
         return paddle.zeros([1], rows.dtype)
 
-    def arrive(self) -> Tensor:
-        """The rows that came."""
-        assert self._under_way is not None
-        rows = self._under_way.wait()
-        self._under_way = None
+    def wait(self) -> Tensor:
+        """The received rows."""
+        assert self._work is not None
+        rows = self._work.wait()
+        self._work = None
         return rows
 
 
-class _Leave(PyLayer):
+class _Start(PyLayer):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, journey: _Journey) -> Tensor:
-        ctx.journey = journey
-        return journey.leave(x)
+    def forward(ctx: Any, x: Tensor, exchange: _AsyncExchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.start(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        rows: Tensor = ctx.journey.arrive()
+        rows: Tensor = ctx.exchange.wait()
         return rows
 
 
-class _Arrive(PyLayer):
+class _Wait(PyLayer):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, journey: _Journey) -> Tensor:
-        ctx.journey = journey
-        return journey.arrive()
+    def forward(ctx: Any, token: Tensor, exchange: _AsyncExchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.wait()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        token: Tensor = ctx.journey.leave(gradient, back=True)
+        token: Tensor = ctx.exchange.start(gradient, reverse=True)
         return token
 
 

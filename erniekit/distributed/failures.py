@@ -1,4 +1,4 @@
-"""What went wrong in a backward pass, which Paddle tells in words of its own."""
+"""Python exceptions that were raised inside a backward pass."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 from erniekit.distributed.watchdog import PeerError
 
-# An error that is raised in Python inside of a backward pass comes out of it as an OSError whose text has its name.
+# Paddle turns an exception that Python code raises in a backward pass into an OSError with the exception's text.
 _PEER = re.compile(r"PeerError: (.+)")
 _INTERRUPT = re.compile(r"\bKeyboardInterrupt\b")
 
 
 def original_error(error: OSError) -> BaseException:
-    """The interrupt or the loss of another process behind an error of the backward pass; else the error itself."""
+    """The KeyboardInterrupt or PeerError that Paddle turned into this error; otherwise the error itself."""
     text = str(error)
     if _INTERRUPT.search(text):
         return KeyboardInterrupt()

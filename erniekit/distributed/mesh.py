@@ -1,4 +1,4 @@
-"""Which processes a process works with, and for what."""
+"""The process groups of a run, one for each parallel dimension."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STORE_SECONDS = 300
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """This process among the others.
+    """The groups of this process.
 
-    world: all; expert: those that share the experts; replicas: those that hold the same experts; context: those
-    that share its rows; data: those that have the same part of other rows.
+    world: all ranks; expert: ranks that share the experts of one model; replicas: ranks that hold the same experts;
+    context: ranks that share a row; data: ranks that hold the same part of different rows.
     """
 
     dims: ParallelDims
@@ -37,54 +37,56 @@ class Mesh:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and tells for all."""
+        """Whether this is rank 0, which writes files and messages for all ranks."""
         return self.rank == 0
 
     @property
     def machine(self) -> int:
-        """Tells this process's machine from the others: the rank of the first process on it."""
+        """An identifier of this process's machine: the lowest rank on it."""
         worker = self.connection.worker if self.connection is not None else None
         return 0 if worker is None else worker.rank - worker.local_rank
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[None]:
-        """Around what this rank does alone, such as "writing a checkpoint": the others wait, however long."""
+    def long_operation(self, name: str) -> Iterator[None]:
+        """Inside, the other ranks wait for this one without a timeout. name: for messages, "writing a checkpoint"."""
         if self.connection is None:
             yield
             return
-        with self.connection.watchdog.busy(what):
+        with self.connection.watchdog.long_operation(name):
             yield
 
     def close(self) -> None:
-        """Wait for all ranks to come here, and part. Not called where a run ends by an error."""
+        """Wait for all ranks and disconnect. Not for runs that end with an error: the other ranks would not come."""
         if self.connection is not None:
             self.connection.close()
 
 
 def local_mesh() -> Mesh:
-    """A single process, without paddle.distributed."""
-    alone = ProcessGroup((0,), 0)
-    return Mesh(ParallelDims(), 0, alone, alone, alone, alone, alone)
+    """The mesh of a single process, without paddle.distributed."""
+    single = ProcessGroup((0,), 0)
+    return Mesh(ParallelDims(), 0, single, single, single, single, single)
 
 
 def connect(dims: ParallelDims, *, timeout: float = DEFAULT_TIMEOUT) -> Mesh:
-    """Join the other processes of the run, as a launcher said in the environment; a lone process is `local_mesh`.
+    """Connect to the other processes of the run by the launcher's variables; `local_mesh` for a single process.
 
-    Over gloo where Paddle's device is the CPU, over NCCL where it is a GPU. timeout: seconds that a collective may
-    wait for other ranks. Raises ConfigError where the layout does not fit, or the others cannot be reached.
+    Uses gloo if Paddle's device is the CPU, NCCL if it is a GPU. timeout: seconds that a collective may wait for other
+    ranks. Raises ConfigError if the parallel degrees do not fit or rank 0 cannot be reached.
     """
     dims.validate()
     worker = worker_from(os.environ)
     world = 1 if worker is None else worker.world
     if world != dims.world:
-        raise ConfigError(f"the layout is for {processes_text(dims.world)}, but the launcher started {world}")
+        raise ConfigError(
+            f"the parallel degrees are for {processes_text(dims.world)}, but the launcher started {world}"
+        )
     if worker is None or world == 1:
         return local_mesh()
     return Communicator(worker, timeout).mesh(dims)
 
 
 class Communicator:
-    """This process's connection with all others of the run, and every group that was made over it."""
+    """The connection of this process to all others of the run, with every process group that was created over it."""
 
     def __init__(self, worker: Worker, timeout: float) -> None:
         import paddle
@@ -95,8 +97,8 @@ class Communicator:
         host, port = worker.master
         if worker.rank and not wait_for_port(worker.master, _STORE_SECONDS):
             raise ConfigError(
-                f"nobody answers at {host}:{port} for {_STORE_SECONDS} s: is rank 0 running there, and can this "
-                "machine reach it?"
+                f"no answer from {host}:{port} for {_STORE_SECONDS} s. Check that rank 0 is running there and that "
+                "this machine can reach it"
             )
         self.worker = worker
         store = core.create_or_get_global_tcp_store()
@@ -108,34 +110,34 @@ class Communicator:
         self.watchdog.start()
 
     def mesh(self, dims: ParallelDims) -> Mesh:
-        """The groups of a layout; those that an earlier one had are used again. Every rank calls this."""
+        """The mesh of these degrees; groups that exist already are reused. Every rank calls this."""
         dims.validate()
-        everyone = [dims.groups(rank) for rank in range(dims.world)]
-        for name in everyone[0]:
-            for groups in everyone:
-                self._add(groups[name])
-        own = {name: self._groups[ranks] for name, ranks in everyone[self.worker.rank].items()}
+        ranks_by_group = [dims.group_ranks(rank) for rank in range(dims.world)]
+        for name in ranks_by_group[0]:
+            for of_rank in ranks_by_group:
+                self._add(of_rank[name])
+        own = {name: self._groups[ranks] for name, ranks in ranks_by_group[self.worker.rank].items()}
         return Mesh(dims, self.worker.rank, **own, connection=self)
 
     def close(self) -> None:
-        """Wait for all ranks to come here, and part."""
+        """Wait for all ranks and disconnect."""
         from erniekit.distributed.collectives import barrier
 
-        everyone = self._groups[tuple(range(self.worker.world))]
-        barrier(everyone)
+        world = self._groups[tuple(range(self.worker.world))]
+        barrier(world)
         self.watchdog.close()
-        # Rank 0 takes the store away, which every watchdog must have done with.
-        barrier(everyone)
+        # The store ends with rank 0; every watchdog must have stopped before.
+        barrier(world)
         for group in self._groups.values():
             if group.rendezvous is not None:
                 group.rendezvous.close()
 
     def _add(self, ranks: tuple[int, ...]) -> None:
-        """Make a group where there is none yet; ranks that are not in it count it too."""
+        """Create a group unless it exists. Ranks outside of it call this, too: they count groups as well."""
         if ranks in self._groups:
             return
         rank = self.worker.rank
-        # Numbers start at 1: Paddle's own group of all has 0.
+        # Numbers start at 1: 0 is Paddle's default group.
         number = len(self._groups) + 1
         if len(ranks) == 1 or (rank not in ranks and self._gloo is not None):
             self._groups[ranks] = ProcessGroup(ranks, 0)
@@ -145,18 +147,18 @@ class Communicator:
         else:
             handle, rendezvous = _nccl_group(ranks, rank), None
         if rank in ranks:
-            calls = self.watchdog.calls(ranks)
-            self._groups[ranks] = ProcessGroup(ranks, ranks.index(rank), handle, calls, rendezvous)
+            tracker = self.watchdog.track(ranks)
+            self._groups[ranks] = ProcessGroup(ranks, ranks.index(rank), handle, tracker, rendezvous)
         else:
             self._groups[ranks] = ProcessGroup(ranks, 0)
 
 
-def _nccl_group(ranks: Sequence[int], own: int) -> Any:
+def _nccl_group(ranks: Sequence[int], rank: int) -> Any:
     import paddle
 
     handle = paddle.distributed.new_group(list(ranks))
-    if own in ranks:
-        # NCCL connects the ranks in their first collective, which is not to be beside computation or a watched one.
+    if rank in ranks:
+        # NCCL connects the ranks in their first collective. That must not overlap with computation or be tracked.
         first = paddle.zeros([1])
         paddle.distributed.all_reduce(first, group=handle)
         first.numpy()

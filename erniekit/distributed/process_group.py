@@ -1,11 +1,11 @@
-"""Some ranks of a run, this one among them."""
+"""A group of ranks of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from erniekit.distributed.watchdog import Calls
+from erniekit.distributed.watchdog import CollectiveTracker
 
 if TYPE_CHECKING:
     from erniekit.distributed.gloo import Rendezvous
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroup:
-    """Some ranks of a run, this one among them.
+    """A group of ranks that includes this one.
 
-    ranks: in the world's numbers, ascending; rank: this one's place among them. A group of one has neither
-    `handle` (Paddle's group) nor `calls` (its collectives so far). `rendezvous` is only there on gloo.
+    ranks: global ranks, ascending; rank: this process's index among them. A group of one rank has neither a `handle`
+    (Paddle's group) nor a `tracker` of its collectives. `rendezvous` is only set on gloo.
     """
 
     ranks: tuple[int, ...]
     rank: int
     handle: Any = None
-    calls: Calls | None = None
+    tracker: CollectiveTracker | None = None
     rendezvous: Rendezvous | None = None
 
     @property

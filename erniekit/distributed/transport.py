@@ -1,4 +1,4 @@
-"""How the ranks of a group move tensors: Paddle's own collectives, and beside them what gloo needs in their place."""
+"""Backends of the collectives: Paddle's collectives on NCCL, and replacements for those that gloo lacks."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
-from erniekit.distributed.gloo import exchange
+from erniekit.distributed.gloo import pairwise_all_to_all
 from erniekit.distributed.process_group import ProcessGroup
-from erniekit.distributed.watchdog import Call
+from erniekit.distributed.watchdog import Collective
 
 Reduction = Literal["sum", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
-class Native:
-    """Paddle's collectives, complete on NCCL, where they are queued in the order of the device's computation.
+class PaddleCollectives:
+    """Paddle's collectives, all of which NCCL has; it queues them in the order of the device's computation.
 
-    Groups have several ranks. Tensors are contiguous and, but for all_to_all's, not empty. The task that was
-    queued becomes that of `call`. later: the computation that is queued next does not wait for it; the result is
-    there once the task has been waited for.
+    Groups have several ranks. Tensors are contiguous and, except for all_to_all, not empty. The queued task is set as
+    the task of `call`. async_op: computation that is queued next does not wait for it; the result is valid after the
+    task's `wait`.
     """
 
     def all_reduce_(
-        self, tensor: Tensor, op: Reduction, group: ProcessGroup, call: Call, *, later: bool = False
+        self, tensor: Tensor, op: Reduction, group: ProcessGroup, call: Collective, *, async_op: bool = False
     ) -> None:
         """In place."""
-        call.task = dist.all_reduce(tensor, op=_REDUCTIONS[op], group=group.handle, sync_op=not later)
+        call.task = dist.all_reduce(tensor, op=_REDUCTIONS[op], group=group.handle, sync_op=not async_op)
 
-    def broadcast_(self, tensor: Tensor, src: int, group: ProcessGroup, call: Call) -> None:
-        """In place; src: place in the group."""
+    def broadcast_(self, tensor: Tensor, src: int, group: ProcessGroup, call: Collective) -> None:
+        """In place; src: rank within the group."""
         call.task = dist.broadcast(tensor, src=group.ranks[src], group=group.handle)
 
-    def all_gather(self, tensor: Tensor, group: ProcessGroup, call: Call, *, later: bool = False) -> Tensor:
+    def all_gather(
+        self, tensor: Tensor, group: ProcessGroup, call: Collective, *, async_op: bool = False
+    ) -> Tensor:
         """[n, ...] -> [size * n, ...]."""
         out = paddle.empty([group.size * tensor.shape[0], *tensor.shape[1:]], dtype=tensor.dtype)
-        call.task = dist.stream.all_gather(out, tensor, group=group.handle, sync_op=not later)
+        call.task = dist.stream.all_gather(out, tensor, group=group.handle, sync_op=not async_op)
         return out
 
     def reduce_scatter(
-        self, tensor: Tensor, group: ProcessGroup, call: Call, *, later: bool = False
+        self, tensor: Tensor, group: ProcessGroup, call: Collective, *, async_op: bool = False
     ) -> Tensor:
         """[size * n, ...] -> [n, ...]."""
         out = paddle.empty([tensor.shape[0] // group.size, *tensor.shape[1:]], dtype=tensor.dtype)
-        call.task = dist.stream.reduce_scatter(out, tensor, group=group.handle, sync_op=not later)
+        call.task = dist.stream.reduce_scatter(out, tensor, group=group.handle, sync_op=not async_op)
         return out
 
     def all_to_all(
@@ -56,27 +58,27 @@ class Native:
         send: Sequence[int],
         recv: Sequence[int],
         group: ProcessGroup,
-        call: Call,
+        call: Collective,
         *,
-        later: bool = False,
+        async_op: bool = False,
     ) -> Tensor:
         """[sum(send), ...] -> [sum(recv), ...]."""
         out = paddle.empty([sum(recv), *tensor.shape[1:]], dtype=tensor.dtype)
         call.task = dist.stream.alltoall_single(
-            out, tensor, list(recv), list(send), group=group.handle, sync_op=not later
+            out, tensor, list(recv), list(send), group=group.handle, sync_op=not async_op
         )
         return out
 
-    def barrier(self, group: ProcessGroup, call: Call) -> None:
-        """Wait for all."""
+    def barrier(self, group: ProcessGroup, call: Collective) -> None:
+        """Wait for all ranks."""
         dist.barrier(group.handle)
 
 
-class Gloo(Native):
-    """On CPUs. The ranks have met before each call, and it is over when it returns, also one for later."""
+class GlooCollectives(PaddleCollectives):
+    """On the CPU. All ranks have entered a call before it starts. It is complete when it returns, even if async."""
 
     def reduce_scatter(
-        self, tensor: Tensor, group: ProcessGroup, call: Call, *, later: bool = False
+        self, tensor: Tensor, group: ProcessGroup, call: Collective, *, async_op: bool = False
     ) -> Tensor:
         """All-to-all, then the sum in the order of ranks; bfloat16 is summed in float32."""
         rows = [tensor.shape[0] // group.size] * group.size
@@ -92,51 +94,51 @@ class Gloo(Native):
         send: Sequence[int],
         recv: Sequence[int],
         group: ProcessGroup,
-        call: Call,
+        call: Collective,
         *,
-        later: bool = False,
+        async_op: bool = False,
     ) -> Tensor:
-        """In pairs. Of an odd number of ranks one would have no partner: there, all-gather and choose."""
+        """In pairs of ranks. With an odd number of ranks, one has no partner: all-gather and select instead."""
         parts = split_rows(tensor, send)
-        move = _gather_and_choose if group.size % 2 else exchange
-        return paddle.concat(move(parts, [[count, *tensor.shape[1:]] for count in recv], group.handle))
+        exchange = _all_gather_and_select if group.size % 2 else pairwise_all_to_all
+        return paddle.concat(exchange(parts, [[count, *tensor.shape[1:]] for count in recv], group.handle))
 
-    def barrier(self, group: ProcessGroup, call: Call) -> None:
-        """That the ranks have met is a barrier."""
-
-
-_NATIVE, _GLOO = Native(), Gloo()
+    def barrier(self, group: ProcessGroup, call: Collective) -> None:
+        """Nothing: all ranks have entered the call."""
 
 
-def transport_of(group: ProcessGroup) -> Native:
-    """How the ranks of a group of several move tensors."""
-    return _NATIVE if group.rendezvous is None else _GLOO
+_PADDLE, _GLOO = PaddleCollectives(), GlooCollectives()
+
+
+def transport_of(group: ProcessGroup) -> PaddleCollectives:
+    """The backend of a group of several ranks."""
+    return _PADDLE if group.rendezvous is None else _GLOO
 
 
 def split_rows(tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Consecutive parts of so many rows each; contiguous."""
+    """Consecutive contiguous parts of counts[i] rows."""
     ends = np.cumsum(counts).tolist()
     return [tensor[end - count : end].contiguous() for end, count in zip(ends, counts, strict=True)]
 
 
 def pad_rows(tensor: Tensor, rows: int) -> Tensor:
-    """With rows of zeros at the end, up to `rows`."""
-    lacking = rows - tensor.shape[0]
-    if not lacking:
+    """Append rows of zeros, up to `rows` in total."""
+    missing = rows - tensor.shape[0]
+    if not missing:
         return tensor
-    return paddle.concat([tensor, paddle.zeros([lacking, *tensor.shape[1:]], dtype=tensor.dtype)])
+    return paddle.concat([tensor, paddle.zeros([missing, *tensor.shape[1:]], dtype=tensor.dtype)])
 
 
-def _gather_and_choose(
+def _all_gather_and_select(
     parts: Sequence[Tensor], shapes: Sequence[Sequence[int]], handle: dist.Group
 ) -> list[Tensor]:
-    """What `exchange` does, by sending every part to everyone, padded to the longest part of all ranks."""
+    """`pairwise_all_to_all` by an all-gather of every part, padded to the longest part of all ranks."""
     longest_part = paddle.to_tensor([max(part.shape[0] for part in parts)], dtype="int64")
     dist.all_reduce(longest_part, op=dist.ReduceOp.MAX, group=handle)
     longest = int(longest_part.item())
     own = paddle.stack([pad_rows(part, longest) for part in parts])
     if not own.size:
         return list(parts)
-    everything = paddle.empty([len(parts) * len(parts), *own.shape[1:]], dtype=own.dtype)
-    dist.stream.all_gather(everything, own, group=handle)
-    return [everything[i * len(parts) + handle.rank][: shape[0]] for i, shape in enumerate(shapes)]
+    gathered = paddle.empty([len(parts) * len(parts), *own.shape[1:]], dtype=own.dtype)
+    dist.stream.all_gather(gathered, own, group=handle)
+    return [gathered[i * len(parts) + handle.rank][: shape[0]] for i, shape in enumerate(shapes)]

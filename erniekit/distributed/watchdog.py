@@ -1,8 +1,8 @@
-"""Tells which collective hangs and who did not come to it, and then ends the process.
+"""Reports which collective hangs and which ranks did not enter it, and then ends the process.
 
-Each process counts the collectives that it enters, group by group, and publishes the counts through the store
-of the run every few seconds. A process that has waited too long compares its count with those of the others:
-those that are behind did not arrive.
+Each process counts the collectives that it enters, group by group, and publishes the counts through the TCP store
+of the run every few seconds. After a timeout a process compares its count with the counts of the other ranks: the
+ranks that are behind did not enter the collective.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any, Protocol
 
 from erniekit.errors import ErnieKitError
 
-LOST = "lost the other ranks"
-"""Begins every message of a process that ends because another one did: the cause is to be found elsewhere."""
+PEER_LOST = "lost the other ranks"
+"""Starts every message of a process that ends because another one did, so that the cause is searched elsewhere."""
 
 _LONGEST_INTERVAL = 5.0
-_ENDED, _REASON = "erniekit/ended", "erniekit/reason"
+_FAILED, _REASON = "erniekit/failed", "erniekit/reason"
 
 
 class PeerError(ErnieKitError):
-    """Other processes of the run have ended, or are not where this one is."""
+    """Other processes of the run have ended, or do not run the same collectives."""
 
 
 class Store(Protocol):
-    """What is used of paddle's TCPStore."""
+    """The part of Paddle's TCPStore that is used."""
 
     def set(self, key: str, value: str) -> None:
-        """Put a value."""
+        """Set a value."""
 
     def get(self, key: str) -> bytes:
-        """The value; waits until there is one."""
+        """The value; blocks until it is set."""
         ...
 
     def add(self, key: str, amount: int) -> int:
@@ -48,159 +48,162 @@ class Store(Protocol):
 
 
 class Task(Protocol):
-    """What is used of the tasks that paddle's asynchronous collectives return."""
+    """The part of the tasks of Paddle's asynchronous collectives that is used."""
 
     def is_completed(self) -> bool:
-        """Whether the device is done with it."""
+        """Whether the device has finished it."""
         ...
 
     def wait(self) -> object:
-        """Let what is computed from here on come after it."""
+        """Order all computation that is queued from here on after it."""
         ...
 
 
 @dataclass(slots=True)
-class Call:
-    """One collective of one group: the `number`th, entered `since` (time.monotonic).
+class Collective:
+    """One collective of one group: call `number`, entered at `entered_at` (time.monotonic).
 
-    task: set where the call only queued work on a device; then the collective is over when the task is.
+    task: set if the call only queued work on a device; the collective is then complete when the task is.
     """
 
     name: str
     number: int
-    since: float
+    entered_at: float
     task: Task | None = None
 
 
-class Calls:
-    """The collectives that this process has entered in one group."""
+class CollectiveTracker:
+    """Counts the collectives that this process enters in one group."""
 
     def __init__(self, ranks: Sequence[int]) -> None:
         self.ranks = tuple(ranks)
-        self.last = Call("", 0, 0.0)
-        self._open: deque[Call] = deque()
+        self.last = Collective("", 0, 0.0)
+        self._pending: deque[Collective] = deque()
 
-    def enter(self, name: str) -> Call:
-        """Count a call; it is open until `leave`."""
-        call = Call(name, self.last.number + 1, time.monotonic())
-        self._open.append(call)
+    def enter(self, name: str) -> Collective:
+        """Count a call; it is pending until `exit`."""
+        call = Collective(name, self.last.number + 1, time.monotonic())
+        self._pending.append(call)
         self.last = call
         return call
 
-    def leave(self, call: Call) -> None:
-        """The call has returned; without a task it is over."""
+    def exit(self, call: Collective) -> None:
+        """Record that the call has returned; without a task it is complete."""
         if call.task is None:
-            self._open.pop()
+            self._pending.pop()
 
-    def oldest(self) -> Call | None:
-        """The first call that is not over. The watchdog's thread asks, and forgets calls whose task is done."""
+    def oldest_pending(self) -> Collective | None:
+        """The first call that is not complete. Drops calls with completed tasks; only for the watchdog's thread."""
         while True:
             try:
-                call = self._open[0]
+                call = self._pending[0]
             except IndexError:
                 return None
             if call.task is None or not call.task.is_completed():
                 return call
-            self._open.popleft()
+            self._pending.popleft()
 
-    def stand(self) -> list[Any]:
-        """Number and name of the last call, whether one is open, and the seconds since the last was entered."""
+    def status(self) -> list[Any]:
+        """Number and name of the last call, whether a call is pending, and the seconds since the last was entered."""
         last = self.last
-        return [last.number, last.name, self.oldest() is not None, time.monotonic() - last.since]
+        return [last.number, last.name, self.oldest_pending() is not None, time.monotonic() - last.entered_at]
 
     @property
     def key(self) -> str:
-        """The group's name in what is published."""
+        """The group's name in the published record."""
         return ",".join(map(str, self.ranks))
 
 
-class Watched(Protocol):
-    """A group of which the calls are counted; None: nobody else is in it."""
+class TrackedGroup(Protocol):
+    """A group with a tracker for this process; None for a group of one rank."""
 
     @property
-    def calls(self) -> Calls | None:
-        """Of this process."""
+    def tracker(self) -> CollectiveTracker | None:
+        """Counts the collectives of this process."""
         ...
 
 
 @contextmanager
-def waiting(name: str, group: Watched) -> Iterator[Call]:
-    """Inside, this process waits for the other ranks of the group in the collective `name`."""
-    assert group.calls is not None, "a group of one rank has nobody to wait for"
-    call = group.calls.enter(name)
+def track_collective(name: str, group: TrackedGroup) -> Iterator[Collective]:
+    """Inside, this process is in the collective `name` of the group and may wait for the other ranks."""
+    assert group.tracker is not None, "a group of one rank has no collectives"
+    call = group.tracker.enter(name)
     try:
         yield call
     finally:
-        group.calls.leave(call)
+        group.tracker.exit(call)
 
 
 class Watchdog:
-    """Watches the collectives of this process, from a thread of its own, once `start` is called.
+    """Watches the collectives of this process from a thread, once `start` is called.
 
-    store: a connection that nothing else uses. timeout: seconds that a collective may wait for others. end: is
-    called with what is to be told and the seconds to wait after that, and does not return.
+    store: a connection for the watchdog alone. timeout: seconds that a collective may wait for other ranks. abort:
+    called with an error message and the seconds to wait before the end of the process; does not return.
     """
 
     def __init__(
-        self, rank: int, store: Store, timeout: float, end: Callable[[str, float], None] | None = None
+        self, rank: int, store: Store, timeout: float, abort: Callable[[str, float], None] | None = None
     ) -> None:
         self.rank, self.timeout = rank, timeout
         self._store = store
-        self._end = end or end_process
+        self._abort = abort or abort_process
         self._interval = min(timeout / 4, _LONGEST_INTERVAL)
-        self._groups: list[Calls] = []
-        self._busy: list[str] = []
-        self._beat = 0
-        self._heard: dict[int, tuple[int, float]] = {}
-        self._told: set[tuple[str, int]] = set()
+        self._trackers: list[CollectiveTracker] = []
+        self._operations: list[str] = []
+        self._heartbeat = 0
+        self._last_heartbeats: dict[int, tuple[int, float]] = {}
+        self._reported: set[tuple[str, int]] = set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def calls(self, ranks: Sequence[int]) -> Calls:
-        """A new group to watch."""
-        calls = Calls(ranks)
-        self._groups.append(calls)
-        return calls
+    def track(self, ranks: Sequence[int]) -> CollectiveTracker:
+        """A tracker of a new group of these ranks."""
+        tracker = CollectiveTracker(ranks)
+        self._trackers.append(tracker)
+        return tracker
 
     def start(self) -> None:
-        """Publish for the first time and begin to watch. Every rank does, before the first collective."""
+        """Publish for the first time and start watching. Every rank calls this before the first collective."""
         self.publish()
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching: from here on the store may go away."""
+        """Stop watching. The store may close after this."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[None]:
-        """Inside, this rank alone does something long: the others wait for it as long as it lives."""
-        self._busy.append(what)
+    def long_operation(self, name: str) -> Iterator[None]:
+        """Inside, the timeouts of the other ranks do not apply to this one, as long as it is alive."""
+        self._operations.append(name)
         try:
             yield
         finally:
-            self._busy.pop()
+            self._operations.pop()
 
     def publish(self) -> None:
-        """Tell the others where this process stands."""
-        self._beat += 1
-        groups = {calls.key: calls.stand() for calls in self._groups}
-        record = {"beat": self._beat, "busy": self._busy[-1] if self._busy else "", "groups": groups}
+        """Publish a heartbeat and the state of this process."""
+        self._heartbeat += 1
+        record = {
+            "heartbeat": self._heartbeat,
+            "operation": self._operations[-1] if self._operations else "",
+            "groups": {tracker.key: tracker.status() for tracker in self._trackers},
+        }
         self._store.set(_key(self.rank), json.dumps(record))
 
     def check(self) -> None:
-        """Tell of a collective that has waited too long, and of another rank that has told so."""
-        if self._store.add(_ENDED, 0):
-            self._end(f"{LOST}: {self._store.get(_REASON).decode()}", 0.0)
+        """Abort if a collective has waited too long, or if another rank has published a failure."""
+        if self._store.add(_FAILED, 0):
+            self._abort(f"{PEER_LOST}: {self._store.get(_REASON).decode()}", 0.0)
             return
-        for calls in list(self._groups):
-            call = calls.oldest()
-            if call is None or time.monotonic() - call.since < self.timeout / 2:
+        for tracker in list(self._trackers):
+            call = tracker.oldest_pending()
+            if call is None or time.monotonic() - call.entered_at < self.timeout / 2:
                 continue
-            others = {rank: self._read(rank) for rank in calls.ranks if rank != self.rank}
-            if time.monotonic() - call.since > self.timeout:
-                self._judge(calls, call, others)
+            others = {rank: self._read(rank) for rank in tracker.ranks if rank != self.rank}
+            if time.monotonic() - call.entered_at > self.timeout:
+                self._handle_timeout(tracker, call, others)
 
     def _run(self) -> None:
         try:
@@ -208,85 +211,84 @@ class Watchdog:
                 self.publish()
                 self.check()
         except Exception as error:
-            # Every error of the store means the same: rank 0, which holds it, is gone.
+            # Any error of the store means that rank 0, which serves it, has ended.
             if not self._closing.is_set():
-                reason = f"rank 0, which holds the store of the run, has ended ({_first_line(error)})"
-                self._end(f"{LOST}: {reason}", 0.0)
+                reason = f"rank 0, which serves the store of the run, has ended ({_first_line(error)})"
+                self._abort(f"{PEER_LOST}: {reason}", 0.0)
 
-    def _judge(self, calls: Calls, call: Call, others: dict[int, dict[str, Any]]) -> None:
-        stands = {
-            rank: record["groups"].get(calls.key, [0, "", False, 0.0]) for rank, record in others.items()
+    def _handle_timeout(
+        self, tracker: CollectiveTracker, call: Collective, others: dict[int, dict[str, Any]]
+    ) -> None:
+        statuses = {
+            rank: record["groups"].get(tracker.key, [0, "", False, 0.0]) for rank, record in others.items()
         }
-        missing = [rank for rank, (number, *_) in stands.items() if number < call.number]
-        if missing and all(others[rank]["busy"] and not self._silence(rank) for rank in missing):
-            self._tell_once(
-                calls, call, ", ".join(f"rank {rank}: {others[rank]['busy']}" for rank in missing)
-            )
+        missing = [rank for rank, (number, *_) in statuses.items() if number < call.number]
+        if missing and all(others[rank]["operation"] and not self._silent_seconds(rank) for rank in missing):
+            operations = ", ".join(f"rank {rank}: {others[rank]['operation']}" for rank in missing)
+            self._report_wait_once(tracker, call, operations)
             return
-        waited = time.monotonic() - call.since
-        reason = (
-            f"rank {self.rank} has waited {waited:.0f} s in {describe(call.name, call.number, calls.ranks)}"
-        )
+        waited = time.monotonic() - call.entered_at
+        reason = f"rank {self.rank} has waited {waited:.0f} s in {call_text(call.name, call.number, tracker.ranks)}"
         if missing:
-            reason += f"; did not arrive: {ranks_text(missing)}"
-            details = [f"rank {rank} {self._where(rank, *stands[rank])}" for rank in missing]
+            reason += f"; did not enter it: {ranks_text(missing)}"
+            details = [f"rank {rank} {self._status_text(rank, *statuses[rank])}" for rank in missing]
         else:
-            reason += "; every rank has entered it, so what connects them is stuck"
+            reason += "; every rank has entered it, so the network or the device is stuck"
             details = [
                 f"rank {rank} entered {name} as its call {number}"
-                for rank, (number, name, *_) in stands.items()
+                for rank, (number, name, *_) in statuses.items()
                 if number == call.number and name != call.name
             ]
-        tell_ended(self._store, reason)
-        # The store goes with rank 0: the others must have heard of it before.
-        self._end("\n  ".join([reason, *details]), 0.0 if self.rank else 2 * self._interval)
+        publish_failure(self._store, reason)
+        # The store ends with rank 0; the other ranks must read the reason before.
+        self._abort("\n  ".join([reason, *details]), 0.0 if self.rank else 2 * self._interval)
 
-    def _where(self, rank: int, number: int, name: str, inside: bool, age: float) -> str:
+    def _status_text(self, rank: int, number: int, name: str, pending: bool, age: float) -> str:
         if not number:
             text = "has entered no collective of this group"
-        elif inside:
+        elif pending:
             text = f"is still in {name}, its call {number}, entered {age:.0f} s ago"
         else:
-            text = f"entered {name}, its call {number}, {age:.0f} s ago and left it"
-        silence = self._silence(rank)
-        return text + (f"; nothing was heard of it for {silence:.0f} s" if silence else "")
+            text = f"entered {name}, its call {number}, {age:.0f} s ago and completed it"
+        silent = self._silent_seconds(rank)
+        return text + (f"; its last heartbeat was {silent:.0f} s ago" if silent else "")
 
     def _read(self, rank: int) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(self._store.get(_key(rank)))
-        before = self._heard.get(rank)
-        if before is None or before[0] != record["beat"]:
-            self._heard[rank] = (record["beat"], time.monotonic())
+        last = self._last_heartbeats.get(rank)
+        if last is None or last[0] != record["heartbeat"]:
+            self._last_heartbeats[rank] = (record["heartbeat"], time.monotonic())
         return record
 
-    def _silence(self, rank: int) -> float:
-        """Seconds since the rank published, as far as this one knows; 0 where that is not long."""
-        seconds = time.monotonic() - self._heard[rank][1]
-        # One long call into a library may keep a process that is well from publishing for a while.
+    def _silent_seconds(self, rank: int) -> float:
+        """Seconds since this rank first read the last heartbeat of `rank`; 0 for a short time."""
+        seconds = time.monotonic() - self._last_heartbeats[rank][1]
+        # A long call into a library may keep a healthy process from publishing for a while.
         return seconds if seconds > max(3 * self._interval, self.timeout / 4) else 0.0
 
-    def _tell_once(self, calls: Calls, call: Call, busy: str) -> None:
-        if (calls.key, call.number) not in self._told:
-            self._told.add((calls.key, call.number))
-            _write(f"waiting in {describe(call.name, call.number, calls.ranks)} for {busy}\n")
+    def _report_wait_once(self, tracker: CollectiveTracker, call: Collective, operations: str) -> None:
+        if (tracker.key, call.number) not in self._reported:
+            self._reported.add((tracker.key, call.number))
+            _write(f"waiting in {call_text(call.name, call.number, tracker.ranks)} for {operations}\n")
 
 
-def tell_ended(store: Store, reason: str) -> None:
-    """End every process of the run that is still watched, with that reason."""
+def publish_failure(store: Store, reason: str) -> None:
+    """Make the watchdog of every other process of the run end it with this reason."""
     store.set(_REASON, reason)
-    store.add(_ENDED, 1)
+    store.add(_FAILED, 1)
 
 
-def end_process(message: str, delay: float) -> None:
-    """End this process after a delay, with `error: message` and where its main thread stands on standard error."""
+def abort_process(message: str, delay: float) -> None:
+    """Print the stack of the main thread and `error: message` to standard error, and end this process after a delay."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    where = "".join(traceback.format_stack(frame)) if frame is not None else ""
-    _write(f"The main thread stands here:\n{where}error: {message}\n")
+    stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+    _write(f"Stack of the main thread:\n{stack}error: {message}\n")
     time.sleep(delay)
     os._exit(1)
 
 
-def describe(name: str, number: int, ranks: Sequence[int]) -> str:
-    """A call in words."""
+def call_text(name: str, number: int, ranks: Sequence[int]) -> str:
+    """One collective of a group, such as "all_reduce (call 3 of ranks 0-7)"."""
     return f"{name} (call {number} of {ranks_text(ranks)})"
 
 
@@ -300,7 +302,7 @@ def ranks_text(ranks: Sequence[int]) -> str:
 
 
 def _write(text: str) -> None:
-    # Not through sys.stderr: the main thread may hold its lock for ever.
+    # Not through sys.stderr: the main thread may hold its lock forever.
     os.write(2, text.encode())
 
 

@@ -53,7 +53,7 @@ class DistributedGenerator(Generator):
                 on_progress(min(finished * world.size, len(documents)))
 
         # One process may take longer than another by more than parallel.timeout: answers have any length.
-        with self._dist.mesh.busy("answering chats of data.eval"):
+        with self._dist.mesh.long_operation("answering chats of data.eval"):
             answers = super().generate(
                 [documents[index] for index in own],
                 sampling,

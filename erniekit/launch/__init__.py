@@ -1,1 +1,1 @@
-"""Starting the processes of a run on this machine, and looking after them until none is left."""
+"""Starting the processes of a run on this machine, and supervising them until all have ended."""

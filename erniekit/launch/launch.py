@@ -1,4 +1,4 @@
-"""How many processes a run has, on which devices and machines; starts those of this machine."""
+"""The processes of a run, their devices and machines; starts the processes of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from erniekit.distributed.watchdog import tell_ended
+from erniekit.distributed.watchdog import publish_failure
 from erniekit.distributed.worker import (
     LOCALHOST,
     Worker,
@@ -21,26 +21,26 @@ from erniekit.distributed.worker import (
 )
 from erniekit.errors import ConfigError
 from erniekit.launch.slurm import slurm_gpu, slurm_worker
-from erniekit.launch.supervisor import PATIENCE, Job, Patience, Supervisor
+from erniekit.launch.supervisor import DEFAULT_TIMEOUTS, ProcessSpec, Supervisor
 
-_TELL_SECONDS = 10
+_STORE_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What the processes of one machine compute on: a GPU each, by number, or None for the CPU."""
+    """The device of each process of one machine: the number of a GPU, or None for the CPU."""
 
     gpus: tuple[int | None, ...]
 
     @property
     def kind(self) -> str:
-        """ "cpu" or "gpu", as parallel.device has it."""
+        """ "cpu" or "gpu", a value of parallel.device."""
         return "cpu" if self.gpus[0] is None else "gpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The machines of a run: how many, which this one is, and where rank 0 is to be met (None: only this one)."""
+    """The machines of a run: their number, this one's rank, and the address of rank 0 (None for 1 machine)."""
 
     count: int = 1
     rank: int = 0
@@ -48,8 +48,8 @@ class Nodes:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """All processes of a run: the same number on each machine, in the order of machines and devices."""
+class LaunchPlan:
+    """All processes of a run: the same number on each machine, ranked by machine, then by device."""
 
     devices: Devices
     nodes: Nodes = Nodes()
@@ -60,44 +60,44 @@ class Launch:
         return len(self.devices.gpus) * self.nodes.count
 
     def workers(self, master: tuple[str, int]) -> list[Worker]:
-        """Those of this machine."""
+        """The workers of this machine."""
         size = len(self.devices.gpus)
         first = size * self.nodes.rank
-        return [Worker(first + place, self.world, place, size, master) for place in range(size)]
+        return [Worker(first + local, self.world, local, size, master) for local in range(size)]
 
 
 def parse_devices(text: str) -> Devices:
-    """The value of --devices: "cpu", "cpu:4", or numbers of GPUs such as "0,1,2,3". Raises ConfigError."""
+    """Parse the value of --devices: "cpu", "cpu:4", or GPU numbers such as "0,1,2,3". Raises ConfigError."""
     kind, colon, number = text.partition(":")
     if kind == "cpu" and (not colon or (number.isascii() and number.isdigit() and int(number) > 0)):
         return Devices((None,) * (int(number) if colon else 1))
     numbers = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in numbers):
         raise ConfigError(
-            f"--devices is {text!r}; it takes numbers of GPUs such as 0,1,2,3, or cpu:4 for four processes on the CPU"
+            f"--devices is {text!r}; it takes GPU numbers such as 0,1,2,3, or cpu:4 for 4 processes on the CPU"
         )
     if len(set(map(int, numbers))) < len(numbers):
         raise ConfigError(
-            f"--devices is {text!r}, which names a GPU twice; each process needs one of its own"
+            f"--devices is {text!r}, which lists a GPU twice; each process needs a different one"
         )
     return Devices(tuple(map(int, numbers)))
 
 
 def parse_nodes(count: int, rank: int | None, master: str | None) -> Nodes:
-    """The values of --nodes, --node-rank and --master. Raises ConfigError where they do not fit together."""
+    """Check the values of --nodes, --node-rank and --master. Raises ConfigError if they contradict each other."""
     if count < 1:
         raise ConfigError(f"--nodes is {count}; it is the number of machines, at least 1")
     if count == 1:
         if rank or master is not None:
-            raise ConfigError("--node-rank and --master are for runs on several machines; set --nodes, too")
+            raise ConfigError("--node-rank and --master need --nodes, the number of machines")
         return Nodes()
     if rank is None or master is None:
         raise ConfigError(
-            f"--nodes {count} needs --node-rank (0 to {count - 1}, another on each machine) and --master HOST:PORT "
-            "(of machine 0, the same on each)"
+            f"--nodes {count} needs --node-rank (0 to {count - 1}, different on each machine) and --master HOST:PORT "
+            "(an address of machine 0, the same on each machine)"
         )
     if not 0 <= rank < count:
-        raise ConfigError(f"--node-rank is {rank}; with --nodes {count} it is from 0 to {count - 1}")
+        raise ConfigError(f"--node-rank is {rank}; with --nodes {count} it must be from 0 to {count - 1}")
     address = split_address(master)
     if address is None:
         raise ConfigError(f"--master is {master!r}; it takes HOST:PORT, such as 10.0.0.1:6170")
@@ -129,72 +129,71 @@ def launched_worker(nodes: Nodes, devices: Devices | None, device: str) -> Worke
     return worker
 
 
-def plan_launch(devices: Devices | None, nodes: Nodes, device: str) -> Launch:
-    """The processes of a run; without --devices one for each GPU that is seen, or a single one.
+def plan_launch(devices: Devices | None, nodes: Nodes, device: str) -> LaunchPlan:
+    """The processes of a run. Without --devices: one for each visible GPU, or a single one on the CPU.
 
     device: parallel.device of the configuration. Raises ConfigError for several machines without a GPU.
     """
     if devices is not None:
-        return Launch(devices, nodes)
-    seen = visible_gpus() if device != "cpu" else 0
-    if not seen and nodes.count > 1:
+        return LaunchPlan(devices, nodes)
+    gpus = visible_gpus() if device != "cpu" else 0
+    if not gpus and nodes.count > 1:
         raise ConfigError(
-            f"--nodes {nodes.count} without --devices uses every GPU, but none is seen here; for processes on the "
-            "CPU add --devices cpu:N"
+            f"--nodes {nodes.count} without --devices uses every visible GPU, but there is none; for processes on "
+            "the CPU add --devices cpu:N"
         )
-    return Launch(Devices(tuple(range(seen)) or (None,)), nodes)
+    return LaunchPlan(Devices(tuple(range(gpus)) or (None,)), nodes)
 
 
 def visible_gpus() -> int:
-    """How many GPUs Paddle sees; imports Paddle."""
+    """Number of GPUs that Paddle sees; imports Paddle."""
     import paddle
 
     return int(paddle.device.cuda.device_count()) if paddle.is_compiled_with_cuda() else 0
 
 
 def use_device(devices: Devices) -> None:
-    """Make this process, which is the only one, use that GPU; before Paddle is imported."""
+    """Select the device of a single-process run. Call before Paddle is imported."""
     if devices.gpus[0] is not None:
         os.environ.update(gpu_environment(devices.gpus[0]))
 
 
 def run_processes(
-    launch: Launch,
+    plan: LaunchPlan,
     arguments: Sequence[str],
     logs: Path,
-    again: Callable[[], str | None],
-    patience: Patience = PATIENCE,
+    resume_command: Callable[[], str | None],
 ) -> int:
     """Run `erniekit` with these arguments in each process of this machine; returns the exit status.
 
-    logs: directory that receives rank-N.log. again: see `Supervisor`. Raises ConfigError where the directory
-    cannot be written.
+    logs: directory of the files rank-N.log. resume_command: see `Supervisor`. Raises ConfigError if the directory
+    cannot be created.
     """
-    master = launch.nodes.master or (LOCALHOST, _free_port())
+    master = plan.nodes.master or (LOCALHOST, _free_port())
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"train.output_dir: {logs} cannot be made: {error.strerror}") from None
+        raise ConfigError(f"train.output_dir: {logs} cannot be created: {error.strerror}") from None
     command = [sys.executable, *_python_flags(), "-m", "erniekit", *arguments]
-    jobs = [
-        Job(
+    specs = [
+        ProcessSpec(
             worker.rank,
             command,
-            _environment(worker, launch.devices.gpus[worker.local_rank]),
+            _environment(worker, plan.devices.gpus[worker.local_rank]),
             logs / f"rank-{worker.rank}.log",
         )
-        for worker in launch.workers(master)
+        for worker in plan.workers(master)
     ]
 
-    def failed(reason: str) -> None:
-        if launch.nodes.count > 1:
-            tell_machines(master, reason)
+    def on_failure(reason: str) -> None:
+        if plan.nodes.count > 1:
+            end_other_nodes(master, reason)
 
-    return Supervisor(jobs, again, failed, patience).run()
+    return Supervisor(specs, resume_command, on_failure, DEFAULT_TIMEOUTS).run()
 
 
 def node_options(nodes: Nodes) -> list[str]:
-    """The options that say the same machines again."""
+    """The options --nodes, --node-rank and --master; empty for 1 machine."""
     if nodes.master is None:
         return []
     host, port = nodes.master
@@ -202,14 +201,14 @@ def node_options(nodes: Nodes) -> list[str]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """An `erniekit` command as one would type it."""
+    """An `erniekit` command with these arguments, quoted for a shell."""
     return shlex.join(["erniekit", *arguments])
 
 
 def _environment(worker: Worker, gpu: int | None) -> dict[str, str]:
-    # These would win over PADDLE_MASTER.
+    # Paddle prefers these to PADDLE_MASTER.
     inherited = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT")}
-    # gloo listens at the address of the machine's name, which need not be one, where the loopback is enough.
+    # gloo listens at the address of the host name, which may not resolve; on one machine the loopback is enough.
     local = worker.is_local and gpu is None and "GLOO_SOCKET_IFNAME" not in inherited and _has_loopback()
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if local else {}
     return inherited | worker_environment(worker, gpu) | _quiet(inherited) | loopback
@@ -225,7 +224,7 @@ def _has_loopback() -> bool:
 
 
 def _python_flags() -> list[str]:
-    # `-m` alone would let modules of the working directory come before those that this process uses.
+    # With `-m` alone, modules in the working directory would shadow the modules of this process.
     return [] if "" in sys.path or os.getcwd() in sys.path else ["-P"]
 
 
@@ -236,13 +235,13 @@ def _free_port() -> int:
         return port
 
 
-def tell_machines(master: tuple[str, int], reason: str) -> None:
-    """End the ranks on other machines, too, as far as they can be reached; imports Paddle."""
+def end_other_nodes(master: tuple[str, int], reason: str) -> None:
+    """End the ranks on other machines through the store of rank 0, if it can be reached; imports Paddle."""
     from paddle.base import core
 
     host, port = master
     try:
-        tell_ended(core.TCPStore(host, port, False, 0, _TELL_SECONDS), reason)
+        publish_failure(core.TCPStore(host, port, False, 0, _STORE_SECONDS), reason)
     except (RuntimeError, ValueError) as error:
-        # Then rank 0 is gone, which the others notice by themselves.
-        print(f"the other machines could not be told: {str(error).splitlines()[0]}", file=sys.stderr)
+        # Rank 0 has ended with its store; the watchdogs of the other ranks notice that.
+        print(f"could not notify the other machines: {str(error).splitlines()[0]}", file=sys.stderr)

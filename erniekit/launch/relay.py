@@ -1,4 +1,4 @@
-"""Passes the output of a process on to the terminal, and keeps it in a log."""
+"""Relays the output of a process to the terminal and to a log."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CHUNK = 1 << 16
 
 
 class Relay:
-    """One stream of a process: what it writes to `end` goes to `target` (a file descriptor) and into `log`.
+    """One output stream of a process: what it writes to `end` goes to `target` (a file descriptor) and to `log`.
 
-    Where the target is a terminal the process sees a terminal, too, of the same size: a progress bar stays one.
+    If the target is a terminal, the process sees a terminal of the same size, so that progress bars work.
     """
 
     def __init__(self, target: int, log: BinaryIO) -> None:
@@ -23,30 +23,30 @@ class Relay:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin, once the process has its end."""
+        """Start relaying, once the process has inherited its end."""
         os.close(self.end)
         self._thread.start()
 
     def finish(self, seconds: float) -> None:
-        """Wait for what is left, not for ever: a process that was left behind may hold the other end open."""
+        """Relay the rest, for at most `seconds`: an orphaned process may keep the other end open."""
         self._thread.join(seconds)
 
     def _run(self) -> None:
         lines = LogLines(self._log)
-        shown = True
+        showing = True
         while data := self._read():
             lines.feed(data)
-            shown = shown and self._show(data)
+            showing = showing and self._show(data)
         lines.close()
 
     def _read(self) -> bytes:
         try:
             return os.read(self._source, _CHUNK)
-        except OSError:  # how a terminal ends
+        except OSError:  # end of file on a terminal
             return b""
 
     def _show(self, data: bytes) -> bool:
-        """Whether somebody still reads what is shown."""
+        """Write to the target; False once nobody reads it."""
         try:
             while data:
                 data = data[os.write(self._target, data) :]
@@ -56,22 +56,22 @@ class Relay:
 
 
 class LogLines:
-    """Writes whole lines to a log, as they stood at their end: what was drawn over is left out."""
+    """Writes complete lines to a log in their final state, without text that was overwritten on the terminal."""
 
     def __init__(self, log: BinaryIO) -> None:
         self._log = log
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """More output, cut anywhere."""
+        """Take more output, split at any byte."""
         *lines, rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._log.write(_final(line) + b"\n")
-        # A progress bar draws for hours without an end of line; a carriage return at the very end may belong to one.
+        # A progress bar writes no newline for hours. A carriage return at the very end may belong to a newline.
         self._rest = rest[rest[:-1].rfind(b"\r") + 1 :]
 
     def close(self) -> None:
-        """A last line without an end."""
+        """Write a last line without a newline."""
         if rest := _final(self._rest):
             self._log.write(rest + b"\n")
 

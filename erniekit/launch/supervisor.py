@@ -1,4 +1,4 @@
-"""Starts the processes of a run on this machine and looks after them until none is left."""
+"""Starts the processes of a run on this machine and supervises them until all have ended."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from erniekit.distributed.watchdog import LOST, ranks_text
+from erniekit.distributed.watchdog import PEER_LOST, ranks_text
 from erniekit.interrupt import SAME_REQUEST_SECONDS
 from erniekit.launch.relay import Relay
 
-# Exit statuses of a run that ended as it should: done, or saved after Ctrl-C or SIGTERM.
-_IN_ORDER = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+# Exit statuses of a rank that did not fail: finished, or saved after Ctrl-C or SIGTERM.
+_CLEAN_STATUSES = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 _POLL_SECONDS = 0.1
 _RELAY_SECONDS = 2.0
 _TAIL_LINES = 12
@@ -28,8 +28,8 @@ _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A process to start: its rank in the run, its command, its whole environment, and the file of its output."""
+class ProcessSpec:
+    """A process to start: rank, command, complete environment, and the log file of its output."""
 
     rank: int
     command: Sequence[str]
@@ -38,12 +38,12 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds that are waited.
+class Timeouts:
+    """Timeouts in seconds.
 
-    settle: when a rank fails, for others that fail at the same time, among them perhaps the cause. grace: for
-    ranks that were asked to end. linger: for the last rank, when one has ended in order. same: in which a signal that
-    comes again is the same request; longer than in the ranks, so that what is passed on is a new one there, too.
+    settle: after a rank failed, for other failures at about the same time, which may be the cause. grace: for ranks
+    that were sent SIGTERM. linger: for the remaining ranks, after one has finished. same: a repeated signal within this
+    time is the same request; longer than in the ranks, so that a forwarded signal is a new request there, too.
     """
 
     settle: float = 2.0
@@ -52,24 +52,24 @@ class Patience:
     same: float = SAME_REQUEST_SECONDS + 0.5
 
 
-PATIENCE = Patience()
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Child:
-    """A process that was started. show: whether its output also goes to this process's."""
+    """A started process. show: whether its output also goes to this process's output."""
 
-    def __init__(self, job: Job, show: bool) -> None:
-        self.job = job
+    def __init__(self, spec: ProcessSpec, show: bool) -> None:
+        self.spec = spec
         self.status: int | None = None
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = job.log.open("ab", buffering=0)
+        spec.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = spec.log.open("ab", buffering=0)
         self._start = self._log.tell()
         self._relays = [Relay(target, self._log) for target in (1, 2)] if show else []
         ends = [relay.end for relay in self._relays] or [self._log.fileno()] * 2
-        # A session of its own: the terminal's Ctrl-C comes to this process alone, which passes it on.
+        # In a new session: the terminal sends Ctrl-C to this process alone, which forwards it.
         self._process = subprocess.Popen(
-            job.command,
-            env=job.environment,
+            spec.command,
+            env=spec.environment,
             stdin=subprocess.DEVNULL,
             stdout=ends[0],
             stderr=ends[1],
@@ -77,28 +77,28 @@ class Child:
             preexec_fn=_bind_to_parent(),
         )
 
-    def attend(self) -> None:
-        """Begin to pass its output on; after all processes have been started, since this starts threads."""
+    def start_relays(self) -> None:
+        """Start relaying its output. Call after all processes have started: forking with threads is not safe."""
         for relay in self._relays:
             relay.start()
 
-    def ended(self) -> bool:
-        """Whether the process has just ended; then `status` is its exit status, or minus the signal.
+    def poll(self) -> bool:
+        """Whether the process has ended since the last call; `status` is then its exit status, or minus the signal.
 
-        Whatever processes it has left behind are killed.
+        Processes that it leaves behind are killed.
         """
         if self.status is not None:
             return False
         found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is None:
             return False
-        # Until the process is waited for, its number and that of its group cannot be given to another.
+        # Until the process is reaped, its pid and process group cannot be reused.
         self.signal(signal.SIGKILL)
         self.status = self._process.wait()
         return True
 
     def signal(self, number: int) -> None:
-        """Send a signal: SIGKILL to all that it has started, others to itself."""
+        """Send a signal: SIGKILL to its whole process group, others to the process alone."""
         send = os.killpg if number == signal.SIGKILL else os.kill
         try:
             send(self._process.pid, number)
@@ -106,83 +106,84 @@ class Child:
             return
 
     def close(self) -> None:
-        """After its end: the rest of its output."""
+        """Relay the rest of its output, after its end."""
         for relay in self._relays:
             relay.finish(_RELAY_SECONDS)
         self._log.close()
 
     def last_lines(self) -> list[str]:
-        """The end of its output: from the last line that is an error of its own, or else the last few lines."""
-        with self.job.log.open("rb") as file:
+        """The end of its output: from its last error that is not about a lost peer, or else the last few lines."""
+        with self.spec.log.open("rb") as file:
             file.seek(self._start)
             text = file.read().decode("utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
-        errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-        own = [place for place in errors if LOST not in lines[place]]
+        errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+        own = [index for index in errors if PEER_LOST not in lines[index]]
         return lines[(own or errors)[-1] :][:_TAIL_LINES] if errors else lines[-_TAIL_LINES // 2 :]
 
     def exit_status(self) -> int:
-        """As in shells: 128 + the number of the signal that killed it."""
+        """As shells report it: 128 + the number of the signal that killed the process."""
         status = self.status or 0
         return status if status >= 0 else 128 - status
 
-    def in_order(self, *, signalled: bool) -> bool:
-        """Whether it ended as it should. signalled: it was sent a signal, which it may have died of at its start."""
-        return (self.exit_status() if signalled else self.status) in _IN_ORDER
+    def ended_cleanly(self, *, signalled: bool) -> bool:
+        """Whether it did not fail. signalled: it was sent a signal, which kills a process that is just starting."""
+        return (self.exit_status() if signalled else self.status) in _CLEAN_STATUSES
 
-    def ending(self) -> str:
-        """How it ended, in words."""
+    def exit_text(self) -> str:
+        """How it ended, as a sentence."""
         if self.status is not None and self.status < 0:
-            return f"rank {self.job.rank} was killed by {signal.Signals(-self.status).name}"
-        return f"rank {self.job.rank} ended with exit status {self.status}"
+            return f"rank {self.spec.rank} was killed by {signal.Signals(-self.status).name}"
+        return f"rank {self.spec.rank} exited with status {self.status}"
 
-    def is_consequence(self) -> bool:
-        """Whether it ended only because another rank did."""
+    def lost_peer(self) -> bool:
+        """Whether it only ended because another rank did."""
         lines = self.last_lines()
-        told = lines[:1] if lines and lines[0].startswith("error: ") else lines
-        return any(LOST in line for line in told)
+        errors = lines[:1] if lines and lines[0].startswith("error: ") else lines
+        return any(PEER_LOST in line for line in errors)
 
 
 class Supervisor:
-    """Runs processes until all have ended; the first one's output goes to this process's.
+    """Runs processes until all have ended; shows the output of the first one.
 
-    again: the command that continues the run, None while there is nothing to continue. failed: is told why the
-    run fails, as soon as it is known, for whoever else must end.
+    resume_command: returns the command that continues the run, None while no checkpoint exists. on_failure: called
+    with the reason as soon as the run is known to fail, to end it on other machines.
     """
 
     def __init__(
         self,
-        jobs: Sequence[Job],
-        again: Callable[[], str | None],
-        failed: Callable[[str], None],
-        patience: Patience,
+        specs: Sequence[ProcessSpec],
+        resume_command: Callable[[], str | None],
+        on_failure: Callable[[str], None],
+        timeouts: Timeouts,
     ) -> None:
-        self._jobs, self._again, self._failed, self._patience = jobs, again, failed, patience
+        self._specs, self._resume_command = specs, resume_command
+        self._on_failure, self._timeouts = on_failure, timeouts
         self._children: list[Child] = []
         self._failures: list[Child] = []
         self._lingering: list[int] = []
         self._signals: list[int] = []
         self._forwarded = 0
-        self._asked = False
-        self._judge_at = self._linger_until = self._kill_at = math.inf
+        self._terminating = False
+        self._settled_at = self._linger_until = self._kill_at = math.inf
 
     def run(self) -> int:
-        """Start, wait and tell; returns the exit status for the whole.
+        """Start the processes, wait for them and report failures; returns the exit status of the run.
 
-        0, or 128 + the number of a signal when all ranks ended in order after it. Otherwise the exit status of
-        the rank that failed, 1 if a signal killed it.
+        0, or 128 + the number of a signal after which all ranks ended cleanly. Otherwise the exit status of the
+        rank that failed, 1 if a signal killed it.
         """
-        with _taking_signals(self._signals, self._patience.same):
+        with _record_signals(self._signals, self._timeouts.same):
             try:
-                for job in self._jobs:
-                    self._children.append(Child(job, show=not self._children))
+                for spec in self._specs:
+                    self._children.append(Child(spec, show=not self._children))
                 for child in self._children:
-                    child.attend()
+                    child.start_relays()
                 while self._alive():
                     time.sleep(_POLL_SECONDS)
                     self._collect()
-                    self._pass_on_signals()
-                    self._decide()
+                    self._forward_signals()
+                    self._act()
             finally:
                 for child in self._children:
                     child.close()
@@ -193,62 +194,64 @@ class Supervisor:
 
     def _collect(self) -> None:
         for child in self._alive():
-            if not child.ended():
+            if not child.poll():
                 continue
             now = time.monotonic()
-            if self._asked or self._forwarded > 1 or now >= self._kill_at:
-                continue  # what it was told to do, or because another one did
-            if child.in_order(signalled=bool(self._forwarded)):
-                self._linger_until = min(self._linger_until, now + self._patience.linger)
+            if self._terminating or self._forwarded > 1 or now >= self._kill_at:
+                continue  # it was signalled to end, or another rank's end ended it
+            if child.ended_cleanly(signalled=bool(self._forwarded)):
+                self._linger_until = min(self._linger_until, now + self._timeouts.linger)
             else:
                 self._failures.append(child)
-                self._judge_at = min(self._judge_at, now + self._patience.settle)
+                self._settled_at = min(self._settled_at, now + self._timeouts.settle)
 
-    def _pass_on_signals(self) -> None:
+    def _forward_signals(self) -> None:
         while self._forwarded < len(self._signals):
             number = self._signals[self._forwarded]
             self._forwarded += 1
             for child in self._alive():
                 child.signal(number)
             if self._forwarded > 1:
-                # The first one asked them to save; after the second they may say that they do not.
-                self._kill_by(time.monotonic() + (self._patience.grace if self._forwarded == 2 else 0))
+                # The first signal lets the ranks save; after the second they have a moment to report that they do not.
+                self._kill_no_later_than(
+                    time.monotonic() + (self._timeouts.grace if self._forwarded == 2 else 0)
+                )
 
-    def _decide(self) -> None:
+    def _act(self) -> None:
         now = time.monotonic()
-        if self._failures and not self._asked and (now >= self._judge_at or not self._alive()):
-            self._asked = True
-            self._failed(self._cause().ending())
+        if self._failures and not self._terminating and (now >= self._settled_at or not self._alive()):
+            self._terminating = True
+            self._on_failure(self._cause().exit_text())
             for child in self._alive():
                 child.signal(signal.SIGTERM)
-            self._kill_by(now + self._patience.grace)
+            self._kill_no_later_than(now + self._timeouts.grace)
         if now >= self._linger_until and not self._failures and self._kill_at == math.inf:
-            self._lingering = [child.job.rank for child in self._alive()]
-            self._kill_by(now)
+            self._lingering = [child.spec.rank for child in self._alive()]
+            self._kill_no_later_than(now)
         if now >= self._kill_at:
             for child in self._alive():
                 child.signal(signal.SIGKILL)
 
-    def _kill_by(self, when: float) -> None:
+    def _kill_no_later_than(self, when: float) -> None:
         self._kill_at = min(self._kill_at, when)
 
     def _cause(self) -> Child:
-        """The rank that failed by itself, of those that ended at about the same time."""
-        return next((child for child in self._failures if not child.is_consequence()), self._failures[0])
+        """The rank that failed first, among ranks that ended at about the same time."""
+        return next((child for child in self._failures if not child.lost_peer()), self._failures[0])
 
     def _conclude(self) -> int:
         if self._failures:
             cause = self._cause()
-            others = "" if len(self._children) == 1 else "; the other ranks were ended"
-            _tell(f"error: {cause.ending()}{others}. The end of its log, {cause.job.log}:")
+            others = "" if len(self._children) == 1 else ", so the other ranks were terminated"
+            _print(f"error: {cause.exit_text()}{others}. The end of its log, {cause.spec.log}:")
             for line in cause.last_lines():
-                _tell(f"  {line}")
-            again = self._again()
-            _tell(f"Continue with:\n  {again}" if again else "Nothing was saved yet.")
+                _print(f"  {line}")
+            command = self._resume_command()
+            _print(f"Continue with:\n  {command}" if command else "Nothing was saved yet.")
             return max(1, cause.status or 0)
         if self._lingering:
-            late, seconds = ranks_text(self._lingering), self._patience.linger
-            _tell(f"error: killed {late}, which had not ended {seconds:g} s after another rank did")
+            late, seconds = ranks_text(self._lingering), self._timeouts.linger
+            _print(f"error: killed {late}, still running {seconds:g} s after another rank had finished")
             return 1
         if any(child.status for child in self._children):
             return (
@@ -260,28 +263,28 @@ class Supervisor:
 
 
 @contextmanager
-def _taking_signals(received: list[int], same: float) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are only noted, inside; not again within `same` seconds of the same one."""
-    since = -math.inf
+def _record_signals(received: list[int], same: float) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM are only recorded; a repetition within `same` seconds is ignored."""
+    received_at = -math.inf
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal since
+    def record(number: int, frame: FrameType | None) -> None:
+        nonlocal received_at
         now = time.monotonic()
-        if received and number == received[-1] and now - since < same:
+        if received and number == received[-1] and now - received_at < same:
             return
         received.append(number)
-        since = now
+        received_at = now
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _bind_to_parent() -> Callable[[], None] | None:
-    """What a new process does first, so that it dies with this one, however this one ends; Linux only."""
+    """A preexec_fn that makes a new process die with this one, however this one ends; None except on Linux."""
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
@@ -294,5 +297,5 @@ def _bind_to_parent() -> Callable[[], None] | None:
     return bind
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

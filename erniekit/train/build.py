@@ -116,7 +116,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Tra
     )
     progress = TrainerProgress()
     if saved is not None:
-        with dist.mesh.busy("loading the checkpoint"):
+        with dist.mesh.long_operation("loading the checkpoint"):
             progress = checkpointer.load(saved.path, saved.state)
         check_best(context.run_dir, progress, config.eval.best_metric, dist, log)
     make_run_directory(context.run_dir)

@@ -111,7 +111,7 @@ def build_reference(
         return load_reference()
     for dataset in datasets:
         if dist.is_main:
-            with dist.mesh.busy("computing the reference"), unsharded_rows(model):
+            with dist.mesh.long_operation("computing the reference"), unsharded_rows(model):
                 num_cached, num_computed = cache_references(
                     dataset,
                     model_key(config.model.path, dtype, model.config.vocab_size),

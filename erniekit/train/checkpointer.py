@@ -66,7 +66,7 @@ class Checkpointer:
         # Processes that share a row have the same state.
         states = self.dist.gather(self.loader.state_dict())[:: self.dist.mesh.context.size]
         if self.dist.is_main:
-            with self.dist.mesh.busy("writing a checkpoint"):
+            with self.dist.mesh.long_operation("writing a checkpoint"):
                 self._write(progress, weights, optimizer, join_states(states))
         else:
             weights.serve()

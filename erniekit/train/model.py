@@ -141,7 +141,7 @@ def load_shared(
         return load_model(directory, dtype, changes=changes), None
     fully_sharded = None
     # Some processes may read much faster than others, from their own disk or from one that all share.
-    with mesh.busy("loading the model"):
+    with mesh.long_operation("loading the model"):
         if shard == "parameters":
             model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes)
             model.model.run = CheckpointedLayers(fully_sharded, recompute=True)

@@ -21,9 +21,9 @@ from erniekit.distributed import watchdog
 from erniekit.distributed.mesh import Mesh, connect
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.process_group import ProcessGroup
-from erniekit.distributed.transport import Native
-from erniekit.distributed.watchdog import Call
-from erniekit.launch.launch import tell_machines
+from erniekit.distributed.transport import PaddleCollectives
+from erniekit.distributed.watchdog import Collective
+from erniekit.launch.launch import end_other_nodes
 from tests.closeness import assert_close
 
 DTYPES = ("float32", "bfloat16", "int64")
@@ -71,7 +71,7 @@ def all_checks(world: int) -> dict[str, Any]:
             alltoall_single=lambda out, x, recv, send, **_: _alltoall_single(out, x, recv, send, mesh),
             reduce_scatter=lambda out, x, **_: _reduce_scatter(out, x, mesh),
         ),
-        mock.patch.object(c, "transport_of", lambda group: Native()),
+        mock.patch.object(c, "transport_of", lambda group: PaddleCollectives()),
     ):
         for dtype in DTYPES:
             check_moves(group, dtype)
@@ -80,7 +80,7 @@ def all_checks(world: int) -> dict[str, Any]:
         check_shared_sum(group)
     groups = check_layouts(mesh)
     mesh.close()
-    return {"groups": groups, "calls": group.calls.last.number if group.calls else 0}
+    return {"groups": groups, "calls": group.tracker.last.number if group.tracker else 0}
 
 
 def check_moves(group: ProcessGroup, dtype: str) -> None:
@@ -226,7 +226,7 @@ def check_layouts(mesh: Mesh) -> dict[str, list[int]]:
     other = mesh.connection.mesh(dims)
     assert other.world is mesh.world
     found = {}
-    for name, ranks in dims.groups(mesh.rank).items():
+    for name, ranks in dims.group_ranks(mesh.rank).items():
         group = getattr(other, name)
         assert group.ranks == ranks
         found[name] = c.all_reduce_host(np.array([1, mesh.rank], np.int64), group).tolist()
@@ -236,15 +236,15 @@ def check_layouts(mesh: Mesh) -> dict[str, list[int]]:
 
 def _alltoall_single(out: Tensor, x: Tensor, recv: list[int], send: list[int], mesh: Mesh) -> None:
     """NCCL's all-to-all as gloo does it."""
-    from erniekit.distributed.transport import Gloo
+    from erniekit.distributed.transport import GlooCollectives
 
-    paddle.assign(Gloo().all_to_all(x, send, recv, mesh.world, Call("", 0, 0.0)), out)
+    paddle.assign(GlooCollectives().all_to_all(x, send, recv, mesh.world, Collective("", 0, 0.0)), out)
 
 
 def _reduce_scatter(out: Tensor, x: Tensor, mesh: Mesh) -> None:
-    from erniekit.distributed.transport import Gloo
+    from erniekit.distributed.transport import GlooCollectives
 
-    paddle.assign(Gloo().reduce_scatter(x, mesh.world, Call("", 0, 0.0)), out)
+    paddle.assign(GlooCollectives().reduce_scatter(x, mesh.world, Collective("", 0, 0.0)), out)
 
 
 def timings(world: int, megabytes: int) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def busy(world: int, told: str) -> None:
     mesh = connect(ParallelDims(world), timeout=PATIENCE)
     with _telling(told):
         if mesh.is_main:
-            with mesh.busy("saving"):
+            with mesh.long_operation("saving"):
                 _until_told(told, "saving")
         c.barrier(mesh.world)
         mesh.close()
@@ -367,5 +367,5 @@ def told(world: int) -> None:
     mesh = connect(ParallelDims(world), timeout=2)
     assert mesh.connection is not None
     if mesh.is_main:
-        tell_machines(mesh.connection.worker.master, "rank 7 was killed by SIGKILL")
+        end_other_nodes(mesh.connection.worker.master, "rank 7 was killed by SIGKILL")
     time.sleep(1000)

@@ -16,8 +16,8 @@ from erniekit.distributed.collectives import all_reduce_, barrier, start_all_to_
 from erniekit.distributed.mesh import Mesh, connect
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.process_group import ProcessGroup
-from erniekit.distributed.transport import Gloo
-from erniekit.distributed.watchdog import Call
+from erniekit.distributed.transport import GlooCollectives
+from erniekit.distributed.watchdog import Collective
 from erniekit.moe.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
@@ -66,8 +66,8 @@ def overlap_checks(world: int) -> dict[str, Any]:
             _check(replace(mesh, expert=native), name, modality, bias, beside.hooks)
             # The last two are the backward pass of the first two.
             assert beside.hooks == ["start", "shared", "wait", "start", "wait"], (name, beside.hooks)
-    assert native.calls is not None
-    assert native.calls.oldest() is None
+    assert native.tracker is not None
+    assert native.tracker.oldest_pending() is None
     return {"cases": len(CASES)}
 
 
@@ -103,8 +103,10 @@ class Task:
     done: bool = False
 
     def bring(self) -> None:
-        call = Call("", 0, 0.0)
-        paddle.assign(Gloo().all_to_all(self.x, self.send, self.recv, self.beside.group, call), self.out)
+        call = Collective("", 0, 0.0)
+        paddle.assign(
+            GlooCollectives().all_to_all(self.x, self.send, self.recv, self.beside.group, call), self.out
+        )
         self.done = True
 
     def wait(self) -> None:
@@ -130,7 +132,7 @@ class Broken(Stuck):
 
     def wait(self) -> None:
         raise RuntimeError(
-            "NCCL error: remote process exited or there was a network error: Communicator closed"
+            "NCCL error: remote process exited or there was a network error: Connection closed"
         )
 
 

@@ -1,4 +1,4 @@
-"""Starting processes, and what becomes of the others when one dies, hangs or is interrupted."""
+"""Starting processes, and the end of a run when one of them dies, hangs or is interrupted."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from erniekit.distributed.watchdog import LOST
+from erniekit.distributed.watchdog import PEER_LOST
 from tests.distributed import checks
 from tests.distributed.processes import OTHERS_HANG, ROOT, run_to_end
 
-SLEEP = "import time; time.sleep(100_000)"  # for ever: if it is not ended, the test is
-# Takes signals as a run does: the first one is noted, the second one ends it.
+SLEEP = "import time; time.sleep(100_000)"  # forever: until the supervisor ends it
+# Handles signals as a run does: the first one is recorded, the second one ends it.
 CAREFUL = """
 import os, signal, sys, time
 got = []
@@ -33,17 +33,22 @@ time.sleep(float(os.environ.get("SAVING", "0")))
 print("done", flush=True)
 sys.exit(128 + got[0])
 """
-PATIENCE = {"settle": 0.5, "grace": 1.0, "linger": 1000.0, "same": 1000.0}
+TIMEOUTS = {"settle": 0.5, "grace": 1.0, "linger": 1000.0, "same": 1000.0}
 
 
 def start(
     snippets: list[str],
     logs: Path,
-    again: str | None = None,
-    patience: dict[str, float] = PATIENCE,
+    resume_command: str | None = None,
+    timeouts: dict[str, float] = TIMEOUTS,
     **options: Any,
 ) -> subprocess.Popen[str]:
-    settings = {"snippets": snippets, "logs": str(logs), "patience": patience, "again": again}
+    settings = {
+        "snippets": snippets,
+        "logs": str(logs),
+        "timeouts": timeouts,
+        "resume_command": resume_command,
+    }
     command = [sys.executable, "-m", "tests.distributed.supervised", json.dumps(settings)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -62,7 +67,7 @@ def log(logs: Path, rank: int) -> str:
 
 
 def pids(logs: Path, count: int) -> list[int]:
-    """Of all ranks; each has written its own as the first line."""
+    """The pids of all ranks, each the first line of a log."""
     until(lambda: all("\n" in log(logs, rank) for rank in range(count)))
     return [int(log(logs, rank).split()[0]) for rank in range(count)]
 
@@ -91,7 +96,7 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
     process = start([SLEEP, stubborn, failing], tmp_path, "erniekit train x.yaml --resume")
     _, err = process.communicate()
     assert process.returncode == 7
-    cause = "error: rank 2 ended with exit status 7; the other ranks were ended."
+    cause = "error: rank 2 exited with status 7, so the other ranks were terminated."
     assert err.splitlines()[-5:] == [
         f"{cause} The end of its log, {tmp_path}/rank-2.log:",
         "  error: the disk is full",
@@ -99,12 +104,14 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
         "Continue with:",
         "  erniekit train x.yaml --resume",
     ]
-    assert (tmp_path / "failed").read_text() == "rank 2 ended with exit status 7"
+    assert (tmp_path / "failed").read_text() == "rank 2 exited with status 7"
 
 
 def test_the_cause_is_waited_for(tmp_path: Path) -> None:
     """Rank 0 ends because rank 1 does, but before it."""
-    consequence = f"import os, sys; print(os.getpid(), flush=True); sys.exit('error: {LOST}: rank 1 ended')"
+    consequence = (
+        f"import os, sys; print(os.getpid(), flush=True); sys.exit('error: {PEER_LOST}: rank 1 ended')"
+    )
     failing = f"""
 import os, sys, time
 log = {str(tmp_path / "rank-0.log")!r}
@@ -112,11 +119,11 @@ while not (os.path.exists(log) and "error" in open(log).read()): time.sleep(0.02
 while os.path.exists("/proc/" + open(log).read().split()[0]): time.sleep(0.02)
 sys.exit("error: the disk is full")
 """
-    process = start([consequence, failing], tmp_path, patience=PATIENCE | {"settle": 1000.0})
+    process = start([consequence, failing], tmp_path, timeouts=TIMEOUTS | {"settle": 1000.0})
     _, err = process.communicate()
     assert process.returncode == 1
-    assert "error: rank 1 ended with exit status 1" in err and "  error: the disk is full\n" in err
-    assert (tmp_path / "failed").read_text() == "rank 1 ended with exit status 1"
+    assert "error: rank 1 exited with status 1" in err and "  error: the disk is full\n" in err
+    assert (tmp_path / "failed").read_text() == "rank 1 exited with status 1"
 
 
 def test_a_rank_that_is_killed_is_told(tmp_path: Path) -> None:
@@ -138,8 +145,8 @@ def test_the_cause_is_told_of_ranks_that_fail_together(tmp_path: Path) -> None:
     process = start([work] * 3, tmp_path)
     _, err = process.communicate()
     assert process.returncode == 9
-    assert "error: rank 1 ended with exit status 9" in err
-    assert LOST in log(tmp_path, 0)
+    assert "error: rank 1 exited with status 9" in err
+    assert PEER_LOST in log(tmp_path, 0)
 
 
 def test_what_a_rank_leaves_behind_is_killed(tmp_path: Path) -> None:
@@ -174,8 +181,8 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     endless = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('ready', flush=True); "
     # Another rank is lost with it, which is no failure.
     lost = CAREFUL.replace("if len(got) > 1: sys.exit(128 + number)", "if len(got) > 1: sys.exit(1)")
-    environment, patience = os.environ | {"SAVING": "100000"}, PATIENCE | {"same": 0.0}
-    process = start([CAREFUL, endless + SLEEP, lost], tmp_path, env=environment, patience=patience)
+    environment, timeouts = os.environ | {"SAVING": "100000"}, TIMEOUTS | {"same": 0.0}
+    process = start([CAREFUL, endless + SLEEP, lost], tmp_path, env=environment, timeouts=timeouts)
     until(lambda: all("ready" in log(tmp_path, rank) for rank in range(3)))
     process.send_signal(signal.SIGINT)
     until(lambda: all("saved" in log(tmp_path, rank) for rank in (0, 2)))
@@ -198,10 +205,10 @@ def test_a_signal_that_comes_twice_at_once_is_passed_on_once(tmp_path: Path) -> 
 
 
 def test_a_rank_that_does_not_end_is_killed(tmp_path: Path) -> None:
-    process = start(["pass", SLEEP], tmp_path, patience=PATIENCE | {"linger": 1.0})
+    process = start(["pass", SLEEP], tmp_path, timeouts=TIMEOUTS | {"linger": 1.0})
     _, err = process.communicate()
     assert process.returncode == 1
-    assert err == "error: killed rank 1, which had not ended 1 s after another rank did\n"
+    assert err == "error: killed rank 1, still running 1 s after another rank had finished\n"
 
 
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
@@ -238,11 +245,11 @@ def test_a_hang_is_reported() -> None:
     reports = [rank.output for rank in ended if "error: rank" in rank.output]
     assert reports
     for text in reports:
-        assert "s in all_gather (call 3 of ranks 0-2); did not arrive: rank 1" in text
+        assert "s in all_gather (call 3 of ranks 0-2); did not enter it: rank 1" in text
         assert "rank 1 entered all_reduce, its call 2" in text
-        assert ", in hang" in text  # where the main thread stands
-    # The one that hangs hears of it, too, and tells where it is.
-    assert f"error: {LOST}: rank" in ended[1].output
+        assert ", in hang" in text  # the stack of the main thread
+    # The rank that hangs ends, too, and prints its stack.
+    assert f"error: {PEER_LOST}: rank" in ended[1].output
     assert "time.sleep(1000)" in ended[1].output
 
 
@@ -263,9 +270,10 @@ def test_different_collectives_are_told() -> None:
     ended = run_to_end(2, checks.mismatch, 2)
     assert [rank.status for rank in ended] == [1, 1]
     assert (
-        "rank 0 is in all_reduce (call 1 of ranks 0, 1), but rank 1 in barrier, its call 1" in ended[0].output
+        "rank 0 is in all_reduce (call 1 of ranks 0, 1), but rank 1 is in barrier, its call 1"
+        in ended[0].output
     )
-    assert f"{LOST}: rank 0 ended" in ended[1].output
+    assert f"{PEER_LOST}: rank 0 ended" in ended[1].output
 
 
 def test_a_rank_that_dies_is_noticed_without_a_launcher() -> None:
@@ -273,10 +281,10 @@ def test_a_rank_that_dies_is_noticed_without_a_launcher() -> None:
     assert ended[1].status == 9
     for rank in (0, 2):
         assert ended[rank].status == 1
-        assert LOST in ended[rank].output
+        assert PEER_LOST in ended[rank].output
 
 
 def test_a_failure_on_another_machine_ends_the_ranks_here() -> None:
     for rank in run_to_end(2, checks.told, 2):
         assert rank.status == 1
-        assert f"error: {LOST}: rank 7 was killed by SIGKILL" in rank.output
+        assert f"error: {PEER_LOST}: rank 7 was killed by SIGKILL" in rank.output

@@ -98,7 +98,7 @@ def test_degrees_that_do_not_fit_are_told(setting: dict[str, Any], tmp_path: Pat
     assert "parallel.expert is 3, which does not divide the 2 processes" in finished.stdout + finished.stderr
     finished = train(tmp_path / "third", setting, 4, 1, 4)
     assert finished.returncode == 1
-    assert "2 attention heads and 1 heads of keys and values cannot be" in finished.stdout + finished.stderr
+    assert "2 attention heads and 1 key/value head; use" in finished.stdout + finished.stderr
 
 
 def signalled(

@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What would have been started or trained."""
     found: list[dict[str, Any]] = []
 
-    def run_processes(plan: launch.Launch, arguments: list[str], logs: Path, again: Any) -> int:
+    def run_processes(plan: launch.LaunchPlan, arguments: list[str], logs: Path, again: Any) -> int:
         found.append({"world": plan.world, "arguments": arguments, "logs": logs, "again": again()})
         return 3
 

@@ -1,4 +1,4 @@
-"""Errors that are raised inside of a backward pass come out as what they were."""
+"""Exceptions that are raised inside a backward pass are recovered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erniekit.distributed.failures import original_error
 from erniekit.distributed.watchdog import PeerError
 from erniekit.models.layer_runner import CheckpointedLayers
 
-LOST = "lost the other ranks: rank 1 ended before all_to_all (call 7 of ranks 0, 1)"
+MESSAGE = "lost the other ranks: rank 1 ended before all_to_all (call 7 of ranks 0, 1)"
 
 
 class Fails(PyLayer):
@@ -29,9 +29,9 @@ class Fails(PyLayer):
         raise ctx.error
 
 
-@pytest.mark.parametrize("error", [PeerError(LOST), KeyboardInterrupt()], ids=["peer", "interrupt"])
+@pytest.mark.parametrize("error", [PeerError(MESSAGE), KeyboardInterrupt()], ids=["peer", "interrupt"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_error_is_found_again(error: BaseException, nested: bool) -> None:
+def test_the_exception_is_recovered(error: BaseException, nested: bool) -> None:
     x = paddle.ones([2])
     x.stop_gradient = False
     if nested:
@@ -45,6 +45,6 @@ def test_the_error_is_found_again(error: BaseException, nested: bool) -> None:
     assert str(found) == str(error)
 
 
-def test_other_errors_stay_as_they_are() -> None:
+def test_other_errors_are_unchanged() -> None:
     error = OSError("(External) Out of memory")
     assert original_error(error) is error

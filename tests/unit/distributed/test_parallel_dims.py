@@ -1,4 +1,4 @@
-"""Which ranks work together in a layout, and what is refused."""
+"""The ranks of each process group, and parallel degrees that are refused."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,21 +14,21 @@ from erniekit.errors import ConfigError
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> ParallelDims:
+def parallel_dims(draw: st.DrawFn) -> ParallelDims:
     expert, context = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     least = next(n for n in range(1, 37) if n % expert == 0 and n % context == 0)
     return ParallelDims(least * draw(st.integers(1, 3)), expert, context)
 
 
-@given(layouts())
+@given(parallel_dims())
 def test_groups(dims: ParallelDims) -> None:
     dims.validate()
-    every = [dims.groups(rank) for rank in range(dims.world)]
+    by_rank = [dims.group_ranks(rank) for rank in range(dims.world)]
     for name in ("world", "expert", "replicas", "context", "data"):
-        groups = {groups[name] for groups in every}
+        groups = {groups[name] for groups in by_rank}
         assert sorted(rank for group in groups for rank in group) == list(range(dims.world))
-        assert all(rank in groups[name] for rank, groups in enumerate(every))
-    for rank, groups in enumerate(every):
+        assert all(rank in groups[name] for rank, groups in enumerate(by_rank))
+    for rank, groups in enumerate(by_rank):
         # Consecutive ranks share experts, and context is the fastest of context and data.
         assert groups["expert"] == tuple(
             range(rank - rank % dims.expert, rank - rank % dims.expert + dims.expert)
@@ -58,7 +58,7 @@ def test_groups(dims: ParallelDims) -> None:
         (ParallelDims(2, expert=2), (), "parallel.expert is 2, but the model has no experts; set it to 1"),
     ],
 )
-def test_what_does_not_fit(dims: ParallelDims, experts: tuple[int, ...] | None, message: str) -> None:
+def test_degrees_that_do_not_fit(dims: ParallelDims, experts: tuple[int, ...] | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
         dims.validate(experts)
 
@@ -67,23 +67,23 @@ def test_what_does_not_fit(dims: ParallelDims, experts: tuple[int, ...] | None, 
     ("context", "heads", "message"),
     [
         (3, (4, 2), "parallel.context is 3, .* 4 attention heads .* use 1, 2 or 4 with these --devices"),
-        # Three query heads of a process would need one and a half of six heads of keys.
-        (4, (12, 6), "6 heads of keys and values cannot be shared; use 1, 2, 3, 6 or 12 with"),
+        # Three attention heads of a process would need one and a half of six key/value heads.
+        (4, (12, 6), "12 attention heads and 6 key/value heads; use 1, 2, 3, 6 or 12 with"),
         (8, (20, 4), "use 1, 2 or 4 with these --devices"),
     ],
 )
-def test_heads_that_cannot_be_shared(context: int, heads: tuple[int, int], message: str) -> None:
+def test_heads_that_do_not_divide(context: int, heads: tuple[int, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ParallelDims(24, context=context).validate(None, heads)
 
 
-def test_heads_that_can_be_shared() -> None:
+def test_heads_that_divide() -> None:
     for context, heads in ((4, (4, 1)), (4, (20, 4)), (2, (20, 4)), (8, (64, 8)), (16, (64, 8)), (1, (5, 5))):
         ParallelDims(16, context=context).validate(None, heads)
 
 
 @pytest.mark.parametrize("experts", [None, (64, 64), (8,)])
-def test_what_fits(experts: tuple[int, ...] | None) -> None:
+def test_degrees_that_fit(experts: tuple[int, ...] | None) -> None:
     ParallelDims(8, expert=4, context=2).validate(experts)
     ParallelDims(8, context=8).validate(())
 
@@ -92,7 +92,7 @@ def test_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = local_mesh()
     assert mesh.is_main
     assert {mesh.world.size, mesh.expert.size, mesh.replicas.size, mesh.context.size, mesh.data.size} == {1}
-    with mesh.busy("saving"):
+    with mesh.long_operation("saving"):
         pass
     mesh.close()
 
@@ -103,7 +103,7 @@ def test_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nccl_connects_each_group_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own groups only: those of others are made, too, but not used."""
+    """Only the groups of this rank: other groups are created, too, but not used."""
     done: list[tuple[str, tuple[int, ...]]] = []
 
     def new_group(ranks: list[int]) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def test_nccl_connects_each_group_as_it_is_made(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(paddle.distributed, "all_reduce", all_reduce)
     connection: Any = Communicator.__new__(Communicator)
     connection.worker, connection._gloo, connection._groups = SimpleNamespace(rank=1), None, {}
-    connection.watchdog = SimpleNamespace(calls=lambda ranks: None)
+    connection.watchdog = SimpleNamespace(track=lambda ranks: None)
     connection.mesh(ParallelDims(4, expert=2))
     assert done == [
         ("made", (0, 1, 2, 3)), ("reduced", (0, 1, 2, 3)), ("made", (0, 1)), ("reduced", (0, 1)), ("made", (2, 3)),

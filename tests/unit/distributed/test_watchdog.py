@@ -1,4 +1,4 @@
-"""Who is told to be missing, and when."""
+"""Which ranks are reported as missing, and when."""
 
 import json
 from collections.abc import Iterator
@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 
 from erniekit.distributed import watchdog as module
-from erniekit.distributed.watchdog import LOST, Calls, Watchdog, ranks_text, tell_ended, waiting
+from erniekit.distributed.watchdog import (
+    PEER_LOST,
+    CollectiveTracker,
+    Watchdog,
+    publish_failure,
+    ranks_text,
+    track_collective,
+)
 
 
 @dataclass
 class Clock:
-    """In the place of time.monotonic: a busy machine takes its time."""
+    """Replaces time.monotonic: tests must not depend on how fast the machine is."""
 
     now: float = 1000.0
 
@@ -51,15 +58,15 @@ class MemoryStore:
 
 
 class Ended(Exception):
-    """In the place of the process's end."""
+    """Raised where the process would end."""
 
 
 @dataclass
 class Member:
-    """One rank, and its group of all."""
+    """One rank with its tracker of the group of all ranks."""
 
     watchdog: Watchdog
-    calls: Calls
+    tracker: CollectiveTracker
 
 
 @dataclass
@@ -78,14 +85,14 @@ def members(count: int, store: MemoryStore, timeout: float = 0.2) -> list[Member
     found = []
     for rank in range(count):
         watchdog = Watchdog(rank, store, timeout, end)
-        found.append(Member(watchdog, watchdog.calls(range(count))))
+        found.append(Member(watchdog, watchdog.track(range(count))))
         watchdog.publish()
     return found
 
 
 @contextmanager
 def inside(member: Member, name: str) -> Iterator[None]:
-    with waiting(name, member):
+    with track_collective(name, member):
         member.watchdog.publish()
         yield
     member.watchdog.publish()
@@ -97,7 +104,7 @@ def verdict(member: Member) -> str:
     return str(found.value)
 
 
-def test_the_missing_are_named(clock: Clock) -> None:
+def test_missing_ranks_are_reported(clock: Clock) -> None:
     store = MemoryStore()
     first, second, third = members(3, store)
     for member in (first, second):
@@ -108,15 +115,15 @@ def test_the_missing_are_named(clock: Clock) -> None:
         clock.now += 0.25
         text = verdict(first)
     assert text.startswith(
-        "rank 0 has waited 0 s in all_to_all (call 2 of ranks 0-2); did not arrive: ranks 1, 2\n"
+        "rank 0 has waited 0 s in all_to_all (call 2 of ranks 0-2); did not enter it: ranks 1, 2\n"
     )
-    assert "rank 1 entered all_reduce, its call 1, 0 s ago and left it" in text
+    assert "rank 1 entered all_reduce, its call 1, 0 s ago and completed it" in text
     assert "rank 2 has entered no collective of this group" in text
-    # The others hear of it, whatever they do.
-    assert verdict(third) == f"{LOST}: {text.splitlines()[0]}"
+    # The other ranks end with this reason, whatever they do.
+    assert verdict(third) == f"{PEER_LOST}: {text.splitlines()[0]}"
 
 
-def test_in_time_nothing_is_told(clock: Clock) -> None:
+def test_nothing_is_reported_in_time(clock: Clock) -> None:
     first, second = members(2, MemoryStore())
     for _ in range(3):
         with inside(first, "barrier"), inside(second, "barrier"):
@@ -126,24 +133,26 @@ def test_in_time_nothing_is_told(clock: Clock) -> None:
     second.watchdog.check()
 
 
-def test_all_are_there_but_not_in_the_same_call(clock: Clock) -> None:
+def test_all_ranks_have_entered_but_not_the_same_collective(clock: Clock) -> None:
     first, second = members(2, MemoryStore())
     with inside(first, "all_reduce"), inside(second, "all_gather"):
         clock.now += 0.25
         text = verdict(first)
-    assert "every rank has entered it, so what connects them is stuck" in text
+    assert "every rank has entered it, so the network or the device is stuck" in text
     assert "rank 1 entered all_gather as its call 1" in text
 
 
-def test_who_is_busy_is_waited_for_while_it_lives(clock: Clock, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_long_operation_is_waited_for_while_its_rank_is_alive(
+    clock: Clock, capfd: pytest.CaptureFixture[str]
+) -> None:
     first, second = members(2, MemoryStore())
-    with second.watchdog.busy("saving"), inside(first, "barrier"):
+    with second.watchdog.long_operation("saving"), inside(first, "barrier"):
         for _ in range(8):
             second.watchdog.publish()
             clock.now += 0.05
             first.watchdog.check()
-        told = "waiting in barrier (call 1 of ranks 0, 1) for rank 1: saving\n"
-        assert capfd.readouterr().err == told
+        message = "waiting in barrier (call 1 of ranks 0, 1) for rank 1: saving\n"
+        assert capfd.readouterr().err == message
         # Now it publishes no more.
         text = ""
         for _ in range(20):
@@ -153,65 +162,63 @@ def test_who_is_busy_is_waited_for_while_it_lives(clock: Clock, capfd: pytest.Ca
             except Ended as error:
                 text = str(error)
                 break
-    assert "did not arrive: rank 1\n" in text
-    assert "nothing was heard of it for 0 s" in text
+    assert "did not enter it: rank 1\n" in text
+    assert "its last heartbeat was 0 s ago" in text
 
 
-def test_queued_calls_are_open_until_the_device_is_done(clock: Clock) -> None:
+def test_queued_collectives_are_pending_until_the_device_is_done(clock: Clock) -> None:
     first, _ = members(2, MemoryStore())
     tasks = [FakeTask(), FakeTask()]
     for task in tasks:
-        with waiting("all_to_all", first) as call:
+        with track_collective("all_to_all", first) as call:
             call.task = task
-    assert first.calls.oldest() is not None
+    assert first.tracker.oldest_pending() is not None
     clock.now += 0.25
     assert "in all_to_all (call 1 of ranks 0, 1)" in verdict(first)
     tasks[0].done = True
-    oldest = first.calls.oldest()
+    oldest = first.tracker.oldest_pending()
     assert oldest is not None and oldest.number == 2
     tasks[1].done = True
-    assert first.calls.oldest() is None
-    with waiting("barrier", first) as call:
-        assert first.calls.oldest() is call
+    assert first.tracker.oldest_pending() is None
+    with track_collective("barrier", first) as call:
+        assert first.tracker.oldest_pending() is call
         assert call.number == 3
-    assert first.calls.oldest() is None
+    assert first.tracker.oldest_pending() is None
 
 
-def test_the_end_of_another_machine_is_told() -> None:
+def test_a_failure_of_another_machine_ends_this_rank() -> None:
     store = MemoryStore()
     first, _ = members(2, store)
-    tell_ended(store, "rank 1 was killed by SIGKILL")
-    assert verdict(first) == f"{LOST}: rank 1 was killed by SIGKILL"
+    publish_failure(store, "rank 1 was killed by SIGKILL")
+    assert verdict(first) == f"{PEER_LOST}: rank 1 was killed by SIGKILL"
 
 
 def run_thread(store: MemoryStore, close: bool) -> list[str]:
-    told: list[str] = []
-    watchdog = Watchdog(1, store, 0.04, lambda message, delay: told.append(message))
+    messages: list[str] = []
+    watchdog = Watchdog(1, store, 0.04, lambda message, delay: messages.append(message))
     watchdog.start()
     if close:
         watchdog.close()
     store.broken = True
-    watchdog._thread.join()  # it ends with what it tells, or when it is closed
+    watchdog._thread.join()  # it ends with a message, or when it is closed
     watchdog.close()
-    return told
+    return messages
 
 
-def test_a_store_that_is_gone() -> None:
-    expected = (
-        f"{LOST}: rank 0, which holds the store of the run, has ended ((InvalidArgument) TCP send error.)"
-    )
+def test_the_store_is_gone() -> None:
+    expected = f"{PEER_LOST}: rank 0, which serves the store of the run, has ended ((InvalidArgument) TCP send error.)"
     assert run_thread(MemoryStore(), close=False) == [expected]
     assert run_thread(MemoryStore(), close=True) == []
 
 
-def test_what_is_published() -> None:
+def test_the_published_record() -> None:
     store = MemoryStore()
     (first,) = members(1, store)
-    with waiting("barrier", first):
+    with track_collective("barrier", first):
         first.watchdog.publish()
     record: dict[str, Any] = json.loads(store.values["erniekit/rank/0"])
     number, name, is_inside, age = record["groups"]["0"]
-    assert (number, name, is_inside, record["beat"], record["busy"]) == (1, "barrier", True, 2, "")
+    assert (number, name, is_inside, record["heartbeat"], record["operation"]) == (1, "barrier", True, 2, "")
     assert 0 <= age < 1
 
 
@@ -219,5 +226,5 @@ def test_what_is_published() -> None:
     ("ranks", "text"),
     [([3], "rank 3"), ([0, 1], "ranks 0, 1"), ([4, 5, 6], "ranks 4-6"), ([0, 2, 4], "ranks 0, 2, 4")],
 )
-def test_ranks_in_words(ranks: list[int], text: str) -> None:
+def test_ranks_text(ranks: list[int], text: str) -> None:
     assert ranks_text(ranks) == text

@@ -1,4 +1,4 @@
-"""What --devices, --nodes, --node-rank and --master mean together."""
+"""The options --devices, --nodes, --node-rank and --master."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 from erniekit.errors import ConfigError
 from erniekit.launch import launch
-from erniekit.launch.launch import Devices, Launch, Nodes, parse_devices, parse_nodes, plan_launch
+from erniekit.launch.launch import Devices, LaunchPlan, Nodes, parse_devices, parse_nodes, plan_launch
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ def test_devices(text: str, gpus: tuple[int | None, ...], kind: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "cpu:", "cpu:0", "cpu:-1", "cpu:x", "gpu", "0,", "0 1", "0,a", "1.5", "²"]
 )
-def test_what_is_no_device(text: str) -> None:
-    with pytest.raises(ConfigError, match="it takes numbers of GPUs such as 0,1,2,3, or cpu:4"):
+def test_not_a_device(text: str) -> None:
+    with pytest.raises(ConfigError, match="it takes GPU numbers such as 0,1,2,3, or cpu:4"):
         parse_devices(text)
 
 
 def test_a_gpu_twice() -> None:
-    with pytest.raises(ConfigError, match="names a GPU twice"):
+    with pytest.raises(ConfigError, match="lists a GPU twice"):
         parse_devices("0,1,01")
 
 
@@ -55,21 +55,21 @@ def test_nodes() -> None:
     ("values", "message"),
     [
         ((0, None, None), "--nodes is 0"),
-        ((1, 1, None), "set --nodes, too"),
-        ((1, None, "h:1"), "set --nodes, too"),
+        ((1, 1, None), "--node-rank and --master need --nodes"),
+        ((1, None, "h:1"), "--node-rank and --master need --nodes"),
         ((2, None, "h:1"), "--nodes 2 needs --node-rank .0 to 1"),
         ((2, 0, None), "and --master HOST:PORT"),
-        ((2, 2, "h:1"), "--node-rank is 2; with --nodes 2 it is from 0 to 1"),
+        ((2, 2, "h:1"), "--node-rank is 2; with --nodes 2 it must be from 0 to 1"),
         ((2, 0, "h"), "--master is 'h'; it takes HOST:PORT"),
     ],
 )
-def test_nodes_that_make_no_sense(values: tuple[int, int | None, str | None], message: str) -> None:
+def test_nodes_that_contradict_each_other(values: tuple[int, int | None, str | None], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_nodes(*values)
 
 
-def test_ranks_go_by_machine_and_device() -> None:
-    plan = Launch(Devices((0, 2)), Nodes(3, 1, ("h", 5)))
+def test_ranks_are_ordered_by_machine_and_device() -> None:
+    plan = LaunchPlan(Devices((0, 2)), Nodes(3, 1, ("h", 5)))
     assert plan.world == 6
     workers = plan.workers(("h", 5))
     assert [(w.rank, w.world, w.local_rank, w.local_size, w.master) for w in workers] == [
@@ -79,7 +79,7 @@ def test_ranks_go_by_machine_and_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "device", "gpus"),
+    ("visible", "device", "gpus"),
     [
         (0, "auto", (None,)),
         (1, "auto", (0,)),
@@ -89,27 +89,27 @@ def test_ranks_go_by_machine_and_device() -> None:
     ],
 )
 def test_without_devices(
-    monkeypatch: pytest.MonkeyPatch, seen: int, device: str, gpus: tuple[int | None, ...]
+    monkeypatch: pytest.MonkeyPatch, visible: int, device: str, gpus: tuple[int | None, ...]
 ) -> None:
-    monkeypatch.setattr(launch, "visible_gpus", lambda: seen)
+    monkeypatch.setattr(launch, "visible_gpus", lambda: visible)
     assert plan_launch(None, Nodes(), device).devices.gpus == gpus
     chosen = parse_devices("cpu:2")
     assert plan_launch(chosen, Nodes(), device).devices == chosen
 
 
-def test_machines_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_machines_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
     with pytest.raises(ConfigError, match="add --devices cpu:N"):
         plan_launch(None, Nodes(2, 0, ("h", 1)), "auto")
 
 
-def test_a_command_can_be_typed_again() -> None:
+def test_command_lines_are_quoted() -> None:
     assert (
         launch.command_line(["train", "my run.yaml", "a=[b,c]"]) == "erniekit train 'my run.yaml' 'a=[b,c]'"
     )
 
 
-def test_a_launcher_loads_no_paddle() -> None:
+def test_the_launcher_does_not_import_paddle() -> None:
     code = "import sys, erniekit.launch.launch\nprint(sorted({'paddle', 'numpy'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

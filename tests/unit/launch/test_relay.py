@@ -1,4 +1,4 @@
-"""What of a process's output is kept in its log."""
+"""The log of a process's output."""
 
 import io
 from itertools import pairwise
@@ -16,17 +16,17 @@ KEPT = b"plain\nended by a terminal\ncoloured text\n\nstep 3\n  indented \xe2\x8
 
 
 @given(st.lists(st.integers(0, len(OUTPUT))))
-def test_however_it_is_cut(cuts: list[int]) -> None:
-    places = [0, *sorted(cuts), len(OUTPUT)]
+def test_output_may_be_split_anywhere(cuts: list[int]) -> None:
+    bounds = [0, *sorted(cuts), len(OUTPUT)]
     log = io.BytesIO()
     lines = LogLines(log)
-    for start, end in pairwise(places):
+    for start, end in pairwise(bounds):
         lines.feed(OUTPUT[start:end])
     lines.close()
     assert log.getvalue() == KEPT
 
 
-def test_what_is_drawn_over_is_forgotten() -> None:
+def test_overwritten_text_is_dropped() -> None:
     log = io.BytesIO()
     lines = LogLines(log)
     for step in range(1000):
