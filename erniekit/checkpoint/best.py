@@ -1,7 +1,7 @@
-"""Which checkpoint of a run is the best: `best.json` in the run's directory names it.
+"""The best checkpoint of a run, which `best.json` in the run's directory names.
 
-A file, since not every disk has symbolic links. The path RUN/best stands for the checkpoint, though no such entry is
-there.
+It is a file and not a symbolic link, since not every disk has links. The path RUN/best means the best checkpoint,
+though there is no such directory entry.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BEST_NAME = "best"
 
 
 def write_best(run: Path, step: int, metric: str, value: float) -> None:
-    """Say that the checkpoint after `step` steps is the best. Raises CheckpointError where the disk refuses."""
+    """Record the checkpoint after `step` steps as the best. Raises CheckpointError where it cannot be written."""
     content = {"checkpoint": checkpoint_name(step), "step": step, "metric": metric, "value": value}
     aside = run / f".{BEST_FILE}.tmp"
     try:
@@ -28,16 +28,16 @@ def write_best(run: Path, step: int, metric: str, value: float) -> None:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run. Raises CheckpointError where none is known, or it is not there."""
+    """The best checkpoint of a run. Raises CheckpointError where none is recorded, or where it does not exist."""
     file = run / BEST_FILE
     try:
         name = str(json.loads(file.read_text(encoding="utf-8"))["checkpoint"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"{run}: no best checkpoint is known, as {BEST_FILE} is not there; runs with eval.best_metric have one"
+            f"{run}: no best checkpoint is recorded, since {BEST_FILE} does not exist; set eval.best_metric to have one"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
     if not (run / name).is_dir():
-        raise CheckpointError(f"{run / name}: the best checkpoint, as {file} says, is not there")
+        raise CheckpointError(f"{run / name}: the best checkpoint according to {file}, does not exist")
     return run / name

@@ -1,1 +1,1 @@
-"""Training: composing a run, its steps, and what it tells and saves."""
+"""Training: building a run (build), running it (run), its steps (trainer), and what happens around them (hooks)."""

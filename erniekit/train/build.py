@@ -35,7 +35,7 @@ from erniekit.train.hooks.routers import RouterHook
 from erniekit.train.identity import changed_settings, run_identity, saved_identity, with_defaults
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.metrics_writer import MetricsWriter
-from erniekit.train.model import PreparedModel, load_shared, make_gradient_reducer, prepare_model
+from erniekit.train.model import PreparedModel, build_gradient_reducer, load_sharded, prepare_model
 from erniekit.train.plan import plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
@@ -77,16 +77,16 @@ class _SavedRun:
 
 
 def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Trainer:
-    """Load data and model, take the run's directory, and put a trainer together, ready to train.
+    """Load data and model, lock the run's directory, and build a trainer that is ready to train.
 
     All processes of the run call it together. stack: closes what is opened here. resume: continue from the newest
-    complete checkpoint, or begin where there is none. Raises ErnieKitError for whatever is wrong with configuration,
+    complete checkpoint, or start where there is none. Raises ErnieKitError for whatever is wrong with configuration,
     data or files.
     """
     config, dist, log = context.config, context.dist, context.log
     saved = _find_saved_run(context) if resume else None
     dtype = compute_dtype(config.model.dtype, context.device)
-    # Freed last.
+    # Released after everything else is closed.
     lock = stack.enter_context(ExitStack())
     inputs = load_inputs(config, log, dist)
     stack.callback(inputs.close)
@@ -109,23 +109,13 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Tra
         changes,
     )
     objective = build_objective(context, prepared, inputs, dtype)
-    reducer = make_gradient_reducer(config, prepared, dist.mesh)
+    reducer = build_gradient_reducer(config, prepared, dist.mesh)
     optimizer = build_optimizer(config, prepared, reducer)
     checkpointer = Checkpointer(
         config, prepared, optimizer, inputs.train, plan.schedule, identity, log, dist, reducer
     )
-    progress = TrainerProgress()
-    if saved is not None:
-        with dist.mesh.long_operation("loading the checkpoint"):
-            progress = checkpointer.load(saved.path, saved.state)
-        check_best(context.run_dir, progress, config.eval.best_metric, dist, log)
-    make_run_directory(context.run_dir)
-    if dist.is_main:
-        lock.enter_context(lock_run_directory(context.run_dir, log))
-        if saved is None:
-            begin_run(config, log)
-        else:
-            write_config(config)
+    progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
+    _take_run_directory(context, lock, is_new=saved is None)
     writer = _open_writer(context, progress.step)
     stack.callback(writer.close)
     several = dist if dist.mesh.world.size > 1 else None
@@ -160,33 +150,38 @@ def build_hooks(
 ) -> list[Hook]:
     """The hooks of a run, in the order in which the trainer calls them.
 
-    A step is logged before it is evaluated, and evaluated before it is saved. Early stopping judges an evaluation
-    before the others hear of it: the log writes the steps that are left when training ends there, and the best
-    evaluation is saved.
+    A step is logged, then evaluated, then saved. Early stopping comes before them, so that after an evaluation the
+    log knows whether training ends, and checkpoints know whether it is the best evaluation.
     """
     config, console = context.config, context.console
+    settings, loss = config.eval, config.loss
     hooks: list[Hook] = [
         RouterHook(
             model,
-            orthogonal_weight=config.loss.orthogonal_weight,
-            orthogonal_mode=config.loss.orthogonal_mode,
-            bias_update_rate=config.loss.bias_update_rate,
+            orthogonal_weight=loss.orthogonal_weight,
+            orthogonal_mode=loss.orthogonal_mode,
+            bias_update_rate=loss.bias_update_rate,
         )
     ]
-    if config.eval.best_metric is not None:
-        settings = config.eval
-        hooks.append(EarlyStoppingHook(config.eval.best_metric, settings.patience, settings.min_delta))
+    if settings.best_metric is not None:
+        hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta))
     hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done))
-    if inputs.eval_rows is not None:
-        answers = (
-            AnswerEvaluator(config, model, inputs.encoder, context.dist, context.log)
-            if config.eval.samples
-            else None
-        )
-        evaluator = Evaluator(model, objective, inputs.eval_rows, answers, context.dist, context.log)
+    evaluator = build_evaluator(context, inputs, model, objective)
+    if evaluator is not None:
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
     hooks.append(CheckpointHook(checkpointer.save, config.checkpoint.save_every, writer))
     return hooks
+
+
+def build_evaluator(
+    context: RunContext, inputs: Inputs, model: ErnieModel, objective: SftObjective | DpoObjective
+) -> Evaluator | None:
+    """The evaluator of data.eval, with generated answers if eval.samples is not 0; None without data.eval."""
+    config, dist, log = context.config, context.dist, context.log
+    if inputs.eval_rows is None:
+        return None
+    answers = AnswerEvaluator(config, model, inputs.encoder, dist, log) if config.eval.samples else None
+    return Evaluator(model, objective, inputs.eval_rows, answers, dist, log)
 
 
 def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientReducer | None = None) -> AdamW:
@@ -221,7 +216,7 @@ def build_objective(
             # One process computes what is cached.
             mesh = None if config.dpo.reference == "cached" else dist.mesh
             directory, shard = Path(config.model.path), config.parallel.shard
-            return load_shared(directory, dtype, mesh, shard, prepared.changes)[0]
+            return load_sharded(directory, dtype, mesh, shard, prepared.changes)[0]
 
         reference = build_reference(config, model, dtype, datasets, load_base, context.log, dist)
         return build_dpo_objective(config, model, reference)
@@ -249,6 +244,26 @@ def _check_saved_run(saved: _SavedRun, identity: dict[str, Any], inputs: Inputs,
         context.log("settings that differ from those of the checkpoint:")
         for line in changes:
             context.log(f"  {line}")
+
+
+def _resume(saved: _SavedRun, checkpointer: Checkpointer, context: RunContext) -> TrainerProgress:
+    """Load optimizer and loader; the weights are loaded with the model."""
+    with context.dist.mesh.long_operation("loading the checkpoint"):
+        progress = checkpointer.load(saved.path, saved.state)
+    best_metric = context.config.eval.best_metric
+    check_best(context.run_dir, progress, best_metric, context.dist, context.log)
+    return progress
+
+
+def _take_run_directory(context: RunContext, lock: ExitStack, *, is_new: bool) -> None:
+    """Create and lock the run's directory, and write the configuration."""
+    make_run_directory(context.run_dir)
+    if context.dist.is_main:
+        lock.enter_context(lock_run_directory(context.run_dir, context.log))
+        if is_new:
+            begin_run(context.config, context.log)
+        else:
+            write_config(context.config)
 
 
 def _open_writer(context: RunContext, start_step: int) -> MetricsWriter:

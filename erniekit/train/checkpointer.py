@@ -176,12 +176,13 @@ def check_best(
     """
     best = progress.best
     if metric is not None and best.metric not in ("", metric):
-        log(f"the best was known by {best.metric}; it is sought anew by {metric}")
+        log(
+            f"eval.best_metric was {best.metric} and is {metric} now; the search for the best checkpoint starts again"
+        )
         best = BestTracker()
     elif best.value is not None and not (run_dir / checkpoint_name(best.step)).is_dir():
-        log(
-            f"{run_dir / checkpoint_name(best.step)}, the best, is not there; the next evaluation is the best"
-        )
+        missing = run_dir / checkpoint_name(best.step)
+        log(f"{missing}, the best checkpoint, does not exist; the next evaluation is the best")
         best = BestTracker(best.metric, mark=best.mark, waited=best.waited)
     progress.best = best
     # The directory may be ahead of the checkpoint, or the last run may have been killed between writing the two.

@@ -76,18 +76,18 @@ class TerminalConsole:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self._console,
             expand=True,
         )
-        self._task = self._progress.add_task("", total=total, completed=done, figures="")
+        self._task = self._progress.add_task("", total=total, completed=done, metrics="")
         self._progress.start()
 
     def step(self, done: int, scalars: Mapping[str, float]) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, figures=describe_step(scalars))
+            self._progress.update(self._task, completed=done, metrics=describe_step(scalars))
 
     def end(self) -> None:
         if self._progress is not None:

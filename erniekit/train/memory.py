@@ -89,11 +89,11 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         """The peak of a step, or of computing a cached reference where that is more."""
-        held = self.weight_bytes + self.activation_bytes
+        always = self.weight_bytes + self.activation_bytes
         training = (
             self.reference_bytes + self.gradient_bytes + self.optimizer_bytes + self.communication_bytes
         )
-        return held + max(training, self.cached_bytes)
+        return always + max(training, self.cached_bytes)
 
     def fits(self, gibibytes: float) -> bool:
         """Whether it fits into `USABLE` of the memory of a device, in GiB."""
@@ -128,12 +128,12 @@ def plan_model(
         ),
         default=0.0,
     )
-    weights = frozen = gradients = optimizer = 0.0
+    weights = reference_weights = gradients = optimizer = 0.0
     for spec in specs:
-        held = sharding.share(spec, "parameters") * spec_bytes(spec)
-        weights += held
+        size = sharding.share(spec, "parameters") * spec_bytes(spec)
+        weights += size
         if reference and ".lora_" not in spec.name:
-            frozen += held
+            reference_weights += size
         if spec.name not in names:
             continue
         wide = spec.dtype == "F32"
@@ -151,7 +151,7 @@ def plan_model(
         parameters=sum(spec.size for spec in specs),
         trained=sum(spec.size for spec in specs if spec.name in names),
         weight_bytes=round(weights),
-        reference_bytes=round(frozen),
+        reference_bytes=round(reference_weights),
         gradient_bytes=round(gradients),
         optimizer_bytes=round(optimizer),
         communication_bytes=round(communication),

@@ -93,7 +93,7 @@ def prepare_model(
     before = ErnieConfig.from_dir(config.model.path)
     selected = _select(config, before, dtype, changes)
     log(f"model: loading {weights} in {dtype}")
-    model, fully_sharded = load_shared(weights, dtype, mesh, config.parallel.shard, changes)
+    model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
         model.model.run = CheckpointedLayers(recompute=True)
     if image_spec is not None:
@@ -133,7 +133,7 @@ def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = 
         log(f"warning: {unknown}")
 
 
-def load_shared(
+def load_sharded(
     directory: Path, dtype: str, mesh: Mesh | None, shard: Shard, changes: ModelChanges = NO_CHANGES
 ) -> tuple[ErnieModel, FullyShardedLayers | None]:
     """Load this process's part of a model: its experts, and its shards of layers with parallel.shard parameters."""
@@ -155,7 +155,7 @@ def load_shared(
     return model, fully_sharded
 
 
-def make_gradient_reducer(config: Config, prepared: PreparedModel, mesh: Mesh) -> GradientReducer | None:
+def build_gradient_reducer(config: Config, prepared: PreparedModel, mesh: Mesh) -> GradientReducer | None:
     """Reduce gradients of several processes during the model's backward pass. None for one process."""
     if mesh.world.size == 1:
         return None

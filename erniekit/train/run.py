@@ -17,12 +17,13 @@ from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import init_distributed
 from erniekit.train.model import check_model
+from erniekit.train.plan import counted
 from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
 from erniekit.train.trainer import Trainer
 
 
 class StoppedAtOnce(Exception):
-    """A second signal has stopped the run in the middle of a step. status: the process's exit status."""
+    """A second signal has stopped the run at once. status: the process's exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -75,7 +76,7 @@ def _train(trainer: Trainer, context: RunContext) -> int:
             if newest is None:
                 log("Stopped at once. Nothing was saved yet.")
             else:
-                log(f"Stopped at once; what came after {newest.name} is lost. Continue with:\n{command}")
+                log(f"Stopped at once; steps after {newest.name} are lost. Continue with:\n{command}")
             raise StoppedAtOnce(guard.exit_status) from None
     if guard.requested is not None and not trainer.is_finished:
         done, total = trainer.progress.step, trainer.settings.total_steps
@@ -92,15 +93,16 @@ def _log_end(trainer: Trainer, context: RunContext) -> None:
         total = trainer.settings.total_steps
         log(f"Stopped early, after step {progress.step} of {total}: {trainer.stop_reason}.")
     newest = newest_checkpoint(run_dir)
-    log(f"Done: {progress.step} steps, {progress.tokens:,} tokens. The trained model is {newest}")
+    done = f"{counted(progress.step, 'step')}, {counted(progress.tokens, 'token')}"
+    log(f"Done: {done}. The trained model is {newest}")
     if best.value is not None:
         log(
-            f"The best by {best.metric} ({best.value:.4f}) is {run_dir / checkpoint_name(best.step)}; "
-            f"{run_dir / BEST_NAME} stands for it, as in\n  erniekit chat {shlex.quote(str(run_dir / BEST_NAME))}"
+            f"The best checkpoint by {best.metric} ({best.value:.4f}) is {run_dir / checkpoint_name(best.step)}. "
+            f"Chat with it:\n  erniekit chat {shlex.quote(str(run_dir / BEST_NAME))}"
         )
 
 
 def _device_option(context: RunContext) -> str:
-    """The option that starts as many processes again. GPUs need none: all visible ones are used."""
+    """The option that starts the same number of processes again. GPUs need none: a run uses all visible ones."""
     size = context.dist.mesh.world.size
     return f" --devices cpu:{size}" if size > 1 and context.device == "cpu" else ""

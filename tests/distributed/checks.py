@@ -319,7 +319,7 @@ def slow_reader(world: int, told: str) -> None:
         assert dist.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
         dist.wait()
         with mock.patch.object(model, "load_model", load):
-            model.load_shared(Path("model"), "float32", mesh, "none")
+            model.load_sharded(Path("model"), "float32", mesh, "none")
         dist.wait()
         dist.close()
 

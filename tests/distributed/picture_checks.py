@@ -19,7 +19,7 @@ from tests.distributed.layouts import trainings
 
 def reference_loads(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Train as each of `runs` says; how often this process loaded the reference in all of them."""
-    with mock.patch.object(build, "load_shared", wraps=build.load_shared) as load:
+    with mock.patch.object(build, "load_sharded", wraps=build.load_sharded) as load:
         trainings(world, runs)
     return {"loads": load.call_count}
 

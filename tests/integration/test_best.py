@@ -93,7 +93,7 @@ def test_the_best_is_saved_kept_and_found(
     assert find_checkpoint(run) == run / "checkpoint-000008"
     told = capsys.readouterr().out
     assert f"The trained model is {run}/checkpoint-000008" in told
-    assert f"The best by eval/loss ({found[best]:.4f}) is {run}/checkpoint-{best:06d}" in told
+    assert f"The best checkpoint by eval/loss ({found[best]:.4f}) is {run}/checkpoint-{best:06d}" in told
 
 
 def test_a_run_ends_when_nothing_improves_and_goes_on_with_more_patience(
@@ -191,7 +191,7 @@ def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_told(
     assert told.count("None -> ") == 2, "with train.eval_every; other keys have their defaults"
     assert best_of(run)["step"] == 3
     shutil.rmtree(run / "checkpoint-000003")
-    with pytest.raises(CheckpointError, match=r"the best checkpoint, as .* says, is not there"):
+    with pytest.raises(CheckpointError, match=r"the best checkpoint according to .*, does not exist"):
         find_checkpoint(run / "best")
     run_training(make_config(run, model, data, **settings, train__max_steps=3), resume=True)
     assert best_of(run)["step"] == 3
@@ -202,7 +202,7 @@ def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_told(
     capsys.readouterr()
     run_training(make_config(run, model, data, **settings, train__max_steps=4), resume=True)
     assert (
-        "checkpoint-000001, the best, is not there; the next evaluation is the best"
+        "checkpoint-000001, the best checkpoint, does not exist; the next evaluation is the best"
         in capsys.readouterr().out
     )
     assert best_of(run)["step"] == 4

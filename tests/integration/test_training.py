@@ -255,7 +255,7 @@ def test_a_second_ctrl_c_stops_at_once(
     run = tmp_path / "run"
     assert run_training(make_config(run, model, data, train__max_steps=4, checkpoint__save_every=1)) == 130
     assert final(run).name == "checkpoint-000001"
-    assert "what came after checkpoint-000001 is lost" in capsys.readouterr().out
+    assert "steps after checkpoint-000001 are lost" in capsys.readouterr().out
 
 
 def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path, data: Path) -> None:

@@ -1,1 +1,1 @@
-"""What happens around the steps of training, one concern a file; `erniekit.train.build` lists them in order."""
+"""Hooks around the steps of training, one concern per file. `erniekit.train.build.build_hooks` states their order."""
