@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,16 @@ import paddle
 from erniekit.config import Config
 from erniekit.config.choices import REFERENCE_FREE
 from erniekit.data.store.dataset import Dataset
+from erniekit.display.progress import log_progress
+from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.parallel.unsharded import unsharded_rows
-from erniekit.train.plan import counted
 from erniekit.train.reference_model import (
     AdapterDisabledReference,
-    OnProgress,
     ReferenceModel,
     cache_references,
     cached_reference,
@@ -118,7 +117,7 @@ def build_reference(
                     load_reference,
                     max_length=config.data.max_length,
                     workers=config.data.workers,
-                    progress=_progress(log),
+                    progress=partial(log_progress(log, "pairs", _PROGRESS_SECONDS), "  reference"),
                 )
             num_unreadable = sum(dataset.sizes) - num_cached - num_computed
             unreadable = f"; {counted(num_unreadable, 'pair')} cannot be read" if num_unreadable else ""
@@ -137,18 +136,3 @@ def build_reference(
     if paddle.get_device().startswith("gpu"):
         paddle.device.cuda.empty_cache()
     return cached_reference
-
-
-def _progress(log: Log) -> OnProgress:
-    """Logs the progress of computing the reference, at most one line each `_PROGRESS_SECONDS`."""
-    started = last = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _PROGRESS_SECONDS and done < total:
-            last = now
-            left = (now - started) * (total - done) / done
-            log(f"  reference: {done:,} of {total:,} pairs, about {left:,.0f} s left")
-
-    return report

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from erniekit.display.progress import make_bar
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -70,24 +72,13 @@ class TerminalConsole:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self._console,
-            expand=True,
-        )
-        self._task = self._progress.add_task("", total=total, completed=done, metrics="")
+        self._progress = make_bar(self._console)
+        self._task = self._progress.add_task("step", total=total, completed=done, text="")
         self._progress.start()
 
     def step(self, done: int, scalars: Mapping[str, float]) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, metrics=describe_step(scalars))
+            self._progress.update(self._task, completed=done, text=describe_step(scalars))
 
     def end(self) -> None:
         if self._progress is not None:

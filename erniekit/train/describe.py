@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from erniekit.config import Config
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.stats import DataStats
+from erniekit.display.text import counted
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch, group_matches
 from erniekit.train.memory import MemoryPlan
-from erniekit.train.plan import RunPlan, counted
+from erniekit.train.plan import RunPlan
 
 _NAMED_SAMPLES = 5
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,13 +25,13 @@ from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows, files_digest
 from erniekit.data.store.dataset import (
     Dataset,
-    Progress,
     SourceFiles,
     load_source,
     open_source,
     temporary_cache,
 )
 from erniekit.data.store.store import DocumentStore
+from erniekit.display.progress import log_progress
 from erniekit.errors import DataError
 from erniekit.evaluation.evaluator import EvalRows
 from erniekit.local_files import placeholder_problem
@@ -242,7 +243,7 @@ def _encode(
             cache,
             kept=data.cache,
             workers=data.workers,
-            progress=_progress(source.path, log),
+            progress=partial(log_progress(log, "bytes", _PROGRESS_SECONDS), f"  encoding {source.path}"),
         )
         found.store.close()
         loaded.append(found)
@@ -278,18 +279,3 @@ def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:
     if not data.cache:
         return Path(stack.enter_context(temporary_cache()))
     return data_cache_dir(data.cache_dir)
-
-
-def _progress(name: str, log: Log) -> Progress:
-    """Logs the progress of encoding, at most one line each `_PROGRESS_SECONDS`."""
-    started = last = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _PROGRESS_SECONDS and 0 < done < total:
-            last = now
-            left = (now - started) * (total - done) / done
-            log(f"  encoding {name}: {done / total:.0%}, about {left:,.0f} s left")
-
-    return report

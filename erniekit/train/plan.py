@@ -9,6 +9,7 @@ from erniekit.config import Config
 from erniekit.data.load.loader import EPOCH_TOLERANCE
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows
+from erniekit.display.text import counted
 from erniekit.errors import ConfigError
 from erniekit.optim.schedule import Schedule, warmup_steps
 
@@ -87,8 +88,3 @@ def rows_in_epochs(rows: StoredRows, epochs: float) -> int:
     if epochs > whole:
         drawn += math.ceil((epochs - whole - EPOCH_TOLERANCE) * rows.rows_per_epoch(whole))
     return drawn
-
-
-def counted(number: int, noun: str) -> str:
-    """Such as "1 row" and "2,000 rows"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -10,6 +10,7 @@ from pathlib import Path
 from erniekit.checkpoint.best import BEST_NAME
 from erniekit.checkpoint.state import checkpoint_name, newest_checkpoint
 from erniekit.config import Config
+from erniekit.display.text import counted
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.runtime import configure
@@ -17,7 +18,6 @@ from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import init_distributed
 from erniekit.train.model import check_model
-from erniekit.train.plan import counted
 from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
 from erniekit.train.trainer import Trainer
 
