@@ -28,21 +28,21 @@ def test_loss_is_a_mean_over_tokens_and_load_over_all_steps() -> None:
     window = MetricsAccumulator()
     window.add(step(6.0, 2, [4, 0]))
     window.add(step(2.0, 6, [2, 2]))
-    figures = window.scalars()
-    assert figures["train/loss"] == 1.0
-    assert figures["train/gradient_norm"] == 2.0
-    assert figures["train/loss_tokens"] == 4.0
-    assert figures["train/tokens_per_second"] == 80.0
-    assert figures["train/step_seconds"] == 0.5
-    assert figures["data/unused_positions"] == 1 - 10 / 16
-    assert figures["train/data_seconds"] == pytest.approx(0.1)
-    assert figures["expert_load/layer_1/text"] == 1.5
+    scalars = window.scalars()
+    assert scalars["train/loss"] == 1.0
+    assert scalars["train/gradient_norm"] == 2.0
+    assert scalars["train/loss_tokens"] == 4.0
+    assert scalars["train/tokens_per_second"] == 80.0
+    assert scalars["train/step_seconds"] == 0.5
+    assert scalars["data/unused_positions"] == 1 - 10 / 16
+    assert scalars["train/data_seconds"] == pytest.approx(0.1)
+    assert scalars["expert_load/layer_1/text"] == 1.5
     assert window.expert_shares() == {"expert_share/layer_1/text": [0.75, 0.25]}
-    assert figures["router/dead_experts/layer_1/text"] == 0
-    assert figures["router/z_loss/text"] == 1.0
-    assert figures["router/entropy/layer_1/text"] == 6.0 / 32
-    assert figures["router/orthogonal_loss/text"] == 4.0
-    assert not [name for name in figures if name.endswith("vision")]
+    assert scalars["router/dead_experts/layer_1/text"] == 0
+    assert scalars["router/z_loss/text"] == 1.0
+    assert scalars["router/entropy/layer_1/text"] == 6.0 / 32
+    assert scalars["router/orthogonal_loss/text"] == 4.0
+    assert not [name for name in scalars if name.endswith("vision")]
 
 
 def test_dead_experts_have_no_token_in_the_whole_window() -> None:

@@ -22,17 +22,17 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / LOG_FILE).read_text().splitlines()]
 
 
-def test_figures_reach_tensorboard_and_the_log(tmp_path: Path) -> None:
-    monitor = MetricsWriter(tmp_path, tensorboard=True)
+def test_metrics_reach_tensorboard_and_the_log(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, tensorboard=True)
     for step in (1, 2):
-        monitor.write(
+        writer.write(
             step,
             {"train/loss": 2.5 / step, "train/learning_rate": 1e-4},
             epoch=step / 10,
             shares={"expert_load/layer_1/text": [0.5, 0.25, 0.25]},
         )
-    monitor.write(2, {"eval/loss": 1.0})
-    monitor.close()
+    writer.write(2, {"eval/loss": 1.0})
+    writer.close()
 
     events = read_events(tmp_path)
     assert set(events.Tags()["scalars"]) == {"train/loss", "train/learning_rate", "eval/loss"}
@@ -63,15 +63,15 @@ def test_resuming_drops_what_was_logged_later(tmp_path: Path) -> None:
 
 def test_a_new_run_starts_an_empty_log_and_tensorboard_can_be_off(tmp_path: Path) -> None:
     (tmp_path / LOG_FILE).write_text('{"step": 1}\n')
-    monitor = MetricsWriter(tmp_path, tensorboard=False)
-    monitor.write(1, {"train/loss": 1.0})
-    monitor.flush()
-    monitor.close()
+    writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer.write(1, {"train/loss": 1.0})
+    writer.flush()
+    writer.close()
     assert [line["train/loss"] for line in read_log(tmp_path)] == [1.0]
     assert not (tmp_path / TENSORBOARD_DIR).exists()
 
 
 def test_memory_is_plausible() -> None:
-    figures = memory()
-    assert 0.01 < figures["memory/resident_gib"] <= figures["memory/peak_gib"] * 1.01
-    assert figures["memory/peak_gib"] == pytest.approx(memory()["memory/peak_gib"], rel=0.2)
+    scalars = memory()
+    assert 0.01 < scalars["memory/resident_gib"] <= scalars["memory/peak_gib"] * 1.01
+    assert scalars["memory/peak_gib"] == pytest.approx(memory()["memory/peak_gib"], rel=0.2)

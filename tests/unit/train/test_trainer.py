@@ -117,7 +117,7 @@ class Log:
 
     def __init__(self) -> None:
         self.written: list[tuple[int, dict[str, float]]] = []
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.ended = 0
 
     def write(self, step: int, scalars: Mapping[str, float], **rest: Any) -> None:
@@ -130,7 +130,7 @@ class Log:
     def step(self, done: int, scalars: Mapping[str, float]) -> None: ...
 
     def log(self, text: str) -> None:
-        self.said.append(text)
+        self.lines.append(text)
 
     def end(self) -> None:
         self.ended += 1
@@ -175,12 +175,12 @@ def run(trainer: Trainer) -> None:
 
 def test_the_loss_is_normalised_over_all_tokens_of_the_step() -> None:
     trainer, _, _ = make(Plain())
-    figures = trainer.train_step()
+    metrics = trainer.train_step()
     # Rows of 3 and 1 tokens: (1 + 2 + 3 + 10) / 4, not the mean of the rows' means.
-    assert figures.loss_sum == 16.0
-    assert figures.loss_tokens == 4
-    assert figures.tokens == 8
-    assert figures.gradient_norm == 4.0
+    assert metrics.loss_sum == 16.0
+    assert metrics.loss_tokens == 4
+    assert metrics.tokens == 8
+    assert metrics.gradient_norm == 4.0
     assert trainer.progress == TrainerProgress(step=1, rows=2, tokens=8, loss_tokens=4)
 
 
@@ -242,7 +242,7 @@ def test_when_things_happen() -> None:
     assert saved == [3, 6, 7]
     assert log.written[1][1]["epoch"] == 0.25
     assert log.ended == 1
-    assert "step 7: eval/loss 1.5000  (0.0 s)" in log.said
+    assert "step 7: eval/loss 1.5000  (0.0 s)" in log.lines
 
 
 def test_the_last_step_is_saved_and_evaluated_once() -> None:

@@ -16,12 +16,12 @@ def test_totals_of_the_step_are_known_to_every_row() -> None:
     trainer, _, _ = make(Plain(), rows_per_step=3)
     objective, seen = trainer.objective, []
     trainer.objective = lambda row, totals=None: (seen.append(totals), objective(row, totals))[1]
-    figures = trainer.train_step()
+    metrics = trainer.train_step()
     assert seen == [StepTotals(loss_tokens=6, positions=24, modality_tokens=(6, 6))] * 3
-    assert figures.modality_tokens == {"text": 6, "vision": 6}
-    assert figures.positions == 24
-    assert figures.expert_counts["layer_1/text"].tolist() == [6, 0]
-    assert figures.router_sums == {"z_loss/text": 3.0}
+    assert metrics.modality_tokens == {"text": 6, "vision": 6}
+    assert metrics.positions == 24
+    assert metrics.expert_counts["layer_1/text"].tolist() == [6, 0]
+    assert metrics.router_sums == {"z_loss/text": 3.0}
 
 
 def test_a_filler_row_counts_nowhere() -> None:
@@ -36,7 +36,7 @@ def test_a_filler_row_counts_nowhere() -> None:
     assert trainer.progress == TrainerProgress(step=1, rows=1, tokens=6, loss_tokens=3)
 
 
-def test_totals_and_figures_are_added_up_over_processes() -> None:
+def test_totals_and_metrics_are_added_up_over_processes() -> None:
     """Another process with the very same rows: this one's gradients are half of the whole."""
     arrays: list[np.ndarray] = []
 
@@ -48,12 +48,12 @@ def test_totals_and_figures_are_added_up_over_processes() -> None:
             return array * 2
 
     trainer, _, _ = make(Plain(), dist=Twice())
-    figures = trainer.train_step()
-    assert (figures.loss_tokens, figures.tokens, figures.positions) == (8, 16, 32)
-    assert figures.loss_sum == 32.0
-    assert figures.gradient_norm == 2.0
-    assert figures.expert_counts["layer_1/text"].tolist() == [8, 0]
-    assert figures.router_sums == {"z_loss/text": 4.0}
+    metrics = trainer.train_step()
+    assert (metrics.loss_tokens, metrics.tokens, metrics.positions) == (8, 16, 32)
+    assert metrics.loss_sum == 32.0
+    assert metrics.gradient_norm == 2.0
+    assert metrics.expert_counts["layer_1/text"].tolist() == [8, 0]
+    assert metrics.router_sums == {"z_loss/text": 4.0}
     assert trainer.progress == TrainerProgress(step=1, rows=4, tokens=16, loss_tokens=8)
     assert [str(array.dtype) for array in arrays] == ["int64", "int64", "float64"]
 

@@ -10,6 +10,7 @@ from erniekit.config.choices import ANSWER_METRICS, EVAL_LOSS, PAIR_METRICS
 from erniekit.objectives.pairs import PER
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.progress import BestTracker
+from tests.unit.train.test_trainer import Plain, make, run
 
 
 def seen(hook: EarlyStoppingHook, *values: float) -> tuple[list[int], list[int], BestTracker]:
@@ -52,7 +53,7 @@ def test_what_is_not_finite_is_never_the_best(metric: str) -> None:
     assert (improved, over, best.step) == ([3], [2, 5], 3)
 
 
-def test_it_goes_through_a_checkpoint_and_is_told() -> None:
+def test_it_goes_through_a_checkpoint_and_is_described() -> None:
     hook = EarlyStoppingHook(EVAL_LOSS, 3)
     best = seen(hook, 1 / 3, 0.9, 0.8)[2]
     assert BestTracker(**best.as_dict()) == best
@@ -64,3 +65,29 @@ def test_it_goes_through_a_checkpoint_and_is_told() -> None:
 
 def test_the_names_of_the_configuration_are_those_of_what_is_computed() -> None:
     assert {name.removeprefix("eval/") for name in PAIR_METRICS} <= set(PER)
+
+
+def test_training_ends_with_a_log_line_and_the_best_step_is_saved() -> None:
+    """Evaluations after steps 2, 4 and 6 do not improve after the first; lines are due every 5 steps."""
+    trainer, log, saved = make(
+        Plain(),
+        hooks=[EarlyStoppingHook(EVAL_LOSS, 2)],
+        total_steps=9,
+        log_every=5,
+        eval_every=2,
+        evaluate=lambda step: {EVAL_LOSS: 1.0},
+    )
+    run(trainer)
+    lines = [(step, "train" if "train/loss" in line else "eval") for step, line in log.written]
+    assert lines == [(2, "eval"), (4, "eval"), (5, "train"), (6, "eval"), (6, "train")]
+    assert trainer.stop_reason == "eval/loss has not improved on 1.0000 for 2 evaluations"
+    assert trainer.is_finished and trainer.progress.step == 6
+    assert saved == [2, 6]
+    assert trainer.progress.window.steps == 0
+
+    # A resumed run that had ended does nothing.
+    again, log, saved = make(
+        Plain(), hooks=[EarlyStoppingHook(EVAL_LOSS, 2)], total_steps=9, progress=trainer.progress
+    )
+    run(again)
+    assert (again.progress.step, log.written, saved) == (6, [], [])

@@ -1,0 +1,102 @@
+"""Data, model and plan of a run in words."""
+
+from pathlib import Path
+
+from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.stats import DataStats
+from erniekit.distributed.parallel_dims import ParallelDims
+from erniekit.lora.targets import LoraMatch
+from erniekit.train.describe import (
+    describe_data,
+    describe_lora,
+    describe_parallel_dims,
+    describe_run,
+    describe_skipped,
+    format_bytes,
+)
+from erniekit.train.plan import plan_run
+from tests.unit.train.test_plan import Rows, config
+
+
+def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:
+    every = ["data.eval=e", "train.eval_every=4", "checkpoint.save_every=9", "log.every=6"]
+    early = ["eval.best_metric=eval/loss", "eval.patience=2"]
+    settings = config(tmp_path, *every, *early)
+    assert describe_run(plan_run(settings, Rows(8)), settings, "ernie")[3:] == [
+        "note: checkpoint.save_every is 9, more than the 8 steps of the run: it is saved at the end only",
+        "note: eval.patience is 2, but the run has only 2 evaluations: it cannot end early",
+    ]
+    found = describe_run(plan_run(settings, Rows(3)), settings, "ernie")[3:]
+    assert [line.split()[1] for line in found] == [
+        "train.eval_every", "checkpoint.save_every", "log.every", "eval.patience"
+    ]  # fmt: skip
+    assert len(describe_run(plan_run(settings, Rows(12)), settings, "ernie")) == 3
+
+
+def test_the_run_in_words(tmp_path: Path) -> None:
+    settings = config(tmp_path, "train.max_steps=7", "train.rows_per_step=2", "schedule.type=constant")
+    assert describe_run(plan_run(settings, Rows(2)), settings, "ernie_vl") == [
+        "rows: template ernie_vl; 2 rows per epoch, of at most 100 tokens, 10.0% unused "
+        "(padding each sample would leave 40.0% unused)",
+        "steps: 7 (train.max_steps), 2 rows each, about 180 tokens; an epoch is 1.0 steps",
+        "learning rate: 1e-05, 0 steps of warm-up, then constant",
+    ]
+
+
+def test_layout_in_words() -> None:
+    assert describe_parallel_dims(ParallelDims()) == []
+    assert describe_parallel_dims(ParallelDims(8, 4, 2)) == [
+        "processes: 8; expert parallel degree 4; context parallel degree 2"
+    ]
+
+
+def test_data_in_words() -> None:
+    stats = DataStats(samples=1200, documents=1200, tokens=10_000, loss_tokens=2_500, longest=99)
+    assert describe_data("training data", stats) == [
+        "training data: 1,200 samples, 10,000 tokens, 2,500 trained (25.0%); longest 99 tokens"
+    ]
+    stats.images, stats.videos, stats.vision_tokens = 7, 2, 28
+    stats.documents, stats.tool_calls, stats.pairs = 1300, 5, 3
+    stats.trimmed, stats.untrained_reasoning, stats.calls_as_history = 4, 6, 7
+    assert describe_data("training data", stats)[1:] == [
+        "  7 images and 2 videos, 28 vision tokens",
+        "  5 tool calls",
+        "  1,300 documents (long texts are split, and data.loss_on may split chats by answer)",
+        "  3 preference pairs, trained on the chosen answers only",
+        "  4 documents without their oldest turns (data.on_long: trim_history)",
+        "  the reasoning of 6 earlier answers is not trained, since later turns do not see it "
+        "(data.loss_on: each_turn trains it)",
+        "  7 tool calls trained in the form of the chat history, not in the form that the model generates "
+        "(data.loss_on: each_turn trains that form)",
+    ]
+    assert not any("chat history" in line for line in describe_data("x", stats, "dpo"))
+    stats.notices.add(["key 'mood' of a record is not read"], "a.jsonl:3")
+    stats.notices.add(["key 'mood' of a record is not read"], "a.jsonl:9")
+    assert describe_data("x", stats)[-1] == (
+        "  note: key 'mood' of a record is not read: 2 samples, the first a.jsonl:3"
+    )
+
+
+def test_what_was_left_out_in_words() -> None:
+    assert describe_skipped([]) == []
+    errors = [SampleError(f"f:{number}", "too long", "9 tokens") for number in range(6)]
+    assert describe_skipped([*errors, SampleError("f:9", "bad image", "no")]) == [
+        "  7 samples skipped (too long: 6, bad image: 1)",
+        *(f"    f:{number}: 9 tokens" for number in range(5)),
+        "    and 2 more; `erniekit data check` names them all",
+    ]
+
+
+def test_adapters_in_a_table() -> None:
+    matches = [LoraMatch(f"model.layers.{layer}.self_attn.q_proj", 8, 8, 64) for layer in range(3)]
+    matches.append(LoraMatch("model.layers.0.mlp.experts.11.up_proj", 8, 4, 48))
+    assert describe_lora(matches, 4) == [
+        "LoRA of rank 4 on 4 modules:",
+        "  model.layers.*.self_attn.q_proj            3 x           192 parameters",
+        "  model.layers.*.mlp.experts.*.up_proj       1 x            48 parameters",
+    ]
+
+
+def test_sizes_in_words() -> None:
+    found = [format_bytes(n) for n in (0, 1023, 1536, 5 << 20, 3 << 30, 5000 << 30)]
+    assert found == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "5000.0 GiB"]
