@@ -15,7 +15,7 @@ from rich.console import Console
 from erniekit.chat.session import Chat, Reply
 from erniekit.data.chat.conversation import SampleError
 from erniekit.errors import ErnieKitError
-from erniekit.generation.answer import Delta, Kind, ToolCall
+from erniekit.generation.answer import Delta, DeltaKind, ToolCall
 from erniekit.terminal import printable
 
 HELP = """\
@@ -41,7 +41,7 @@ class ChatConsole:
         self._chat = chat
         self._out = out
         self._read = read
-        self._kind: Kind | None = None
+        self._kind: DeltaKind | None = None
         self._at_line_start = True
 
     def run(self) -> None:

@@ -28,11 +28,10 @@ from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.formats import parse_record
 from erniekit.errors import DataError
-from erniekit.generation.answer import CUT_OFF, Answer, Delta
+from erniekit.generation.answer import CUT_OFF, Answer, AnswerDecoder, Delta
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
-from erniekit.generation.reader import AnswerReader, chat_sampling
-from erniekit.generation.sampling import Sampling
+from erniekit.generation.sampling import Sampling, chat_sampling
 from erniekit.interrupt import InterruptGuard
 from erniekit.models.ernie import ErnieModel
 
@@ -172,18 +171,20 @@ class Chat:
         # Each answer of a chat is drawn anew, and all of them are the same with the same seed.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         self._answers += 1
-        reader = AnswerReader(self._detokenizer, self._encoder.template, sampling)
+        decoder = AnswerDecoder(self._detokenizer, self._encoder.template, sampling.stop)
         first = last = began = time.perf_counter()
         ids = self._generator.stream(prompt, sampling)
         while guard.requested is None and (id := next(ids, None)) is not None:
             last = time.perf_counter()
-            first = first if reader.tokens else last
-            tell(reader.feed(id))
-        tell(reader.end())
-        finish: Literal["stop", "length", "interrupted"] = reader.finish
+            first = first if decoder.tokens else last
+            tell(decoder.feed(id))
+        tell(decoder.end())
+        finish: Literal["stop", "length", "interrupted"] = decoder.finish
         if guard.requested is not None and finish != "stop":
             finish = "interrupted"
-        return Reply(Answer.of(deltas), finish, len(prompt), reader.tokens, first - began, last - first, None)
+        return Reply(
+            Answer.of(deltas), finish, len(prompt), decoder.tokens, first - began, last - first, None
+        )
 
 
 def _results(texts: Sequence[str]) -> list[Message]:

@@ -19,8 +19,7 @@ from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generated, Generator, inference_mode, split_rows
-from erniekit.generation.reader import chat_sampling
-from erniekit.generation.sampling import Sampling
+from erniekit.generation.sampling import Sampling, chat_sampling
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.sft import SftObjective
 

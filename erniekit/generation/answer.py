@@ -1,8 +1,7 @@
-"""What a model wrote, taken apart: its reasoning, its text, and the tools it calls.
+"""Parses answers into reasoning, text and tool calls, at once or token by token.
 
-Line ends beside a tag belong to the tag. All else is kept as the model wrote it, but for tags that stand where none
-belongs: these are left out. Where the template has a form for thinking, a think block that begins an answer is
-reasoning, as it is in training.
+Newlines beside a tag belong to the tag. Misplaced tags are left out; everything else is kept as the model wrote it. If
+the template has a form for thinking, a think block at the start of an answer is reasoning, as in training.
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ from dataclasses import dataclass
 from typing import Any, Literal, Never
 
 from erniekit.data.chat.template import END_THINK, THINK, Template
-from erniekit.generation.detokenizer import partial_match
+from erniekit.generation.detokenizer import Detokenizer, partial_match
 
-Kind = Literal["reasoning", "text", "tool_call"]
-# The error of a call that does not end.
+DeltaKind = Literal["reasoning", "text", "tool_call"]
+# The error of a call without its end tag.
 CUT_OFF = "cut off"
 
-# So much of a tag at the very end of an answer is taken for a tag that was cut off; less may be text.
-_CLEARLY_A_TAG = 3
+# At the end of an answer, so many characters of a tag are an incomplete tag; fewer may be text.
+_MIN_PARTIAL_TAG = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call as the model wrote it. raw: what stands between its tags.
+    """A call as the model wrote it. raw: the text between its tags.
 
-    error: what is wrong with it, None for nothing. Where something is, arguments is None, and name is empty if
-    none can be read.
+    error: why the call cannot be parsed, or None. With an error, arguments is None, and name is "" if it cannot be
+    parsed either.
     """
 
     name: str
@@ -39,9 +38,9 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of an answer: text of its kind, or a whole call (then `text` is empty)."""
+    """The next piece of an answer: text of one kind, or a complete call (then `text` is empty)."""
 
-    kind: Kind
+    kind: DeltaKind
     text: str = ""
     call: ToolCall | None = None
 
@@ -56,7 +55,7 @@ class Answer:
 
     @classmethod
     def of(cls, deltas: Sequence[Delta]) -> Answer:
-        """The answer that came in these pieces."""
+        """The answer made of these pieces."""
         return cls(
             reasoning="".join(delta.text for delta in deltas if delta.kind == "reasoning"),
             text="".join(delta.text for delta in deltas if delta.kind == "text"),
@@ -65,41 +64,41 @@ class Answer:
 
 
 def parse_answer(text: str, template: Template) -> Answer:
-    """The parts of what a model generated after a prompt of `Encoder.encode_prompt`. Never raises.
+    """Parses the text generated after a prompt of `Encoder.encode_prompt`. Never raises.
 
-    Reasoning that does not end is all reasoning, a call that does not end is one with the error "cut off".
+    Reasoning without its end tag extends to the end; a call without it has the error "cut off".
     """
-    stream = AnswerStream(template)
+    stream = AnswerParser(template)
     return Answer.of([*stream.feed(text), *stream.finish()])
 
 
-class AnswerStream:
-    """Takes an answer apart while it comes in. The pieces joined are what `parse_answer` gives for the whole.
+class AnswerParser:
+    """Parses an answer piece by piece. Joined, the deltas are the answer that `parse_answer` gives.
 
-    Never shows a part of a tag. The template's terminator ends the answer: nothing after it is shown.
+    No delta contains a part of a tag. The template's terminator ends the answer: the text after it is ignored.
     """
 
     def __init__(self, template: Template) -> None:
         call, end_of_call = (mark.strip("\n") for mark in template.tool_call)
-        # Without a form for thinking its tags are text, as they are in training.
+        # Without a form for thinking, think tags are text, as in training.
         thinking = () if template.thinking == "none" else (THINK, END_THINK)
         self._terminator = template.terminator
         self._call = call
-        self._marks: dict[Kind, tuple[str, ...]] = {
+        self._marks: dict[DeltaKind, tuple[str, ...]] = {
             "reasoning": thinking,
             "text": (call, end_of_call, *(mark.strip("\n") for mark in template.answer if mark), *thinking),
             "tool_call": (end_of_call,),
         }
-        self._kind: Kind = "reasoning" if template.thinking == "on" else "text"
-        # What has come in and is not told yet: first white space that may belong to a tag, then the rest.
+        self._kind: DeltaKind = "reasoning" if template.thinking == "on" else "text"
+        # Input without a delta so far: white space that may belong to a tag, then the rest.
         self._space = self._rest = ""
-        # Whether a tag came last, but for white space; whether text or a call has come.
+        # Whether only white space has come since a tag; whether text or a call has come.
         self._after_tag = template.thinking == "on"
         self._begun = self._ended = False
-        self._told: set[Kind] = set()
+        self._kinds: set[DeltaKind] = set()
 
     def feed(self, text: str) -> list[Delta]:
-        """What is certain after these further characters."""
+        """The deltas that are certain after this text."""
         if self._ended:
             return []
         before, terminator, _ = (self._rest + text).partition(self._terminator)
@@ -107,101 +106,128 @@ class AnswerStream:
         return self._end(cut_off=False) if terminator else self._take()
 
     def finish(self) -> list[Delta]:
-        """What is left, when nothing comes any more."""
+        """The last deltas, at the end of the answer."""
         return [] if self._ended else self._end(cut_off=True)
 
     def _take(self, final: bool = False) -> list[Delta]:
-        """What is certain; keeps what may be the beginning of a tag, and a call that is not whole."""
+        """The deltas that are certain; keeps the possible start of a tag, and an incomplete call."""
         deltas: list[Delta] = []
         while (found := self._next_mark(final)) is not None:
             place, mark = found
             before, self._rest = self._rest[:place], self._rest[place + len(mark) :]
-            deltas += [_whole(before)] if self._kind == "tool_call" else self._tell(before)
+            deltas += [_parse_call(before)] if self._kind == "tool_call" else self._text(before)
             self._kind = self._after(mark)
             self._space, self._after_tag = "", True
         if self._kind != "tool_call":
             marks = (*self._marks[self._kind], self._terminator)
             certain = len(self._rest) - max(partial_match(self._rest, mark) for mark in marks)
-            deltas += self._tell(self._rest[:certain])
+            deltas += self._text(self._rest[:certain])
             self._rest = self._rest[certain:]
         return deltas
 
-    def _after(self, mark: str) -> Kind:
-        """What follows a tag."""
+    def _after(self, mark: str) -> DeltaKind:
+        """The kind of the text after a tag."""
         if mark == self._call:
             self._begun = True
             return "tool_call"
-        # A prompt may have opened the block already; within an answer it is a tag that belongs nowhere.
+        # The prompt may have opened the block already; in the middle of an answer the tag is misplaced.
         return "reasoning" if mark == THINK and not self._begun else "text"
 
     def _end(self, cut_off: bool) -> list[Delta]:
-        """All that is left. cut_off: it may end within a tag."""
+        """The last deltas. cut_off: the answer may end in the middle of a tag."""
         self._ended = True
         deltas = self._take(final=True)
         if self._kind == "tool_call":
             (mark,) = self._marks["tool_call"]
             raw = self._rest[: len(self._rest) - partial_match(self._rest, mark)].strip()
             return [*deltas, Delta("tool_call", call=ToolCall("", None, raw, CUT_OFF))]
-        if cut_off and len(self._rest) >= _CLEARLY_A_TAG:
+        if cut_off and len(self._rest) >= _MIN_PARTIAL_TAG:
             return deltas
-        deltas += self._tell(self._rest)
+        deltas += self._text(self._rest)
         if self._kind == "text" and self._space and not self._after_tag:
             deltas.append(Delta("text", self._space))
         return deltas
 
     def _next_mark(self, final: bool) -> tuple[int, str] | None:
-        """The first tag that ends what is being read now, and where it stands."""
+        """Position and text of the first tag that ends the current kind."""
         marks = self._marks[self._kind]
         found = [(place, mark) for mark in marks if (place := self._rest.find(mark)) >= 0]
         if not found:
             return None
         first = place, mark = min(found)
         if self._kind == "tool_call":
-            # The arguments of a call may have its tag in a text.
-            while _within_text(self._rest[:place]):
+            # The arguments of a call may contain its tag in a string.
+            while _ends_in_string(self._rest[:place]):
                 place = self._rest.find(mark, place + 1)
                 if place < 0:
                     return first if final else None
         return place, mark
 
-    def _tell(self, piece: str) -> list[Delta]:
-        """A piece of the reasoning or of the text, but for white space that may stand beside a tag."""
+    def _text(self, piece: str) -> list[Delta]:
+        """A piece of reasoning or text, without trailing white space that may belong to a tag."""
         piece = self._space + piece
         self._space = ""
         if self._after_tag:
             if not piece.strip():
                 self._space = piece
                 return []
-            # What a tag parts must not run together.
-            piece = ("\n" if self._kind in self._told else "") + piece.lstrip("\n")
+            # Texts that a tag separates must not run together.
+            piece = ("\n" if self._kind in self._kinds else "") + piece.lstrip("\n")
             self._after_tag = False
-        told = piece.rstrip("\n")
-        self._space = piece[len(told) :]
-        if not told:
+        text = piece.rstrip("\n")
+        self._space = piece[len(text) :]
+        if not text:
             return []
-        self._told.add(self._kind)
+        self._kinds.add(self._kind)
         self._begun |= self._kind == "text"
-        return [Delta(self._kind, told)]
+        return [Delta(self._kind, text)]
 
 
-def _whole(raw: str) -> Delta:
-    """A call that has its end tag."""
+class AnswerDecoder:
+    """Decodes and parses one answer, token by token.
+
+    stop: the texts that end it, the same as in generation. `tokens`: the number of tokens so far, with the end token;
+    `finish`: "stop" once the model or a stop text has ended the answer, "length" until then.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, template: Template, stop: Sequence[str]) -> None:
+        self.tokens = 0
+        self.finish: Literal["stop", "length"] = "length"
+        self._detokenizer = detokenizer
+        self._pieces = detokenizer.stream(stop)
+        self._parser = AnswerParser(template)
+
+    def feed(self, token: int) -> list[Delta]:
+        """The deltas that are certain after this token."""
+        self.tokens += 1
+        deltas = self._parser.feed(self._pieces.feed(token))
+        if self._pieces.stopped or self._detokenizer.ended([token]):
+            self.finish = "stop"
+        return deltas
+
+    def end(self) -> list[Delta]:
+        """The last deltas, after the last token."""
+        return [*self._parser.feed(self._pieces.finish()), *self._parser.finish()]
+
+
+def _parse_call(raw: str) -> Delta:
+    """A complete call, from the text between its tags."""
     raw = raw.strip()
     name = ""
     try:
         call = _STRICT.decode(raw)
         if not isinstance(call, dict):
-            raise ValueError('it is no object with "name" and "arguments"')
+            raise ValueError('it is not an object with "name" and "arguments"')
         if not isinstance(call.get("name"), str) or not call["name"]:
             raise ValueError('it has no "name"')
         json.dumps(call, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
         name, arguments = call["name"], call.get("arguments")
         if isinstance(arguments, str):
             arguments = _STRICT.decode(arguments) if arguments.strip() else None
-        if arguments is None:  # as in data: none are {}
+        if arguments is None:  # the same as {}, as in data
             arguments = {}
         if not isinstance(arguments, dict):
-            raise ValueError('its "arguments" are no object')
+            raise ValueError('its "arguments" are not an object')
     except (ValueError, RecursionError) as error:
         return Delta("tool_call", call=ToolCall(name, None, raw, _reason(error)))
     return Delta("tool_call", call=ToolCall(name, arguments, raw, None))
@@ -215,8 +241,8 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _within_text(json_text: str) -> bool:
-    """Whether JSON breaks off inside a string. No string has a line end, so that before a tag tells it from one."""
+def _ends_in_string(json_text: str) -> bool:
+    """Whether JSON breaks off inside a string. A string has no newline, so the newline before a tag ends it."""
     try:
         _STRICT.decode(json_text)
     except json.JSONDecodeError as error:
@@ -230,5 +256,5 @@ def _refuse(constant: str) -> Never:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Python's own reading of NaN and Infinity is of no use to whoever runs the tool.
+# NaN and Infinity, which Python accepts, are not JSON: other parsers of the arguments reject them.
 _STRICT = json.JSONDecoder(parse_constant=_refuse)

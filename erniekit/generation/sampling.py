@@ -7,12 +7,13 @@ TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.data.chat.template import Template
 from erniekit.errors import ConfigError
 
 
@@ -49,6 +50,14 @@ class Sampling:
         ):
             if not good:
                 raise ConfigError(f"{name} must be {wanted}, it is {getattr(self, name)!r}")
+
+
+def chat_sampling(sampling: Sampling, template: Template) -> Sampling:
+    """`sampling` for a chat: the template's terminator also ends an answer.
+
+    Models without fine-tuning may go on with a turn of the user after it.
+    """
+    return replace(sampling, stop=(*sampling.stop, template.terminator))
 
 
 class Sampler:

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
-from erniekit.generation.answer import Delta
+from erniekit.generation.answer import AnswerDecoder, Delta
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
-from erniekit.generation.reader import AnswerReader, chat_sampling
-from erniekit.generation.sampling import Sampling
+from erniekit.generation.sampling import Sampling, chat_sampling
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving.fields import RequestError
 from erniekit.serving.request import (
@@ -126,15 +125,15 @@ class ChatService:
 
     def _answer(self, queued: QueuedRequest) -> None:
         """Generates one answer, as long as its client is there."""
-        reader = AnswerReader(self._detokenizer, self._encoder.template, queued.sampling)
+        decoder = AnswerDecoder(self._detokenizer, self._encoder.template, queued.sampling.stop)
         try:
             if self._goes_on(queued):
                 for token in self._generator.stream(queued.prompt, queued.sampling):
-                    queued.on_event(reader.feed(token))
+                    queued.on_event(decoder.feed(token))
                     if not self._goes_on(queued):
                         return
-                queued.on_event(reader.end())
-                queued.on_event(Finished(reader.finish, len(queued.prompt), reader.tokens))
+                queued.on_event(decoder.end())
+                queued.on_event(Finished(decoder.finish, len(queued.prompt), decoder.tokens))
         except SampleError as error:  # images are opened here
             queued.on_event(RequestError(error.detail, param="messages"))
         except RequestError as error:

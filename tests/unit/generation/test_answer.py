@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from erniekit.data.chat.conversation import Conversation, Message, Part, ReasoningPart, TextPart, ToolCallPart
 from erniekit.data.chat.families import TEMPLATES
 from erniekit.data.chat.template import Template, TextSpan
-from erniekit.generation.answer import Answer, AnswerStream, Delta, ToolCall, parse_answer
+from erniekit.generation.answer import Answer, AnswerParser, Delta, ToolCall, parse_answer
 
 ALL = tuple(TEMPLATES)
 FRAMED = ("ernie", "ernie_vl")
@@ -73,7 +73,7 @@ def _joined(deltas: list[Delta]) -> Answer:
 
 
 def _streamed(template: Template, text: str, cuts: list[int]) -> list[Delta]:
-    stream, deltas, start = AnswerStream(template), [], 0
+    stream, deltas, start = AnswerParser(template), [], 0
     for end in [*sorted(cut for cut in cuts if cut < len(text)), len(text)]:
         deltas += stream.feed(text[start:end])
         start = end
@@ -140,7 +140,7 @@ def test_no_piece_of_a_tag_is_ever_shown(name: str) -> None:
     template = TEMPLATES[name]
     thoughts = (ReasoningPart("so 1 < 2"),) if template.thinking == "on" else ()
     generated = _generated(template, (*thoughts, TextPart("if a < b:\n</p>"), ToolCallPart("f", '{"a": 1}')))
-    stream, shown = AnswerStream(template), ""
+    stream, shown = AnswerParser(template), ""
     for character in generated:
         for delta in stream.feed(character):
             shown += delta.text
@@ -150,7 +150,7 @@ def test_no_piece_of_a_tag_is_ever_shown(name: str) -> None:
 
 
 def test_text_comes_at_once_and_calls_when_they_are_whole() -> None:
-    stream = AnswerStream(TEMPLATES["ernie_vl_thinking"])
+    stream = AnswerParser(TEMPLATES["ernie_vl_thinking"])
     assert stream.feed("\n hm") == [Delta("reasoning", " hm")]
     assert stream.feed("\n\n</th") == []
     assert stream.feed("ink>\n") == []
@@ -227,10 +227,10 @@ def test_answers_that_are_cut_off(text: str, expected: Answer) -> None:
         ('{"name": "f}', "", "not valid JSON: Unterminated string starting at (character 10)"),
         ('{"name": "f", "arguments": {}} {}', "", "not valid JSON: Extra data (character 32)"),
         ('{"name": "f", "arguments": {"a": NaN}}', "", "NaN is not JSON"),
-        ('["f", {}]', "", 'it is no object with "name" and "arguments"'),
+        ('["f", {}]', "", 'it is not an object with "name" and "arguments"'),
         ('{"arguments": {}}', "", 'it has no "name"'),
         ('{"name": 3, "arguments": {}}', "", 'it has no "name"'),
-        ('{"name": "f", "arguments": [1]}', "f", 'its "arguments" are no object'),
+        ('{"name": "f", "arguments": [1]}', "f", 'its "arguments" are not an object'),
         (
             '{"name": "f", "arguments": "{"}',
             "f",

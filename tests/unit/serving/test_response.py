@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from erniekit.data.chat.families import TEMPLATES
-from erniekit.generation.answer import AnswerStream, Delta
+from erniekit.generation.answer import AnswerParser, Delta
 from erniekit.serving.request import RequestError
 from erniekit.serving.response import Completion, Finished, error_body, event, to_json
 
@@ -15,7 +15,7 @@ BROKEN = '<tool_call>\n{"name": "time", "arguments": }\n</tool_call>\n'
 
 
 def _deltas(text: str, template: str = "ernie_vl") -> list[Delta]:
-    stream = AnswerStream(TEMPLATES[template])
+    stream = AnswerParser(TEMPLATES[template])
     found = [delta for character in text for delta in stream.feed(character)]
     return [*found, *stream.finish()]
 
