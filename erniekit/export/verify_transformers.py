@@ -30,7 +30,7 @@ from erniekit.export.checks import Check
 from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
-from erniekit.generation.load import load_for_inference
+from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
 from erniekit.models.config import ErnieConfig
 from erniekit.objectives.sft import row_inputs
@@ -219,7 +219,7 @@ def _run_paddle(
     text: Detokenizer,
     max_new_tokens: int,
 ) -> Results:
-    model = load_for_inference(directory).model
+    model = find_model(directory).load()
     with paddle.no_grad():
         logits = [model.logits(model(row_inputs(batch)).hidden).numpy() for batch in prompts]
     generator = Generator(model, text.eos_token_ids, spec)

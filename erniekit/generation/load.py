@@ -65,24 +65,6 @@ class ModelSource:
         return model
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its weights, and where it came from. `directory` holds its tokenizer and config.json."""
-
-    model: ErnieModel
-    source: ModelSource
-
-    @property
-    def directory(self) -> Path:
-        return self.source.directory
-
-
-def load_for_inference(path: str | Path, dtype: str = "float32") -> LoadedModel:
-    """Load the model of an export, a checkpoint or a run (its newest complete one). See `find_model`."""
-    source = find_model(path)
-    return LoadedModel(source.load(dtype), source)
-
-
 def find_model(path: str | Path) -> ModelSource:
     """What a path that a user names stands for. An adapter goes on the base that its configuration names.
 

@@ -13,7 +13,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.load.loader import load_row
 from erniekit.evaluation.dataset import load_samples
-from erniekit.generation.load import load_for_inference
+from erniekit.generation.load import find_model
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec
@@ -92,8 +92,8 @@ def test_from_training_to_the_same_logits(lora: bool, tmp_path: Path) -> None:
     done = erniekit("export", run, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert f"exported {run / 'checkpoint-000003'}" in done.stdout
-    ours = load_for_inference(run)
-    wanted = sample_logits(ours.model, model, data)
+    ours = find_model(run).load()
+    wanted = sample_logits(ours, model, data)
     found = sample_logits(load_model(tmp_path / "out"), tmp_path / "out", data)
     if lora:
         assert_close(found, wanted, MODEL)

@@ -19,7 +19,7 @@ from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
-from erniekit.generation.load import load_for_inference
+from erniekit.generation.load import find_model
 from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
 from tests.integration.training_setup import chats, losses, make_config, write_chats
@@ -90,7 +90,7 @@ def test_a_resized_vocabulary_is_trained_exported_and_verified(
     assert checkpoint is not None
     if not lora:
         assert config(checkpoint)["vocab_size"] == 576
-    assert load_for_inference(checkpoint).model.config.vocab_size == 576
+    assert find_model(checkpoint).load().config.vocab_size == 576
 
     layout = "transformers" if name == "vl" else "hub"
     export_model(tmp_path / "run", tmp_path / "out", layout=layout)  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ def test_more_positions_are_trained_and_stated(
     assert "too long: 1" in capsys.readouterr().out
     run = make_config(tmp_path / "run", base, data, **settings, model__max_position_embeddings=160)
     assert run_training(run) == 0
-    assert load_for_inference(tmp_path / "run").model.config.max_position_embeddings == 160
+    assert find_model(tmp_path / "run").load().config.max_position_embeddings == 160
     export_model(tmp_path / "run", tmp_path / "out")
     assert config(tmp_path / "out")["max_position_embeddings"] == 160
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 160

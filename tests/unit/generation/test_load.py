@@ -19,7 +19,7 @@ from erniekit.checkpoint.state import (
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import DataConfig
 from erniekit.errors import CheckpointError
-from erniekit.generation.load import find_model, load_for_inference
+from erniekit.generation.load import find_model
 from erniekit.models.ernie import ErnieModel
 from tests.adapters import write_adapter
 from tests.closeness import assert_close, relative_difference
@@ -69,11 +69,12 @@ def _logits(model: ErnieModel) -> np.ndarray:
 
 
 def test_a_plain_model_directory(base: Path) -> None:
-    loaded = load_for_inference(base)
-    assert loaded.directory == loaded.source.checkpoint == base
-    assert loaded.source.data == DataConfig.without_sources()
-    assert not loaded.model.training
-    np.testing.assert_array_equal(_logits(loaded.model), _logits(load_model(base)))
+    source = find_model(base)
+    loaded = source.load()
+    assert source.directory == source.checkpoint == base
+    assert source.data == DataConfig.without_sources()
+    assert not loaded.training
+    np.testing.assert_array_equal(_logits(loaded), _logits(load_model(base)))
 
 
 def test_a_run_is_its_newest_complete_checkpoint(base: Path, tmp_path: Path) -> None:
@@ -92,13 +93,14 @@ def test_a_run_is_its_newest_complete_checkpoint(base: Path, tmp_path: Path) -> 
     broken = _save(run, 11, base, _writer(base, old))
     (broken / "config.json").unlink()
 
-    loaded = load_for_inference(run)
-    assert loaded.source.checkpoint == newest
-    options = loaded.source.data
+    source = find_model(run)
+    loaded = source.load()
+    assert source.checkpoint == newest
+    options = source.data
     assert (options.template, options.min_pixels, options.max_pixels) == ("ernie", 4000, 9000)
     assert (options.video_fps, options.video_max_frames, options.reasoning) == (1.0, None, "drop")
-    assert loaded.source.encoder().template.name == "ernie"
-    np.testing.assert_array_equal(_logits(loaded.model), _logits(new))
+    assert source.encoder().template.name == "ernie"
+    np.testing.assert_array_equal(_logits(loaded), _logits(new))
     assert find_model(run / checkpoint_name(2)).checkpoint == run / checkpoint_name(2)
     with pytest.raises(CheckpointError, match=r"checkpoint-000011.*config\.json is missing"):
         find_model(broken)
@@ -120,17 +122,18 @@ def test_an_adapter_goes_on_its_base(base: Path, tmp_path: Path, train_router: b
     checkpoint = _save(run, 3, base, write)
     trained.eval()
 
-    loaded = load_for_inference(run)
-    assert (loaded.source.checkpoint, loaded.directory) == (checkpoint, base)
-    np.testing.assert_array_equal(_logits(loaded.model), _logits(trained))
-    assert relative_difference(_logits(loaded.model), _logits(load_model(base))) > 1e-3
+    source = find_model(run)
+    loaded = source.load()
+    assert (source.checkpoint, source.directory) == (checkpoint, base)
+    np.testing.assert_array_equal(_logits(loaded), _logits(trained))
+    assert relative_difference(_logits(loaded), _logits(load_model(base))) > 1e-3
 
 
 def test_pictures_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
     directory = make_model(tmp_path / "model", "vl")
     file = directory / "preprocessor_config.json"
     file.write_text(file.read_text().replace("0.48145466", "0.25"), encoding="utf-8")
-    model = load_for_inference(directory).model
+    model = find_model(directory).load()
     assert model.image_mean[0] == 0.25
     patches = np.full((1, 588), 255, np.uint8)
     assert_close(model._normalize(paddle.to_tensor(patches))[0, 0], (1 - 0.25) / 0.26862954)

@@ -16,7 +16,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.create.create import create_model
 from erniekit.errors import CheckpointError
 from erniekit.export.export import export_model
-from erniekit.generation.load import load_for_inference
+from erniekit.generation.load import find_model
 from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
 from erniekit.lora.peft import linear_modules, read_adapter_config, targets_of
 from erniekit.models.config import ErnieConfig
@@ -135,7 +135,7 @@ def test_an_adapter_with_ranks_and_alphas_of_its_own(
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     export_model(adapter, tmp_path / "out")
     merged = dict(load_model(tmp_path / "out").named_parameters())
-    loaded = load_for_inference(adapter).model
+    loaded = find_model(adapter).load()
     for (module, rank), alpha in zip(modules.items(), (6, 9), strict=True):
         scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         down, up = (arrays[f"{PREFIX}{module}.lora_{half}.weight"] for half in "AB")
@@ -160,7 +160,7 @@ def test_what_cannot_be_computed_is_refused(
     config = write(models["dense"], tmp_path / "adapter", ["q_proj"])
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | change))
     with pytest.raises(CheckpointError, match=message):
-        load_for_inference(tmp_path / "adapter")
+        find_model(tmp_path / "adapter").load()
     with pytest.raises(CheckpointError, match=message):
         export_model(tmp_path / "adapter", tmp_path / "out")
 
@@ -184,7 +184,7 @@ def test_tensors_that_are_no_adapter_of_a_linear_module(
         lambda _: array,
     )
     with pytest.raises(CheckpointError, match=message):
-        load_for_inference(tmp_path / "adapter")
+        find_model(tmp_path / "adapter").load()
 
 
 def test_names_of_transformers_classes_are_read(tmp_path: Path, models: dict[str, Path]) -> None:
