@@ -116,7 +116,7 @@ def _seen_from(directory: str, path: str) -> str:
 def to_record(conversation: Conversation, place: Place = str) -> dict[str, Any]:
     """A Conversation as a JSON object of format "messages" (of format "text" where it is plain text).
 
-    place: what to write for the path of a picture or video. parse_record gives the same Conversation again.
+    place: what to write for the path of an image or video. parse_record gives the same Conversation again.
     """
     messages = conversation.messages
     if messages[0].role == "text":
@@ -157,7 +157,7 @@ def _message(message: Message, place: Place, in_prompt: bool = False) -> dict[st
 def _content(role: Role, parts: Sequence[Part], place: Place) -> str | list[dict[str, Any]]:
     if len(parts) == 1 and isinstance(parts[0], TextPart):
         text = parts[0].text
-        # In a user's string a mark would stand for a picture or video.
+        # In a user's string a mark would stand for an image or video.
         if parts[0].trained and (role != "user" or not has_marks(text)):
             return text
     return [_part(part, place) for part in parts]

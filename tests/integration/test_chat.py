@@ -48,7 +48,7 @@ def test_lines_from_a_file(learnt_run: Path, tmp_path: Path) -> None:
     assert out[1:] == [
         asked[1]["content"],
         "all is forgotten",
-        f"error: no such picture: {Path.cwd() / 'gone.png'}",
+        f"error: no such image: {Path.cwd() / 'gone.png'}",
         "goes with the next message (1 attached)",
         shown[1]["content"],
         f"appended to {saved}",
@@ -108,7 +108,7 @@ def test_a_text_model_is_given_a_picture(tmp_path: Path, text_models: dict[str, 
     file.write_bytes(base64.b64decode(picture(COLOURS["red"], 0).partition(",")[2]))
     result = _chat([f"/image {file}", "Hello"], text_models["tiny-dense"], "--max-new-tokens", "5")
     assert result.returncode == 0
-    assert "error: this model takes no pictures and no videos" in result.stdout
+    assert "error: this model takes no images and no videos" in result.stdout
     assert "answer 5 tokens" in result.stdout
 
 

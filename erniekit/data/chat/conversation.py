@@ -43,9 +43,9 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture.
+    """An image.
 
-    source: a path (str), or the bytes of an encoded picture (PNG, JPEG, ...) that the sample carries itself.
+    source: a path (str), or the bytes of an encoded image (PNG, JPEG, ...) that the sample carries itself.
     min_pixels, max_pixels: bounds of its area after resizing, in the place of the model's.
     """
 
@@ -59,7 +59,7 @@ class VideoPart:
     """A video.
 
     source: the path of a file or of a directory of frames (str), the bytes of a video file, or its frames as
-    pictures, in order (a tuple). All else is in the place of the model's settings where it is given. fps: of a file,
+    images, in order (a tuple). All else is in the place of the model's settings where it is given. fps: of a file,
     frames to pick per second; of frames, how many were taken per second. min_frames, max_frames: bounds of the number
     of frames; start, end: seconds between which frames are picked; min_pixels, max_pixels: bounds of a frame's area
     after resizing; times: of frames, the second of each.
@@ -118,7 +118,7 @@ class Conversation:
     each {"type": "function", "function": {"name", ...}} as servers give them to chat templates. rejected: of a
     preference pair, what the messages after the common prompt are in the rejected answer; messages then ends
     with the chosen one. rejected_prompt: the messages before the rejected answer where they are others than those
-    before the chosen one (other pictures), else empty. Plain text (continued pre-training) is a single message of role
+    before the chosen one (other images), else empty. Plain text (continued pre-training) is a single message of role
     "text". notices: what of the record users should know, such as keys that are not read; each text is the same for
     all samples of its kind.
     """

@@ -1,6 +1,6 @@
 """A template as the Jinja program that engines render chats with: `chat_template.jinja`.
 
-It writes what `Template` writes for training, for the messages of OpenAI's interface. Pictures and videos are the marks
+It writes what `Template` writes for training, for the messages of OpenAI's interface. Images and videos are the marks
 of the flat Hub layout, whose processors expand `<|image@placeholder|>` and `<|video@placeholder|>`.
 """
 
@@ -97,7 +97,7 @@ _TEXT_CONTENT = """\
         {{- plain(message['content']) -}}\
 """
 # The loop over the parts stands in the body, not in a macro: engines look for it there to know that the template
-# takes pictures as parts.
+# takes images as parts.
 _MEDIA_CONTENT = """\
         {%- if message['content'] is string -%}
             {{- message['content'] -}}
@@ -153,7 +153,7 @@ _PROMPT_WITH_SWITCH = """\
 def chat_template(template: Template, *, media: bool) -> str:
     """The Jinja program for `template`, with what stands in its default system message and its settings.
 
-    media: whether it writes pictures and videos, for a VL model.
+    media: whether it writes images and videos, for a VL model.
     """
     thinks = template.thinking == "on"
     settings = "{{- SETTINGS -}}\n"

@@ -1,4 +1,4 @@
-"""Chat templates of ERNIE 4.5: a conversation as spans of text, pictures and videos, each trained or not.
+"""Chat templates of ERNIE 4.5: a conversation as spans of text, images and videos, each trained or not.
 
 A rendered conversation, its spans joined, is the text that the tokenizer's own apply_chat_template gives for
 it. Sources: the chat templates of the released checkpoints; transformers'
@@ -50,7 +50,7 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class MediaSpan:
-    """A picture or video: its start marker, placeholders and end marker come here. Never trained."""
+    """An image or video: its start marker, placeholders and end marker come here. Never trained."""
 
     part: ImagePart | VideoPart
 
@@ -71,7 +71,7 @@ class Template:
     the chat goes on.
 
     thinking: "none" (no form for it: tags in texts are plain text), "off" (answers without reasoning, marked
-    by an empty block in generation_start) or "on". takes_media: whether it has a form for pictures and videos.
+    by an empty block in generation_start) or "on". takes_media: whether it has a form for images and videos.
     tokens: those of its marks that must be single tokens, which no text may contain.
     """
 
@@ -189,8 +189,8 @@ class Template:
                 name = "Picture" if isinstance(part, ImagePart) else "Video"
                 if not self.takes_media:
                     detail = (
-                        f"template {self.name} has no form for pictures and videos, and a {message.role} "
-                        f"message has a {name.lower()}"
+                        f"template {self.name} has no form for images and videos, and a {message.role} "
+                        f"message has {'an image' if isinstance(part, ImagePart) else 'a video'}"
                     )
                     raise SampleError(sample_id, "not supported", detail)
                 media[name] += 1
@@ -216,9 +216,9 @@ class Template:
         trained = place.trained
         spans: list[Span] = [TextSpan(start, "template")]
         if reasoning:
-            learnt = trained and policy.reasoning == "train" and not masked
-            spans.append(TextSpan(reasoning, "reasoning", learnt, generated=True))
-            spans.append(TextSpan(self.end_of_reasoning, "template", learnt, generated=True))
+            is_trained = trained and policy.reasoning == "train" and not masked
+            spans.append(TextSpan(reasoning, "reasoning", is_trained, generated=True))
+            spans.append(TextSpan(self.end_of_reasoning, "template", is_trained, generated=True))
         if texts:
             before, after = self.answer
             spans += [TextSpan(before, "template", trained, generated=True)] if before else []

@@ -1,4 +1,4 @@
-"""One encoded sample: token ids, labels, and what follows from where its pictures and videos stand."""
+"""One encoded sample: token ids, labels, and what follows from where its images and videos stand."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Document:
 
     @property
     def media_positions(self) -> npt.NDArray[np.int64]:
-        """[M] int64: indices of the placeholders, picture by picture, video by video."""
+        """[M] int64: indices of the placeholders, image by image, video by video."""
         spans = [np.arange(item.start, item.start + item.tokens) for item in self.media]
         return np.concatenate(spans) if spans else np.zeros(0, np.int64)
 

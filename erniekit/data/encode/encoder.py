@@ -1,7 +1,7 @@
-"""From a conversation to a Document: tokens, labels, and room for its pictures and videos.
+"""From a conversation to a Document: tokens, labels, and room for its images and videos.
 
 Where texts are cut for the tokenizer matters, because BPE merges across what it is given as one string.
-Everything that is context (pictures included) is one string, up to an answer of which anything is trained; what
+Everything that is context (images included) is one string, up to an answer of which anything is trained; what
 the model itself writes in that answer, from its reasoning to its terminator, is another, since the engine that
 serves the model tokenises the prompt alone and the answer comes after it token by token. So the ids of a prompt
 equal apply_chat_template(messages, add_generation_prompt=True), the ids of a first answer are
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int32]
 
-# What engines expand to a picture or a video before tokenising.
+# What engines expand to an image or a video before tokenising.
 _ENGINE_MARKS = ("<|image@placeholder|>", "<|video@placeholder|>")
 # To be raised whenever the same conversation comes out differently: see Encoder.identity.
 _VERSION = 3
@@ -65,7 +65,7 @@ _VERSION = 3
 class Segment:
     """A stretch of a document: its text, whose words they are, how many tokens begin in it.
 
-    part: the picture or video of kind "media", whose text is its marks with one placeholder.
+    part: the image or video of kind "media", whose text is its marks with one placeholder.
     """
 
     kind: SpanKind | Literal["media"]
@@ -76,13 +76,13 @@ class Segment:
 
 
 class Encoder:
-    """Turns conversations into documents, for one tokenizer, template and kind of pictures and videos.
+    """Turns conversations into documents, for one tokenizer, template and kind of images and videos.
 
     It can be pickled, and then needs no transformers. media_tokens and media_spec: both, or both None for a
     text model. eos_token_ids: on which generation stops (generation_config.json). Turns end with the template's
     terminator, which need not be among them: then its label becomes the first of eos_token_ids, while the input
     keeps it, so that the tuned model stops in engines. limits: of the model. Raises CheckpointError when the tokenizer
-    does not know the template's or the pictures' tokens, or the model has no room for them.
+    does not know the template's or the images' tokens, or the model has no room for them.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Encoder:
 
     @property
     def image_spec(self) -> ImageSpec | None:
-        """How the model wants its pictures; None for a text model."""
+        """How the model wants its images; None for a text model."""
         return None if self.media_spec is None else self.media_spec.image
 
     @cached_property
@@ -266,13 +266,13 @@ class Encoder:
         kind = "image" if isinstance(span.part, ImagePart) else "video"
         if self.media_spec is None:
             detail = (
-                f"this model takes no pictures and no videos, the sample has {source_name(span.part.source)}"
+                f"this model takes no images and no videos, the sample has {source_name(span.part.source)}"
             )
             raise SampleError(sample_id, "not supported", detail)
         return self._marks[kind]
 
     def _place(self, ids: Ids, spans: list[Span], offset: int, sample_id: str) -> tuple[Ids, list[Media]]:
-        """Widens each placeholder to the number of tokens of its picture or video."""
+        """Widens each placeholder to the number of tokens of its image or video."""
         parts = [span.part for span in spans if isinstance(span, MediaSpan)]
         if not parts:
             return ids, []

@@ -14,6 +14,7 @@ from erniekit.config import ModelConfig
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.tokenizer import load_tokenizer, read_json_object
+from erniekit.display.text import counted
 from erniekit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class ModelLimits:
 
     def fits(self, document: Document) -> bool:
         """Whether the model has a position for every token of a document."""
-        # Pictures and videos take fewer positions than tokens, and the answers of a pair share theirs.
+        # Images and videos take fewer positions than tokens, and the answers of a pair share theirs.
         limit = self.max_positions
         return limit is None or len(document) <= limit or document.num_positions <= limit
 
@@ -79,7 +80,7 @@ class ModelLimits:
     def too_long(self, document: Document) -> str:
         """What is wrong with a document that does not fit."""
         return (
-            f"{document.num_positions:,} positions, more than the model's "
+            f"{counted(document.num_positions, 'position')}, more than the model's "
             f"max_position_embeddings={self.max_positions:,}"
         )
 
@@ -89,7 +90,7 @@ class ModelLimits:
             return []
         shown = ", ".join(f"{token!r} ({token_id})" for token, token_id in self.beyond[:_SHOWN])
         more = f" and {len(self.beyond) - _SHOWN:,} more" if len(self.beyond) > _SHOWN else ""
-        what = "1 token" if len(self.beyond) == 1 else f"{len(self.beyond):,} tokens"
+        what = counted(len(self.beyond), "token")
         return [
             f"the tokenizer has {what} without a row in the model's embedding, which has "
             f"{self.vocab_size:,}: {shown}{more}; a sample that contains one is an error ({_ADD_ROWS})"

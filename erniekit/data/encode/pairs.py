@@ -33,7 +33,7 @@ def with_rejected(conversation: Conversation) -> Conversation:
 def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = True) -> Document:
     """A conversation with `rejected` as one document.
 
-    share: what both answers begin with stands there once, its pictures too; else each answer has a whole document
+    share: what both answers begin with stands there once, its images too; else each answer has a whole document
     of its own and nothing is shared (branches begin at 0). Raises SampleError, also when an answer carries no loss.
     """
     chosen = encoder.encode(conversation)
@@ -53,7 +53,7 @@ def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = T
 
 
 def _shared(chosen: Document, rejected: Document) -> int:
-    """Tokens that both begin with and that predict nothing trained; never a part of a picture or video."""
+    """Tokens that both begin with and that predict nothing trained; never a part of an image or video."""
     end = min(int(np.argmax(document.labels != IGNORE)) for document in (chosen, rejected))
     differing = np.flatnonzero(chosen.input_ids[:end] != rejected.input_ids[:end])
     if len(differing):

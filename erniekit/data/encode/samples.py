@@ -17,6 +17,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.pairs import encode_pair, prompt_messages
 from erniekit.data.files.reader import BadLine, Record
 from erniekit.data.formats import detect, parse_record
+from erniekit.display.text import counted
 
 Pairs = Literal["chosen", "shared", "separate"]
 TOO_LONG = "too long"
@@ -34,7 +35,7 @@ class Sample:
     """What became of one record.
 
     documents: none, one, or more (a long text, an answer each); errors: what could not be used; whole: (tokens, those
-    of pictures and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
+    of images and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
     trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
     not see, so that it is not learnt; calls_as_history: see `history.calls_as_history`; notices: see `Conversation`.
     """
@@ -139,7 +140,7 @@ class SampleReader:
     def _trim(self, conversation: Conversation) -> Document | None:
         """The document of the most recent exchanges that fit; None when not even the last one does.
 
-        An exchange begins with a user's message. The system message and the tools stay; pictures and videos go
+        An exchange begins with a user's message. The system message and the tools stay; images and videos go
         with their message. Nothing of a pair's answers goes.
         """
         messages = conversation.messages
@@ -169,17 +170,19 @@ class SampleReader:
         limits = self.encoder.limits
         reasons, cures = [], []
         if len(document) > self.max_length:
-            reasons.append(f"{len(document):,} tokens, more than data.max_length={self.max_length:,}")
+            reasons.append(
+                f"{counted(len(document), 'token')}, more than data.max_length={self.max_length:,}"
+            )
             cures.append("raise data.max_length")
         if not limits.fits(document):
             reasons.append(limits.too_long(document))
             cures.append("set model.max_position_embeddings to train beyond it")
-        told, more = "; ".join(reasons), " and ".join(cures)
+        found, more = "; ".join(reasons), " and ".join(cures)
         if self.on_long == "trim_history":
             what = f"its last exchange alone does not fit: shorten it, or {more}"
         else:
             what = f"shorten it, {more}, or set data.on_long to trim_history or drop"
-        return SampleError(document.sample_id, TOO_LONG, f"{told}: {what}")
+        return SampleError(document.sample_id, TOO_LONG, f"{found}: {what}")
 
 
 def _recent(messages: tuple[Message, ...], dropped: int) -> tuple[Message, ...]:
@@ -192,7 +195,7 @@ def _recent(messages: tuple[Message, ...], dropped: int) -> tuple[Message, ...]:
 def _not_a_pair(record: Record, format: str) -> SampleError:
     found = detect(record.value) if format == "auto" and isinstance(record.value, dict) else format
     detail = (
-        f"a sample of format {found} without a rejected answer: task dpo learns from preference pairs (a prompt with "
+        f"a sample of format {found} without a rejected answer: task dpo trains on preference pairs (a prompt with "
         "`chosen` and `rejected`, or their names in that format). Use data that has them, or task: sft"
     )
     return SampleError(record.sample_id, "not a pair", detail)
@@ -207,5 +210,5 @@ def cut(document: Document, max_length: int) -> Iterator[Document]:
         ids = document.input_ids[start : start + max_length]
         labels = document.labels[start : start + max_length].copy()
         if start + max_length < len(document):
-            labels[-1] = IGNORE  # learnt in the next piece
+            labels[-1] = IGNORE  # trained in the next piece
         yield Document(ids, labels, (), document.sample_id)

@@ -10,6 +10,7 @@ from typing import Any
 from erniekit.config.choices import OnError, OnLong
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.samples import TOO_LONG, Sample
+from erniekit.display.text import counted
 from erniekit.errors import DataError
 
 _MOST_NOTICES = 50
@@ -126,7 +127,7 @@ class Notices:
     def lines(self) -> list[str]:
         """They in words, most frequent first."""
         return [
-            f"note: {text}: {count:,} samples, the first {self.first[text]}"
+            f"note: {text}: {counted(count, 'sample')}, the first {self.first[text]}"
             for text, count in self.counts.most_common()
         ]
 
@@ -145,7 +146,7 @@ class ErrorBudget:
         # By sample id: a sample that fails in every epoch counts once.
         self.errors: dict[str, SampleError] = {}
         self.dropped: dict[str, SampleError] = {}
-        # Told of each sample that is skipped, once; whoever trains sets it, since pictures fail late.
+        # Told of each sample that is skipped, once; whoever trains sets it, since images fail late.
         self.on_skip: Callable[[SampleError], None] | None = None
 
     def spend(self, error: SampleError) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, the ids on which its answers end, and those of its pictures and videos."""
+"""A checkpoint's tokenizer, the ids on which its answers end, and those of its images and videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes for what takes time: encoding samples, decoding pictures and videos.
+"""Worker processes for what takes time: encoding samples, decoding images and videos.
 
 Processes, since both hold Python's lock. They are spawned, never forked: a fork of a process that runs Paddle's
 threads can hang. What comes out does not depend on their number.
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 class Workers:
     """A pool of `count` processes that starts when it is first needed; 0: the work is done by the caller.
 
-    reader: what encodes records, where records are to be encoded; spec: of pictures and videos, None for a
+    reader: what encodes records, where records are to be encoded; spec: of images and videos, None for a
     text model.
     """
 
@@ -128,7 +128,7 @@ class Workers:
 
 
 def decode_all(documents: Sequence[Document], spec: MediaSpec | None) -> Decoded:
-    """The patches of each document's pictures and videos, or its error."""
+    """The patches of each document's images and videos, or its error."""
     decoded: Decoded = []
     for document in documents:
         try:

@@ -110,7 +110,7 @@ def _in_directory(directory: Path, use: Use, log: Log | None) -> list[Path]:
     elif not data:
         raise DataError(f"{directory}: the directory holds no data files ({', '.join(_SUFFIXES)})")
     files = _of_split(directory, sorted(records or data), use, log)
-    # Pictures and videos are what samples name: they are not passed over.
+    # Images and videos are what samples name: they are not passed over.
     strangers = sorted(file for file in others if not _is_media(file))
     if strangers and log is not None:
         log(f"{directory}: ignores what is no data file: {_names(directory, strangers)}")

@@ -32,7 +32,7 @@ def local_entry(entry: str, cache_dir: str | None, use: Use = "train", log: Log 
 def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = None) -> Path:
     """The dataset of the Hugging Face hub that an entry hub:owner/name[:split] names, as a file of JSON lines.
 
-    It is loaded through `datasets` once; the file, and beside it the pictures that the dataset holds, stay in
+    It is loaded through `datasets` once; the file, and beside it the images that the dataset holds, stay in
     cache_dir and are used from then on. Where no split is named, it is "train", and for `use` "eval" the validation
     split, or the test split where there is none. Raises DataError without the extra "hub", offline, or where `datasets`
     cannot load it.
@@ -65,7 +65,7 @@ def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = 
 def _load(entry: str, name: str, split: str) -> Iterable[dict[str, Any]]:
     """The rows of a dataset, as JSON has them; the hub is asked before the first."""
     with _hub(entry) as datasets:
-        # As arrow tables, in which pictures are the bytes of their files: nothing is decoded.
+        # As arrow tables, in which images are the bytes of their files: nothing is decoded.
         dataset = datasets.load_dataset(name, split=split).with_format("arrow")
     for table in dataset.iter(batch_size=_ROWS):
         yield from table.to_pylist()
@@ -102,7 +102,7 @@ def _hub(entry: str) -> Iterator[Any]:
 
 
 def _with_files(value: Any, media: Path) -> Any:
-    """A value in which each {"bytes", "path"}, as `datasets` has pictures and videos, is the path of a file."""
+    """A value in which each {"bytes", "path"}, as `datasets` has images and videos, is the path of a file."""
     if isinstance(value, dict):
         if value.keys() == {"bytes", "path"}:
             return _file_of(value, media)

@@ -13,6 +13,7 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.files.records import BadLine, Cursor, Record, Stream
 from erniekit.data.formats import detect
 from erniekit.data.formats.fields.columns import Columns
+from erniekit.display.text import counted
 from erniekit.errors import DataError
 
 # Columns whose cells may hold JSON text: lists and objects, which a cell cannot hold otherwise.
@@ -31,7 +32,7 @@ def read_table(
     A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
     are parsed as JSON, empty ones are null. Raises DataError where rows cannot be told apart any more.
     """
-    csv.field_size_limit(sys.maxsize)  # the limit is the module's; a cell may hold a picture or a whole chat
+    csv.field_size_limit(sys.maxsize)  # the limit is the module's; a cell may hold an image or a whole chat
     lines = _Lines(path, stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = _next(path, rows)
@@ -57,7 +58,7 @@ def read_table(
                 {name: _cell(names.get(name, name), text) for name, text in cells}, place, read, cursor
             )
         else:
-            detail = f"the row has {len(row)} cells, the first line names {len(header)} columns"
+            detail = f"the row has {counted(len(row), 'cell')}, the first line names {counted(len(header), 'column')}"
             yield BadLine(SampleError(place, "bad record", detail), read, cursor)
 
 

@@ -64,7 +64,7 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("erniekit", ("tgt",)),
     ("text", ("text",)),
 )
-# What a format takes when it is named, beyond what it is told by.
+# Keys that identify a record only where its format is named.
 _MORE_SIGNS = (
     ("erniekit", ("text",)),
     ("query_response", ("question", "chosen", "rejected")),
@@ -123,7 +123,7 @@ def _unknown(record: dict[str, Any], format: str) -> str:
     expected = " or ".join(" + ".join(f'"{key}"' for key in sign) for sign in signs)
     named = "" if format == "auto" else f" (format {format})"
     found = ", ".join(json.dumps(key)[:_LONGEST_KEY] for key in list(record)[:_MOST_KEYS]) or "none"
-    return f"unknown sample format: expected the key(s) {expected}{named}; found: {found}"
+    return f"unknown sample format: expected the keys {expected}{named}; found: {found}"
 
 
 def _check(conversation: Conversation, sample: SampleContext) -> None:

@@ -11,7 +11,7 @@ from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, w
 
 _LISTS: dict[str, MediaKind] = {"image_info": "image", "video_info": "video"}
 _SPOKEN = ("asr", "subtitles")
-# Sizes are taken from the pictures themselves.
+# Sizes are taken from the images themselves.
 _KEYS = (
     "image_url",
     "matched_text_index",
@@ -36,7 +36,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Frames:
-    """A video that the sample has as pictures of its frames."""
+    """A video that the sample has as images of its frames."""
 
     text: int
     where: str

@@ -28,7 +28,9 @@ def parse_text_chat(record: dict[str, Any], sample: SampleContext) -> Conversati
     sample.check_keys("the record", "record", record, _CHAT_KEYS | {"label"})
     questions, answers = _texts(record, "src", sample), _texts(record, "tgt", sample)
     if len(questions) != len(answers):
-        raise sample.bad(f'"src" has {len(questions)} texts and "tgt" {len(answers)}: they must be as many')
+        raise sample.bad(
+            f'"src" has {len(questions)} texts and "tgt" {len(answers)}: the numbers must be equal'
+        )
     labels = record.get("label")
     if labels is None:
         labels = [1] * len(answers)

@@ -50,7 +50,7 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
     for index, turn in enumerate(_turns(texts, is_system, tools, sample)):
         parts = media.get(index, ())
         if parts and (turn is None or turn.message.role not in ("user", "tool")):
-            detail = "a picture or video can only stand before one"
+            detail = "an image or video can only stand before one"
             raise sample.bad(f"text_info[{index}] is not a user's text; {detail}")
         if turn is not None:
             message = replace(turn.message, parts=(*parts, *turn.message.parts))

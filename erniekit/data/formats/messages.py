@@ -268,7 +268,7 @@ class MessageReader:
             return self._parts(where, role, entry, self.marked, calls)
         if role not in ("user", "tool"):
             raise self._sample.bad(
-                f"{where}: only a user's message or the result of a tool has pictures or videos, not one of the {role}"
+                f"{where}: only a user's message or the result of a tool has images or videos, not one of the {role}"
             )
         # Ollama's form: the message has media of its own, at its marks or before its text.
         own = MarkedMedia(entry, self._sample, where=where)

@@ -1,4 +1,4 @@
-"""The parts of a message whose content is a list: texts, reasoning, pictures and videos."""
+"""The parts of a message whose content is a list: texts, reasoning, images and videos."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def _media(
     where: str, role: Role, part: dict[str, Any], kind: str, marked: MarkedMedia, sample: SampleContext
 ) -> Part:
     is_video = kind.startswith("video")
-    noun = "video" if is_video else "picture"
+    noun = "a video" if is_video else "an image"
     if role not in ("user", "tool"):
         raise sample.bad(
-            f"{where}: a {noun} can only be in a user message or the result of a tool, not in one of the {role}"
+            f"{where}: {noun} can only be in a user message or the result of a tool, not in one of the {role}"
         )
     options = VIDEO_KEYS if is_video else IMAGE_KEYS
     keys = (kind, "url", "path", "value")

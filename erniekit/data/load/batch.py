@@ -15,7 +15,7 @@ from erniekit.data.media.patches import PATCH_DIM, Patches
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One row of T tokens in D documents, with N pictures of P patches and M placeholders in all.
+    """One row of T tokens in D documents, with N images of P patches and M placeholders in all.
 
     input_ids [T] int64; labels [T] int64, already shifted: the token that position t must predict, -100 =
     none (always at the end of a document); position_ids [3, T] int64 (t, h, w), from 0 in each document;
@@ -48,7 +48,7 @@ class PackedBatch:
 def pack(documents: Sequence[Document], patches: Sequence[Patches]) -> PackedBatch:
     """Documents, at least one, as a row: all pairs, or none.
 
-    patches: those of every picture, in the order of documents and their media.
+    patches: those of every image, in the order of documents and their media.
     """
     lengths = [len(document) for document in documents]
     boundaries = np.concatenate([[0], np.cumsum(lengths)])

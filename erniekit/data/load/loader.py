@@ -1,4 +1,4 @@
-"""Hands out packed rows with their pictures, and can say exactly where it stands."""
+"""Hands out packed rows with their images, and can say exactly where it stands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from erniekit.data.media.patches import Patches
 from erniekit.data.media.spec import MediaSpec
 from erniekit.errors import DataError
 
-# Rows in a row of which nothing could be decoded: then it is not the odd broken picture.
+# Rows in a row of which nothing could be decoded: then it is not the odd broken image.
 _EMPTY_ROWS = 1000
 EPOCH_TOLERANCE = 1e-9
 """So much less than a fraction of an epoch counts as that fraction, which a sum of floats may miss."""
@@ -27,7 +27,7 @@ _SETTINGS = {"processes": "the number of processes that share the stream (--devi
 
 
 def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBatch:
-    """Documents with their pictures as one row. spec: Encoder.media_spec. Raises SampleError."""
+    """Documents with their images as one row. spec: Encoder.media_spec. Raises SampleError."""
     documents = list(documents)
     patches = [item for document in documents for item in decode(document.media, document.sample_id, spec)]
     return pack(documents, patches)
@@ -35,7 +35,7 @@ def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBat
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row before its pictures are decoded. after: where the next row stands."""
+    """A row before its images are decoded. after: where the next row stands."""
 
     documents: Sequence[Document]
     after: State
@@ -44,12 +44,12 @@ class _Row:
 class RowLoader:
     """Rows of a source, without end.
 
-    state: the place of the next row. workers: what decodes pictures and videos ahead, in order; their number
-    never changes what comes out. A picture that fails to decode is raised, or its document left out and
+    state: the place of the next row. workers: what decodes images and videos ahead, in order; their number
+    never changes what comes out. An image that fails to decode is raised, or its document left out and
     counted, as `budget` says; a row that is left empty by this is passed over.
 
     Of `ranks` processes with a loader each, this one gets the rows of `rank`, and reads no others: each step's
-    rows_per_step rows are spread so that the patches of their pictures are even. With `epochs`, which may end inside of
+    rows_per_step rows are spread so that the patches of their images are even. With `epochs`, which may end inside of
     an epoch, the last step has the rows that are left. All processes get as many rows of a step; one that has none left
     gets `filler` rows. Of a source that is shared among as many `ranks` already all rows are this loader's, and its
     state differs from those of the others.

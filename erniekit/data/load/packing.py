@@ -26,9 +26,9 @@ def plan_rows(
 ) -> list[Row]:
     """Rows of the documents that `order` names, each as often as it stands there; none exceeds max_length tokens.
 
-    lengths, patches: of each document that can be named, in tokens and in patches of its pictures. A row
+    lengths, patches: of each document that can be named, in tokens and in patches of its images. A row
     begins with the document that has waited longest; then, as long as any of the next 256 fits, the longest
-    that fits is added (best fit). Documents with pictures are taken until the row has its share of the
+    that fits is added (best fit). Documents with images are taken until the row has its share of the
     patches that wait, then documents without, so that the vision tower has about as much to do in every row;
     a full row comes before an even one. Raises ValueError when a document is longer than max_length.
     """
@@ -58,7 +58,7 @@ def plan_rows(
 class _Window:
     """The documents from which rows are filled, by their ranks: places in `order`.
 
-    text, pictures: waiting documents without and with pictures, sorted by (length, -rank): of equals the last
+    text, media: waiting documents without and with images or videos, sorted by (length, -rank): of equals the last
     is the one that has waited longest.
     """
 
@@ -66,7 +66,7 @@ class _Window:
     lengths: list[int]
     patches: list[int]
     text: list[tuple[int, int]] = field(default_factory=list)
-    pictures: list[tuple[int, int]] = field(default_factory=list)
+    media: list[tuple[int, int]] = field(default_factory=list)
     oldest: int = 0
     admitted: int = 0
     waiting_tokens: int = 0
@@ -77,7 +77,7 @@ class _Window:
 
     def refill(self) -> bool:
         """Let documents in up to the look-ahead; False when none is left."""
-        while self.admitted < len(self.order) and len(self.text) + len(self.pictures) < _LOOK_AHEAD:
+        while self.admitted < len(self.order) and len(self.text) + len(self.media) < _LOOK_AHEAD:
             rank = self.admitted
             insort(self._list(rank), (self.lengths[rank], -rank))
             self.waiting_tokens += self.lengths[rank]
@@ -98,10 +98,10 @@ class _Window:
     def longest(self, free: int, share: float, begun: bool) -> int | None:
         """The next document of a row with `free` tokens left, None when none fits.
 
-        share: patches that the row still lacks; begun: whether it has any. First the longest with pictures of
+        share: patches that the row still lacks; begun: whether it has any. First the longest with images of
         no more than that (or of any number, in a row that has none), then the longest without, then any.
         """
-        fitting = self.pictures[: bisect_right(self.pictures, (free, 1))]
+        fitting = self.media[: bisect_right(self.media, (free, 1))]
         if share > 0:
             for _, place in reversed(fitting):
                 if self.patches[-place] <= share or not begun:
@@ -112,7 +112,7 @@ class _Window:
         return -fitting[-1][1] if fitting else None
 
     def _list(self, rank: int) -> list[tuple[int, int]]:
-        return self.pictures if self.patches[rank] else self.text
+        return self.media if self.patches[rank] else self.text
 
 
 def spread(costs: Sequence[int], ranks: int) -> list[list[int]]:

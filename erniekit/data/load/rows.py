@@ -26,7 +26,7 @@ NEW_RUN = "start a new run from the checkpoint's weights"
 class PlannedRow:
     """A row of which only its cost is known: its documents are read when `read` is called.
 
-    patches: of its pictures and videos. after: where the next row stands.
+    patches: of its images and videos. after: where the next row stands.
     """
 
     patches: int

@@ -35,6 +35,6 @@ def _decode(item: Media, spec: MediaSpec, sample_id: str) -> Patches:
     except ValueError:  # no longer of a shape that can be resized
         grid = None
     if grid != item.grid_thw:
-        detail = f"the picture {source_name(item.source)} has changed since the data was read"
+        detail = f"the image {source_name(item.source)} has changed since the data was read"
         raise SampleError(sample_id, "bad image", detail)
     return patches

@@ -1,4 +1,4 @@
-"""Downloads the pictures and videos that samples name by URL, once, into a cache directory.
+"""Downloads the images and videos that samples name by URL, once, into a cache directory.
 
 Only ever called where `data.allow_urls` is set: without it formats refuse URLs.
 """

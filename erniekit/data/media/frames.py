@@ -40,7 +40,7 @@ _SEEKABLE = ("mov", "matroska")
 _MISCOUNT = 2
 # What transformers takes for a video that does not say.
 _UNKNOWN_FPS = 24.0
-# Names of the pictures in a directory of frames; all else there is passed over.
+# Names of the images in a directory of frames; all else there is passed over.
 _FRAME_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"),
 )
@@ -54,7 +54,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """frames: their number; fps: of the file, 0 for frames given as pictures; height, width: upright."""
+    """frames: their number; fps: of the file, 0 for frames given as images; height, width: upright."""
 
     frames: int
     fps: float
@@ -63,7 +63,7 @@ class VideoInfo:
 
 
 def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
-    """Of a directory its pictures, in the order of the numbers in their names; any other source as it is.
+    """Of a directory its images, in the order of the numbers in their names; any other source as it is.
 
     Raises SampleError where there is none.
     """
@@ -76,9 +76,7 @@ def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
     # A dot begins the files that file managers leave behind.
     names = [name for name in names if name.lower().endswith(_FRAME_SUFFIXES) and not name.startswith(".")]
     if not names:
-        raise _bad(
-            source, sample_id, "it is a directory without pictures; of a directory they are the frames"
-        )
+        raise _bad(source, sample_id, "it is a directory without images; of a directory they are the frames")
     return tuple(os.path.join(source, name) for name in sorted(names, key=_by_numbers))
 
 
@@ -171,7 +169,7 @@ def _place(packet: Packet[VideoStream]) -> _Place:
 def _images(
     found: Iterator[VideoFrame], wanted: list[int], total: int, source: str | bytes, sample_id: str
 ) -> Iterator[Image.Image]:
-    """Decoded frames as pictures; the last stands for one or two that the decoder keeps back at the end."""
+    """Decoded frames as images; the last stands for one or two that the decoder keeps back at the end."""
     from av.video.reformatter import VideoReformatter
 
     # One for all frames: setting it up takes ten times as long as a frame does.

@@ -1,4 +1,4 @@
-"""Opens the pictures of samples: where a source points, its size from the header alone, its pixels as RGB."""
+"""Opens the images of samples: where a source points, its size from the header alone, its pixels as RGB."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from PIL import Image, UnidentifiedImageError
 
 from erniekit.data.chat.conversation import MediaKind, SampleError
 from erniekit.data.media.fetch import cache_dir, fetch
+from erniekit.display.text import counted
 from erniekit.local_files import is_lfs_pointer, is_web_page
 
-_NOUN: dict[MediaKind, str] = {"image": "picture", "video": "video"}
+_A: dict[MediaKind, str] = {"image": "an image", "video": "a video"}
 _EXAMPLE: dict[MediaKind, str] = {"image": "png", "video": "mp4"}
 # Raster formats only: Pillow's other plugins are of no use here, and that of EPS starts an external program.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# Of a picture or a frame. At as many Pillow warns of a decompression bomb; models look at a twentieth of it at most.
+# Of an image or a frame. At as many Pillow warns of a decompression bomb; models look at a twentieth of it at most.
 MAX_PIXELS = 89_478_485
 # How base64 of JPEG, PNG, GIF, WEBP and BMP begins.
 _BASE64_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk")
@@ -46,28 +47,27 @@ _TURNED = frozenset({5, 6, 7, 8})
 def resolve_source(
     value: Any, base_dir: Path, sample_id: str, *, kind: MediaKind = "image", allow_urls: bool = False
 ) -> str | bytes:
-    """Where a picture or video named in a sample is: a path, the bytes that the sample carries, or a URL.
+    """Where an image or video named in a sample is: a path, the bytes that the sample carries, or a URL.
 
-    value: a path (relative ones from base_dir) or file:// URL, a data: URI, plain base64 (pictures only), or
+    value: a path (relative ones from base_dir) or file:// URL, a data: URI, plain base64 (images only), or
     an object with "url", "path" or "bytes" (base64). An http(s) URL is handed back as it is with allow_urls,
     to be fetched when it is first opened, and is an error without. Raises SampleError.
     """
-    noun = _NOUN[kind]
     if isinstance(value, dict):
         for key in ("bytes", "path", "url"):
             inner = value.get(key)
             if inner is None:
                 continue
             if not isinstance(inner, str):
-                raise SampleError(sample_id, "bad record", f'the "{key}" of a {noun} must be a string')
+                raise SampleError(sample_id, "bad record", f'the "{key}" of {_A[kind]} must be a string')
             if key == "bytes":
                 return _decode_base64(inner, sample_id, kind)
             return resolve_source(inner, base_dir, sample_id, kind=kind, allow_urls=allow_urls)
-        detail = f'a {noun} given as an object needs "url", "path" or "bytes"'
+        detail = f'{_A[kind]} given as an object needs "url", "path" or "bytes"'
         raise SampleError(sample_id, "bad record", detail)
     if not isinstance(value, str) or not value:
         text = " or base64 text" if kind == "image" else ""
-        raise SampleError(sample_id, "bad record", f"a {noun} must be a path, a URL, a data: URI{text}")
+        raise SampleError(sample_id, "bad record", f"{_A[kind]} must be a path, a URL, a data: URI{text}")
     if value.startswith("data:"):
         return _data_uri(value, sample_id, kind)
     if value.startswith("file://"):
@@ -96,11 +96,11 @@ def _is_base64(value: str) -> bool:
 def _data_uri(value: str, sample_id: str, kind: MediaKind) -> bytes:
     head, comma, body = value.partition(",")
     if not comma or not head.endswith(";base64"):
-        detail = f"a data: URI of a {_NOUN[kind]} must be base64 (data:{kind}/{_EXAMPLE[kind]};base64,...)"
+        detail = f"a data: URI of {_A[kind]} must be base64 (data:{kind}/{_EXAMPLE[kind]};base64,...)"
         raise SampleError(sample_id, f"bad {kind}", detail)
     other: MediaKind = "video" if kind == "image" else "image"
     if head.startswith(f"data:{other}/"):
-        detail = f"a {_NOUN[other]} ({head}) stands where a {_NOUN[kind]} should"
+        detail = f"{_A[other]} ({head}) stands where {_A[kind]} should"
         raise SampleError(sample_id, f"bad {kind}", detail)
     return _decode_base64(body, sample_id, kind)
 
@@ -109,12 +109,12 @@ def _decode_base64(text: str, sample_id: str, kind: MediaKind) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        detail = f"the base64 text of a {_NOUN[kind]} is damaged: {error}"
+        detail = f"the base64 text of {_A[kind]} is damaged: {error}"
         raise SampleError(sample_id, f"bad {kind}", detail) from error
 
 
 def image_size(source: str | bytes, sample_id: str) -> tuple[int, int]:
-    """(height, width) in pixels of a picture as it is to be seen (EXIF orientation applied).
+    """(height, width) in pixels of an image as it is to be seen (EXIF orientation applied).
 
     Reads its header only. Raises SampleError.
     """
@@ -124,7 +124,7 @@ def image_size(source: str | bytes, sample_id: str) -> tuple[int, int]:
 
 
 def open_image(source: str | bytes, sample_id: str) -> Image.Image:
-    """A picture as RGB, upright, transparency on white, 16-bit greys reduced to their high byte.
+    """An image as RGB, upright, transparency on white, 16-bit greys reduced to their high byte.
 
     Of an animation its first frame. Raises SampleError.
     """
@@ -132,26 +132,30 @@ def open_image(source: str | bytes, sample_id: str) -> Image.Image:
         orientation = _orientation(image)
         try:
             image.load()
-            picture = _to_rgb(image)
+            rgb = _to_rgb(image)
         except MemoryError:
             raise
         except Exception as error:  # on damaged data Pillow's decoders raise nearly anything
-            detail = f"damaged picture {source_name(source)}: {error}"
+            detail = f"damaged image {source_name(source)}: {error}"
             raise SampleError(sample_id, "bad image", detail) from error
-        if picture is None:
+        if rgb is None:
             detail = (
                 f"{source_name(source)} has pixels of type {image.mode}: save it as RGB with 8 bits a channel"
             )
             raise SampleError(sample_id, "bad image", detail)
-        return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+        return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def source_name(source: str | bytes | tuple[str | bytes, ...]) -> str:
-    """The name of a picture or video in messages: its path or URL, or that it came inside the sample."""
+    """The name of an image or video in messages: its path or URL, or that it came inside the sample."""
     if isinstance(source, tuple):
-        return f"({len(source)} frames, the first {source_name(source[0])})" if source else "(no frames)"
+        return (
+            f"({counted(len(source), 'frame')}, the first {source_name(source[0])})"
+            if source
+            else "(no frames)"
+        )
     if isinstance(source, bytes):
-        return f"(base64 in the sample, {len(source)} bytes)"
+        return f"(base64 in the sample, {counted(len(source), 'byte')})"
     return (
         source if len(source) <= _LONGEST_NAME else f"{source[:_LONGEST_NAME]}... ({len(source)} characters)"
     )
@@ -163,22 +167,21 @@ def local_file(source: str, sample_id: str, kind: MediaKind) -> str:
     Raises SampleError: nothing there ("missing ..."), or not a regular file (a pipe would never end).
     """
     path = str(fetch(source, cache_dir(), sample_id)) if is_url(source) else source
-    noun = _NOUN[kind]
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SampleError(sample_id, f"missing {kind}", f"no such {noun}: {source_name(source)}") from error
+        raise SampleError(sample_id, f"missing {kind}", f"no such {kind}: {source_name(source)}") from error
     except (OSError, ValueError) as error:
         raise _cannot_open(source, sample_id, kind, error) from error
     if not stat.S_ISREG(mode):
         what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
-        detail = f"cannot open the {noun} {source_name(source)}: it is {what}, not a file"
+        detail = f"cannot open the {kind} {source_name(source)}: it is {what}, not a file"
         raise SampleError(sample_id, f"bad {kind}", detail)
     return path
 
 
 def not_readable(source: str | bytes, sample_id: str, kind: MediaKind) -> SampleError:
-    """The error for a file that is no picture or video; says what it is instead where its head tells."""
+    """The error for a file that is no image or video; says what it is instead where its head tells."""
     if isinstance(source, bytes):
         head, kept = source[:_HEAD], ""
     else:
@@ -187,7 +190,7 @@ def not_readable(source: str | bytes, sample_id: str, kind: MediaKind) -> Sample
         with open(path, "rb") as file:
             head = file.read(_HEAD)
     what = _what_instead(head)
-    detail = f"not a {_NOUN[kind]} that can be read: {source_name(source)}{kept}{what and f' (it is {what})'}"
+    detail = f"not {_A[kind]} that can be read: {source_name(source)}{kept}{what and f' (it is {what})'}"
     return SampleError(sample_id, f"bad {kind}", detail)
 
 
@@ -208,9 +211,7 @@ def _what_instead(head: bytes) -> str:
 
 def _cannot_open(source: str | bytes, sample_id: str, kind: MediaKind, error: Exception) -> SampleError:
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return SampleError(
-        sample_id, f"bad {kind}", f"cannot open the {_NOUN[kind]} {source_name(source)}: {why}"
-    )
+    return SampleError(sample_id, f"bad {kind}", f"cannot open the {kind} {source_name(source)}: {why}")
 
 
 def _open(source: str | bytes, sample_id: str) -> Image.Image:
@@ -240,7 +241,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _too_large(source: str | bytes, sample_id: str) -> SampleError:
-    detail = f"the picture {source_name(source)} has more than {MAX_PIXELS:,} pixels: make it smaller"
+    detail = f"the image {source_name(source)} has more than {MAX_PIXELS:,} pixels: make it smaller"
     return SampleError(sample_id, "bad image", detail)
 
 
@@ -270,9 +271,9 @@ def _to_rgb(image: Image.Image) -> Image.Image | None:
     if image.mode == "La":
         image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A picture or video in a document.
+    """An image or video in a document.
 
-    source: path, encoded bytes, or the frames of a video; grid_thw: patches (t, h, w), t = 1 for a picture and
+    source: path, encoded bytes, or the frames of a video; grid_thw: patches (t, h, w), t = 1 for an image and
     the even number of frames of a video; start: index of its first placeholder, which its start marker
     precedes; tokens: number of placeholders, which its end marker follows; merge_size: patches a side of a
-    token; frames: of a video, the number of each sampled frame in the file, () for a picture; min_pixels, max_pixels:
+    token; frames: of a video, the number of each sampled frame in the file, () for an image; min_pixels, max_pixels:
     as in `ImagePart` and `VideoPart`; times: of a video given as frames taken at known times, the second of each
     sampled frame.
     """

@@ -1,4 +1,4 @@
-"""From a picture to the patches of the vision tower: its size, bicubic resampling, the order of patches.
+"""From an image to the patches of the vision tower: its size, bicubic resampling, the order of patches.
 
 Agrees with transformers' models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe
 (Ernie4_5_VLMoeImageProcessorPil).
@@ -24,7 +24,7 @@ CHANNELS = 3
 # Defaults of the released processor. The preprocessor_config.json of VL-28B-A3B-PT and -Thinking has neither key.
 PATCH_SIZE, MERGE_SIZE = 14, 2
 TOKEN_PIXELS = (PATCH_SIZE * MERGE_SIZE) ** 2
-# Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without pictures.
+# Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without images.
 PATCH_DIM = CHANNELS * PATCH_SIZE**2
 # Settings that have one implementation.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "resample": 3}
@@ -34,7 +34,7 @@ PIXELS_APART = 4
 
 
 class Resizing(Protocol):
-    """What decides the size of a picture or frame: an ImageSpec or a VideoSpec."""
+    """What decides the size of an image or frame: an ImageSpec or a VideoSpec."""
 
     @property
     def min_pixels(self) -> int:
@@ -80,7 +80,7 @@ class ImageSpec:
 
     @property
     def factor(self) -> int:
-        """Pixels a side of one token: both sides of a resized picture are multiples of it."""
+        """Pixels a side of one token: both sides of a resized image are multiples of it."""
         return self.patch_size * self.merge_size
 
     @property
@@ -139,14 +139,14 @@ def _area(asked: int | None, found: dict[str, Any], size: dict[str, Any], flat: 
 
 
 def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The settings of a checkpoint for pictures, and the file that holds them. Raises CheckpointError."""
+    """The settings of a checkpoint for images, and the file that holds them. Raises CheckpointError."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = Path(directory) / name
         if path.is_file():
             found = read_json_object(path)
             return path, found.get("image_processor", found)
     raise CheckpointError(
-        f"{directory}: no preprocessor_config.json, so it is not known how this model wants its pictures"
+        f"{directory}: no preprocessor_config.json, so it is not known how this model wants its images"
     )
 
 
@@ -160,7 +160,7 @@ def limits(least: int | None, most: int | None, own: tuple[int, int], apart: int
 
 
 def smart_resize(height: int, width: int, spec: Resizing) -> tuple[int, int]:
-    """(height, width) to resize a picture to: multiples of a token's side, area in bounds, aspect nearly kept.
+    """(height, width) to resize an image to: multiples of a token's side, area in bounds, aspect nearly kept.
 
     Raises ValueError when one side is more than 200 times the other.
     """
@@ -180,7 +180,7 @@ def smart_resize(height: int, width: int, spec: Resizing) -> tuple[int, int]:
 
 
 def image_grid(height: int, width: int, spec: Resizing) -> tuple[int, int, int]:
-    """Grid (1, h, w) in patches of a picture of that many pixels. Raises ValueError as smart_resize does."""
+    """Grid (1, h, w) in patches of an image of that many pixels. Raises ValueError as smart_resize does."""
     rows, columns = smart_resize(height, width, spec)
     return 1, rows // spec.patch_size, columns // spec.patch_size
 
@@ -192,7 +192,7 @@ def num_tokens(grid_thw: tuple[int, int, int], spec: ImageSpec) -> int:
 
 
 def patchify(image: Image.Image, spec: ImageSpec) -> tuple[Patches, tuple[int, int, int]]:
-    """An RGB picture as (patches [P, patch_dim] uint8, grid (1, h, w)).
+    """An RGB image as (patches [P, patch_dim] uint8, grid (1, h, w)).
 
     Patches come merge group by merge group, the values of one channel by channel: (gh, gw, mh, mw, C, ph,
     pw). They stay uint8, a quarter of the bytes: ImageSpec.normalise, or the model, makes them what the tower
@@ -207,7 +207,7 @@ def patchify(image: Image.Image, spec: ImageSpec) -> tuple[Patches, tuple[int, i
 def fill_patches(
     patches: Patches, image: Image.Image, grid_thw: tuple[int, int, int], spec: Resizing
 ) -> None:
-    """Resizes an RGB picture or frame to a grid and writes its patches into patches [h * w, patch_dim].
+    """Resizes an RGB image or frame to a grid and writes its patches into patches [h * w, patch_dim].
 
     grid_thw: only h and w count. The order is patchify's.
     """

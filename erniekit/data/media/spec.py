@@ -15,7 +15,7 @@ Spec = TypeVar("Spec", ImageSpec, VideoSpec)
 
 @dataclass(frozen=True, slots=True)
 class MediaSpec:
-    """How a checkpoint wants its pictures and its videos."""
+    """How a checkpoint wants its images and its videos."""
 
     image: ImageSpec
     video: VideoSpec
@@ -28,7 +28,7 @@ class MediaSpec:
 
 
 def bounded(spec: Spec, min_pixels: int | None, max_pixels: int | None) -> Spec:
-    """The spec with the bounds of one picture or video in the place of its own, where they are given.
+    """The spec with the bounds of one image or video in the place of its own, where they are given.
 
     Raises ValueError for bounds that allow no token.
     """

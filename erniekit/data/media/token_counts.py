@@ -1,4 +1,4 @@
-"""How many tokens a picture or a video takes, known without decoding it."""
+"""How many tokens an image or a video takes, known without decoding it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from erniekit.data.media.video import (
     video_info,
     video_tokens,
 )
+from erniekit.display.text import counted
 
 
 def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Media:
-    """A picture or video that stands nowhere yet (start 0). Reads its header only. Raises SampleError."""
+    """An image or video that stands nowhere yet (start 0). Reads its header only. Raises SampleError."""
     try:
         if isinstance(part, ImagePart):
             image = bounded(spec.image, part.min_pixels, part.max_pixels)
@@ -46,7 +47,7 @@ def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Med
             times=times,
         )
     except ValueError as error:
-        kind, reason = ("picture", "bad image") if isinstance(part, ImagePart) else ("video", "bad video")
+        kind, reason = ("image", "bad image") if isinstance(part, ImagePart) else ("video", "bad video")
         detail = f"the {kind} {source_name(part.source)} cannot be used: {error}"
         raise SampleError(sample_id, reason, detail) from error
 
@@ -58,7 +59,7 @@ def _video_spec(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> VideoSpec:
     if is_file and exact and part.fps is not None:
         raise ValueError("both fps and a number of frames are asked for: give one of them")
     if is_file and part.times:
-        raise ValueError("timestamps are of frames given as pictures, and it is a video file")
+        raise ValueError("timestamps are of frames given as images, and it is a video file")
     least, most = limits(part.min_frames, part.max_frames, (spec.min_frames, spec.max_frames), apart=1)
     fps = part.fps if is_file and part.fps is not None else spec.fps
     return replace(
@@ -69,7 +70,9 @@ def _video_spec(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> VideoSpec:
 def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """(numbers of the frames to use, their times where these do not follow from a file). Raises ValueError."""
     if part.times and len(part.times) != info.frames:
-        raise ValueError(f"it has {info.frames} frames and {len(part.times)} timestamps")
+        raise ValueError(
+            f"it has {counted(info.frames, 'frame')} and {counted(len(part.times), 'timestamp')}"
+        )
     first, count = _window(part, info)
     picked = sample_frames(replace(info, frames=count), spec, _key(part.source))
     frames = tuple(first + number for number in picked)
@@ -92,7 +95,7 @@ def _window(part: VideoPart, info: VideoInfo) -> tuple[int, int]:
         return inside[0], len(inside)
     rate = info.fps or part.fps
     if rate is None:
-        raise ValueError("a part of frames given as pictures needs fps, how many were taken per second")
+        raise ValueError("a part of frames given as images needs fps, how many were taken per second")
     return frames_between(part.start, part.end, info.frames, rate)
 
 

@@ -76,7 +76,7 @@ class Source:
 class Dataset:
     """Encoded sources, one after the other.
 
-    spec: of pictures and videos, None for a text model; budget: of wrong samples.
+    spec: of images and videos, None for a text model; budget: of wrong samples.
     """
 
     sources: tuple[Source, ...]
@@ -95,7 +95,7 @@ class Dataset:
 
     @cached_property
     def patches(self) -> npt.NDArray[np.int64]:
-        """[D] patches of each document's pictures and videos."""
+        """[D] patches of each document's images and videos."""
         return np.concatenate([source.store.patches for source in self.sources])
 
     @cached_property
@@ -108,7 +108,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of tokens, labels, and names of pictures: what a plan of rows was made for."""
+        """Digest of tokens, labels, and names of images: what a plan of rows was made for."""
         digests = [source.store.fingerprint for source in self.sources]
         return hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
 
@@ -139,7 +139,7 @@ def load_source(
     """A source as documents in a store below cache_dir; encoded only where it is not there yet.
 
     A store is used again as long as the content of the files, the tokenizer, the template and every setting
-    that shapes a document are the same, and every picture's file is the one that was measured. Files are read to know
+    that shapes a document are the same, and every image's file is the one that was measured. Files are read to know
     their content only where size and times do not tell it. kept: whether cache_dir outlives the process. workers:
     processes that help to encode. Raises DataError when a file cannot be read or no sample can be used, and
     what `budget` raises.
@@ -236,7 +236,7 @@ def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> s
         "on_long": reader.on_long,
         "allow_urls": reader.allow_urls,
         "pairs": reader.pairs,
-        # As written and as meant: sample ids carry the one, relative paths of pictures the other.
+        # As written and as meant: sample ids carry the one, relative paths of images the other.
         "files": [
             (str(path), str(place), content)
             for path, place, content in zip(source.files, places, contents, strict=True)
@@ -246,5 +246,5 @@ def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> s
 
 
 def _retire(directory: Path) -> None:
-    """Remove a store whose pictures have changed."""
+    """Remove a store whose images have changed."""
     shutil.rmtree(directory, ignore_errors=True)

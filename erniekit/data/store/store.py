@@ -1,6 +1,6 @@
 """Encoded samples on disk: written once, read by position, never all in memory.
 
-A store is a directory: `ids.bin` and `labels.bin` (int32, document after document), `blobs.bin` (pictures that
+A store is a directory: `ids.bin` and `labels.bin` (int32, document after document), `blobs.bin` (images that
 samples carry themselves), `media.bin` (a JSON object a document) and `index.npz` (where each document stands
 in them). `store.json` is written last: a directory without it is not a store.
 """
@@ -140,7 +140,7 @@ class StoreWriter:
 class DocumentStore:
     """The documents of a store, by position.
 
-    lengths [D] int64, tokens of each; patches [D] int64, of its pictures and videos; summary: as it was given
+    lengths [D] int64, tokens of each; patches [D] int64, of its images and videos; summary: as it was given
     to `StoreWriter.finish`, and "fingerprint", a digest of tokens, labels and the names of media, and "id".
     references [D, 2] float32: `Document.reference` of each, where a run has set it (`erniekit.data.store.references`).
     Reading one takes memory for that one only.
@@ -192,7 +192,7 @@ class DocumentStore:
         )
 
     def changed_media(self) -> str | None:
-        """The path of a picture or video whose file is another one than when it was encoded; None if all are as
+        """The path of an image or video whose file is another one than when it was encoded; None if all are as
         they were."""
         for index in np.flatnonzero(self.patches):
             for item in self._record(int(index))["media"]:

@@ -146,7 +146,7 @@ def test_commands(vl: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert told == [
         "goes with the next message (1 attached)",
         "goes with the next message (2 attached)",
-        f"error: no such picture: {tmp_path}/gone.png",
+        f"error: no such image: {tmp_path}/gone.png",
         "error: /image needs a FILE",
         "system message set",
         "error: message 1 (system) contains <|end_of_sentence|>, which only the template may write",

@@ -195,7 +195,7 @@ def test_pictures_go_with_the_next_message(
         "Picture 1:<|IMAGE_START|>" in script.prompts[0] and "Picture 2:<|IMAGE_START|>" in script.prompts[0]
     )
     assert chat.attached == []
-    with pytest.raises(SampleError, match=r"no such picture: .*gone\.png"):
+    with pytest.raises(SampleError, match=r"no such image: .*gone\.png"):
         chat.attach("image", "gone.png")
     with pytest.raises(SampleError, match=r"a picture\.png"):
         chat.attach("video", "a picture.png")
@@ -203,7 +203,7 @@ def test_pictures_go_with_the_next_message(
     # One that goes away while it waits ends its turn, not the chat.
     chat.attach("image", "a picture.png")
     moved = picture.rename(tmp_path / "moved.png")
-    with pytest.raises(SampleError, match="no such picture"):
+    with pytest.raises(SampleError, match="no such image"):
         chat.ask("And now?", lambda delta: None)
     moved.rename(picture)
     assert len(chat.messages) == 2 and chat.attached == []
@@ -216,7 +216,7 @@ def test_what_cannot_be_asked_changes_nothing(
     noise(56, 56).save(tmp_path / "picture.png")
     script = Script(dense, load_model(dense), "ernie", [f"two{END}"])
     chat = scripted_chat(monkeypatch, script)
-    with pytest.raises(SampleError, match="takes no pictures and no videos"):
+    with pytest.raises(SampleError, match="takes no images and no videos"):
         chat.attach("image", str(tmp_path / "picture.png"))
     with pytest.raises(SampleError, match=r"contains <\|end_of_sentence\|>"):
         chat.ask(f"One{TERMINATOR}", lambda delta: None)

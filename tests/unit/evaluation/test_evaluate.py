@@ -301,7 +301,7 @@ def test_an_image_that_cannot_be_read_is_raised_or_skipped(vl: Path, tmp_path: P
     model, encoder, text = parts(vl)
     samples = load_samples([file], encoder)
     plan = make_plan(samples, encoder.template, ["auto"])
-    with pytest.raises(SampleError, match=r"c\.jsonl:2: damaged picture"):
+    with pytest.raises(SampleError, match=r"c\.jsonl:2: damaged image"):
         evaluate(model, encoder, text, samples, plan, Sampling(2))
     budget, seen = ErrorBudget("skip", 9), []
     phases: list[tuple[str, int, int]] = []

@@ -117,7 +117,7 @@ def test_the_page_needs_nothing_else_and_has_no_script(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_shown_says_so_and_many_are_cut(tmp_path: Path) -> None:
     media = (image(tmp_path / "gone.png"), *[image(encoded(noise(40, 40)))] * 8)
     page = Page(page_of(answered("a:1", "x", "y", media=media)))
-    assert "no such picture" in page.cards[0] and "and 3 more" in page.cards[0]
+    assert "no such image" in page.cards[0] and "and 3 more" in page.cards[0]
     assert len(page.images()) == 5
 
 

@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_decoded_says_so(tmp_path: Path, vl_encoder: Enc
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     record = qa([{"type": "image", "image": "cut.png"}, {"type": "text", "text": "what?"}])
     html, page = page_of(tmp_path / "a.jsonl", [record], vl_encoder)
-    assert "damaged picture" in page.words[0]
+    assert "damaged image" in page.words[0]
     assert 'class="broken"' in html
 
 

@@ -58,7 +58,7 @@ def read_columns(names: Mapping[str, str] | None, source: str) -> Columns:
 def renamed(value: Any, columns: Columns, sample_id: str) -> Any:
     """A record with the keys that formats read. Raises SampleError where it lacks a column that it must have.
 
-    A record may lack what formats do not need, such as pictures and tools.
+    A record may lack what formats do not need, such as images and tools.
     """
     if not columns or not isinstance(value, dict):
         return value

@@ -80,7 +80,7 @@ class SampleContext:
         return next(iter(found.values()), "")
 
     def image(self, where: str, value: Any) -> ImagePart:
-        """The picture that a value names. where: its place in the record, for errors."""
+        """The image that a value names. where: its place in the record, for errors."""
         if isinstance(value, dict):
             self.check_keys(where, "part", value, (*_SOURCES, "image", *IMAGE_KEYS))
             inner = _source(value, "image")
@@ -94,7 +94,7 @@ class SampleContext:
         return with_options(where, image, value, self.bad) if isinstance(value, dict) else image
 
     def video(self, where: str, value: Any) -> VideoPart:
-        """The video that a value names; a list holds its frames as pictures, in order."""
+        """The video that a value names; a list holds its frames as images, in order."""
         if isinstance(value, dict):
             self.check_keys(where, "part", value, (*_SOURCES, "video", *VIDEO_KEYS))
             inner = _source(value, "video")

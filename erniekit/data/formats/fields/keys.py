@@ -80,7 +80,7 @@ REFUSED: dict[Level, Refused] = {
         "chat_template_kwargs": ((), "is not read: data.template decides how a chat is written"),
         "mm_processor_kwargs": (
             (),
-            "is not read: give bounds of pixels and frames in the part of a picture or video",
+            "is not read: give bounds of pixels and frames in the part of an image or video",
         ),
         "rejected_tools": ((), "is not read: both answers of a pair have the same tools"),
         "rejected_audios": ((), "these models do not hear"),
@@ -113,7 +113,7 @@ REFUSED: dict[Level, Refused] = {
             for key in ("resized_height", "resized_width", "total_pixels", "image_pixel_limit")
         },
         "frames_sample": ((), "is not read: data.video_sampling says which frames are picked"),
-        "extracted_frame_indices": ((), "is not read: list the frames as pictures"),
+        "extracted_frame_indices": ((), "is not read: list the frames as images"),
     },
     "tool call": dict(_UNTRAINED),
 }

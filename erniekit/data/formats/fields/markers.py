@@ -1,7 +1,7 @@
 """The marks `<image>` and `<video>` in users' texts, which stand for the media that a record lists apart.
 
 A path inside a tag (`<img>a.png</img>`, as Qwen-VL's data has it, or `<image>` and `<video>` with their ends) is the
-picture or video itself.
+image or video itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from erniekit.data.chat.conversation import ImagePart, MediaKind, Part, TextPart, VideoPart
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
+from erniekit.display.text import counted
 
 Media = TypeVar("Media", ImagePart, VideoPart)
 _KINDS: tuple[MediaKind, ...] = ("image", "video")
-_NOUN = {"image": "picture", "video": "video"}
 # Keys of a message that list its media.
 MESSAGE_MEDIA_KEYS = ("image", "images", "video", "videos")
 REJECTED_MEDIA_KEYS = tuple(f"rejected_{key}" for key in MESSAGE_MEDIA_KEYS)
@@ -87,7 +87,7 @@ class MarkedMedia:
         return tuple(parts)
 
     def _marked(self, match: re.Match[str]) -> tuple[ImagePart | VideoPart | None, int] | None:
-        """(picture or video, where the text goes on) of a match; None where it is text."""
+        """(image or video, where the text goes on) of a match; None where it is text."""
         path, kind = match["img"], match["kind"]
         if path is not None:
             if not _is_source(path, "image") and "/" not in path:
@@ -117,7 +117,7 @@ class MarkedMedia:
         return self.take(kind) or part
 
     def rest(self) -> list[Part]:
-        """All that is not taken yet, pictures first."""
+        """All that is not taken yet, images first."""
         return [
             part
             for kind in _KINDS
@@ -140,9 +140,9 @@ class MarkedMedia:
             marks, listed = self._marks[kind], len(self._columns[kind])
             if marks != listed:
                 detail = (
-                    f"{self._where}{marks} <{kind}> mark(s) in users' and tools' texts, {listed} {_NOUN[kind]}(s) in "
-                    f'"{self._keys[kind]}": the numbers must be equal (for a literal <{kind}> use format messages '
-                    "and give the content as a list of parts)"
+                    f"{self._where}{counted(marks, f'<{kind}> mark')} in users' and tools' texts, "
+                    f'{counted(listed, kind)} in "{self._keys[kind]}": the numbers must be equal (for a literal '
+                    f"<{kind}> use format messages and give the content as a list of parts)"
                 )
                 raise self._sample.error(f"{kind}s do not match", detail)
 
@@ -175,5 +175,5 @@ def _column(
     if isinstance(value, str | dict):
         return [read(f'{where}"{key}"', value)]
     if not isinstance(value, list):
-        raise sample.bad(f'{where}"{key}" must be a list of {_NOUN[kind]}s, it is {describe_value(value)}')
-    return [read(f'{where}"{key}", {_NOUN[kind]} {number}', item) for number, item in enumerate(value, 1)]
+        raise sample.bad(f'{where}"{key}" must be a list of {kind}s, it is {describe_value(value)}')
+    return [read(f'{where}"{key}", {kind} {number}', item) for number, item in enumerate(value, 1)]

@@ -1,4 +1,4 @@
-"""What a sample says about how one of its pictures or videos is read, under the keys of Qwen-VL and FastDeploy."""
+"""What a sample says about how one of its images or videos is read, under the keys of Qwen-VL and FastDeploy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VIDEO_KEYS = (*(key for keys in _VIDEO.values() for key in keys), _RAW_FPS, _TIM
 
 
 def with_options(where: str, media: Media, entry: Mapping[str, Any], bad: Bad) -> Media:
-    """A picture or video with what `entry` says about it; where: its place in the record. Raises SampleError."""
+    """An image or video with what `entry` says about it; where: its place in the record. Raises SampleError."""
     keys = _PIXELS if isinstance(media, ImagePart) else _VIDEO
     found: dict[str, Any] = {}
     for field, names in keys.items():

@@ -2,8 +2,8 @@
 
 {"objects": {"ref": ["sheep"], "bbox": [[x1, y1, x2, y2], ...], "bbox_type": "real" | "norm1", "image_id": [0, ...]}}
 Each `<ref-object>` in the texts of a chat stands for the next name in `ref`, each `<bbox>` for the next box (or point
-[x, y]). Boxes are in pixels of their picture, or fractions of its sides ("norm1"). They are written as ERNIE 4.5 VL
-names places: whole numbers from 0 to 1000 of the picture's width and height
+[x, y]). Boxes are in pixels of their image, or fractions of its sides ("norm1"). They are written as ERNIE 4.5 VL
+names places: whole numbers from 0 to 1000 of the image's width and height
 (https://github.com/PaddlePaddle/ERNIE/issues/1364), as a JSON list.
 """
 
@@ -26,15 +26,16 @@ from erniekit.data.chat.conversation import (
 )
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.media.images import image_size
+from erniekit.display.text import counted
 
 _MARK = re.compile("<ref-object>|<bbox>")
 _TAG = re.compile(r"<img>[^<>\n]+</img>")
 _SCALE = 1000
-_LARGEST = 1e9  # beyond all pictures; NaN is not below it either
-# What the sides of a picture count in boxes of a type; None: its pixels. The last two are ms-swift 2's names.
+_LARGEST = 1e9  # beyond all images; NaN is not below it either
+# What the sides of an image count in boxes of a type; None: its pixels. The last two are ms-swift 2's names.
 _SIDES = {"real": None, "norm1": 1, "norm1000": 1000, "norm_1": 1, "norm_1000": 1000}
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
-# ms-swift writes the sizes of the pictures there; they are taken from the pictures.
+# ms-swift writes the sizes of the images there; they are taken from the images.
 _PASSED_OVER = ("width", "height")
 
 Chat = Sequence[Message]
@@ -42,7 +43,7 @@ Chat = Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class _Objects:
-    """The objects of a record. key: where they stand; sides: see _SIDES; image_ids: of each box its picture."""
+    """The objects of a record. key: where they stand; sides: see _SIDES; image_ids: of each box its image."""
 
     key: str
     refs: list[str]
@@ -90,7 +91,7 @@ def notice_marks(conversation: Conversation, sample: SampleContext) -> None:
                 sample.notice('a text has <bbox> or <ref-object>, which stay text without "objects"')
             if "<" in text and _TAG.search(text):
                 sample.notice(
-                    "a text has <img>...</img>, which is a picture only around a path in a user's string"
+                    "a text has <img>...</img>, which is an image only around a path in a user's string"
                 )
 
 
@@ -116,8 +117,8 @@ class _Filling:
             marks = max(self.used[kind], other.used[kind])
             if marks != len(listed):
                 detail = (
-                    f'{marks} {mark} mark(s) in the texts, {len(listed)} in "{kind}" of "{self._objects.key}": the '
-                    "numbers must be equal"
+                    f'{counted(marks, f"{mark} mark")} in the texts, {len(listed)} in "{kind}" of '
+                    f'"{self._objects.key}": the numbers must be equal'
                 )
                 raise self._sample.error("objects do not match", detail)
 
@@ -153,18 +154,18 @@ class _Filling:
             for value, side in zip(box, (width, height) * (len(box) // 2), strict=True)
         ]
         if not all(0 <= value <= _SCALE for value in scaled):
-            detail = f"box {number + 1} ({quoted(box)}) lies outside of its picture of {width} x {height}"
+            detail = f"box {number + 1} ({quoted(box)}) lies outside of its image of {width} x {height}"
             raise self._sample.bad(f'"{self._objects.key}": {detail}')
         for axis in range(2 if len(box) == 4 else 0):
             scaled[axis], scaled[axis + 2] = sorted((scaled[axis], scaled[axis + 2]))
         return scaled
 
     def _size(self, number: int) -> tuple[int, int]:
-        """(width, height) in pixels of the picture in which a box is."""
+        """(width, height) in pixels of the image in which a box is."""
         image_id = self._objects.image_ids[number]
         if image_id >= len(self._images):
-            found = f"the texts have {len(self._images)} picture(s)"
-            detail = f"box {number + 1} is in picture {image_id} (from 0), but {found}"
+            found = f"the texts have {counted(len(self._images), 'image')}"
+            detail = f"box {number + 1} is in image {image_id} (from 0), but {found}"
             raise self._sample.bad(f'"{self._objects.key}": {detail}')
         if image_id not in self._sizes:
             height, width = image_size(self._images[image_id].source, self._sample.sample_id)
@@ -205,11 +206,13 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
         raise sample.bad(f'"{key}": "bbox_type" must be "real" or "norm1", it is {quoted(kind)}')
     image_ids = _list(value, "image_id", key, sample) or [0] * len(boxes)
     if len(image_ids) != len(boxes):
-        raise sample.bad(f'"{key}": "image_id" has {len(image_ids)} entries for {len(boxes)} boxes')
+        raise sample.bad(
+            f'"{key}": "image_id" has {len(image_ids)} for {len(boxes)} in "bbox": the numbers must be equal'
+        )
     for image_id in image_ids:
         if isinstance(image_id, bool) or not isinstance(image_id, int) or image_id < 0:
             raise sample.bad(
-                f'"{key}": "image_id" must be numbers of pictures, from 0, it has {quoted(image_id)}'
+                f'"{key}": "image_id" must be numbers of images, from 0, it has {quoted(image_id)}'
             )
     return _Objects(key, refs, boxes, _SIDES[kind], image_ids)
 

@@ -34,7 +34,7 @@ KEYS = (*_ANSWERS, *_OTHERS)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers, each after its prompt; the prompts differ at most in their pictures and videos."""
+    """Two answers, each after its prompt; the prompts differ at most in their images and videos."""
 
     prompt: Sequence[Message]
     chosen: Sequence[Message]
@@ -215,7 +215,7 @@ def _contents(messages: Sequence[Message]) -> list[tuple[Role, tuple[Part, ...]]
 
 
 def _form(message: Message) -> tuple[Role, list[Part | type]]:
-    """What a message says, and where it has pictures and videos, whichever."""
+    """What a message says, and where it has images and videos, whichever."""
     parts: list[Part | type] = [
         type(part) if isinstance(part, ImagePart | VideoPart) else part for part in message.parts
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from erniekit.data.chat.conversation import Message, SampleError, TextPart, ToolCallPart
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
+from erniekit.display.text import counted
 
 # How models write calls, where data has them as text.
 _WRITTEN_CALLS = ("<tool_call>", "<functioncall>")
@@ -100,13 +101,14 @@ def _matched(
     rest = [result for result in results if not any(result is other for other in placed.values())]
     open_calls = [number for number in range(len(calls)) if number not in placed]
     if len(rest) > len(open_calls):
-        detail = f"a result too many: {caller.where} has {_count(len(calls), 'call')}, here are {len(results)} results"
+        numbers = f"{counted(len(calls), 'call')}, here are {counted(len(results), 'result')}"
+        detail = f"a result too many: {caller.where} has {numbers}"
         raise _fault(rest[len(open_calls)], detail, sample)
     if len(rest) < len(open_calls):
         call = calls[open_calls[len(rest)]]
         named = f"{quoted(call.name)}, id {quoted(call.id)}" if call.id else quoted(call.name)
         before = f"before {following[0].where}" if following else "at the end"
-        numbers = f"{_count(len(calls), 'call')}, {_count(len(results), 'result')}"
+        numbers = f"{counted(len(calls), 'call')}, {counted(len(results), 'result')}"
         detail = f"the result of its tool call {open_calls[len(rest)] + 1} ({named}) is missing {before}: {numbers}"
         raise _fault(caller, detail, sample)
     placed.update(zip(open_calls, _by_name([calls[number] for number in open_calls], rest), strict=True))
@@ -170,10 +172,6 @@ def _taken_apart(results: Sequence[Turn], calls: int, sample: SampleContext) -> 
     return [
         replace(results[0], message=replace(results[0].message, parts=(TextPart(text),))) for text in texts
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _fault(turn: Turn, detail: str, sample: SampleContext) -> SampleError:

@@ -28,7 +28,7 @@ from tests.unit.data.helpers import (
 )
 
 BOS, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
-PNG = b"picture"
+PNG = b"image"
 CLIP = VideoPart("/clip.mp4")
 TOOLS = ({"type": "function", "function": {"name": "time", "description": "北京 time"}},)
 TOOL_LIST = '[{"type": "function", "function": {"name": "time", "description": "北京 time"}}]'
@@ -43,13 +43,13 @@ def shown(
     prompt: bool = False,
     policy: LossPolicy | None = None,
 ) -> str:
-    """Spans as text: [trained], (picture), (video)."""
+    """Spans as text: [trained], (image), (video)."""
     template = TEMPLATES[template] if isinstance(template, str) else template
     render = template.render_prompt if prompt else template.render
     pieces = []
     for span in render(conversation, policy or LossPolicy()):
         if isinstance(span, MediaSpan):
-            pieces.append((False, "(picture)" if isinstance(span.part, ImagePart) else "(video)"))
+            pieces.append((False, "(image)" if isinstance(span.part, ImagePart) else "(video)"))
         else:
             assert isinstance(span, TextSpan)
             pieces.append((span.trained, span.text))
@@ -97,8 +97,8 @@ def test_ernie_text() -> None:
 
 def test_ernie_vl_counts_media_and_marks_the_last_answer_as_not_thinking() -> None:
     assert shown("ernie_vl", TWO_TURNS) == (
-        f"{BOS}be brief\nUser: Picture 1:(picture)q\nAssistant: [a{END}]"
-        "User: rPicture 2:(picture)Video 1:(video)Picture 3:(picture)Video 2:(video)"
+        f"{BOS}be brief\nUser: Picture 1:(image)q\nAssistant: [a{END}]"
+        "User: rPicture 2:(image)Video 1:(video)Picture 3:(image)Video 2:(video)"
         f"\nAssistant: <think>\n\n</think>\n\n[b{END}]"
     )
 
@@ -182,7 +182,7 @@ def test_a_call_without_words_has_no_answer_block() -> None:
 
 def test_results_of_tools_may_hold_pictures() -> None:
     turns = chat(("user", [PNG, "q"]), ("assistant", [CALL]), ("tool", ["see ", PNG]), ("assistant", "a"))
-    assert "<tool_output>\nsee Picture 2:(picture)\n</tool_output>\n" in shown("ernie_vl", turns)
+    assert "<tool_output>\nsee Picture 2:(image)\n</tool_output>\n" in shown("ernie_vl", turns)
 
 
 @pytest.mark.parametrize("name", ["ernie_vl_thinking", "ernie_thinking"])
@@ -276,10 +276,10 @@ def test_messages_switched_off_are_context() -> None:
 
 def test_prompts_end_where_the_answer_begins() -> None:
     turns = chat(("user", "q"), ("assistant", "a"), ("user", ["r", PNG]))
-    history = f"{BOS}User: q\nAssistant: a{END}User: rPicture 1:(picture)"
+    history = f"{BOS}User: q\nAssistant: a{END}User: rPicture 1:(image)"
     assert (
         shown("ernie", turns, prompt=True)
-        == f"{BOS}User: q\nAssistant: a{END}User: rPicture 1:(picture)\nAssistant: "
+        == f"{BOS}User: q\nAssistant: a{END}User: rPicture 1:(image)\nAssistant: "
     )
     assert shown("ernie_vl", turns, prompt=True) == f"{history}\nAssistant: <think>\n\n</think>\n\n"
     assert shown("ernie_vl_thinking", turns, prompt=True) == f"{history}\nAssistant: \n<think>\n"
@@ -321,12 +321,12 @@ def test_plain_text_is_all_trained() -> None:
             [("user", "q"), ("assistant", [ReasoningPart("x"), "<think>hm</think>a"])],
             "has reasoning twice",
         ),
-        ("ernie_thinking", [("user", [PNG]), ("assistant", "a")], "user message has a picture"),
+        ("ernie_thinking", [("user", [PNG]), ("assistant", "a")], "user message has an image"),
         ("ernie_thinking", [("user", [CLIP]), ("assistant", "a")], "user message has a video"),
         (
             "ernie_thinking",
             [("user", "q"), ("assistant", [CALL]), ("tool", [PNG]), ("assistant", "a")],
-            "tool message has a picture",
+            "tool message has an image",
         ),
         ("ernie", [("user", "q"), ("system", "s"), ("assistant", "a")], "message 2: a system message can"),
         ("ernie", [("user", "q"), ("text", "s"), ("assistant", "a")], "message 2: a text message can"),

@@ -1,4 +1,4 @@
-"""Pictures and videos in documents: room, modality, positions."""
+"""Images and videos in documents: room, modality, positions."""
 
 import dataclasses
 import json
@@ -170,7 +170,7 @@ def test_positions_and_modality_of_the_stored_reference() -> None:
     document = encoder.encode(conversation)
     ids = stored["in_input_ids"][0]
     start = int(np.flatnonzero(ids == encoder.media_tokens.image_placeholder)[0])
-    # The stored sequence has the same picture; its texts differ a little from the template's.
+    # The stored sequence has the same image; its texts differ a little from the template's.
     item = document.media[0]
     assert (item.grid_thw, item.tokens) == (tuple(stored["in_image_grid_thw"][0]), 12)
     expected = stored["position_ids_thw"][:, 0]
@@ -184,16 +184,16 @@ def test_positions_and_modality_of_the_stored_reference() -> None:
 
 def test_pictures_that_cannot_be_used(text_encoder: Encoder, vl_encoder: Encoder) -> None:
     with pytest.raises(
-        SampleError, match=r"^f:1: this model takes no pictures and no videos, the sample has /x\.png"
+        SampleError, match=r"^f:1: this model takes no images and no videos, the sample has /x\.png"
     ):
         text_encoder.encode(Conversation(picture("/x.png"), "f:1"))
-    with pytest.raises(SampleError, match="no pictures and no videos, the sample has") as caught:
+    with pytest.raises(SampleError, match="no images and no videos, the sample has") as caught:
         text_encoder.encode(chat(("user", CLIP), ("assistant", "a")))
     assert caught.value.reason == "not supported"
     with pytest.raises(SampleError, match=r"the video .* cannot be used: one side is more") as caught:
         vl_encoder.encode(chat(("user", video(2, 900, 2)), ("assistant", "a")))
     assert caught.value.reason == "bad video"
-    with pytest.raises(SampleError, match=r"^f:1: no such picture: /none/x\.png"):
+    with pytest.raises(SampleError, match=r"^f:1: no such image: /none/x\.png"):
         vl_encoder.encode(Conversation(picture("/none/x.png"), "f:1"))
     with pytest.raises(SampleError, match="cannot be used: one side is more than 200 times the other"):
         vl_encoder.encode(chat(("user", encoded(noise(2, 900))), ("assistant", "a")))

@@ -162,7 +162,7 @@ def test_long_texts_are_cut_where_the_positions_end(checkpoint: Path) -> None:
 
 
 def test_positions_count_not_tokens(vl_encoder: Encoder) -> None:
-    """A picture takes as many positions as its longer side has tokens, a video as many as its longest axis."""
+    """An image takes as many positions as its longer side has tokens, a video as many as its longest axis."""
     for part, positions in ((encoded(noise(112, 224)), 8), (video(56, 56, 2), 18)):
         document = vl_encoder.encode(chat(("user", [part, "q"]), ("assistant", "a")))
         tokens = document.media[0].tokens

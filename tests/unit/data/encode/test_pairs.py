@@ -124,7 +124,7 @@ def test_pictures_of_the_answers_go_with_their_branch(vl_encoder: Encoder) -> No
 
 @pytest.mark.parametrize("answer", ["a cat", "two apples"])
 def test_prompts_of_other_pictures(vl_encoder: Encoder, answer: str) -> None:
-    """What stands before the first picture that differs is there once; pictures of one size are not taken for one."""
+    """What stands before the first image that differs is there once; images of one size are not taken for one."""
     asked = [("user", [picture(), "what?", picture(1)]), ("assistant", "Paris"), ("user", "and?")]
     other = [("user", [picture(), "what?", picture(2)]), *asked[1:]]
     conversation = pair(asked, "a cat", answer)

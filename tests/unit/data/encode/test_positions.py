@@ -20,7 +20,7 @@ VISION = VisionConfig(1, 32, 64, 2, 14, 3, 2, 2)
 
 
 def document_with(grid: tuple[int, int, int], frames: bool) -> Document:
-    """Four tokens of text, a picture or video between its markers, three tokens of text."""
+    """Four tokens of text, an image or video between its markers, three tokens of text."""
     tokens = grid[0] * grid[1] * grid[2] // (8 if frames else 4)
     ids = np.zeros(4 + tokens + 3, np.int32)
     media = Media("x", grid, 4, tokens, 2, tuple(range(grid[0])) if frames else ())

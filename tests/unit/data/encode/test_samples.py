@@ -104,7 +104,7 @@ class TestTooLong:
         sample = read(vl_encoder, value, len(whole) - 1, "trim_history")
         (document,) = sample.documents
         assert [item.tokens for item in document.media] == [25]
-        # Pictures are numbered anew, as in a chat that begins there.
+        # Images are numbered anew, as in a chat that begins there.
         assert "Picture 1:" in text_of(vl_encoder, document)
         assert "Picture 2:" not in text_of(vl_encoder, document)
         start, tokens = document.media[0].start, document.media[0].tokens

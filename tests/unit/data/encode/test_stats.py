@@ -14,7 +14,7 @@ def test_statistics_survive_json() -> None:
     stats.notices.add(["b"], "f:2")
     again = DataStats.from_dict(json.loads(json.dumps(stats.as_dict())))
     assert again == stats
-    assert again.notices.lines() == ["note: b: 2 samples, the first f:1", "note: a: 1 samples, the first f:1"]
+    assert again.notices.lines() == ["note: b: 2 samples, the first f:1", "note: a: 1 sample, the first f:1"]
 
 
 def test_merged_notices_keep_the_first_place() -> None:

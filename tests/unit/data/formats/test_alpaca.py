@@ -65,7 +65,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"instruction": "q", "output": "a", "history": [["x"]]}, '"history", turn 1 must be two strings'),
     ({"instruction": "q", "output": "a", "history": [["x", "y"], ["x", None]]}, '"history", turn 2 must be a str'),
     ({"instruction": "q", "output": "a", "history": [["x", ""]]}, '"history", turn 1: .* empty'),
-    ({"instruction": "<image>", "output": "a"}, "1 <image> mark.* 0 picture"),
+    ({"instruction": "<image>", "output": "a"}, "1 <image> mark.* 0 image"),
 ]  # fmt: skip
 
 

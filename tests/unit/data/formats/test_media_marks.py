@@ -49,7 +49,7 @@ def test_tags_beside_marks() -> None:
 
 
 def test_tags_that_stay_text_are_reported() -> None:
-    notice = "a text has <img>...</img>, which is a picture only around a path in a user's string"
+    notice = "a text has <img>...</img>, which is an image only around a path in a user's string"
     for record in (
         {"query": "an <img>element</img>", "response": "a"},
         {"query": "q", "response": "<img>a.png</img>"},
@@ -77,10 +77,10 @@ def test_media_inside_a_message() -> None:
     )
     assert message("q", image="1.png", videos=["v.mp4"]) == (one, VideoPart("/data/v.mp4"), TextPart("q"))
     assert message("q", images=[]) == (TextPart("q"),)
-    with pytest.raises(SampleError, match=r"message 1: 1 <image> mark.*2 picture"):
+    with pytest.raises(SampleError, match=r"message 1: 1 <image> mark.*2 image"):
         message("<image>", images=["1.png", "2.png"])
     with pytest.raises(
-        SampleError, match="message 2: only a user's message or the result of a tool has pictures"
+        SampleError, match="message 2: only a user's message or the result of a tool has images"
     ):
         parse({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "images": ["1.png"]}]})
     # Those of the record are for the other messages.

@@ -83,7 +83,7 @@ def test_marks_take_the_pictures_of_the_record_in_order() -> None:
     ],
 )
 def test_marks_and_pictures_must_be_equal_in_number(record: Any, marks: int, pictures: int) -> None:
-    with pytest.raises(SampleError, match=rf"f\.jsonl:7: {marks} <image> mark.* {pictures} picture"):
+    with pytest.raises(SampleError, match=rf"f\.jsonl:7: {marks} <image> mark.* {pictures} image"):
         parse(record)
 
 
@@ -190,19 +190,19 @@ BAD = [
     (qa([{"type": "text"}]), "bad record", '"text" must be a string'),
     (qa([{"type": "picture"}]), "bad record", "type must be one of text, image.*'picture'"),
     (qa([{"type": "image"}]), "bad record", 'message 1, part 1: .* needs the key "image"'),
-    (qa([{"type": "image", "image": 3}]), "bad record", "message 1, part 1: a picture must be a path"),
+    (qa([{"type": "image", "image": 3}]), "bad record", "message 1, part 1: an image must be a path"),
     (qa([{"type": "image", "image": {}}]), "bad record", 'needs "url", "path" or "bytes"'),
-    (qa([{"type": "image", "image": {"path": 3}}]), "bad record", 'the "path" of a picture must be a string'),
+    (qa([{"type": "image", "image": {"path": 3}}]), "bad record", 'the "path" of an image must be a string'),
     (qa([{"type": "image", "image": "data:image/png,abc"}]), "bad image", "must be base64"),
     (qa([{"type": "image", "image": "data:image/png;base64,a?c"}]), "bad image", "base64 text .*damaged"),
     (qa([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]), "not supported", "allow_urls"),
     (qa([{"type": "video", "video": []}]), "bad record", "list of its frames needs at least one"),
-    (qa([{"type": "video", "video": ["1.png", 2]}]), "bad record", "frame 2: a picture must be"),
+    (qa([{"type": "video", "video": ["1.png", 2]}]), "bad record", "frame 2: an image must be"),
     (qa([{"type": "video_url", "video_url": "http://x/y.mp4"}]), "not supported", "allow_urls"),
     (qa([{"type": "input_audio", "input_audio": {}}]), "not supported", '"input_audio" are not supported'),
     (qa("q", audios=["a.wav"]), "not supported", '"audios"'),
-    (qa("q", images=3), "bad record", '"images" must be a list of pictures'),
-    (qa("<image>", images=[""]), "bad record", '"images", picture 1: a picture must be'),
+    (qa("q", images=3), "bad record", '"images" must be a list of images'),
+    (qa("<image>", images=[""]), "bad record", '"images", image 1: an image must be'),
     (assistant(loss="yes"), "bad record", "\"loss\" must be true or false .* it is 'yes'"),
     (assistant(weight=0.5), "bad record", '"weight" must be true or false .* it is 0.5'),
     (assistant(reasoning_content=3), "bad record", '"reasoning_content" must be a string'),
@@ -217,7 +217,7 @@ BAD = [
     (
         {"messages": [{"role": "system", "content": [{"type": "image", "image": data_uri(noise(8, 8))}]}]},
         "bad record",
-        "a picture can only be in a user message",
+        "an image can only be in a user message",
     ),
     (
         {"messages": [{"role": "system", "content": [{"type": "video", "video": "a.mp4"}]}]},

@@ -174,9 +174,9 @@ def test_boxes_of_the_rejected_answer_are_in_its_own_pictures(pictures: Path) ->
         ("<bbox>", {"bbox": [[-9, 0, 1, 1]]}, "lies outside"),
         ("<bbox>", {"bbox": [[20, 5, 100, 45]], "bbox_type": "norm1"}, "lies outside"),
         ("<bbox>", {"bbox": [[1, 1]], "bbox_type": "pixels"}, '"bbox_type" must be'),
-        ("<bbox>", {"bbox": [[1, 1]], "image_id": [1]}, "picture 1 .*1 picture"),
+        ("<bbox>", {"bbox": [[1, 1]], "image_id": [1]}, "image 1 .*1 image"),
         ("<bbox>", {"bbox": [[1, 1]], "image_id": [-1]}, '"image_id" must be'),
-        ("<bbox><bbox>", {"bbox": [[1, 1], [2, 2]], "image_id": [0]}, "1 entries for 2 boxes"),
+        ("<bbox><bbox>", {"bbox": [[1, 1], [2, 2]], "image_id": [0]}, '"image_id" has 1 for 2 in "bbox"'),
         ("<bbox>", {"bbox": [[1, 1, 2]]}, r"box 1 must be \[x, y\]"),
         ("<bbox>", {"bbox": [[1, 1, 2, 2, 3, 3]]}, "box 1 must be"),
         ("<bbox>", {"bbox": [[1, "2"]]}, "box 1 must be"),
@@ -194,10 +194,10 @@ def test_what_does_not_fit_is_an_error(pictures: Path, answer: str, objects: Any
 
 
 def test_a_picture_that_is_missing_or_a_video_is_an_error(pictures: Path) -> None:
-    with pytest.raises(SampleError, match="no such picture"):
+    with pytest.raises(SampleError, match="no such image"):
         read(grounded("<image>?", "<bbox>", {"bbox": [[1, 1]]}, images=["none.png"]), pictures)
     record = grounded("<video>?", "<bbox>", {"bbox": [[1, 1]]}, images=None, videos=["a.mp4"])
-    with pytest.raises(SampleError, match=r"the texts have 0 picture"):
+    with pytest.raises(SampleError, match=r"the texts have 0 image"):
         read(record, pictures)
     record["objects"] = {"bbox": [[0.5, 1]], "bbox_type": "norm1"}
     assert texts(read(record, pictures))[1] == "[500, 1000]"

@@ -88,7 +88,7 @@ def test_pictures_of_the_prompt() -> None:
         {"instruction": "<image>q", "chosen": "good", "rejected": "bad"},
     ):
         assert parse({**record, "images": ["1.png"]}).messages[0].parts == expected
-        with pytest.raises(SampleError, match=r"1 <image> mark.* 2 picture") as caught:
+        with pytest.raises(SampleError, match=r"1 <image> mark.* 2 image") as caught:
             parse({**record, "images": ["1.png", "2.png"]})
         assert caught.value.reason == "images do not match"
 

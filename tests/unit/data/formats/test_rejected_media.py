@@ -1,4 +1,4 @@
-"""Preference pairs whose rejected answer is about other pictures or videos."""
+"""Preference pairs whose rejected answer is about other images or videos."""
 
 from __future__ import annotations
 

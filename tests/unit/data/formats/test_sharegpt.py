@@ -109,7 +109,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(("human", "q"), ("function_call", "f(x)")), "bad tool call", "message 2: the tool call: not valid JSON"),
     (chat(("human", "q"), ("function_call", "[]")), "bad tool call", "message 2: tool calls must be a list"),
     (chat(("human", "q"), ("function_call", "{}")), "bad tool call", "message 2, tool call 1 has no name"),
-    (chat(("human", "<image>")), "images do not match", "1 <image> mark.* 0 picture"),
+    (chat(("human", "<image>")), "images do not match", "1 <image> mark.* 0 image"),
     (chat(("human", "q"), tools="x"), "bad tools", "tools: not valid JSON"),
     (chat(("human", "q"), system=["x"]), "bad record", '"system" must be a string, it is an array'),
 ]  # fmt: skip

@@ -208,7 +208,7 @@ def test_pictures_in_results() -> None:
     found = parse({"messages": [*LOOK, result], "images": ["1.png"]}).messages
     zoomed = ImagePart("/data/2.png")
     assert found[2].parts == (zoomed, TextPart("<image>"), VideoPart("/data/3.mp4"))
-    # A mark stands for a picture where the record lists such, and else is text.
+    # A mark stands for an image where the record lists such, and else is text.
     marked = {"role": "tool", "content": {"crop": "<image>"}}
     found = parse({"messages": [*LOOK, marked], "images": ["1.png", "2.png"]}).messages
     assert found[2].parts == (TextPart('{"crop": "'), zoomed, TextPart('"}'))

@@ -432,4 +432,4 @@ def test_memory_stays_flat_over_many_pictures(vl_encoder: Encoder, tmp_path: Pat
         weights.append(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")))
     third = len(weights) // 3
     assert len(weights) > 100
-    assert max(weights[-third:]) - max(weights[:third]) < 16384  # KB; all pictures together are 75 MB
+    assert max(weights[-third:]) - max(weights[:third]) < 16384  # KB; all images together are 75 MB

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from erniekit.data.load.packing import Row, plan_rows, spread
 
-# (tokens, patches) of documents; patches of a picture are four times its tokens.
+# (tokens, patches) of documents; patches of an image are four times its tokens.
 DOCUMENTS = st.lists(st.tuples(st.integers(1, 64), st.one_of(st.just(0), st.integers(1, 256))), max_size=600)
 
 
@@ -57,7 +57,7 @@ def test_rows_begin_in_the_order_given() -> None:
 
 
 def test_rows_take_their_share_of_pictures() -> None:
-    # 4 documents with pictures, 4 without, of one length: two rows of 4, each with half of the patches.
+    # 4 documents with images, 4 without, of one length: two rows of 4, each with half of the patches.
     rows = plan([2] * 8, 8, [9, 9, 9, 9, 0, 0, 0, 0])
     assert [sum(index < 4 for index in row) for row in rows] == [2, 2]
     # Without the rule the longest come first, whatever they hold.
@@ -77,7 +77,7 @@ def test_nothing_and_too_much() -> None:
 
 
 def skewed_mix(seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Lengths and patches of chats of which 15% have pictures, three in ten of those large."""
+    """Lengths and patches of chats of which 15% have images, three in ten of those large."""
     generator = np.random.default_rng(seed)
     count = 8000
     lengths = np.clip(generator.lognormal(5.6, 1.0, count), 20, 8192).astype(np.int64)

@@ -244,7 +244,7 @@ def test_a_damaged_picture_is_passed_over_by_its_process_alone(vl_encoder: Encod
 def test_a_process_reads_the_stored_documents_of_its_own_rows_only(
     vl_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are planned, and spread by their pictures, from lengths and numbers of patches."""
+    """Rows are planned, and spread by their images, from lengths and numbers of patches."""
     picture = data_uri(noise(56, 84))
     records = [
         qa([{"type": "text", "text": f"{n}"}, *([{"type": "image", "image": picture}] * (n % 3))])

@@ -60,7 +60,7 @@ def test_a_picture_that_has_changed_is_told(tmp_path: Path) -> None:
     item = picture(str(path), 40, 70)
     for height, width in ((70, 40), (1, 900)):
         noise(height, width).save(path)
-        with pytest.raises(SampleError, match=r"^f:1: the picture .*a\.png has changed since") as caught:
+        with pytest.raises(SampleError, match=r"^f:1: the image .*a\.png has changed since") as caught:
             decode([item], "f:1", SPEC)
         assert caught.value.reason == "bad image"
     path.unlink()

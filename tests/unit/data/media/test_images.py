@@ -146,7 +146,7 @@ def test_half_transparent_pixels_are_blended_with_white() -> None:
 
 def test_missing_picture_names_sample_and_path(tmp_path: Path) -> None:
     for read in (image_size, open_image):
-        with pytest.raises(SampleError, match=r"^f:1: no such picture: .*/none\.png") as caught:
+        with pytest.raises(SampleError, match=r"^f:1: no such image: .*/none\.png") as caught:
             read(str(tmp_path / "none.png"), "f:1")
         assert caught.value.reason == "missing image"
 
@@ -155,7 +155,7 @@ def test_truncated_jpeg_names_sample_and_file(tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
     path.write_bytes(encoded(noise(200, 300), "JPEG")[:-500])
     assert image_size(str(path), "f:1") == (200, 300)
-    with pytest.raises(SampleError, match=r"^f:1: damaged picture .*/cut\.jpg: .*truncated"):
+    with pytest.raises(SampleError, match=r"^f:1: damaged image .*/cut\.jpg: .*truncated"):
         open_image(str(path), "f:1")
 
 
@@ -166,17 +166,17 @@ def test_truncated_png(cut: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+    "content", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 )
 def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(SampleError, match=r"^f:1: not a picture that can be read: .*/a\.png"):
+    with pytest.raises(SampleError, match=r"^f:1: not an image that can be read: .*/a\.png"):
         image_size(str(path), "f:1")
 
 
 def test_a_directory_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(SampleError, match=r"^f:1: cannot open the picture"):
+    with pytest.raises(SampleError, match=r"^f:1: cannot open the image"):
         image_size(str(tmp_path), "f:1")
 
 
@@ -231,7 +231,7 @@ def test_where_a_video_is() -> None:
     assert resolve({"url": "file:///a.mp4"}) == "/a.mp4"
     assert resolve(f"data:video/mp4;base64,{BASE64}") == PNG
     assert resolve({"bytes": BASE64}) == PNG
-    text = "iVBORw0KGgo" + "A" * 80  # only pictures are told by their heads
+    text = "iVBORw0KGgo" + "A" * 80  # only images are told by their heads
     assert resolve(text) == "/data/" + text
 
 
@@ -248,18 +248,18 @@ def test_urls_need_the_setting(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "reason", "message"),
     [
-        (None, "image", "bad record", "a picture must be a path, a URL, a data: URI or base64 text"),
+        (None, "image", "bad record", "an image must be a path, a URL, a data: URI or base64 text"),
         ("", "video", "bad record", "a video must be a path, a URL, a data: URI$"),
-        (7, "image", "bad record", "a picture must be"),
+        (7, "image", "bad record", "an image must be"),
         ({}, "video", "bad record", 'a video given as an object needs "url", "path" or "bytes"'),
-        ({"url": ["a"]}, "image", "bad record", 'the "url" of a picture must be a string'),
-        ({"url": {"url": "a"}}, "image", "bad record", 'the "url" of a picture must be a string'),
+        ({"url": ["a"]}, "image", "bad record", 'the "url" of an image must be a string'),
+        ({"url": {"url": "a"}}, "image", "bad record", 'the "url" of an image must be a string'),
         ("data:image/png,abc", "image", "bad image", "must be base64"),
         ("data:image/png;base64", "image", "bad image", "must be base64"),
         ("data:video/mp4;base64,AAA", "video", "bad video", "base64 text of a video is damaged"),
-        ({"bytes": "!!"}, "image", "bad image", "base64 text of a picture is damaged"),
-        ("data:video/mp4;base64,AAAA", "image", "bad image", "a video .* stands where a picture should"),
-        ("data:image/png;base64,AAAA", "video", "bad video", "a picture .* stands where a video should"),
+        ({"bytes": "!!"}, "image", "bad image", "base64 text of an image is damaged"),
+        ("data:video/mp4;base64,AAAA", "image", "bad image", "a video .* stands where an image should"),
+        ("data:image/png;base64,AAAA", "video", "bad video", "an image .* stands where a video should"),
     ],
 )
 def test_what_is_no_source(value: Any, kind: Any, reason: str, message: str) -> None:

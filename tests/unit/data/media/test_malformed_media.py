@@ -68,34 +68,34 @@ def below_a_file(path: Path) -> None:
 
 
 PICTURES: list[tuple[str, Make, str, str]] = [
-    ("absent", lambda path: None, "missing image", "no such picture"),
-    ("dangling link", lambda path: path.symlink_to("none"), "missing image", "no such picture"),
-    ("link to itself", to_itself, "bad image", "cannot open the picture"),
+    ("absent", lambda path: None, "missing image", "no such image"),
+    ("dangling link", lambda path: path.symlink_to("none"), "missing image", "no such image"),
+    ("link to itself", to_itself, "bad image", "cannot open the image"),
     ("directory", lambda path: path.mkdir(), "bad image", "it is a directory"),
     ("pipe", lambda path: os.mkfifo(path), "bad image", "it is a pipe or a device"),
     ("endless device", lambda path: path.symlink_to("/dev/zero"), "bad image", "it is a pipe or a device"),
-    ("empty", content(b""), "bad image", r"not a picture that can be read: .* \(it is empty\)"),
-    ("one byte", content(b"\xff"), "bad image", "not a picture that can be read"),
-    ("text", content(b"no picture"), "bad image", "not a picture that can be read"),
+    ("empty", content(b""), "bad image", r"not an image that can be read: .* \(it is empty\)"),
+    ("one byte", content(b"\xff"), "bad image", "not an image that can be read"),
+    ("text", content(b"no image"), "bad image", "not an image that can be read"),
     ("web page", content(HTML), "bad image", r"\(it is a web page\)"),
     ("Git LFS pointer", content(LFS), "bad image", "git lfs pull"),
     ("SVG", content(b'<?xml version="1.0"?><svg xmlns="x"/>'), "bad image", "SVG drawing"),
     ("HEIC", content(b"\0\0\0\x18ftypheic" + bytes(40)), "bad image", "it is HEIC: save it as JPEG"),
-    ("PDF", content(b"%PDF-1.7\n"), "bad image", "not a picture that can be read"),
-    ("EPS", content(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "bad image", "not a picture"),
-    ("video", content(lambda: video(3)), "bad image", "not a picture that can be read"),
+    ("PDF", content(b"%PDF-1.7\n"), "bad image", "not an image that can be read"),
+    ("EPS", content(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "bad image", "not an image"),
+    ("video", content(lambda: video(3)), "bad image", "not an image that can be read"),
     ("cut JPEG", content(encoded(noise(200, 300), "JPEG")[:-900]), "bad image", "damaged .*truncated"),
-    ("cut JPEG header", content(encoded(noise(20, 30), "JPEG")[:25]), "bad image", "picture"),
-    ("cut PNG", content(encoded(noise(64, 64))[:-200]), "bad image", "damaged picture"),
-    ("cut WebP", content(encoded(noise(64, 64), "WEBP")[:-100]), "bad image", "picture"),
-    ("cut GIF", content(encoded(noise(64, 64), "GIF")[:-300]), "bad image", "picture"),
-    ("cut TIFF", content(encoded(noise(64, 64), "TIFF")[:500]), "bad image", "picture"),
-    ("PNG without pixels", content(png_without_pixels()), "bad image", "picture"),
-    ("PNG with zeros for pixels", content(png_with_damaged_pixels()), "bad image", "damaged picture"),
+    ("cut JPEG header", content(encoded(noise(20, 30), "JPEG")[:25]), "bad image", "image"),
+    ("cut PNG", content(encoded(noise(64, 64))[:-200]), "bad image", "damaged image"),
+    ("cut WebP", content(encoded(noise(64, 64), "WEBP")[:-100]), "bad image", "image"),
+    ("cut GIF", content(encoded(noise(64, 64), "GIF")[:-300]), "bad image", "image"),
+    ("cut TIFF", content(encoded(noise(64, 64), "TIFF")[:500]), "bad image", "image"),
+    ("PNG without pixels", content(png_without_pixels()), "bad image", "image"),
+    ("PNG with zeros for pixels", content(png_with_damaged_pixels()), "bad image", "damaged image"),
     ("bomb", content(png_header(30_000, 30_000)), "bad image", "more than 89,478,485 pixels"),
-    ("absurd size", content(png_header(2**31 - 1, 2**31 - 1)), "bad image", "picture"),
-    ("PNG of no width", content(png_header(0, 8)), "bad image", "not a picture|cannot open"),
-    ("GIF of no size", content(gif_header(0, 0)), "bad image", "picture"),
+    ("absurd size", content(png_header(2**31 - 1, 2**31 - 1)), "bad image", "image"),
+    ("PNG of no width", content(png_header(0, 8)), "bad image", "not an image|cannot open"),
+    ("GIF of no size", content(gif_header(0, 0)), "bad image", "image"),
     ("TIFF of floats", content(encoded(Image.new("F", (4, 4)), "TIFF")), "bad image", "pixels of type F"),
 ]
 
@@ -139,7 +139,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(8, 8)))
     path.chmod(0)
-    with pytest.raises(SampleError, match=r"cannot open the picture .*a\.png: Permission denied"):
+    with pytest.raises(SampleError, match=r"cannot open the image .*a\.png: Permission denied"):
         image_size(str(path), "f:7")
 
 
@@ -173,7 +173,7 @@ def sound() -> bytes:
 
 
 def song_with_cover() -> bytes:
-    """Sound in MP4 with a picture beside it, which FFmpeg shows as a video of one frame."""
+    """Sound in MP4 with an image beside it, which FFmpeg shows as a video of one frame."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=44100, layout="mono")
@@ -213,14 +213,14 @@ VIDEOS: list[tuple[str, Make, str, str]] = [
         "directory",
         lambda path: path.mkdir(),
         "bad video",
-        "cannot be used: it is a directory without pictures",
+        "cannot be used: it is a directory without images",
     ),
     ("pipe", lambda path: os.mkfifo(path), "bad video", "it is a pipe or a device"),
     ("empty", content(b""), "bad video", r"not a video that can be read: .* \(it is empty\)|cannot be used"),
     ("text", content(b"no video" * 100), "bad video", "not a video that can be read"),
     ("web page", content(HTML), "bad video", r"\(it is a web page\)"),
     ("Git LFS pointer", content(LFS), "bad video", "git lfs pull"),
-    ("picture", content(encoded(noise(32, 32), "JPEG")), "bad video", "not a video that can be read"),
+    ("image", content(encoded(noise(32, 32), "JPEG")), "bad video", "not a video that can be read"),
     ("playlist", content(PLAYLIST), "bad video", "not a video that can be read"),
     (
         "list of files",
@@ -272,7 +272,7 @@ def test_a_video_of_no_frames_is_told() -> None:
 
 
 def test_a_bad_frame_among_pictures_is_told() -> None:
-    with pytest.raises(SampleError, match="not a picture") as caught:
+    with pytest.raises(SampleError, match="not an image") as caught:
         list(load_frames((encoded(noise(8, 8)), b"x"), (0, 1), "f:7"))
     assert caught.value.reason == "bad image"
 

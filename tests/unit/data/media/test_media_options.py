@@ -1,4 +1,4 @@
-"""How one picture or video is read where its sample says so: tokens, pixels, times, and the store."""
+"""How one image or video is read where its sample says so: tokens, pixels, times, and the store."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_frames_that_are_picked(
         ({"start": 6.5}, "no frame from second 6.5: it is 6.00 seconds long"),
         ({"start": 1.01, "end": 1.09}, "no frame from second 1.01 to second 1.09"),
         ({"fps": 1, "min_frames": 4, "max_frames": 4}, "both fps and a number of frames"),
-        ({"times": (1.0,)}, "timestamps are of frames given as pictures"),
+        ({"times": (1.0,)}, "timestamps are of frames given as images"),
         ({"max_pixels": 100}, r"max_pixels \(100\) must allow one token of 28x28"),
     ],
 )
@@ -170,7 +170,7 @@ def directory_of_frames(path: Path) -> Path:
         (path / f"frame{number}.PNG").write_bytes(frame(number))
     (path / "frame².png").write_bytes(frame(11))  # no digit that counts
     for other in ("frame3.txt", "labels.json", ".frame4.png", "._frame1.PNG"):
-        (path / other).write_text("no picture")
+        (path / other).write_text("no image")
     (path / "more").mkdir()
     return path
 
@@ -195,7 +195,7 @@ def test_a_directory_holds_the_frames(encoder: Encoder, tmp_path: Path) -> None:
 def test_a_directory_without_pictures_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "frame.txt").write_text("x")
-    with pytest.raises(SampleError, match="a directory without pictures"):
+    with pytest.raises(SampleError, match="a directory without images"):
         encoder.encode(asked(VideoPart(str(tmp_path / "empty"))))
     with pytest.raises(SampleError, match="it is a directory, not a file"):
         encoder.encode(asked(ImagePart(str(tmp_path / "empty"))))
@@ -216,7 +216,7 @@ def test_the_history_of_both_prompts_is_trimmed(vl_checkpoint: Path) -> None:
     answer = Message("assistant", (TextPart("Paris"),), False)
 
     def prompt(picture: bytes) -> tuple[Message, ...]:
-        old = Message("user", (ImagePart(picture), TextPart("what is in the picture " * 9)), False)
+        old = Message("user", (ImagePart(picture), TextPart("what is in the image " * 9)), False)
         last = Message("user", (ImagePart(picture), TextPart("seven")), False)
         return old, answer, last
 
