@@ -84,7 +84,7 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...], message: str) -> None:
         (("convert", "nowhere.jsonl", "out.jsonl"), "nowhere.jsonl: cannot read the data file"),
     ],
 )
-def test_what_is_not_there_exits_1_without_traceback(arguments: tuple[str, ...], message: str) -> None:
+def test_missing_files_exit_1_without_traceback(arguments: tuple[str, ...], message: str) -> None:
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(f"error: {message}")

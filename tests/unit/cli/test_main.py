@@ -1,4 +1,4 @@
-"""The command as a user starts it: what its help loads, exit statuses, and errors without tracebacks."""
+"""The `erniekit` command: imports of its help, exit statuses, and errors without tracebacks."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_help_names_every_command() -> None:
 
 
 def test_help_imports_little() -> None:
-    """Which is what makes it quick: tools/bench/startup.py measures that."""
+    """Few imports keep it fast: tools/bench/startup.py measures the time."""
     code = (
         "import sys\nbefore = set(sys.modules)\n"
         "sys.argv = ['erniekit', '--help']\nfrom erniekit.cli.main import main\n"

@@ -1,4 +1,4 @@
-"""`erniekit train` hands a checked configuration and its switches to the training job."""
+"""`erniekit train` passes the validated configuration and its options to the training job."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from erniekit.errors import ConfigError
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the training job was called with; it answers with the status of an interrupted run."""
+    """The arguments of the training job, which returns the status of an interrupted run."""
     from erniekit.train import dry_run
     from erniekit.train import run as run_module
 

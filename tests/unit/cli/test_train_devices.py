@@ -1,4 +1,4 @@
-"""When `erniekit train` starts processes, and with which command."""
+"""When `erniekit train` starts processes, and the commands that it starts."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ GPU = "FLAGS_selected_gpus"
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What would have been started or trained."""
+    """The calls that would start processes or train."""
     found: list[dict[str, Any]] = []
 
     def run_processes(plan: launch.LaunchPlan, arguments: list[str], logs: Path, again: Any) -> int:

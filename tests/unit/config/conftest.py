@@ -1,4 +1,4 @@
-"""Files to load."""
+"""A fixture that writes configuration files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ Write = Callable[[str, str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a file of the test's directory, which is the working directory; returns its relative path."""
+    """Writes a file to the test's directory, which is the working directory; returns its relative path."""
     monkeypatch.chdir(tmp_path)
 
     def _write(name: str, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""The shipped example configurations: all of them load, and say what their names say."""
+"""The example configurations load and match their names."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_example_loads(path: Path) -> None:
     assert config.lora.enabled == ("lora" in path.stem)
     assert config.task == path.stem.split("_")[1] == path.parent.name.split("_")[0]
     assert config.schedule.min_learning_rate == (1e-6 if config.task == "sft" else 0)
-    # However short the data is, the rate rises and falls.
+    # The rate rises and falls even for short data.
     assert (config.schedule.warmup_ratio, config.schedule.warmup_steps) == (0.1, 0)
     if config.lora.enabled:
         assert config.lora.rank == 32
@@ -43,5 +43,5 @@ def test_example_loads(path: Path) -> None:
         assert ("vision" in config.model.freeze) == ("-VL-" in family)
 
 
-def test_every_run_has_a_directory_of_its_own() -> None:
+def test_output_directories_are_unique() -> None:
     assert len({load_config(path).train.output_dir for path in RUNS}) == len(RUNS)

@@ -1,4 +1,4 @@
-"""Files, `extends` and overrides: what is merged, and every kind of error with its file and line."""
+"""Files, `extends` and overrides: merging, and every kind of error with file and line."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ MINIMAL = "model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out}\n"
 
 
 def problems(path: Path, *overrides: str) -> list[str]:
-    """The lines of the error, without the heading that several problems have."""
+    """The lines of the error, without the heading of several problems."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     lines = str(caught.value).split("\n  ")
@@ -35,7 +35,7 @@ def test_minimal_file_gets_defaults(write: Write) -> None:
     assert config.lora.targets[0] == "q_proj"
 
 
-def test_numbers_as_people_write_them(write: Write) -> None:
+def test_number_notations(write: Write) -> None:
     text = MINIMAL + "optimizer: {learning_rate: 1e-5, weight_decay: 1, epsilon: 1.E-8, beta1: .5}\n"
     optimizer = load_config(write("run.yaml", text)).optimizer
     assert optimizer.learning_rate == 1e-5
@@ -75,7 +75,7 @@ def test_overrides_win_and_are_yaml(write: Write) -> None:
     assert config.parallel.threads is None
 
 
-def test_section_without_keys_says_nothing(write: Write) -> None:
+def test_an_empty_section_changes_nothing(write: Write) -> None:
     write("base.yaml", MINIMAL + "log: {every: 5}\n")
     assert load_config(write("run.yaml", "extends: base.yaml\nlog:\n  # every: 3\nlora:\n")).log.every == 5
 
@@ -95,7 +95,7 @@ def test_extends_merges_sections_and_replaces_lists(write: Write) -> None:
     assert config.model.path == "other"
 
 
-def test_extends_in_a_circle(write: Write) -> None:
+def test_circular_extends(write: Write) -> None:
     write("b.yaml", "log: {every: 2}\nextends: sub/../a.yaml\n")
     assert problems(write("a.yaml", "extends: b.yaml\n")) == [
         "b.yaml:2: extends: circular reference: a.yaml -> b.yaml -> a.yaml"
@@ -126,7 +126,7 @@ def test_problems_of_a_base_name_its_file(write: Write) -> None:
     ]
 
 
-def test_what_is_replaced_leaves_no_place_behind(write: Write) -> None:
+def test_replaced_values_lose_their_location(write: Write) -> None:
     write("base.yaml", "optimizer:\n  groups:\n  - match: a\n")
     [problem] = problems(
         write("run.yaml", "extends: base.yaml\noptimizer: {groups: [{weight_decay: 1}]}\n" + MINIMAL)
@@ -150,11 +150,11 @@ def test_what_is_replaced_leaves_no_place_behind(write: Write) -> None:
         ("a: 1\nb: \x01\n", "run.yaml:2: not valid YAML: character 1 is not allowed"),
     ],
 )
-def test_files_that_are_no_configuration(write: Write, text: str, message: str) -> None:
+def test_invalid_files(write: Write, text: str, message: str) -> None:
     assert problems(write("run.yaml", text)) == [message]
 
 
-def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
+def test_unreadable_files(write: Write, tmp_path: Path) -> None:
     path = write("run.yaml", "")
     path.write_bytes(b"model: \xff\n")
     assert problems(path) == ["run.yaml: is not UTF-8 text (byte 7)"]
@@ -163,7 +163,7 @@ def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
     assert problems(path / "run.yaml") == ["run.yaml/run.yaml: cannot be read: Not a directory"]
 
 
-def test_key_set_twice(write: Write) -> None:
+def test_duplicate_keys(write: Write) -> None:
     assert problems(write("run.yaml", MINIMAL + "log:\n  every: 1\n  every: 2\n")) == [
         "run.yaml:6: log.every: is set twice, first on line 5"
     ]
@@ -172,7 +172,7 @@ def test_key_set_twice(write: Write) -> None:
     ]
 
 
-def test_yaml_that_is_not_plain_values(write: Write) -> None:
+def test_tags_and_recursive_values(write: Write) -> None:
     text = MINIMAL + (
         "optimizer:\n  groups: &loop\n  - *loop\n? [a, b]\n: 1\n"
         "log:\n  every: !!python/name:os.system x\nloss:\n  chunk_tokens: !!int abc\n"
@@ -257,7 +257,7 @@ def test_yaml_that_is_not_plain_values(write: Write) -> None:
         ),
     ],
 )
-def test_values_that_are_not_allowed(write: Write, line: str, message: str) -> None:
+def test_invalid_values(write: Write, line: str, message: str) -> None:
     section, _, value = line.partition(": ")
     write("base.yaml", MINIMAL)
     assert problems(write("run.yaml", f"extends: base.yaml\n\n{line}\n")) == [f"run.yaml:3: {message}"]
@@ -451,7 +451,7 @@ def test_malformed_overrides(write: Write) -> None:
         ),
     ],
 )
-def test_settings_that_exclude_each_other(write: Write, text: str, message: str) -> None:
+def test_conflicts(write: Write, text: str, message: str) -> None:
     write("base.yaml", MINIMAL)
     assert problems(write("run.yaml", f"extends: base.yaml\n\n{text}\n")) == [message]
 
@@ -483,20 +483,20 @@ def test_settings_that_exclude_each_other(write: Write, text: str, message: str)
         ),
     ],
 )
-def test_preference_settings_that_do_not_fit(write: Write, text: str, key: str, words: str) -> None:
+def test_conflicts_of_preference_settings(write: Write, text: str, key: str, words: str) -> None:
     write("base.yaml", MINIMAL)
     (problem,) = problems(write("run.yaml", f"extends: base.yaml\n\n{text}\n"))
     assert f" {key}: " in problem and words in problem
 
 
-def test_preference_settings_that_fit(write: Write) -> None:
+def test_valid_preference_settings(write: Write) -> None:
     config = load_config(write("run.yaml", "task: dpo\n" + MINIMAL + "dpo: {loss: orpo, reference: none}\n"))
     assert (config.task, config.dpo.loss) == ("dpo", "orpo")
     smoothed = "task: dpo\n" + MINIMAL + "dpo: {loss: robust, label_smoothing: 0.1, reference: cached}\n"
     assert load_config(write("other.yaml", smoothed)).dpo.label_smoothing == 0.1
 
 
-def test_router_losses_where_routers_are_trained(write: Write) -> None:
+def test_router_losses_with_trained_routers(write: Write) -> None:
     losses = (
         "loss: {balance_weight: 0.1, z_weight: 0.1, orthogonal_weight: 0.1, orthogonal_mode: decoupled%s}\n"
     )
@@ -506,7 +506,7 @@ def test_router_losses_where_routers_are_trained(write: Write) -> None:
     assert load_config(write("lora.yaml", MINIMAL + lora + losses % "")).loss.balance_weight == 0.1
 
 
-def test_a_conflict_names_the_place_that_made_it(write: Write) -> None:
+def test_a_conflict_names_the_location_of_its_first_key(write: Write) -> None:
     path = write("run.yaml", MINIMAL + "lora: {enabled: true, rank: 16}\n")
     assert problems(path, "lora.enabled=false") == [
         "run.yaml:4: lora.rank: has no effect while lora.enabled is false; "
@@ -515,7 +515,7 @@ def test_a_conflict_names_the_place_that_made_it(write: Write) -> None:
 
 
 def test_all_problems_at_once(write: Write) -> None:
-    """Wrong values, unknown keys and conflicts among the right ones; none that follow from the wrong ones."""
+    """Invalid values, unknown keys, and conflicts between valid values only."""
     text = """\
 train:
   epochs: many
@@ -572,12 +572,12 @@ eval:
         ("eval/rewards/margin", "eval/rewards/margin is only available with task dpo; use eval/loss"),
     ],
 )  # fmt: skip
-def test_a_best_metric_that_is_not_there(write: Write, metric: str, message: str) -> None:
+def test_invalid_best_metric(write: Write, metric: str, message: str) -> None:
     (problem,) = problems(write("run.yaml", EVALUATED.replace("METRIC", metric)))
     assert re.search(f"^run.yaml:5: eval.best_metric: {message}", problem), problem
 
 
-def test_metrics_of_answers_are_checked_by_name(write: Write) -> None:
+def test_names_of_metrics_are_checked(write: Write) -> None:
     text = EVALUATED.replace("METRIC", "eval/loss") + "  samples: 4\n  metrics: [auto, rouge]\n"
     (problem,) = problems(write("run.yaml", text))
     assert problem.startswith("run.yaml:7: eval.metrics[1]: must be one of auto, exact_match, ")

@@ -1,15 +1,16 @@
-"""The schema by itself: documentation, immutability, and a dump that reads back to the same run."""
+"""The schema: descriptions, immutability, and a dump that reads back to an equal configuration."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from erniekit.config import Config, dump_config, load_config
+from erniekit.config import Config, choices, dump_config, load_config
 from erniekit.config.hints import KNOWN_KEYS, OTHER_NAMES
+from erniekit.data.chat.families import TEMPLATES
 
 REQUIRED: dict[str, Any] = {"model": {"path": "m"}, "data": {"train": ["a"]}, "train": {"output_dir": "out"}}
 
@@ -20,7 +21,11 @@ def test_every_field_is_described() -> None:
         assert field.description and field.description.endswith((".", ")")), key
 
 
-def test_other_names_lead_to_keys_and_are_not_keys() -> None:
+def test_every_template_is_a_choice() -> None:
+    assert get_args(choices.TemplateName) == ("auto", *TEMPLATES)
+
+
+def test_other_names_map_to_keys_and_are_not_keys() -> None:
     assert set(OTHER_NAMES.values()) <= set(KNOWN_KEYS)
     ours = {key.split(".")[1] for key in KNOWN_KEYS}
     clashes = {name for name in OTHER_NAMES if name in ours and OTHER_NAMES[name].split(".")[1] != name}
@@ -52,7 +57,7 @@ TEXTS = st.one_of(
     ),
     st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12),
 )
-# Variables and users that are not there are errors; see tests/unit/test_paths.py.
+# Missing variables and users are errors; see tests/unit/test_paths.py.
 PATHS = TEXTS.filter(lambda text: not text.startswith("~") and "$" not in text) | st.sampled_from(
     ["$$a", "${HOME}/b", "~/c"]
 )

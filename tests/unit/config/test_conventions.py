@@ -1,4 +1,4 @@
-"""What people are used to from shells, other trainers and other readers of YAML: it works, or is refused by name."""
+"""Conventions of shells, other trainers and other YAML readers: supported, or rejected by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ train: {output_dir: "${HOME}/run"}
         f"{home}/base", f"{home}/run", "/x//store",
         f"{home}/a.jsonl", "/store/b-$x.jsonl", "hub:owner/name", "price$usd.jsonl", "/store/e.jsonl",
     ]  # fmt: skip
-    # The configuration that a run keeps means the same where the variables are other ones.
+    # The saved configuration does not depend on the variables.
     again = load_config(write("saved.yaml", dump_config(config)))
     assert again == config
 
@@ -76,9 +76,7 @@ def test_a_tilde_alone_is_null_in_yaml(write: Write) -> None:
         ("~nobody-of-this-name/x", "~nobody-of-this-name is not the home directory of a user"),
     ],
 )
-def test_what_cannot_be_expanded_is_named_with_its_line(
-    write: Write, home: str, path: str, words: str
-) -> None:
+def test_errors_of_expansion_name_the_line(write: Write, home: str, path: str, words: str) -> None:
     text = f"model: {{path: m}}\ntrain: {{output_dir: out}}\ndata:\n  train:\n  - a\n  - '{path}'\n"
     problem = error(write("run.yaml", text))
     assert problem.startswith(f"run.yaml:6: data.train[1].path: {path}: ") and words in problem
@@ -86,14 +84,14 @@ def test_what_cannot_be_expanded_is_named_with_its_line(
         assert error(write("run.yaml", MINIMAL), f"{key}={path}").startswith(f"command line: {key}: {path}: ")
 
 
-def test_yaml_that_needs_quotes_for_a_variable(write: Write) -> None:
+def test_variables_in_flow_collections_need_quotes(write: Write) -> None:
     hint = 'inside { } or [ ], quote text with ${...}: "${HOME}/x"'
     assert hint in error(write("run.yaml", "model: {path: ${HOME}/m}\n"))
     assert hint in error(write("run.yaml", MINIMAL), "data.train=[${HOME}/a]")
     assert "quote" not in error(write("run.yaml", MINIMAL), "data.train=[a")
 
 
-def test_extends_is_a_path_as_well(write: Write, home: str) -> None:
+def test_extends_is_expanded(write: Write, home: str) -> None:
     write(f"{home}/base.yaml", MINIMAL)
     assert load_config(write("run.yaml", "extends: ~/base.yaml\n")).model.path == "m"
     assert load_config(write("run.yaml", 'extends: ["${HOME}/base.yaml"]\n')).model.path == "m"
@@ -134,7 +132,7 @@ def test_targets_of_other_trainers(write: Write, written: str, meant: list[str])
     assert config.lora.targets == meant
 
 
-def test_targets_that_are_no_names(write: Write) -> None:
+def test_invalid_targets(write: Write) -> None:
     path = write("run.yaml", MINIMAL + "lora: {enabled: true, targets: [all, 3]}\n")
     assert "lora.targets[7]: must be a non-empty string, got 3" in error(path)
     assert "must be a non-empty string" in error(path, "lora.targets='q_proj,,v_proj'")
@@ -164,7 +162,7 @@ optimizer:
 
 def test_merge_keys(write: Write) -> None:
     config = load_config(write("run.yaml", MERGED))
-    # The mapping's own key wins, wherever it stands; of a list of anchors the first.
+    # An explicit key wins, wherever it is; in a list of anchors the first wins.
     assert (config.train.seed, config.train.epochs, config.train.output_dir) == (9, 2, "out")
     optimizer = config.optimizer
     assert (optimizer.weight_decay, optimizer.learning_rate, optimizer.beta1) == (0.3, 1e-6, 0.8)
@@ -202,5 +200,5 @@ train: {output_dir: out}
         ('log: {"<<": 1}\n', "run.yaml:4: log.<<: unknown key"),
     ],
 )
-def test_merge_keys_that_are_wrong(write: Write, text: str, message: str) -> None:
+def test_invalid_merge_keys(write: Write, text: str, message: str) -> None:
     assert message in error(write("run.yaml", MINIMAL + text))
