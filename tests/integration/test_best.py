@@ -151,7 +151,8 @@ def test_pairs_out_of_a_stream_with_adapters(tmp_path: Path, model: Path) -> Non
     ]
     data = write_chats(tmp_path / "pairs.jsonl", pairs)
     settings = {
-        **ANSWERS, "task": "dpo", "lora__enabled": True, "data__streaming": True, "data__eval": str(data),
+        **ANSWERS, "task": "dpo", "lora__enabled": True, "data__streaming": True, "data__buffer": 12,
+        "data__eval": str(data),
         "train__max_steps": 5, "checkpoint__save_every": 1, "checkpoint__keep": 9,
         "eval__best_metric": "eval/rewards/margin", "eval__patience": 2,
     }  # fmt: skip

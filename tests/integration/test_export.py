@@ -1,8 +1,12 @@
 """`erniekit export`: from a run or a reference model to a directory that engines' own check accepts."""
 
-import subprocess
+import io
+import runpy
+import shutil
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import paddle
@@ -22,7 +26,7 @@ from erniekit.train.run import run_training
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.command import erniekit
-from tests.integration.training_setup import chats, make_config, make_model, write_chats
+from tests.integration.training_setup import chats, make_config, write_chats
 from tests.models import apply_lora
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -37,11 +41,17 @@ EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 def check_export(directory: Path, model: str, npz: bool) -> None:
     """Run the check of a clone's surroundings, which is independent of this project."""
     kind = KINDS[model]
-    command = [sys.executable, SHARED / "engines" / "check_export.py", directory, kind]
+    command = [SHARED / "engines" / "check_export.py", directory, kind]
     command += ["--shapes", REFERENCES / f"{kind}_hub_shapes.json"]
     command += ["--npz", REFERENCES / f"ref_{kind}.npz"] if npz else []
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0 and "RESULT PASS" in done.stdout, done.stdout + done.stderr
+    told = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", list(map(str, command))),
+        redirect_stdout(told),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert not ended.value.code and "RESULT PASS" in told.getvalue(), told.getvalue()
 
 
 def sample_logits(model: ErnieModel, directory: Path, data: Path) -> np.ndarray:
@@ -83,8 +93,7 @@ def test_merged_reference_models_pass_the_engines_check(model: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_from_training_to_the_same_logits(lora: bool, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "base")
+def test_from_training_to_the_same_logits(lora: bool, tmp_path: Path, model: Path) -> None:
     data = write_chats(tmp_path / "train.jsonl", chats(4))
     run = tmp_path / "run"
     settings = {"lora__enabled": lora, "train__max_steps": 3, "optimizer__learning_rate": 0.01}
@@ -103,8 +112,10 @@ def test_from_training_to_the_same_logits(lora: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "transposed", "extra"])
-def test_bad_checkpoints_are_told_without_a_traceback(fault: str, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "base", "tiny-dense")
+def test_bad_checkpoints_are_told_without_a_traceback(
+    fault: str, tmp_path: Path, text_models: dict[str, Path]
+) -> None:
+    model = shutil.copytree(text_models["tiny-dense"], tmp_path / "base")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors = {key: read_array(info) for key, info in read_index(model).items()}
     array = tensors.pop(name)

@@ -22,7 +22,7 @@ class Workplace:
         self.data = write_chats(directory / "train.jsonl", chats(12))
         self.config = directory / "run.yaml"
         self.config.write_text(
-            f"model:\n  path: {model}\ndata:\n  train: {self.data}\n  max_length: 512\n"
+            f"model:\n  path: {model}\ndata:\n  train: {self.data}\n  max_length: 512\n  workers: 0\n"
             f"train:\n  output_dir: {directory / 'run'}\n  max_steps: 2\n"
         )
 
@@ -44,7 +44,7 @@ def place(tmp_path: Path, model: Path) -> Workplace:
 
 def _unknown_key(place: Workplace) -> str:
     place.config.write_text(place.config.read_text().replace("max_steps", "max_stepz"))
-    return "run.yaml:8: train.max_stepz"
+    return "run.yaml:9: train.max_stepz"
 
 
 def _missing_image(place: Workplace) -> str:

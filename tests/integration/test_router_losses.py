@@ -14,7 +14,7 @@ from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
 from tests.closeness import assert_close
 from tests.integration.test_resume import assert_same_run, copy_at
-from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
+from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 ALL: dict[str, Any] = {
     "loss__balance_weight": 0.02,
@@ -133,12 +133,18 @@ def test_token_balanced_logs_the_same_loss_and_smaller_gradients(
     assert_close(other_norm, norm * tokens / (2 * 160))
 
 
-def test_settings_that_this_model_cannot_follow(tmp_path: Path, model: Path, data: Path) -> None:
-    dense = make_model(tmp_path / "dense", "tiny-dense")
+def test_settings_that_this_model_cannot_follow(
+    tmp_path: Path, model: Path, text_models: dict[str, Path], data: Path
+) -> None:
     text = write_chats(tmp_path / "text.jsonl", chats(4, pictures=False))
     run = tmp_path / "run"
     cases: list[tuple[Path, Path, dict[str, Any], str]] = [
-        (dense, text, {"loss__z_weight": 0.1}, "loss.z_weight: this model has no experts and no router"),
+        (
+            text_models["tiny-dense"],
+            text,
+            {"loss__z_weight": 0.1},
+            "loss.z_weight: this model has no experts and no router",
+        ),
         (
             model,
             data,

@@ -1,6 +1,7 @@
 """Whole runs of small models: what they learn, leave behind, tell and refuse."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
 from erniekit.train.trainer import Trainer
 from tests.closeness import assert_close
-from tests.integration.training_setup import chats, losses, make_config, make_model, read_log, write_chats
+from tests.command import erniekit
+from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 
 def weights(directory: Path) -> dict[str, np.ndarray]:
@@ -46,8 +48,9 @@ def test_full_training_end_to_end(
     heldout = write_chats(tmp_path / "heldout.jsonl", chats(4, seed=9))
     run = tmp_path / "run"
     config = make_config(
-        run, model, data, train__epochs=6, data__eval=[str(heldout)], train__eval_every=8, log__every=2
-    )
+        run, model, data, train__epochs=6, data__eval=[str(heldout)], train__eval_every=8, log__every=2,
+        data__workers=1,
+    )  # fmt: skip
     assert run_training(config) == 0
     told = capsys.readouterr().out
 
@@ -140,11 +143,10 @@ def test_what_is_frozen_does_not_move(tmp_path: Path, model: Path, data: Path) -
 
 
 @pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
-def test_text_models(tmp_path: Path, shape: str) -> None:
-    model = make_model(tmp_path / "base", shape)
+def test_text_models(tmp_path: Path, text_models: dict[str, Path], shape: str) -> None:
     data = write_chats(tmp_path / "text.jsonl", chats(12, pictures=False))
     run = tmp_path / "run"
-    assert run_training(make_config(run, model, data, train__epochs=4)) == 0
+    assert run_training(make_config(run, text_models[shape], data, train__epochs=4)) == 0
     steps = losses(run)
     assert steps[-1][1] < steps[0][1]
 
@@ -225,9 +227,7 @@ def test_sigterm_to_the_command(tmp_path: Path, model: Path, data: Path) -> None
     hint = told.splitlines()[-1].split()
     assert hint[:2] == ["erniekit", "train"]
     assert hint[-1] == "--resume"
-    again = subprocess.run(
-        [*command, *hint[2:], f"train.max_steps={done + 1}"], capture_output=True, text=True
-    )
+    again = erniekit(*hint[1:], f"train.max_steps={done + 1}")
     assert again.returncode == 0, again.stderr
     assert [step for step, *_ in losses(run)] == list(range(1, done + 2))
 
@@ -258,15 +258,15 @@ def test_a_second_ctrl_c_stops_at_once(
     assert "steps after checkpoint-000001 are lost" in capsys.readouterr().out
 
 
-def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path, data: Path) -> None:
-    model = make_model(tmp_path / "base")
-    info = read_index(model)["model.norm.weight"]
+def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path, model: Path, data: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "base")
+    info = read_index(broken)["model.norm.weight"]
     with info.file.open("r+b") as file:
         file.seek(info.offset)
         file.write(np.full(1, np.nan, np.float32).tobytes())
     run = tmp_path / "run"
     with pytest.raises(ErnieKitError, match=r"step 1: the (loss|gradient norm) is .*train\.jsonl:\d+"):
-        run_training(make_config(run, model, data, train__max_steps=2))
+        run_training(make_config(run, broken, data, train__max_steps=2))
     assert newest_checkpoint(run) is None
 
 
