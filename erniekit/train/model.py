@@ -55,7 +55,7 @@ class PreparedModel:
 
 
 @dataclass(frozen=True)
-class _Selection:
+class ParameterSelection:
     """The modules with adapters, and all parameters and trained parameters of the whole model over all processes.
 
     rows_before, rows: rows of the embedding in the checkpoint and in memory.
@@ -91,7 +91,7 @@ def prepare_model(
     lora = config.lora
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
     before = ErnieConfig.from_dir(config.model.path)
-    selected = _select(config, before, dtype, changes)
+    selected = select_parameters(config, before, dtype, changes)
     log(f"model: loading {weights} in {dtype}")
     model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes)
     if config.train.recompute and (mesh is None or mesh.world.size == 1):
@@ -181,19 +181,13 @@ def describe_model_plan(
     Raises as `prepare_model` does.
     """
     before = ErnieConfig.from_dir(config.model.path)
-    selected = _select(config, before, dtype, changes)
+    selected = select_parameters(config, before, dtype, changes)
     _describe(config, changes.apply(before), dtype, selected, log, dims)
 
 
-def plan_memory(config: Config, architecture: ErnieConfig, dtype: str, dims: ParallelDims) -> MemoryPlan:
-    """The memory of each process that trains a model of this architecture. No file is read.
-
-    Raises ConfigError where lora.targets or model.freeze match nothing.
-    """
-    return _plan(config, architecture, dtype, _select(config, architecture, dtype, NO_CHANGES), dims)
-
-
-def _select(config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges) -> _Selection:
+def select_parameters(
+    config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges = NO_CHANGES
+) -> ParameterSelection:
     """Match the configuration against the parameters of the whole model: one process may hold none that match.
 
     Raises ConfigError where lora.targets or model.freeze match nothing, and where model.freeze covers new rows.
@@ -225,12 +219,13 @@ def _select(config: Config, before: ErnieConfig, dtype: str, changes: ModelChang
                 f"model.freeze covers {untrained[0]}: its new rows (model.resize_vocab) would stay untrained"
             )
     check_routers(names, trained, router_settings(config))
-    return _Selection(matches, specs, trained, before.vocab_size, architecture.vocab_size)
+    return ParameterSelection(matches, specs, trained, before.vocab_size, architecture.vocab_size)
 
 
-def _plan(
-    config: Config, architecture: ErnieConfig, dtype: str, selected: _Selection, dims: ParallelDims
+def plan_memory(
+    config: Config, architecture: ErnieConfig, dtype: str, selected: ParameterSelection, dims: ParallelDims
 ) -> MemoryPlan:
+    """The memory of each process that trains a model of this architecture. No file is read."""
     sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
     return plan_model(
         selected.specs,
@@ -247,11 +242,11 @@ def _describe(
     config: Config,
     architecture: ErnieConfig,
     dtype: str,
-    selected: _Selection,
+    selected: ParameterSelection,
     log: Callable[[str], None],
     dims: ParallelDims,
 ) -> None:
-    plan = _plan(config, architecture, dtype, selected, dims)
+    plan = plan_memory(config, architecture, dtype, selected, dims)
     lines = describe_lora(selected.matches, config.lora.rank) if config.lora.enabled else []
     if config.model.resize_vocab:
         lines.insert(0, describe_vocab(selected.rows_before, selected.rows, adapters=config.lora.enabled))

@@ -13,7 +13,7 @@ from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.train.distributed import fit_parallel_dims
 from erniekit.train.memory import MemoryPlan, activation_bytes
-from erniekit.train.model import plan_memory
+from erniekit.train.model import plan_memory, select_parameters
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))
@@ -59,7 +59,9 @@ def named_devices(path: Path) -> list[int]:
 
 def plan(config: Config, family: str, processes: int) -> MemoryPlan:
     dims = ParallelDims(processes, config.parallel.expert, config.parallel.context)
-    return plan_memory(config, released(family), "bfloat16", dims)
+    architecture = released(family)
+    selected = select_parameters(config, architecture, "bfloat16")
+    return plan_memory(config, architecture, "bfloat16", selected, dims)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXAMPLES)))
