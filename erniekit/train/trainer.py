@@ -48,7 +48,7 @@ class Hook:
     """Something that happens around the steps of training. Each method does nothing by default.
 
     The trainer calls its hooks in the order of its list, which `erniekit.train.build.build_hooks` states. All
-    processes have the same hooks.
+    processes of a run have the same hooks, which may call collectives.
     """
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -79,7 +79,7 @@ class Hook:
         return {}
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """After the last step, also of an interrupted run; not after an error."""
+        """After the last step, also after an interrupt, but not after an error."""
 
     def close(self) -> None:
         """At the end, also after an error."""
@@ -104,11 +104,11 @@ class TrainerSettings:
 class Trainer:
     """Trains a model, and calls hooks around the steps.
 
-    dist, reducer, skipped_samples: what several processes share: sums over all of them, gradients, and samples that
-    could not be used. None: one process.
+    dist: the processes of the run; reducer: reduces their gradients; skipped_samples: counts the samples that any of
+    them could not use. All three are None for one process.
 
-    progress: where training starts, and how far it is. is_interrupted: all processes stop after the current step.
-    stop_reason: why training ends early, set by a hook.
+    progress: where training starts, updated by every step. is_interrupted: all processes stop after the current step.
+    stop_reason: why training ends early; set by a hook.
     """
 
     model: nn.Layer
