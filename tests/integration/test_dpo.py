@@ -225,7 +225,7 @@ def test_an_interrupted_cache_goes_on(
     run = Run(tmp_path, model, pairs, dpo__reference="cached")
     run.objective()
     words = run.said[-1].split()
-    computed, known = int(words[3]), int(words[7])
+    computed, known = int(words[3]), int(words[6])
     assert 0 < computed < 12 and computed + known == 12
     whole = Run(tmp_path / "other", model, pairs, dpo__reference="cached")
     whole.objective()
@@ -259,7 +259,7 @@ def test_a_damaged_picture_is_skipped_and_loads_no_reference_again(tmp_path: Pat
     skipped, loading, computed = first
     assert loading.startswith("reference: loading a frozen copy")
     assert skipped.startswith("skipped: ") and "damaged.png" in skipped
-    assert computed.endswith("of 1 pairs computed, of 0 known before, 1 cannot be read")
+    assert computed.endswith("of 1 pair computed, 0 cached before; 1 pair cannot be read")
     assert told == [
         skipped,
         "reference: log-probabilities of 0 pairs computed, 1 cached before; 1 pair cannot be read",
