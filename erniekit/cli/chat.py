@@ -1,4 +1,4 @@
-"""`erniekit chat`: talk to a model in the terminal."""
+"""`erniekit chat`: chat with a model in the terminal."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ def chat(
     model: Annotated[
         Path,
         typer.Argument(
-            help="A base model, an export, a checkpoint (also with adapters), or a run's output directory (its newest "
+            help="A base model, an export, a checkpoint (adapters too), or a run's output directory (its newest "
             "checkpoint; RUN/best: its best).",
             show_default=False,
         ),
@@ -36,7 +36,7 @@ def chat(
         typer.Option(
             "--tools",
             metavar="FILE",
-            help="JSON list of the tools that the model may call. You are asked for what they return.",
+            help="JSON list of the tools that the model may call. You enter their results.",
         ),
     ] = None,
     max_new_tokens: MaxNewTokens = 1024,
@@ -52,10 +52,10 @@ def chat(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Talk to a model in the terminal, or with lines from a file.
+    """Chat with a model in the terminal, or with messages from a file.
 
-    Answers are shown as they come, reasoning dimmed. /image FILE and /video FILE attach to the next message, /save
-    FILE appends the chat to a file to train on; /help lists all commands. Ctrl-C ends an answer, Ctrl-D the chat.
+    Answers are streamed, with reasoning dimmed. /image FILE and /video FILE attach to the next message, /save FILE
+    appends the chat to a training file; /help lists all commands. Ctrl-C ends an answer, Ctrl-D the chat.
 
     Examples:
 

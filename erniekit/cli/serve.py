@@ -1,4 +1,4 @@
-"""`erniekit serve`: a small server with OpenAI's interface, to try a model out."""
+"""`erniekit serve`: a small server with OpenAI's API, to try a model."""
 
 import functools
 from pathlib import Path
@@ -24,45 +24,45 @@ from erniekit.cli.options import (
 Model = Annotated[
     Path,
     typer.Argument(
-        help="A base model, an export, a checkpoint (also with adapters), or a run's output directory.",
+        help="A base model, an export, a checkpoint (adapters too), or a run's output directory.",
         show_default=False,
     ),
 ]
 Host = Annotated[
-    str, typer.Option("--host", help="Address to listen on; 0.0.0.0: other machines reach it too.")
+    str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all addresses of this machine.")
 ]
-Port = Annotated[
-    int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: one that is free.")
-]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free port.")]
 Name = Annotated[
     str,
-    typer.Option("--name", help="What requests call the model. Default: its directory.", show_default=False),
+    typer.Option("--name", help="Model name in requests. Default: the directory's name.", show_default=False),
 ]
 ApiKey = Annotated[
     str,
     typer.Option(
         "--api-key",
         envvar="ERNIEKIT_API_KEY",
-        help="Key that clients must send. Default: none.",
+        help="API key that clients must send. Default: none.",
         show_default=False,
     ),
 ]
 AllowUrls = Annotated[
     bool,
-    typer.Option("--allow-urls", help="Fetch pictures and videos that requests name by http(s) URL."),
+    typer.Option("--allow-urls", help="Fetch images and videos from http(s) URLs in requests."),
 ]
 Cors = Annotated[
     list[str] | None,
     typer.Option(
         "--cors",
         metavar="ORIGIN",
-        help="Web pages that may use it, as in http://localhost:3000; repeat it for more; *: all.",
+        help="Origin of web pages that may use the server, such as http://localhost:3000. Repeatable; *: all.",
         show_default=False,
     ),
 ]
 Commands = Annotated[
     bool,
-    typer.Option("--commands", help="Print vLLM's and FastDeploy's commands for the model and exit."),
+    typer.Option(
+        "--commands", help="Print the commands that serve the model in vLLM and FastDeploy, and exit."
+    ),
 ]
 
 
@@ -88,10 +88,10 @@ def serve(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Serve a model with OpenAI's interface, to try it out: /v1/chat/completions, one answer at a time.
+    """Serve a model with OpenAI's API, to try it: /v1/chat/completions, one answer at a time.
 
-    Streams, pictures and videos as data: URIs, tools, reasoning, usage. What a request leaves out, the options
-    below say. Ctrl-C ends it. For production it prints the commands of vLLM and FastDeploy.
+    Supports streaming, images and videos as data: URIs, tools, reasoning and usage. The options below are the
+    defaults for requests. Ctrl-C stops the server. For production, use the vLLM and FastDeploy commands it prints.
 
     Examples:
 
@@ -102,11 +102,11 @@ def serve(
       erniekit serve exports/ernie --commands
     """
     from erniekit.generation.load import find_model
-    from erniekit.serving.engines import describe, engine_commands
+    from erniekit.serving.engines import command_lines, engine_commands
 
     source = find_model(model)
     encoder = source.encoder(template)
-    production = describe(engine_commands(model, source, encoder.template))
+    production = command_lines(engine_commands(model, source, encoder.template))
     if commands:
         typer.echo("\n".join(production))
         return

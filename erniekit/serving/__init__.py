@@ -1,1 +1,1 @@
-"""A server with the interface of OpenAI, and the commands for the engines that serve models in production."""
+"""A server with OpenAI's API to try models, and the commands for production engines."""

@@ -1,4 +1,4 @@
-"""Chats as OpenAI's API has them, as conversations for the encoder."""
+"""From the messages and tools of a request to a conversation for the encoder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def to_conversation(
     sample_id: str,
     allow_urls: bool = False,
 ) -> Conversation:
-    """A chat, for `Encoder.encode_prompt`.
+    """A conversation for `Encoder.encode_prompt`.
 
-    messages: as in format "messages", but `<image>`, `<video>` and paths in tags are plain text, and there are no
-    columns beside them; tools: as in OpenAI's API. base_dir: what relative paths of media are relative to; sample_id:
-    what errors call the chat; allow_urls: whether media may be http(s) URLs. Raises SampleError.
+    messages: as in the format "messages", but `<image>`, `<video>` and paths in tags are plain text, and there are no
+    columns with media; tools: as in OpenAI's API. base_dir: the directory for relative paths of media; sample_id: the
+    name of the chat in errors; allow_urls: whether media may be http(s) URLs. Raises SampleError.
     """
     record = {"messages": [_plain(message) for message in messages], "tools": list(tools or ())}
     return parse_record(
@@ -31,7 +31,7 @@ def to_conversation(
 
 
 def _plain(message: Mapping[str, Any]) -> Any:
-    """The message, its text as a part: only as a string it could have marks."""
+    """The message with its text as a part, where `<image>` is plain text; in a string it is a placeholder."""
     if not isinstance(message, Mapping) or message.get("role") in ("assistant", "system", "developer"):
         return message
     content = message.get("content")

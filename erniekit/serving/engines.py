@@ -1,7 +1,7 @@
-"""The commands with which inference engines serve a model for production, with the parsers of its family.
+"""The commands that serve a model in vLLM and FastDeploy, with the parsers of its family.
 
 Sources: the help of `vllm serve` and vLLM's parser "ernie45" (reasoning up to </think>, calls between <tool_call>
-tags: the form that all chat templates here share); FastDeploy's documentation of its parameters, of reasoning
+tags: the form of all chat templates here); FastDeploy's documentation of its parameters, of reasoning
 outputs and of tool calling.
 """
 
@@ -21,7 +21,7 @@ from erniekit.models.config import ErnieConfig
 
 @dataclass(frozen=True, slots=True)
 class EngineCommands:
-    """export: what makes the directory that engines load, "" where the model is one; notes: what to mind."""
+    """export: the command that writes the directory for the engines, "" if they load the model as it is."""
 
     export: str
     vllm: str
@@ -30,7 +30,7 @@ class EngineCommands:
 
 
 def engine_commands(given: Path, source: ModelSource, template: Template) -> EngineCommands:
-    """The commands for the model that a user named `given`, which is `source`. Raises CheckpointError."""
+    """The commands for the model at `source`, which the user gave as the path `given`. Raises CheckpointError."""
     config = ErnieConfig.from_dir(source.directory)
     vl, thinks = config.family == "vl", template.thinking == "on"
     target, export = given, ""
@@ -42,36 +42,36 @@ def engine_commands(given: Path, source: ModelSource, template: Template) -> Eng
     vllm += ["--reasoning-parser", "ernie45"] if thinks else []
     vllm += ["--enable-auto-tool-choice", "--tool-call-parser", "ernie45"]
     fastdeploy = ["python", "-m", "fastdeploy.entrypoints.openai.api_server", "--model", str(target)]
-    # Its own default is 2048, however long the model's chats may be.
+    # The default is 2048, whatever the model's limit.
     fastdeploy += ["--max-model-len", str(config.max_position_embeddings), "--load-choices", "default_v1"]
     fastdeploy += _fastdeploy_parsers(vl, thinks)
     notes = []
     if vl and not list(source.directory.glob("processing_*.py")):
-        notes.append("both need the released model's *.py files beside the weights, and they are not there")
+        notes.append(
+            "both need the *.py files of the released model, which are missing in the model directory"
+        )
     if vl:
-        # As many frames a second as in training: else vLLM takes 32 of every video, however long it is.
+        # The frame rate of training: vLLM's default is 32 frames of every video, whatever its length.
         spec = VideoSpec.from_checkpoint(source.directory, source.data)
         videos = {"video": {"fps": spec.fps, "num_frames": spec.max_frames}}
         vllm += ["--media-io-kwargs", json.dumps(videos)]
-        notes.append(
-            f"vLLM knows no least number of frames of a video, which is {spec.min_frames} in training"
-        )
+        notes.append(f"vLLM has no minimum number of frames per video; in training it is {spec.min_frames}")
     if not thinks:
-        notes.append("FastDeploy documents no parser of tool calls for this family: there they stay text")
+        notes.append("FastDeploy documents no tool call parser for this family: calls stay text there")
     return EngineCommands(export, shlex.join(vllm), shlex.join(fastdeploy), tuple(notes))
 
 
-def describe(commands: EngineCommands) -> list[str]:
-    """The commands as lines for people, each on one that can be copied."""
+def command_lines(commands: EngineCommands) -> list[str]:
+    """The commands for a terminal, each on one line, to copy."""
     lines = ["for production:"]
     if commands.export:
-        lines += ["  # first write it in the layout that engines load", f"  {commands.export}"]
+        lines += ["  # first export it in the layout that the engines load", f"  {commands.export}"]
     lines += [f"  {commands.vllm}", f"  {commands.fastdeploy}"]
     return lines + [f"  # {note}" for note in commands.notes]
 
 
 def _needs_export(source: ModelSource, config: ErnieConfig) -> bool:
-    """Adapters and training checkpoints do, and the nested layout of transformers, which neither engine reads."""
+    """True for adapters, training checkpoints and transformers' nested layout, which neither engine loads."""
     trained = (source.checkpoint / STATE_FILE).is_file()
     return trained or source.checkpoint != source.directory or "text_config" in config.raw
 

@@ -1,8 +1,8 @@
-"""Fields of a request that ask for nothing here, and those that ask for what is not done.
+"""Fields of a request that have no effect here, and fields that are refused.
 
-One rule for all fields: null asks for nothing. Beyond that a field is heeded (`ChatRequest`), or passed over whatever
-it says (PASSED_OVER), or taken with the values that change nothing (NEUTRAL), or refused with its name and its value,
-as a field is that is in none of these lists. So no client takes another answer for the one that it asked for.
+A null value is the same as no field. Otherwise a field is supported (`ChatRequest`), or ignored whatever its value
+(IGNORED), or accepted with values that change nothing (NEUTRAL), or refused with its name and value. Fields in none of
+these lists are refused too. So no client mistakes another answer for the one that it asked for.
 Sources: OpenAI's API reference; the chat requests of vLLM, FastDeploy and SGLang; llama.cpp's server.
 """
 
@@ -17,7 +17,7 @@ from erniekit.errors import ErnieKitError
 
 
 class RequestError(ErnieKitError):
-    """A request that is not answered: HTTP `status`, and OpenAI's `param` and `code`."""
+    """An error response: HTTP `status`, and OpenAI's `param` and `code`."""
 
     def __init__(
         self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
@@ -26,10 +26,10 @@ class RequestError(ErnieKitError):
         self.status, self.param, self.code = status, param, code
 
 
-_LONGEST_VALUE = 60  # characters of a value that an error shows
+_MAX_SHOWN = 60  # characters of a value that an error shows
 
-# What is about accounts, caches, traces and transport: the answer is the same with any value.
-PASSED_OVER = frozenset(
+# Accounts, caches, traces and transport: the answer does not depend on them.
+IGNORED = frozenset(
     (
         *("metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
         *("service_tier", "store", "user"),
@@ -42,15 +42,15 @@ _ONE_ANSWER = "a request has one answer"
 _NOT_SUPPORTED = "is not supported"
 _PENALTY = "is not supported: use repetition_penalty"
 _SAMPLING = "is not supported: use temperature, top_p, top_k or min_p"
-_FORMAT = "only text is supported: nothing holds the model to a format"
-_ENDS = "is not supported: the model's end tokens and the texts of stop end an answer"
-_CONTROL = "control tokens never stand in an answer's text"
-_TEMPLATE = "the prompt is always what the chat template writes, up to the assistant's answer"
-_WORDS = "is not supported: nothing bans or forces single tokens"
+_FORMAT = "only text is supported: output formats are not enforced"
+_ENDS = "is not supported: only end tokens and stop texts end an answer"
+_CONTROL = "answers never contain control tokens"
+_TEMPLATE = "the chat template always writes the prompt, up to the assistant's answer"
+_WORDS = "is not supported: tokens cannot be banned or forced"
 _RETURNS = "is not supported: an answer has text, reasoning, tool calls and usage"
-_MEDIA = "is not supported: pictures and videos are read as in training"
-# (fields, the values that change nothing, what to say of all others).
-_GROUPS: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
+_MEDIA = "is not supported: images and videos are read as in training"
+# (fields, values that change nothing, the error for other values).
+_NEUTRAL_RULES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
     # OpenAI
     (("audio",), (), "answers are text"),
     (("frequency_penalty", "presence_penalty"), (0,), _PENALTY),
@@ -90,7 +90,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
     (
         ("include_reasoning", "separate_reasoning", "stream_reasoning"),
         (True,),
-        "reasoning is always told apart",
+        "reasoning is always separate from the text",
     ),
     (
         ("return_token_ids", "return_tokens_as_token_ids", "return_prompt_text", "return_hidden_states"),
@@ -105,7 +105,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
     (("mm_processor_kwargs", "media_io_kwargs", "images_config"), ({},), _MEDIA),
     (("mm_hashes",), ([],), _MEDIA),
     (("use_audio_in_video",), (False,), _MEDIA),
-    (("priority",), (0,), "requests are answered in the order in which they come"),
+    (("priority",), (0,), "requests are answered in order"),
     (("lora_path",), ("", []), "this server has one model, with its adapters"),
     (
         ("kv_transfer_params", "ec_transfer_params", "disaggregate_info", "session_params"),
@@ -113,7 +113,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
         _NOT_SUPPORTED,
     ),
     (("watermark", "watermarking"), (False,), _NOT_SUPPORTED),
-    # llama.cpp and what speaks to it
+    # llama.cpp and its clients
     (("repeat_penalty",), (1,), _PENALTY),
     (("dry_multiplier", "no_repeat_ngram_size", "penalty_alpha"), (0,), _PENALTY),
     (("typical_p", "tfs_z", "tfs", "guidance_scale"), (1,), _SAMPLING),
@@ -121,43 +121,43 @@ _GROUPS: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
     (("smoothing_factor", "epsilon_cutoff", "eta_cutoff"), (0,), _SAMPLING),
 )
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    name: (values, message) for names, values, message in _GROUPS for name in names
+    name: (values, message) for names, values, message in _NEUTRAL_RULES for name in names
 }
 
 
 def without_neutral(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields that ask for something. Raises RequestError for one that asks for what is not done.
+    """The fields that have an effect. Raises RequestError for an unsupported value.
 
-    prefix: what errors put before their names, for fields of a field.
+    prefix: put before the names in errors, for nested fields.
     """
-    asking: dict[str, Any] = {}
+    effective: dict[str, Any] = {}
     for name, value in fields.items():
-        if value is None or name in PASSED_OVER:
+        if value is None or name in IGNORED:
             continue
         if name not in NEUTRAL:
-            asking[name] = value
+            effective[name] = value
             continue
         values, message = NEUTRAL[name]
         if not any(_same(value, neutral) for neutral in values):
             raise refusal(prefix + name, message, value, values)
-    return asking
+    return effective
 
 
 def refusal(name: str, message: str, value: Any, neutral: Sequence[Any] = ()) -> RequestError:
-    """A field with a value that is not done here. neutral: values that are taken."""
+    """The error for an unsupported value. neutral: values that are accepted."""
     shown = json.dumps(value, ensure_ascii=False)
-    shown = shown if len(shown) <= _LONGEST_VALUE else shown[:_LONGEST_VALUE] + "..."
+    shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."
     instead = " or ".join(["leave it out", *(f"send {json.dumps(value)}" for value in neutral[:1])])
     return RequestError(f"{name}: {message}; {shown} was sent, {instead}", param=name)
 
 
 def unknown_field(name: str, known: Collection[str]) -> RequestError:
-    """What to say of a field that is in no list. known: those beside it."""
+    """The error for an unknown field. known: the names of the known ones."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
     meant = f"; did you mean {close[0]}?" if close else ""
     return RequestError(f"{name}: this server does not know this field{meant}", param=name)
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Whether they are the same JSON: 1 is 1.0, but true is not 1."""
+    """Whether the JSON values are equal: 1 is 1.0, but true is not 1."""
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

@@ -1,4 +1,4 @@
-"""A request for a chat completion in OpenAI's form: what it may hold, and what is asked with it."""
+"""A chat completion request of OpenAI's API: its fields, its conversation and its sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from erniekit.data.chat.conversation import Conversation, SampleError
-from erniekit.data.chat.template import Template
 from erniekit.data.formats.fields.markers import MESSAGE_MEDIA_KEYS
 from erniekit.data.formats.fields.tools import TOOL_KEYS
 from erniekit.data.media.images import is_url
@@ -19,8 +18,8 @@ from erniekit.errors import ConfigError
 from erniekit.generation.sampling import Sampling
 from erniekit.serving.conversations import to_conversation
 from erniekit.serving.fields import (
+    IGNORED,
     NEUTRAL,
-    PASSED_OVER,
     RequestError,
     refusal,
     unknown_field,
@@ -29,8 +28,8 @@ from erniekit.serving.fields import (
 from erniekit.serving.thinking import THINKING_FIELDS, Thinking, take_thinking
 
 _MEDIA = ("image_url", "video_url")
-_WORDS = ("text", "input_text", "output_text", "refusal", "reasoning", "thinking")  # parts without a file
-# Under which the reader looks for files. `detail` is OpenAI's hint of a size: pictures are sized as in training.
+_TEXT_TYPES = ("text", "input_text", "output_text", "refusal", "reasoning", "thinking")  # parts without media
+# Keys under which the reader looks for media. `detail` is OpenAI's size hint: images are resized as in training.
 _SOURCES = frozenset(
     (*_MEDIA, "image", "images", "video", "videos", "frames", "url", "path", "value", "bytes")
 )
@@ -38,12 +37,12 @@ _TOOL_CHOICES = ("auto", "none")
 
 
 def _whole(value: Any) -> Any:
-    """1.0 is 1 in JSON."""
+    """JSON's 1.0 as 1."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _limit(value: Any) -> Any:
-    """-1 is no limit, as in llama.cpp."""
+    """-1 means no limit, as in llama.cpp."""
     return None if value == -1 else _whole(value)
 
 
@@ -56,7 +55,7 @@ class _Part(BaseModel):
 
 
 class StreamOptions(_Part):
-    """include_usage: whether a stream ends with the numbers of tokens. Padding against eavesdroppers is not made."""
+    """include_usage: whether a stream ends with the token counts. Obfuscation (padding) is ignored."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -64,9 +63,9 @@ class StreamOptions(_Part):
 
 
 class ChatRequest(_Part):
-    """The fields that are heeded; see OpenAI's API reference. top_k, min_p and repetition_penalty: as in vLLM.
+    """The supported fields; see OpenAI's API reference. top_k, min_p and repetition_penalty: as in vLLM.
 
-    thinking: what other fields say of it.
+    thinking: from the fields of `THINKING_FIELDS`.
     """
 
     model: str | None = None
@@ -88,22 +87,22 @@ class ChatRequest(_Part):
 
     @property
     def may_call(self) -> bool:
-        """Whether the model is told of tools, and its calls are told as calls."""
+        """Whether the prompt has the tools, and tool calls in the answer are parsed."""
         return bool(self.tools) and self.tool_choice != "none"
 
     @property
     def max_new_tokens(self) -> int | None:
-        """The limit that the client sets, under its new name or its old one."""
+        """The client's limit, under OpenAI's new name or its old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream is to end with the numbers of tokens."""
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """The request in a body. Raises RequestError naming the field."""
+    """Parses a body. Raises RequestError naming the field."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -112,7 +111,7 @@ def read_request(body: bytes) -> ChatRequest:
         raise RequestError("the body must be a JSON object")
     thinking, fields = take_thinking(without_neutral(_spread(fields)))
     if "tool_choice" in fields and fields["tool_choice"] not in _TOOL_CHOICES:
-        message = 'must be "auto" or "none": the model cannot be made to call a tool'
+        message = 'must be "auto" or "none": the model cannot be forced to call a tool'
         raise refusal("tool_choice", message, fields["tool_choice"])
     try:
         return ChatRequest.model_validate({**fields, "thinking": thinking})
@@ -121,38 +120,38 @@ def read_request(body: bytes) -> ChatRequest:
 
 
 def _spread(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with those that clients pack into others.
+    """The fields with those that clients put into other fields.
 
-    `extra_body` is an argument of OpenAI's client, not a field, for who writes requests by hand too. In `metadata`
-    FastDeploy took fields; OpenAI's labels there are texts.
+    `extra_body` is an argument of OpenAI's client, but people also send it as a field. FastDeploy accepts fields in
+    `metadata`; OpenAI's values there are strings.
     """
-    packed = fields.get("extra_body") or {}
-    if not isinstance(packed, dict):
-        raise refusal("extra_body", "must be an object with fields of the request", packed)
+    nested = fields.get("extra_body") or {}
+    if not isinstance(nested, dict):
+        raise refusal("extra_body", "must be an object with fields of the request", nested)
     labels = fields.get("metadata")
     if isinstance(labels, dict):
         taken = {
             name: value for name, value in labels.items() if name in _KNOWN and not isinstance(value, str)
         }
-        packed = {**taken, **packed}
-    for name, value in packed.items():
+        nested = {**taken, **nested}
+    for name, value in nested.items():
         if name in fields and fields[name] != value:
-            raise refusal(name, f"is there twice, as {json.dumps(fields[name])[:60]} too", value)
-    return {**{name: value for name, value in fields.items() if name != "extra_body"}, **packed}
+            raise refusal(name, f"is sent twice, also as {json.dumps(fields[name])[:60]}", value)
+    return {**{name: value for name, value in fields.items() if name != "extra_body"}, **nested}
 
 
-_KNOWN = (frozenset(ChatRequest.model_fields) | NEUTRAL.keys() | PASSED_OVER | THINKING_FIELDS) - {"metadata"}
+_KNOWN = (frozenset(ChatRequest.model_fields) | NEUTRAL.keys() | IGNORED | THINKING_FIELDS) - {"metadata"}
 
 
 def _wrong_field(error: ValidationError) -> RequestError:
     details = error.errors(include_url=False)
     name = _name(details[0])
-    kind = details[0]["type"]
-    if kind == "extra_forbidden":
+    error_type = details[0]["type"]
+    if error_type == "extra_forbidden":
         return unknown_field(name, StreamOptions.model_fields if "." in name else _KNOWN)
-    if kind == "missing":
+    if error_type == "missing":
         return RequestError(f"{name}: is missing", param=name)
-    # Of a value that may be of several types, every type complains.
+    # A value that may have several types has an error for each of them.
     found = " or ".join(
         detail["msg"].replace("Input should be", "must be") for detail in details if _name(detail) == name
     )
@@ -164,9 +163,9 @@ def _name(detail: ErrorDetails) -> str:
 
 
 def read_conversation(request: ChatRequest, sample_id: str, *, allow_urls: bool) -> Conversation:
-    """The chat of a request. Its media are data: URIs, or with allow_urls http(s) URLs. Raises RequestError.
+    """The conversation of a request. Its media are data: URIs, or with allow_urls http(s) URLs. Raises RequestError.
 
-    Never names a file of this machine: only what is carried along or may be fetched is let through.
+    Paths never get through: a client must not read the server's files.
     """
     messages = [
         _with_safe_media(f"messages.{index}", message, allow_urls)
@@ -174,7 +173,7 @@ def read_conversation(request: ChatRequest, sample_id: str, *, allow_urls: bool)
     ]
     tools = request.tools if request.may_call else None
     try:
-        # A base directory is only asked for paths, of which there are none.
+        # The base directory is for paths, and there are none.
         return to_conversation(messages, tools, base_dir=Path(), sample_id=sample_id, allow_urls=allow_urls)
     except SampleError as error:
         raise RequestError(
@@ -196,19 +195,19 @@ def _with_safe_media(where: str, message: dict[str, Any], allow_urls: bool) -> d
 
 
 def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in _WORDS:
+    part_type = part.get("type") if isinstance(part, dict) else None
+    if part_type in _TEXT_TYPES:
         return dict(part)
-    if kind not in _MEDIA:
-        found = json.dumps(kind) if isinstance(part, dict) else json.dumps(part)
+    if part_type not in _MEDIA:
+        found = json.dumps(part_type) if isinstance(part, dict) else json.dumps(part)
         raise RequestError(
             f"{where}: must be an object of type text, image_url or video_url, it is {found[:60]}",
             param="messages",
         )
-    media = part.get(kind)
+    media = part.get(part_type)
     url = media.get("url") if isinstance(media, dict) else media
     if not isinstance(url, str):
-        raise RequestError(f'{where}: needs "{kind}": {{"url": "data:..."}}', param="messages")
+        raise RequestError(f'{where}: needs "{part_type}": {{"url": "data:..."}}', param="messages")
     if not url.startswith("data:") and not (allow_urls and is_url(url)):
         what = (
             "URLs are only fetched by a server that was started with --allow-urls"
@@ -216,25 +215,21 @@ def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
             else "files of the server are never read"
         )
         raise RequestError(f"{where}: send the file itself as a data: URI; {what}", param="messages")
-    # What else the client says of the medium is for the reader, which heeds, refuses or reports it.
+    # The reader handles, refuses or reports the other keys.
     others = {**part, **(media if isinstance(media, dict) else {})}
     kept = {key: value for key, value in others.items() if key not in _SOURCES and key != "detail"}
-    return {**kept, "type": kind, kind: {"url": url}}
-
-
-def check_thinking(request: ChatRequest, template: Template) -> None:
-    """Raises RequestError where a client wants thinking switched on or off, and the template has it otherwise."""
-    request.thinking.check(template)
+    return {**kept, "type": part_type, part_type: {"url": url}}
 
 
 def read_sampling(request: ChatRequest, defaults: Sampling, prompt_tokens: int, positions: int) -> Sampling:
-    """How a request is answered; what it leaves out is as in `defaults`. Raises RequestError.
+    """The sampling of a request, with `defaults` for missing fields. Raises RequestError.
 
-    A limit that the client sets must fit into the model's positions beside the prompt; the default one is made to.
+    Prompt and answer must fit into the model's positions: a larger limit from the client is an error, a larger
+    default is reduced.
     """
     room = positions - prompt_tokens
     if room < 1:
-        message = f"the prompt has {prompt_tokens:,} tokens; with an answer it must fit into {positions:,} positions"
+        message = f"the prompt has {prompt_tokens:,} tokens; prompt and answer must fit into {positions:,} positions"
         raise RequestError(message, param="messages", code="context_length_exceeded")
     limit = request.max_new_tokens
     if limit is not None and limit > room:
@@ -249,9 +244,9 @@ def read_sampling(request: ChatRequest, defaults: Sampling, prompt_tokens: int, 
         if (value := getattr(request, name)) is not None
     }
     if request.top_k is not None:
-        chosen["top_k"] = max(request.top_k, 0)  # -1 is vLLM's word for all
+        chosen["top_k"] = max(request.top_k, 0)  # -1 means all, as in vLLM
     if request.seed is not None:
-        chosen["seed"] = request.seed % (1 << 64)  # OpenAI's may be negative
+        chosen["seed"] = request.seed % (1 << 64)  # it may be negative in OpenAI's API
     stop = _texts(request.stop)
     try:
         return replace(
@@ -265,5 +260,5 @@ def read_sampling(request: ChatRequest, defaults: Sampling, prompt_tokens: int, 
 
 
 def _texts(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Stop texts; an empty one stops nothing."""
+    """Stop texts without empty ones, which stop nothing."""
     return tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form: a completion at once, or the pieces of a stream; models; errors."""
+"""Responses in OpenAI's form: completions, chunks of a stream, models and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STREAM_END = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer. tokens: those generated, the end token too."""
+    """The end of an answer. tokens: the number of generated tokens, with the end token."""
 
     finish: Literal["stop", "length"]
     prompt_tokens: int
@@ -27,15 +27,15 @@ class Finished:
 
 @dataclass
 class Completion:
-    """One answer as it goes to a client. model: its name; may_call: whether calls are told as calls.
+    """Formats one answer for a client. may_call: whether tool calls are sent as such.
 
-    Where they are not, and where a call cannot be read, it is text as the model wrote it.
+    Otherwise, or if a call cannot be parsed, it is sent as text, as the model wrote it.
     """
 
     model: str
     template: Template
     may_call: bool
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    completion_id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     calls: int = 0
 
@@ -44,17 +44,17 @@ class Completion:
         return [self._piece(delta) for delta in deltas]
 
     def chunk(self, piece: dict[str, Any], finished: Finished | None = None) -> dict[str, Any]:
-        """One chunk of a stream; finished: it is the last one of the answer."""
+        """One chunk of a stream; finished: for the last one of the answer."""
         reason = None if finished is None else self._reason(finished)
         choice = {"index": 0, "delta": piece, "logprobs": None, "finish_reason": reason}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def usage_chunk(self, finished: Finished) -> dict[str, Any]:
-        """The chunk after the last one, for a client that wants the numbers of tokens."""
+        """The chunk with the token counts, after the last one of the answer."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(finished)}
 
     def whole(self, deltas: Sequence[Delta], finished: Finished) -> dict[str, Any]:
-        """The whole answer. Without text, `content` is null where tools are called."""
+        """The complete answer. `content` is null if there are tool calls and no text."""
         pieces = self.pieces(deltas)
         message: dict[str, Any] = {"role": "assistant", "content": _joined(pieces, "content")}
         calls = [call for piece in pieces for call in piece.get("tool_calls", ())]
@@ -74,8 +74,8 @@ class Completion:
         }
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage(finished)}
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+    def _head(self, object_type: str) -> dict[str, Any]:
+        return {"id": self.completion_id, "object": object_type, "created": self.created, "model": self.model}
 
     def _reason(self, finished: Finished) -> str:
         return "tool_calls" if self.calls and finished.finish == "stop" else finished.finish
@@ -101,7 +101,7 @@ class Completion:
 
 
 def usage(finished: Finished) -> dict[str, int]:
-    """The numbers of tokens; those of pictures and videos count in the prompt."""
+    """The token counts; tokens of images and videos count as prompt."""
     return {
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.tokens,
@@ -115,9 +115,9 @@ def model_card(name: str, created: int) -> dict[str, Any]:
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+    """An error in OpenAI's form."""
+    error_type = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"error": {"message": str(error), "type": error_type, "param": error.param, "code": error.code}}
 
 
 def event(content: dict[str, Any]) -> bytes:
@@ -126,7 +126,7 @@ def event(content: dict[str, Any]) -> bytes:
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """JSON in UTF-8. Half a surrogate pair, which a request can hold and an error repeat, stays an escape."""
+    """JSON in UTF-8. Unpaired surrogates, which an error may repeat from a request, stay escaped."""
     return json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 

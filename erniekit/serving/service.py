@@ -25,7 +25,6 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.serving.fields import RequestError
 from erniekit.serving.request import (
     ChatRequest,
-    check_thinking,
     read_conversation,
     read_sampling,
 )
@@ -87,7 +86,7 @@ class ChatService:
         """Adds a request to the queue, from any thread. Raises RequestError."""
         self.check_name(request.model)
         template = self._encoder.template
-        check_thinking(request, template)
+        request.thinking.check(template)
         number = next(self._numbers)
         conversation = read_conversation(request, f"request {number + 1}", allow_urls=self._allow_urls)
         try:

@@ -1,7 +1,7 @@
-"""What a request says of thinking, in the words of several servers, and whether the model does so anyway.
+"""Fields of a request about thinking, under the names of several servers.
 
-The chat template decides whether a model thinks, and nothing ends its reasoning early: a switch is taken where it
-says what the template does, a limit where the answer ends before it is reached.
+The chat template decides whether a model thinks, and nothing ends its reasoning early: a switch is accepted if it
+agrees with the template, a limit if the answer ends before it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Literal
 from erniekit.data.chat.template import Template
 from erniekit.serving.fields import RequestError, refusal, unknown_field, without_neutral
 
-_Kind = Literal["switch", "effort", "reasoning limit", "answer limit", "group"]
-# Group of fields -> its fields. Sources: FastDeploy (chat_template_kwargs, its options, *_max_tokens), vLLM
+_FieldType = Literal["switch", "effort", "reasoning limit", "answer limit", "object"]
+# Path of an object -> its fields. Sources: FastDeploy (chat_template_kwargs, its options, *_max_tokens), vLLM
 # (thinking_token_budget), Ollama (think), DeepSeek and Anthropic (thinking.type), OpenRouter (reasoning).
-_FIELDS: dict[str, dict[str, _Kind]] = {
+_FIELDS: dict[str, dict[str, _FieldType]] = {
     "": {
         "enable_thinking": "switch",
         "think": "switch",
@@ -26,8 +26,8 @@ _FIELDS: dict[str, dict[str, _Kind]] = {
         "thinking_budget": "reasoning limit",
         "thinking_token_budget": "reasoning limit",
         "response_max_tokens": "answer limit",
-        "reasoning": "group",
-        "chat_template_kwargs": "group",
+        "reasoning": "object",
+        "chat_template_kwargs": "object",
     },
     "chat_template_kwargs": {
         "enable_thinking": "switch",
@@ -35,7 +35,7 @@ _FIELDS: dict[str, dict[str, _Kind]] = {
         "thinking_mode": "switch",
         "reasoning_effort": "effort",
         "thinking_budget": "reasoning limit",
-        "options": "group",
+        "options": "object",
     },
     "chat_template_kwargs.options": {"thinking_mode": "switch"},
     "thinking": {"type": "switch", "budget_tokens": "reasoning limit"},
@@ -47,20 +47,20 @@ _SWITCHES = {
     **dict.fromkeys(("close", "off", "false", "disabled"), False),
     **dict.fromkeys(("auto", "default", "adaptive", ""), None),
 }
-# "medium" is what OpenAI's models do without the field.
+# "medium" is the default of OpenAI's API.
 _EFFORTS = {"none": False, "medium": True, "auto": None, "default": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What a request says, each with the field's name. switches: whether to think; limits: in tokens."""
+    """Values with the names of their fields. switches: whether to think; limits: in tokens."""
 
     switches: tuple[tuple[str, bool], ...] = ()
     reasoning_limits: tuple[tuple[str, int], ...] = ()
     answer_limits: tuple[tuple[str, int], ...] = ()
 
     def check(self, template: Template) -> None:
-        """Raises RequestError where thinking is to be switched on or off, and the template has it otherwise."""
+        """Raises RequestError if a switch disagrees with the template."""
         thinks = template.thinking == "on"
         for name, wanted in self.switches:
             if wanted != thinks:
@@ -69,7 +69,7 @@ class Thinking:
                 raise RequestError(f"{name}: {detail}", param=_field(name))
 
     def check_limits(self, template: Template, max_new_tokens: int) -> None:
-        """Raises RequestError for a limit that an answer of so many tokens can reach."""
+        """Raises RequestError for a limit below `max_new_tokens`, which an answer could reach."""
         limits = self.answer_limits
         if template.thinking == "on":
             limits += self.reasoning_limits
@@ -83,8 +83,8 @@ class Thinking:
 
 
 def take_thinking(fields: dict[str, Any]) -> tuple[Thinking, dict[str, Any]]:
-    """What the fields of a request say of thinking, and the other fields. Raises RequestError naming the field."""
-    found: dict[_Kind, list[tuple[str, Any]]] = {}
+    """Splits the fields of a request into those about thinking and the others. Raises RequestError."""
+    found: dict[_FieldType, list[tuple[str, Any]]] = {}
     others = {name: value for name, value in fields.items() if name not in THINKING_FIELDS}
     _take("", {name: value for name, value in fields.items() if name in THINKING_FIELDS}, found)
     thinking = Thinking(
@@ -95,16 +95,16 @@ def take_thinking(fields: dict[str, Any]) -> tuple[Thinking, dict[str, Any]]:
     return thinking, others
 
 
-def _take(group: str, fields: Any, found: dict[_Kind, list[tuple[str, Any]]]) -> None:
+def _take(path: str, fields: Any, found: dict[_FieldType, list[tuple[str, Any]]]) -> None:
     if not isinstance(fields, dict):
-        raise RequestError(f"{group}: must be an object", param=_field(group))
-    known = _FIELDS[group]
-    prefix = f"{group}." if group else ""
+        raise RequestError(f"{path}: must be an object", param=_field(path))
+    known = _FIELDS[path]
+    prefix = f"{path}." if path else ""
     for key, value in without_neutral(fields, prefix).items():
         name = prefix + key
         if key not in known:
             raise unknown_field(name, [prefix + other for other in known])
-        if known[key] == "group" or (name in _FIELDS and isinstance(value, dict)):
+        if known[key] == "object" or (name in _FIELDS and isinstance(value, dict)):
             _take(name, value, found)
             continue
         read = _READERS[known[key]](name, value)
@@ -127,7 +127,7 @@ def _effort(name: str, value: Any) -> bool | None:
 
 
 def _limit(name: str, value: Any) -> int | None:
-    """A number of tokens; -1 is none."""
+    """A number of tokens; -1 means no limit."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= -1:

@@ -13,7 +13,7 @@ from erniekit.data.chat.families import TEMPLATES
 from erniekit.export.layouts import transformers_config
 from erniekit.generation.load import ModelSource
 from erniekit.models.config import ErnieConfig
-from erniekit.serving.engines import describe, engine_commands
+from erniekit.serving.engines import command_lines, engine_commands
 
 CALLS = "--enable-auto-tool-choice --tool-call-parser ernie45"
 VIDEOS = """--media-io-kwargs '{"video": {"fps": 2.0, "num_frames": 180}}'"""
@@ -56,7 +56,7 @@ def test_each_family_has_its_parsers(
     options = "--max-model-len 8192 --load-choices default_v1"
     assert found.fastdeploy == f"{server} --model '{model}' {options}{fastdeploy}"
     thinks = template.endswith("thinking")
-    assert any("no parser of tool calls" in note for note in found.notes) != thinks
+    assert any("no tool call parser" in note for note in found.notes) != thinks
     assert any("*.py files" in note for note in found.notes) == (family == "vl")
     if family == "vl":
         (model / "processing_ernie4_5_vl.py").write_text("")
@@ -70,7 +70,7 @@ def test_vllm_picks_as_many_frames_as_the_run(tmp_path: Path) -> None:
     found = engine_commands(model, ModelSource(model, model, options), TEMPLATES["ernie_vl"])
     flag, value = shlex.split(found.vllm)[-2:]
     assert (flag, json.loads(value)) == ("--media-io-kwargs", {"video": {"fps": 0.5, "num_frames": 40}})
-    assert "vLLM knows no least number of frames of a video, which is 4 in training" in found.notes
+    assert "vLLM has no minimum number of frames per video; in training it is 4" in found.notes
 
 
 def test_what_engines_cannot_load_is_exported_first(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_engines_cannot_load_is_exported_first(tmp_path: Path) -> None:
     expected = f"erniekit export {given} --output {given}-export"
     found = engine_commands(given, ModelSource(adapter, base), TEMPLATES["ernie"])
     assert found.export == expected and found.vllm.startswith(f"vllm serve {given}-export ")
-    lines = describe(found)
+    lines = command_lines(found)
     assert (
         lines.index(f"  {expected}") < lines.index(f"  {found.vllm}") < lines.index(f"  {found.fastdeploy}")
     )

@@ -16,10 +16,9 @@ from erniekit.data.chat.conversation import (
 )
 from erniekit.data.chat.families import TEMPLATES
 from erniekit.generation.sampling import Sampling
-from erniekit.serving.fields import NEUTRAL, PASSED_OVER, RequestError
+from erniekit.serving.fields import IGNORED, NEUTRAL, RequestError
 from erniekit.serving.request import (
     ChatRequest,
-    check_thinking,
     read_conversation,
     read_request,
     read_sampling,
@@ -68,7 +67,7 @@ def test_what_changes_no_answer_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*NEUTRAL, *PASSED_OVER, *THINKING_FIELDS, "stop", "top_k", "min_p", "tools", "new"]
+    "name", [*NEUTRAL, *IGNORED, *THINKING_FIELDS, "stop", "top_k", "min_p", "tools", "new"]
 )
 def test_null_asks_for_nothing(name: str) -> None:
     assert _request(**{name: None}) == _request()
@@ -90,7 +89,7 @@ def test_any_other_value_is_refused_with_its_name_and_what_was_sent(name: str) -
 
 def test_no_field_is_in_two_lists() -> None:
     heeded = set(ChatRequest.model_fields) - {"thinking"}
-    names = [*heeded, *PASSED_OVER, *NEUTRAL, *THINKING_FIELDS]
+    names = [*heeded, *IGNORED, *NEUTRAL, *THINKING_FIELDS]
     assert len(names) == len(set(names))
 
 
@@ -145,7 +144,7 @@ def test_what_clients_send_by_default_changes_nothing(fields: dict[str, Any]) ->
 def test_packed_fields_are_fields() -> None:
     assert _request(extra_body={"min_p": 0.1, "stop": "x"}) == _request(min_p=0.1, stop="x")
     assert str(_refused(extra_body={"min_q": 0.1})).startswith("min_q: this server does not know")
-    assert str(_refused(min_p=0.2, extra_body={"min_p": 0.1})).startswith("min_p: is there twice, as 0.2 too")
+    assert str(_refused(min_p=0.2, extra_body={"min_p": 0.1})).startswith("min_p: is sent twice, also as 0.2")
     assert _request(min_p=0.1, extra_body={"min_p": 0.1}).min_p == 0.1
     # What FastDeploy takes from metadata; labels, which are texts, stay labels.
     assert _request(metadata={"top_k": 3, "temperature": "0.5", "run": 7}) == _request(top_k=3)
@@ -168,11 +167,11 @@ def test_packed_fields_are_fields() -> None:
         ("n", True, "n: a request has one answer"),
         ("n_best", 2, "n_best: this server does not know this field"),
         ("temprature", 0.5, "temprature: this server does not know this field; did you mean temperature?"),
-        ("min_tokens", 5, "min_tokens: is not supported: the model's end tokens"),
+        ("min_tokens", 5, "min_tokens: is not supported: only end tokens"),
         ("ignore_eos", True, "ignore_eos: is not supported"),
         ("stop_token_ids", [2], "stop_token_ids: is not supported"),
-        ("skip_special_tokens", False, "skip_special_tokens: control tokens never stand in an answer's text"),
-        ("continue_final_message", True, "continue_final_message: the prompt is always what"),
+        ("skip_special_tokens", False, "skip_special_tokens: answers never contain control tokens"),
+        ("continue_final_message", True, "continue_final_message: the chat template always writes"),
         ("guided_json", {"type": "object"}, "guided_json: only text is supported"),
         ("mm_processor_kwargs", {"max_pixels": 9}, "mm_processor_kwargs: is not supported"),
         ("chat_template_kwargs", [1], "chat_template_kwargs: must be an object"),
@@ -442,7 +441,7 @@ def test_sampling_is_that_of_the_request_and_else_the_servers() -> None:
 @pytest.mark.parametrize(
     ("fields", "prompt", "message", "param"),
     [
-        ({}, 100, "the prompt has 100 tokens; with an answer it must fit into 100 positions", "messages"),
+        ({}, 100, "the prompt has 100 tokens; prompt and answer must fit into 100 positions", "messages"),
         ({"max_tokens": 91}, 10, "ask for 90 at most", "max_tokens"),
         ({"top_p": 0}, 10, "top_p must be over 0", None),
         ({"temperature": -0.1}, 10, "temperature must be 0", None),
@@ -479,11 +478,11 @@ SWITCHES: list[Callable[[bool], dict[str, Any]]] = [
 def test_thinking_is_as_the_template_has_it(
     name: str, thinks: bool, switch: Callable[[bool], dict[str, Any]]
 ) -> None:
-    check_thinking(_request(**switch(thinks)), TEMPLATES[name])
+    _request(**switch(thinks)).thinking.check(TEMPLATES[name])
     with pytest.raises(
         RequestError, match=r"the model (always|never) thinks \(see serve --template\)"
     ) as error:
-        check_thinking(_request(**switch(not thinks)), TEMPLATES[name])
+        _request(**switch(not thinks)).thinking.check(TEMPLATES[name])
     assert error.value.param is not None and str(error.value).startswith(error.value.param)
 
 
@@ -499,7 +498,7 @@ def test_thinking_is_as_the_template_has_it(
 )
 def test_what_leaves_thinking_to_the_model(fields: dict[str, Any]) -> None:
     for template in TEMPLATES.values():
-        check_thinking(_request(**fields), template)
+        _request(**fields).thinking.check(template)
         _request(**fields).thinking.check_limits(template, 1 << 20)
 
 
