@@ -19,7 +19,7 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", help="Output directory. Must not exist or be empty.", show_default=False),
+        typer.Option("--output", help="Output directory. Must be new or empty.", show_default=False),
     ],
     layout: Annotated[
         CheckpointLayout,

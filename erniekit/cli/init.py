@@ -12,7 +12,7 @@ def init(
     shape: Annotated[str, typer.Argument(help=f"One of {', '.join(SHAPES)}.", show_default=False)],
     output: Annotated[
         Path,
-        typer.Option("--output", help="Output directory. Must not exist or be empty.", show_default=False),
+        typer.Option("--output", help="Output directory. Must be new or empty.", show_default=False),
     ],
     tokenizer_text: Annotated[
         list[Path],

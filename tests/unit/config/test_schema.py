@@ -63,7 +63,7 @@ PATHS = TEXTS.filter(lambda text: not text.startswith("~") and "$" not in text) 
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     path=PATHS,
     train=st.lists(PATHS, min_size=1, max_size=3),
