@@ -1,24 +1,24 @@
-"""Errors that are for people: what is wrong, where, and what to do.
+"""Errors for users: each message says what is wrong, where, and what to do.
 
 The command line prints them without a traceback.
 """
 
 
 class ErnieKitError(Exception):
-    """A problem that the user can solve. The message is complete by itself."""
+    """A problem that the user can fix. The message needs no traceback to be understood."""
 
 
 class ConfigError(ErnieKitError):
-    """A configuration file, an override or a combination of settings is wrong."""
+    """An invalid configuration file, override or combination of settings."""
 
 
 class DataError(ErnieKitError):
-    """A data file, a sample or a picture is wrong."""
+    """An invalid data file, sample, image or video."""
 
 
 class CheckpointError(ErnieKitError):
-    """A model directory or a training checkpoint is wrong, incomplete or does not fit."""
+    """An invalid, incomplete or incompatible model directory or training checkpoint."""
 
 
 class VerifyError(ErnieKitError):
-    """A checkpoint does not do what it must."""
+    """A failed verification."""

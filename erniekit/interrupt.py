@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, handled where a program can stop.
 
-KeyboardInterrupt is raised wherever the program is. In a callback of a C library or in a destructor it is swallowed,
-and the signal is lost.
+Without a handler, KeyboardInterrupt is raised at any point of the program. In a callback of a C library or in a
+destructor it is swallowed, and the signal is lost.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ process, and launchers forward the signal that they receive as well."""
 
 
 class InterruptGuard:
-    """While active, the first signal is only recorded: a loop reads `requested` wherever it may stop.
+    """While active, the first signal is only recorded: a loop reads `requested` where it can stop.
 
     `on_signal` is called with the signal's name, from the signal handler. A second signal raises KeyboardInterrupt
-    where the program is, unless it repeats the first one within `same_seconds`. Only for the main thread.
+    immediately, unless it repeats the first one within `same_seconds`. Only for the main thread.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from erniekit.kernels.rms_norm import rms_norm
 
 
 class Linear(nn.Layer):
-    """`y = x W^T + b` with `weight` [out, in] as on the Hub, so that nothing is transposed on the way to disk."""
+    """`y = x W^T + b` with `weight` [out, in] as on the Hub, so checkpoints need no transposition."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = False, dtype: str = "float32"
@@ -39,7 +39,7 @@ class Embedding(nn.Layer):
 
 
 class LayerNorm(nn.Layer):
-    """Layer normalisation with weight and bias."""
+    """Layer normalization with weight and bias."""
 
     def __init__(self, width: int, eps: float, dtype: str = "float32") -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LayerNorm(nn.Layer):
 
 
 class RMSNorm(nn.Layer):
-    """Root-mean-square normalisation; statistics in float32."""
+    """Root-mean-square normalization; statistics in float32."""
 
     def __init__(self, width: int, eps: float, dtype: str = "float32") -> None:
         super().__init__()

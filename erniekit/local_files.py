@@ -1,4 +1,4 @@
-"""Local files: JSON objects, what an unfinished download leaves in their place, and replacing a file as a whole."""
+"""Local files: JSON objects, placeholders of files that were not downloaded, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _POINTER_HEADS = (b"version https://git-lfs.github.com/spec/", b"version https:/
 _POINTER_BYTES = 1024
 _WEB_PAGE_HEADS = (b"<!doctype html", b"<html")
 _MANY = 4
-# Left by huggingface_hub, aria2, wget-like tools and browsers beside, or in the place of, what they download.
+# Left by huggingface_hub, aria2, wget-like tools and browsers during a download.
 _UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload", "*.tmp")
 
 
 def is_lfs_pointer(content: bytes) -> bool:
-    """Whether bytes, at least the first 1025 of a longer file, are a Git LFS pointer and not the file itself."""
+    """Whether bytes (at least the first 1025 of a longer file) are a Git LFS pointer instead of the file."""
     return len(content) <= _POINTER_BYTES and content.lstrip(b"\xef\xbb\xbf \r\n").startswith(_POINTER_HEADS)
 
 
 def is_web_page(content: bytes) -> bool:
-    """Whether bytes begin as HTML does: a hub's page of a file, or its page about an error."""
+    """Whether bytes start like HTML, such as the Hub's page about a file or an error."""
     return content.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE_HEADS)
 
 
 def placeholder_problem(file: Path) -> str | None:
-    """What stands in the place of a file, and what to do; None where it may be the file itself, or is not there."""
+    """The placeholder in place of a file, and what to do; None for a file without one, or a missing file."""
     try:
         with file.open("rb") as stream:
             return _problem_of(stream.read(_POINTER_BYTES + 1), file)
@@ -50,7 +50,7 @@ def _problem_of(head: bytes, file: Path) -> str | None:
 
 
 def refuse_placeholders(directory: Path, suffixes: Iterable[str]) -> None:
-    """Raise one CheckpointError that names the files of a directory, of these suffixes, that were not downloaded."""
+    """Raise a CheckpointError that names the files with these suffixes that were not downloaded."""
     found: dict[str, str] = {}
     for file in sorted(directory.iterdir()) if directory.is_dir() else ():
         problem = placeholder_problem(file) if file.suffix in tuple(suffixes) else None
@@ -66,13 +66,13 @@ def refuse_placeholders(directory: Path, suffixes: Iterable[str]) -> None:
 
 
 def unfinished_downloads(directory: Path) -> list[str]:
-    """Names of the files that say that a download into a directory has not ended."""
+    """Names of files that show an unfinished download into a directory."""
     places = (directory, directory / ".cache" / "huggingface" / "download")
     return sorted({file.name for place in places for pattern in _UNFINISHED for file in place.glob(pattern)})
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises CheckpointError that names it, and the line of a mistake."""
+    """The JSON object in a file. Raises CheckpointError with the file and the line of a syntax error."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -91,17 +91,17 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise CheckpointError(f"{file}: not UTF-8 text: download it again") from None
     except RecursionError:
-        raise CheckpointError(f"{file}: JSON that is nested too deeply to be read") from None
+        raise CheckpointError(f"{file}: JSON is nested too deeply") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: must hold one JSON object")
+        raise CheckpointError(f"{file}: must contain one JSON object")
     return found
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[TextIO]:
-    """A text file that takes the name `target` when the block ends without an error; otherwise nothing is left.
+    """A text file that becomes `target` when the block ends without an error; otherwise it is removed.
 
-    Makes the directory. Raises OSError.
+    Creates the directory. Raises OSError.
     """
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Paths as people write them where no shell expands them (YAML, `key=value`, `--option=`), and the user's cache."""
+"""Expansion of `~` and variables in paths where no shell does it (YAML, `key=value`, `--option=`), and the cache."""
 
 import os
 import re
@@ -8,28 +8,28 @@ from typing import Any
 from erniekit.errors import ConfigError
 
 HUB = "hub:"
-"""Begins the name of a dataset of the hub, which is no path."""
+"""Prefix of Hub datasets, which are not paths."""
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-# `$$`; `${NAME}` anywhere; `$NAME` at the start of the path or of a part of it, since names of files may hold a `$`.
+# `$$`; `${NAME}` anywhere; `$NAME` only at the start of a path component, since file names may contain `$`.
 _MARK = re.compile(rf"\$\$|\$\{{([^}}]*)\}}|(?:(?<=/)|\A)\$({_NAME})")
 
 
 def user_cache_dir() -> Path:
-    """Where what can be made again is kept: erniekit in XDG_CACHE_HOME, or in ~/.cache."""
+    """The cache directory: erniekit in XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erniekit"
 
 
 def data_cache_dir(named: str | None) -> Path:
-    """Where encoded samples and datasets of the hub are kept. named: data.cache_dir of the configuration."""
+    """The directory of encoded samples and Hub datasets. named: data.cache_dir of the configuration."""
     return user_cache_dir() / "data" if named is None else Path(named)
 
 
 def expand_path(text: str) -> str:
-    """A path with `~`, `~user`, `${NAME}` and `$NAME` expanded; `$$` stands for a dollar sign.
+    """A path with `~`, `~user`, `${NAME}` and `$NAME` expanded; `$$` is a dollar sign.
 
-    `hub:owner/name` stays. Raises ConfigError for a variable that is not set or empty, a `${...}` that is no name of a
-    variable, and a user who is not there.
+    `hub:owner/name` is returned unchanged. Raises ConfigError for an unset or empty variable, an invalid name of a
+    variable in `${...}`, and an unknown user.
     """
     if text.startswith(HUB):
         return text
@@ -43,12 +43,12 @@ def expand_path(text: str) -> str:
 
 
 def escape_path(path: str) -> str:
-    """An expanded path as a text that `expand_path` turns into the same path."""
+    """The inverse of `expand_path`."""
     return path if path.startswith(HUB) else path.replace("$", "$$")
 
 
 def expand_argument(value: Any) -> Any:
-    """Expand a `Path`, or each one of a list or tuple; anything else stays."""
+    """Expand a `Path`, or each `Path` of a list or tuple; other values are returned unchanged."""
     if isinstance(value, Path):
         return Path(expand_path(str(value)))
     if isinstance(value, list | tuple):

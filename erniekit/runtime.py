@@ -1,7 +1,7 @@
-"""Device, threads, memory allocation, maths library and seeds: set once, here.
+"""Setup of device, threads, memory allocation, math library and seeds.
 
-`prepare_environment` must run before Paddle is imported (the command line does so for every command),
-`configure` once before the first computation.
+`prepare_environment` must run before Paddle is imported (the command line does so for every command);
+`configure` must run once before the first computation.
 """
 
 import ctypes
@@ -21,24 +21,24 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def prepare_environment() -> None:
-    """Settings that only work before Paddle is imported, or before it computes. Idempotent."""
+    """Apply settings that only work before Paddle is imported or computes. Idempotent."""
     # Importing Paddle looks for a C++ compiler cache and warns; nothing here is compiled.
     warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
-    # Paddle warns about any other value at import. `configure` sets the number of threads without a variable;
-    # a library that reads it, such as torch, must be told its threads by whoever imports it.
+    # Paddle warns about any other value at import. `configure` sets the number of threads without the variable;
+    # callers that import a library that reads it, such as torch, set its threads explicitly.
     os.environ["OMP_NUM_THREADS"] = "1"
     if _is_amd():
-        # MKL's own choice of kernels is 2 to 3 times slower on AMD, and much slower after an AdamW step.
+        # MKL's default kernels are 2 to 3 times slower on AMD, and much slower after an AdamW step.
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     tune_malloc()
 
 
 def tune_malloc() -> bool:
-    """Let glibc keep and reuse large freed blocks; returns whether it did. Idempotent.
+    """Make glibc keep and reuse large freed blocks; returns whether it succeeded. Idempotent.
 
-    By default each buffer above 32 MiB is a fresh mapping whose pages the kernel must zero again at every
-    step: a third of the time of softmax or attention on a CPU. Blocks of 1 GiB and more are still mapped and
-    returned. Where the C library is not glibc (macOS, musl) there is no such setting: nothing is done.
+    By default, glibc maps every buffer above 32 MiB anew, and the kernel zeroes its pages at every step: a third of the
+    time of softmax or attention on a CPU. Blocks of 1 GiB and more are still mapped and returned. Other C libraries
+    (macOS, musl) have no such setting: nothing is done.
     """
     try:
         is_glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
@@ -47,7 +47,7 @@ def tune_malloc() -> bool:
     if not is_glibc:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Before 2.35 glibc refuses thresholds above 32 MiB: then that is the best there is.
+    # glibc before 2.35 rejects thresholds above 32 MiB.
     mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     kept = mallopt(_M_TRIM_THRESHOLD, -1)  # never give the top of the heap back
     padded = mallopt(_M_TOP_PAD, 256 << 20)  # grow in large steps; untouched pages cost nothing
@@ -57,8 +57,8 @@ def tune_malloc() -> bool:
 def configure(device: str, threads: int | None, seed: int) -> str:
     """Set device, CPU threads and all seeds; returns "cpu" or "gpu".
 
-    `device`: auto, cpu or gpu. `threads`: CPU threads for the calling thread's operators, None for one on
-    each core that this process may use. Raises ConfigError where a GPU is asked for and there is none.
+    `device`: auto, cpu or gpu. `threads`: CPU threads of operators in the calling thread, None for one per usable core.
+    Raises ConfigError for gpu without a GPU.
     """
     prepare_environment()
     import numpy as np
@@ -76,11 +76,11 @@ def configure(device: str, threads: int | None, seed: int) -> str:
     paddle.set_device(chosen)
     paddle.base.core.set_num_threads(threads or usable_cores())
     if chosen == "cpu":
-        # Paddle's copies of strided views are generic loops: a transpose that is read once is 30 to 50 times
-        # as slow as the transpose kernel that it replaces, and a whole training step takes twice as long.
+        # Paddle copies strided views with generic loops: a transpose that is read once is 30 to 50 times slower
+        # than the transpose kernel, and a training step takes twice as long.
         paddle.set_flags({"FLAGS_use_stride_kernel": False})
     else:
-        # Products of float32, such as those of routers, are meant to be float32: Paddle takes TF32 for them.
+        # Keep float32 products in float32, for example in routers: Paddle uses TF32 by default.
         paddle.base.core.set_cublas_switch(False)
 
     random.seed(seed)
@@ -92,19 +92,19 @@ def configure(device: str, threads: int | None, seed: int) -> str:
 def compute_dtype(dtype: str, device: str) -> str:
     """ "float32" or "bfloat16": `dtype` itself, or for "auto" bfloat16 on a GPU and float32 on a CPU.
 
-    Raises ConfigError for bfloat16 on a CPU, for which Paddle has no kernels.
+    Raises ConfigError for bfloat16 on a CPU.
     """
     if dtype == "auto":
         return "bfloat16" if device == "gpu" else "float32"
     if (dtype, device) == ("bfloat16", "cpu"):
         raise ConfigError(
-            "dtype bfloat16 needs a GPU: Paddle has no such kernels for CPUs; use float32 or auto"
+            "dtype bfloat16 needs a GPU, because Paddle has no bfloat16 CPU kernels; use float32 or auto"
         )
     return dtype
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on (its affinity, not all of the machine's)."""
+    """CPU cores that this process may run on (its CPU affinity)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

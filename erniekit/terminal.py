@@ -6,7 +6,7 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """The text with each control character but newline and tab replaced: escape sequences steer terminals."""
+    """The text with control characters replaced, except newline and tab, so that escape sequences have no effect."""
     return "".join(
         ["\N{REPLACEMENT CHARACTER}" if _is_control(character) else character for character in text]
     )

@@ -1,4 +1,4 @@
-"""What data and models both read of a VL checkpoint: the ids of its media tokens, and how pixels are normalised."""
+"""Parts of a VL checkpoint that data and models share: ids of media tokens, and normalization of pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Mean and standard deviation of CLIP per channel, of values in 0..1: those of all released processors.
+# CLIP's mean and standard deviation per channel, for values in 0..1, as in all released processors.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -28,7 +28,7 @@ class MediaTokens:
 def read_media_tokens(config: Mapping[str, Any], *, nested: bool) -> MediaTokens:
     """The media tokens in config.json, which is flat (Hub) or nested (transformers).
 
-    The flat layout has one placeholder for images and videos. Raises ValueError where ids are missing.
+    The flat layout has one placeholder for images and videos. Raises ValueError for missing ids.
     """
     image, video = ("image_token_id", "video_token_id") if nested else ("im_patch_id", "im_patch_id")
     keys = dict.fromkeys((image, video, *_MARKERS))
