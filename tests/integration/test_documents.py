@@ -204,7 +204,7 @@ def test_benches_run(arguments: str, clone: Path) -> None:
     finished = _run(["python", *f"tools/bench/{arguments}".split()], clone)
     assert finished.returncode == 0, finished.stderr[-2000:]
     told = (
-        r"RMSNorm +[0-9.]+|ms a step|memory of all processes, MB.*: \d+|pictures per second|of it in dispatch"
+        r"RMSNorm +[0-9.]+|ms per step|memory of all processes, MB.*: \d+|images per second|of it in dispatch"
         r"|erniekit --help +[0-9.]+"
     )
     assert re.search(told, finished.stdout), finished.stdout

@@ -1,10 +1,10 @@
-"""Time and weigh the data path: encoding, packing, starting again, and memory over many images.
+"""Measure the data path: encoding, packing, a second start, and memory over many images.
 
     python tools/bench/data.py [--model DIR] [--chats FILE ...] [--images 50000] [--workers 2]
 
-DIR is a model directory with a tokenizer, by default the quickstart's (after `make quickstart`). Chats are those of
-data/samples and whatever --chats names. Encoding is timed on one core beside transformers' apply_chat_template,
-in turns. Memory is that of this process and its workers, every tenth of an epoch of chats with one image each.
+DIR is a model directory with a tokenizer; the default is the quickstart's (after `make quickstart`). Chats are read
+from data/samples and the files of --chats. Encoding and transformers' apply_chat_template are timed in turns on one
+core. Memory is the resident memory of this process and its workers, read ten times in an epoch of chats with one image.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=MODEL, help="a model directory with a tokenizer")
-    parser.add_argument("--chats", nargs="*", default=[], help="data files beside data/samples")
-    parser.add_argument("--images", type=int, default=50_000, help="chats with an image; 0: leave them out")
+    parser.add_argument("--chats", nargs="*", default=[], help="data files in addition to data/samples")
+    parser.add_argument("--images", type=int, default=50_000, help="chats with an image; 0: none")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     arguments = parser.parse_args()
     encoder = make_encoder(arguments.model)

@@ -1,8 +1,8 @@
-"""Time the forms that were chosen for CPU beside the plain ones, forward and backward, in one run.
+"""Compare the kernels chosen for CPU with their plain forms, forward and backward, in one run.
 
     python tools/bench/kernels.py [--tokens 1024] [--repeats 15]
 
-Prints milliseconds (median) and the ratio plain / chosen. Machines are noisy: read the ratio.
+Prints milliseconds (median) and the ratio plain / chosen. The ratio is less noisy than the times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=1024, help="length of the packed row")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens in the packed sequence")
     parser.add_argument("--repeats", type=int, default=15, help="timed runs of each form")
     arguments = parser.parse_args()
     runtime.configure("cpu", None, seed=0)

@@ -1,11 +1,11 @@
-"""Time images from file to patches beside transformers' own processor, and videos, on one core each.
+"""Time images from file to patches, in erniekit and in transformers' processor, and videos, on one core each.
 
     python tools/bench/media.py [--seconds 0.5] [--rounds 3] [--photographs DIRECTORY]
 
-Both sides run in a process of their own with one thread and take turns; per kind of image the median of the rounds is
-printed, in images per second. Ours are erniekit's open_image and patchify, which leave patches as uint8, to be
-normalised on the device; theirs are transformers' load_image and Ernie4_5_VLMoeImageProcessorPil, which give float32.
-transformers decodes videos with torchvision alone, so of videos only ours are timed.
+Each side runs in a separate process with one thread, in turns. The median of the rounds is printed in images per
+second for each kind of image. erniekit's side is open_image and patchify, which return uint8 patches for
+normalization on the device. transformers' side is load_image and Ernie4_5_VLMoeImageProcessorPil, which return
+float32. Videos are only timed in erniekit, because transformers decodes them only with torchvision.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=0.5, help="how long a side works in a round")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds per side and round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
     parser.add_argument("--photographs", type=Path, help="a directory of photographs (JPEG) to time as well")
     arguments = parser.parse_args()

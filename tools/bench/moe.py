@@ -1,15 +1,15 @@
-"""Time a mixture-of-experts layer beside dense products of the same work, and its dispatch over processes.
+"""Compare a mixture-of-experts layer with dense products of the same work, and time its dispatch over processes.
 
     python tools/bench/moe.py [--sizes HIDDENxWIDTHxTOKENS ...] [--repeats 7] [--threads N] [--processes 2 4]
 
-64 experts, 6 a token, forward and backward of the first row of a step: without gradients to add to. The sizes are those
-of a small layer and of the experts that ERNIE 4.5 has: 512 wide for images in VL-28B-A3B, 1,536 wide for text there
-and in 21B-A3B, with rows of 8,192 tokens (about 12 GiB of memory, 7 minutes on two cores for all). No correction bias
-decides the choice, so that of 2,048 tokens experts have 144 to 239 each: few of them with most would be faster. The
-dense side is one MLP of 6 times the width over the same tokens: as many multiplications as the experts that are chosen
-do. With several CPU processes the experts of the first size are spread over all of them; the share of time in dispatch
-is that of the two all-to-alls, forward and backward, and of the exchange of counts. Machines are noisy: the two forms
-take turns, and the rate is the median over turns of their ratio.
+64 experts with top-6 routing, forward and backward of the first packed sequence of a step, without gradient
+accumulation. The sizes are a small layer and the experts of ERNIE 4.5: 512 wide for images in VL-28B-A3B, 1,536 wide
+for text there and in 21B-A3B, with 8,192 tokens (about 12 GiB of memory and 7 minutes on two cores for all sizes).
+Without a correction bias, the load is even: 144 to 239 of 2,048 tokens per expert. An uneven load would be faster.
+The dense side is one MLP of 6 times the width on the same tokens, with the same number of multiplications as the
+chosen experts. With several CPU processes, the experts of the first size are divided among them; dispatch time is the
+time of the two all-to-alls, forward and backward, and of the exchange of counts. The two forms take turns, and the
+rate is the median ratio over turns, which is less noisy than the times.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, help="hidden size, width, tokens")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs")
-    parser.add_argument("--threads", type=int, help="of the one process; default: one a core")
-    parser.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="sizes of expert groups")
+    parser.add_argument("--threads", type=int, help="CPU threads of a single process; default: one per core")
+    parser.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="expert parallel degrees")
     arguments = parser.parse_args()
     worker = worker_from(os.environ)
     if worker is not None:

@@ -1,9 +1,9 @@
-"""Weigh the processes of a run under each `parallel.shard`, full and LoRA, beside what the plan says.
+"""Compare the memory of processes under each `parallel.shard`, full and LoRA, with the plan.
 
     python tools/bench/shard.py [--processes 4] [--layers 24] [--hidden 640]
 
-A dense model with random weights is trained for two steps on short texts. What is told is the peak of resident memory
-of the largest process, less that of the same run with a model of a hundredth of the size.
+A dense model with random weights is trained for two steps on short texts. The result is the peak resident memory of the
+largest process, minus the peak of the same run with a model of 1/100 of the size.
 """
 
 from __future__ import annotations

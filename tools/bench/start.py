@@ -1,10 +1,10 @@
-"""Time how runs start on data that was encoded before, and count what processes of a stream encode.
+"""Time the start of runs on data that is already encoded, and count the records that processes of a stream encode.
 
     python tools/bench/start.py [--model DIR] [--files 2000] [--megabytes 2000] [--processes 8]
 
-DIR is a model directory with a tokenizer, by default the quickstart's (after `make quickstart`). Data: many small
-files, and one large file whose records are large. Each start is that of one process; the second and the third find the
-encoded samples. A stream is read by as many loaders as processes, each until its share is done.
+DIR is a model directory with a tokenizer; the default is the quickstart's (after `make quickstart`). The data are many
+small files, and one large file with large records. Each start is timed in a single process; the second and third find
+the encoded samples. A stream has one loader per process, which reads until its share is complete.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=MODEL, help="a model directory with a tokenizer")
     parser.add_argument("--files", type=int, default=2000, help="small files")
-    parser.add_argument("--megabytes", type=int, default=2000, help="of the large file")
-    parser.add_argument("--processes", type=int, default=8, help="that share a stream")
+    parser.add_argument("--megabytes", type=int, default=2000, help="size of the large file")
+    parser.add_argument("--processes", type=int, default=8, help="processes that share a stream")
     arguments = parser.parse_args()
     encoder = make_encoder(arguments.model)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,9 @@
-"""Time what a user waits for before a command says anything: the help texts and `--version`.
+"""Time the start of the command line: the help texts and `--version`.
 
     python tools/bench/startup.py [--runs 5]
 
-Each command runs in a process of its own, `runs` times after a first time that fills the caches; the shortest and the
-median are printed, in seconds, beside those of a Python that does nothing. `erniekit --help` is to stay under 0.3 s.
+Each command runs `runs` times in a new process, after a first run that fills the caches. The shortest and the median
+time are printed in seconds, next to those of an empty Python program. `erniekit --help` must take less than 0.3 s.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=5, help="how often each command is timed")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs per command")
     runs = parser.parse_args().runs
     print(f"{'seconds':24}{'shortest':>10}{'median':>10}")
     found = {"python -c pass": times([sys.executable, "-c", "pass"], runs)}

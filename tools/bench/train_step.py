@@ -1,11 +1,10 @@
-"""Time a training step of a configuration, where its time goes, and the same step in transformers on torch.
+"""Time and profile a training step of a configuration, and the same step in transformers on torch.
 
     python tools/bench/train_step.py [CONFIG] [--steps 20] [--no-peer]
 
-CONFIG is by default the quickstart's (after `make quickstart`, which makes its model). Both sides train all
-weights in float32 with AdamW on the same documents: here packed into one row, there a batch padded to its longest
-document. They take turns, so that the ratio holds where the
-machine's speed drifts.
+The default CONFIG is the quickstart's (after `make quickstart`, which creates its model). Both sides train all weights
+in float32 with AdamW on the same documents: packed into one sequence in erniekit, padded to the longest document in
+transformers. They take turns, so the ratio is valid even if the speed of the machine drifts.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", type=Path, nargs="?", default=QUICKSTART, help="a training configuration")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each side")
-    parser.add_argument("--no-peer", action="store_true", help="leave torch out")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per side")
+    parser.add_argument("--no-peer", action="store_true", help="skip torch")
     arguments = parser.parse_args()
     config = load_config(arguments.config)
     runtime.configure("cpu", config.parallel.threads, config.train.seed)
@@ -71,10 +70,10 @@ def main() -> None:
     tokens = len(batch.input_ids)
     print(f"\none row of {tokens} tokens, {len(batch.sample_ids)} documents, {len(batch.grid_thw)} images")
     for name, seconds in times.items():
-        print(f"{name:24}{seconds * 1e3:8.1f} ms a step{tokens / seconds:10,.0f} tokens/s")
+        print(f"{name:24}{seconds * 1e3:8.1f} ms per step{tokens / seconds:10,.0f} tokens/s")
     if len(times) == 2:
         first, second = times.values()
-        print(f"{'erniekit / torch':24}{second / first:8.2f} times the tokens a second")
+        print(f"{'erniekit / torch':24}{second / first:8.2f} times the tokens per second")
     model = load_model(config.model.path)
     model.train()
     print_shares(model, batch, config.loss.chunk_tokens, arguments.steps)
@@ -247,7 +246,7 @@ def print_shares(model: ErnieModel, batch: PackedBatch, chunk: int, count: int) 
     times = take_turns(parts, count)
     whole = times.pop("whole step")
     times["all else"] = whole - sum(times.values())
-    print("share of a step (norms, residuals, dense layers and embeddings are `all else`):")
+    print("share of the step (norms, residuals, dense layers and embeddings are `all else`):")
     for name, seconds in sorted(times.items(), key=lambda item: -item[1]):
         print(f"  {name:16}{seconds / whole:7.1%}")
 

@@ -1,13 +1,13 @@
-"""Write `data/digits`: 1,797 real handwritten digits as image chats, for training and for a held-out test.
+"""Write `data/digits`: 1,797 real handwritten digits as image chats, for training and evaluation.
 
-The same pictures stand in it once more, split in the same way, as preferences between answers and as function calls.
+The same images, with the same split, are also written as preference pairs and as function calls.
 
     python tools/datasets/make_digits.py [--output data/digits]
 
 Needs scikit-learn (`pip install scikit-learn`), whose `load_digits` is a copy of the test set of "Optical Recognition
 of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository,
-https://doi.org/10.24432/C50P49, CC BY 4.0). Nothing is downloaded. The files come out byte for byte the same on every
-machine: pictures are written by the encoder below, and the order comes from one seed.
+https://doi.org/10.24432/C50P49, CC BY 4.0). Nothing is downloaded. The files are the same on every machine, byte for
+byte: images are written by the encoder below, and the order is seeded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 20240601
 HELDOUT_PER_CLASS = 30
 EXAMPLES = 500  # training samples of preferences, and of calls
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# (question, answer): a question fixes the wording of its answer, so that exact match is a fair measure.
+# (question, answer): the question determines the wording of the answer, so exact match is a fair metric.
 PHRASINGS: tuple[tuple[str, str], ...] = (
     ("Which digit is this?", "{digit}"),
     ("Read the digit in the picture.", "{digit}"),
@@ -41,8 +41,8 @@ PHRASINGS: tuple[tuple[str, str], ...] = (
     ("Write the digit as a word.", "{word}"),
     ("图片里是哪个数字？", "图片里的数字是{digit}。"),  # noqa: RUF001
 )
-# The questions that are answered with a sentence: pairs reject it and prefer the digit alone. In the chats before, one
-# answer in four is such a digit, to every question in turn: preferences choose among what a model may say.
+# Questions answered with a sentence: pairs reject it and prefer the digit alone. In the chats that are trained before,
+# one answer in four is the digit alone, for every question in turn: preferences choose among existing answers.
 SENTENCES = tuple(phrasing for phrasing in PHRASINGS if phrasing[1] not in ("{digit}", "{word}"))
 STYLES = tuple(
     (question, "{digit}" if index % 4 == 3 else sentence)
@@ -70,7 +70,7 @@ REPORT_DIGIT = {
 
 @dataclass(frozen=True)
 class Chat:
-    """A picture (PNG), the digit that it shows, a question and its answer."""
+    """An image (PNG), its digit, a question and the answer."""
 
     png: bytes
     digit: int
@@ -87,14 +87,14 @@ def encode_png(pixels: np.ndarray) -> bytes:
     height, width = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    # One stored block, written out: what zlib's compressors make of the same rows differs between its versions.
+    # One stored block: the output of zlib's compressors differs between versions.
     stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
     body = stored + struct.pack(">I", zlib.adler32(rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def load_pictures() -> list[tuple[bytes, int]]:
-    """Every picture of the set as (PNG, digit), in the set's own order; ink is white on black."""
+def load_images() -> list[tuple[bytes, int]]:
+    """Every image of the set as (PNG, digit), in the order of the set; ink is white on black."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -102,21 +102,21 @@ def load_pictures() -> list[tuple[bytes, int]]:
             "error: this script needs scikit-learn; install it with: pip install scikit-learn"
         ) from None
     digits = load_digits()
-    # Ink is counted from 0 to 16 in the set.
+    # Ink counts in the data set range from 0 to 16.
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return [(encode_png(pixels), int(digit)) for pixels, digit in zip(grey, digits.target, strict=True)]
 
 
-def split_chats(pictures: list[tuple[bytes, int]], seed: int = SEED) -> tuple[list[Chat], list[Chat]]:
+def split_chats(images: list[tuple[bytes, int]], seed: int = SEED) -> tuple[list[Chat], list[Chat]]:
     """(train, held-out); held-out has the same number of each digit.
 
-    Each picture is in one chat only. Within a digit the phrasings take turns, so that all are equally frequent.
+    Each image is in one chat only. Within a digit, the phrasings alternate, so all are equally frequent.
     """
-    if len({png for png, _ in pictures}) != len(pictures):
-        raise SystemExit("error: the set holds a picture twice; train and held-out could share it")
+    if len({png for png, _ in images}) != len(images):
+        raise SystemExit("error: the set contains an image twice; training and eval data could share it")
     generator = random.Random(seed)
     by_digit: dict[int, list[bytes]] = defaultdict(list)
-    for png, digit in pictures:
+    for png, digit in images:
         by_digit[digit].append(png)
     train: list[Chat] = []
     heldout: list[Chat] = []
@@ -133,7 +133,7 @@ def split_chats(pictures: list[tuple[bytes, int]], seed: int = SEED) -> tuple[li
 
 
 def _user(png: bytes, question: str) -> dict[str, Any]:
-    """The user's message in OpenAI's form: the picture as a data URL among its parts."""
+    """The user's message in OpenAI's format, with the image as a data URL."""
     url = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     return {"role": "user", "content": parts}
@@ -145,7 +145,7 @@ def as_messages(chat: Chat) -> dict[str, Any]:
 
 
 def as_erniekit(chat: Chat) -> dict[str, Any]:
-    """One sample in ERNIEKit's form: texts with tags, and the picture (plain base64) before text 0."""
+    """One sample in ERNIEKit's format: texts with tags, and the image (plain base64) before text 0."""
     return {
         "text_info": [{"text": chat.question, "tag": "mask"}, {"text": chat.answer, "tag": "no_mask"}],
         "image_info": [{"matched_text_index": 0, "image_url": base64.b64encode(chat.png).decode("ascii")}],
@@ -172,7 +172,7 @@ def as_call(chat: Chat) -> dict[str, Any]:
 
 
 def ask_again(chats: list[Chat], phrasings: Sequence[tuple[str, str]]) -> list[Chat]:
-    """The same pictures, in their order, with other questions, which take turns, and their answers."""
+    """The same images, in order, with other alternating questions and their answers."""
     again = []
     for index, chat in enumerate(chats):
         question, answer = phrasings[index % len(phrasings)]
@@ -192,11 +192,9 @@ def main() -> None:
         description="Write data/digits from scikit-learn's copy of the UCI digits."
     )
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument(
-        "--output", type=Path, default=root / "data" / "digits", help="directory to write into"
-    )
+    parser.add_argument("--output", type=Path, default=root / "data" / "digits", help="output directory")
     output: Path = parser.parse_args().output
-    train, heldout = split_chats(load_pictures())
+    train, heldout = split_chats(load_images())
     half = (len(train) + 1) // 2
     output.mkdir(parents=True, exist_ok=True)
     for name, chats, form in (
@@ -210,7 +208,7 @@ def main() -> None:
         ("calls_heldout.jsonl", ask_again(heldout, CALLS), as_call),
     ):
         write_lines(output / name, chats, form)
-        print(f"{output / name}: {len(chats)} pictures, {(output / name).stat().st_size:,} bytes")
+        print(f"{output / name}: {len(chats)} images, {(output / name).stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Write the picture samples of `data/samples`: drawn shapes, and chats about them in both formats.
+"""Write the image samples of `data/samples`: drawn shapes, and chats about them in two formats.
 
     python tools/datasets/make_samples.py [--output data/samples]
 
-The pictures are in files that the chats name by relative path. Their pixels are the same on every machine; the bytes
-of the PNG files may differ with the version of Pillow.
+The chats reference the images by relative path. The pixels are the same on every machine; the bytes of the PNG files
+may differ between versions of Pillow.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Drawing:
 
     @property
     def file(self) -> str:
-        """Path of the picture, relative to the data file."""
+        """Path of the image, relative to the data file."""
         return f"images/{self.colour}_{self.shape}.png"
 
     @property
     def name(self) -> str:
-        """What the picture shows, with its article."""
+        """The content of the image, with its article."""
         article = "an" if self.colour[0] in "aeiou" else "a"
         return f"{article} {self.colour} {self.shape}"
 
 
-# Sizes on purpose not multiples of 28, wide, tall and small.
+# Wide, tall and small sizes, deliberately not multiples of 28.
 DRAWINGS = (
     Drawing("red", "circle", 96, 96),
     Drawing("blue", "square", 120, 80),
@@ -60,7 +60,7 @@ DRAWINGS = (
 
 
 def draw(drawing: Drawing) -> Image.Image:
-    """The picture, RGB, without smoothing, so that its pixels do not depend on a rasteriser's rounding of edges."""
+    """The image, RGB, without smoothing, so that pixels do not depend on a rasterizer's rounding of edges."""
     image = Image.new("RGB", (drawing.width, drawing.height), (245, 245, 240))
     pen = ImageDraw.Draw(image)
     colour = COLOURS[drawing.colour]
@@ -95,7 +95,7 @@ def _chat(*turns: tuple[str, Any]) -> dict[str, Any]:
 
 
 def message_samples() -> list[dict[str, Any]]:
-    """Chats in OpenAI's form: one picture, several turns, a system message, two pictures, loss on one answer only."""
+    """Chats in OpenAI's format: one image, several turns, a system message, two images, loss on one answer only."""
     samples = []
     for first, second in zip(DRAWINGS, (*DRAWINGS[1:], DRAWINGS[0]), strict=True):
         samples.append(
@@ -158,11 +158,9 @@ def erniekit_samples() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Write the files."""
-    parser = argparse.ArgumentParser(description="Write the picture samples of data/samples.")
+    parser = argparse.ArgumentParser(description="Write the image samples of data/samples.")
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument(
-        "--output", type=Path, default=root / "data" / "samples", help="directory to write into"
-    )
+    parser.add_argument("--output", type=Path, default=root / "data" / "samples", help="output directory")
     output: Path = parser.parse_args().output
     (output / "images").mkdir(parents=True, exist_ok=True)
     for drawing in DRAWINGS:
@@ -171,7 +169,7 @@ def main() -> None:
     (output / "shapes.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     array = json.dumps(erniekit_samples(), ensure_ascii=False, indent=1) + "\n"
     (output / "shapes_erniekit.json").write_text(array, encoding="utf-8", newline="\n")
-    print(f"{output}: {len(DRAWINGS)} pictures, {len(lines)} chats in shapes.jsonl, and shapes_erniekit.json")
+    print(f"{output}: {len(DRAWINGS)} images, {len(lines)} chats in shapes.jsonl, and shapes_erniekit.json")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Write the video samples of `data/samples`: drawn shapes that move, and chats about them.
+"""Write the video samples of `data/samples`: drawn moving shapes, and chats about them.
 
     python tools/datasets/make_video.py [--output data/samples]
 
-The frames are the same on every machine before they are encoded; the bytes of the files depend on the version of
-x264 that PyAV brings.
+The frames are the same on every machine before encoding; the bytes of the files depend on the version of x264 in
+PyAV.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description="Write the video samples of data/samples.")
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument(
-        "--output", type=Path, default=root / "data" / "samples", help="directory to write into"
-    )
+    parser.add_argument("--output", type=Path, default=root / "data" / "samples", help="output directory")
     output: Path = parser.parse_args().output
     (output / "videos").mkdir(parents=True, exist_ok=True)
     for motion in MOTIONS:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DIGITS, SAMPLES = ROOT / "data" / "digits", ROOT / "data" / "samples"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_FILES = ("train.jsonl", "train_erniekit.jsonl", "heldout.jsonl")
-# The same pictures with other questions, by the file that the pictures are from.
+# The same images with other questions, by the file of the images.
 ASKED_AGAIN = {
     "styles.jsonl": "train.jsonl",
     "preferences.jsonl": "train_erniekit.jsonl",
@@ -58,7 +58,7 @@ def chats(file: Path) -> list[Conversation]:
     return found
 
 
-def pictures(chat: Conversation) -> list[str | bytes]:
+def images_of(chat: Conversation) -> list[str | bytes]:
     return [part.source for message in chat.messages for part in message.parts if isinstance(part, ImagePart)]
 
 
@@ -73,7 +73,7 @@ def digits() -> dict[str, list[Conversation]]:
 
 def test_every_digit_is_in_one_chat_only(digits: dict[str, list[Conversation]]) -> None:
     assert [len(digits[name]) for name in DIGIT_FILES] == [749, 748, 300]
-    sources = [source for file in digits.values() for chat in file for source in pictures(chat)]
+    sources = [source for file in digits.values() for chat in file for source in images_of(chat)]
     assert len(sources) == len(set(sources)) == 1797
     pixels = {np.asarray(open_image(source, "")).tobytes() for source in sources}
     assert len(pixels) == 1797
@@ -114,7 +114,7 @@ def test_digits_are_made_again_byte_for_byte(tmp_path: Path, monkeypatch: pytest
 
 
 def digits_of(file: list[Conversation]) -> list[tuple[str | bytes, int]]:
-    """Each chat's picture, and the digit of its answer: a figure, a word, or the argument of a call."""
+    """Each chat's image, and the digit of its answer: a figure, a word, or the argument of a call."""
     found = []
     for chat in file:
         (answer,) = chat.messages[-1].parts
@@ -122,12 +122,12 @@ def digits_of(file: list[Conversation]) -> list[tuple[str | bytes, int]]:
         match = re.search("|".join([r"\d", *WORDS]), said)
         assert match is not None
         digit = WORDS.index(match.group()) if match.group() in WORDS else int(match.group())
-        found.append((pictures(chat)[0], digit))
+        found.append((images_of(chat)[0], digit))
     return found
 
 
 @pytest.mark.parametrize("name", ASKED_AGAIN)
-def test_a_picture_that_is_asked_about_again_shows_the_same_digit(
+def test_an_image_that_is_asked_about_again_shows_the_same_digit(
     name: str, digits: dict[str, list[Conversation]]
 ) -> None:
     first = digits_of(digits[ASKED_AGAIN[name]])
@@ -155,7 +155,7 @@ def test_every_call_is_what_its_tool_accepts() -> None:
             assert is_valid(ToolCall(call.name, json.loads(call.arguments), "", None), chat.tools)
 
 
-def test_digit_pictures_are_pngs_of_the_sets_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digit_images_are_pngs_of_the_sets_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     script = load_script("make_digits", monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     image = Image.open(io.BytesIO(script.encode_png(pixels)))
@@ -167,15 +167,15 @@ def test_digit_answers_are_right(digits: dict[str, list[Conversation]]) -> None:
     datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
     source = datasets.load_digits()
     grey = np.rint(source.images * (255 / 16)).astype(np.uint8)
-    digit_of = {picture.tobytes(): int(digit) for picture, digit in zip(grey, source.target, strict=True)}
+    digit_of = {image.tobytes(): int(digit) for image, digit in zip(grey, source.target, strict=True)}
     for chat in (chat for file in digits.values() for chat in file):
-        picture = np.asarray(open_image(pictures(chat)[0], ""))[..., 0]
-        digit = digit_of[picture.tobytes()]
+        image = np.asarray(open_image(images_of(chat)[0], ""))[..., 0]
+        digit = digit_of[image.tobytes()]
         answer = text(chat, 1)
         assert str(digit) in answer or answer == WORDS[digit]
 
 
-def test_a_repeated_picture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     script = load_script("make_digits", monkeypatch)
     with pytest.raises(SystemExit, match="twice"):
         script.split_chats([(b"a", 1), (b"b", 2), (b"a", 1)])
@@ -200,7 +200,7 @@ def test_samples_are_made_again_with_the_same_pixels(tmp_path: Path, monkeypatch
 def test_samples_can_be_read(name: str, samples: int, images: int) -> None:
     found = chats(SAMPLES / name)
     assert len(found) == samples
-    sources = [source for chat in found for source in pictures(chat)]
+    sources = [source for chat in found for source in images_of(chat)]
     assert len(sources) == images
     for source in sources:
         assert open_image(source, "").mode == "RGB"
@@ -240,7 +240,7 @@ def test_small_samples_are_of_the_format_that_they_show(name: str) -> None:
         counts.update(tools=len(chat.tools), rejected=len(chat.rejected))
         assert chat.messages[-1].role in ("assistant", "text")
         assert chat.messages[-1].trained
-        for source in pictures(chat):
+        for source in images_of(chat):
             assert open_image(source, "").mode == "RGB"
     del counts["TextPart"]
     assert {key: count for key, count in counts.items() if count} == expected
@@ -273,7 +273,7 @@ def test_the_examples_in_the_readme_are_read_as_they_say() -> None:
         chat = parse_record(record, format="auto", base_dir=SAMPLES, sample_id="README")
         assert chat.messages[-1].trained
         assert chat.messages[-1].role in ("assistant", "text")
-        for source in pictures(chat):
+        for source in images_of(chat):
             assert open_image(source, "").mode == "RGB"
     assert formats == {
         "messages": 8,
@@ -298,6 +298,6 @@ def test_the_readme_names_formats_and_keys_in_the_order_in_which_they_are_tried(
         assert detect({**after, **before}) == detect(before)
 
 
-def test_erniekit_pictures_are_plain_base64() -> None:
+def test_erniekit_images_are_plain_base64() -> None:
     record = json.loads((DIGITS / "train_erniekit.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert base64.b64decode(record["image_info"][0]["image_url"], validate=True).startswith(b"\x89PNG")
