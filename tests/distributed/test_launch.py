@@ -140,7 +140,8 @@ def test_a_rank_that_is_killed_is_told(tmp_path: Path) -> None:
 
 def test_the_cause_is_told_of_ranks_that_fail_together(tmp_path: Path) -> None:
     work = (
-        "from tests.distributed.processes import work; work('tests.distributed.checks', 'death', '[3]', '')"
+        "from erniekit.runtime import configure; configure('cpu', 1, 0)\n"
+        "from tests.distributed.checks import death; death(3)"
     )
     process = start([work] * 3, tmp_path)
     _, err = process.communicate()
