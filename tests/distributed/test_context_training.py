@@ -16,7 +16,7 @@ from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
 from tests.integration.training_setup import chats, make_config, make_model, read_log, write_chats
 
-STEPS = 8
+STEPS = 4
 LOSSES = {"loss.balance_weight": 0.01, "loss.z_weight": 0.001, "loss.orthogonal_weight": 0.01}
 LORA = {"lora.enabled": True, "lora.rank": 4, "lora.train_router": True, "train.recompute": True}
 SPREAD = {"parallel.shard": "parameters"}

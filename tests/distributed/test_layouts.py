@@ -1,119 +1,164 @@
-"""The same training on any layout, whatever is spread: losses, weights and the optimizer's state."""
+"""The same training on any layout, whatever is sharded: losses, weights and the optimizer's state."""
 
 from __future__ import annotations
 
+import shutil
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.closeness import MODEL, assert_close
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
-from tests.distributed.settings import assert_same, vl_setting
-from tests.integration.training_setup import chats, write_chats
+from tests.distributed.settings import STEPS, assert_same, vl_setting
+from tests.integration.training_setup import chats, losses, write_chats
 
 SHARDS = ("none", "optimizer", "gradients", "parameters")
+METHODS = ("full", "lora")
+TASKS = ("sft", "dpo")
 
 
 class Case(NamedTuple):
-    """Processes, those that share the experts and each row, what is spread, and the rows of a step."""
+    """Rows trained at once, processes that share the experts, those that share each row, and what is sharded."""
 
-    world: int
+    data: int
     expert: int
     context: int
     shard: str
-    rows: int
-    lora: bool
+    method: str
+    task: str
+
+    @property
+    def world(self) -> int:
+        return self.data * self.context
 
     @property
     def name(self) -> str:
-        """Such as "DP2-EP2-gradients-4"."""
-        data = self.world // self.context
-        method = "lora" if self.lora else "full"
-        return f"{method}-DP{data}-EP{self.expert}-CP{self.context}-{self.shard}-{self.rows}"
+        """Such as "sft-full-DP2-EP2-CP1-gradients"."""
+        dims = f"DP{self.data}-EP{self.expert}-CP{self.context}"
+        return f"{self.task}-{self.method}-{dims}-{self.shard}"
 
-    def settings(self, directory: Path) -> dict[str, Any]:
-        """The configuration's keys that are its own."""
-        return {
-            "train.output_dir": str(directory / self.name),
-            "train.rows_per_step": self.rows,
-            "train.recompute": self.shard == "parameters",
-            "parallel.threads": 1,
-            "parallel.expert": self.expert,
-            "parallel.context": self.context,
-            "parallel.shard": self.shard,
-        }
+    @property
+    def baseline(self) -> Case:
+        """The same training in one process."""
+        return Case(1, 1, 1, "none", self.method, self.task)
 
 
-# Of the 4 rows of a step a process has 4 (where it shares each), 2 or 1.
+# Every pair of values that can occur together does. Of the 4 rows of a step a process has 4, 2 or 1, or parts of them.
 CASES = [
-    Case(world, expert, context, shard, 4, lora)
-    for lora in (False, True)
-    for world, expert, context in ((2, 1, 1), (2, 2, 1), (2, 1, 2), (2, 2, 2), (4, 4, 1), (4, 2, 1))
-    for shard in SHARDS
-] + [Case(4, 2, 2, "optimizer", 4, True), Case(4, 2, 2, "parameters", 4, False)]
-
-
-def keys(setting: dict[str, Any], lora: bool) -> dict[str, Any]:
-    """Router losses in full training; with adapters routers are frozen, and the vision tower has adapters, too."""
-    if not lora:
-        return setting
-    kept = {key: value for key, value in setting.items() if not key.startswith("loss.")}
-    return kept | {"lora.enabled": True, "lora.rank": 4}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of all runs."""
-    return tmp_path_factory.mktemp("layouts")
-
-
-@pytest.fixture(scope="module")
-def setting(runs: Path) -> dict[str, Any]:
-    """Short rows: a step costs little but its collectives."""
-    return vl_setting(runs) | {"data.max_length": 160}
-
-
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("world", [2, 4])
-def test_training_is_the_same(runs: Path, setting: dict[str, Any], world: int, lora: bool) -> None:
-    """All cases of as many processes, which go from one to the next, against one process."""
-    alone = Case(1, 1, 1, "none", 4, lora)
-    cases = [case for case in CASES if (case.world, case.lora) == (world, lora)]
-    chosen = keys(setting, lora)
-    if not (runs / alone.name).exists():
-        run(1, trainings, 1, [chosen | alone.settings(runs)])
-    run(world, trainings, world, [chosen | case.settings(runs) for case in cases])
-    for case in cases:
-        assert_same(runs / alone.name, runs / case.name)
-
-
-# Preferences: a frozen copy of the model, spread as the model is, or the model without its adapters.
-PAIRS = [
-    Case(2, 1, 1, "optimizer", 4, False),
-    Case(2, 2, 1, "gradients", 4, True),
-    Case(4, 2, 1, "parameters", 4, False),
-    Case(4, 2, 2, "parameters", 4, True),
+    Case(1, 1, 2, "none", "lora", "sft"),
+    Case(1, 1, 2, "parameters", "lora", "dpo"),
+    Case(1, 2, 2, "gradients", "full", "dpo"),
+    Case(1, 2, 2, "optimizer", "full", "sft"),
+    Case(2, 1, 1, "gradients", "lora", "dpo"),
+    Case(2, 2, 1, "parameters", "full", "sft"),
+    Case(2, 2, 2, "none", "full", "sft"),
+    Case(2, 4, 2, "optimizer", "lora", "sft"),
+    Case(2, 4, 2, "parameters", "full", "dpo"),
+    Case(4, 1, 1, "optimizer", "full", "dpo"),
+    Case(4, 2, 1, "parameters", "lora", "sft"),
+    Case(4, 4, 1, "gradients", "full", "sft"),
+    Case(4, 4, 1, "none", "full", "dpo"),
+]
+SAVED = Case(2, 2, 1, "parameters", "full", "sft")  # in the middle, too
+CONTINUED = [
+    Case(1, 1, 1, "none", "full", "sft"),
+    Case(2, 1, 1, "parameters", "full", "sft"),
+    Case(2, 2, 2, "optimizer", "full", "sft"),
 ]
 
 
-def test_preferences_are_learnt_the_same(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return vl_setting(tmp_path_factory.mktemp("setting"))
+
+
+def settings_of(case: Case, setting: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """With router losses in full training; with adapters routers are frozen, and the vision tower has adapters, too."""
+    chosen = setting | {
+        "train.output_dir": str(directory / case.name),
+        "train.recompute": case.shard == "parameters",
+        "parallel.expert": case.expert,
+        "parallel.context": case.context,
+        "parallel.shard": case.shard,
+    }
+    if case.method == "lora":
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("loss.")}
+        chosen |= {"lora.enabled": True, "lora.rank": 4}
+    if case.task == "dpo":
+        chosen.pop("loss.orthogonal_weight", None)
+        pairs = str(Path(setting["model.path"]).parent / "pairs.jsonl")
+        chosen |= {"task": "dpo", "data.train": pairs}
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def runs(setting: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case and its baseline, in a directory of its name. The processes go from one case to the next."""
+    directory = tmp_path_factory.mktemp("runs")
     samples = []
     for number, sample in enumerate(chats(24)):
         question, answer = sample["messages"]
         samples.append({"messages": [question], "chosen": answer, "rejected": f"Say number {number}."})
-    pairs = str(write_chats(tmp_path / "pairs.jsonl", samples))
-    setting = vl_setting(tmp_path) | {"task": "dpo", "data.train": pairs}
-    del setting["loss.orthogonal_weight"]
-    alone = [Case(1, 1, 1, "none", 4, lora) for lora in (False, True)]
+    write_chats(Path(setting["model.path"]).parent / "pairs.jsonl", samples)
+    cases = list(dict.fromkeys([*(case.baseline for case in CASES), *CASES]))
     for world in (1, 2, 4):
-        cases = [case for case in [*alone, *PAIRS] if case.world == world]
-        chosen = [keys(setting, case.lora) | case.settings(tmp_path) for case in cases]
-        run(world, trainings, world, chosen)
-    for case in PAIRS:
-        assert_same(tmp_path / alone[case.lora].name, tmp_path / case.name)
+        chosen = [case for case in cases if case.world == world]
+        run(world, trainings, world, [_saved(case, setting, directory) for case in chosen])
+    return directory
+
+
+def _saved(case: Case, setting: dict[str, Any], directory: Path) -> dict[str, Any]:
+    every = STEPS // 2 if case == SAVED else None
+    return settings_of(case, setting, directory) | {"checkpoint.save_every": every, "checkpoint.keep": 9}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_training_is_the_same(runs: Path, case: Case) -> None:
+    assert_same(runs / case.baseline.name, runs / case.name)
+
+
+def test_every_pair_of_choices_is_among_the_cases() -> None:
+    choices = product((1, 2, 4), (1, 2, 4), (1, 2), SHARDS, METHODS, TASKS)
+    possible = [case for case in map(Case._make, choices) if case.world in (2, 4)]
+    possible = [case for case in possible if case.world % case.expert == 0]
+    assert set(CASES) <= set(possible)
+
+    def pairs(cases: list[Case]) -> set[Any]:
+        return {pair for case in cases for pair in combinations(zip(case._fields, case, strict=True), 2)}
+
+    assert not pairs(possible) - pairs(CASES)
+
+
+def test_a_checkpoint_continues_in_any_layout(runs: Path, setting: dict[str, Any], tmp_path: Path) -> None:
+    """Half way in one layout, the rest in another: as if it had never changed."""
+    for case in CONTINUED:
+        again = shutil.copytree(runs / SAVED.name, tmp_path / case.name)
+        shutil.rmtree(again / f"checkpoint-{STEPS:06d}")
+    for world in (1, 2, 4):
+        chosen = [settings_of(case, setting, tmp_path) for case in CONTINUED if case.world == world]
+        run(world, trainings, world, chosen, True)
+    for case in CONTINUED:
+        assert_same(runs / SAVED.baseline.name, tmp_path / case.name)
+
+
+def test_epochs_end_with_a_shorter_step_on_every_layout(setting: dict[str, Any], tmp_path: Path) -> None:
+    """The last step has rows for some processes only; the others keep step with rows without a sample."""
+    data = write_chats(tmp_path / "chats.jsonl", chats(20))
+    short = setting | {"data.train": str(data), "train.max_steps": None, "train.epochs": 2}
+    cases = [
+        Case(data, expert, context, "none", "full", "sft") for data, expert, context in ((4, 2, 1), (2, 2, 2))
+    ]
+    run(1, trainings, 1, [settings_of(cases[0].baseline, short, tmp_path)])
+    run(4, trainings, 4, [settings_of(case, short, tmp_path) for case in cases])
+    for case in cases:
+        expected, found = (np.asarray(losses(tmp_path / one.name))[:, 1] for one in (case.baseline, case))
+        assert_close(found, expected, MODEL)
 
 
 @st.composite
@@ -122,24 +167,35 @@ def cases(draw: st.DrawFn) -> Case:
     world = draw(st.integers(2, 4))
     context = draw(st.sampled_from([n for n in (1, 2) if world % n == 0]))
     expert = draw(st.sampled_from([n for n in (1, 2, 4) if world % n == 0]))
-    rows = world // context * draw(st.integers(1, 3))
-    return Case(world, expert, context, draw(st.sampled_from(SHARDS)), rows, draw(st.booleans()))
+    shard, method = draw(st.sampled_from(SHARDS)), draw(st.sampled_from(METHODS))
+    return Case(world // context, expert, context, shard, method, "sft")
 
 
-@settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(cases(), st.integers(160, 400), st.sampled_from(["tokens", "token_balanced"]), st.integers(0, 99))
+@settings(max_examples=3, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(
+    cases(),
+    st.integers(1, 3),
+    st.integers(160, 240),
+    st.sampled_from(["tokens", "token_balanced"]),
+    st.integers(0, 99),
+)
 def test_random_layouts_train_the_same(
-    tmp_path_factory: pytest.TempPathFactory, case: Case, length: int, normalization: str, seed: int
+    setting: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    case: Case,
+    rows: int,
+    length: int,
+    normalization: str,
+    seed: int,
 ) -> None:
     directory = tmp_path_factory.mktemp("random")
-    alone = case._replace(world=1, expert=1, context=1, shard="none")
-    own = {
+    drawn = {
+        "train.rows_per_step": case.data * rows,
         "data.max_length": length,
-        "loss.normalization": normalization,
         "train.seed": seed,
         "train.max_steps": 3,
     }
-    setting = keys(vl_setting(directory) | own, case.lora)
-    for one in (alone, case):
-        run(one.world, trainings, one.world, [setting | one.settings(directory)])
-    assert_same(directory / alone.name, directory / case.name, steps=3)
+    for one in (case.baseline, case):
+        chosen = settings_of(one, setting, directory) | drawn
+        run(one.world, trainings, one.world, [chosen | {"loss.normalization": normalization}])
+    assert_same(directory / case.baseline.name, directory / case.name, steps=3)

@@ -34,7 +34,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def setting(directory: Path) -> dict[str, Any]:
     found = {key: value for key, value in vl_setting(directory).items() if not key.startswith("loss.")}
-    return found | {"train.max_steps": STEPS, "parallel.threads": 1}
+    return found | {"train.max_steps": STEPS}
 
 
 def one(directory: Path, setting: dict[str, Any], name: str, world: int, shard: str) -> dict[str, Any]:

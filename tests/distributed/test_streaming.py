@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.layouts import trainings
+from tests.distributed.processes import run, run_to_end
 from tests.distributed.settings import assert_same, vl_setting
-from tests.distributed.test_training import train, trained
+from tests.integration.training_setup import chats, write_chats
 
 STEPS = 6
 # Processes, those that share the experts and each row: two with rows of their own in each.
@@ -19,10 +21,12 @@ LAYOUTS = {"DP2": (2, 1, 1), "EP2": (2, 2, 1), "CP2-DP2": (4, 2, 2)}
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two sources by weight, in buffers that end within steps, over several passes."""
-    setting = vl_setting(tmp_path_factory.mktemp("setting"))
-    chats, videos = setting["data.train"]
+    directory = tmp_path_factory.mktemp("setting")
+    setting = vl_setting(directory)
+    videos = setting["data.train"][1]
+    chatting = str(write_chats(directory / "few.jsonl", chats(16)))
     return setting | {
-        "data.train": [{"path": chats, "weight": 5.0}, {"path": videos, "weight": 1.0}],
+        "data.train": [{"path": chatting, "weight": 5.0}, {"path": videos, "weight": 1.0}],
         "data.mix": "weighted",
         "data.streaming": True,
         "data.buffer": 13,
@@ -32,11 +36,25 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+def laid_out(setting: dict[str, Any], run: Path, expert: int, context: int) -> dict[str, Any]:
+    return setting | {
+        "train.output_dir": str(run),
+        "parallel.expert": expert,
+        "parallel.context": context,
+    }
+
+
 @pytest.fixture(scope="module")
 def runs(setting: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
-    for name, dims in LAYOUTS.items():
-        trained(directory / name / "run", setting, *dims)
+    for world in (2, 4):
+        chosen = {name: dims for name, (count, *dims) in LAYOUTS.items() if count == world}
+        run(
+            world,
+            trainings,
+            world,
+            [laid_out(setting, directory / name, *dims) for name, dims in chosen.items()],
+        )
     return directory
 
 
@@ -50,25 +68,25 @@ def copy_at(run: Path, part: Path, step: int) -> Path:
 
 @pytest.mark.parametrize("dims", ["EP2", "CP2-DP2"])
 def test_as_many_processes_with_rows_of_their_own_train_the_same(runs: Path, dims: str) -> None:
-    assert_same(runs / "DP2" / "run", runs / dims / "run", STEPS)
+    assert_same(runs / "DP2", runs / dims, STEPS)
 
 
 @pytest.mark.parametrize(("before", "after", "step"), [("DP2", "CP2-DP2", 3), ("CP2-DP2", "EP2", 4)])
 def test_a_stream_goes_on_where_each_process_stood(
     runs: Path, setting: dict[str, Any], tmp_path: Path, before: str, after: str, step: int
 ) -> None:
-    part = copy_at(runs / before / "run", tmp_path / "again" / "run", step)
-    trained(part, setting, *LAYOUTS[after], resume=True)
-    assert_same(runs / "DP2" / "run", part, STEPS)
+    part = copy_at(runs / before, tmp_path / "run", step)
+    world, *dims = LAYOUTS[after]
+    run(world, trainings, world, [laid_out(setting, part, *dims)], True)
+    assert_same(runs / "DP2", part, STEPS)
 
 
 def test_another_number_is_refused_before_the_model_is_loaded(
     runs: Path, setting: dict[str, Any], tmp_path: Path
 ) -> None:
-    part = copy_at(runs / "DP2" / "run", tmp_path / "again" / "run", 3)
-    finished = train(part, setting, 2, 1, 2, resume=True)
-    told = finished.stdout + finished.stderr
-    assert finished.returncode == 1
-    assert "cannot continue: the number of processes that share the stream" in told
-    assert "was 2 and is now 1" in told
-    assert "model: loading" not in told
+    part = copy_at(runs / "DP2", tmp_path / "run", 3)
+    for rank in run_to_end(2, trainings, 2, [laid_out(setting, part, 1, 2)], True):
+        assert rank.status == 1
+        assert "cannot continue: the number of processes that share the stream" in rank.output
+        assert "was 2 and is now 1" in rank.output
+        assert "model: loading" not in rank.output
