@@ -1,4 +1,4 @@
-"""What every test has: the process settings of a real run, before anything imports Paddle, and a cache of its own."""
+"""What every test has: the process settings of a real run, before anything imports Paddle, a cache, its markers."""
 
 import signal
 from collections.abc import Iterator
@@ -15,6 +15,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says nothing but how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folder of a test is its marker: unit, numerics, distributed or integration."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(getattr(pytest.mark, folder))
 
 
 @pytest.fixture(autouse=True, scope="session")
