@@ -12,7 +12,7 @@ from erniekit.config.choices import ANSWER_METRICS
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.stats import ErrorBudget
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import decode
 from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ConfigError, ErnieKitError

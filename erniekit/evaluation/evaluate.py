@@ -11,7 +11,7 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.load.batch import pack
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import decode
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.evaluation.dataset import EvalPlan, EvalSample, LossSample
 from erniekit.evaluation.metrics.choose import Pair, is_right, score

@@ -23,8 +23,7 @@ from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import load_row
-from erniekit.data.media.item import Media
-from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.item import Media, MediaSpec
 from erniekit.evaluation.dataset import load_samples
 from erniekit.export.checks import Check
 from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config

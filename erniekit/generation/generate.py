@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from erniekit.data.encode.document import Document
 from erniekit.data.load.loader import load_row
-from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.item import MediaSpec
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.kv_cache import KeyValueCache, PrefillAttention
 from erniekit.generation.sampling import Sampler, Sampling

@@ -14,10 +14,8 @@ from erniekit.data.encode.samples import TOO_LONG, Pairs, SampleReader
 from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import detect, parse_record
 from erniekit.data.formats.fields.columns import Columns
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import MediaSpec, decode, measure
 from erniekit.data.media.patches import ImageSpec
-from erniekit.data.media.spec import MediaSpec
-from erniekit.data.media.token_counts import measure
 from erniekit.data.media.video import VideoSpec
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import DataError

@@ -8,10 +8,8 @@ from typing import Any
 from unittest import mock
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.media.decode import decode
-from erniekit.data.media.item import Media
+from erniekit.data.media.item import Media, MediaSpec, decode
 from erniekit.data.media.patches import Patches
-from erniekit.data.media.spec import MediaSpec
 from erniekit.evaluation import answers
 from erniekit.train import build
 from tests.distributed.layouts import trainings

@@ -20,7 +20,7 @@ from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import load_row
 from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import decode
 from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import local_mesh

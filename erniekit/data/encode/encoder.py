@@ -43,10 +43,8 @@ from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits,
 from erniekit.data.encode.text_runs import text_runs, trained_tokens
 from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop_token_ids
 from erniekit.data.media.images import source_name
-from erniekit.data.media.item import Media
+from erniekit.data.media.item import Media, MediaSpec, measure
 from erniekit.data.media.patches import ImageSpec
-from erniekit.data.media.spec import MediaSpec
-from erniekit.data.media.token_counts import measure
 from erniekit.errors import CheckpointError
 from erniekit.vl_checkpoint import MediaTokens
 
@@ -151,10 +149,6 @@ class Encoder:
             detail = f"no token carries loss: {what} must be trained"
             raise SampleError(conversation.sample_id, "no loss token", detail)
         return document
-
-    def documents(self, conversation: Conversation) -> list[Document]:
-        """The documents of a sample: one, or with loss_on "each_turn" one for each answer. Raises SampleError."""
-        return [self.encode(part) for part in self.split(conversation)]
 
     def split(self, conversation: Conversation) -> list[Conversation]:
         """What encode takes one by one: the sample itself, or with loss_on "each_turn" its beginnings.

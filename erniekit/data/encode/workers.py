@@ -21,9 +21,8 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.samples import Sample, SampleReader
 from erniekit.data.files.reader import BadLine, Record
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
-from erniekit.data.media.spec import MediaSpec
 from erniekit.errors import DataError
 
 # Tasks per worker that may be ready or in work: what bounds the memory.

@@ -13,9 +13,8 @@ from erniekit.data.encode.workers import Decoded, Workers
 from erniekit.data.load.batch import PackedBatch, filler, pack
 from erniekit.data.load.packing import spread
 from erniekit.data.load.rows import NEW_RUN, PlannedRow, PlannedRows, State
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
-from erniekit.data.media.spec import MediaSpec
 from erniekit.errors import DataError
 
 # Rows in a row of which nothing could be decoded: then it is not the odd broken image.

@@ -1,8 +1,53 @@
-"""An image or video of a document: where it comes from, and the tokens it takes."""
+"""An image or video of a document: its tokens, known from its header, and its patches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from erniekit.config import DataConfig
+from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
+from erniekit.data.media.frames import VideoInfo
+from erniekit.data.media.images import image_size, open_image, source_name
+from erniekit.data.media.patches import (
+    PIXELS_APART,
+    ImageSpec,
+    Patches,
+    image_grid,
+    limits,
+    num_tokens,
+    patchify,
+)
+from erniekit.data.media.video import (
+    VideoSpec,
+    frames_between,
+    patchify_video,
+    sample_frames,
+    video_grid,
+    video_info,
+    video_tokens,
+)
+from erniekit.display.text import counted
+
+Spec = TypeVar("Spec", ImageSpec, VideoSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSpec:
+    """How a checkpoint wants its images and its videos."""
+
+    image: ImageSpec
+    video: VideoSpec
+
+    @classmethod
+    def from_checkpoint(cls, directory: Path, data: DataConfig, seed: int = 0) -> MediaSpec:
+        """Both of a checkpoint; what `data` gives replaces the checkpoint's. Raises CheckpointError, ConfigError."""
+        image = ImageSpec.from_checkpoint(directory, data.min_pixels, data.max_pixels)
+        return cls(image, VideoSpec.from_checkpoint(directory, data, seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +88,129 @@ class Media:
         """Patches that the vision tower sees."""
         t, h, w = self.grid_thw
         return t * h * w
+
+
+def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Media:
+    """An image or video that stands nowhere yet (start 0). Reads its header only. Raises SampleError."""
+    try:
+        if isinstance(part, ImagePart):
+            image = _bounded(spec.image, part.min_pixels, part.max_pixels)
+            grid = image_grid(*image_size(part.source, sample_id), image)
+            frames: tuple[int, ...] = ()
+            times: tuple[float, ...] = ()
+            tokens = num_tokens(grid, image)
+        else:
+            info = video_info(part.source, sample_id)
+            video = _video_spec(part, info, spec.video)
+            frames, times = _frames(part, info, video)
+            grid = video_grid(info, frames, video)
+            tokens = video_tokens(grid, video)
+        merge_size = spec.image.merge_size if isinstance(part, ImagePart) else spec.video.merge_size
+        return Media(
+            *(part.source, grid, 0, tokens, merge_size, frames),
+            min_pixels=part.min_pixels,
+            max_pixels=part.max_pixels,
+            times=times,
+        )
+    except ValueError as error:
+        kind, reason = ("image", "bad image") if isinstance(part, ImagePart) else ("video", "bad video")
+        detail = f"the {kind} {source_name(part.source)} cannot be used: {error}"
+        raise SampleError(sample_id, reason, detail) from error
+
+
+def _video_spec(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> VideoSpec:
+    """How this video is read: as the model wants it, but for what the sample says. Raises ValueError."""
+    is_file = info.fps > 0
+    exact = part.min_frames is not None and part.min_frames == part.max_frames
+    if is_file and exact and part.fps is not None:
+        raise ValueError("both fps and a number of frames are asked for: give one of them")
+    if is_file and part.times:
+        raise ValueError("timestamps are of frames given as images, and it is a video file")
+    least, most = limits(part.min_frames, part.max_frames, (spec.min_frames, spec.max_frames), apart=1)
+    fps = part.fps if is_file and part.fps is not None else spec.fps
+    return replace(
+        _bounded(spec, part.min_pixels, part.max_pixels), fps=fps, min_frames=least, max_frames=most
+    )
+
+
+def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """(numbers of the frames to use, their times where these do not follow from a file). Raises ValueError."""
+    if part.times and len(part.times) != info.frames:
+        raise ValueError(
+            f"it has {counted(info.frames, 'frame')} and {counted(len(part.times), 'timestamp')}"
+        )
+    first, count = _window(part, info)
+    picked = sample_frames(replace(info, frames=count), spec, _key(part.source))
+    frames = tuple(first + number for number in picked)
+    if part.times:
+        return frames, tuple(part.times[number] for number in frames)
+    if not info.fps and part.fps is not None:
+        return frames, tuple(number / part.fps for number in frames)
+    return frames, ()
+
+
+def _window(part: VideoPart, info: VideoInfo) -> tuple[int, int]:
+    """(first, number) of the frames among which some are picked. Raises ValueError."""
+    if part.start is None and part.end is None:
+        return 0, info.frames
+    if part.times:
+        end = math.inf if part.end is None else part.end
+        inside = [number for number, time in enumerate(part.times) if (part.start or 0) <= time <= end]
+        if not inside:
+            raise ValueError(f"none of its timestamps is from {part.start or 0:g} to {end:g} seconds")
+        return inside[0], len(inside)
+    rate = info.fps or part.fps
+    if rate is None:
+        raise ValueError("a part of frames given as images needs fps, how many were taken per second")
+    return frames_between(part.start, part.end, info.frames, rate)
+
+
+def _key(source: str | bytes | tuple[str | bytes, ...]) -> str:
+    """What random frames of a video hang on: its name without the directory, since data may be moved."""
+    if isinstance(source, tuple):
+        return " ".join(map(_key, source))
+    if isinstance(source, bytes):
+        return hashlib.blake2b(source, digest_size=16).hexdigest()
+    return Path(source).name
+
+
+def decode(media: Sequence[Media], sample_id: str, spec: MediaSpec | None) -> list[Patches]:
+    """Patches of the images and videos of a document, in order.
+
+    spec: None for a text model, whose documents have neither. Raises SampleError when one cannot be decoded.
+    """
+    if not media:
+        return []
+    assert spec is not None, "only an encoder with a MediaSpec makes documents with media"
+    return [_decode(item, spec, sample_id) for item in media]
+
+
+def _decode(item: Media, spec: MediaSpec, sample_id: str) -> Patches:
+    if item.is_video:
+        video = _bounded(spec.video, item.min_pixels, item.max_pixels)
+        return patchify_video(item.source, item.frames, item.grid_thw, video, sample_id, item.times)
+    assert not isinstance(item.source, tuple), "only a video is given as frames"
+    try:
+        patches, grid = patchify(
+            open_image(item.source, sample_id), _bounded(spec.image, item.min_pixels, item.max_pixels)
+        )
+    except ValueError:  # no longer of a shape that can be resized
+        grid = None
+    if grid != item.grid_thw:
+        detail = f"the image {source_name(item.source)} has changed since the data was read"
+        raise SampleError(sample_id, "bad image", detail)
+    return patches
+
+
+def _bounded(spec: Spec, min_pixels: int | None, max_pixels: int | None) -> Spec:
+    """The spec with the bounds of one image or video in the place of its own, where they are given.
+
+    Raises ValueError for bounds that allow no token.
+    """
+    if min_pixels is None and max_pixels is None:
+        return spec
+    side = spec.patch_size * spec.merge_size
+    if max_pixels is not None and max_pixels < side**2:
+        raise ValueError(f"its max_pixels ({max_pixels}) must allow one token of {side}x{side} pixels")
+    least, most = limits(min_pixels, max_pixels, (spec.min_pixels, spec.max_pixels), PIXELS_APART)
+    return replace(spec, min_pixels=least, max_pixels=most)

@@ -25,7 +25,7 @@ from erniekit.data.encode.workers import Batch, Workers
 from erniekit.data.files.find import Log, Use, expand, resolved
 from erniekit.data.files.reader import read_records
 from erniekit.data.formats.fields.columns import Columns
-from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.item import MediaSpec
 from erniekit.data.store.digests import content_digests, stamp
 from erniekit.data.store.store import DocumentStore, StoreWriter
 from erniekit.errors import DataError

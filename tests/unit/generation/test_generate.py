@@ -12,7 +12,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.data.chat.conversation import Conversation, ImagePart, Message, Part, SampleError, TextPart
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import make_encoder
-from erniekit.data.media.spec import MediaSpec
+from erniekit.data.media.item import MediaSpec
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Decoding, Generated, Generator, inference_mode, split_rows
 from erniekit.generation.sampling import Sampling

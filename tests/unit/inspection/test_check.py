@@ -7,8 +7,8 @@ import pytest
 
 from erniekit.config import DataConfig
 from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.media.item import MediaSpec
 from erniekit.data.media.patches import ImageSpec
-from erniekit.data.media.spec import MediaSpec
 from erniekit.data.media.video import VideoSpec
 from erniekit.inspection.check import DEFAULT_MEDIA, CheckedFile, CheckOptions, check_files
 from erniekit.inspection.check_report import CheckReport

@@ -39,6 +39,10 @@ def encoder_for(
     return make_encoder(make_checkpoint(tmp_path, kind, eos_token_id=eos), data)
 
 
+def documents_of(encoder: Encoder, conversation: Conversation) -> list[Document]:
+    return [encoder.encode(part) for part in encoder.split(conversation)]
+
+
 def counted(count: Callable[..., int], encoder: Encoder, conversation: Conversation) -> int:
     return count(conversation, encoder.template, encoder.policy)
 
@@ -127,7 +131,7 @@ def inference(encoder: Encoder, conversation: Conversation) -> tuple[str, int]:
 def test_each_turn_stands_as_at_inference(tmp_path: Path, kind: str) -> None:
     reasoning: Reasoning = "train" if kind in KINDS else "drop"
     encoder = encoder_for(tmp_path, kind, loss_on="each_turn", reasoning=reasoning)
-    documents = encoder.documents(LOOP)
+    documents = documents_of(encoder, LOOP)
     assert [document.sample_id for document in documents] == [f"f:1 (message {n})" for n in (3, 5, 7)]
     for document, end in zip(documents, (3, 5, 7), strict=True):
         question = dataclasses.replace(LOOP, messages=LOOP.messages[: end - 1])
@@ -145,17 +149,17 @@ def test_each_turn_stands_as_at_inference(tmp_path: Path, kind: str) -> None:
 def test_each_turn_of_a_single_answer_keeps_its_name(tmp_path: Path) -> None:
     encoder = encoder_for(tmp_path, "text", loss_on="each_turn")
     one = chat(("user", "q"), ("assistant", "a", False), ("user", "r"), ("assistant", "b"))
-    (document,) = encoder.documents(one)
+    (document,) = documents_of(encoder, one)
     assert document.sample_id == "f:1"
     first = chat(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b", False))
-    (document,) = encoder.documents(first)
+    (document,) = documents_of(encoder, first)
     assert learnt(document) == [f"a{END}"]
     with pytest.raises(SampleError, match="no token carries loss: the last message must be trained"):
         encoder.encode(first)
     with pytest.raises(SampleError, match="at least one assistant message must be trained"):
-        encoder.documents(chat(("user", "q"), ("assistant", "a", False)))
+        documents_of(encoder, chat(("user", "q"), ("assistant", "a", False)))
     with pytest.raises(SampleError, match="the last must be the assistant's answer"):
-        encoder.documents(chat(("user", "q"), ("assistant", "a"), ("user", "r")))
+        documents_of(encoder, chat(("user", "q"), ("assistant", "a"), ("user", "r")))
 
 
 def test_the_rejected_answer_goes_with_the_whole_chat_only(tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_the_rejected_answer_goes_with_the_whole_chat_only(tmp_path: Path) -> No
     turns = chat(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
     pair = dataclasses.replace(turns, rejected=chat(("assistant", "c")).messages)
     assert [bool(part.rejected) for part in encoder.split(pair)] == [False, True]
-    for one, other in zip(encoder.documents(pair), encoder.documents(turns), strict=True):
+    for one, other in zip(documents_of(encoder, pair), documents_of(encoder, turns), strict=True):
         np.testing.assert_array_equal(one.input_ids, other.input_ids)
 
 
@@ -171,7 +175,7 @@ def test_the_rejected_answer_goes_with_the_whole_chat_only(tmp_path: Path) -> No
 def test_other_policies_give_one_document(tmp_path: Path, loss_on: LossOn) -> None:
     encoder = encoder_for(tmp_path, "thinking", loss_on=loss_on)
     assert encoder.split(LOOP) == [LOOP]
-    (document,) = encoder.documents(LOOP)
+    (document,) = documents_of(encoder, LOOP)
     np.testing.assert_array_equal(document.labels, encoder.encode(LOOP).labels)
 
 
@@ -263,7 +267,7 @@ def test_the_terminator_is_learnt_as_the_stop_token(tmp_path: Path, eos: Any, re
 def test_plain_text(tmp_path: Path, kind: str, loss_on: LossOn) -> None:
     text = " Paris is <think>a city\n\nUser: 北京 "
     encoder = encoder_for(tmp_path, kind, loss_on=loss_on, eos=[7, 2])
-    (document,) = encoder.documents(chat(("text", text)))
+    (document,) = documents_of(encoder, chat(("text", text)))
     begin = [SPECIAL.index("<|begin_of_sentence|>")] if kind == "text" else []
     ids = begin + make_tokenizer(None)(text, add_special_tokens=False)["input_ids"]
     assert document.input_ids.tolist() == ids

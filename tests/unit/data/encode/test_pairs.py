@@ -17,7 +17,7 @@ from erniekit.data.encode.pairs import encode_pair, prompt_messages
 from erniekit.data.encode.samples import Pairs, Sample, SampleReader
 from erniekit.data.files.reader import Cursor, Record
 from erniekit.data.load.batch import pack
-from erniekit.data.media.decode import decode
+from erniekit.data.media.item import decode
 from erniekit.data.store.references import ReferenceFile
 from erniekit.data.store.store import DocumentStore, StoreWriter
 from tests.unit.data.helpers import chat, data_uri, encoded, noise

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.media.decode import decode
 from erniekit.data.media.frames import video_info
 from erniekit.data.media.images import open_image
-from erniekit.data.media.item import Media
+from erniekit.data.media.item import Media, MediaSpec, decode
 from erniekit.data.media.patches import ImageSpec, image_grid, num_tokens, patchify
-from erniekit.data.media.spec import MediaSpec
 from erniekit.data.media.video import VideoSpec, patchify_video, sample_frames, video_grid, video_tokens
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.data.videos import video

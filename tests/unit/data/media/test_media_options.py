@@ -15,8 +15,8 @@ from erniekit.data.chat.conversation import Conversation, ImagePart, Message, Sa
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.encode.samples import SampleReader
-from erniekit.data.media.decode import decode
 from erniekit.data.media.frames import load_frames, video_info
+from erniekit.data.media.item import decode
 from erniekit.data.store.store import DocumentStore, StoreWriter
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.data.videos import number_of, numbered, video
