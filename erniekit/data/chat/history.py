@@ -1,4 +1,4 @@
-"""What of the answers in a chat's history is not learnt as the model will be asked for it; users are told."""
+"""Counts of answers in a chat's history that are not trained in the form in which the model is prompted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def untrained_reasoning(conversation: Conversation, template: Template, policy: 
 def calls_as_history(conversation: Conversation, template: Template, policy: LossPolicy) -> int:
     """Tool calls that are trained, but stand as history: not after what a prompt ends with.
 
-    A model that has only learnt such calls may not call when it is asked: there its prompt has, say, an empty think
+    A model trained on such calls alone may not call when it is prompted: there its prompt has, say, an empty think
     block before the answer, after which it never saw a call.
     """
     messages = conversation.messages

@@ -1,4 +1,4 @@
-"""What of a conversation is trained: which answers, and what becomes of their reasoning."""
+"""Which answers of a conversation are trained, and whether their reasoning is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LossPolicy:
 
     reasoning: "train", "mask" (it stands in the text as context) or "drop" (it is left out). loss_on: "all"
     answers, those of the "last_turn" (after the last user message, so the calls of a tool loop too), or
-    "each_turn": every answer, in a document of its own that ends with it.
+    "each_turn": every answer, each in a separate document that ends with it.
     """
 
     reasoning: Reasoning = "train"

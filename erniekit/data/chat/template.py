@@ -27,7 +27,7 @@ from erniekit.data.chat.loss_policy import DEFAULT_POLICY, LossPolicy, current_t
 
 THINK, END_THINK = "<think>", "</think>"
 
-# Whose words they are: "template" are those that the template itself writes.
+# The source of a text; "template": written by the template itself.
 SpanKind = Literal[
     "template", "system", "tools", "user", "tool_result", "reasoning", "tool_call", "answer", "text"
 ]
@@ -72,7 +72,7 @@ class Template:
 
     thinking: "none" (no form for it: tags in texts are plain text), "off" (answers without reasoning, marked
     by an empty block in generation_start) or "on". takes_media: whether it has a form for images and videos.
-    tokens: those of its marks that must be single tokens, which no text may contain.
+    tokens: its marks that must be single tokens, which no text may contain.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""One encoded sample: token ids, labels, and what follows from where its images and videos stand."""
+"""An encoded sample: token ids, labels, and the modality and positions of its tokens."""
 
 from __future__ import annotations
 

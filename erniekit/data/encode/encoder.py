@@ -61,7 +61,7 @@ _VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a document: its text, whose words they are, how many tokens begin in it.
+    """A stretch of a document: its text, the kind of its source, the number of tokens that begin in it.
 
     part: the image or video of kind "media", whose text is its marks with one placeholder.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint has room for: token ids with a row in its embedding, and positions."""
+"""The token ids and positions that a checkpoint has room for."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ class ModelLimits:
             raise SampleError(document.sample_id, "too long", self.too_long(document))
 
     def too_long(self, document: Document) -> str:
-        """What is wrong with a document that does not fit."""
+        """Why a document does not fit, for an error."""
         return (
             f"{counted(document.num_positions, 'position')}, more than the model's "
             f"max_position_embeddings={self.max_positions:,}"
         )
 
     def notes(self) -> list[str]:
-        """What to know of tokens without a row, as lines; none where every token has one."""
+        """Lines about tokens without a row; none where every token has one."""
         if not self.beyond:
             return []
         shown = ", ".join(f"{token!r} ({token_id})" for token, token_id in self.beyond[:_SHOWN])

@@ -1,4 +1,4 @@
-"""Preference pairs as documents: prompt, chosen and rejected answer, what they have in common standing there once.
+"""Preference pairs as documents: the tokens that both answers share, then the chosen and the rejected answer.
 
 A pair is one document of shared tokens, then the chosen branch, then the rejected one. Each branch begins with the
 token that predicts the first trained token of its answer, so that no position has two labels: the prompt's last token
@@ -34,7 +34,7 @@ def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = T
     """A conversation with `rejected` as one document.
 
     share: what both answers begin with stands there once, its images too; else each answer has a whole document
-    of its own and nothing is shared (branches begin at 0). Raises SampleError, also when an answer carries no loss.
+    and nothing is shared (branches begin at 0). Raises SampleError, also when an answer carries no loss.
     """
     chosen = encoder.encode(conversation)
     rejected = encoder.encode(with_rejected(conversation))

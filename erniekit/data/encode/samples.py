@@ -1,4 +1,4 @@
-"""From a record of a data file to documents that fit in a row, with an account of what was in it."""
+"""From a record of a data file to documents that fit in a row, with counts of its contents."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def pair_mode(task: str, share_prompt: bool) -> Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What became of one record.
+    """The result of reading one record.
 
     documents: none, one, or more (a long text, an answer each); errors: what could not be used; whole: (tokens, those
     of images and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
     trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
-    not see, so that it is not learnt; calls_as_history: see `history.calls_as_history`; notices: see `Conversation`.
+    not see, so that it is not trained; calls_as_history: see `history.calls_as_history`; notices: see `Conversation`.
     """
 
     documents: tuple[Document, ...] = ()
@@ -57,7 +57,7 @@ class SampleReader:
     """Reads records. Goes to worker processes.
 
     on_long: a document of more than max_length tokens, or of more positions than the model has, is an error, or
-    loses its oldest exchanges ("trim_history"); "drop" tells whoever counts, see `DataStats`. pairs: of a preference
+    loses its oldest exchanges ("trim_history"); "drop" is left to `ErrorBudget`. pairs: of a preference
     pair only the answer "chosen" is read, as of any chat; or every sample must be a pair, whose answers are one
     document with their prompt "shared" or "separate", see `encode_pair`.
     """

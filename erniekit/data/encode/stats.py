@@ -1,4 +1,4 @@
-"""What was found in data, what was left out, and how much of that is too much."""
+"""Statistics of data, notices about it, and the budget of samples that are left out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _MORE_NOTICES = "more keys that are not read"
 class DataStats:
     """What a dataset holds.
 
-    samples: that are used; documents: what they became, usually one each; skipped: samples left out, by
+    samples: that are used; documents: usually one for each sample; skipped: samples left out, by
     reason; tokens: all, vision included; loss_tokens: with a label; vision_tokens: placeholders of images and
     videos; patches: that the vision tower sees; longest: tokens of the longest document; messages: by role;
     pairs: preference pairs, of which the chosen answer is used; trimmed: documents that lost old turns;
-    untrained_reasoning: answers whose reasoning is not learnt, since later turns do not see it; calls_as_history: see
+    untrained_reasoning: answers whose reasoning is not trained, since later turns do not see it; calls_as_history: see
     `history.calls_as_history`; notices: see `Notices`.
     """
 
@@ -102,7 +102,7 @@ class DataStats:
 
 @dataclass
 class Notices:
-    """What users should know about their data and what is no error: samples of each kind, and the first place.
+    """Notices about data that are no errors: the number of samples of each kind, and the first of them.
 
     The keys of both are the texts of `Conversation.notices`.
     """
@@ -113,19 +113,19 @@ class Notices:
     def add(self, notices: Sequence[str], sample_id: str) -> None:
         """Count the notices of a sample."""
         for text in notices:
-            # Data with names of its own in every record would fill the memory with them.
+            # Data with other names in every record would fill the memory with them.
             if text not in self.counts and len(self.counts) >= _MOST_NOTICES:
                 text = _MORE_NOTICES
             self.counts[text] += 1
             self.first.setdefault(text, sample_id)
 
     def merge(self, other: Notices) -> None:
-        """Add those of another part of the data, which comes after this one."""
+        """Add the notices of another part of the data, which comes after this one."""
         self.counts.update(other.counts)
         self.first = {**other.first, **self.first}
 
     def lines(self) -> list[str]:
-        """They in words, most frequent first."""
+        """One line for each notice, most frequent first."""
         return [
             f"note: {text}: {counted(count, 'sample')}, the first {self.first[text]}"
             for text, count in self.counts.most_common()
@@ -133,7 +133,7 @@ class Notices:
 
 
 class ErrorBudget:
-    """Decides what a wrong sample means: "raise" it, or "skip" and count it, up to max_errors samples.
+    """Raises wrong samples ("raise"), or skips and counts them ("skip"), up to max_errors samples.
 
     With on_long "drop", samples that are too long are left out and counted whatever their number, and do not
     count as errors.
@@ -146,11 +146,11 @@ class ErrorBudget:
         # By sample id: a sample that fails in every epoch counts once.
         self.errors: dict[str, SampleError] = {}
         self.dropped: dict[str, SampleError] = {}
-        # Told of each sample that is skipped, once; whoever trains sets it, since images fail late.
+        # Called once for each skipped sample; set by the training, since images fail late.
         self.on_skip: Callable[[SampleError], None] | None = None
 
     def spend(self, error: SampleError) -> None:
-        """Takes note of a wrong sample. Raises it, or DataError when there have been too many."""
+        """Record a wrong sample. Raises it, or DataError when there have been too many."""
         if self.on_long == "drop" and error.reason == TOO_LONG:
             self.dropped.setdefault(error.sample_id, error)
             return

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, the ids on which its answers end, and those of its images and videos."""
+"""A checkpoint's tokenizer, its stop tokens, and its media tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COORDINATES = "<|LOC_"
 
 
 class FastTokenizer(Protocol):
-    """What is needed of the tokenizers library to tell control tokens."""
+    """The methods of a tokenizer that `control_tokens` calls."""
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
         """The tokens beside the trained vocabulary, each with `content` and `special`."""

@@ -1,4 +1,4 @@
-"""Worker processes for what takes time: encoding samples, decoding images and videos.
+"""Worker processes that encode samples and decode images and videos.
 
 Processes, since both hold Python's lock. They are spawned, never forked: a fork of a process that runs Paddle's
 threads can hang. What comes out does not depend on their number.

@@ -1,4 +1,4 @@
-"""The packed row of tokens: what a model is given. Documents side by side, no padding, no batch dimension."""
+"""The packed sequence ("row") that a model is given: documents side by side, no padding, no batch dimension."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PackedBatch:
 def pack(documents: Sequence[Document], patches: Sequence[Patches]) -> PackedBatch:
     """Documents, at least one, as a row: all pairs, or none.
 
-    patches: those of every image, in the order of documents and their media.
+    patches: of every image and video, in the order of documents and their media.
     """
     lengths = [len(document) for document in documents]
     boundaries = np.concatenate([[0], np.cumsum(lengths)])

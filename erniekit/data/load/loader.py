@@ -1,4 +1,4 @@
-"""Hands out packed rows with their images, and can say exactly where it stands."""
+"""The loader of packed rows: decodes their images, and saves and restores its exact place."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
 from erniekit.errors import DataError
 
-# Rows in a row of which nothing could be decoded: then it is not the odd broken image.
+# Consecutive rows without anything decodable: more than a few broken images.
 _EMPTY_ROWS = 1000
 EPOCH_TOLERANCE = 1e-9
 """So much less than a fraction of an epoch counts as that fraction, which a sum of floats may miss."""
-# Settings of a source that are none of the configuration, in words.
+# Settings of a source that have no key in the configuration, in words.
 _SETTINGS = {"processes": "the number of processes that share the stream (--devices / parallel.context)"}
 
 
@@ -48,10 +48,10 @@ class RowLoader:
     counted, as `budget` says; a row that is left empty by this is passed over.
 
     Of `ranks` processes with a loader each, this one gets the rows of `rank`, and reads no others: each step's
-    rows_per_step rows are spread so that the patches of their images are even. With `epochs`, which may end inside of
-    an epoch, the last step has the rows that are left. All processes get as many rows of a step; one that has none left
-    gets `filler` rows. Of a source that is shared among as many `ranks` already all rows are this loader's, and its
-    state differs from those of the others.
+    rows_per_step rows are spread so that the patches of their images are even. With `epochs`, which may end inside an
+    epoch, the last step has the rows that are left. All processes get the same number of rows of a step; one that has
+    none left gets `filler` rows. Where the source already shares its samples among `ranks`, all its rows belong to
+    this loader, and the states of the loaders differ.
     """
 
     def __init__(

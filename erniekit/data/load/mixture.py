@@ -1,4 +1,4 @@
-"""In which order an epoch takes the samples of its sources.
+"""The order in which an epoch takes the samples of its sources.
 
 Pure functions of sizes, weights, seed and epoch, so that a run can be continued anywhere.
 """

@@ -118,7 +118,7 @@ class _Window:
 def spread(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Which rows of a step each rank gets, so that the largest sum of costs is small.
 
-    costs: of each row, such as its patches. Every rank gets as many rows, but for a rest that does not divide.
+    costs: of each row, such as its patches. Ranks get equal numbers of rows, but for a rest that does not divide.
     Longest processing time first, then exchanges of two rows as long as one lowers the larger sum of its two
     ranks.
     """

@@ -1,4 +1,4 @@
-"""Where rows come from: the order of documents, epoch after epoch, as a small state says.
+"""The order of rows, epoch after epoch, from a small state.
 
 A state is a dict of JSON values: the place of the next row. Which rows follow depends on nothing else.
 """
@@ -35,7 +35,7 @@ class PlannedRow:
 
 
 class PlannedRows(Protocol):
-    """What a loader draws rows from.
+    """The source from which a loader draws rows.
 
     ranks: 1 where every process plans all rows, of which a loader reads its share; else the processes that share the
     samples, of which this source reads those of one, so that all its rows are its loader's.
@@ -128,7 +128,7 @@ class StoredRows:
     def once(self, rank: int = 0, ranks: int = 1) -> Iterator[Sequence[Document]]:
         """Rows of every document once, in an order that never changes: for evaluation.
 
-        One of every `ranks` rows, as many for each rank; () where there is none left.
+        One of every `ranks` rows, the same number for each rank; () where none is left.
         """
         lengths, patches = self.dataset.lengths, self.dataset.patches
         rows = plan_rows(np.arange(len(lengths)), lengths, patches, self.max_length)

@@ -1,11 +1,11 @@
-"""Rows of data that is read as it is needed: for what is larger than memory and disk.
+"""Rows of data that is read as needed, for data larger than memory and disk.
 
 Samples are read in order, a buffer at a time; those of a buffer are shuffled and packed among themselves. So
 the state is where each source stood at the start of the buffer and which row of it is next, and to go on means
 to read one buffer again.
 
 Several processes share each source record by record: the first takes the first, and so on in turn, from one pass to
-the next. Each has buffers, rows and a state of its own, mixes the sources by itself, and encodes nothing else.
+the next. Each has separate buffers, rows and state, mixes the sources itself, and encodes nothing else.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Spec = TypeVar("Spec", ImageSpec, VideoSpec)
 
 @dataclass(frozen=True, slots=True)
 class MediaSpec:
-    """How a checkpoint wants its images and its videos."""
+    """How a checkpoint processes images and videos."""
 
     image: ImageSpec
     video: VideoSpec

@@ -34,7 +34,7 @@ PIXELS_APART = 4
 
 
 class Resizing(Protocol):
-    """What decides the size of an image or frame: an ImageSpec or a VideoSpec."""
+    """The bounds on the size of an image or frame: an ImageSpec or a VideoSpec."""
 
     @property
     def min_pixels(self) -> int:
@@ -55,7 +55,7 @@ class Resizing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a checkpoint wants its images. The defaults are those of the released processor.
+    """How a checkpoint processes images. The defaults are the released processor's.
 
     min_pixels, max_pixels: bounds of the area after resizing; patch_size: pixels a side; merge_size: patches
     a side that become one token; image_mean, image_std: per channel, of values in 0..1.
@@ -146,7 +146,7 @@ def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
             found = read_json_object(path)
             return path, found.get("image_processor", found)
     raise CheckpointError(
-        f"{directory}: no preprocessor_config.json, so it is not known how this model wants its images"
+        f"{directory}: no preprocessor_config.json, so it is unknown how this model processes images"
     )
 
 

@@ -1,4 +1,4 @@
-"""Videos: which of their frames a model sees, and the patches of these.
+"""Videos: the frames that a model sees, and their patches.
 
 Agrees with transformers' models.ernie4_5_vl_moe.video_processing_ernie4_5_vl_moe (Ernie4_5_VLMoeVideoProcessor): the
 frames that are picked, the time that is written on each, the size they get and the order of patches.
@@ -43,7 +43,7 @@ _TEMPORAL = 2
 
 @dataclass(frozen=True, slots=True)
 class VideoSpec:
-    """How a checkpoint wants its videos. The defaults are those of ERNIE 4.5's processor.
+    """How a checkpoint processes videos. The defaults are ERNIE 4.5's processor's.
 
     fps: frames to pick per second of the video, at least min_frames and at most max_frames in all (an odd
     number is made even by repeating the last, so an odd max_frames may give one more); sampling: which frame

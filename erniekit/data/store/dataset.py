@@ -1,4 +1,4 @@
-"""Data files as encoded documents on disk: what was encoded once is found again."""
+"""Data files as encoded documents on disk, which later runs find again."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def load_source(
 
 
 def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
-    """A source whose store is there already: nothing of its files is looked at. Raises as `load_source`."""
+    """A source that is encoded already; its files are not read. Raises as `load_source`."""
     return _found(name, DocumentStore(directory), budget)
 
 

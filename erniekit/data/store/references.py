@@ -20,7 +20,7 @@ _VALUE = np.dtype(np.float32)
 
 
 class ReferenceFile:
-    """Those of one store, by position; what is written stays, so that an interrupted computation goes on.
+    """The log-probabilities of a store, by position; what is written stays, so that an interrupted computation goes on.
 
     key: names the model. values [D, 2] float32. Raises DataError when the disk does not take it.
     """

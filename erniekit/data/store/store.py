@@ -168,7 +168,7 @@ class DocumentStore:
 
     @property
     def id(self) -> str:
-        """Random: tells whether two processes see the same store, or each one of its own in the same place."""
+        """Random: shows whether two processes see the same store, or different ones in the same place."""
         return str(self.summary.get("id", ""))
 
     @property
@@ -192,8 +192,7 @@ class DocumentStore:
         )
 
     def changed_media(self) -> str | None:
-        """The path of an image or video whose file is another one than when it was encoded; None if all are as
-        they were."""
+        """The path of an image or video that changed since it was encoded; None where none has."""
         for index in np.flatnonzero(self.patches):
             for item in self._record(int(index))["media"]:
                 sources = item["source"] if isinstance(item["source"], list) else [item["source"]]

@@ -135,7 +135,7 @@ class MarkedMedia:
         return bool(self._columns[kind])
 
     def check(self) -> None:
-        """Raises SampleError unless there were as many marks as media."""
+        """Raises SampleError unless the numbers of marks and media are equal."""
         for kind in _KINDS:
             marks, listed = self._marks[kind], len(self._columns[kind])
             if marks != listed:

@@ -53,7 +53,7 @@ class _Objects:
 
 
 def fill(record: dict[str, Any], messages: Chat, sample: SampleContext) -> list[Message]:
-    """A chat with its objects in the places of their marks. Raises SampleError unless there are as many of both."""
+    """A chat with its objects in the places of their marks. Raises SampleError unless their numbers are equal."""
     objects = _read(record, "objects", [messages], sample)
     if objects is None:
         return list(messages)
