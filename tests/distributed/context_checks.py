@@ -87,7 +87,7 @@ def totals_of(row: PackedBatch) -> StepTotals:
 
 def row_checks(world: int) -> dict[str, Any]:
     """Loss, figures and all gradients of rows that are shared equal those of the same rows on one process."""
-    mesh = connect(ParallelDims(world, sharding=world))
+    mesh = connect(ParallelDims(world, context=world))
     checks = 0
     _check_refusal(mesh)
     # Heads of keys that go to several processes, to one each, or several to one.
@@ -117,7 +117,7 @@ def row_checks(world: int) -> dict[str, Any]:
 
 def _check(mesh: Mesh, model: ErnieModel, objective: Any, row: PackedBatch, case: str) -> None:
     expected, gradients = _figures(model, objective, row)
-    model.sharding = ContextParallel(mesh.sharding, 2)
+    model.sharding = ContextParallel(mesh.context, 2)
     found, parts = _figures(model, objective, row)
     with paddle.no_grad():
         evaluated = float(objective(row).loss_sum)
@@ -163,7 +163,7 @@ def _figures(
 def _check_refusal(mesh: Mesh) -> None:
     """Processes that have read different rows say so."""
     model = make_model(2)
-    model.sharding = ContextParallel(mesh.sharding, 2)
+    model.sharding = ContextParallel(mesh.context, 2)
     for number, rank_row in enumerate((make_row([(9, [])], mesh.rank), make_row([(9 + mesh.rank, [])], 0))):
         try:
             SftObjective(model)(rank_row)
@@ -192,14 +192,14 @@ def _check_frozen(mesh: Mesh) -> None:
 
 def memory_checks(world: int, length: int) -> dict[str, float]:
     """Bytes that the forward and backward pass of a row of 16K tokens takes at its peak, shared and whole."""
-    mesh = connect(ParallelDims(world, sharding=world))
+    mesh = connect(ParallelDims(world, context=world))
     model = build_model(ErnieConfig.from_json(FLAT | {"hidden_size": 64, "num_hidden_layers": 3}))
     model.train()
     objective = SftObjective(model, 256, router_weights=WEIGHTS)
     row = make_row([(length, [])] * (16384 // length), 0)
     found = {}
     for name in ("shared", "whole"):
-        model.sharding = ContextParallel(mesh.sharding, 2) if name == "shared" else NoSharding()
+        model.sharding = ContextParallel(mesh.context, 2) if name == "shared" else NoSharding()
         core.host_memory_stat_reset_peak_value("Allocated", 0)
         before = core.host_memory_stat_current_value("Allocated", 0)
         begun = time.monotonic()
