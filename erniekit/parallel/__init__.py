@@ -1,1 +1,1 @@
-"""How several processes train one model: data parallel, ZeRO, expert parallel, context parallel."""
+"""Forms of parallel training: data parallel, ZeRO, expert parallel and context parallel."""

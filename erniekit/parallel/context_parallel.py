@@ -1,8 +1,8 @@
-"""Context parallelism: processes that share each row, in the form of Ulysses (Jacobs et al., arXiv 2309.14509).
+"""Context parallelism: several processes compute each row (DeepSpeed-Ulysses, Jacobs et al., arXiv 2309.14509).
 
-Each process has a span of the row's tokens for all that works token by token. Around attention an uneven all-to-all
-turns [own tokens, all heads] into [all tokens, own heads] and another one turns it back, so that attention itself is
-what it is without.
+Each process has a span of the row's tokens for all token-wise layers. Before attention an uneven all-to-all turns
+[tokens of the span, all heads] into [all tokens, some heads], and after it another one turns that back, so attention
+itself does not change.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from erniekit.models.row import RowInputs
 
 
 def apply_context_parallel(model: ErnieModel, group: ProcessGroup) -> None:
-    """Let a model compute each row together with the processes of a group. Nothing for a group of one."""
+    """Make a model compute each row together with the other processes of a group; no change for a group of one."""
     if group.size > 1:
         vision = model.config.vision
         model.sharding = ContextParallel(group, 1 if vision is None else vision.spatial_merge_size)
 
 
 class ContextParallel:
-    """Rows that a group of processes shares; see `erniekit.models.sequence_sharding.SequenceSharding`.
+    """Shards each row over a group of processes; see `erniekit.models.sequence_sharding.SequenceSharding`.
 
-    Spans are consecutive, as even as can be. Pictures and pairs of a video's frames are shared out in order, nearly
-    even by patches, and their features go to the processes in whose spans they are used. merge: patches along each
-    side of a media token.
+    Spans are consecutive and of nearly equal length. Images and pairs of video frames are assigned to processes in
+    order, with nearly equal numbers of patches; their features are sent to the spans that contain their tokens. merge:
+    patches along each side of a media token.
     """
 
     def __init__(self, group: ProcessGroup, merge: int) -> None:
@@ -51,11 +51,11 @@ class ContextParallel:
         return int(bounds[self._group.rank]), int(bounds[self._group.rank + 1])
 
     def part(self, row: RowInputs) -> RowInputs:
-        """See `SequenceSharding`. Raises ErnieKitError where the processes do not have the same row."""
-        self._agree(row)
+        """See `SequenceSharding`. Raises ErnieKitError if the processes do not have the same row."""
+        self._check_same_row(row)
         start, stop = self.span(len(row.input_ids))
         first = min(start, stop - 1)
-        media = self._media(row)
+        media = self._media_shards(row)
         inside = (row.media_positions >= start) & (row.media_positions < stop)
         return replace(
             row,
@@ -69,7 +69,7 @@ class ContextParallel:
         )
 
     def features(self, features: Tensor, row: RowInputs) -> Tensor:
-        tokens = self._media(row).tokens
+        tokens = self._media_shards(row).tokens
         used = np.searchsorted(row.media_positions, _bounds(len(row.input_ids), self._group.size))
         rank = self._group.rank
         send = _overlaps(tokens[rank : rank + 2], used)
@@ -78,7 +78,7 @@ class ContextParallel:
 
     def attend(self, attend: Attend, tokens: int) -> Attend:
         counts = np.diff(_bounds(tokens, self._group.size)).tolist()
-        return _SharedAttention(attend, counts, self._group)
+        return _ShardedAttention(attend, counts, self._group)
 
     def add(self, counts: Tensor) -> Tensor:
         total = counts.clone()
@@ -88,59 +88,59 @@ class ContextParallel:
     def total(self, sums: Tensor) -> Tensor:
         return shared_sum(sums, self._group)
 
-    def _agree(self, row: RowInputs) -> None:
-        """Without this, processes with different rows would compute nonsense or wait for ever."""
+    def _check_same_row(self, row: RowInputs) -> None:
+        """Processes with different rows would compute wrong results or deadlock."""
         digest = zlib.crc32(row.grid_thw.tobytes(), zlib.crc32(row.input_ids.tobytes()))
         high, low = all_reduce_host(np.array([digest, -digest]), self._group, "max").tolist()
         if high != -low:
             raise ErnieKitError(
-                f"{ranks_text(self._group.ranks)} share each row (parallel.context), but have read different ones: is "
-                "there a picture or video that only some of them can read, or do they read different files? Samples "
-                "that were skipped are named above. Earlier checkpoints are untouched"
+                f"{ranks_text(self._group.ranks)} must compute the same row (parallel.context), but have read "
+                "different ones. Check whether only some of them can read an image or a video, or whether their data "
+                "files differ. Skipped samples are listed above. Earlier checkpoints are not affected"
             )
 
-    def _media(self, row: RowInputs) -> _MediaShares:
-        return share_media(row.grid_thw, self._group.size, self._merge)
+    def _media_shards(self, row: RowInputs) -> MediaShards:
+        return shard_media(row.grid_thw, self._group.size, self._merge)
 
 
-class _SharedAttention:
-    """Attention of which each process of a group computes some heads; `counts` are the tokens of each process."""
+class _ShardedAttention:
+    """Attention with the heads sharded over a group; `counts` are the tokens of each process."""
 
     def __init__(self, attend: Attend, counts: list[int], group: ProcessGroup) -> None:
         self._attend, self._counts, self._group = attend, counts, group
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See `Attend`; of a process without tokens the one that stands in for them gets zeros."""
-        own, size = self._counts[self._group.rank], self._group.size
-        even = [own] * size
-        absent = query.shape[0] - own
-        if absent:
-            query, key, value = query[:own], key[:own], value[:own]
-        parts = zip(*(_by_process(x, size) for x in (query, key, value)), strict=True)
-        leaving = paddle.concat([paddle.concat(part, axis=1) for part in parts])
-        arrived = all_to_all_rows(leaving, even, self._counts, self._group)
+        """See `Attend`. The output for the placeholder token of a process without tokens is zero."""
+        tokens, size = self._counts[self._group.rank], self._group.size
+        even = [tokens] * size
+        placeholders = query.shape[0] - tokens
+        if placeholders:
+            query, key, value = query[:tokens], key[:tokens], value[:tokens]
+        parts = zip(*(_split_heads(x, size) for x in (query, key, value)), strict=True)
+        packed = paddle.concat([paddle.concat(part, axis=1) for part in parts])
+        received = all_to_all_rows(packed, even, self._counts, self._group)
         heads = query.shape[1] // size
-        others = (arrived.shape[1] - heads) // 2
-        output = self._attend(layer, *arrived.split([heads, others, others], axis=1))
-        back = paddle.concat(all_to_all_rows(output, self._counts, even, self._group).split(even), axis=1)
-        if absent:
-            back = paddle.concat([back, paddle.zeros([absent, *back.shape[1:]], back.dtype)])
-        return back
+        kv_heads = (received.shape[1] - heads) // 2
+        attended = self._attend(layer, *received.split([heads, kv_heads, kv_heads], axis=1))
+        output = paddle.concat(all_to_all_rows(attended, self._counts, even, self._group).split(even), axis=1)
+        if placeholders:
+            output = paddle.concat([output, paddle.zeros([placeholders, *output.shape[1:]], output.dtype)])
+        return output
 
 
-def _by_process(x: Tensor, size: int) -> list[Tensor]:
-    """[T, heads, d] -> the heads of each process. Of fewer heads than processes, each goes to several."""
+def _split_heads(x: Tensor, size: int) -> list[Tensor]:
+    """[T, heads, d] -> the heads of each process. With fewer heads than processes, several processes get the same."""
     heads = x.shape[1]
     parts = x.split(min(size, heads), axis=1) if heads > 1 else [x]
     return [part for part in parts for _ in range(size // len(parts))]
 
 
 @dataclass(frozen=True)
-class _MediaShares:
-    """What the vision tower sees in each process, as bounds [size + 1] in the row's order.
+class MediaShards:
+    """The images and videos that the vision tower of each process computes, as bounds [size + 1] in the row's order.
 
-    grid_thw [U, 3]: pictures and pairs of frames, the units of sharing; units, patches, tokens: bounds of each
-    process's, the last in media tokens.
+    grid_thw [U, 3]: the units that are assigned to processes, images and pairs of frames. units, patches, tokens:
+    bounds in units, in patches and in media tokens.
     """
 
     grid_thw: np.ndarray
@@ -149,11 +149,11 @@ class _MediaShares:
     tokens: list[int]
 
 
-def share_media(grid_thw: np.ndarray, size: int, merge: int) -> _MediaShares:
-    """Share the pictures and videos int [N, 3] of a row out to `size` processes.
+def shard_media(grid_thw: np.ndarray, size: int, merge: int) -> MediaShards:
+    """Assign the images and videos of a row (grid_thw, int [N, 3]) to `size` processes.
 
-    The resampler merges pairs of frames and the tower sees each frame alone, so that videos can be cut there. Each
-    unit goes to the process in whose even share of all patches its middle lies.
+    The resampler merges pairs of frames and the vision tower computes each frame separately, so videos can be split
+    between pairs. With the patches divided evenly among the processes, a unit goes to the process that has its middle.
     """
     units = np.repeat(grid_thw, np.maximum(grid_thw[:, 0] // 2, 1), axis=0)
     units[:, 0] = np.minimum(units[:, 0], 2)
@@ -163,15 +163,15 @@ def share_media(grid_thw: np.ndarray, size: int, merge: int) -> _MediaShares:
     owners = (2 * ends - costs) * size // (2 * costs.sum()) if len(units) else ends
     bounds = np.searchsorted(owners, np.arange(size + 1))
     patches, media_tokens = (np.concatenate([[0], np.cumsum(x)])[bounds] for x in (costs, tokens))
-    return _MediaShares(units, bounds.tolist(), patches.tolist(), media_tokens.tolist())
+    return MediaShards(units, bounds.tolist(), patches.tolist(), media_tokens.tolist())
 
 
 def _bounds(tokens: int, size: int) -> np.ndarray:
-    """int64 [size + 1]: where the spans of a row begin, and its end."""
-    each, rest = divmod(tokens, size)
-    return np.cumsum([0, *(each + (rank < rest) for rank in range(size))])
+    """int64 [size + 1]: the starts of the spans of a row, and its end."""
+    length, rest = divmod(tokens, size)
+    return np.cumsum([0, *(length + (rank < rest) for rank in range(size))])
 
 
-def _overlaps(own: np.ndarray | list[int], bounds: np.ndarray | list[int]) -> list[int]:
-    """How much of the interval `own` [2] lies in each of the intervals between `bounds`."""
-    return np.diff(np.clip(bounds, own[0], own[1])).tolist()
+def _overlaps(interval: np.ndarray | list[int], bounds: np.ndarray | list[int]) -> list[int]:
+    """The length of the overlap of `interval` [2] with each of the intervals between `bounds`."""
+    return np.diff(np.clip(bounds, interval[0], interval[1])).tolist()

@@ -1,8 +1,8 @@
-"""What becomes of the gradients of a step where several processes train one model.
+"""Data parallelism: the gradients of a step are summed over the processes that train one model.
 
-A gradient of an expert is added up over the processes that hold the expert (its owner has already seen the tokens of
-its whole expert group), any other over all. Losses are divided by counts of the whole step, so a sum is what is
-wanted, never a mean. Gradients of a layer leave as soon as the backward pass has done with it.
+The gradient of an expert is summed over the replicas of the expert (its holder has already seen the tokens of the
+whole expert group), any other gradient over all processes. Losses are divided by counts of the whole step, so the
+result is a sum, never a mean. The all-reduce of a layer's gradients starts when its backward pass is done.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from erniekit.parallel.flat_shard import TensorShard, buckets
 Named = Sequence[tuple[str, Tensor]]
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 REST = -1
-"""In the place of a layer's number: what belongs to none."""
+"""The layer number of parameters outside of the decoder layers."""
 
 
 class Gradients(Protocol):
-    """Where gradients of a step come together: `erniekit.optim.adamw.AdamW`."""
+    """Accumulates the gradients of a step: `erniekit.optim.adamw.AdamW`."""
 
     def collect_gradients(self, names: Iterable[str] | None = None) -> None:
-        """Move what is not float32 into float32 sums."""
+        """Add gradients that are not float32 to float32 sums."""
 
     def named_gradients(self, names: Iterable[str] | None = None) -> list[tuple[str, Tensor]]:
-        """In float32, to be changed in place."""
+        """The float32 gradients, which may be changed in place."""
 
     def add_gradient(self, name: str, gradient: Tensor) -> None:
-        """Add to one, and keep the tensor that is given."""
+        """Add a gradient; the tensor may be kept."""
 
 
 class GradientReducer(Protocol):
-    """One step: for every row `begin_row`, the backward pass with these events, `end_row`; then the others.
+    """Reduces the gradients of a step over processes.
 
-    All processes call the same, with models of the same form.
+    For every row: `begin_row`, the backward pass with `hooks`, `end_row`. After the last row: `reduce`, `norm`, the
+    optimizer's step, `all_gather_params`. All processes make the same calls, with models of the same architecture.
     """
 
     hooks: LayerHooks
@@ -52,34 +53,34 @@ class GradientReducer(Protocol):
     shapes: Mapping[str, Sequence[int]]
 
     def begin_row(self, optimizer: Gradients, *, last: bool) -> None:
-        """Before the backward pass of a row; `last`: of the step."""
+        """Call before the backward pass of a row. last: it is the last row of the step."""
         ...
 
     def end_row(self) -> None:
-        """After it."""
+        """Call after the backward pass of a row."""
         ...
 
     def reduce(self) -> None:
-        """After the last row: put the sums over all processes into the optimizer."""
+        """Finish the reduction after the last row; the optimizer then has the sums over all processes."""
         ...
 
     def norm(self) -> float:
-        """L2 norm over the gradients of the whole model, each parameter counted once."""
+        """L2 norm of the gradients of the whole model, with each parameter counted once."""
         ...
 
     def all_gather_params(self) -> None:
-        """After the optimizer's step: bring what it has changed to all."""
+        """Send the parameters that the optimizer has updated to all processes that need them."""
         ...
 
     def shard_of(self, name: str) -> TensorShard | None:
-        """How the optimizer's state of a parameter is spread. None: it is whole."""
+        """The sharding of the optimizer state of a parameter; None if it is not sharded."""
         ...
 
 
 class DataParallelReducer:
-    """Every process has all gradients and the optimizer's whole state (of its own experts).
+    """Plain data parallelism: every process holds all gradients and optimizer state, except for other ranks' experts.
 
-    parameters: what the optimizer updates, with the shapes of the whole tensors; here the trained parameters.
+    parameters: the tensors that the optimizer updates, here the trained parameters; shapes: their shapes.
     """
 
     def __init__(self, mesh: Mesh, trained: Named) -> None:
@@ -88,7 +89,7 @@ class DataParallelReducer:
         self.hooks: LayerHooks = BackwardHook(self._layer_done)
         self._mesh = mesh
         self._layers = by_layer(name for name, _ in trained)
-        self._coming: list[Callable[[], None]] = []
+        self._pending: list[Callable[[], None]] = []
         self._optimizer: Gradients | None = None
         self._last = False
 
@@ -107,13 +108,13 @@ class DataParallelReducer:
     @paddle.no_grad()
     def norm(self) -> float:
         assert self._optimizer is not None
-        dense, experts = _apart(self._optimizer.named_gradients())
-        # Experts of the other processes of the group are the rest of the model's.
+        dense, experts = _split_experts(self._optimizer.named_gradients())
+        # The other processes of the expert group hold the rest of the model's experts.
         all_experts = all_reduce_host(np.array([squared_norm([g for _, g in experts])]), self._mesh.expert)
         return math.sqrt(squared_norm([g for _, g in dense]) + float(all_experts[0]))
 
     def all_gather_params(self) -> None:
-        """Nothing: every process has made the same step."""
+        """Nothing: every process has made the same update."""
 
     def shard_of(self, name: str) -> TensorShard | None:
         """None."""
@@ -125,29 +126,29 @@ class DataParallelReducer:
             self._reduce(self._layers.get(number, ()))
 
     def _reduce(self, names: Collection[str]) -> None:
-        """Send gradients off, once those that were sent before are here: their buffers are as large."""
+        """Start the all-reduce of gradients, after the previous one is complete: its buffers take as much memory."""
         assert self._optimizer is not None
         self._wait()
         self._optimizer.collect_gradients(names)
-        self._coming.append(reduce_gradients(self._mesh, self._optimizer.named_gradients(names)))
+        self._pending.append(reduce_gradients(self._mesh, self._optimizer.named_gradients(names)))
 
     def _wait(self) -> None:
-        for wait in self._coming:
+        for wait in self._pending:
             wait()
-        self._coming.clear()
+        self._pending.clear()
 
 
 class BackwardHook(NoHooks):
-    """Calls a function when the backward pass of a layer is done; what surrounds a layer is left to `around`."""
+    """Calls a function when the backward pass of a layer is done; passes the other hooks on to `inner`."""
 
-    def __init__(self, function: Callable[[int], None], around: LayerHooks | None = None) -> None:
-        self._function, self._around = function, around or NoHooks()
+    def __init__(self, function: Callable[[int], None], inner: LayerHooks | None = None) -> None:
+        self._function, self._inner = function, inner or NoHooks()
 
     def enter(self, number: int, *, backward: bool) -> None:
-        self._around.enter(number, backward=backward)
+        self._inner.enter(number, backward=backward)
 
     def leave(self, number: int) -> None:
-        self._around.leave(number)
+        self._inner.leave(number)
 
     def done(self, number: int) -> None:
         self._function(number)
@@ -155,48 +156,48 @@ class BackwardHook(NoHooks):
 
 def by_layer(names: Iterable[str]) -> dict[int, list[str]]:
     """Names of parameters by the number of their decoder layer, REST for others."""
-    found: dict[int, list[str]] = {}
+    layers: dict[int, list[str]] = {}
     for name in names:
         match = _LAYER.match(name)
-        found.setdefault(int(match[1]) if match else REST, []).append(name)
-    return found
+        layers.setdefault(int(match[1]) if match else REST, []).append(name)
+    return layers
 
 
 def reduce_gradients(mesh: Mesh, gradients: Named) -> Callable[[], None]:
-    """Begin to add gradients up in place over the processes that have a copy of their parameter.
+    """Start the all-reduce (sum) of gradients in place, over the processes that hold a copy of the parameter.
 
-    All processes give gradients of the same names and shapes, in the same order; an expert's are those of its
-    replicas. What is returned waits for them.
+    All processes pass gradients of the same names and shapes in the same order; for experts, all replicas do. The
+    returned function waits for the sums.
     """
-    coming = []
-    dense, experts = _apart(gradients)
+    works = []
+    dense, experts = _split_experts(gradients)
     for group, members in ((mesh.world, dense), (mesh.replicas, experts)):
         if group.size > 1:
             for bucket in buckets(members):
                 tensors = list(bucket.values())
-                # A large tensor stands alone, and is sent as it is.
-                alone = len(tensors) == 1
-                flat = tensors[0] if alone else paddle.concat([tensor.reshape([-1]) for tensor in tensors])
-                coming.append((start_all_reduce(flat, group), [] if alone else tensors))
+                # A single large tensor is reduced without a copy.
+                single = len(tensors) == 1
+                flat = tensors[0] if single else paddle.concat([tensor.reshape([-1]) for tensor in tensors])
+                works.append((start_all_reduce(flat, group), [] if single else tensors))
 
     def wait() -> None:
-        for under_way, tensors in coming:
-            flat, begin = under_way.wait(), 0
+        for work, tensors in works:
+            flat, offset = work.wait(), 0
             for tensor in tensors:
-                paddle.assign(flat[begin : begin + tensor.size].reshape(tensor.shape), output=tensor)
-                begin += int(tensor.size)
+                paddle.assign(flat[offset : offset + tensor.size].reshape(tensor.shape), output=tensor)
+                offset += int(tensor.size)
 
     return wait
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> float:
-    """Sum of squares over float32 tensors, 0 where there are none."""
+    """Sum of squares of float32 tensors; 0 for an empty list."""
     squares = [_C_ops.squared_l2_norm(tensor) for tensor in tensors if tensor.size]
     return float(paddle.stack(squares).sum().item()) if squares else 0.0
 
 
-def _apart(gradients: Named) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """Gradients of parameters that every process has, and those of experts."""
+def _split_experts(gradients: Named) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    """Gradients of parameters that every process holds, and gradients of experts."""
     dense = [(name, tensor) for name, tensor in gradients if not is_expert_tensor(name)]
     experts = [(name, tensor) for name, tensor in gradients if is_expert_tensor(name)]
     return dense, experts

@@ -1,4 +1,4 @@
-"""Expert parallelism: tokens travel to the processes that hold their experts, and back. Nothing is dropped."""
+"""Expert parallelism: tokens are dispatched to the processes that hold their experts, and combined. None is dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from erniekit.moe.router import Routing
 
 
 def apply_expert_parallel(model: ErnieModel, group: ProcessGroup) -> None:
-    """Let the tokens of a model whose experts are spread over a group find them. Nothing for a group of one."""
+    """Dispatch the tokens of a model with experts sharded over a group; no change for a group of one."""
     if group.size == 1:
         return
     for layer in model.model.layers:
@@ -26,26 +26,25 @@ def apply_expert_parallel(model: ErnieModel, group: ProcessGroup) -> None:
 
 
 class ExpertParallelDispatcher:
-    """The experts of a layer, spread over a group as `moe.experts.owned_experts` says.
+    """Dispatches tokens to experts that are sharded over a group as in `moe.experts.owned_experts`.
 
-    Each (token, expert) pair is sent to the expert's process, one uneven all-to-all a layer for both modalities,
-    and its output comes back by the reverse one. The layer's shared experts are computed while the pairs are on
-    their way, where the backend lets both run (NCCL; on gloo one comes after the other). Every process takes part
-    in both exchanges, and in their backward passes, even if it sends and receives nothing. See
-    `erniekit.moe.dispatch.Dispatcher`.
+    One uneven all-to-all per layer, for both modalities, sends each (token, expert) pair to the expert's process, and
+    the reverse all-to-all returns the outputs. On NCCL the layer's shared experts are computed during the first
+    exchange; on gloo, after it. Every process takes part in both exchanges and in their backward passes, even if it
+    sends and receives nothing. See `erniekit.moe.dispatch.Dispatcher`.
     """
 
     def __init__(self, group: ProcessGroup, moe: MoeConfig) -> None:
         if (moe.expert_rank, moe.expert_ranks) != (group.rank, group.size):
-            raise ValueError("the layer's experts are not this process's share of the group's")
+            raise ValueError("the layer does not hold the experts of this rank of the group")
         self._group = group
         self._owned = moe.total_experts // group.size
-        share = moe.num_experts // group.size
-        numbers = np.arange(moe.total_experts)
-        modality, number = numbers // moe.num_experts, numbers % moe.num_experts
-        # Where each expert stands when they are sorted by their process.
-        places = number // share * self._owned + modality * share + number % share
-        self._place_of = paddle.to_tensor(places.astype(np.int64))
+        owned = moe.num_experts // group.size
+        experts = np.arange(moe.total_experts)
+        modality, index = experts // moe.num_experts, experts % moe.num_experts
+        # The position of each expert when experts are sorted by process.
+        positions = index // owned * self._owned + modality * owned + index % owned
+        self._positions = paddle.to_tensor(positions.astype(np.int64))
 
     def __call__(
         self,
@@ -55,36 +54,38 @@ class ExpertParallelDispatcher:
         compute: ExpertCompute,
         overlap_fn: OverlapFn | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Dispatcher`. The counts are those of this process's tokens."""
+        """See `Dispatcher`. The counts are of this process's tokens."""
         flat = routing.experts.reshape([-1])
-        places = paddle.index_select(self._place_of, flat)
-        order = paddle.argsort(places, stable=True)
-        leaving = paddle.bincount(places, minlength=num_experts).numpy()
-        leaving = leaving.reshape(self._group.size, self._owned)
-        arriving = exchange_counts(leaving, self._group)
-        send, receive = leaving.sum(1).tolist(), arriving.sum(1).tolist()
+        positions = paddle.index_select(self._positions, flat)
+        order = paddle.argsort(positions, stable=True)
+        send_counts = paddle.bincount(positions, minlength=num_experts).numpy()
+        send_counts = send_counts.reshape(self._group.size, self._owned)
+        recv_counts = exchange_counts(send_counts, self._group)
+        send, recv = send_counts.sum(1).tolist(), recv_counts.sum(1).tolist()
         rows = paddle.index_select(x, order // routing.experts.shape[1])
-        arrive = start_all_to_all_rows(rows, send, receive, self._group)
-        beside = None if overlap_fn is None else overlap_fn()
-        outputs = _compute(arrive(), arriving, compute)
-        returned = all_to_all_rows(outputs, receive, send, self._group)
+        wait = start_all_to_all_rows(rows, send, recv, self._group)
+        overlapped = None if overlap_fn is None else overlap_fn()
+        outputs = _compute(wait(), recv_counts, compute)
+        returned = all_to_all_rows(outputs, recv, send, self._group)
         combined = combine(returned, order, routing.weights)
         counts = paddle.bincount(flat, minlength=num_experts)
-        return combined if beside is None else combined + beside, counts
+        return combined if overlapped is None else combined + overlapped, counts
 
 
-def _compute(received: Tensor, arriving: np.ndarray, compute: ExpertCompute) -> Tensor:
-    """Outputs of received tokens [n, hidden], which stand by source and then by expert, `arriving` [sources,
-    experts] of each."""
-    sources, experts = arriving.shape
+def _compute(received: Tensor, recv_counts: np.ndarray, compute: ExpertCompute) -> Tensor:
+    """Expert outputs of received tokens [n, hidden], sorted by source rank, then by expert.
+
+    recv_counts [sources, experts]: tokens from each source for each expert.
+    """
+    sources, experts = recv_counts.shape
     if not received.shape[0]:
-        # Without any token the graph would end here, and this process would miss the collectives of the backward
-        # pass: a row of zeros for the last expert stands in.
+        # Without any token the autograd graph would end here, and this process would miss the collectives of the
+        # backward pass: a row of zeros for the last expert keeps it.
         row = paddle.concat([received, paddle.zeros([1, received.shape[1]], received.dtype)])
         return compute(row, [0] * (experts - 1) + [1])[:0]
-    expert = np.repeat(np.tile(np.arange(experts), sources), arriving.reshape(-1))
+    expert = np.repeat(np.tile(np.arange(experts), sources), recv_counts.reshape(-1))
     order = np.argsort(expert, kind="stable").astype(np.int64)
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    outputs = compute(paddle.index_select(received, paddle.to_tensor(order)), arriving.sum(0).tolist())
-    return paddle.index_select(outputs, paddle.to_tensor(back))
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    outputs = compute(paddle.index_select(received, paddle.to_tensor(order)), recv_counts.sum(0).tolist())
+    return paddle.index_select(outputs, paddle.to_tensor(inverse))

@@ -1,4 +1,4 @@
-"""Decoder layers whose weights are spread over processes, and whole only while a layer is computed.
+"""Decoder layers with sharded weights, which are gathered only while a layer is computed.
 
 Rajbhandari et al., ZeRO, arXiv 1910.02054, section 5.3, with a decoder layer as the unit.
 """
@@ -22,86 +22,86 @@ from erniekit.parallel.flat_shard import (
     tensor_shard,
 )
 
-# Gives this rank's values of a tensor's span, 1-D, in the tensor's element type.
+# Returns this rank's values of a span, 1-D, in the dtype of the tensor.
 ReadSpan = Callable[[ShardSpan], Tensor]
 
 
 class FullyShardedLayers:
-    """The weights of a model's decoder layers, but for routers: each rank keeps a part.
+    """Shards of the weights of a model's decoder layers, except for routers.
 
-    What is dense is spread over all processes, an expert over those that have it, where there are several. Embeddings,
-    vision tower, head and routers are whole everywhere: a row without pictures, say, would not know when to fetch the
-    tower for others.
+    Dense weights are sharded over all processes, experts over their replicas if there are several. Embeddings, vision
+    tower, head and routers are complete on every rank: they are not computed at the same time on all ranks, as the
+    vision tower is not computed for a row without images.
     """
 
     def __init__(self, model: ErnieModel, mesh: Mesh, read: ReadSpan) -> None:
-        """model: made under `paddle.LazyGuard`, its layers without values; `read` gives them."""
+        """model: created under `paddle.LazyGuard`, with layers that have no values yet; `read` returns them."""
         self._layers: list[nn.Layer] = list(model.model.layers)
         weights = _weights(model, mesh)
         self._shards = [_read(named, mesh, read) for named in weights]
         self._empty = {name: parameter for named in weights for name, parameter in named.items()}
-        self._places: list[list[tuple[dict[str, Tensor], str, str]]] | None = None
-        self._bound: dict[int, dict[str, Tensor]] = {}
-        self._coming: dict[int, list[Callable[[], dict[str, Tensor]]]] = {}
+        self._slots: list[list[tuple[dict[str, Tensor], str, str]]] | None = None
+        self._gathered: dict[int, dict[str, Tensor]] = {}
+        self._prefetched: dict[int, list[Callable[[], dict[str, Tensor]]]] = {}
 
     @property
     def names(self) -> set[str]:
-        """The parameters that are kept here."""
+        """The names of the sharded parameters."""
         return set(self._empty)
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """This process's values of every parameter that is kept here."""
-        return {name: part for one in self.everything for name, part in one.parts.items()}
+        """This process's values of every sharded parameter."""
+        return {name: part for shard in self.all_shards for name, part in shard.parts.items()}
 
     def shard_of(self, name: str) -> TensorShard | None:
-        """How a parameter is spread; None: it is not kept here."""
-        return next((tensor_shard(one, name) for one in self.everything if name in one.parts), None)
+        """The sharding of a parameter; None if it is not sharded."""
+        return next((tensor_shard(shard, name) for shard in self.all_shards if name in shard.parts), None)
 
     @property
-    def everything(self) -> list[FlatShard]:
-        """Those of all layers."""
-        return [one for buckets in self._shards for one in buckets]
+    def all_shards(self) -> list[FlatShard]:
+        """The shards of all layers."""
+        return [shard for of_layer in self._shards for shard in of_layer]
 
     def shards(self, number: int) -> list[FlatShard]:
-        """Those of one layer."""
+        """The shards of one layer."""
         return self._shards[number]
 
     def enter(self, number: int, *, backward: bool) -> None:
-        """Give a layer its weights, and send for those of the next. See `erniekit.models.layer_runner.LayerHooks`."""
-        coming = self._coming.pop(number, None) or self._send_for(number)
-        whole = {name: tensor for wait in coming for name, tensor in wait().items()}
-        following = number - 1 if backward else number + 1
-        if 0 <= following < len(self._layers) and following not in self._coming:
-            self._coming[following] = self._send_for(following)
-        for name, tensor in whole.items():
+        """Gather the weights of a layer, and prefetch the next layer. See `erniekit.models.layer_runner.LayerHooks`."""
+        waits = self._prefetched.pop(number, None) or self._start_all_gather(number)
+        gathered = {name: tensor for wait in waits for name, tensor in wait().items()}
+        next_number = number - 1 if backward else number + 1
+        if 0 <= next_number < len(self._layers) and next_number not in self._prefetched:
+            self._prefetched[next_number] = self._start_all_gather(next_number)
+        for name, tensor in gathered.items():
             tensor.stop_gradient = self._empty[name].stop_gradient
-        self._bound[number] = whole
-        for owner, key, name in self._of(number):
-            owner[key] = whole[name]
+        self._gathered[number] = gathered
+        for parameters, key, name in self._layer_slots(number):
+            parameters[key] = gathered[name]
 
-    def _send_for(self, number: int) -> list[Callable[[], dict[str, Tensor]]]:
-        return [shards.start_gather() for shards in self._shards[number]]
+    def _start_all_gather(self, number: int) -> list[Callable[[], dict[str, Tensor]]]:
+        return [shard.start_all_gather() for shard in self._shards[number]]
 
     def leave(self, number: int) -> None:
-        """Take a layer's weights away."""
-        for owner, key, name in self._of(number):
-            owner[key] = self._empty[name]
-        del self._bound[number]
+        """Free the gathered weights of a layer."""
+        for parameters, key, name in self._layer_slots(number):
+            parameters[key] = self._empty[name]
+        del self._gathered[number]
 
     def done(self, number: int) -> None:
-        """Nothing: whose gradients are wanted asks for them."""
+        """Nothing: `gradients` returns the gradients on request."""
 
     def gradients(self, number: int) -> Mapping[str, Tensor | None]:
-        """Between `enter` and `leave`: the gradient of each weight of a layer."""
-        return {name: tensor.grad for name, tensor in self._bound[number].items()}
+        """The gradient of each weight of a layer; between `enter` and `leave`."""
+        return {name: tensor.grad for name, tensor in self._gathered[number].items()}
 
-    def _of(self, number: int) -> list[tuple[dict[str, Tensor], str, str]]:
-        """Where the weights of a layer belong: the modules' own tables, the key in them, and the name."""
-        if self._places is None:
-            # Not before the first use: adapters move weights to other modules.
+    def _layer_slots(self, number: int) -> list[tuple[dict[str, Tensor], str, str]]:
+        """The slots of the weights of a layer: a module's table of parameters, the key in it, and the weight's name."""
+        if self._slots is None:
+            # On first use, since adapters move weights to other modules after the constructor.
             names = {id(parameter): name for name, parameter in self._empty.items()}
-            self._places = [
+            self._slots = [
                 [
                     (module._parameters, key, names[id(parameter)])
                     for module in layer.sublayers(include_self=True)
@@ -110,28 +110,28 @@ class FullyShardedLayers:
                 ]
                 for layer in self._layers
             ]
-        return self._places[number]
+        return self._slots[number]
 
 
 def is_fully_sharded(name: str) -> bool:
-    """Whether a parameter may be kept in parts: of a decoder layer, but neither a router nor an adapter."""
+    """Whether a parameter may be sharded: it is in a decoder layer, and neither a router nor an adapter."""
     return name.startswith("model.layers.") and not is_router_tensor(name) and ".lora_" not in name
 
 
 def _weights(model: ErnieModel, mesh: Mesh) -> list[dict[str, Tensor]]:
-    """Those of each decoder layer that are to be kept in parts."""
-    found: list[dict[str, Tensor]] = []
+    """The weights to shard of each decoder layer."""
+    weights: list[dict[str, Tensor]] = []
     for number, layer in enumerate(model.model.layers):
         named = ((f"model.layers.{number}.{name}", p) for name, p in layer.named_parameters())
-        found.append({name: p for name, p in named if is_fully_sharded(name) and is_sharded(name, mesh)})
-    return found
+        weights.append({name: p for name, p in named if is_fully_sharded(name) and is_sharded(name, mesh)})
+    return weights
 
 
 def _read(named: Mapping[str, Tensor], mesh: Mesh, read: ReadSpan) -> list[FlatShard]:
-    """This process's parts of one layer's weights, in portions that travel together."""
-    found = []
+    """This process's shards of the weights of one layer, one for each bucket."""
+    shards = []
     for group, bucket in shard_buckets(named, mesh):
         shapes = {name: parameter.shape for name, parameter in bucket.items()}
         spans = ShardSpec(shapes, group.size).spans(group.rank)
-        found.append(FlatShard(group, shapes, {span.name: read(span) for span in spans}))
-    return found
+        shards.append(FlatShard(group, shapes, {span.name: read(span) for span in spans}))
+    return shards

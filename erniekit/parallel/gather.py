@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes, read by one of them, one at a time."""
+"""Gathers sharded tensors on the main process, one at a time."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from erniekit.parallel.data_parallel import TensorShard
 
 
 class GatheredTensors:
-    """The named tensors of all processes that share the experts of the first copy of a model.
+    """The named tensors of one model replica, complete over its expert-parallel group.
 
-    All processes make it together, each with those that it holds; what several hold is the same. The main process
-    then calls `read` for every one of `specs` in their order, and the other processes call `serve`. describe: what
-    is known of a tensor; to_array: its values; shard_of: how it is sharded, None where it is whole.
+    All processes create it together, each with the tensors that it holds. The main process then calls `read` for each
+    of `specs` in order, and the other processes call `serve`. to_spec: name, dtype and shape of a tensor; to_array: its
+    values; shard_of: its sharding, None for a complete tensor.
     """
 
     def __init__(
         self,
         mesh: Mesh,
         tensors: Mapping[str, Tensor],
-        describe: Callable[[str, Tensor], TensorSpec],
+        to_spec: Callable[[str, Tensor], TensorSpec],
         to_array: Callable[[Tensor], np.ndarray],
         shard_of: Callable[[str], TensorShard | None] = lambda _: None,
     ) -> None:
         self._group, self._tensors, self._to_array = mesh.expert, tensors, to_array
-        self._shards = {name: found for name in tensors if (found := shard_of(name)) is not None}
+        self._shards = {name: shard for name in tensors if (shard := shard_of(name)) is not None}
         self._takes_part = mesh.rank < mesh.dims.expert
         self.specs: list[TensorSpec] = []
         self._owners: dict[str, int] = {}
@@ -41,9 +41,9 @@ class GatheredTensors:
         own = [
             replace(spec, shape=self._shards[name].shape) if name in self._shards else spec
             for name, tensor in tensors.items()
-            for spec in [describe(name, tensor)]
+            for spec in [to_spec(name, tensor)]
         ]
-        for rank, specs in enumerate(self._exchange(own)):
+        for rank, specs in enumerate(self._all_gather_specs(own)):
             for spec in specs:
                 if spec.name not in self._owners:
                     self._owners[spec.name] = rank
@@ -51,25 +51,25 @@ class GatheredTensors:
                     self.specs.append(spec)
 
     def read(self, name: str) -> np.ndarray:
-        """On the main process: the values of a tensor, whoever holds it."""
+        """The values of a tensor, whichever process holds it. On the main process."""
         if self._owners[name] == self._group.rank:
-            return self._to_array(self._whole(name))
+            return self._to_array(self._all_gather(name))
         return self._to_array(self._receive(self._by_name[name]))
 
     def serve(self) -> None:
-        """On the others: hand over what the main process reads."""
+        """Send the tensors that the main process reads. On the other processes."""
         for spec in self.specs:
             owner = self._owners[spec.name]
-            # What several hold in parts they put together at the same time, in every copy of the model.
-            whole = self._whole(spec.name) if spec.name in self._tensors else None
+            # All replicas take part in the all-gather of a sharded tensor.
+            complete = self._all_gather(spec.name) if spec.name in self._tensors else None
             if not owner or not self._takes_part:
                 continue
-            if whole is not None:
-                broadcast_(whole.detach().clone(), owner, self._group)
+            if complete is not None:
+                broadcast_(complete.detach().clone(), owner, self._group)
             else:
                 self._receive(spec)
 
-    def _whole(self, name: str) -> Tensor:
+    def _all_gather(self, name: str) -> Tensor:
         shard = self._shards.get(name)
         if shard is None:
             return self._tensors[name]
@@ -80,17 +80,17 @@ class GatheredTensors:
         broadcast_(buffer, self._owners[spec.name], self._group)
         return buffer
 
-    def _exchange(self, own: list[TensorSpec]) -> list[list[TensorSpec]]:
-        """What each process of the expert group holds."""
+    def _all_gather_specs(self, own: list[TensorSpec]) -> list[list[TensorSpec]]:
+        """The specs of the tensors of each process of the expert-parallel group."""
         text = json.dumps([(spec.name, spec.dtype, spec.shape) for spec in own]).encode()
-        letters = paddle.to_tensor(np.frombuffer(text, np.uint8).astype(np.int64))
+        encoded = paddle.to_tensor(np.frombuffer(text, np.uint8).astype(np.int64))
         counts = all_gather(paddle.to_tensor([len(text)], dtype="int64"), self._group).tolist()
-        gathered = all_gather_uneven(letters, counts, self._group).numpy().astype(np.uint8).tobytes()
-        specs, start = [], 0
+        gathered = all_gather_uneven(encoded, counts, self._group).numpy().astype(np.uint8).tobytes()
+        specs, offset = [], 0
         for count in counts:
-            parts = json.loads(gathered[start : start + count])
-            specs.append([TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in parts])
-            start += count
+            fields = json.loads(gathered[offset : offset + count])
+            specs.append([TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in fields])
+            offset += count
         return specs
 
 

@@ -1,4 +1,4 @@
-"""Optimizer state, gradients and weights spread over processes.
+"""ZeRO: optimizer state, gradients and weights sharded over processes.
 
 Rajbhandari et al., ZeRO, arXiv 1910.02054: "optimizer" is its stage 1, "gradients" stage 2, "parameters" stage 3.
 """
@@ -31,41 +31,47 @@ from erniekit.parallel.fully_sharded import FullyShardedLayers
 
 
 class ZeroReducer:
-    """Every process has the optimizer's state of a part of each parameter, and steps with that part alone.
+    """Every process holds the optimizer state of a shard of each parameter, and updates that shard alone.
 
-    shard: "optimizer": gradients are whole until the last row; from "gradients" on those of a layer are given away when
-    its backward pass is done; with "parameters" so are the weights of layers, which are `stored`. Routers, at which
-    losses and statistics look, stay whole throughout, and so do experts that no other process has. parameters: the
-    parts that the optimizer updates, 1-D, and what stays whole; shapes: those of the whole tensors. See
-    `erniekit.parallel.data_parallel.GradientReducer`.
+    shard: with "optimizer", gradients stay complete until the last row. With "gradients", the gradients of a layer are
+    reduce-scattered when its backward pass is done. With "parameters", the weights of layers are sharded as well, in
+    `fully_sharded`. Routers are never sharded, since losses and statistics use them, and neither are experts without
+    replicas. parameters: the tensors that the optimizer updates, 1-D shards or complete parameters; shapes: the shapes
+    of the complete tensors. See `erniekit.parallel.data_parallel.GradientReducer`.
     """
 
     def __init__(
         self, mesh: Mesh, trained: Named, shard: Shard, fully_sharded: FullyShardedLayers | None = None
     ) -> None:
-        self._mesh, self._shard, self._fully_sharded = mesh, shard, fully_sharded
+        self._mesh, self._stage, self._fully_sharded = mesh, shard, fully_sharded
         self._trained = dict(trained)
-        self._unshared = [name for name in self._trained if not is_sharded(name, mesh)]
-        kept = fully_sharded.names if fully_sharded is not None else set()
-        self._whole = _portions(mesh, [(n, p) for n, p in trained if n not in kept | set(self._unshared)])
-        everything = [one for buckets in self._whole.values() for one in buckets]
-        everything += fully_sharded.everything if fully_sharded is not None else []
-        self._holder = {name: one for one in everything for name in one.parts if name in self._trained}
+        self._unsharded = [name for name in self._trained if not is_sharded(name, mesh)]
+        names = fully_sharded.names if fully_sharded is not None else set()
+        self._shards = _shards_by_layer(
+            mesh, [(n, p) for n, p in trained if n not in names | set(self._unsharded)]
+        )
+        shards = [shard for of_layer in self._shards.values() for shard in of_layer]
+        shards += fully_sharded.all_shards if fully_sharded is not None else []
+        self._shard_by_name = {
+            name: found for found in shards for name in found.parts if name in self._trained
+        }
         self.hooks: LayerHooks = BackwardHook(self._layer_done, fully_sharded)
         self.shapes: Mapping[str, Sequence[int]] = {
-            name: self._holder[name].partition.shapes[name]
-            if name in self._holder
+            name: self._shard_by_name[name].spec.shapes[name]
+            if name in self._shard_by_name
             else tuple(parameter.shape)
             for name, parameter in trained
         }
         self.parameters: Named = [
-            (name, self._holder[name].parts[name] if name in self._holder else parameter)
+            (name, self._shard_by_name[name].parts[name] if name in self._shard_by_name else parameter)
             for name, parameter in trained
         ]
-        self._wide: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
-        # Sums that are under way, of the layer before the one that is computed.
-        self._coming: list[Callable[[], dict[str, Tensor]]] = []
+        # Complete gradients in float32, of parameters of another dtype.
+        self._upcast_gradients: dict[str, Tensor] = {}
+        # This rank's shards of the reduced gradients, float32.
+        self._reduced: dict[str, Tensor] = {}
+        # Reduce-scatters in flight, of the layer before the current one in the backward pass.
+        self._pending: list[Callable[[], dict[str, Tensor]]] = []
         self._optimizer: Gradients | None = None
         self._last = False
 
@@ -75,8 +81,8 @@ class ZeroReducer:
     @paddle.no_grad()
     def end_row(self) -> None:
         assert self._optimizer is not None
-        self._optimizer.collect_gradients(self._unshared)
-        if self._shard == "optimizer":
+        self._optimizer.collect_gradients(self._unsharded)
+        if self._stage == "optimizer":
             self._upcast()
         else:
             self._reduce_scatter_async(REST)
@@ -84,85 +90,88 @@ class ZeroReducer:
     @paddle.no_grad()
     def reduce(self) -> None:
         assert self._optimizer is not None
-        if self._shard == "optimizer":
+        if self._stage == "optimizer":
             self._reduce_scatter_async(REST)
         self._wait()
-        for name in list(self._sums):
-            self._optimizer.add_gradient(name, self._sums.pop(name))
-        reduce_gradients(self._mesh, self._optimizer.named_gradients(self._unshared))()
+        for name in list(self._reduced):
+            self._optimizer.add_gradient(name, self._reduced.pop(name))
+        reduce_gradients(self._mesh, self._optimizer.named_gradients(self._unsharded))()
 
     @paddle.no_grad()
     def norm(self) -> float:
         assert self._optimizer is not None
         named = self._optimizer.named_gradients()
-        # Every process has the same routers; all else is here alone.
+        # Every process has the same routers; no other process has the rest.
         parts = squared_norm([gradient for name, gradient in named if not is_router_tensor(name)])
         routers = squared_norm([gradient for name, gradient in named if is_router_tensor(name)])
         return math.sqrt(float(all_reduce_host(np.array([parts]), self._mesh.world)[0]) + routers)
 
     @paddle.no_grad()
     def all_gather_params(self) -> None:
-        for buckets in self._whole.values():
-            for one in buckets:
-                for name, tensor in one.gather().items():
+        for shards in self._shards.values():
+            for shard in shards:
+                for name, tensor in shard.all_gather().items():
                     paddle.assign(tensor, output=self._trained[name])
 
     def shard_of(self, name: str) -> TensorShard | None:
-        return tensor_shard(self._holder[name], name) if name in self._holder else None
+        return tensor_shard(self._shard_by_name[name], name) if name in self._shard_by_name else None
 
     @paddle.no_grad()
     def _layer_done(self, number: int) -> None:
-        if self._shard == "optimizer" and not self._last:
+        if self._stage == "optimizer" and not self._last:
             return
         self._wait()
         self._reduce_scatter_async(number)
         if self._fully_sharded is not None:
             gradients = self._fully_sharded.gradients(number)
-            for one in self._fully_sharded.shards(number):
-                if not self._trained.keys().isdisjoint(one.parts):
-                    self._coming.append(one.start_sum(gradients))
+            for shard in self._fully_sharded.shards(number):
+                if not self._trained.keys().isdisjoint(shard.parts):
+                    self._pending.append(shard.start_reduce_scatter(gradients))
 
     def _reduce_scatter_async(self, number: int) -> None:
-        """Begin to add up the gradients of whole parameters of a layer; of the sums this process keeps its part."""
-        for one in self._whole.get(number, ()):
-            self._coming.append(one.start_sum({name: self._gradient(name) for name in one.parts}))
-            for name in one.parts:
-                self._wide.pop(name, None)
+        """Start the reduce-scatter of the gradients of a layer, except for fully sharded weights, and free them."""
+        for shard in self._shards.get(number, ()):
+            self._pending.append(
+                shard.start_reduce_scatter({name: self._gradient(name) for name in shard.parts})
+            )
+            for name in shard.parts:
+                self._upcast_gradients.pop(name, None)
                 self._trained[name].clear_gradient(False)
 
     def _wait(self) -> None:
-        """Wait for the sums that are under way."""
-        for wait in self._coming:
-            for name, total in wait().items():
-                if name in self._sums:
-                    self._sums[name].add_(total)
+        """Wait for the reduce-scatters in flight, and add up their results."""
+        for wait in self._pending:
+            for name, reduced in wait().items():
+                if name in self._reduced:
+                    self._reduced[name].add_(reduced)
                 elif name in self._trained:
-                    self._sums[name] = total
-        self._coming.clear()
+                    self._reduced[name] = reduced
+        self._pending.clear()
 
     def _gradient(self, name: str) -> Tensor | None:
-        """A whole gradient, over the rows since the last time that it was given away."""
-        gradient, wide = self._trained[name].grad, self._wide.get(name)
-        if wide is None or gradient is None:
-            return wide if gradient is None else gradient
-        return wide.add_(gradient.astype("float32"))
+        """The complete gradient over the rows since its last reduce-scatter."""
+        gradient, upcast = self._trained[name].grad, self._upcast_gradients.get(name)
+        if upcast is None or gradient is None:
+            return upcast if gradient is None else gradient
+        return upcast.add_(gradient.astype("float32"))
 
     def _upcast(self) -> None:
-        """Move gradients of other types than float32 into float32 sums: theirs would lose what single rows add."""
-        for buckets in self._whole.values():
-            for name in (name for one in buckets for name in one.parts):
+        """Add gradients that are not float32 to float32 sums: in bfloat16, the sum would lose the gradient of a row."""
+        sums = self._upcast_gradients
+        for shards in self._shards.values():
+            for name in (name for shard in shards for name in shard.parts):
                 gradient = self._trained[name].grad
                 if gradient is not None and gradient.dtype != paddle.float32:
-                    wide = gradient.astype("float32")
-                    self._wide[name] = self._wide[name].add_(wide) if name in self._wide else wide
+                    upcast = gradient.astype("float32")
+                    sums[name] = sums[name].add_(upcast) if name in sums else upcast
                     self._trained[name].clear_gradient(False)
 
 
-def _portions(mesh: Mesh, parameters: Named) -> dict[int, list[FlatShard]]:
-    """Whole parameters by layer, in portions that travel together."""
-    found: dict[int, list[FlatShard]] = {}
+def _shards_by_layer(mesh: Mesh, parameters: Named) -> dict[int, list[FlatShard]]:
+    """Shards of parameters by the number of their layer, one for each bucket."""
+    shards: dict[int, list[FlatShard]] = {}
     tensors = dict(parameters)
     for number, names in by_layer(tensors).items():
         buckets = shard_buckets({name: tensors[name] for name in names}, mesh)
-        found[number] = [FlatShard.of(group, bucket) for group, bucket in buckets]
-    return found
+        shards[number] = [FlatShard.of(group, bucket) for group, bucket in buckets]
+    return shards

@@ -48,8 +48,8 @@ def _values(name: str, shape: list[int], scale: int) -> np.ndarray:
 def _check_shards(mesh: Mesh, shapes: dict[str, list[int]], dtype: str) -> None:
     whole = {name: paddle.to_tensor(_values(name, shape, 1)).astype(dtype) for name, shape in shapes.items()}
     shards = FlatShard.of(mesh.world, whole)
-    assert max(map(len, shards.parts.values())) <= shards.partition.length
-    for name, tensor in shards.gather().items():
+    assert max(map(len, shards.parts.values())) <= shards.spec.length
+    for name, tensor in shards.all_gather().items():
         assert tensor.dtype == whole[name].dtype
         np.testing.assert_array_equal(tensor.astype("float32").numpy(), _values(name, shapes[name], 1))
     gradients = {
@@ -57,8 +57,8 @@ def _check_shards(mesh: Mesh, shapes: dict[str, list[int]], dtype: str) -> None:
         for name, shape in shapes.items()
     }
     absent = "table" in gradients and mesh.rank == 1
-    sums = shards.start_sum(gradients | ({"table": None} if absent else {}))()
-    for span in shards.partition.spans(mesh.rank):
+    sums = shards.start_reduce_scatter(gradients | ({"table": None} if absent else {}))()
+    for span in shards.spec.spans(mesh.rank):
         ranks = [r + 1 for r in range(mesh.world.size) if not (span.name == "table" and r == 1)]
         expected = sum(_values(span.name, shapes[span.name], scale) for scale in ranks)
         assert sums[span.name].dtype == paddle.float32
@@ -108,15 +108,15 @@ def stored_checks(world: int, directory: str) -> dict[str, Any]:
     model.model.run = CheckpointedLayers(reducer.hooks, recompute=True)
     seen: list[weakref.ref[Any]] = []
     most: list[int] = []
-    start_gather = FlatShard.start_gather
+    start_all_gather = FlatShard.start_all_gather
 
     def watched(self: FlatShard) -> Callable[[], dict[str, paddle.Tensor]]:
-        found = start_gather(self)()
+        found = start_all_gather(self)()
         seen.extend(weakref.ref(tensor) for tensor in found.values())
         most.append(sum(int(t.size) for ref in seen if (t := ref()) is not None))
         return lambda: found
 
-    with mock.patch.object(FlatShard, "start_gather", watched):
+    with mock.patch.object(FlatShard, "start_all_gather", watched):
         reducer.begin_row(optimizer, last=True)
         output = SftObjective(model)(row, totals)
         assert_close(output.total, expected.total)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniekit.parallel.context_parallel import share_media
+from erniekit.parallel.context_parallel import shard_media
 from tests.distributed.context_checks import memory_checks, row_checks
 from tests.distributed.processes import run
 
@@ -29,7 +29,7 @@ def test_a_long_row_takes_half_of_the_memory() -> None:
 
 @given(GRIDS, st.integers(1, 5))
 def test_pictures_and_pairs_of_frames_are_shared_out(grids: list[tuple[int, int, int]], size: int) -> None:
-    shares = share_media(np.array(grids, np.int32).reshape(-1, 3), size, 2)
+    shares = shard_media(np.array(grids, np.int32).reshape(-1, 3), size, 2)
     costs = shares.grid_thw.prod(1)
     assert set(shares.grid_thw[:, 0]) <= {1, 2}
     whole = [grid for grid in grids for _ in range(max(1, grid[0] // 2))]
