@@ -1,1 +1,1 @@
-"""Chatting with a model in the terminal."""
+"""The terminal chat."""

@@ -1,4 +1,4 @@
-"""A chat in a terminal, or with lines from standard input: commands, answers as they come, tools run by the user."""
+"""The terminal chat: commands, streamed answers, tool results from the user; also with lines from standard input."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from erniekit.generation.answer import Delta, DeltaKind, ToolCall
 from erniekit.terminal import printable
 
 HELP = """\
-/image FILE    a picture for the next message
-/video FILE    a video for the next message
-/system TEXT   another system message; without TEXT: none
-/reset         forget what was said
-/save FILE     append the chat to a file of JSON lines, as a sample to train on
-/help          this list
-/quit          end (also Ctrl-D)
-Ctrl-C ends an answer early, after its next token; a second one at once.
-A line that begins with a space is sent even if a / follows."""
+/image FILE    attach an image to the next message
+/video FILE    attach a video to the next message
+/system TEXT   change the system message; without TEXT: remove it
+/reset         clear the chat, but for the system message
+/save FILE     append the chat to a JSON lines file, as a training sample
+/help          show this list
+/quit          quit (also Ctrl-D)
+Ctrl-C ends an answer after its next token; a second Ctrl-C ends it at once.
+A line that starts with a space is sent as a message, even if a / follows."""
 
 
 class ChatConsole:
     """Reads lines and shows answers until the input ends.
 
-    read: gives a line for a prompt; raises EOFError at the end. With `out` on no terminal, kinds of text are told
-    apart by words in brackets in place of colours.
+    read: returns the line that the user enters at a prompt; raises EOFError at the end. If `out` is not a terminal,
+    labels in brackets mark reasoning and answer, instead of colours.
     """
 
     def __init__(self, chat: Chat, out: Console, read: Callable[[str], str]) -> None:
@@ -45,26 +45,26 @@ class ChatConsole:
         self._at_line_start = True
 
     def run(self) -> None:
-        """The whole session. What cannot be done is told, and the chat goes on."""
+        """Runs the chat to its end. Errors are shown, and the chat goes on."""
         while True:
             try:
                 line = self._read("> ")
                 if line.rstrip() in ("/quit", "/exit"):
                     return
-                self._take(line)
+                self._handle(line)
             except EOFError:
                 return
             except KeyboardInterrupt:
                 if not self._out.is_terminal:
                     raise
                 self._kind = None
-                self._tell("(/quit or Ctrl-D to end)")
+                self._print_line("(/quit or Ctrl-D to quit)")
             except SampleError as error:
-                self._complain(error.detail)
+                self._print_error(error.detail)
             except ErnieKitError as error:
-                self._complain(str(error))
+                self._print_error(str(error))
 
-    def _take(self, line: str) -> None:
+    def _handle(self, line: str) -> None:
         if line.startswith("/"):
             command, _, argument = line.partition(" ")
             self._command(command.rstrip(), argument.strip())
@@ -78,28 +78,26 @@ class ChatConsole:
     def _command(self, name: str, argument: str) -> None:
         chat = self._chat
         if name in ("/image", "/video", "/save") and not argument:
-            self._complain(f"{name} needs a FILE")
+            self._print_error(f"{name} needs a FILE")
         elif name in ("/image", "/video"):
             chat.attach("image" if name == "/image" else "video", _unquoted(argument))
-            self._tell(f"goes with the next message ({len(chat.attached)} attached)")
+            self._print_line(f"attached to the next message ({len(chat.attached)} in all)")
         elif name == "/system":
             chat.set_system(argument)
-            self._tell("system message set" if argument else "no system message")
+            self._print_line("system message changed" if argument else "system message removed")
         elif name == "/reset":
             chat.reset()
-            self._tell(
-                "everything but the system message is forgotten" if chat.system else "all is forgotten"
-            )
+            self._print_line("chat cleared, but for the system message" if chat.system else "chat cleared")
         elif name == "/save":
             chat.save(Path(_unquoted(argument)).expanduser())
-            self._tell(f"appended to {argument}")
+            self._print_line(f"appended to {argument}")
         elif name == "/help":
-            self._tell(HELP)
+            self._print_line(HELP)
         else:
-            self._complain(f"there is no command {name}; /help lists them")
+            self._print_error(f"unknown command {name}; /help lists the commands")
 
     def _results(self, reply: Reply) -> list[str]:
-        """What the user gives back for each call, an empty line for an empty result; nothing if all are empty."""
+        """The result that the user enters for each call, "" for an empty line; an empty list if all are empty."""
         results = []
         for call in reply.answer.tool_calls:
             if call.arguments is None:
@@ -112,7 +110,7 @@ class ChatConsole:
 
     def _show(self, delta: Delta) -> None:
         if delta.call is not None:
-            self._tell(_described(delta.call), style="cyan")
+            self._print_line(_call_line(delta.call), style="cyan")
             return
         if delta.kind != self._kind:
             self._new_line()
@@ -124,23 +122,24 @@ class ChatConsole:
         self._write(printable(delta.text), style="dim" if delta.kind == "reasoning" else None)
 
     def _end(self, reply: Reply) -> None:
-        """The line after an answer: how fast it came, and what is wrong with it."""
+        """Shows the line after an answer: token counts, speed, and problems."""
         self._kind = None
-        told = f"prompt {reply.prompt_tokens:,} tokens in {reply.first_seconds:.1f} s, answer {reply.tokens:,} tokens"
+        summary = f"prompt {reply.prompt_tokens:,} tokens in {reply.first_seconds:.1f} s"
+        summary += f", answer {reply.tokens:,} tokens"
         if reply.tokens > 1:
-            told += f" at {(reply.tokens - 1) / max(reply.seconds, 1e-9):.1f} tokens/s"
+            summary += f" at {(reply.tokens - 1) / max(reply.seconds, 1e-9):.1f} tokens/s"
         if reply.finish != "stop":
-            told += ", cut off at --max-new-tokens" if reply.finish == "length" else ", interrupted"
-        self._tell(f"({told})")
+            summary += ", cut off at --max-new-tokens" if reply.finish == "length" else ", interrupted"
+        self._print_line(f"({summary})")
         if reply.problem is not None:
-            self._complain(f"this turn is not kept: {reply.problem}")
+            self._print_error(f"this turn is dropped: {reply.problem}")
 
-    def _tell(self, text: str, style: str = "dim") -> None:
+    def _print_line(self, text: str, style: str = "dim") -> None:
         self._new_line()
         self._write(text + "\n", style)
 
-    def _complain(self, text: str) -> None:
-        self._tell(f"error: {printable(text)}", style="red")
+    def _print_error(self, text: str) -> None:
+        self._print_line(f"error: {printable(text)}", style="red")
 
     def _new_line(self) -> None:
         if not self._at_line_start:
@@ -152,7 +151,7 @@ class ChatConsole:
 
 
 def line_reader() -> Callable[[str], str]:
-    """Reads lines from standard input, on a terminal with a prompt and with editing."""
+    """Reads lines from standard input; on a terminal, with a prompt and line editing."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -162,13 +161,13 @@ def line_reader() -> Callable[[str], str]:
     return input
 
 
-def _described(call: ToolCall) -> str:
+def _call_line(call: ToolCall) -> str:
     if call.arguments is None:
-        return printable(f"[a tool call that cannot be read ({call.error}): {call.raw}]")
+        return printable(f"[a tool call that cannot be parsed ({call.error}): {call.raw}]")
     return printable(f"[calls {call.name} {json.dumps(call.arguments, ensure_ascii=False)}]")
 
 
 def _unquoted(file: str) -> str:
-    """A path as it was typed or dropped into the terminal."""
+    """A path without the quotes that terminals put around dropped files."""
     quoted = len(file) > 1 and file[0] == file[-1] and file[0] in "'\""
     return file[1:-1] if quoted else file

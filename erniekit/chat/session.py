@@ -1,4 +1,4 @@
-"""A chat with a model: what was said, the next answer as it comes, and the whole as a sample to train on."""
+"""A chat with a model: its messages, the next answer as a stream, and the chat as a training sample."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _QUESTION = Message("user", (TextPart("x"),), False)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer and how it came about.
+    """An answer with its token counts and times.
 
-    first_seconds: until the first token, which is the time of the prompt; seconds: from there to the last.
-    problem: why the answer, and what was asked, are no part of the chat; None where they are.
+    first_seconds: time to the first token; seconds: time from the first token to the last. problem: why question and
+    answer are dropped from the chat, or None.
     """
 
     answer: Answer
@@ -57,9 +57,9 @@ class Reply:
 
 
 class Chat:
-    """A chat so far. What cannot be asked raises SampleError and leaves it as it was.
+    """A chat so far. Input that does not fit raises SampleError and leaves the chat unchanged.
 
-    `messages` are without the system message; `attached` goes with the next question.
+    `messages` does not include the system message; `attached` belongs to the next question.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Chat:
         self._check()
 
     def set_system(self, text: str) -> None:
-        """Another system message for all of the chat, "" for none."""
+        """Changes the system message of the whole chat; "" removes it."""
         before, self.system = self.system, text
         try:
             self._check()
@@ -93,44 +93,44 @@ class Chat:
             raise
 
     def attach(self, kind: Literal["image", "video"], file: str) -> None:
-        """A picture or video for the next question."""
+        """Attaches an image or a video to the next question."""
         path = os.path.abspath(os.path.expanduser(file))
         part = ImagePart(path) if kind == "image" else VideoPart(path)
         self._check(Message("user", (part,), False))
         self.attached.append(part)
 
     def ask(self, text: str, show: OnDelta) -> Reply:
-        """The answer to a question; `show` gets it piece by piece.
+        """Answers a question; `show` gets the answer piece by piece.
 
-        Ctrl-C ends it early, after the next token; a second one raises KeyboardInterrupt, and the turn is lost.
+        Ctrl-C ends the answer after the next token; a second one raises KeyboardInterrupt, and the turn is dropped.
         """
         attached, self.attached = self.attached, []
         question = Message("user", (*attached, TextPart(text)), False)
-        # Calls without results are none that a chat may go on from: here the tools gave nothing back.
+        # A chat cannot continue after calls without results: these get empty ones.
         return self._reply([*_results([""] * self._open_calls), question], show)
 
     def give_results(self, results: Sequence[str], show: OnDelta) -> Reply:
-        """The answer to what the tools gave back: one result for each call of the last answer, in their order."""
+        """Answers the results of tools: one for each call of the last answer, in order."""
         if len(results) != self._open_calls:
             raise ValueError(f"{len(results)} results for {self._open_calls} calls")
         return self._reply(_results(results), show)
 
     @property
     def _open_calls(self) -> int:
-        """How many tools the last message calls."""
+        """The number of tool calls in the last message."""
         return sum(isinstance(part, ToolCallPart) for part in self.messages[-1].parts) if self.messages else 0
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
+        """Clears the chat, but for the system message."""
         self.messages, self.attached = [], []
 
     def save(self, file: Path) -> None:
-        """Append the chat to a file of JSON lines in format "messages".
+        """Appends the chat to a JSON lines file in the format "messages".
 
-        Answers that were not finished, or call tools in a wrong way, carry no loss. Raises DataError.
+        Incomplete answers, and answers with invalid tool calls, are not trained. Raises DataError.
         """
         if not self.messages:
-            raise DataError("there is nothing to save yet")
+            raise DataError("the chat is empty: there is nothing to save")
         record = to_record(self._conversation())
         try:
             with file.open("a", encoding="utf-8") as stream:
@@ -143,7 +143,7 @@ class Chat:
         return Conversation((*system, *self.messages, *added), "this chat", self._tools)
 
     def _check(self, *added: Message) -> None:
-        """Raises SampleError where a question could not follow."""
+        """Raises SampleError if no question can follow."""
         self._encoder.encode_prompt(self._conversation(*added, _QUESTION))
 
     def _reply(self, added: list[Message], show: OnDelta) -> Reply:
@@ -153,7 +153,7 @@ class Chat:
         if message is None:
             return replace(reply, problem="the model gave no answer")
         try:
-            # A model can write what no chat may contain.
+            # Models can generate text that no chat may contain.
             self._check(*added, message)
         except SampleError as error:
             return replace(reply, problem=error.detail)
@@ -163,22 +163,22 @@ class Chat:
     def _generate(self, prompt: Document, show: OnDelta, guard: InterruptGuard) -> Reply:
         deltas: list[Delta] = []
 
-        def tell(new: Iterable[Delta]) -> None:
+        def show_all(new: Iterable[Delta]) -> None:
             for delta in new:
                 deltas.append(delta)
                 show(delta)
 
-        # Each answer of a chat is drawn anew, and all of them are the same with the same seed.
+        # Each answer of a chat has another seed; the same first seed gives the same chat.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         self._answers += 1
         decoder = AnswerDecoder(self._detokenizer, self._encoder.template, sampling.stop)
         first = last = began = time.perf_counter()
         ids = self._generator.stream(prompt, sampling)
-        while guard.requested is None and (id := next(ids, None)) is not None:
+        while guard.requested is None and (token := next(ids, None)) is not None:
             last = time.perf_counter()
             first = first if decoder.tokens else last
-            tell(decoder.feed(id))
-        tell(decoder.end())
+            show_all(decoder.feed(token))
+        show_all(decoder.end())
         finish: Literal["stop", "length", "interrupted"] = decoder.finish
         if guard.requested is not None and finish != "stop":
             finish = "interrupted"
@@ -192,10 +192,10 @@ def _results(texts: Sequence[str]) -> list[Message]:
 
 
 def answer_message(answer: Answer, template: Template, *, whole: bool) -> Message | None:
-    """An answer as a message of the chat; None where nothing is said and nothing called.
+    """An answer as a message of the chat; None for an answer without text and calls.
 
-    A call that cannot be read is text, as the model wrote it; one that was cut off is left out. whole: the answer
-    was finished; else, and with such a call, the message is not to be trained.
+    A call that cannot be parsed becomes text, as the model wrote it; one that was cut off is left out. whole: whether
+    the answer is complete. Incomplete answers, and answers with such calls, are not trained.
     """
     broken = [call for call in answer.tool_calls if call.arguments is None]
     before, after = template.tool_call
@@ -215,7 +215,7 @@ def answer_message(answer: Answer, template: Template, *, whole: bool) -> Messag
 
 
 def load_tools(file: Path) -> tuple[dict[str, Any], ...]:
-    """The tools of a JSON file: a list, each as OpenAI's API has them or its inner object. Raises DataError."""
+    """The tools of a JSON file: a list of OpenAI's tool objects, or of their "function" objects. Raises DataError."""
     try:
         tools = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

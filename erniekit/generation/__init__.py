@@ -1,1 +1,1 @@
-"""Generation: loading a model for use, its answers token by token, and what they say."""
+"""Generation: loading a model, generating tokens, decoding and parsing answers."""

@@ -1,4 +1,4 @@
-"""Generation for many prompts at once: prompts packed into rows, then one token a step for each."""
+"""Generates answers to many prompts at once: packed prefill, then one token per sequence and step."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 from erniekit.objectives.sft import row_inputs
 
-# Called with the number of sequences that are finished, after each token of them all.
+# Called after each step with the number of finished sequences.
 OnProgress = Callable[[int], None]
-# The tokens of a step, int64 [N], as this process picked them -> as all processes go on with them.
+# The tokens that this process picked in a step, int64 [N] -> the tokens that all processes use.
 Agree = Callable[[np.ndarray], np.ndarray]
 
 
 class Decoding:
-    """A batch of sequences on their way: what the model has seen of them, and what it says comes next.
+    """A batch of sequences: their keys and values, and the logits of their next tokens.
 
-    `logits` [N, vocab]: of the next tokens, in the order of the rows and of the prompts in each. To be used
-    inside `inference_mode`.
+    `logits` [N, vocab]: in the order of the rows, and of the prompts in each row. Use it inside `inference_mode`.
     """
 
     def __init__(self, model: ErnieModel, rows: Sequence[RowInputs]) -> None:
-        """Runs the model over the prompts, at least one and none empty."""
+        """Prefill: runs the model over the prompts, at least one and none empty."""
         self._model = model
         prefilled, hidden, positions = [], [], []
         for row in rows:
@@ -49,7 +48,7 @@ class Decoding:
         self.logits = model.logits(paddle.concat(hidden))
 
     def step(self, tokens: np.ndarray) -> Tensor:
-        """Append one text token to each sequence, int64 [N]; returns the new `logits` [N, vocab]."""
+        """Appends one text token to each sequence, int64 [N]; returns the new `logits` [N, vocab]."""
         self._cache.open_slot()
         hidden = self._model(_text_row(tokens, self._positions), attend=self._cache).hidden
         self._positions = self._positions + 1
@@ -57,16 +56,16 @@ class Decoding:
         return self.logits
 
     def keep(self, sequences: np.ndarray) -> None:
-        """Go on with the sequences at these indices only, int64 [n] ascending."""
+        """Keeps only the sequences at these indices, int64 [n] ascending."""
         self._cache.keep(sequences)
         self._positions = self._positions[sequences]
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """New tokens of a prompt. finish: "stop" where the model or a stop text ended them, "length" where the limit did.
+    """The answer to a prompt. finish: "stop" if the model or a stop text ended it, "length" if the limit did.
 
-    The end token is the last of `ids` where the model ended the answer; a stop text is in them.
+    `ids` include the end token, and the tokens of the stop text.
     """
 
     ids: list[int]
@@ -76,11 +75,11 @@ class Generated:
 class Generator:
     """Generates with one model.
 
-    `eos_token_ids` end a sequence; `media_spec` is the encoder's, None for a text model; `text` reads the tokens,
-    for stop texts only. A row of prompts has at most `row_tokens` tokens (a longer prompt has its own). A batch
-    has at most `batch_size` sequences and room for `batch_tokens` tokens of prompts and answers, which bounds the
-    memory. `agree`: where several processes run the same prompts in step; what they compute differs by rounding,
-    and one that ended an answer before the others would leave them waiting.
+    `eos_token_ids` end a sequence; `media_spec` is the encoder's, None for a text model; `detokenizer` is needed for
+    stop texts only. Prompts are packed into rows of at most `row_tokens` tokens; a longer prompt has a row to itself.
+    To bound memory, a batch has at most `batch_size` sequences, and `batch_tokens` tokens of prompts and answers.
+    `agree` is for processes that run the same prompts together: their logits differ by rounding, and if one process
+    ended an answer early, the others would wait for it forever.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Generator:
     ) -> list[Generated]:
         """The answer to each prompt (from `Encoder.encode_prompt`), in the order given.
 
-        `indices`: see `generate_rows`. Pictures are opened here. Raises SampleError where one cannot be read.
+        `indices`: see `generate_rows`. Images are opened here. Raises SampleError if one cannot be read.
         """
         lengths = [len(document) for document in documents]
         places = range(len(documents)) if indices is None else indices
@@ -139,9 +138,9 @@ class Generator:
         *,
         indices: Sequence[int] | None = None,
     ) -> list[Generated]:
-        """The answer to every prompt in packed rows, all as one batch, in their order.
+        """The answers to all prompts of packed rows, as one batch, in order.
 
-        `indices`: the place of each prompt in the call, from which its randomness comes. Default: their order.
+        `indices`: numbers of the prompts, from which their random streams come. Default: their order.
         """
         total = sum(len(row.cu_seqlens) - 1 for row in rows)
         ids: list[list[int]] = [[] for _ in range(total)]
@@ -161,16 +160,16 @@ class Generator:
         ]
 
     def stream(self, document: Document, sampling: Sampling) -> Iterator[int]:
-        """The new tokens of one prompt, one by one, as `generate` gives them. Closing it stops.
+        """The tokens of the answer to one prompt, one by one, the same as `generate` gives. Close it to stop.
 
-        The picture is opened here. Raises SampleError where it cannot be read.
+        Images are opened here. Raises SampleError if one cannot be read.
         """
         return self._stream(row_inputs(load_row([document], self.media_spec)), sampling)
 
     def _stream(self, row: RowInputs, sampling: Sampling) -> Iterator[int]:
         steps = self._steps([row], sampling, [0])
         while True:
-            # Left before each token is handed out: what the caller does with it is no part of this.
+            # Not around the yield: the caller's code must not run in inference mode.
             with inference_mode(self.model):
                 step = next(steps, None)
             if step is None:
@@ -180,7 +179,7 @@ class Generator:
     def _steps(
         self, rows: Sequence[RowInputs], sampling: Sampling, indices: Sequence[int]
     ) -> Iterator[_Step]:
-        """Each next token of all sequences that go on; to be advanced inside `inference_mode`."""
+        """One step per token of the active sequences. Advance it inside `inference_mode`."""
         prompts = [ids for row in rows for ids in np.split(row.input_ids, row.cu_seqlens[1:-1])]
         sampler = Sampler(sampling, prompts, indices)
         texts = []
@@ -209,7 +208,7 @@ class Generator:
             decoding.step(tokens)
 
     def _batches(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-        """Indices of the prompts of each batch, longest first: neighbours in length waste little cache."""
+        """Indices of the prompts of each batch, longest first: similar lengths waste little cache."""
         batches: list[list[int]] = []
         for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
             full = True
@@ -224,7 +223,7 @@ class Generator:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The tokens of one step, int64 [N]; `active`: whose they are; `stopped`: which are their sequences' last."""
+    """The tokens of one step, int64 [N]; `active`: their sequences; `stopped`: which tokens are the last ones."""
 
     active: np.ndarray
     tokens: np.ndarray
@@ -232,9 +231,9 @@ class _Step:
 
 
 def split_rows(documents: Iterable[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Documents, given as indices of `lengths`, as rows of at most `row_tokens` tokens, in order.
+    """Packs documents, given as indices of `lengths`, into rows of at most `row_tokens` tokens, in order.
 
-    A longer document has a row of its own.
+    A longer document has a row to itself.
     """
     rows: list[list[int]] = []
     filled = 0
@@ -248,7 +247,7 @@ def split_rows(documents: Iterable[int], lengths: Sequence[int], row_tokens: int
 
 
 def _text_row(tokens: np.ndarray, positions: np.ndarray) -> RowInputs:
-    """One text token of each sequence, at its place on all three axes."""
+    """One text token per sequence, with the same position on all three axes."""
     sequences = len(tokens)
     return RowInputs(
         input_ids=tokens.astype(np.int64),
@@ -263,7 +262,7 @@ def _text_row(tokens: np.ndarray, positions: np.ndarray) -> RowInputs:
 
 @contextmanager
 def inference_mode(model: ErnieModel) -> Iterator[None]:
-    """Without gradients and without dropout; the model is left as it was."""
+    """Without gradients and dropout; restores the model's mode at the end."""
     training = model.training
     if training:
         model.eval()

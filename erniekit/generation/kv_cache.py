@@ -1,4 +1,4 @@
-"""Keys and values of the sequences of a batch, kept while they are continued token by token."""
+"""The KV cache: keys and values of a batch of sequences during decoding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from paddle import Tensor
 
 from erniekit.models.attention import DocumentAttention
 
-# Slots that are added when a cache is full: few enough to waste little attention, many enough to copy rarely.
+# Slots added to a full cache: few enough to waste little attention, many enough to copy rarely.
 _GROWTH = 32
 _MASKED = -1e30
 
 
 class PrefillAttention:
-    """Attention over a row of prompts that keeps each layer's keys and values.
+    """Attention over a row of prompts, which keeps the keys and values of each layer.
 
     An `Attend` (erniekit.models.attention). `keys`, `values`: per layer [T, kv heads, d].
     """
@@ -36,12 +36,12 @@ class PrefillAttention:
 class KeyValueCache:
     """Keys and values [N, kv heads, slots, d] of each layer; an `Attend` for one new token per sequence.
 
-    All sequences end at the same slot, so that a step writes one slot of every sequence; shorter ones begin
-    later, and the slots before their beginning are masked. Call `open_slot` before each step of the model.
+    All sequences end at the same slot, so that a step writes the same slot of each; shorter ones start later, and
+    the slots before their start are masked. Call `open_slot` before each step of the model.
     """
 
     def __init__(self, prefilled: Sequence[PrefillAttention]) -> None:
-        """Takes over (and empties) the keys and values of the rows of prompts, in their order."""
+        """Moves the keys and values out of the rows of prompts, in order."""
         lengths = np.concatenate([row.lengths for row in prefilled])
         self._end = int(lengths.max())
         self._starts = self._end - lengths
@@ -50,7 +50,7 @@ class KeyValueCache:
         shape = [len(lengths), self._end + _GROWTH]
         self._keys = {}
         self._values = {}
-        # Layer by layer, dropping what is copied: only one layer is in memory twice.
+        # Layer by layer, so that only one layer is in memory twice.
         for layer in sorted(prefilled[0].keys):
             self._keys[layer] = _gather([row.keys.pop(layer) for row in prefilled], index, shape)
             self._values[layer] = _gather([row.values.pop(layer) for row in prefilled], index, shape)
@@ -68,7 +68,7 @@ class KeyValueCache:
         return paddle.matmul(weights, values).reshape([sequences, heads, width])
 
     def open_slot(self) -> None:
-        """Make room for the next token of every sequence."""
+        """Makes room for the next token of each sequence."""
         slots = next(iter(self._keys.values())).shape[2]
         if self._end == slots:
             for tensors in (self._keys, self._values):
@@ -83,7 +83,7 @@ class KeyValueCache:
         self._mask = paddle.to_tensor(mask[:, None, None, :])
 
     def keep(self, sequences: np.ndarray) -> None:
-        """Drop all sequences but those at these indices, int64 [n] ascending."""
+        """Keeps only the sequences at these indices, int64 [n] ascending."""
         index = paddle.to_tensor(sequences)
         self._starts = self._starts[sequences]
         for tensors in (self._keys, self._values):
@@ -92,7 +92,7 @@ class KeyValueCache:
 
 
 def _slot_index(lengths: np.ndarray, slots: int) -> np.ndarray:
-    """int64 [N, slots]: the place in the joined rows of what each slot holds; masked slots take any place."""
+    """int64 [N, slots]: the index in the joined rows of each slot's token; any index for masked slots."""
     end, starts = int(lengths.max()), np.cumsum(lengths) - lengths
     place = np.arange(slots) - (end - lengths)[:, None]
     real = (place >= 0) & (place < lengths[:, None])

@@ -1,4 +1,4 @@
-"""Load a model for use: from an export, a training checkpoint (whole or adapter), or a run."""
+"""Finds and loads a model for inference: an export, a training checkpoint (full or adapter), or a run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from erniekit.models.ernie import ErnieModel
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is, before its weights are read.
+    """The files of a model, before its weights are read.
 
-    `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (of
-    an adapter: its base). `data` and `seed` are of the training run where there was one, else the defaults.
-    `vocab_size` and `max_positions` are those of an enlarged model.
+    `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (for an
+    adapter, of its base model). `data` and `seed` are those of the training run, or the defaults without one.
+    `vocab_size` and `max_positions` are for an enlarged model.
     """
 
     checkpoint: Path
@@ -42,7 +42,7 @@ class ModelSource:
     max_positions: int | None = None
 
     def encoder(self, template: str | None = None) -> Encoder:
-        """The encoder that fits the model; `template` replaces the one of the training run."""
+        """The model's encoder; `template` replaces the training run's template."""
         data = self.data if template is None else self.data.model_copy(update={"template": template})
         return make_encoder(
             self.directory,
@@ -53,7 +53,7 @@ class ModelSource:
         )
 
     def load(self, dtype: str = "float32") -> ErnieModel:
-        """The model itself, computing in `dtype`, in evaluation mode. Raises CheckpointError."""
+        """The model in evaluation mode, computing in `dtype`. Raises CheckpointError."""
         changes = ModelChanges(self.vocab_size, self.max_positions)
         model = load_model(self.directory, dtype, changes=changes)
         if self.checkpoint != self.directory:
@@ -66,10 +66,10 @@ class ModelSource:
 
 
 def find_model(path: str | Path) -> ModelSource:
-    """What a path that a user names stands for. An adapter goes on the base that its configuration names.
+    """Finds the model of a path that a user gives; an adapter's base model is the one in its configuration.
 
-    Raises CheckpointError where there is no model, no base, a training checkpoint that is incomplete, or files that
-    do not fit: what they are is known from their headers, before anyone waits for data.
+    Raises CheckpointError if there is no model or no base model, if a training checkpoint is incomplete, or if files
+    do not fit together. Only headers are read, so that errors come early.
     """
     checkpoint = find_checkpoint(Path(path))
     directory, vocab_size = checkpoint, None
@@ -77,8 +77,8 @@ def find_model(path: str | Path) -> ModelSource:
         directory = Path(read_adapter_config(checkpoint).base_path)
         if not (directory / "config.json").is_file():
             raise CheckpointError(
-                f"{checkpoint}: its base model {directory} is not there; a relative path counts from the "
-                "directory in which the command runs (base_model_name_or_path in adapter_config.json)"
+                f"{checkpoint}: its base model {directory} does not exist (base_model_name_or_path in "
+                "adapter_config.json); a relative path is relative to the working directory of the command"
             )
         vocab_size = adapter_vocab_size(checkpoint)
     source = ModelSource(checkpoint, directory, vocab_size=vocab_size)

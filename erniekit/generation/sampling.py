@@ -1,4 +1,4 @@
-"""The next token of each sequence from its logits: the most probable one, or one drawn at random.
+"""Samples the next token of each sequence from its logits, greedily or at random.
 
 Filters and their order are those of transformers (generation.logits_process): RepetitionPenaltyLogitsProcessor,
 TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper.
@@ -21,11 +21,11 @@ from erniekit.errors import ConfigError
 class Sampling:
     """How answers are generated.
 
-    temperature: 0 takes the most probable token always; top_p: of the most probable tokens, the fewest whose
-    probabilities sum up to it; top_k: that many of them (0: all); repetition_penalty: what positive logits of
-    tokens of the prompt and the answer are divided by, and negative ones multiplied; stop: texts that end an
-    answer and are cut from it; seed: the same gives the same answers; min_p: tokens at least so probable as this
-    share of the most probable one (0: all). Raises ConfigError for what is out of range.
+    temperature: 0 always takes the most probable token; top_p: keeps the fewest of the most probable tokens with
+    this total probability; top_k: keeps this number of tokens (0: all); repetition_penalty: logits of tokens in the
+    prompt and the answer are divided by it if positive, multiplied if negative; stop: texts that end an answer, and
+    are removed from it; seed: the same seed gives the same answers; min_p: keeps tokens with at least this fraction
+    of the highest probability (0: all). Raises ConfigError for values out of range.
     """
 
     max_new_tokens: int = 1024
@@ -61,20 +61,20 @@ def chat_sampling(sampling: Sampling, template: Template) -> Sampling:
 
 
 class Sampler:
-    """Picks the tokens of a batch.
+    """Picks the next tokens of a batch.
 
-    What a sequence gets depends on its logits, the seed, its index and how many tokens it got before, not on
-    what else is in the batch.
+    A token depends on the logits of its sequence, the seed, the sequence's index and its number of tokens so far, not
+    on the rest of the batch.
     """
 
     def __init__(self, sampling: Sampling, prompts: Sequence[np.ndarray], indices: Sequence[int]) -> None:
-        """`prompts`: token ids of each, of which repetition is counted; `indices`: their places in the call."""
+        """`prompts`: their token ids, for the repetition penalty; `indices`: numbers that seed their random streams."""
         self._sampling = sampling
         self._random = [np.random.default_rng((sampling.seed, index)) for index in indices]
         self._seen = [np.unique(prompt) for prompt in prompts]
 
     def pick(self, logits: Tensor, sequences: np.ndarray) -> np.ndarray:
-        """One token for each row of `logits` [N, vocab], those of the sequences at these indices -> int64 [N]."""
+        """One token for each row of `logits` [N, vocab], which belong to `sequences`, int64 [N] -> int64 [N]."""
         sampling = self._sampling
         greedy, penalised = sampling.temperature == 0, sampling.repetition_penalty != 1
         if greedy and not penalised:
@@ -96,7 +96,7 @@ class Sampler:
 
 
 def penalise(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """`scores` float32 [vocab] with those of the tokens `seen` (int64, each once) made less probable."""
+    """`scores` float32 [vocab] with the repetition penalty for the tokens `seen` (int64, unique)."""
     scores = scores.copy()
     found = scores[seen]
     scores[seen] = np.where(found < 0, found * penalty, found / penalty)
@@ -104,14 +104,14 @@ def penalise(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
 
 
 def candidates(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids ascending, weights): the tokens that may follow, with what their probabilities are proportional to.
+    """(ids ascending, weights): the tokens that can be drawn, and weights proportional to their probabilities.
 
     `scores`: float32 [vocab]; `sampling.temperature` is not 0.
     """
     scores = scores / np.float32(sampling.temperature)
     ids = np.arange(len(scores))
     if 0 < sampling.top_k < len(scores):
-        # As many as there are equal ones at the end stay, as in transformers.
+        # Ties with the last one are kept, as in transformers.
         ids = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
     weights = np.exp(scores[ids] - scores.max())
     if sampling.top_p < 1:
@@ -125,8 +125,8 @@ def candidates(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.n
 
 
 def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices, ascending, of the fewest that sum up to top_p."""
-    # Those under this sum up to less than 1 - top_p: they go anyway, and need no sorting.
+    """Indices, ascending, of the smallest set of probabilities with the sum top_p."""
+    # All below this floor sum to less than 1 - top_p: they are dropped without sorting.
     floor = min((1 - top_p) / len(probabilities), probabilities.max())
     likely = np.flatnonzero(probabilities >= floor)
     falling = likely[np.argsort(-probabilities[likely], kind="stable")]
@@ -135,6 +135,6 @@ def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
 
 
 def _draw(ids: np.ndarray, weights: np.ndarray, uniform: float) -> int:
-    """One of `ids`, by a number from [0, 1)."""
+    """One of `ids`, drawn with a uniform number from [0, 1)."""
     sums = np.cumsum(weights, dtype=np.float64)
     return int(ids[np.searchsorted(sums, uniform * sums[-1], side="right")])

@@ -47,9 +47,9 @@ def test_lines_from_a_file(learnt_run: Path, tmp_path: Path) -> None:
     assert f"checkpoint-{LEARNT_STEPS:06d}: template ernie_vl" in out[0]
     assert out[1:] == [
         asked[1]["content"],
-        "all is forgotten",
+        "chat cleared",
         f"error: no such image: {Path.cwd() / 'gone.png'}",
-        "goes with the next message (1 attached)",
+        "attached to the next message (1 in all)",
         shown[1]["content"],
         f"appended to {saved}",
     ]

@@ -69,7 +69,7 @@ def test_answers_come_in_lines_with_their_speed(vl: Path, monkeypatch: pytest.Mo
     assert SPEED.fullmatch(out[1].removesuffix(")"))
     assert out[2] == "two" and out[3].endswith(", cut off at --max-new-tokens)")
     assert out[4] == "three" and out[5].endswith(", interrupted)")
-    assert out[6].startswith("(prompt") and out[7] == "error: this turn is not kept: the model gave no answer"
+    assert out[6].startswith("(prompt") and out[7] == "error: this turn is dropped: the model gave no answer"
     assert len(out) == 8 and len(script.prompts) == 4
     assert "User: /Two?" in script.prompts[1]
     assert set(lines.prompts) == {"> "}
@@ -82,7 +82,7 @@ def test_reasoning_is_dim_on_a_terminal_and_named_elsewhere(
     chat, _ = _chat(vl, monkeypatch, answers, "ernie_vl_thinking")
     out = _run(chat, Lines(["One?", "Two?"])).splitlines()
     assert out[:4] == ["[reasoning]", "So it is.", "[answer]", "seven"]
-    assert out[5:7] == ["[reasoning]", "hm"] and out[8].startswith("error: this turn is not kept")
+    assert out[5:7] == ["[reasoning]", "hm"] and out[8].startswith("error: this turn is dropped")
     chat, _ = _chat(vl, monkeypatch, answers, "ernie_vl_thinking")
     shown = _run(chat, Lines(["One?"]), terminal=True)
     dim = "".join(re.findall(r"\x1b\[2m(.*?)\x1b\[0m", shown))
@@ -112,7 +112,7 @@ def test_a_call_that_cannot_be_read_is_shown(vl: Path, monkeypatch: pytest.Monke
     chat, _ = _chat(vl, monkeypatch, [f"a{CALL.replace('Asia', 'A')[:-17]}\n</tool_call>{END}"])
     lines = Lines(["Time?"])
     out = _run(chat, lines)
-    assert "a\n[a tool call that cannot be read (not valid JSON: " in out
+    assert "a\n[a tool call that cannot be parsed (not valid JSON: " in out
     assert lines.prompts == ["> ", "> "]
 
 
@@ -144,21 +144,21 @@ def test_commands(vl: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert out.startswith(HELP + "\n")
     told = [line for line in out.removeprefix(HELP + "\n").splitlines() if not line.startswith("(")]
     assert told == [
-        "goes with the next message (1 attached)",
-        "goes with the next message (2 attached)",
+        "attached to the next message (1 in all)",
+        "attached to the next message (2 in all)",
         f"error: no such image: {tmp_path}/gone.png",
         "error: /image needs a FILE",
-        "system message set",
+        "system message changed",
         "error: message 1 (system) contains <|end_of_sentence|>, which only the template may write",
         "seven",
         f"appended to {saved}",
         f"error: {tmp_path}/gone/saved.jsonl: cannot be written: No such file or directory",
-        "error: there is no command /nothing; /help lists them",
-        "everything but the system message is forgotten",
-        "error: there is nothing to save yet",
+        "error: unknown command /nothing; /help lists the commands",
+        "chat cleared, but for the system message",
+        "error: the chat is empty: there is nothing to save",
         "two",
-        "no system message",
-        "all is forgotten",
+        "system message removed",
+        "chat cleared",
         "three",
     ]
     assert "Be brief.\nUser: Picture 1:" in script.prompts[0] and "Picture 2:" in script.prompts[0]
@@ -171,7 +171,7 @@ def test_commands(vl: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_interrupts_at_the_prompt(vl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat, script = _chat(vl, monkeypatch, [CALL + END, f"two{END}"])
     out = _run(chat, Lines([None, "One?", None, "Two?"]), terminal=True)
-    assert "(/quit or Ctrl-D to end)" in out and "two" in out and len(script.prompts) == 2
+    assert "(/quit or Ctrl-D to quit)" in out and "two" in out and len(script.prompts) == 2
     with pytest.raises(KeyboardInterrupt):
         _run(chat, Lines([None]))
 

@@ -155,6 +155,6 @@ def test_what_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     adapter.mkdir()
     gone = str(tmp_path / "gone")
     write_adapter(adapter, model, base_path=gone, rank=2, alpha=2.0, dropout=0.0)
-    with pytest.raises(CheckpointError, match=r"its base model .*gone is not there"):
+    with pytest.raises(CheckpointError, match=r"its base model .*gone does not exist"):
         find_model(adapter)
     shutil.rmtree(adapter)
