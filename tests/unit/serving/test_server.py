@@ -1,4 +1,4 @@
-"""The server itself, with a model that says what a test wants: HTTP, order, keys, clients that go away."""
+"""The HTTP server with a scripted model: routes, order, keys, bodies, streams, disconnects, signals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_reasoning_and_calls_reach_the_client(start: Callable[..., Served]) -> N
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_control_tokens_never_reach_the_client(
+def test_control_tokens_do_not_reach_the_client(
     start: Callable[..., Served], vl: Path, streamed: bool
 ) -> None:
     text = Detokenizer.from_checkpoint(vl)
@@ -116,7 +116,7 @@ def test_a_client_of_fastdeploy_is_answered_where_its_fields_change_nothing(
         assert answer["error"]["message"].startswith(message)
 
 
-def test_keys_that_nothing_reads_are_told_in_the_log(start: Callable[..., Served]) -> None:
+def test_ignored_keys_are_in_the_log(start: Callable[..., Served]) -> None:
     served = start(answers=[f"seven{END}"])
     asked = {**ASKED, "messages": [{"role": "user", "content": "Which digit?", "mood": "good"}]}
     assert served.completion(asked)[0] == 200
@@ -309,7 +309,7 @@ def test_a_client_that_goes_away_while_it_waits_is_never_answered(start: Callabl
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_an_answer_that_fails_is_told_and_the_next_is_given(
+def test_after_a_failed_answer_the_next_one_is_given(
     start: Callable[..., Served], after: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served = start()
@@ -334,11 +334,11 @@ def test_an_answer_that_fails_is_told_and_the_next_is_given(
     assert served.completion(ASKED)[0] == 200
 
 
-def test_a_picture_that_cannot_be_read(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_read(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = start()
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eHh4"}}
     status, answer = served.completion({**ASKED, "messages": [{"role": "user", "content": [part]}]})
-    assert status == 400 and "not a picture that can be read" in answer["error"]["message"]
+    assert status == 400 and "not an image that can be read" in answer["error"]["message"]
 
 
 def test_where_it_cannot_listen() -> None:
