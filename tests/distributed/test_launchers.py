@@ -105,7 +105,7 @@ def test_a_run_goes_on_with_another_launcher(tmp_path: Path) -> None:
     shown = finish(script, tmp_path, slurm_variables(tmp_path / "bin"))
     assert "--kill-on-bad-exit=1" in shown and "--distribution=block" in shown
     assert "processes: 2" in shown
-    assert "the run begins at its first step" in shown
+    assert "there is no checkpoint to resume from yet" in shown
     assert read_state(tmp_path / "run" / "checkpoint-000001").step == 1
 
     script = [str(EXAMPLES / "paddle_launch.sh"), *arguments, "train.max_steps=2"]
