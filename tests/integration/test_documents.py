@@ -1,5 +1,6 @@
 """What README, data/README and --help tell people to type works, in a clone with nothing else beside it."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import erniekit
 from tools.docs import checkpoints, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +66,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(command: list[str], clone: Path) -> subprocess.CompletedProcess[str]:
+    """What the command does in the clone. `erniekit` runs in this process, which has Paddle imported."""
+    if command[0].endswith("erniekit"):
+        with contextlib.chdir(clone):
+            return erniekit(*command[1:])
     path = f"{clone / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
@@ -92,11 +98,31 @@ def _percentages(told: str) -> list[list[float]]:
     return [[float(value) for value in line.replace("%", "").split()] for line in lines]
 
 
+def _commands(script: str, directory: Path) -> list[list[str]]:
+    """The commands that an example runs, as the shell expands them. None of them runs."""
+    for name, source in ((script, ROOT / script), (".venv/bin/erniekit", shutil.which("true"))):
+        (directory / name).parent.mkdir(parents=True)
+        (directory / name).symlink_to(str(source))
+    finished = subprocess.run(["bash", script], cwd=directory, capture_output=True, text=True, check=True)
+    found = re.findall(r"^\$ (erniekit .*)$", finished.stdout, re.MULTILINE)
+    assert len(found) == finished.stdout.count("== ")
+    return [shlex.split(command) for command in found]
+
+
+def _run_example(script: str, clone: Path, directory: Path) -> str:
+    """What the commands of an example print, each run in the clone."""
+    told = ""
+    for command in _commands(script, directory):
+        finished = _run(command, clone)
+        assert finished.returncode == 0, told[-3000:] + finished.stdout[-3000:] + finished.stderr[-3000:]
+        told += finished.stdout
+    return told
+
+
 @pytest.mark.usefixtures("quickstart")
-def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path) -> None:
-    finished = _run(["bash", EXAMPLES["make example-dpo"]], clone)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    (style_before, right_before), (style_after, right_after) = _percentages(finished.stdout)
+def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path, tmp_path: Path) -> None:
+    told = _run_example(EXAMPLES["make example-dpo"], clone, tmp_path)
+    (style_before, right_before), (style_after, right_after) = _percentages(told)
     # Those that are wrong are of either style.
     assert style_before + 100 - right_before < 20
     assert style_after > 90
@@ -106,11 +132,10 @@ def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path
 
 
 @pytest.mark.usefixtures("quickstart")
-def test_calls_are_valid_and_right_after_the_example(clone: Path) -> None:
-    finished = _run(["bash", EXAMPLES["make example-calls"]], clone)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    assert re.search(r"^metrics .* call_valid +call_match$", finished.stdout, re.MULTILINE)
-    ((*_, valid, right),) = _percentages(finished.stdout)
+def test_calls_are_valid_and_right_after_the_example(clone: Path, tmp_path: Path) -> None:
+    told = _run_example(EXAMPLES["make example-calls"], clone, tmp_path)
+    assert re.search(r"^metrics .* call_valid +call_match$", told, re.MULTILINE)
+    ((*_, valid, right),) = _percentages(told)
     assert valid >= 90
     assert right >= 90
     assert list((clone / "runs/digits/calls-export").glob("*.safetensors"))
@@ -212,16 +237,9 @@ def test_benches_run(arguments: str, clone: Path) -> None:
 
 @pytest.fixture(scope="module")
 def help_texts() -> dict[str, str]:
-    texts = {}
-    for command in COMMANDS:
-        finished = subprocess.run(
-            [sys.executable, "-m", "erniekit", *command.split(), "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        texts[command] = finished.stdout
-    return texts
+    finished = {command: erniekit(*command.split(), "--help") for command in COMMANDS}
+    assert {done.returncode for done in finished.values()} == {0}
+    return {command: done.stdout for command, done in finished.items()}
 
 
 def _assert_known(command: str, help_texts: dict[str, str]) -> None:
