@@ -22,7 +22,8 @@ def test_a_small_model_learns_the_demo(tmp_path: Path) -> None:
         f"data.train={DEMO}",
         f"train.output_dir={tmp_path / 'run'}",
     ]
-    settings += ["data.max_length=1024", "train.max_steps=30", "optimizer.learning_rate=2e-3"]
+    settings += ["data.max_length=1024", "data.max_pixels=50176", "data.workers=0"]
+    settings += ["train.max_steps=30", "optimizer.learning_rate=2e-3"]
     (tmp_path / "run.yaml").write_text("model: {}\n")
     run_training(load_config(tmp_path / "run.yaml", settings))
 
