@@ -4,11 +4,13 @@
 #   make quickstart VERIFY=0   the same without PyTorch and the comparison with transformers
 #   make example-dpo           preference training: turn a style of answer round (after quickstart, which it runs if needed)
 #   make example-calls         function calls: report the digit that a picture shows (the same)
-#   make test                  everything that must pass before a commit
+#   make test                  style, imports, types and all tests: what must pass before a commit
+#   make test-fast             the unit tests that are not slow, for use while editing
 #
 # PYTHON=...      the Python to make .venv with (3.11 is what is tested)
 # TORCH_ARGS=...  arguments of the installation of PyTorch; its usual Linux wheel brings several GB of CUDA
 #                 libraries, so `--index-url` with PyTorch's index of CPU wheels saves time and space
+# WORKERS=2       processes that run the tests side by side; more are faster if there are cores for them
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,6 +19,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VERIFY ?= 1
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
+WORKERS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -35,7 +38,7 @@ else \
 fi
 endef
 
-.PHONY: help quickstart example-dpo example-calls test lint clean
+.PHONY: help quickstart example-dpo example-calls test test-fast lint clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
@@ -46,9 +49,16 @@ quickstart: $(CORE_STAMP) $(if $(filter-out 0,$(VERIFY)),$(TORCH_STAMP))
 example-dpo example-calls: $(CORE_STAMP) $(QUICKSTART)
 	@examples/digits/$(@:example-%=%).sh
 
+# A file stays in one process, as its tests share trained models; the folders with the longest files come first.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: lint
-	@echo "Running the tests ..."
-	@$(BIN)/python -m pytest
+	@echo "Running all tests ..."
+	@$(PYTEST) --durations 10
+
+test-fast: $(DEV_STAMP)
+	@echo "Running the unit tests ..."
+	@$(PYTEST) -m "not slow" tests/unit
 
 lint: $(DEV_STAMP)
 	@echo "Checking style, imports and types ..."

@@ -18,6 +18,7 @@ from tests.distributed.processes import run
 from tests.distributed.settings import STEPS, assert_same, vl_setting
 from tests.integration.training_setup import chats, losses, write_chats
 
+pytestmark = pytest.mark.slow
 SHARDS = ("none", "optimizer", "gradients", "parameters")
 METHODS = ("full", "lora")
 TASKS = ("sft", "dpo")

@@ -15,6 +15,7 @@ from erniekit.train.distributed import fit_parallel_dims
 from erniekit.train.memory import MemoryPlan, activation_bytes
 from erniekit.train.model import plan_memory, select_parameters
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))
 CARD_GIB = 80
