@@ -116,10 +116,10 @@ def test_another_run_is_refused_and_said_why(tmp_path: Path, model: Path, data: 
         "train.seed: was 42, is now 1": {"train__seed": 1},
         "data.max_length: was 160, is now 200": {"data__max_length": 200},
         "model.freeze: was [], is now": {"model__freeze": ["vision"]},
-        "data.train: the content is not": {
+        "data.train: the content has changed": {
             "data__train": str(write_chats(tmp_path / "x.jsonl", chats(16, 5)))
         },
-        "model.path: the content is not": {"model__path": str(_other_model(model, tmp_path / "other"))},
+        "model.path: the content has changed": {"model__path": str(_other_model(model, tmp_path / "other"))},
     }
     for message, change in others.items():
         with pytest.raises(CheckpointError) as caught:
