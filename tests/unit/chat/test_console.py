@@ -117,13 +117,13 @@ def test_a_call_that_cannot_be_read_is_shown(vl: Path, monkeypatch: pytest.Monke
 
 
 def test_commands(vl: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    picture, saved = tmp_path / "a picture.png", tmp_path / "saved.jsonl"
-    noise(56, 56).save(picture)
+    image, saved = tmp_path / "an image.png", tmp_path / "saved.jsonl"
+    noise(56, 56).save(image)
     chat, script = _chat(vl, monkeypatch, [f"seven{END}", f"two{END}", f"three{END}"])
     lines = [
         "/help",
-        f"/image {picture}",
-        f"/image '{picture}'",
+        f"/image {image}",
+        f"/image '{image}'",
         f"/image {tmp_path}/gone.png",
         "/image",
         "/system  Be brief. ",

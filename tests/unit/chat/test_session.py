@@ -175,20 +175,20 @@ def test_an_answer_that_no_chat_can_hold_is_not_kept(
     assert chat.ask("One?", lambda delta: None).problem is None
 
 
-def test_pictures_go_with_the_next_message(
+def test_images_go_with_the_next_message(
     vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "a picture.png"
-    noise(56, 56).save(picture)
+    image = tmp_path / "an image.png"
+    noise(56, 56).save(image)
     script = Script(vl, model, "ernie_vl", [f"seven{END}", f"two{END}"])
     chat = scripted_chat(monkeypatch, script)
     monkeypatch.chdir(tmp_path)
-    chat.attach("image", "a picture.png")
-    chat.attach("image", str(picture))
+    chat.attach("image", "an image.png")
+    chat.attach("image", str(image))
     chat.ask("Which digits?", lambda delta: None)
     assert chat.messages[0].parts == (
-        ImagePart(str(picture)),
-        ImagePart(str(picture)),
+        ImagePart(str(image)),
+        ImagePart(str(image)),
         TextPart("Which digits?"),
     )
     assert (
@@ -197,15 +197,15 @@ def test_pictures_go_with_the_next_message(
     assert chat.attached == []
     with pytest.raises(SampleError, match=r"no such image: .*gone\.png"):
         chat.attach("image", "gone.png")
-    with pytest.raises(SampleError, match=r"a picture\.png"):
-        chat.attach("video", "a picture.png")
+    with pytest.raises(SampleError, match=r"an image\.png"):
+        chat.attach("video", "an image.png")
     assert chat.attached == []
     # One that goes away while it waits ends its turn, not the chat.
-    chat.attach("image", "a picture.png")
-    moved = picture.rename(tmp_path / "moved.png")
+    chat.attach("image", "an image.png")
+    moved = image.rename(tmp_path / "moved.png")
     with pytest.raises(SampleError, match="no such image"):
         chat.ask("And now?", lambda delta: None)
-    moved.rename(picture)
+    moved.rename(image)
     assert len(chat.messages) == 2 and chat.attached == []
     assert chat.ask("And now?", lambda delta: None).problem is None
 
@@ -213,11 +213,11 @@ def test_pictures_go_with_the_next_message(
 def test_what_cannot_be_asked_changes_nothing(
     dense: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    noise(56, 56).save(tmp_path / "picture.png")
+    noise(56, 56).save(tmp_path / "image.png")
     script = Script(dense, load_model(dense), "ernie", [f"two{END}"])
     chat = scripted_chat(monkeypatch, script)
     with pytest.raises(SampleError, match="takes no images and no videos"):
-        chat.attach("image", str(tmp_path / "picture.png"))
+        chat.attach("image", str(tmp_path / "image.png"))
     with pytest.raises(SampleError, match=r"contains <\|end_of_sentence\|>"):
         chat.ask(f"One{TERMINATOR}", lambda delta: None)
     chat.set_system("Be brief.")
@@ -234,7 +234,7 @@ def test_what_cannot_be_asked_changes_nothing(
 def test_a_saved_chat_can_be_trained_on(
     vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    noise(56, 56).save(tmp_path / "picture.png")
+    noise(56, 56).save(tmp_path / "image.png")
     answers = [f"hm\n</think>\n\nLook:{CALL}{END}", f"ok\n</think>\n\nnoon{END}", f"hm</think>One{INTERRUPT}"]
     script = Script(vl, model, "ernie_vl_thinking", answers)
     chat = scripted_chat(monkeypatch, script, TOOLS)
@@ -242,7 +242,7 @@ def test_a_saved_chat_can_be_trained_on(
     with pytest.raises(DataError, match="nothing to save"):
         chat.save(file)
     chat.set_system("Be brief.")
-    chat.attach("image", str(tmp_path / "picture.png"))
+    chat.attach("image", str(tmp_path / "image.png"))
     chat.ask("When is <video>?", lambda delta: None)
     chat.give_results(["12:00"], lambda delta: None)
     chat.save(file)

@@ -39,14 +39,14 @@ def write_chats(path: Path, chats: Sequence[tuple[Any, str]]) -> Path:
     return path
 
 
-def prompt(length: int, seed: int, picture: tuple[int, int] | None = None) -> RowInputs:
-    """A row of one prompt of random text; `picture` (height, width) in patches stands at its third token."""
+def prompt(length: int, seed: int, image: tuple[int, int] | None = None) -> RowInputs:
+    """A row of one prompt of random text; `image` (height, width) in patches stands at its third token."""
     rng = np.random.default_rng(seed)
     modality, positions = np.zeros(length, np.int8), np.tile(np.arange(length), (3, 1))
     media_positions, grid = np.zeros(0, np.int64), np.zeros((0, 3), np.int32)
-    if picture is not None:
-        rows, columns = picture[0] // 2, picture[1] // 2
-        media_positions, grid = np.arange(3, 3 + rows * columns), np.array([[1, *picture]], np.int32)
+    if image is not None:
+        rows, columns = image[0] // 2, image[1] // 2
+        media_positions, grid = np.arange(3, 3 + rows * columns), np.array([[1, *image]], np.int32)
         modality[2 : 4 + rows * columns] = 1
         positions[0, media_positions] = 3
         positions[1, media_positions] = 3 + np.repeat(np.arange(rows), columns)

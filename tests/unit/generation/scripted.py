@@ -28,7 +28,7 @@ class Script:
     """Answers in their order, each with `</s>` where it ends, "(Ctrl-C)" where the user stops it: while the last
     token before it is made.
 
-    `prompts`: what was asked, as text with one placeholder for a picture.
+    `prompts`: what was asked, as text with one placeholder for an image.
     """
 
     def __init__(self, directory: Path, model: ErnieModel, template: str, answers: Sequence[str]) -> None:

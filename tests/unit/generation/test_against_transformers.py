@@ -48,7 +48,7 @@ def test_generate_agrees_with_transformers(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/reference_models beside this clone")
 @pytest.mark.parametrize("stored", ["ref_vl", "ref_vl_video"])
-def test_the_reference_models_go_on_after_pictures_and_videos(stored: str) -> None:
+def test_the_reference_models_go_on_after_images_and_videos(stored: str) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(SHARED / "vl_hf").eval()
     with np.load(SHARED / f"{stored}.npz") as file:

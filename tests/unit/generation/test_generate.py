@@ -70,9 +70,9 @@ def _pieces(text: Detokenizer, ids: list[int]) -> list[str]:
 
 
 def _prompts(model: ErnieModel) -> list[RowInputs]:
-    pictures = [None, (4, 6), (2, 4), None, (4, 4)] if model.config.vision is not None else [None] * 5
+    images = [None, (4, 6), (2, 4), None, (4, 4)] if model.config.vision is not None else [None] * 5
     lengths = (9, 17, 12, 1, 40)
-    return [prompt(n, seed, p) for seed, (n, p) in enumerate(zip(lengths, pictures, strict=True))]
+    return [prompt(n, seed, p) for seed, (n, p) in enumerate(zip(lengths, images, strict=True))]
 
 
 def test_cached_logits_are_those_of_the_whole_row(model: ErnieModel) -> None:
@@ -169,7 +169,7 @@ def test_rows_and_batches_stay_within_their_bounds(dense: ErnieModel) -> None:
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Chats:
-    """Questions with and without pictures, of different lengths."""
+    """Questions with and without images, of different lengths."""
     directory = make_model(tmp_path_factory.mktemp("chats") / "model", "vl")
     encoder = make_encoder(directory)
     prompts = []
@@ -236,14 +236,14 @@ def test_between_the_tokens_of_a_stream_everything_is_as_it_was(chats: Chats) ->
     chats.model.eval()
 
 
-def test_a_stream_says_at_once_that_a_picture_is_gone(chats: Chats, tmp_path: Path) -> None:
-    file = tmp_path / "picture.png"
+def test_a_stream_says_at_once_that_an_image_is_gone(chats: Chats, tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
     file.write_bytes(encoded(noise(56, 56)))
     question = Message("user", (ImagePart(str(file)), TextPart("Which digit?")), False)
     encoder = make_encoder(chats.directory)
     prompt = encoder.encode_prompt(Conversation((question,), "chat"))
     file.unlink()
-    with pytest.raises(SampleError, match=r"picture\.png"):
+    with pytest.raises(SampleError, match=r"image\.png"):
         chats.generator().stream(prompt, Sampling(6))
 
 

@@ -129,7 +129,7 @@ def test_an_adapter_goes_on_its_base(base: Path, tmp_path: Path, train_router: b
     assert relative_difference(_logits(loaded), _logits(load_model(base))) > 1e-3
 
 
-def test_pictures_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
+def test_images_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
     directory = make_model(tmp_path / "model", "vl")
     file = directory / "preprocessor_config.json"
     file.write_text(file.read_text().replace("0.48145466", "0.25"), encoding="utf-8")

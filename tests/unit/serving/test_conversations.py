@@ -60,8 +60,8 @@ def test_marks_in_texts_are_text(text: str) -> None:
 
 
 def test_urls_only_where_they_are_allowed() -> None:
-    picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
-    messages = [{"role": "user", "content": [picture]}]
+    image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    messages = [{"role": "user", "content": [image]}]
     assert _read(messages, allow_urls=True).messages[0].parts == (ImagePart("https://example.com/a.png"),)
     with pytest.raises(SampleError, match="nothing is fetched"):
         _read(messages)

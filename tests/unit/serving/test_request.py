@@ -275,8 +275,8 @@ def test_keys_that_clients_put_into_messages_change_nothing() -> None:
 
 
 def test_keys_that_nothing_reads_are_noticed_and_those_that_matter_refused() -> None:
-    picture = {"type": "image_url", "image_url": {"url": DATA, "detail": "low", "crop": 2}, "caption": "x"}
-    request = _request(messages=[{"role": "user", "content": [picture], "mood": "good"}])
+    image = {"type": "image_url", "image_url": {"url": DATA, "detail": "low", "crop": 2}, "caption": "x"}
+    request = _request(messages=[{"role": "user", "content": [image], "mood": "good"}])
     assert sorted(read_conversation(request, "request 1", allow_urls=False).notices) == [
         "key 'caption' of a part is not read",
         "key 'crop' of a part is not read",
@@ -325,9 +325,9 @@ def _result(content: Any, id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("arguments", ["", " ", "null", "{}"])
 def test_results_of_a_request_stand_in_the_order_of_the_calls(arguments: str) -> None:
-    picture = [{"type": "image_url", "image_url": {"url": DATA}}, {"type": "text", "text": "<image>"}]
+    image = [{"type": "image_url", "image_url": {"url": DATA}}, {"type": "text", "text": "<image>"}]
     calling = _calling("x", "y", arguments=arguments)
-    found = _conversation(QUESTION, calling, _result(picture, "y"), _result("one <image>", "x"))
+    found = _conversation(QUESTION, calling, _result(image, "y"), _result("one <image>", "x"))
     assert found[1].parts == (ToolCallPart("time", "{}"),) * 2
     assert found[2].parts == (TextPart("one <image>"),)
     assert found[3].parts == (ImagePart(b"xxx"), TextPart("<image>"))
