@@ -67,7 +67,7 @@ def test_what_changes_no_answer_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*NEUTRAL, *IGNORED, *THINKING_FIELDS, "stop", "top_k", "min_p", "tools", "new"]
+    "name", [*NEUTRAL, *sorted(IGNORED), *sorted(THINKING_FIELDS), "stop", "top_k", "min_p", "tools", "new"]
 )
 def test_null_asks_for_nothing(name: str) -> None:
     assert _request(**{name: None}) == _request()
