@@ -129,7 +129,7 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(model: Path) -> None:
         seen = _until(leader, r", interrupted\)", "\n.*> ")
         assert "\x1b[2m(prompt" in seen and "Traceback" not in seen
         # readline shows its prompt a moment before it minds signals.
-        said = r"\(/quit or Ctrl-D to end\)"
+        said = r"\(/quit or Ctrl-D to quit\)"
         _until(leader, said, "\n.*> ", again=lambda: process.send_signal(signal.SIGINT))
         os.write(leader, b"\x04")
         assert process.wait() == 0
