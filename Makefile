@@ -1,16 +1,16 @@
 # Everything is installed into .venv; nothing outside this directory is changed.
 #
-#   make quickstart            install, train a small vision-language model, export it, prove that it loads
+#   make quickstart            install, train a small vision-language model, export it, verify that the export loads
 #   make quickstart VERIFY=0   the same without PyTorch and the comparison with transformers
-#   make example-dpo           preference training: turn a style of answer round (after quickstart, which it runs if needed)
-#   make example-calls         function calls: report the digit that a picture shows (the same)
-#   make test                  style, imports, types and all tests: what must pass before a commit
-#   make test-fast             the unit tests that are not slow, for use while editing
+#   make example-dpo           preference training: flip the style of answers (runs quickstart first if needed)
+#   make example-calls         function calls: report the digit in an image (runs quickstart first if needed)
+#   make test                  style, imports, types and all tests: everything that must pass before a commit
+#   make test-fast             unit tests that are not slow, for the edit loop
 #
-# PYTHON=...      the Python to make .venv with (3.11 is what is tested)
-# TORCH_ARGS=...  arguments of the installation of PyTorch; its usual Linux wheel brings several GB of CUDA
-#                 libraries, so `--index-url` with PyTorch's index of CPU wheels saves time and space
-# WORKERS=2       processes that run the tests side by side; more are faster if there are cores for them
+# PYTHON=...      the Python for .venv (3.11 is tested)
+# TORCH_ARGS=...  arguments for installing PyTorch; its default Linux wheel includes several GB of CUDA libraries,
+#                 which `--index-url` with PyTorch's index of CPU wheels avoids
+# WORKERS=2       processes that run tests in parallel; use more if there are cores for them
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
