@@ -1,5 +1,6 @@
 """What every test has: the process settings of a real run, before anything imports Paddle, a cache, its markers."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ from hypothesis import HealthCheck, settings
 from erniekit.runtime import prepare_environment
 
 prepare_environment()
+# Each process of pytest-xdist computes on one core: with as many threads as cores they would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(CORES)]})
 # A suite that was started in the background of a script ignores Ctrl-C, and so would the commands that it runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says nothing but how busy the machine is.
