@@ -89,6 +89,7 @@ def test_large_blocks_are_reused() -> None:
     assert int(faults) < 1000
 
 
+@pytest.mark.slow
 def test_importing_paddle_is_quiet() -> None:
     code = "from erniekit.runtime import configure\nprint(configure('cpu', 2, 0))"
     result = subprocess.run(

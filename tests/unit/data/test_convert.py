@@ -22,6 +22,7 @@ def chats(path: Path) -> list[Conversation]:
     return found
 
 
+@pytest.mark.slow
 @given(conversations())
 @settings(max_examples=200, deadline=None)
 def test_a_conversation_written_and_read_is_the_same(conversation: Conversation) -> None:

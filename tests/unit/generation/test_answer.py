@@ -82,6 +82,7 @@ def _streamed(template: Template, text: str, cuts: list[int]) -> list[Delta]:
     return deltas
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from(ALL),
@@ -112,6 +113,7 @@ def test_what_a_template_writes_is_read_again(
     assert _joined(_streamed(template, generated, cuts)) == answer
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(
     st.sampled_from(ALL),

@@ -90,6 +90,7 @@ def test_wrong_bytes_name_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
             list(read('[1,\n"é'.encode()[:-1]))
 
 
+@pytest.mark.slow
 def test_a_long_array_is_not_held_in_memory() -> None:
     element = json.dumps({"text": "x" * 1000}).encode()
     data = b"[" + b",".join([element] * 40_000) + b"]"

@@ -21,6 +21,8 @@ from erniekit.errors import DataError
 from tests.unit.data.helpers import qa
 from tests.unit.data.strategies import JSON, conversations, mutated
 
+pytestmark = pytest.mark.slow
+
 GOOD = json.dumps(qa("q"))
 DEEP = "[" * 100_000
 ASKED = {"role": "user", "content": "q"}

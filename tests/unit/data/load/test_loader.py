@@ -28,6 +28,8 @@ from erniekit.errors import DataError
 from tests.unit.data.helpers import chat, data_uri, encoded, noise, qa, write_lines
 from tests.unit.data.loading import documents, load, make_loader
 
+pytestmark = pytest.mark.slow
+
 ROOM = 160
 
 

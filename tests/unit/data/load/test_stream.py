@@ -80,6 +80,7 @@ def test_without_shuffling_the_order_is_that_of_the_files(text_encoder: Encoder,
     assert drawn(loader, 12) == [f"a.jsonl:{number + 1}" for number in range(12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers"), [("jsonl", 0), ("jsonl", 2), ("json", 0), ("csv", 0), ("parquet", 0)]
 )

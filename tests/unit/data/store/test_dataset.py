@@ -263,6 +263,7 @@ class TestCache:
         assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_worker_processes_encode_the_same_in_the_same_order(
     vl_encoder: Encoder, tmp_path: Path, workers: int

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 hf = pytest.importorskip("tests.numerics.hf")
 
 NEW_TOKENS = 12
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "reference_models"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
 
 
 INPUTS = {
