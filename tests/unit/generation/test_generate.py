@@ -29,6 +29,8 @@ from tests.unit.generation.helpers import (
     prompt,
 )
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "reference_models"
 FAMILIES = ("dense", "moe", "vl")
 

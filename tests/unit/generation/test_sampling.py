@@ -10,6 +10,8 @@ from erniekit.errors import ConfigError
 from erniekit.generation.sampling import Sampler, Sampling, candidates, penalise
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     Sampling(temperature=1.0),
     Sampling(temperature=0.6, seed=3),

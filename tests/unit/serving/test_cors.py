@@ -13,6 +13,8 @@ from erniekit.serving.cors import parse_origins
 from tests.unit.generation.scripted import END
 from tests.unit.serving.conftest import ASKED, HANGS, Served
 
+pytestmark = pytest.mark.slow
+
 PAGE = "http://localhost:3000"
 PREFLIGHT = {
     "Origin": PAGE,

@@ -26,6 +26,8 @@ from erniekit.data.media.images import open_image
 from erniekit.evaluation.metrics.calls import is_valid
 from erniekit.generation.answer import ToolCall
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS, SAMPLES = ROOT / "data" / "digits", ROOT / "data" / "samples"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
