@@ -32,11 +32,11 @@ class DistributedContext:
         """Whether this is rank 0, which writes files and messages for all ranks."""
         return self.mesh.is_main
 
-    def add(self, array: np.ndarray) -> np.ndarray:
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
         """Sum of an int64 or float64 array over all processes."""
         return all_reduce_host(array, self.mesh.world)
 
-    def from_main(self, array: np.ndarray) -> np.ndarray:
+    def broadcast(self, array: np.ndarray) -> np.ndarray:
         """Broadcast from the main process: int64, float32 or float64, of the same shape on all processes."""
         if self.mesh.world.size == 1:
             return array
@@ -45,7 +45,7 @@ class DistributedContext:
         received: np.ndarray = tensor.numpy()
         return received
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """All-gather of JSON values, in the order of ranks."""
         world = self.mesh.world
         if world.size == 1:
@@ -53,12 +53,12 @@ class DistributedContext:
         data = np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int32)
         counts = np.zeros(world.size, np.int64)
         counts[world.rank] = data.size
-        counts = self.add(counts)
+        counts = self.all_reduce(counts)
         gathered = all_gather_uneven(paddle.to_tensor(data), counts.tolist(), world).numpy()
         parts = np.split(gathered.astype(np.uint8), np.cumsum(counts)[:-1])
         return [json.loads(part.tobytes()) for part in parts]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Barrier of all processes."""
         barrier(self.mesh.world)
 
@@ -78,11 +78,13 @@ class DistributedContext:
                 with self.mesh.long_operation(what):
                     made = make()
             values = [
-                value for value in self.gather(made if world.rank in makers else None) if value is not None
+                value
+                for value in self.all_gather_object(made if world.rank in makers else None)
+                if value is not None
             ]
             if made is None:
                 made = next((value for value in values if is_here(value)), None)
-            machines = self.gather(machine if made is None else None)
+            machines = self.all_gather_object(machine if made is None else None)
             makers = [
                 rank
                 for rank, other in enumerate(machines)

@@ -22,7 +22,9 @@ class SkippedSampleSync:
     def share(self) -> None:
         """All processes call this together. Raises DataError in each of them where all have skipped too many."""
         own = list(self._budget.errors.values())[self._num_shared :]
-        gathered = self._dist.gather([[error.sample_id, error.reason, error.detail] for error in own])
+        gathered = self._dist.all_gather_object(
+            [[error.sample_id, error.reason, error.detail] for error in own]
+        )
         for errors in gathered:
             for error in errors:
                 self._budget.spend(SampleError(*error))

@@ -128,7 +128,7 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log
 
 def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None:
     """Raises ErnieKitError if the processes have drawn different chats: answers would be assigned to wrong chats."""
-    drawn = dist.gather([[sample.sample_id, len(sample.prompt)] for sample in samples])
+    drawn = dist.all_gather_object([[sample.sample_id, len(sample.prompt)] for sample in samples])
     for rank, theirs in enumerate(drawn):
         if theirs == drawn[0]:
             continue

@@ -29,7 +29,7 @@ class DistributedGenerator(Generator):
         batch_size: int,
         in_step: bool,
     ) -> None:
-        agree = dist.from_main if in_step else None
+        agree = dist.broadcast if in_step else None
         super().__init__(model, eos_token_ids, encoder.media_spec, batch_size=batch_size, agree=agree)
         self._dist, self._in_step = dist, in_step
 
@@ -61,7 +61,7 @@ class DistributedGenerator(Generator):
                 indices=[places[index] for index in own],
             )
         # Process r has answered documents r, r + size, r + 2 * size, ...
-        gathered = self._dist.gather([[answer.ids, answer.finish] for answer in answers])
+        gathered = self._dist.all_gather_object([[answer.ids, answer.finish] for answer in answers])
         return [
             Generated(*gathered[index % world.size][index // world.size]) for index in range(len(documents))
         ]

@@ -67,7 +67,7 @@ class Evaluator:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics such as "eval/loss" and "eval/exact_match" after `step` steps."""
-        all_reduce = self._dist.add if self._dist.mesh.world.size > 1 else None
+        all_reduce = self._dist.all_reduce if self._dist.mesh.world.size > 1 else None
         total = -(-self._eval_rows.num_rows // self._dist.size)
         rows = _report_rows(self._eval_rows.once(), total, eval_progress(self._log, "rows"))
         if isinstance(self._objective, DpoObjective):
@@ -78,7 +78,7 @@ class Evaluator:
         if self._evaluate_answers is not None:
             metrics |= self._evaluate_answers(step)
         # Processes decide from the metrics when to stop and save, so they must be the same everywhere.
-        values = self._dist.from_main(np.asarray(list(metrics.values()), np.float64))
+        values = self._dist.broadcast(np.asarray(list(metrics.values()), np.float64))
         return dict(zip(metrics, values.tolist(), strict=True))
 
 

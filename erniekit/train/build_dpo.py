@@ -129,7 +129,7 @@ def build_reference(
             values = source.store.references
             if values is None:
                 values = np.empty((len(source.store), 2), np.float32)
-            source.store.references = dist.from_main(values)
+            source.store.references = dist.broadcast(values)
     # Free a copy of the model before the optimizer's state is allocated.
     load_reference.cache_clear()
     gc.collect()

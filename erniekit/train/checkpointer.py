@@ -64,14 +64,14 @@ class Checkpointer:
         """
         weights, optimizer = self._weights(), self._optimizer_state()
         # Processes that share a row have the same state.
-        states = self.dist.gather(self.loader.state_dict())[:: self.dist.mesh.context.size]
+        states = self.dist.all_gather_object(self.loader.state_dict())[:: self.dist.mesh.context.size]
         if self.dist.is_main:
             with self.dist.mesh.long_operation("writing a checkpoint"):
                 self._write(progress, weights, optimizer, join_states(states))
         else:
             weights.serve()
             optimizer.serve()
-        self.dist.wait()
+        self.dist.barrier()
 
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""

@@ -279,7 +279,7 @@ class Trainer:
         if self.dist is None or not values:
             return values
         arrays = [np.asarray(value) for value in values.values()]
-        total = self.dist.add(np.concatenate([array.reshape(-1) for array in arrays]))
+        total = self.dist.all_reduce(np.concatenate([array.reshape(-1) for array in arrays]))
         pieces = np.split(total, np.cumsum([array.size for array in arrays])[:-1])
         return {
             name: piece.reshape(array.shape)

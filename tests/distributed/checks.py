@@ -317,10 +317,10 @@ def slow_reader(world: int, told: str) -> None:
 
     with _telling(told):
         assert dist.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
-        dist.wait()
+        dist.barrier()
         with mock.patch.object(model, "load_model", load):
             model.load_sharded(Path("model"), "float32", mesh, "none")
-        dist.wait()
+        dist.barrier()
         dist.close()
 
 

@@ -25,7 +25,7 @@ def test_an_exchange_that_is_waited_for_is_watched() -> None:
     assert "rank 1 entered barrier, its call 1" in ended[0].output
 
 
-def test_an_exchange_that_breaks_on_the_way_is_told() -> None:
+def test_an_exchange_that_breaks_on_the_way_is_reported() -> None:
     for rank in run_to_end(2, expert_checks.breaks_on_the_way, 2):
         assert rank.status
         assert f"{PEER_LOST}: another rank ended during all_to_all (call 1 of ranks 0, 1)" in rank.output

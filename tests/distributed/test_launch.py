@@ -126,7 +126,7 @@ sys.exit("error: the disk is full")
     assert (tmp_path / "failed").read_text() == "rank 1 exited with status 1"
 
 
-def test_a_rank_that_is_killed_is_told(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_reported(tmp_path: Path) -> None:
     code = f"import os; print(os.getpid(), flush=True); {SLEEP}"
     process = start([code] * 3, tmp_path)
     found = pids(tmp_path, 3)
@@ -138,7 +138,7 @@ def test_a_rank_that_is_killed_is_told(tmp_path: Path) -> None:
     assert not any(map(alive, found))
 
 
-def test_the_cause_is_told_of_ranks_that_fail_together(tmp_path: Path) -> None:
+def test_the_cause_is_reported_of_ranks_that_fail_together(tmp_path: Path) -> None:
     work = (
         "from erniekit.runtime import configure; configure('cpu', 1, 0)\n"
         "from tests.distributed.checks import death; death(3)"
@@ -267,7 +267,7 @@ def test_ranks_that_read_longer_than_the_main_process_are_waited_for(tmp_path: P
     assert "for rank 1: loading the model" in ended[0].output
 
 
-def test_different_collectives_are_told() -> None:
+def test_different_collectives_are_reported() -> None:
     ended = run_to_end(2, checks.mismatch, 2)
     assert [rank.status for rank in ended] == [1, 1]
     assert (

@@ -93,7 +93,7 @@ def test_processes_that_draw_different_eval_chats_say_so(directory: Path, dims: 
     assert f"skipped: {data}:2: the picture cannot be read here" in ends[1].output
 
 
-def test_skipped_samples_are_told_and_counted_on_all_processes(directory: Path) -> None:
+def test_skipped_samples_are_reported_and_counted_on_all_processes(directory: Path) -> None:
     """Each process reads two of the four that are damaged; all of them are told of all, once. Where a step has no
     other samples, the next one takes its place."""
     damaged = (1, 2, 4, 5)

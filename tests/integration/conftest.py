@@ -6,7 +6,7 @@ import pytest
 
 from erniekit.train.run import run_training
 from tests.integration.training_setup import (
-    LEARNT_STEPS,
+    TRAINED_STEPS,
     chats,
     make_config,
     make_model,
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def learnt_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """A run of a model that has learnt `chats(12)` and `tool_chats()` by heart."""
     directory = tmp_path_factory.mktemp("learnt")
     samples = write_chats(directory / "chats.jsonl", [*chats(12), *tool_chats()])
@@ -43,7 +43,7 @@ def learnt_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
         directory / "run",
         model,
         samples,
-        train__max_steps=LEARNT_STEPS,
+        train__max_steps=TRAINED_STEPS,
         train__rows_per_step=1,
         data__max_length=900,
         schedule__type="constant",

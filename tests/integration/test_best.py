@@ -174,7 +174,7 @@ def test_pairs_out_of_a_stream_with_adapters(tmp_path: Path, model: Path) -> Non
     assert figures(part) == found and best_of(part) == best_of(whole)
 
 
-def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_told(
+def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_reported(
     tmp_path: Path, model: Path, data: Path, heldout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -229,7 +229,7 @@ def test_an_interrupt_during_an_evaluation_ends_after_it(
     assert best_of(run)["step"] == 2
 
 
-def test_what_cannot_be_measured_is_told_before_training(
+def test_what_cannot_be_measured_is_reported_before_training(
     tmp_path: Path, model: Path, data: Path, heldout: Path
 ) -> None:
     settings = {**ANSWERS, "data__eval": str(heldout), "train__max_steps": 2}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.command import erniekit
-from tests.integration.training_setup import COLOURS, LEARNT_STEPS, chats, picture
+from tests.integration.training_setup import COLOURS, TRAINED_STEPS, chats, picture
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
 SAMPLES = 12
@@ -24,7 +24,7 @@ def _chat(lines: list[str], *arguments: str | Path) -> subprocess.CompletedProce
     return erniekit("chat", *arguments, "--threads", "1", stdin="".join(line + "\n" for line in lines))
 
 
-def test_lines_from_a_file(learnt_run: Path, tmp_path: Path) -> None:
+def test_lines_from_a_file(trained_run: Path, tmp_path: Path) -> None:
     samples = chats(SAMPLES)
     asked = samples[0]["messages"]
     shown = next(
@@ -41,10 +41,10 @@ def test_lines_from_a_file(learnt_run: Path, tmp_path: Path) -> None:
         "Which colour?",
         f"/save {saved}",
     ]
-    result = _chat(lines, learnt_run)
+    result = _chat(lines, trained_run)
     assert (result.returncode, result.stderr) == (0, "")
     out = [line for line in result.stdout.splitlines() if not line.startswith("(prompt")]
-    assert f"checkpoint-{LEARNT_STEPS:06d}: template ernie_vl" in out[0]
+    assert f"checkpoint-{TRAINED_STEPS:06d}: template ernie_vl" in out[0]
     assert out[1:] == [
         asked[1]["content"],
         "chat cleared",
@@ -56,11 +56,11 @@ def test_lines_from_a_file(learnt_run: Path, tmp_path: Path) -> None:
     # What was said can be trained on, and the model has learnt it already.
     (record,) = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
     assert record["messages"][-1] == {"role": "assistant", "content": shown[1]["content"]}
-    checked = erniekit("eval", learnt_run, "--data", saved)
+    checked = erniekit("eval", trained_run, "--data", saved)
     assert checked.returncode == 0 and "100.0%" in checked.stdout
 
 
-def test_sampling_and_tools(learnt_run: Path, tmp_path: Path) -> None:
+def test_sampling_and_tools(trained_run: Path, tmp_path: Path) -> None:
     tools = tmp_path / "tools.json"
     tools.write_text(json.dumps([{"name": "colour", "description": "Which colour?"}]))
     options = [
@@ -77,7 +77,7 @@ def test_sampling_and_tools(learnt_run: Path, tmp_path: Path) -> None:
     ]
     options += ["--system", "Say red.", "--repetition-penalty", "1.1", "--stop", "purple"]
     first, again, other = (
-        _chat(["Say red.", "/quit"], learnt_run, *options, "--seed", str(seed)) for seed in (0, 0, 1)
+        _chat(["Say red.", "/quit"], trained_run, *options, "--seed", str(seed)) for seed in (0, 0, 1)
     )
     for result in (first, again, other):
         assert (result.returncode, result.stderr) == (0, "")
@@ -85,12 +85,12 @@ def test_sampling_and_tools(learnt_run: Path, tmp_path: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_mistakes_end_it_before_it_begins(learnt_run: Path, tmp_path: Path) -> None:
+def test_mistakes_end_it_before_it_begins(trained_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([tmp_path], "holds no model"),
-        ([learnt_run, "--tools", "gone.json"], "gone.json: cannot be read"),
-        ([learnt_run, "--top-p", "2"], "top_p must be"),
-        ([learnt_run, "--system", "a<|end_of_sentence|>"], "contains <|end_of_sentence|>"),
+        ([trained_run, "--tools", "gone.json"], "gone.json: cannot be read"),
+        ([trained_run, "--top-p", "2"], "top_p must be"),
+        ([trained_run, "--system", "a<|end_of_sentence|>"], "contains <|end_of_sentence|>"),
     ):
         result = _chat(["Hello"], *arguments)
         assert result.returncode == 1
@@ -99,8 +99,8 @@ def test_mistakes_end_it_before_it_begins(learnt_run: Path, tmp_path: Path) -> N
             and message in result.stderr
             and "Traceback" not in result.stderr
         )
-    assert _chat([], learnt_run, "--seed", "x").returncode == 2
-    assert _chat([], learnt_run, "--temperature", "-1").returncode == 2
+    assert _chat([], trained_run, "--seed", "x").returncode == 2
+    assert _chat([], trained_run, "--temperature", "-1").returncode == 2
 
 
 def test_a_text_model_is_given_a_picture(tmp_path: Path, text_models: dict[str, Path]) -> None:

@@ -220,7 +220,7 @@ def test_convert(data: Path, tmp_path: Path) -> None:
     assert picture == {"type": "image", "image": "../a.png"}
 
 
-def test_convert_stops_at_errors_unless_told_to_skip(data: Path, tmp_path: Path) -> None:
+def test_convert_stops_at_errors_unless_asked_to_skip(data: Path, tmp_path: Path) -> None:
     data.write_text(data.read_text() + "{broken\n")
     output = tmp_path / "all.jsonl"
     stopped = run("convert", data, output)

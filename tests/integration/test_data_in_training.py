@@ -55,7 +55,7 @@ def test_a_mixture_resumes_bit_by_bit(
         assert_same_run(whole, part)
 
 
-def test_unused_positions_are_told_and_logged(
+def test_unused_positions_are_reported_and_logged(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -120,7 +120,7 @@ def _run_example(script: str, clone: Path, directory: Path) -> str:
 
 
 @pytest.mark.usefixtures("quickstart")
-def test_dpo_turns_a_style_of_answer_round_and_the_digits_stay_right(clone: Path, tmp_path: Path) -> None:
+def test_dpo_flips_a_style_of_answer_and_the_digits_stay_right(clone: Path, tmp_path: Path) -> None:
     told = _run_example(EXAMPLES["make example-dpo"], clone, tmp_path)
     (style_before, right_before), (style_after, right_after) = _percentages(told)
     # Those that are wrong are of either style.

@@ -35,14 +35,14 @@ def erniekit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-def test_a_run_answers_what_it_has_learnt(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
+def test_a_run_answers_what_it_has_trained(erniekit, trained_run: Path, data: Path, tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.jsonl"
     status, out, err = erniekit(
-        "eval", learnt_run, "--data", data, "--output", predictions, "--min-exact-match", 0.95
+        "eval", trained_run, "--data", data, "--output", predictions, "--min-exact-match", 0.95
     )
     assert (status, err) == (0, "")
     assert f"exact match {SAMPLES} of {SAMPLES} (100.0%)" in out
-    assert str(newest_checkpoint(learnt_run)) in out
+    assert str(newest_checkpoint(trained_run)) in out
     assert f"answers: {SAMPLES} of {SAMPLES} samples" in out
     records = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
     assert [record["id"] for record in records] == [f"{data}:{line}" for line in range(1, SAMPLES + 1)]
@@ -51,25 +51,25 @@ def test_a_run_answers_what_it_has_learnt(erniekit, learnt_run: Path, data: Path
 
 
 def test_fewer_than_asked_for_is_an_error_after_the_report(
-    erniekit, learnt_run: Path, tmp_path: Path
+    erniekit, trained_run: Path, tmp_path: Path
 ) -> None:
     samples = chats(SAMPLES)[:4]
     samples[1]["messages"][-1]["content"] = "It is purple."
     file = write_chats(tmp_path / "wrong.jsonl", samples)
-    status, out, err = erniekit("eval", learnt_run, "--data", file, "--min-exact-match", 0.9)
+    status, out, err = erniekit("eval", trained_run, "--data", file, "--min-exact-match", 0.9)
     assert status == 1
     assert "exact match 3 of 4 (75.0%)" in out
     assert f"{file}:2: expected 'It is purple.', answered 'It is " in out
     assert err == "error: exact match 75.00% is below the minimum 90.00%\n"
     status, out, _ = erniekit(
-        "eval", learnt_run, "--data", file, "--limit", 1, "--batch", 1, "--max-new-tokens", 2
+        "eval", trained_run, "--data", file, "--limit", 1, "--batch", 1, "--max-new-tokens", 2
     )
     assert status == 0
     assert "exact match 0 of 1 (0.0%)" in out and "(cut off)" in out
 
 
-def test_a_checkpoint_and_an_adapter(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
-    checkpoint = newest_checkpoint(learnt_run)
+def test_a_checkpoint_and_an_adapter(erniekit, trained_run: Path, data: Path, tmp_path: Path) -> None:
+    checkpoint = newest_checkpoint(trained_run)
     assert checkpoint is not None
     settings = {"lora__enabled": True, "train__max_steps": 1, "optimizer__learning_rate": 1e-5}
     assert run_training(make_config(tmp_path / "lora", checkpoint, data, **settings)) == 0
@@ -87,30 +87,30 @@ def test_a_checkpoint_and_an_adapter(erniekit, learnt_run: Path, data: Path, tmp
         ('{"messages": [{"role": "us\n', "bad.jsonl:1: not valid JSON"),
     ],
 )
-def test_bad_data_is_named(erniekit, learnt_run: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_bad_data_is_named(erniekit, trained_run: Path, tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_text(content, encoding="utf-8")
-    status, _, err = erniekit("eval", learnt_run, "--data", file)
+    status, _, err = erniekit("eval", trained_run, "--data", file)
     assert status == 1
     assert err.startswith("error: ")
     assert any(part in err for part in message.split("|"))
 
 
-def test_what_is_missing_is_named(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(erniekit, trained_run: Path, data: Path, tmp_path: Path) -> None:
     status, _, err = erniekit("eval", tmp_path / "nowhere", "--data", data)
     assert (status, err.split(":")[0]) == (1, "error") and "nowhere: no such directory" in err
-    status, _, err = erniekit("eval", learnt_run, "--data", tmp_path / "none.jsonl")
+    status, _, err = erniekit("eval", trained_run, "--data", tmp_path / "none.jsonl")
     assert (status, err.split(":")[0]) == (1, "error") and "none.jsonl" in err
     missing = chats(2)
     missing[1]["messages"][0]["content"][0]["image_url"]["url"] = "gone.png"
-    status, _, err = erniekit("eval", learnt_run, "--data", write_chats(tmp_path / "missing.jsonl", missing))
+    status, _, err = erniekit("eval", trained_run, "--data", write_chats(tmp_path / "missing.jsonl", missing))
     assert status == 1 and "missing.jsonl:2" in err and "gone.png" in err
-    status, _, err = erniekit("eval", learnt_run, "--data", data, "--dtype", "bfloat16", "--device", "cpu")
+    status, _, err = erniekit("eval", trained_run, "--data", data, "--dtype", "bfloat16", "--device", "cpu")
     assert status == 1 and "bfloat16 needs a GPU" in err
 
 
 def test_figures_answers_and_a_page_are_written(
-    erniekit, learnt_run: Path, data: Path, tmp_path: Path
+    erniekit, trained_run: Path, data: Path, tmp_path: Path
 ) -> None:
     samples = chats(SAMPLES)[:4]
     samples[1]["messages"][-1]["content"] = "It is purple, and quite surely not red."
@@ -119,7 +119,7 @@ def test_figures_answers_and_a_page_are_written(
     outputs = ["--json", files["f.json"], "--output", files["a.jsonl"], "--html", files["p.html"]]
     status, out, err = erniekit(
         "eval",
-        learnt_run,
+        trained_run,
         "--data",
         data,
         "--data",
@@ -132,7 +132,7 @@ def test_figures_answers_and_a_page_are_written(
     )
     assert (status, err) == (0, "")
     report = json.loads(files["f.json"].read_text(encoding="utf-8"))
-    assert report["model"] == str(newest_checkpoint(learnt_run)) and report["template"] == "ernie_vl"
+    assert report["model"] == str(newest_checkpoint(trained_run)) and report["template"] == "ernie_vl"
     assert list(report["sources"]) == [str(data), str(other)]
     assert sorted(report["modalities"]) == ["images", "text"]
     assert report["all"]["samples"] == report["all"]["answers"] == SAMPLES + 4
@@ -155,7 +155,7 @@ def test_figures_answers_and_a_page_are_written(
 
 
 def test_a_run_by_its_configuration(
-    erniekit, learnt_run: Path, model: Path, data: Path, tmp_path: Path
+    erniekit, trained_run: Path, model: Path, data: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "run.yaml"
     text = {
@@ -165,13 +165,13 @@ def test_a_run_by_its_configuration(
     settings = {
         "model": {"path": str(model)},
         "data": {"train": str(data), "eval": [str(data), text]},
-        "train": {"output_dir": str(learnt_run)},
+        "train": {"output_dir": str(trained_run)},
     }
     config.write_text(json.dumps(settings), encoding="utf-8")
-    for arguments in ([config], ["--config", config], [learnt_run, "--config", config]):
+    for arguments in ([config], ["--config", config], [trained_run, "--config", config]):
         status, out, err = erniekit("eval", *arguments)
         assert (status, err) == (0, "")
-        assert str(newest_checkpoint(learnt_run)) in out and f"{SAMPLES + 1} samples" in out
+        assert str(newest_checkpoint(trained_run)) in out and f"{SAMPLES + 1} samples" in out
         assert f"exact match {SAMPLES} of {SAMPLES} (100.0%)" in out
         assert f"\n{text['path']}  " in out
     # How the run's own evaluations answer, unless options say otherwise.
@@ -191,23 +191,23 @@ def test_a_run_by_its_configuration(
     assert status == 1 and err.startswith("error: data.eval is empty")
 
 
-def test_what_cannot_be_used_can_be_left_out(erniekit, learnt_run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_can_be_left_out(erniekit, trained_run: Path, tmp_path: Path) -> None:
     samples = chats(6)
     samples[1]["messages"][0]["content"][0]["image_url"]["url"] = "gone.png"
     samples[3]["messages"].pop()
     file = write_chats(tmp_path / "c.jsonl", samples)
-    status, out, err = erniekit("eval", learnt_run, "--data", file, "--on-error", "skip")
+    status, out, err = erniekit("eval", trained_run, "--data", file, "--on-error", "skip")
     assert (status, err) == (0, "")
     assert "2 samples skipped (missing image: 1, no answer at the end: 1)" in out
     assert f"{file}:2: " in out and "exact match 4 of 4" in out
 
 
-def test_answers_can_be_drawn(erniekit, learnt_run: Path, data: Path, tmp_path: Path) -> None:
+def test_answers_can_be_drawn(erniekit, trained_run: Path, data: Path, tmp_path: Path) -> None:
     answers = []
     for seed in (1, 1, 2):
         path = tmp_path / "answers.jsonl"
         hot = ["--temperature", 9, "--seed", seed, "--max-new-tokens", 5]
-        status, _, _ = erniekit("eval", learnt_run, "--data", data, *hot, "--output", path)
+        status, _, _ = erniekit("eval", trained_run, "--data", data, *hot, "--output", path)
         assert status == 0
         answers.append([json.loads(line)["answer"] for line in path.read_text().splitlines()])
     assert answers[0] == answers[1] != answers[2]
@@ -232,14 +232,14 @@ def test_answers_can_be_drawn(erniekit, learnt_run: Path, data: Path, tmp_path: 
     ],
 )
 def test_wrong_options_are_named(
-    erniekit, learnt_run: Path, arguments: list[str], status: int, message: str
+    erniekit, trained_run: Path, arguments: list[str], status: int, message: str
 ) -> None:
-    found, _, err = erniekit("eval", *[str(learnt_run) if item == "MODEL" else item for item in arguments])
+    found, _, err = erniekit("eval", *[str(trained_run) if item == "MODEL" else item for item in arguments])
     assert found == status
     assert message in " ".join(err.split())
 
 
-def test_the_command_as_a_process(learnt_run: Path, tmp_path: Path) -> None:
+def test_the_command_as_a_process(trained_run: Path, tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("erniekit"), "eval", tmp_path, "--data", "x.jsonl"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -112,7 +112,7 @@ def test_from_training_to_the_same_logits(lora: bool, tmp_path: Path, model: Pat
 
 
 @pytest.mark.parametrize("fault", ["missing", "transposed", "extra"])
-def test_bad_checkpoints_are_told_without_a_traceback(
+def test_bad_checkpoints_are_reported_without_a_traceback(
     fault: str, tmp_path: Path, text_models: dict[str, Path]
 ) -> None:
     model = shutil.copytree(text_models["tiny-dense"], tmp_path / "base")

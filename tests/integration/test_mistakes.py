@@ -107,7 +107,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.strip("_"))
-def test_a_mistake_is_told_with_its_place(place: Workplace, mistake: Callable[[Workplace], str]) -> None:
+def test_a_mistake_is_reported_with_its_place(place: Workplace, mistake: Callable[[Workplace], str]) -> None:
     named = mistake(place)
     finished = place.train()
     assert finished.returncode == 1

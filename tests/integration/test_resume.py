@@ -129,7 +129,7 @@ def test_another_run_is_refused_and_said_why(tmp_path: Path, model: Path, data: 
         assert text.count("\n  ") == 1, "only the key that changed is named"
 
 
-def test_other_settings_may_change_and_are_told(
+def test_other_settings_may_change_and_are_reported(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.command import erniekit
-from tests.integration.training_setup import LEARNT_STEPS, TIME_QUESTION, TIME_TOOL, chats
+from tests.integration.training_setup import TIME_QUESTION, TIME_TOOL, TRAINED_STEPS, chats
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
 PAGE = "http://localhost:3000"
@@ -36,8 +36,8 @@ def _start(*arguments: str | Path) -> tuple[subprocess.Popen[str], str, list[str
 
 
 @pytest.fixture(scope="module")
-def server(learnt_run: Path) -> Iterator[tuple[str, list[str]]]:
-    process, url, said = _start(learnt_run, "--name", "colours", "--cors", "http://other", "--cors", PAGE)
+def server(trained_run: Path) -> Iterator[tuple[str, list[str]]]:
+    process, url, said = _start(trained_run, "--name", "colours", "--cors", "http://other", "--cors", PAGE)
     try:
         yield url, said
         process.send_signal(signal.SIGTERM)  # Ctrl-C: see test_documents
@@ -150,7 +150,9 @@ def test_limits_and_sampling(client: openai.OpenAI) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_mistakes_are_told(client: openai.OpenAI, wrong: dict[str, Any], message: str, param: Any) -> None:
+def test_mistakes_are_reported(
+    client: openai.OpenAI, wrong: dict[str, Any], message: str, param: Any
+) -> None:
     asked: dict[str, Any] = {"model": "colours", "messages": _question(0)[0], **wrong}
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(**asked)
@@ -171,14 +173,14 @@ def test_another_model_and_path(client: openai.OpenAI) -> None:
         client.embeddings.create(model="colours", input="x")
 
 
-def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]], learnt_run: Path) -> None:
+def test_it_tells_what_it_serves_and_how_engines_do(server: tuple[str, list[str]], trained_run: Path) -> None:
     url, said = server
-    assert said[0].endswith(f'checkpoint-{LEARNT_STEPS:06d} as "colours": template ernie_vl')
-    export = said.index(f"  erniekit export {learnt_run} --output {learnt_run}-export")
-    assert said[export + 1].startswith(f"  vllm serve {learnt_run}-export --trust-remote-code")
+    assert said[0].endswith(f'checkpoint-{TRAINED_STEPS:06d} as "colours": template ernie_vl')
+    export = said.index(f"  erniekit export {trained_run} --output {trained_run}-export")
+    assert said[export + 1].startswith(f"  vllm serve {trained_run}-export --trust-remote-code")
     asked = subprocess.run(said[2], shell=True, capture_output=True, text=True, check=True)
     assert said[2].startswith(f"  curl {url}/v1/chat/completions ") and json.loads(asked.stdout)["usage"]
-    printed = erniekit("serve", learnt_run, "--commands")
+    printed = erniekit("serve", trained_run, "--commands")
     assert printed.returncode == 0 and printed.stdout.splitlines() == said[3:-1]
 
 
@@ -193,15 +195,15 @@ def test_a_chat_in_a_browser(server: tuple[str, list[str]]) -> None:
         assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (status, PAGE)
 
 
-def test_what_is_no_origin(learnt_run: Path) -> None:
-    result = erniekit("serve", learnt_run, "--cors", "localhost:3000")
+def test_what_is_no_origin(trained_run: Path) -> None:
+    result = erniekit("serve", trained_run, "--cors", "localhost:3000")
     assert result.returncode == 1 and "error: --cors localhost:3000: is not an origin" in result.stderr
 
 
-def test_a_port_that_is_taken(learnt_run: Path) -> None:
+def test_a_port_that_is_taken(trained_run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        result = erniekit("serve", learnt_run, "--port", port)
+        result = erniekit("serve", trained_run, "--port", port)
     assert (result.returncode, result.stdout) == (1, "")
     message = f"error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose others with"
     assert result.stderr.startswith(message)

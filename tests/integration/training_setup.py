@@ -17,7 +17,7 @@ SHAPE_OVERRIDES = {
     "tiny-moe": ["num_hidden_layers=2"],
     "tiny-vl": ["num_hidden_layers=2"],
 }
-LEARNT_STEPS = 60
+TRAINED_STEPS = 60
 TIME_QUESTION = "What is the time in Rome?"
 TIME_TOOL: dict[str, Any] = {
     "type": "function",

@@ -77,7 +77,7 @@ def test_a_chat_goes_on_from_what_was_said(
     assert (chat.messages, chat.system) == ([], "Be brief.")
 
 
-def test_reasoning_is_told_apart_and_not_sent_back(
+def test_reasoning_is_distinguished_and_not_sent_back(
     vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script(

@@ -109,7 +109,7 @@ def test_times_are_written_on_frames_as_in_training(nested: Path) -> None:
     assert VideoSpec.from_checkpoint(nested).timestamps
 
 
-def test_what_engines_cannot_be_told(nested: Path, models: dict[str, Path]) -> None:
+def test_what_engines_cannot_be_expressed(nested: Path, models: dict[str, Path]) -> None:
     assert set_videos(nested, data(video_sampling="random")) == [
         "data.video_sampling was random: engines take the first frame of every interval"
     ]

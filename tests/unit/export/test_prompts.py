@@ -148,7 +148,7 @@ def test_a_model_that_was_not_trained_keeps_its_own(copy: Copy, tmp_path: Path) 
     ]
 
 
-def test_one_that_nobody_knows_is_kept_and_told(copy: Copy, tmp_path: Path) -> None:
+def test_one_that_nobody_knows_is_kept_and_reported(copy: Copy, tmp_path: Path) -> None:
     source = trained(copy, "dense", RELEASED.replace("User: ", "Human: "))
     with pytest.raises(DataError, match="none that erniekit knows"):
         make_encoder(source)

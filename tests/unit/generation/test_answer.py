@@ -244,7 +244,7 @@ def test_answers_that_are_cut_off(text: str, expected: Answer) -> None:
     ],
 )
 @pytest.mark.parametrize("frame", ["<tool_call>\n{}\n</tool_call>\n", "<tool_call>{}</tool_call>"])
-def test_malformed_calls_are_told_and_do_not_raise(frame: str, raw: str, name: str, error: str) -> None:
+def test_malformed_calls_are_reported_and_do_not_raise(frame: str, raw: str, name: str, error: str) -> None:
     (call,) = parse_answer("a\n" + frame.replace("{}", raw), TEMPLATES["ernie"]).tool_calls
     assert (call.name, call.arguments, call.raw) == (name, None, raw)
     assert call.error is not None and call.error.startswith(error)

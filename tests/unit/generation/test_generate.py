@@ -112,7 +112,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone_and_without_a_cache(model: E
     assert all(len(answer) == 8 or answer[-1] in eos for answer in expected)
 
 
-def test_progress_is_told_with_each_token_and_the_model_is_left_as_it_was(dense: ErnieModel) -> None:
+def test_progress_is_reported_with_each_token_and_the_model_is_left_as_it_was(dense: ErnieModel) -> None:
     prompts = _prompts(dense)
     eos = (greedy_without_cache(dense, prompts[0], 3, ())[2],)
     seen: list[int] = []

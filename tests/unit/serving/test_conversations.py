@@ -85,7 +85,7 @@ def test_urls_only_where_they_are_allowed() -> None:
         ([{"role": "user", "content": "a"}], [{"type": "web_search"}], 'must be "function"'),
     ],
 )
-def test_what_is_wrong_is_told(messages: list[Any], tools: Any, message: str) -> None:
+def test_what_is_wrong_is_reported(messages: list[Any], tools: Any, message: str) -> None:
     with pytest.raises(SampleError, match=message) as error:
         _read(messages, tools)
     assert error.value.sample_id == "request 1"

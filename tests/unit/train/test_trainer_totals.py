@@ -43,7 +43,7 @@ def test_totals_and_metrics_are_added_up_over_processes() -> None:
     class Twice:
         rank, size, part, counts = 0, 1, 0, True
 
-        def add(self, array: np.ndarray) -> np.ndarray:
+        def all_reduce(self, array: np.ndarray) -> np.ndarray:
             arrays.append(array)
             return array * 2
 

@@ -60,7 +60,7 @@ def learnt(document: Document) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_answers_are_learnt_with_the_reasoning_that_stands_there(tmp_path: Path, kind: str) -> None:
+def test_all_answers_are_trained_with_the_reasoning_that_stands_there(tmp_path: Path, kind: str) -> None:
     encoder = encoder_for(tmp_path, kind)
     end, (before, after), turn = (
         encoder.template.end_of_reasoning,
@@ -76,7 +76,7 @@ def test_all_answers_are_learnt_with_the_reasoning_that_stands_there(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masked_reasoning_stays_and_is_not_learnt(tmp_path: Path, kind: str) -> None:
+def test_masked_reasoning_stays_and_is_not_trained(tmp_path: Path, kind: str) -> None:
     encoder = encoder_for(tmp_path / "mask", kind, reasoning="mask")
     plain = encoder_for(tmp_path / "train", kind)
     document, other = encoder.encode(LOOP), plain.encode(LOOP)
@@ -90,7 +90,7 @@ def test_masked_reasoning_stays_and_is_not_learnt(tmp_path: Path, kind: str) -> 
     assert found[2] == f"{before}seven{after}{turn}"
 
 
-def test_a_token_that_reaches_from_masked_reasoning_into_the_answer_is_learnt(tmp_path: Path) -> None:
+def test_a_token_that_reaches_from_masked_reasoning_into_the_answer_is_trained(tmp_path: Path) -> None:
     encoder = encoder_for(tmp_path, "thinking", reasoning="mask")
     # A tag that ends with a space, which merges with the answer's first word.
     encoder.template = dataclasses.replace(encoder.template, end_of_reasoning="\n</think> ")
@@ -99,7 +99,7 @@ def test_a_token_that_reaches_from_masked_reasoning_into_the_answer_is_learnt(tm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropped_reasoning_leaves_an_empty_block_that_is_not_learnt(tmp_path: Path, kind: str) -> None:
+def test_dropped_reasoning_leaves_an_empty_block_that_is_not_trained(tmp_path: Path, kind: str) -> None:
     encoder = encoder_for(tmp_path, kind, reasoning="drop")
     document = encoder.encode(LOOP)
     text = decode(document.input_ids)
@@ -110,7 +110,7 @@ def test_dropped_reasoning_leaves_an_empty_block_that_is_not_learnt(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["text", "text_thinking", "vl", "thinking"])
 @pytest.mark.parametrize("loss_on", ["all", "last_turn", "each_turn"])
-def test_which_answers_are_learnt(tmp_path: Path, kind: str, loss_on: LossOn) -> None:
+def test_which_answers_are_trained(tmp_path: Path, kind: str, loss_on: LossOn) -> None:
     encoder = encoder_for(tmp_path, kind, loss_on=loss_on, reasoning="drop")
     found = learnt(encoder.encode(LOOP))
     expected = {"all": ["Paris", "a minute", "seven"], "last_turn": ["a minute", "seven"]}
@@ -179,7 +179,7 @@ def test_other_policies_give_one_document(tmp_path: Path, loss_on: LossOn) -> No
     np.testing.assert_array_equal(document.labels, encoder.encode(LOOP).labels)
 
 
-def test_reasoning_that_is_never_learnt_is_counted(tmp_path: Path) -> None:
+def test_reasoning_that_is_never_trained_is_counted(tmp_path: Path) -> None:
     inline = chat(("user", "q"), ("assistant", "<think>hm</think>a"), ("user", "r"), ("assistant", "b"))
     counts = {}
     for loss_on in ("all", "last_turn", "each_turn"):
@@ -214,7 +214,7 @@ ASKED = chat(
         ("thinking", {"all": 2, "last_turn": 0, "each_turn": 0}),
     ],
 )
-def test_calls_that_are_learnt_as_history_are_counted(
+def test_calls_that_are_trained_as_history_are_counted(
     tmp_path: Path, kind: str, expected: dict[LossOn, int]
 ) -> None:
     """They are those before which something else stands than in the prompt that asks for them."""
@@ -247,7 +247,7 @@ def _text(spans: Any) -> str:
 
 @pytest.mark.parametrize("eos", [2, [9, 2], "terminator"])
 @pytest.mark.parametrize("reasoning", ["train", "mask"])
-def test_the_terminator_is_learnt_as_the_stop_token(tmp_path: Path, eos: Any, reasoning: Reasoning) -> None:
+def test_the_terminator_is_trained_as_the_stop_token(tmp_path: Path, eos: Any, reasoning: Reasoning) -> None:
     for kind in KINDS:
         name = "<|im_end|>" if kind == "text_thinking" else END
         token = SPECIAL.index(name)

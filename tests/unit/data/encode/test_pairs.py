@@ -155,7 +155,7 @@ def test_answers_that_begin_alike_share_no_trained_token(text_encoder: Encoder) 
     check(text_encoder, conversation, shared=len(prompt) - 1)
 
 
-def test_only_the_last_turn_of_long_answers_is_learnt_where_asked(text_checkpoint: Path) -> None:
+def test_only_the_last_turn_of_long_answers_is_trained_where_asked(text_checkpoint: Path) -> None:
     encoder = make_encoder(text_checkpoint, DataConfig.without_sources(loss_on="last_turn"))
     turns = [("assistant", "one"), ("user", "and?"), ("assistant", "two")]
     document = check(encoder, pair([("user", "q")], turns, [*turns[:2], ("assistant", "three")]))

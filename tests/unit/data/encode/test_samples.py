@@ -143,7 +143,7 @@ class TestTooLong:
 
 
 class TestPlainText:
-    def test_is_learnt_whole_and_cut_where_it_is_long(self, text_encoder: Encoder) -> None:
+    def test_is_trained_whole_and_cut_where_it_is_long(self, text_encoder: Encoder) -> None:
         words = " ".join(f"word {number}" for number in range(60))
         (whole,) = read(text_encoder, {"text": words}).documents
         pieces = read(text_encoder, {"text": words}, 50).documents

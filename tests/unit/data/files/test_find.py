@@ -83,7 +83,7 @@ def test_what_means_no_file_is_named(tree: Path, entry: str, message: str) -> No
         expand(["x" * 5000])
 
 
-def test_a_name_of_the_hub_is_told_how_to_be_written(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_the_hub_error_shows_how_to_write_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     with pytest.raises(DataError, match=r"No such file.*; a dataset of the hub is named hub:owner/name$"):
         expand(["owner/chats"])

@@ -62,7 +62,7 @@ def names(root: Path, use: Use = "train", said: list[str] | None = None) -> list
         (["train.jsonl", "labels.json", "test.jsonl"], ["train.jsonl"], ["test.jsonl"]),
     ],
 )  # fmt: skip
-def test_splits_are_told_apart(
+def test_splits_are_distinguished(
     tmp_path: Path, files: list[str], train: list[str], held_out: list[str]
 ) -> None:
     make(tmp_path, *files)

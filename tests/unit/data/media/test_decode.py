@@ -52,7 +52,7 @@ def test_text_needs_no_spec() -> None:
     assert decode((), "f:1", None) == []
 
 
-def test_a_picture_that_has_changed_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_has_changed_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise(40, 70).save(path)
     item = picture(str(path), 40, 70)

@@ -130,7 +130,7 @@ def test_addresses_that_lead_nowhere(tmp_path: Path, address: str) -> None:
     assert caught.value.reason == "not fetched"
 
 
-def test_a_directory_that_cannot_be_written_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SampleError, match="cannot fetch"):
         fetch(url(server, "/a.png"), tmp_path / "file" / "cache", "f:1")
@@ -155,7 +155,7 @@ def test_pictures_and_videos_are_fetched_when_first_opened(server: Server) -> No
     assert len(list(cache_dir().iterdir())) == 2
 
 
-def test_a_page_in_place_of_a_picture_is_told_by_its_url(server: Server) -> None:
+def test_a_page_in_place_of_a_picture_is_reported_by_its_url(server: Server) -> None:
     with pytest.raises(SampleError, match=r"/page\.png, kept as .*/cache/.*\.png \(it is a web page"):
         image_size(url(server, "/page.png"), "f:1")
 

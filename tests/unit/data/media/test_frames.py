@@ -152,7 +152,7 @@ def test_frames_of_real_videos_equal_a_plain_decode(name: str, frames: int) -> N
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/testdata")
-def test_an_absent_video_is_told() -> None:
+def test_an_absent_video_is_reported() -> None:
     path = SHARED / "testdata" / "mllm_demo_data" / "2.avi"
     with pytest.raises(SampleError, match=r"^f:1: no such video: .*/2\.avi") as caught:
         video_info(str(path), "f:1")

@@ -143,7 +143,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         image_size(str(path), "f:7")
 
 
-def test_a_refused_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -265,13 +265,13 @@ def test_frames_of_an_absurd_size_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.reason == "bad video"
 
 
-def test_a_video_of_no_frames_is_told() -> None:
+def test_a_video_of_no_frames_is_reported() -> None:
     with pytest.raises(SampleError, match="it has no frames") as caught:
         video_info((), "f:7")
     assert caught.value.reason == "bad video"
 
 
-def test_a_bad_frame_among_pictures_is_told() -> None:
+def test_a_bad_frame_among_pictures_is_reported() -> None:
     with pytest.raises(SampleError, match="not an image") as caught:
         list(load_frames((encoded(noise(8, 8)), b"x"), (0, 1), "f:7"))
     assert caught.value.reason == "bad image"

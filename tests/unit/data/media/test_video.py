@@ -163,7 +163,7 @@ def test_times_of_frames_given_as_pictures_follow_from_fps() -> None:
     np.testing.assert_array_equal(patches[24:], patchify(second, as_picture)[0])
 
 
-def test_a_video_that_has_changed_is_told(tmp_path: Path) -> None:
+def test_a_video_that_has_changed_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(video(20))
     info = video_info(str(path), "f:1")
