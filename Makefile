@@ -10,7 +10,7 @@
 # PYTHON=...      the Python for .venv (3.11 is tested)
 # TORCH_ARGS=...  arguments for installing PyTorch; its default Linux wheel includes several GB of CUDA libraries,
 #                 which `--index-url` with PyTorch's index of CPU wheels avoids
-# WORKERS=2       processes that run tests in parallel; use more if there are cores for them
+# WORKERS=3       processes that run tests in parallel: for two cores, since tests of several processes often wait
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +19,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VERIFY ?= 1
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -22,10 +22,15 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 TESTS = Path(__file__).parent
+LONGEST = "test_documents.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder of a test is its marker: unit, numerics, distributed or integration."""
+    """The folder of a test is its marker: unit, numerics, distributed or integration.
+
+    The longest file comes first, so that it does not run alone at the end.
+    """
+    items.sort(key=lambda item: item.path.name != LONGEST)
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         item.add_marker(getattr(pytest.mark, folder))
