@@ -15,7 +15,7 @@ from erniekit.models.config import ErnieConfig
 
 @dataclass(frozen=True)
 class ModelChanges:
-    """Sizes that replace those of a checkpoint's `config.json` if they are larger; None: unchanged."""
+    """Larger sizes than in the checkpoint's `config.json`. None or a smaller value leaves a size unchanged."""
 
     vocab_size: int | None = None
     max_position_embeddings: int | None = None

@@ -95,12 +95,7 @@ def evaluate(
       erniekit eval exports/digits --data heldout.jsonl --html answers.html --min-exact-match 0.95
       erniekit eval run.yaml --metrics auto,anls --min call_match=0.9 --json figures.json
     """
-    if model is not None and config is None and model.suffix in _YAML and model.is_file():
-        model, config = None, model
-    if model is None and config is None:
-        raise typer.BadParameter("name a model, or a run with --config", param_hint="MODEL")
-    if not data and config is None:
-        raise typer.BadParameter("name data files, or a run with --config", param_hint="--data")
+    model, config = _model_and_config(model, config, data)
     minimums = _minimums(min_metric or [], min_exact_match)
     chosen = None if metrics is None else _metrics(metrics)
     if not generate:
@@ -136,6 +131,19 @@ def evaluate(
     settings = EvalSettings(str(source.checkpoint), encoder.template.name, sampling if generate else None)
     _report(result, settings, budget, outputs)
     check_minimums(result, minimums)
+
+
+def _model_and_config(
+    model: Path | None, config: Path | None, data: list[str] | None
+) -> tuple[Path | None, Path | None]:
+    """The model and the config of a run, either of which MODEL may name. Raises BadParameter if one is missing."""
+    if model is not None and config is None and model.suffix in _YAML and model.is_file():
+        model, config = None, model
+    if model is None and config is None:
+        raise typer.BadParameter("name a model, or a run with --config", param_hint="MODEL")
+    if not data and config is None:
+        raise typer.BadParameter("name data files, or a run with --config", param_hint="--data")
+    return model, config
 
 
 class _Outputs:

@@ -61,9 +61,9 @@ _VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a document: its text, the kind of its source, the number of tokens that begin in it.
+    """A segment of a document: its text, the kind of its source, the number of tokens that begin in it.
 
-    part: the image or video of kind "media", whose text is its marks with one placeholder.
+    part: the image or video of a "media" segment. The text of such a segment is the markers with one placeholder.
     """
 
     kind: SpanKind | Literal["media"]

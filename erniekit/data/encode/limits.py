@@ -62,7 +62,7 @@ class ModelLimits:
         """Raise CheckpointError for a token that every document needs and that has no row."""
         if self.vocab_size is not None and token_id >= self.vocab_size:
             raise CheckpointError(
-                f"the chat template needs {token}, whose id is {token_id}, but the model's embedding has "
+                f"the chat template needs {token} (id {token_id}), but the model's embedding has "
                 f"{self.vocab_size} rows (vocab_size in config.json): {_ADD_ROWS}"
             )
 

@@ -19,14 +19,14 @@ _MORE_NOTICES = "more keys that are not read"
 
 @dataclass
 class DataStats:
-    """What a dataset holds.
+    """Statistics of a dataset.
 
-    samples: that are used; documents: usually one for each sample; skipped: samples left out, by
-    reason; tokens: all, vision included; loss_tokens: with a label; vision_tokens: placeholders of images and
-    videos; patches: that the vision tower sees; longest: tokens of the longest document; messages: by role;
-    pairs: preference pairs, of which the chosen answer is used; trimmed: documents that lost old turns;
-    untrained_reasoning: answers whose reasoning is not trained, since later turns do not see it; calls_as_history: see
-    `history.calls_as_history`; notices: see `Notices`.
+    samples: samples used; documents: usually one per sample; skipped: samples skipped, by reason; tokens: all tokens,
+    including vision; loss_tokens: tokens with a label; vision_tokens: placeholders of images and videos; patches:
+    patches for the vision tower; longest: tokens of the longest document; messages: messages by role; pairs:
+    preference pairs used for their chosen answers; trimmed: documents without their oldest turns;
+    untrained_reasoning: answers with reasoning that is not trained, because later turns do not see it;
+    calls_as_history: see `history.calls_as_history`; notices: see `Notices`.
     """
 
     samples: int = 0

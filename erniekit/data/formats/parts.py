@@ -1,4 +1,4 @@
-"""The parts of a message whose content is a list: texts, reasoning, images and videos."""
+"""Message content that is a list of parts: texts, reasoning, images and videos."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def _key(source: str | bytes | tuple[str | bytes, ...]) -> str:
 def decode(media: Sequence[Media], sample_id: str, spec: MediaSpec | None) -> list[Patches]:
     """Patches of the images and videos of a document, in order.
 
-    spec: None for a text model, whose documents have neither. Raises SampleError when one cannot be decoded.
+    spec: None for a text model, which has no media. Raises SampleError if an image or video cannot be decoded.
     """
     if not media:
         return []
@@ -203,7 +203,7 @@ def _decode(item: Media, spec: MediaSpec, sample_id: str) -> Patches:
 
 
 def _bounded(spec: Spec, min_pixels: int | None, max_pixels: int | None) -> Spec:
-    """The spec with the bounds of one image or video in the place of its own, where they are given.
+    """A copy of the spec with the size bounds of one image or video. None keeps a bound of the spec.
 
     Raises ValueError for bounds that allow no token.
     """

@@ -146,7 +146,7 @@ def _read_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
     if own.is_file():
         return own, read_json_object(own)
     path, found = read_processor(directory)
-    # The other keys there are those of images.
+    # All other keys apply to images only.
     return path, {key: found[key] for key in ("patch_size", "merge_size") if key in found}
 
 

@@ -246,5 +246,5 @@ def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> s
 
 
 def _retire(directory: Path) -> None:
-    """Remove a store whose images have changed."""
+    """Remove a store after its images have changed."""
     shutil.rmtree(directory, ignore_errors=True)
