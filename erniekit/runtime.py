@@ -54,15 +54,20 @@ def tune_malloc() -> bool:
     return bool(mapped and kept and padded)
 
 
-def configure(device: str, threads: int | None, seed: int) -> str:
-    """Set device, CPU threads and all seeds; returns "cpu" or "gpu".
+def configure(
+    device: str, threads: int | None, seed: int, *, kernels: str = "auto", deterministic: bool = False
+) -> str:
+    """Set device, CPU threads, kernels and all seeds; returns "cpu" or "gpu".
 
     `device`: auto, cpu or gpu. `threads`: CPU threads of operators in the calling thread, None for one per usable core.
-    Raises ConfigError for gpu without a GPU.
+    `kernels`, `deterministic`: see `erniekit.kernels.choice.choose_forms`. Raises ConfigError for gpu without a GPU and
+    for kernels that cannot run.
     """
     prepare_environment()
     import numpy as np
     import paddle
+
+    from erniekit.kernels.choice import choose_forms
 
     has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if device == "gpu" and not has_gpu:
@@ -82,6 +87,7 @@ def configure(device: str, threads: int | None, seed: int) -> str:
     else:
         # Keep float32 products in float32, for example in routers: Paddle uses TF32 by default.
         paddle.base.core.set_cublas_switch(False)
+    choose_forms(kernels, chosen, deterministic=deterministic)
 
     random.seed(seed)
     np.random.seed(seed)

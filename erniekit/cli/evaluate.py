@@ -105,6 +105,7 @@ def evaluate(
     from erniekit.evaluation.dataset import make_plan
     from erniekit.evaluation.report import EvalSettings, check_minimums
     from erniekit.generation.sampling import Sampling
+    from erniekit.kernels.choice import describe_forms
     from erniekit.runtime import compute_dtype, configure
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
@@ -126,6 +127,7 @@ def evaluate(
     # Before loading the weights, so that errors in the data are reported at once.
     plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *minimums))
     typer.echo(f"{source.checkpoint}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
+    typer.echo(describe_forms())
     outputs = _Outputs(output, json_file, html)
     result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
     settings = EvalSettings(str(source.checkpoint), encoder.template.name, sampling if generate else None)

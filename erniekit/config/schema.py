@@ -238,6 +238,12 @@ class TrainConfig(Section):
         description="Recompute activations in the backward pass (gradient checkpointing): less memory, about a "
         "third more time.",
     )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU, use only kernels that add in a fixed order, so that a repeated or resumed run gives the "
+        "same results bit for bit. Attention's backward pass becomes slower and takes more memory. No effect on a CPU, "
+        "where kernels are deterministic.",
+    )
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations on data.eval. null: only at the end."
     )
@@ -269,6 +275,17 @@ class ParallelConfig(Section):
         600.0,
         description="Seconds to wait for other processes before the run ends with an error that names the missing "
         "ones.",
+    )
+
+
+class KernelsConfig(Section):
+    """Kernels: norms, rotary embeddings, SwiGLU, grouped products of experts, attention, the loss, the optimizer."""
+
+    backend: choices.KernelBackend = Field(
+        "auto",
+        description="Which kernels a GPU uses where there are several. auto: the fastest; triton: Triton where "
+        "available; paddle: PaddlePaddle's own, for GPUs without Triton; plain: compositions of basic operators, slow, "
+        "to compare with. A CPU has only auto and plain. The log names the kernels in use.",
     )
 
 
@@ -307,5 +324,6 @@ class Schema(Section):
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     parallel: ParallelConfig = ParallelConfig()
+    kernels: KernelsConfig = KernelsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

@@ -10,6 +10,7 @@ from erniekit.config import Config, SourceConfig, dump_config
 from erniekit.data.encode.limits import enlarged_limits
 from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
+from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.console import make_console
 from erniekit.train.describe import describe_run
@@ -38,7 +39,10 @@ def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = F
 
 def _check_model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
     """Returns descriptions of the checks that were not possible."""
-    device = configure(config.parallel.device, config.parallel.threads, config.train.seed)
+    device = configure(
+        config.parallel.device, config.parallel.threads, config.train.seed, kernels=config.kernels.backend
+    )
+    log(describe_forms())
     model = Path(config.model.path)
     if no_weights and not (model / "config.json").is_file():
         return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]

@@ -13,6 +13,7 @@ from erniekit.config import Config
 from erniekit.display.text import counted
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
+from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import configure
 from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import make_console
@@ -43,8 +44,15 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     if worker is None or worker.rank == 0:
         check_run_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
-    device = configure(config.parallel.device, threads, config.train.seed)
+    device = configure(
+        config.parallel.device,
+        threads,
+        config.train.seed,
+        kernels=config.kernels.backend,
+        deterministic=config.train.deterministic,
+    )
     dist = init_distributed(config, worker)
+    console.log(describe_forms())
     try:
         status = train_together(RunContext(config, device, dist, console), resume=resume)
     except StoppedAtOnce as stopped:

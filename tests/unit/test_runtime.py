@@ -44,7 +44,8 @@ def test_float32_is_not_tf32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paddle, "seed", lambda seed: None)
     monkeypatch.setattr(paddle.base.core, "set_cublas_switch", switched.append, raising=False)
     assert runtime.configure("cpu", 1, 0) == "cpu" and switched == []
-    assert runtime.configure("gpu", 1, 0) == "gpu" and switched == [False]
+    assert runtime.configure("gpu", 1, 0, kernels="plain") == "gpu" and switched == [False]
+    assert runtime.configure("cpu", 1, 0) == "cpu"
 
 
 @pytest.mark.parametrize(("vendor", "kernels"), [("AuthenticAMD", "5"), ("GenuineIntel", None)])

@@ -293,7 +293,7 @@ def test_invalid_values(write: Write, line: str, message: str) -> None:
         (
             "zzz",
             "allowed here: task, model, lora, data, loss, dpo, optimizer, schedule, train, eval, parallel, "
-            "checkpoint, log",
+            "kernels, checkpoint, log",
         ),
     ],
 )

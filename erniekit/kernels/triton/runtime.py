@@ -1,0 +1,38 @@
+"""Paddle's tensors as arguments of Triton kernels, on a GPU and in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter on the CPU, which its variable TRITON_INTERPRET decides."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def enable_on_gpu() -> None:
+    """Make Triton take Paddle's tensors and launch on Paddle's stream. Must run before anything imports Triton."""
+    # Where Triton imports torch, it gets Paddle's modules.
+    paddle.enable_compat(scope={"triton"}, silent=True)
+    from triton.runtime import driver
+
+    # Without a torch module, Triton from 3.9 on launches on the default stream, which Paddle's does not wait for.
+    driver.active.get_current_stream = _current_stream
+
+
+def pointer(tensor: Tensor) -> Any:
+    """The tensor in the form that a launch function takes; no copy. The tensor must be contiguous."""
+    if not is_interpreted():
+        return tensor
+    # The interpreter works on torch's storages.
+    import torch
+
+    return torch.utils.dlpack.from_dlpack(tensor.detach())
+
+
+def _current_stream(device: int) -> int:
+    return int(paddle.base.core._get_current_stream(device).cuda_stream)
