@@ -13,7 +13,7 @@ from erniekit.kernels.triton.runtime import enable_on_gpu, is_interpreted
 
 FORMS: dict[str, tuple[str, ...]] = {
     "grouped_gemm": ("plain",),
-    "permute": ("plain",),
+    "permute": ("plain", "cpu"),
     "rms_norm": ("plain", "cpu"),
     "rope": ("plain",),
     "swiglu": ("plain",),
