@@ -98,6 +98,14 @@ def _patience_has_a_measure(config: Schema) -> Iterator[Conflict]:
         yield Conflict(("eval.min_delta", "eval.patience"), "has no effect unless eval.patience is set")
 
 
+def _profiled_steps_in_order(config: Schema) -> Iterator[Conflict]:
+    steps = config.train.profile_steps
+    if steps is not None and steps[0] > steps[1]:
+        yield Conflict(
+            ("train.profile_steps",), f"must be the first and the last step; {steps[0]} is after {steps[1]}"
+        )
+
+
 def _one_warmup(config: Schema) -> Iterator[Conflict]:
     if config.schedule.warmup_steps and config.schedule.warmup_ratio:
         yield Conflict(
@@ -309,6 +317,7 @@ _RULES: tuple[Callable[[Schema], Iterator[Conflict]], ...] = (
     _answers_have_data,
     _best_is_known,
     _patience_has_a_measure,
+    _profiled_steps_in_order,
     _one_warmup,
     _warmup_fits,
     _learning_rate_falls,

@@ -247,6 +247,16 @@ class TrainConfig(Section):
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations on data.eval. null: only at the end."
     )
+    profile_steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="First and last step to record with Paddle's profiler, such as [10, 11]. The main process writes a "
+        "Chrome trace to the run's directory, under profile/, and logs the heaviest kernels. null: off.",
+    )
+    peak_tflops: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Peak TFLOP/s of one device, dense, in the compute dtype: MFU (train/mfu) is a share of it. null: "
+        "the peak of common NVIDIA GPUs in bfloat16; without a known peak MFU is not logged.",
+    )
 
 
 class ParallelConfig(Section):

@@ -11,11 +11,13 @@ from typing import Any
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import TrainerState, check_identity, read_state
 from erniekit.config import Config
+from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.rows import StoredRows
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
 from erniekit.evaluation.answers import AnswerEvaluator
 from erniekit.evaluation.evaluator import Evaluator
+from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
@@ -27,15 +29,23 @@ from erniekit.train.build_dpo import build_dpo_objective, build_reference
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
 from erniekit.train.describe import describe_run
+from erniekit.train.flops import device_peak_flops, make_flop_counter
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.hooks.evaluation import EvaluationHook
 from erniekit.train.hooks.logging import LoggingHook
+from erniekit.train.hooks.profiler import ProfilerHook
 from erniekit.train.hooks.routers import RouterHook
 from erniekit.train.identity import changed_settings, run_identity, saved_identity, with_defaults
 from erniekit.train.inputs import Inputs, load_inputs
 from erniekit.train.metrics_writer import MetricsWriter
-from erniekit.train.model import PreparedModel, build_gradient_reducer, load_sharded, prepare_model
+from erniekit.train.model import (
+    PreparedModel,
+    build_gradient_reducer,
+    load_sharded,
+    prepare_model,
+    select_parameters,
+)
 from erniekit.train.plan import plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
@@ -119,6 +129,8 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Tra
     writer = _open_writer(context, progress.step)
     stack.callback(writer.close)
     several = dist if dist.mesh.world.size > 1 else None
+    peak_flops = find_peak_flops(context, dtype)
+    hooks = build_hooks(context, inputs, prepared.model, objective, checkpointer, writer, peak_flops)
     return Trainer(
         model=prepared.model,
         objective=objective,
@@ -132,10 +144,11 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Tra
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=config.train.seed,
         ),
-        hooks=build_hooks(context, inputs, prepared.model, objective, checkpointer, writer),
+        hooks=hooks,
         dist=several,
         reducer=reducer,
         skipped_samples=None if several is None else SkippedSampleSync(inputs.train.budget, several),
+        count_flops=None if peak_flops is None else build_flop_counter(config, dtype, changes),
         progress=progress,
     )
 
@@ -147,25 +160,31 @@ def build_hooks(
     objective: SftObjective | DpoObjective,
     checkpointer: Checkpointer,
     writer: MetricsWriter,
+    peak_flops: float | None,
 ) -> list[Hook]:
     """The hooks of a run, in the order in which the trainer calls them.
 
     A step is logged, then evaluated, then saved. Early stopping comes before them, so that after an evaluation the
-    log knows whether training ends, and checkpoints know whether it is the best evaluation.
+    log knows whether training ends, and checkpoints know whether it is the best evaluation. The profiler comes first:
+    it records none of them.
     """
     config, console = context.config, context.console
     settings, loss = config.eval, config.loss
-    hooks: list[Hook] = [
+    hooks: list[Hook] = []
+    if config.train.profile_steps is not None and context.dist.is_main:
+        first, last = config.train.profile_steps
+        hooks.append(ProfilerHook(first, last, context.run_dir, console))
+    hooks.append(
         RouterHook(
             model,
             orthogonal_weight=loss.orthogonal_weight,
             orthogonal_mode=loss.orthogonal_mode,
             bias_update_rate=loss.bias_update_rate,
         )
-    ]
+    )
     if settings.best_metric is not None:
         hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta))
-    hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done))
+    hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done, peak_flops))
     evaluator = build_evaluator(context, inputs, model, objective)
     if evaluator is not None:
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
@@ -182,6 +201,24 @@ def build_evaluator(
         return None
     answers = AnswerEvaluator(config, model, inputs.encoder, dist, log) if config.eval.samples else None
     return Evaluator(model, objective, inputs.eval_rows, answers, dist, log)
+
+
+def find_peak_flops(context: RunContext, dtype: str) -> float | None:
+    """FLOP/s of all devices of the run, None where the peak of a device is not known; says which on a GPU."""
+    peak, name = device_peak_flops(dtype, context.config.train.peak_tflops, context.device)
+    if peak is not None:
+        context.log(f"peak of {name}: {peak / 1e12:,g} TFLOP/s in {dtype}, for train/mfu")
+        return peak * context.dist.mesh.world.size
+    if context.device == "gpu":
+        context.log(f"note: the peak of {name} in {dtype} is not known: train/mfu needs train.peak_tflops")
+    return None
+
+
+def build_flop_counter(config: Config, dtype: str, changes: ModelChanges) -> Callable[[PackedBatch], float]:
+    """Counts the FLOPs of rows, for the model of the run."""
+    before = ErnieConfig.from_dir(config.model.path)
+    selected = select_parameters(config, before, dtype, changes)
+    return make_flop_counter(changes.apply(before), selected.specs, selected.trained)
 
 
 def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientReducer | None = None) -> AdamW:

@@ -105,6 +105,11 @@ def _describe_intervals(total: int, config: Config) -> list[str]:
         )
         if every is not None and every > total
     ]
+    profiled = config.train.profile_steps
+    if profiled is not None and profiled[1] > total:
+        lines.append(
+            f"note: train.profile_steps ends with step {profiled[1]:,}, after the {steps} of the run"
+        )
     if eval_every is not None and patience is not None and eval_every * (patience + 1) > total:
         lines.append(
             f"note: eval.patience is {patience:,}, but the run has only "

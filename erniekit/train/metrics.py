@@ -16,7 +16,8 @@ class StepMetrics:
     """One optimizer step.
 
     `loss_sum` is over `loss_tokens`, with preference pairs over the pairs; `tokens` are all tokens of the rows, none
-    of them padding; `positions` is the capacity of the rows in tokens; `modality_tokens` are the tokens of each
+    of them padding; `flops` are 0 unless they are counted (`erniekit.train.flops`); `positions` is the capacity of the
+    rows in tokens; `modality_tokens` are the tokens of each
     modality; `expert_counts` maps "layer_1/text" to the number of tokens routed to each expert, int64 [experts];
     `router_sums` are sums over the tokens of the modality at the end of their names ("z_loss/text",
     "entropy/layer_1/vision"); `router_losses` are losses of the step ("orthogonal_loss/text"); `pair_sums` are sums
@@ -30,6 +31,7 @@ class StepMetrics:
     gradient_norm: float
     seconds: float
     data_seconds: float
+    flops: float = 0.0
     modality_tokens: dict[str, int] = field(default_factory=dict)
     expert_counts: dict[str, np.ndarray] = field(default_factory=dict)
     router_sums: dict[str, float] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class MetricsAccumulator:
     gradient_norm: float = 0.0
     seconds: float = 0.0
     data_seconds: float = 0.0
+    flops: float = 0.0
     modality_tokens: dict[str, int] = field(default_factory=dict)
     expert_counts: dict[str, list[int]] = field(default_factory=dict)
     router_sums: dict[str, float] = field(default_factory=dict)
@@ -69,6 +72,7 @@ class MetricsAccumulator:
         self.gradient_norm += step.gradient_norm
         self.seconds += step.seconds
         self.data_seconds += step.data_seconds
+        self.flops += step.flops
         for name, counts in step.expert_counts.items():
             before = np.asarray(self.expert_counts.get(name, 0), np.int64)
             self.expert_counts[name] = (before + counts).tolist()

@@ -14,13 +14,14 @@ from erniekit.checkpoint.best import BEST_FILE
 from erniekit.checkpoint.state import find_checkpoints
 from erniekit.config import Config, dump_config
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.train.hooks.profiler import PROFILE_DIR
 from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR
 
 CONFIG_FILE = "config.yaml"
 _PREVIOUS_CONFIG = "config.previous.yaml"
 _LOCK = ".run.lock"
 # Files that a run writes before its first checkpoint, and suffixes of files with the output of a command.
-_OWN = {CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE, "logs", "eval"}
+_OWN = {CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE, PROFILE_DIR, "logs", "eval"}
 _OUTPUTS = {".log", ".out", ".err"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.objective import Objective
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
-from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows
+from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows, is_filler
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.clip import clip_gradients, gradient_norm
 from erniekit.optim.schedule import Schedule
@@ -48,11 +48,14 @@ class Hook:
     """Something that happens around the steps of training. Each method does nothing by default.
 
     The trainer calls its hooks in the order of its list, which `erniekit.train.build.build_hooks` states. All
-    processes of a run have the same hooks, which may call collectives.
+    processes of a run have the same hooks, except for those that call no collectives.
     """
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Before the first step, also where no step is left."""
+
+    def on_step_start(self, trainer: Trainer) -> None:
+        """Before the rows of a step are drawn."""
 
     def before_optimizer_step(self, optimizer: AdamW) -> dict[str, float]:
         """After gradients are reduced and before they are clipped. Returns losses of the step to log."""
@@ -105,7 +108,8 @@ class Trainer:
     """Trains a model, and calls hooks around the steps.
 
     dist: the processes of the run; reducer: reduces their gradients; skipped_samples: counts the samples that any of
-    them could not use. All three are None for one process.
+    them could not use. All three are None for one process. count_flops: FLOPs of training on a row, None where nobody
+    asks.
 
     progress: where training starts, updated by every step. is_interrupted: all processes stop after the current step.
     stop_reason: why training ends early; set by a hook.
@@ -121,6 +125,7 @@ class Trainer:
     dist: DistributedContext | None = None
     reducer: GradientReducer | None = None
     skipped_samples: SkippedSampleSync | None = None
+    count_flops: Callable[[PackedBatch], float] | None = None
     progress: TrainerProgress = field(default_factory=TrainerProgress)
     is_interrupted: bool = field(default=False, init=False)
     stop_reason: str | None = field(default=None, init=False)
@@ -137,6 +142,8 @@ class Trainer:
             for hook in self.hooks:
                 hook.on_train_start(self)
             while not self.is_finished and not self.is_interrupted:
+                for hook in self.hooks:
+                    hook.on_step_start(self)
                 metrics = self.train_step()
                 for hook in self.hooks:
                     hook.on_step_end(self, metrics)
@@ -186,7 +193,8 @@ class Trainer:
         for hook in self.hooks:
             router_losses |= hook.after_optimizer_step(self.optimizer, learning_rate, expert_counts)
 
-        sums = {"loss": math.fsum(losses)} | _sum_by_name(routing.router_sums() for routing in routings)
+        sums = {"loss": math.fsum(losses), "flops": self._flops(batches)}
+        sums |= _sum_by_name(routing.router_sums() for routing in routings)
         sums = {name: float(value) for name, value in self._all_reduce(sums).items()}
         pairs = [result.pairs for result in results if result.pairs is not None]
         pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
@@ -199,6 +207,7 @@ class Trainer:
             loss_sum=sums.pop("loss"),
             loss_tokens=totals.loss_tokens,
             tokens=num_tokens,
+            flops=sums.pop("flops"),
             positions=num_rows * self.settings.max_length,
             gradient_norm=norm,
             seconds=time.perf_counter() - start,
@@ -241,7 +250,7 @@ class Trainer:
         of them knows that one was interrupted.
         """
         is_requested = self._guard is not None and self._guard.requested is not None
-        counted = batches if self.dist is None or self.dist.counts else []
+        counted = self._counted(batches)
         reduced = self._all_reduce(
             {
                 "rows": count_rows(counted),
@@ -256,6 +265,15 @@ class Trainer:
         num_rows, loss_tokens, text, vision = reduced["rows"].tolist()
         positions = self.settings.rows_per_step * self.settings.max_length
         return num_rows, StepTotals(loss_tokens, positions, (text, vision), *reduced["pairs"].tolist())
+
+    def _counted(self, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
+        """The rows that this process counts: one of the processes that share a row counts it."""
+        return batches if self.dist is None or self.dist.counts else []
+
+    def _flops(self, batches: Sequence[PackedBatch]) -> float:
+        if self.count_flops is None:
+            return 0.0
+        return sum(self.count_flops(batch) for batch in self._counted(batches) if not is_filler(batch))
 
     def _forward_backward(self, batches: Sequence[PackedBatch], index: int, totals: StepTotals) -> _RowResult:
         """Loss and gradients of one row of this process."""

@@ -38,6 +38,7 @@ def vl_setting(directory: Path) -> dict[str, Any]:
         "loss.orthogonal_weight": 0.01,
         "train.rows_per_step": 4,
         "train.max_steps": STEPS,
+        "train.peak_tflops": 0.001,
         "log.every": 1,
         "parallel.device": "cpu",
         "parallel.threads": 1,

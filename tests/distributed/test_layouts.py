@@ -16,7 +16,7 @@ from tests.closeness import MODEL, assert_close
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
 from tests.distributed.settings import STEPS, assert_same, vl_setting
-from tests.integration.training_setup import chats, losses, write_chats
+from tests.integration.training_setup import chats, losses, read_log, write_chats
 
 pytestmark = pytest.mark.slow
 SHARDS = ("none", "optimizer", "gradients", "parameters")
@@ -121,7 +121,14 @@ def _saved(case: Case, setting: dict[str, Any], directory: Path) -> dict[str, An
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_training_is_the_same(runs: Path, case: Case) -> None:
-    assert_same(runs / case.baseline.name, runs / case.name)
+    one, several = runs / case.baseline.name, runs / case.name
+    assert_same(one, several)
+    assert_close(_flops(several) * case.world, _flops(one), what="FLOPs")
+
+
+def _flops(run: Path) -> np.ndarray:
+    """FLOPs of each step per process, as a share of the peak."""
+    return np.array([line["train/mfu"] * line["train/step_seconds"] for line in read_log(run)])
 
 
 def test_every_pair_of_choices_is_among_the_cases() -> None:

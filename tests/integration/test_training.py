@@ -1,6 +1,7 @@
 """Whole runs of small models: what they learn, leave behind, tell and refuse."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def test_full_training_end_to_end(
     run = tmp_path / "run"
     config = make_config(
         run, model, data, train__epochs=6, data__eval=[str(heldout)], train__eval_every=8, log__every=2,
-        data__workers=1,
+        data__workers=1, train__profile_steps=[3, 3], train__peak_tflops=0.1,
     )  # fmt: skip
     assert run_training(config) == 0
     told = capsys.readouterr().out
@@ -66,6 +67,12 @@ def test_full_training_end_to_end(
     assert lines[-2]["epoch"] == 6.0
     for name in ("train/loss_tokens", "train/tokens_per_second", "train/step_seconds", "memory/peak_gib"):
         assert lines[0][name] > 0
+    assert all(0 < line["train/mfu"] < 1 for line in lines if "train/loss" in line)
+    assert "peak of CPU: 0.1 TFLOP/s in float32" in told
+    assert re.search(r"step 2/.* tokens/s  MFU [0-9.]+%", told)
+    trace = run / "profile" / "steps-3-3.json"
+    assert trace.is_file()
+    assert f"profile: {trace}" in told and re.search(r"^  matmul +[0-9.]+ +[0-9.]+%", told, re.MULTILINE)
     assert lines[0]["expert_load/layer_1/text"] >= 1
     assert lines[0]["expert_load/layer_1/vision"] >= 1
 

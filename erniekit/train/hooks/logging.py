@@ -13,13 +13,20 @@ from erniekit.train.trainer import Hook, Trainer
 class LoggingHook(Hook):
     """Writes a line every `every` steps, at the last step, and where early stopping ends the run.
 
-    epoch: epochs that are over, as a fraction.
+    epoch: epochs that are over, as a fraction. peak_flops: FLOP/s of all devices, None where it is not known and MFU is
+    not logged.
     """
 
     def __init__(
-        self, writer: MetricsWriter, console: Console, every: int, epoch: Callable[[], float]
+        self,
+        writer: MetricsWriter,
+        console: Console,
+        every: int,
+        epoch: Callable[[], float],
+        peak_flops: float | None = None,
     ) -> None:
         self._writer, self._console, self._every, self._epoch = writer, console, every, epoch
+        self._peak_flops = peak_flops
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._console.begin(trainer.progress.step, trainer.settings.total_steps)
@@ -38,13 +45,16 @@ class LoggingHook(Hook):
 
     def _log(self, trainer: Trainer) -> None:
         progress = trainer.progress
-        scalars = progress.window.scalars()
+        window = progress.window
+        scalars = window.scalars()
+        if self._peak_flops is not None:
+            scalars["train/mfu"] = window.flops / window.seconds / self._peak_flops
         scalars["train/learning_rate"] = trainer.schedule.learning_rate(progress.step - 1)
         scalars["train/tokens_seen"] = float(progress.tokens)
         for hook in trainer.hooks:
             scalars |= hook.scalars()
         scalars |= memory()
-        shares = progress.window.expert_shares()
+        shares = window.expert_shares()
         self._writer.write(progress.step, scalars, epoch=self._epoch(), shares=shares)
         self._console.step(progress.step, scalars)
         progress.window = MetricsAccumulator()

@@ -345,6 +345,10 @@ def test_malformed_overrides(write: Write) -> None:
             "run.yaml:4: eval.best_metric: needs train.eval_every; without it the run is evaluated only at the end",
         ),
         (
+            "train:\n  profile_steps: [4, 2]",
+            "run.yaml:4: train.profile_steps: must be the first and the last step; 4 is after 2",
+        ),
+        (
             "eval:\n  patience: 3",
             "run.yaml:4: eval.patience: needs eval.best_metric, for example eval/loss",
         ),

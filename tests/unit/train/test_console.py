@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from erniekit.train import console as module
-from erniekit.train.console import PlainConsole, TerminalConsole, clock, make_console
+from erniekit.train.console import PlainConsole, TerminalConsole, clock, describe_step, make_console
 
 FIGURES = {"train/loss": 1.23456, "train/tokens_per_second": 12345.6}
 
@@ -50,6 +50,10 @@ def test_bar_moves_and_text_goes_above_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_terminal_means_plain_lines() -> None:
     assert isinstance(make_console(), PlainConsole)
+
+
+def test_mfu_is_shown_where_it_is_logged() -> None:
+    assert describe_step(FIGURES | {"train/mfu": 0.4123}) == "loss 1.2346  12,346 tokens/s  MFU 41.2%"
 
 
 def test_clock() -> None:

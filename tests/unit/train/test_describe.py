@@ -31,6 +31,11 @@ def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:
         "train.eval_every", "checkpoint.save_every", "log.every", "eval.patience"
     ]  # fmt: skip
     assert len(describe_run(plan_run(settings, Rows(12)), settings, "ernie")) == 3
+    settings = config(tmp_path, "train.profile_steps=[2,4]")
+    assert describe_run(plan_run(settings, Rows(3)), settings, "ernie")[3:] == [
+        "note: train.profile_steps ends with step 4, after the 3 steps of the run"
+    ]
+    assert len(describe_run(plan_run(settings, Rows(4)), settings, "ernie")) == 3
 
 
 def test_the_run_in_words(tmp_path: Path) -> None:

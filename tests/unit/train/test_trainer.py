@@ -145,7 +145,13 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Trai
     saved: list[int] = []
     hooks: list[Hook] = [
         *changes.pop("hooks", ()),
-        LoggingHook(log, log, changes.pop("log_every", 1), changes.pop("epoch", lambda: 0.5)),
+        LoggingHook(
+            log,
+            log,
+            changes.pop("log_every", 1),
+            changes.pop("epoch", lambda: 0.5),
+            changes.pop("peak_flops", None),
+        ),
     ]
     evaluate, eval_every = changes.pop("evaluate", None), changes.pop("eval_every", None)
     if evaluate is not None:
@@ -160,7 +166,7 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Trai
         "schedule": Schedule("constant", 0.1, 0.0, 100),
         "rows": Rows(rows, changes.pop("epochs", None)),
         "hooks": hooks,
-        **{key: changes.pop(key) for key in ("dist", "progress") if key in changes},
+        **{key: changes.pop(key) for key in ("count_flops", "dist", "progress") if key in changes},
     }
     settings = {
         "total_steps": 4, "rows_per_step": 2, "max_length": 8, "max_grad_norm": 0.0, "seed": 1
@@ -199,6 +205,25 @@ def test_gradients_are_clipped_and_the_norm_is_that_before() -> None:
     assert trainer.train_step().gradient_norm == 4.0
     assert seen == [0.5]
     assert trainer.model.weight.grad is None
+
+
+def test_mfu_is_the_share_of_the_peak() -> None:
+    trainer, log, _ = make(
+        Plain(),
+        [*ROWS, Row((1.0,), "")],
+        rows_per_step=4,
+        count_flops=lambda row: 1e9 * len(row.values),
+        peak_flops=1e12,
+        log_every=2,
+    )
+    run(trainer)
+    # The row without a sample is not counted.
+    assert [line["train/mfu"] for _, line in log.written] == [
+        pytest.approx(6e9 / 1e12 / line["train/step_seconds"]) for _, line in log.written
+    ]
+    trainer, log, _ = make(Plain())
+    run(trainer)
+    assert not any("train/mfu" in line for _, line in log.written)
 
 
 def test_epochs_end_the_run_with_a_shorter_step() -> None:

@@ -1,0 +1,182 @@
+"""The floating-point operations that training needs, and the peak of a device: MFU is the quotient of the two.
+
+Model FLOPs utilization follows PaLM (Chowdhery et al. 2022, appendix B): 6 FLOPs per active parameter and token, 2 in
+the forward and 4 in the backward pass, and the products of attention. Here:
+
+- of routed experts only the top k of a token are active;
+- the head runs over loss tokens, the vision tower over patches, the resampler over their merges;
+- attention counts the pairs of a query and a key that the mask permits: half of PaLM's square, within documents;
+- a frozen weight has no gradient: 4 FLOPs, and 2 in parts before the first trained part (vision tower, resampler,
+  decoder, head), which have no backward pass;
+- activations that are recomputed, the reference model of preference training, norms, softmax and the optimizer are not
+  counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+from erniekit.data.load.batch import PackedBatch
+from erniekit.models.config import ErnieConfig
+from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor, is_vocab_tensor
+
+# TFLOP/s of dense bfloat16 products with float32 accumulation, from the makers' data sheets. The first entry with all
+# of its words in the name of the device applies.
+_PEAK_TFLOPS = (
+    ("B200", 2250.0),
+    ("H100 PCIE", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.0),
+    ("H200 NVL", 835.0),
+    ("H200", 989.0),
+    ("GH200", 989.0),
+    ("H800 PCIE", 756.0),
+    ("H800", 989.0),
+    ("H20", 148.0),
+    ("A100", 312.0),
+    ("A800", 312.0),
+    ("A40", 150.0),
+    ("A10", 125.0),
+    ("L40S", 362.0),
+    ("RTX 3090", 71.0),
+    ("RTX 4090", 165.0),
+    ("RTX 5090", 209.0),
+)
+# Parts of a device, and devices with less power under the same name.
+_OTHER_DEVICES = {"MIG", "LAPTOP", "D"}
+_VISION, _RESAMPLER, _DECODER, _HEAD = range(4)
+
+
+class RowCounts(NamedTuple):
+    """The sizes of a row, or FLOPs per unit of each.
+
+    text, vision: tokens of each modality; loss: loss tokens; pairs: of a query and a key in the decoder; patches and
+    patch_pairs: patches of images and frames, and pairs of them in the tower; media: tokens made from them.
+    """
+
+    text: float = 0
+    vision: float = 0
+    loss: float = 0
+    pairs: float = 0
+    patches: float = 0
+    patch_pairs: float = 0
+    media: float = 0
+
+
+def count_row(batch: PackedBatch) -> RowCounts:
+    """The sizes of one row."""
+    vision = int(np.count_nonzero(batch.modality))
+    frames, height, width = batch.grid_thw.astype(np.int64).T
+    return RowCounts(
+        text=len(batch.modality) - vision,
+        vision=vision,
+        loss=batch.num_loss_tokens,
+        pairs=_attention_pairs(batch),
+        patches=int((frames * height * width).sum()),
+        patch_pairs=int((frames * (height * width) ** 2).sum()),
+        media=len(batch.media_positions),
+    )
+
+
+def make_flop_counter(
+    architecture: ErnieConfig, specs: Sequence[TensorSpec], trained: Collection[str]
+) -> Callable[[PackedBatch], float]:
+    """A function that returns the FLOPs of the forward and backward pass of a row.
+
+    specs: all parameters of the model, adapters too; trained: the names of those that are trained.
+    """
+    rates = flop_rates(architecture, specs, trained)
+    return lambda batch: float(sum(rate * count for rate, count in zip(rates, count_row(batch), strict=True)))
+
+
+def flop_rates(architecture: ErnieConfig, specs: Sequence[TensorSpec], trained: Collection[str]) -> RowCounts:
+    """FLOPs of the forward and backward pass per unit of each size of a row."""
+    trained = set(trained)
+    first_trained = min((_stage(name) for name in trained), default=_HEAD + 1)
+    moe, vision = architecture.moe, architecture.vision
+    rates = dict.fromkeys(RowCounts._fields, 0.0)
+    for spec in specs:
+        if len(spec.shape) != 2 or spec.name.endswith("e_score_correction_bias"):
+            continue
+        stage = _HEAD if is_vocab_tensor(spec.name) else _stage(spec.name)
+        passes = 3 if spec.name in trained else 2 if stage >= first_trained else 1
+        flops = 2.0 * passes * spec.size
+        if stage == _VISION:
+            rates["patches"] += flops
+        elif vision is not None and stage == _RESAMPLER:
+            is_spatial = ".spatial_linear." in spec.name
+            rates["patches" if is_spatial else "media"] += flops / (
+                vision.spatial_merge_size**2 if is_spatial else 1
+            )
+        elif stage == _HEAD:
+            is_lookup = spec.name == "model.embed_tokens.weight" and not architecture.tie_word_embeddings
+            rates["loss"] += 0.0 if is_lookup else flops
+        elif moe is not None and is_expert_tensor(spec.name):
+            rates[_expert_modality(spec.name, moe.num_experts)] += flops * moe.top_k / moe.num_experts
+        elif is_router_tensor(spec.name):
+            rates["vision" if spec.name.endswith("_1") else "text"] += flops
+        else:
+            rates["text"] += flops
+            rates["vision"] += flops
+    # Two products in the forward pass, and two for each in the backward pass.
+    width = architecture.num_attention_heads * architecture.head_dim * architecture.num_hidden_layers
+    rates["pairs"] = 4.0 * width * (3 if first_trained <= _DECODER else 1)
+    if vision is not None:
+        rates["patch_pairs"] = (
+            4.0 * vision.hidden_size * vision.depth * (3 if first_trained == _VISION else 1)
+        )
+    return RowCounts(**rates)
+
+
+def device_peak_flops(dtype: str, peak_tflops: float | None, device: str) -> tuple[float | None, str]:
+    """The peak of one device in FLOP/s, None where it is not known, and the name of the device.
+
+    peak_tflops: the number of the configuration, which wins; device: "cpu" or "gpu".
+    """
+    name = paddle.device.cuda.get_device_name() if device == "gpu" else "CPU"
+    if peak_tflops is None and dtype == "bfloat16":
+        peak_tflops = known_peak_tflops(name)
+    return None if peak_tflops is None else peak_tflops * 1e12, name
+
+
+def known_peak_tflops(name: str) -> float | None:
+    """TFLOP/s of dense bfloat16 products of a device such as "NVIDIA H100 80GB HBM3"; None for an unknown one."""
+    words = set(re.findall(r"[A-Z0-9]+", name.upper()))
+    if words & _OTHER_DEVICES:
+        return None
+    return next((peak for key, peak in _PEAK_TFLOPS if words.issuperset(key.split())), None)
+
+
+def _attention_pairs(batch: PackedBatch) -> int:
+    """Pairs of a query and a key over all documents: causal, and as in `BranchAttention` where two answers share a
+    prompt."""
+    bounds = batch.cu_seqlens.astype(np.int64)
+    starts, ends = bounds[:-1], bounds[1:]
+    if not len(batch.branches):
+        return int(_triangle(ends - starts).sum())
+    firsts, seconds = batch.branches.astype(np.int64).T
+    rejected = (ends - seconds) * (firsts - starts) + _triangle(ends - seconds)
+    return int((_triangle(seconds - starts) + rejected).sum())
+
+
+def _triangle(length: np.ndarray) -> np.ndarray:
+    return length * (length + 1) // 2
+
+
+def _stage(name: str) -> int:
+    """The part of the model that a parameter belongs to, in the order of the forward pass."""
+    if name.startswith("vision_model."):
+        return _VISION
+    if name.startswith("model.resampler_model."):
+        return _RESAMPLER
+    return _HEAD if name.startswith("lm_head.") else _DECODER
+
+
+def _expert_modality(name: str, num_experts: int) -> str:
+    number = int(name.split(".mlp.experts.")[1].split(".")[0])
+    return "text" if number < num_experts else "vision"
