@@ -14,9 +14,9 @@ from rich.console import Console
 
 from erniekit.chat.session import Chat, Reply
 from erniekit.data.chat.conversation import SampleError
+from erniekit.display.text import visible
 from erniekit.errors import ErnieKitError
 from erniekit.generation.answer import Delta, DeltaKind, ToolCall
-from erniekit.terminal import printable
 
 HELP = """\
 /image FILE    attach an image to the next message
@@ -103,7 +103,7 @@ class ChatConsole:
             if call.arguments is None:
                 continue
             try:
-                results.append(self._read(f"result of {printable(call.name)} (empty: none)> ").strip())
+                results.append(self._read(f"result of {visible(call.name)} (empty: none)> ").strip())
             except (EOFError, KeyboardInterrupt):
                 return []
         return results if any(results) else []
@@ -119,7 +119,7 @@ class ChatConsole:
             elif self._kind == "reasoning":
                 self._write("\n")
             self._kind = delta.kind
-        self._write(printable(delta.text), style="dim" if delta.kind == "reasoning" else None)
+        self._write(visible(delta.text), style="dim" if delta.kind == "reasoning" else None)
 
     def _end(self, reply: Reply) -> None:
         """Shows the line after an answer: token counts, speed, and problems."""
@@ -139,7 +139,7 @@ class ChatConsole:
         self._write(text + "\n", style)
 
     def _print_error(self, text: str) -> None:
-        self._print_line(f"error: {printable(text)}", style="red")
+        self._print_line(f"error: {visible(text)}", style="red")
 
     def _new_line(self) -> None:
         if not self._at_line_start:
@@ -163,8 +163,8 @@ def line_reader() -> Callable[[str], str]:
 
 def _call_line(call: ToolCall) -> str:
     if call.arguments is None:
-        return printable(f"[a tool call that cannot be parsed ({call.error}): {call.raw}]")
-    return printable(f"[calls {call.name} {json.dumps(call.arguments, ensure_ascii=False)}]")
+        return visible(f"[a tool call that cannot be parsed ({call.error}): {call.raw}]")
+    return visible(f"[calls {call.name} {json.dumps(call.arguments, ensure_ascii=False)}]")
 
 
 def _unquoted(file: str) -> str:

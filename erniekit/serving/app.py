@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from erniekit.display.text import visible
 from erniekit.generation.answer import Delta
 from erniekit.serving.cors import ANY_ORIGIN
 from erniekit.serving.fields import RequestError
@@ -32,7 +33,6 @@ from erniekit.serving.response import (
     to_json,
 )
 from erniekit.serving.service import ChatService, Event, QueuedRequest
-from erniekit.terminal import printable
 
 COMPLETIONS_PATH, MODELS_PATH, HEALTH_PATH = "/v1/chat/completions", "/v1/models", "/health"
 MAX_BODY_BYTES = 64 << 20  # a few large images
@@ -227,7 +227,7 @@ class _RequestLog:
         elif not note:
             note = self._preflight_note(request)
         path, seconds = scope["raw_path"].decode(), time.perf_counter() - began
-        self._log(printable(f"{request.method} {path} {status}, {seconds:.1f} s: {note}"))
+        self._log(visible(f"{request.method} {path} {status}, {seconds:.1f} s: {note}"))
 
     def _preflight_note(self, request: Request) -> str:
         origin = request.headers.get("Origin")

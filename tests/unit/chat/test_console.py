@@ -178,7 +178,7 @@ def test_interrupts_at_the_prompt(vl: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nothing_steers_the_terminal(vl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat, _ = _chat(vl, monkeypatch, [f"[red]a\x1b]0;b{END}"])
-    assert _run(chat, Lines(["One?"])).startswith("[red]a�]0;b\n")
+    assert _run(chat, Lines(["One?"])).startswith("[red]a␛]0;b\n")
 
 
 def test_lines_from_a_file_may_have_anything(monkeypatch: pytest.MonkeyPatch) -> None:
