@@ -32,7 +32,7 @@ from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
 from erniekit.models.config import ErnieConfig
-from erniekit.objectives.sft import row_inputs
+from erniekit.objectives.device_batch import row_inputs
 from erniekit.runtime import usable_cores
 
 # Norm of the difference, relative to the norm of transformers' logits.

@@ -19,7 +19,7 @@ from erniekit.generation.kv_cache import KeyValueCache, PrefillAttention
 from erniekit.generation.sampling import Sampler, Sampling
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
-from erniekit.objectives.sft import row_inputs
+from erniekit.objectives.device_batch import row_inputs
 
 # Called after each step with the number of finished sequences.
 OnProgress = Callable[[int], None]

@@ -11,11 +11,12 @@ from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import ErnieConfig
 from erniekit.models.decoder import Decoder, DecoderOutput
 from erniekit.models.resampler import Resampler
-from erniekit.models.rope import decoder_rotation
-from erniekit.models.row import RowInputs
+from erniekit.models.rope import decoder_rotation, vision_rotation
+from erniekit.models.row import DevicePatches, DeviceRow, RowInputs
 from erniekit.models.sequence_sharding import NoSharding, SequenceSharding
 from erniekit.models.vision import VisionTower
 from erniekit.moe.router import NO_ROUTER_LOSSES, ModalityIndex, RouterLossFlags
+from erniekit.upload import Upload
 from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 
@@ -38,38 +39,56 @@ class ErnieModel(nn.Layer):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype)
 
     def forward(
-        self, row: RowInputs, attend: Attend | None = None, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
+        self,
+        row: RowInputs | DeviceRow,
+        attend: Attend | None = None,
+        loss_flags: RouterLossFlags = NO_ROUTER_LOSSES,
     ) -> DecoderOutput:
         """Hidden states of every position, and router outputs with the sums that `loss_flags` requests.
 
-        `attend` replaces document attention (generation, preference pairs). With context parallelism the outputs belong
+        A row that is not on the device is uploaded first, with `attend`. With context parallelism the outputs belong
         to the span of this process.
         """
-        part = self.sharding.part(row)
-        x = self.model.embed_tokens(paddle.to_tensor(part.input_ids))
-        if len(row.grid_thw):
-            features = self.sharding.features(self.vision_features(part.patches, part.grid_thw), row)
-            if features.shape[0] != len(part.media_positions):
+        if isinstance(row, RowInputs):
+            row = self.upload(row, attend)
+        x = self.model.embed_tokens(row.input_ids)
+        if len(row.inputs.grid_thw):
+            features = self._no_features() if row.patches is None else self.vision_features(row.patches)
+            features = self.sharding.features(features, row.inputs)
+            if features.shape[0] != row.media_positions.shape[0]:
                 raise ValueError(
-                    f"{len(part.media_positions)} placeholder tokens for {features.shape[0]} vision features"
+                    f"{row.media_positions.shape[0]} placeholder tokens for {features.shape[0]} vision features"
                 )
-            x = paddle.scatter(x, paddle.to_tensor(part.media_positions), features.astype(x.dtype))
+            x = paddle.scatter(x, row.media_positions, features.astype(x.dtype))
+        return self.model(x, row.rotation, row.index, row.attend, loss_flags)
+
+    def upload(
+        self, row: RowInputs, attend: Attend | None = None, upload: Upload = paddle.to_tensor
+    ) -> DeviceRow:
+        """Copy all that the model reads of a row to the device: nothing is copied while layers are computed.
+
+        `attend` replaces document attention (generation, preference pairs).
+        """
+        part = self.sharding.part(row)
         if attend is None:
             attend = DocumentAttention(row.cu_seqlens, causal=True, heads=self.config.num_attention_heads)
-        attend = self.sharding.attend(attend, len(row.input_ids))
-        rotation = decoder_rotation(paddle.to_tensor(part.position_ids), self.config)
-        index = ModalityIndex(part.modality, part.valid, self.sharding.add)
-        return self.model(x, rotation, index, attend, loss_flags)
+        return DeviceRow(
+            inputs=row,
+            input_ids=upload(part.input_ids),
+            rotation=decoder_rotation(part.position_ids, self.config, upload),
+            index=ModalityIndex(part.modality, part.valid, self.sharding.add, upload),
+            attend=self.sharding.attend(attend, len(row.input_ids)),
+            media_positions=upload(part.media_positions),
+            patches=self._upload_patches(part, upload) if len(part.grid_thw) else None,
+        )
 
-    def vision_features(self, patches: np.ndarray, grid_thw: np.ndarray) -> Tensor:
-        """Patches [P, patch_dim] of int [N, 3] images and videos -> features [media tokens, hidden]."""
-        if not len(grid_thw):
-            return self._no_features()
-        pixels = paddle.to_tensor(patches)
-        if patches.dtype == np.uint8:
-            pixels = self._normalize(pixels)
-        hidden = self.vision_model(pixels.astype(self.dtype), grid_thw)
-        return self.model.resampler_model(hidden, grid_thw)
+    def vision_features(self, patches: DevicePatches) -> Tensor:
+        """Features [media tokens, hidden] of images and videos."""
+        pixels = patches.pixels
+        if pixels.dtype == paddle.uint8:
+            pixels = (pixels.astype("float32") / 255.0 - patches.mean) / patches.std
+        hidden = self.vision_model(pixels.astype(self.dtype), patches.rotation, patches.attend)
+        return self.model.resampler_model(hidden, patches.frame_pairs)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocab]."""
@@ -87,11 +106,20 @@ class ErnieModel(nn.Layer):
         features.stop_gradient = all(p.stop_gradient for layer in layers for p in layer.parameters())
         return features
 
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [P, channels * size * size] -> float32, normalised per channel."""
+    def _upload_patches(self, part: RowInputs, upload: Upload) -> DevicePatches:
         vision = self.config.vision
         assert vision is not None
+        # The mean and the deviation of each channel, for each value of a patch.
         area = vision.patch_size**2
-        mean = np.repeat(np.array(self.image_mean, np.float32), area)
-        std = np.repeat(np.array(self.image_std, np.float32), area)
-        return (pixels.astype("float32") / 255.0 - paddle.to_tensor(mean)) / paddle.to_tensor(std)
+        mean, std = (
+            np.repeat(np.array(values, np.float32), area) for values in (self.image_mean, self.image_std)
+        )
+        pairs = self.model.resampler_model.frame_pairs(part.grid_thw)
+        return DevicePatches(
+            pixels=upload(part.patches),
+            mean=upload(mean),
+            std=upload(std),
+            rotation=vision_rotation(part.grid_thw, vision, upload),
+            attend=self.vision_model.attention(part.grid_thw),
+            frame_pairs=None if pairs is None else (upload(pairs[0]), upload(pairs[1])),
+        )

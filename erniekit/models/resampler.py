@@ -44,18 +44,21 @@ class Resampler(nn.Layer):
         self.mlp = Linear(width, hidden_size, bias=True, dtype=dtype)
         self.after_norm = RMSNorm(hidden_size, eps, dtype)
 
-    def forward(self, x: Tensor, grid_thw: np.ndarray) -> Tensor:
-        """Patches [P, width] of int [N, 3] images and videos -> [media tokens, hidden]."""
+    def forward(self, x: Tensor, frame_pairs: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Patches [P, width] -> [media tokens, hidden]; `frame_pairs` from the method of this name, uploaded."""
         x = self.spatial_linear(x.reshape([-1, self.vision.spatial_dim]))
-        if (grid_thw[:, 0] == 1).all():
+        if frame_pairs is None:
             pairs = paddle.concat([x, x], axis=-1)
         else:
-            first, second = self._frame_pairs(grid_thw)
+            first, second = frame_pairs
             pairs = paddle.concat([paddle.index_select(x, first), paddle.index_select(x, second)], axis=-1)
         return self.after_norm(self.mlp(self.temporal_linear(pairs)))
 
-    def _frame_pairs(self, grid_thw: np.ndarray) -> tuple[Tensor, Tensor]:
-        """For every output token, the indices of its tokens in the earlier and the later frame."""
+    def frame_pairs(self, grid_thw: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """For every media token of int [N, 3] images and videos, the indices of its tokens in the earlier and the later
+        frame, int64 [n] each. None if all are images: the frames of an image are the same."""
+        if (grid_thw[:, 0] == 1).all():
+            return None
         first, second, offset = [], [], 0
         for frames, height, width in grid_thw.tolist():
             size = height * width // self.vision.spatial_merge_size**2
@@ -63,4 +66,4 @@ class Resampler(nn.Layer):
             first.append(tokens[::2].reshape(-1))
             second.append(tokens[1::2].reshape(-1) if frames > 1 else tokens.reshape(-1))
             offset += frames * size
-        return paddle.to_tensor(np.concatenate(first)), paddle.to_tensor(np.concatenate(second))
+        return np.concatenate(first), np.concatenate(second)

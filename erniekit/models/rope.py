@@ -7,9 +7,15 @@ import paddle
 from paddle import Tensor
 
 from erniekit.models.config import VISION_ROPE_THETA, ErnieConfig, VisionConfig
+from erniekit.upload import Upload
+
+VisionRotation = tuple[Tensor, Tensor]
+"""Cosine and sine of `vision_rotation`."""
 
 
-def decoder_rotation(position_ids: Tensor, config: ErnieConfig) -> Tensor:
+def decoder_rotation(
+    position_ids: np.ndarray, config: ErnieConfig, upload: Upload = paddle.to_tensor
+) -> Tensor:
     """Rotation of every pair of channels, as complex64 [T, 1, head_dim / 2].
 
     `position_ids` int64 [3, T] hold time, height and width. In VL models pair i follows height where i is
@@ -22,8 +28,8 @@ def decoder_rotation(position_ids: Tensor, config: ErnieConfig) -> Tensor:
     if config.mrope_section is not None:
         spatial = pairs - config.mrope_section[2]
         axis[:spatial:2], axis[1:spatial:2] = 1, 2
-    positions = paddle.index_select(position_ids, paddle.to_tensor(axis), axis=0).t().astype("float32")
-    angles = positions * paddle.to_tensor(frequencies.astype(np.float32))
+    positions = paddle.index_select(upload(position_ids), upload(axis), axis=0).t().astype("float32")
+    angles = positions * upload(frequencies.astype(np.float32))
     return paddle.complex(paddle.cos(angles), paddle.sin(angles)).unsqueeze(1)
 
 
@@ -37,7 +43,9 @@ def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
     return paddle.as_real(pairs * rotation).reshape([tokens, heads, width]).astype(x.dtype)
 
 
-def vision_rotation(grid_thw: np.ndarray, vision: VisionConfig) -> tuple[Tensor, Tensor]:
+def vision_rotation(
+    grid_thw: np.ndarray, vision: VisionConfig, upload: Upload = paddle.to_tensor
+) -> VisionRotation:
     """Cosine and sine, float32 [P, 1, head_dim / 2], of every patch of images and videos int [N, 3].
 
     The first half of the angles follows the patch's row, the second its column; patches come in the order of
@@ -53,7 +61,7 @@ def vision_rotation(grid_thw: np.ndarray, vision: VisionConfig) -> tuple[Tensor,
     frequencies = VISION_ROPE_THETA ** (-np.arange(quarter, dtype=np.float32) / quarter)
     angles = np.concatenate(coordinates)[:, :, None] * frequencies.astype(np.float32)
     angles = angles.reshape(-1, 1, 2 * quarter).astype(np.float32)
-    return paddle.to_tensor(np.cos(angles)), paddle.to_tensor(np.sin(angles))
+    return upload(np.cos(angles)), upload(np.sin(angles))
 
 
 def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

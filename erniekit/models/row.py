@@ -1,10 +1,15 @@
-"""One packed row, as the model takes it."""
+"""One packed row, on the host and on the device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from paddle import Tensor
+
+from erniekit.models.attention import Attend
+from erniekit.models.rope import VisionRotation
+from erniekit.moe.router import ModalityIndex
 
 
 @dataclass(frozen=True)
@@ -25,3 +30,36 @@ class RowInputs:
     grid_thw: np.ndarray
     media_positions: np.ndarray
     valid: bool = True
+
+
+@dataclass(frozen=True)
+class DevicePatches:
+    """Patches of images and videos, and how the vision tower and the resampler read them.
+
+    `pixels` [P, patch_dim], uint8 or normalised float32; `mean` and `std` float32 [patch_dim]; `frame_pairs`: of each
+    media token the tokens of the earlier and the later frame, int64 [n] each, None if all media are images.
+    """
+
+    pixels: Tensor
+    mean: Tensor
+    std: Tensor
+    rotation: VisionRotation
+    attend: Attend
+    frame_pairs: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """What a model reads of a row, on the device: uploaded once, and used by all layers.
+
+    `inputs` is the whole row on the host. With context parallelism the tensors belong to the span of this process;
+    `patches` is None if it computes none.
+    """
+
+    inputs: RowInputs
+    input_ids: Tensor
+    rotation: Tensor
+    index: ModalityIndex
+    attend: Attend
+    media_positions: Tensor
+    patches: DevicePatches | None

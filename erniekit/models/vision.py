@@ -7,9 +7,9 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from erniekit.layers import LayerNorm, Linear
-from erniekit.models.attention import DocumentAttention
+from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
-from erniekit.models.rope import rotate_halves, vision_rotation
+from erniekit.models.rope import VisionRotation, rotate_halves
 
 
 class VisionAttention(nn.Layer):
@@ -21,7 +21,7 @@ class VisionAttention(nn.Layer):
         self.qkv = Linear(vision.hidden_size, 3 * vision.hidden_size, bias=True, dtype=dtype)
         self.proj = Linear(vision.hidden_size, vision.hidden_size, bias=True, dtype=dtype)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: DocumentAttention) -> Tensor:
+    def forward(self, x: Tensor, rotation: VisionRotation, attend: Attend) -> Tensor:
         """[P, width] -> [P, width]."""
         patches, width = x.shape
         heads = self.qkv(x).reshape([patches, 3 * self.num_heads, width // self.num_heads])
@@ -55,7 +55,7 @@ class VisionBlock(nn.Layer):
         self.attn = VisionAttention(vision, dtype)
         self.mlp = VisionMlp(vision, dtype)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: DocumentAttention) -> Tensor:
+    def forward(self, x: Tensor, rotation: VisionRotation, attend: Attend) -> Tensor:
         """[P, width] -> [P, width]."""
         x = x + self.attn(self.norm1(x), rotation, attend)
         return x + self.mlp(self.norm2(x))
@@ -86,13 +86,15 @@ class VisionTower(nn.Layer):
         self.blocks = nn.LayerList(VisionBlock(vision, dtype) for _ in range(vision.depth))
         self.ln = LayerNorm(vision.hidden_size, VISION_NORM_EPS, dtype)
 
-    def forward(self, pixels: Tensor, grid_thw: np.ndarray) -> Tensor:
-        """Normalised patches [P, patch_dim] of images and videos int [N, 3] -> [P, width]."""
-        frames = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])
-        cu_seqlens = np.concatenate([[0], np.cumsum(frames)]).astype(np.int32)
-        attend = DocumentAttention(cu_seqlens, causal=False, heads=self.vision.num_heads)
-        rotation = vision_rotation(grid_thw, self.vision)
+    def forward(self, pixels: Tensor, rotation: VisionRotation, attend: Attend) -> Tensor:
+        """Normalised patches [P, patch_dim] -> [P, width], with `vision_rotation` and `attention` of the media."""
         x = self.patch_embed(pixels)
         for block in self.blocks:
             x = block(x, rotation, attend)
         return self.ln(x)
+
+    def attention(self, grid_thw: np.ndarray) -> DocumentAttention:
+        """Attention inside each frame of images and videos, int [N, 3]."""
+        frames = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])
+        cu_seqlens = np.concatenate([[0], np.cumsum(frames)]).astype(np.int32)
+        return DocumentAttention(cu_seqlens, causal=False, heads=self.vision.num_heads)

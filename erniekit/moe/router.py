@@ -12,6 +12,7 @@ from paddle import Tensor, nn
 
 from erniekit.moe.config import MoeConfig
 from erniekit.moe.losses import balance_sum, entropy_sum, z_sum
+from erniekit.upload import Upload
 
 
 class ModalityIndex:
@@ -26,6 +27,7 @@ class ModalityIndex:
         modality: np.ndarray,
         valid: bool = True,
         add: Callable[[Tensor], Tensor] = lambda counts: counts,
+        upload: Upload = paddle.to_tensor,
     ) -> None:
         self.valid, self.add = valid, add
         parts = [np.flatnonzero(modality == kind) for kind in (0, 1)]
@@ -34,8 +36,8 @@ class ModalityIndex:
         self.restore: Tensor | None = None
         # A row of one modality needs no gathering at all.
         if len(self.present) == 2:
-            self.tokens = [paddle.to_tensor(part.astype(np.int64)) for part in parts]
-            self.restore = paddle.to_tensor(np.argsort(np.concatenate(parts), kind="stable").astype(np.int64))
+            self.tokens = [upload(part.astype(np.int64)) for part in parts]
+            self.restore = upload(np.argsort(np.concatenate(parts), kind="stable").astype(np.int64))
 
 
 class Routing(NamedTuple):

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
 from erniekit.config.choices import PER_TOKEN
-from erniekit.data.encode.document import IGNORE
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.branches import BranchAttention
 from erniekit.models.decoder import DecoderOutput
 from erniekit.models.ernie import ErnieModel
 from erniekit.moe.router import NO_ROUTER_LOSSES, RouterLossFlags
+from erniekit.objectives.device_batch import DeviceBatch, answer_tokens, upload_batch
 from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import PER, RowPairs
 from erniekit.objectives.preference import PairLogps, PreferenceSettings, preference_loss
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
-from erniekit.objectives.sft import NO_ROUTER_LOSS, loss_positions, row_inputs
+from erniekit.objectives.sft import NO_ROUTER_LOSS
 from erniekit.objectives.totals import StepTotals, count_pairs
+from erniekit.upload import Upload
 
 # A row of D pairs -> float32 [2 D] log-probabilities of chosen and rejected answers in turn, without graph.
-Reference = Callable[[PackedBatch], Tensor]
+Reference = Callable[[DeviceBatch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,33 @@ class DpoOutput:
     pairs: RowPairs
 
 
+def upload_pairs(model: ErnieModel, batch: PackedBatch, upload: Upload = paddle.to_tensor) -> DeviceBatch:
+    """Copy a row of pairs to the device, for models of the same architecture and parallel degrees as `model`."""
+    attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads)
+    return upload_batch(model, batch, attend, upload)
+
+
 def branch_logps(
-    model: ErnieModel, batch: PackedBatch, chunk_tokens: int, loss_flags: RouterLossFlags = NO_ROUTER_LOSSES
+    model: ErnieModel,
+    batch: PackedBatch | DeviceBatch,
+    chunk_tokens: int,
+    loss_flags: RouterLossFlags = NO_ROUTER_LOSSES,
 ) -> tuple[Tensor, DecoderOutput]:
     """Log-probabilities of the answers of a row, float32 [2 D] (chosen, rejected, chosen, ...), and the model's output.
 
     A log-probability is summed over the labelled positions of its branch. With context parallelism the sum covers all
     processes, and the output the span of this process.
     """
-    attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads)
-    output = model(row_inputs(batch), attend=attend, loss_flags=loss_flags)
-    positions, labels = loss_positions(model, batch)
-    hidden = paddle.index_select(output.hidden, positions)
-    logps = chunked_log_probs(hidden, model.output_weight, labels, chunk_tokens)
-    tokens = answer_tokens(batch, *model.sharding.span(len(batch.labels)))
+    if isinstance(batch, PackedBatch):
+        batch = upload_pairs(model, batch)
+    output = model(batch.row, loss_flags=loss_flags)
+    hidden = paddle.index_select(output.hidden, batch.positions)
+    logps = chunked_log_probs(hidden, model.output_weight, batch.labels, chunk_tokens)
+    tokens = answer_tokens(batch.batch, *model.sharding.span(len(batch.batch.labels)))
     if not len(tokens):
         return logps, output  # no pair, no label: empty, with the graph that a filler needs
     sums = paddle.stack([part.sum() for part in paddle.split(logps, tokens.tolist())])
     return model.sharding.total(sums), output
-
-
-def answer_tokens(batch: PackedBatch, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Number of loss tokens of each branch, int64 [2 D] (chosen, rejected, chosen, ...).
-
-    Counts positions from `start` up to `stop` (None: the end of the row). Shared prompts have no loss tokens.
-    """
-    ends = (
-        np.stack([batch.branches[:, 1], batch.cu_seqlens[1:]], 1) if len(batch.branches) else batch.branches
-    )
-    found = start + np.flatnonzero(batch.labels[start:stop] != IGNORE)
-    return np.diff(np.searchsorted(found, ends.reshape(-1)), prepend=0)
 
 
 class DpoObjective:
@@ -100,19 +97,25 @@ class DpoObjective:
         self.sft_weight = sft_weight
         self.router_weights = router_weights
 
-    def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> DpoOutput:
+    def upload(self, batch: PackedBatch, upload: Upload = paddle.to_tensor) -> DeviceBatch:
+        """Copy a row to the device, for policy and reference."""
+        return upload_pairs(self.model, batch, upload)
+
+    def __call__(self, batch: PackedBatch | DeviceBatch, totals: StepTotals | None = None) -> DpoOutput:
         """`totals` of the step of the row. None (evaluation): the row is its own step, without router losses."""
+        if isinstance(batch, PackedBatch):
+            batch = self.upload(batch)
         loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
         reference = self.reference(batch) if self.reference is not None else None
         logps, output = branch_logps(self.model, batch, self.chunk_tokens, loss_flags)
-        tokens = answer_tokens(batch)
-        pairs, chosen_tokens = count_pairs([batch]).tolist()
+        num_tokens = int(answer_tokens(batch.batch).sum())
+        pairs, chosen_tokens = count_pairs([batch.batch]).tolist()
         step_pairs, step_chosen = pairs, chosen_tokens
         if totals is not None:
             step_pairs, step_chosen = totals.pairs, totals.chosen_tokens
         if pairs:
             summed = _pair_logps(logps, reference)
-            used = self._used(summed, tokens)
+            used = self._used(summed, batch.answer_tokens)
             losses = preference_loss(used, self.settings)
             total = losses.sum() / step_pairs
             if self.sft_weight:
@@ -129,16 +132,15 @@ class DpoObjective:
             added = router_loss(sums, self.router_weights, totals)
             total = total if added is None else total + added
             routing = row_routing(self.model, output.routers, sums)
-        counts = {"pairs": pairs, "chosen_tokens": chosen_tokens, "answer_tokens": int(tokens.sum())}
+        counts = {"pairs": pairs, "chosen_tokens": chosen_tokens, "answer_tokens": num_tokens}
         row = RowPairs(figures, counts)
-        return DpoOutput(total, loss_sum, int(tokens.sum()), routing, row if counted else row.nothing())
+        return DpoOutput(total, loss_sum, num_tokens, routing, row if counted else row.nothing())
 
-    def _used(self, summed: PairLogps, tokens: np.ndarray) -> PairLogps:
-        """The log-probabilities that the loss takes: sums over tokens, or means."""
+    def _used(self, summed: PairLogps, tokens: Tensor) -> PairLogps:
+        """The log-probabilities that the loss takes: sums over tokens, or means. `tokens` [D, 2]."""
         if not (self.settings.length_normalize or self.settings.loss in PER_TOKEN):
             return summed
-        counts = paddle.to_tensor(tokens.astype(np.float32)).reshape([-1, 2])
-        return summed.per_token(counts[:, 0], counts[:, 1])
+        return summed.per_token(tokens[:, 0], tokens[:, 1])
 
     @property
     def _names(self) -> list[str]:

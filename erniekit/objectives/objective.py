@@ -7,9 +7,11 @@ from typing import Protocol
 import paddle
 
 from erniekit.data.load.batch import PackedBatch
+from erniekit.objectives.device_batch import DeviceBatch
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import StepTotals
+from erniekit.upload import Upload
 
 
 class ObjectiveOutput(Protocol):
@@ -39,5 +41,9 @@ class ObjectiveOutput(Protocol):
 class Objective(Protocol):
     """The loss of a row: `erniekit.objectives.sft.SftObjective` or `erniekit.objectives.dpo.DpoObjective`."""
 
-    def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> ObjectiveOutput:
-        """totals: of the row's step; None in evaluation, which reads `loss_sum` and `pairs` only."""
+    def upload(self, batch: PackedBatch, upload: Upload) -> DeviceBatch:
+        """Copy a row to the device."""
+
+    def __call__(self, batch: PackedBatch | DeviceBatch, totals: StepTotals | None = None) -> ObjectiveOutput:
+        """batch: uploaded first unless it is on the device; totals: of the row's step, None in evaluation, which reads
+        `loss_sum` and `pairs` only."""

@@ -83,8 +83,11 @@ def router_loss(sums: RouterSums, weights: RouterWeights, totals: StepTotals) ->
     parts = []
     for stacked, weight in ((sums.balance, weights.balance), (sums.z, weights.z)):
         if stacked is not None:
-            factors = [weight / max(1, tokens) for tokens in totals.modality_tokens[: stacked.shape[1]]]
-            parts.append((stacked.sum(0) * paddle.to_tensor(factors, dtype=stacked.dtype)).sum())
+            by_modality = stacked.sum(0).unbind()
+            parts += [
+                total * (weight / max(1, tokens))
+                for total, tokens in zip(by_modality, totals.modality_tokens, strict=False)
+            ]
     return sum(parts[1:], parts[0]) if parts else None
 
 

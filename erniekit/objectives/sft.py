@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
 from erniekit.config.choices import Normalization
-from erniekit.data.encode.document import IGNORE
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.row import RowInputs
 from erniekit.moe.router import NO_ROUTER_LOSSES
+from erniekit.objectives.device_batch import DeviceBatch, upload_batch
 from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
-from erniekit.objectives.totals import StepTotals, is_filler
+from erniekit.objectives.totals import StepTotals
+from erniekit.upload import Upload
 
 NO_ROUTER_LOSS = RouterWeights()
 
@@ -36,28 +35,6 @@ class SftOutput:
     num_loss_tokens: int
     routing: RowRouting | None
     pairs: RowPairs | None = None
-
-
-def row_inputs(batch: PackedBatch) -> RowInputs:
-    """The part of a packed batch that the model reads."""
-    return RowInputs(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        modality=batch.modality,
-        cu_seqlens=batch.cu_seqlens,
-        patches=batch.patches,
-        grid_thw=batch.grid_thw,
-        media_positions=batch.media_positions,
-        valid=not is_filler(batch),
-    )
-
-
-def loss_positions(model: ErnieModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Positions of loss tokens in the model's hidden states of a row, and their labels, int64 [n] each."""
-    start, stop = model.sharding.span(len(batch.labels))
-    labels = batch.labels[start:stop]
-    positions = np.flatnonzero(labels != IGNORE)
-    return paddle.to_tensor(positions), paddle.to_tensor(labels[positions])
 
 
 class SftObjective:
@@ -80,15 +57,21 @@ class SftObjective:
         self.normalization = normalization
         self.router_weights = router_weights
 
-    def __call__(self, batch: PackedBatch, totals: StepTotals | None = None) -> SftOutput:
+    def upload(self, batch: PackedBatch, upload: Upload = paddle.to_tensor) -> DeviceBatch:
+        """Copy a row to the device."""
+        return upload_batch(self.model, batch, upload=upload)
+
+    def __call__(self, batch: PackedBatch | DeviceBatch, totals: StepTotals | None = None) -> SftOutput:
         """The head runs over loss tokens only, `chunk_tokens` at a time.
 
         `totals` of the step of the row. None (evaluation): `total` is `loss_sum`, without router losses.
         """
+        if isinstance(batch, PackedBatch):
+            batch = self.upload(batch)
         loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
-        output = self.model(row_inputs(batch), loss_flags=loss_flags)
-        positions, labels = loss_positions(self.model, batch)
-        hidden = paddle.index_select(output.hidden, positions)
+        output = self.model(batch.row, loss_flags=loss_flags)
+        labels = batch.labels
+        hidden = paddle.index_select(output.hidden, batch.positions)
         loss = chunked_cross_entropy(hidden, self.model.output_weight, labels, self.chunk_tokens)
         if totals is None:
             return SftOutput(loss, loss, len(labels), None)

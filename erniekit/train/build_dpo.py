@@ -95,7 +95,7 @@ def build_reference(
         return None
 
     @cache
-    def load_reference() -> Reference:
+    def load_reference() -> ReferenceModel:
         if config.lora.enabled and config.dpo.reference != "copy" and not caches_reference_with_copy(config):
             return AdapterDisabledReference(model, config.loss.chunk_tokens, Path(config.model.path))
         log(f"reference: loading a frozen copy of {config.model.path}")

@@ -31,7 +31,8 @@ from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import LoraLinear
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_vocab_tensor
-from erniekit.objectives.dpo import Reference, branch_logps
+from erniekit.objectives.device_batch import DeviceBatch
+from erniekit.objectives.dpo import branch_logps
 
 # (pairs done, all pairs) of one source
 OnProgress = Callable[[int, int], None]
@@ -45,7 +46,7 @@ class ReferenceModel:
         self.model = model
         self.chunk_tokens = chunk_tokens
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
+    def __call__(self, batch: PackedBatch | DeviceBatch) -> Tensor:
         training = self.model.training
         self.model.eval()
         try:
@@ -75,7 +76,7 @@ class AdapterDisabledReference(ReferenceModel):
             assign(value, read_rows(index[name], rows), index[name].dtype)
             self._whole.append((parameter, value))
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
+    def __call__(self, batch: PackedBatch | DeviceBatch) -> Tensor:
         with self._base_weights():
             return super().__call__(batch)
 
@@ -100,16 +101,17 @@ def _assign(values: Iterable[tuple[Tensor, Tensor]]) -> None:
             paddle.assign(value, output=parameter)
 
 
-def cached_reference(batch: PackedBatch) -> Tensor:
+def cached_reference(batch: DeviceBatch) -> Tensor:
     """A `Reference` that reads the log-probabilities in the batch. Raises DataError where one is missing."""
-    if not batch.sample_ids:
+    names, values = batch.batch.sample_ids, batch.batch.reference
+    if not names:
         return paddle.zeros([0], "float32")
-    if batch.reference is None or np.isnan(batch.reference).any():
+    if batch.reference is None or values is None or np.isnan(values).any():
         raise DataError(
-            f"the log-probabilities of the reference are missing for some of {', '.join(batch.sample_ids[:8])} (their "
-            "images could not be read when they were computed): start the run again"
+            f"the log-probabilities of the reference are missing for some of {', '.join(names[:8])} (their images "
+            "could not be read when they were computed): start the run again"
         )
-    return paddle.to_tensor(batch.reference.reshape(-1))
+    return batch.reference
 
 
 def model_key(directory: str | Path, dtype: str, vocab_size: int) -> str:
@@ -128,7 +130,7 @@ def model_key(directory: str | Path, dtype: str, vocab_size: int) -> str:
 def cache_references(
     dataset: Dataset,
     key: str,
-    make_reference: Callable[[], Reference],
+    make_reference: Callable[[], ReferenceModel],
     *,
     max_length: int,
     workers: int,
@@ -158,7 +160,7 @@ def cache_references(
 def _fill(
     file: ReferenceFile,
     store: DocumentStore,
-    reference: Callable[[], Reference],
+    reference: Callable[[], ReferenceModel],
     pool: Workers,
     budget: ErrorBudget,
     max_length: int,

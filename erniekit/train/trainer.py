@@ -28,6 +28,7 @@ from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.train.metrics import StepMetrics
 from erniekit.train.progress import TrainerProgress
+from erniekit.upload import AsyncUpload
 
 _NAMED_SAMPLES = 8
 _MAX_EMPTY_STEPS = 1000
@@ -42,6 +43,9 @@ class RowSource(Protocol):
 
     def next_row(self) -> PackedBatch:
         """The next row; a new epoch begins by itself. Raises DataError."""
+
+    def prefetch(self) -> None:
+        """Read the next row ahead of `next_row`, which returns it or raises what went wrong."""
 
 
 class Hook:
@@ -170,11 +174,17 @@ class Trainer:
         batches, num_rows, totals = self._next_batches()
         data_seconds = time.perf_counter() - start
 
-        results = [self._forward_backward(batches, index, totals) for index in range(len(batches))]
-        # The host waits for the device here for the first time in the step.
+        results = self._forward_backward(batches, totals)
+        data_seconds += self._prefetch()
+        # The host waits for the device here for the first time in the step, and reads all figures of the rows.
         losses = [float(result.loss_sum.item()) for result in results]
         routings = [result.routing for result in results if result.routing is not None]
+        pairs = [result.pairs for result in results if result.pairs is not None]
         expert_counts = self._all_reduce(_sum_by_name(routing.expert_counts() for routing in routings))
+        sums = {"loss": math.fsum(losses), "flops": self._flops(batches)}
+        sums |= _sum_by_name(routing.router_sums() for routing in routings)
+        sums = {name: float(value) for name, value in self._all_reduce(sums).items()}
+        pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
 
         if self.reducer is not None:
             self.reducer.reduce()
@@ -193,11 +203,6 @@ class Trainer:
         for hook in self.hooks:
             router_losses |= hook.after_optimizer_step(self.optimizer, learning_rate, expert_counts)
 
-        sums = {"loss": math.fsum(losses), "flops": self._flops(batches)}
-        sums |= _sum_by_name(routing.router_sums() for routing in routings)
-        sums = {name: float(value) for name, value in self._all_reduce(sums).items()}
-        pairs = [result.pairs for result in results if result.pairs is not None]
-        pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
         num_tokens = sum(totals.modality_tokens)
         self.progress.step += 1
         self.progress.rows += num_rows
@@ -243,6 +248,13 @@ class Trainer:
             batches.append(self.rows.next_row())
         return batches
 
+    def _prefetch(self) -> float:
+        """Read the first row of the next step while the device computes; returns the seconds that took."""
+        start = time.perf_counter()
+        if self.progress.step + 1 < self.settings.total_steps and not self.rows.is_over:
+            self.rows.prefetch()
+        return time.perf_counter() - start
+
     def _count(self, batches: Sequence[PackedBatch]) -> tuple[int, StepTotals]:
         """The number of rows of the step and their totals over all processes.
 
@@ -275,22 +287,31 @@ class Trainer:
             return 0.0
         return sum(self.count_flops(batch) for batch in self._counted(batches) if not is_filler(batch))
 
-    def _forward_backward(self, batches: Sequence[PackedBatch], index: int, totals: StepTotals) -> _RowResult:
-        """Loss and gradients of one row of this process."""
+    def _forward_backward(self, batches: Sequence[PackedBatch], totals: StepTotals) -> list[_RowResult]:
+        """Losses and gradients of the rows of this process. On a GPU the device computes behind the host, which uploads
+        the next row meanwhile."""
         rank, part = (self.dist.rank, self.dist.part) if self.dist is not None else (0, 0)
-        seed_row(self.settings.seed, self.progress.rows + rank * len(batches) + index, part)
-        output = self.objective(batches[index], totals)
-        if self.reducer is not None:
-            self.reducer.begin_row(self.optimizer, last=index + 1 == len(batches))
-        try:
-            output.total.backward()
-        except OSError as error:
-            raise original_error(error) from None
-        if self.reducer is not None:
-            self.reducer.end_row()
-        elif len(batches) > 1:
-            self.optimizer.collect_gradients()
-        return _RowResult(output.loss_sum.detach(), output.routing, output.pairs)
+        upload = AsyncUpload()
+        results: list[_RowResult] = []
+        row = self.objective.upload(batches[0], upload)
+        for index in range(len(batches)):
+            is_last = index + 1 == len(batches)
+            seed_row(self.settings.seed, self.progress.rows + rank * len(batches) + index, part)
+            output = self.objective(row, totals)
+            if not is_last:
+                row = self.objective.upload(batches[index + 1], upload)
+            if self.reducer is not None:
+                self.reducer.begin_row(self.optimizer, last=is_last)
+            try:
+                output.total.backward()
+            except OSError as error:
+                raise original_error(error) from None
+            if self.reducer is not None:
+                self.reducer.end_row()
+            elif len(batches) > 1:
+                self.optimizer.collect_gradients()
+            results.append(_RowResult(output.loss_sum.detach(), output.routing, output.pairs, upload))
+        return results
 
     def _all_reduce(self, values: dict[str, Any]) -> dict[str, Any]:
         """Numbers or arrays of one dtype, summed over all processes in one all-reduce."""
@@ -322,11 +343,13 @@ class Trainer:
 
 
 class _RowResult(NamedTuple):
-    """The output of an objective without the graph."""
+    """The output of an objective without the graph, and the upload of the row: its memory is in use until the host has
+    read the output."""
 
     loss_sum: paddle.Tensor
     routing: RowRouting | None
     pairs: RowPairs | None
+    upload: AsyncUpload
 
 
 def seed_row(seed: int, row: int, part: int = 0) -> None:

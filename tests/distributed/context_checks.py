@@ -103,7 +103,7 @@ def row_checks(world: int) -> dict[str, Any]:
                 _check(mesh, model, sft, row, f"{name}, recomputed")
                 model.model.run = DirectLayers()
         preference = PreferenceSettings(beta=0.3)
-        reference = lambda row: paddle.linspace(-9, -3, 2 * len(row.branches))  # noqa: E731
+        reference = lambda row: paddle.linspace(-9, -3, 2 * len(row.batch.branches))  # noqa: E731
         dpo = DpoObjective(model, preference, reference, 4, sft_weight=0.5, router_weights=WEIGHTS)
         for pairs, share in ((1, True), (3, True), (3, False)):
             row = pair_row(make_answers(pairs, seed=pairs, pictures=True), share=share)

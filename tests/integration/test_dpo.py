@@ -286,7 +286,7 @@ def test_pairs_that_were_not_computed_are_an_error(tmp_path: Path, model: Path, 
     run = Run(tmp_path, model, pairs)
     row = next(run.rows())
     with pytest.raises(DataError, match="start the run again"):
-        cached_reference(row)
+        cached_reference(run.objective().upload(row))
 
 
 @pytest.mark.parametrize("loss", ["simpo", "orpo"])

@@ -21,7 +21,7 @@ from erniekit.generation.load import find_model
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec
-from erniekit.objectives.sft import row_inputs
+from erniekit.objectives.device_batch import row_inputs
 from erniekit.train.run import run_training
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close, relative_difference

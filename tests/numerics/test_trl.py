@@ -21,7 +21,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 from erniekit.config.choices import PER_TOKEN, REFERENCE_FREE, DpoLoss
-from erniekit.objectives.dpo import DpoObjective, answer_tokens, branch_logps
+from erniekit.objectives.device_batch import answer_tokens
+from erniekit.objectives.dpo import DpoObjective, branch_logps
 from erniekit.objectives.preference import (
     PairLogps,
     PreferenceSettings,

@@ -33,6 +33,7 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.rope import decoder_rotation
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
+from erniekit.objectives.device_batch import row_inputs
 from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
@@ -218,7 +219,7 @@ def print_shares(model: ErnieModel, batch: PackedBatch, chunk: int, count: int) 
     index = ModalityIndex(batch.modality)
     loss_rows = trained(paddle.randn([batch.num_loss_tokens, hidden]))
     labels = paddle.to_tensor(batch.labels[batch.labels != -100])
-    rotation = decoder_rotation(paddle.to_tensor(batch.position_ids), model.config)
+    rotation = decoder_rotation(batch.position_ids, model.config)
     attend = DocumentAttention(batch.cu_seqlens, causal=True, heads=model.config.num_attention_heads)
     mixtures = [layer.mlp for layer in layers if isinstance(layer.mlp, MoeLayer)]
     named = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
@@ -242,7 +243,8 @@ def print_shares(model: ErnieModel, batch: PackedBatch, chunk: int, count: int) 
         "optimizer": lambda: update(optimizer),
     }
     if len(batch.grid_thw):
-        parts["vision"] = lambda: model.vision_features(batch.patches, batch.grid_thw).sum().backward()
+        patches = model.upload(row_inputs(batch)).patches
+        parts["vision"] = lambda: model.vision_features(patches).sum().backward()
     times = take_turns(parts, count)
     whole = times.pop("whole step")
     times["all else"] = whole - sum(times.values())

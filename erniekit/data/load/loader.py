@@ -15,7 +15,7 @@ from erniekit.data.load.packing import spread
 from erniekit.data.load.rows import NEW_RUN, PlannedRow, PlannedRows, State
 from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
-from erniekit.errors import DataError
+from erniekit.errors import DataError, ErnieKitError
 
 # Consecutive rows without anything decodable: more than a few broken images.
 _EMPTY_ROWS = 1000
@@ -72,6 +72,7 @@ class RowLoader:
         self._rows_per_step, self._epochs, self._rank, self._ranks = rows_per_step, epochs, rank, ranks
         self._is_shared = source.ranks > 1
         self._stream: Generator[tuple[_Row, Decoded]] | None = None
+        self._ahead: tuple[PackedBatch, State] | ErnieKitError | None = None
 
     @property
     def epoch(self) -> int:
@@ -90,17 +91,34 @@ class RowLoader:
 
     def next_row(self) -> PackedBatch:
         """The row at `state`, and moves on. Raises SampleError or DataError as `budget` says."""
+        self.prefetch()
+        found, self._ahead = self._ahead, None
+        assert found is not None
+        if isinstance(found, ErnieKitError):
+            raise found
+        batch, self.state = found
+        return batch
+
+    def prefetch(self) -> None:
+        """Reads the row that `next_row` returns. What goes wrong is raised there, and `state` does not move."""
+        if self._ahead is None:
+            try:
+                self._ahead = self._read()
+            except ErnieKitError as error:
+                self._ahead = error
+
+    def _read(self) -> tuple[PackedBatch, State]:
+        """The next row, and where the one after it stands."""
         for _ in range(_EMPTY_ROWS):
             if self._stream is None:
                 rows = self._own(self.source.rows(self.state))
                 self._stream = self._workers.decode(rows, lambda row: row.documents)
             row, decoded = next(self._stream)
             batch = self._account(row.documents, decoded)
-            self.state = row.after
             if batch is not None:
-                return batch
+                return batch, row.after
             if self._ranks > 1 and not self._is_shared:
-                return filler()
+                return filler(), row.after
         raise DataError(
             f"none of the last {_EMPTY_ROWS} rows has a sample that can be used ({self.budget.by_reason()})"
         )
@@ -145,6 +163,7 @@ class RowLoader:
 
     def close(self) -> None:
         """Stops the workers. The next row, if asked for, starts them anew."""
+        self._ahead = None
         if self._stream is not None:
             self._stream.close()
             self._stream = None

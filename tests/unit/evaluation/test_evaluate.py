@@ -25,7 +25,7 @@ from erniekit.generation.generate import Generated, Generator
 from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
 from erniekit.models.ernie import ErnieModel
-from erniekit.objectives.sft import row_inputs
+from erniekit.objectives.device_batch import row_inputs
 from tests.closeness import MODEL, assert_close
 from tests.unit.data.helpers import data_uri, encoded, noise
 from tests.unit.generation.helpers import all_logits, make_model, write_chats

@@ -13,12 +13,12 @@ from erniekit.data.load.batch import PackedBatch
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
+from erniekit.objectives.device_batch import DeviceBatch, row_inputs
 from erniekit.objectives.dpo import DpoObjective, branch_logps
 from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
-from erniekit.objectives.sft import row_inputs
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.unit.models.test_config import DENSE
@@ -44,8 +44,8 @@ def totals_of(rows: list[PackedBatch]) -> StepTotals:
 def reference_of(seed: int) -> Any:
     """Log-probabilities that depend on the pair's tokens alone."""
 
-    def reference(batch: PackedBatch) -> paddle.Tensor:
-        values = []
+    def reference(row: PackedBatch | DeviceBatch) -> paddle.Tensor:
+        batch, values = row.batch if isinstance(row, DeviceBatch) else row, []
         for end, (chosen, rejected) in zip(batch.cu_seqlens[1:], batch.branches, strict=True):
             for first, last in ((chosen, rejected), (rejected, end)):
                 labels = batch.labels[first:last]
@@ -187,7 +187,7 @@ def test_a_filler_adds_nothing_and_has_gradients() -> None:
     model = make_model()
     row = pair_row(make_answers(2, seed=1), share=True)
     objective = DpoObjective(
-        model, PreferenceSettings(), lambda batch: paddle.zeros([2 * len(batch.branches)])
+        model, PreferenceSettings(), lambda row: paddle.zeros([2 * len(row.batch.branches)])
     )
     full = objective(row, totals_of([row, filler()]))
     empty = objective(filler(), totals_of([row, filler()]))

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,17 @@ class Rows:
         self.drawn += 1
         return self.rows[(self.drawn - 1) % len(self.rows)]
 
+    def prefetch(self) -> None:
+        """Nothing: the rows are in memory."""
+
 
 class Model(nn.Layer):
     def __init__(self) -> None:
         super().__init__()
         self.weight = self.create_parameter([1, 1], default_initializer=nn.initializer.Constant(1.0))
+
+    def upload(self, row: Any, upload: Any) -> Any:
+        return row
 
     def values(self, row: Any) -> paddle.Tensor:
         return nn.functional.dropout(paddle.to_tensor(row.values), 0.5, training=self.training)
@@ -110,6 +116,20 @@ class Model(nn.Layer):
 class Plain(Model):
     def values(self, row: Any) -> paddle.Tensor:
         return paddle.to_tensor(np.array(row.values, np.float32))
+
+
+class Before:
+    """An objective that calls a function with the totals before each row."""
+
+    def __init__(self, objective: Any, function: Callable[[StepTotals | None], None]) -> None:
+        self.objective, self.function = objective, function
+
+    def upload(self, row: Any, upload: Any) -> Any:
+        return row
+
+    def __call__(self, row: Any, totals: StepTotals | None = None) -> Any:
+        self.function(totals)
+        return self.objective(row, totals)
 
 
 class Log:
@@ -285,14 +305,12 @@ def test_the_last_step_is_saved_and_evaluated_once() -> None:
 
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
     trainer, _, saved = make(Plain(), evaluate=lambda step: pytest.fail("no evaluation after an interrupt"))
-    objective = trainer.objective
 
-    def interrupted(row: Any, totals: StepTotals | None = None) -> Any:
+    def interrupt(totals: StepTotals | None) -> None:
         if trainer.progress.step == 1 and guard.requested is None:
             os.kill(os.getpid(), signal.SIGTERM)
-        return objective(row, totals)
 
-    trainer.objective = interrupted
+    trainer.objective = Before(trainer.objective, interrupt)
     with InterruptGuard() as guard:
         trainer.train(guard)
     assert trainer.progress.step == 2
@@ -304,12 +322,12 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
 def test_a_second_signal_stops_within_the_step_and_saves_nothing() -> None:
     trainer, log, saved = make(Plain())
 
-    def interrupted(row: Any, totals: StepTotals | None = None) -> Any:
+    def interrupt(totals: StepTotals | None) -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second signal must stop here")
 
-    trainer.objective = interrupted
+    trainer.objective = Before(trainer.objective, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(trainer)
     assert saved == []

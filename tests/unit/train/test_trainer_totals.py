@@ -9,13 +9,13 @@ from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.trainer import Hook
-from tests.unit.train.test_trainer import ROWS, Plain, Row, make, run
+from tests.unit.train.test_trainer import ROWS, Before, Plain, Row, make, run
 
 
 def test_totals_of_the_step_are_known_to_every_row() -> None:
     trainer, _, _ = make(Plain(), rows_per_step=3)
-    objective, seen = trainer.objective, []
-    trainer.objective = lambda row, totals=None: (seen.append(totals), objective(row, totals))[1]
+    seen: list[StepTotals | None] = []
+    trainer.objective = Before(trainer.objective, seen.append)
     metrics = trainer.train_step()
     assert seen == [StepTotals(loss_tokens=6, positions=24, modality_tokens=(6, 6))] * 3
     assert metrics.modality_tokens == {"text": 6, "vision": 6}
