@@ -1,0 +1,182 @@
+"""Products of rows that are sorted by expert with one matrix per expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, _C_ops
+
+
+class ExpertRows:
+    """Where the rows of each expert are, among `size` rows that are sorted by expert.
+
+    offsets: int32 [E + 1] on the device. counts: the number of rows of each expert, if the host knows them; otherwise
+    asking for them waits for the device.
+    """
+
+    def __init__(self, offsets: Tensor, size: int, counts: Sequence[int] | None = None) -> None:
+        self.offsets, self.size = offsets, size
+        if counts is not None:
+            self.counts = list(counts)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """The number of rows of each expert, on the host."""
+        return np.diff(self.offsets.numpy()).tolist()
+
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> ExpertRows:
+        """Rows of which the host knows the counts."""
+        return cls(paddle.to_tensor(np.cumsum([0, *counts]).astype(np.int32)), sum(counts), counts)
+
+
+class LowRank(NamedTuple):
+    """A term of low rank that a product adds: rows [n, parts * r] and a matrix of each expert.
+
+    In `GroupedProducts.gemm` the matrices are [E, N, r], and the columns of each of the `parts` equal parts of N use r
+    columns of the rows. In `dx` they are [E, parts * r, K].
+    """
+
+    rows: Tensor
+    matrices: Tensor
+
+
+class GroupedProducts(Protocol):
+    """The grouped products of one form. x [n, K] and dy [n, N] are sorted by expert, weight is [E, N, K].
+
+    Sums are float32. The rows of an expert may be none.
+    """
+
+    def gemm(self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
+        """x_e weight_e^T, and the term of low rank -> [n, N]."""
+        ...
+
+    def dx(self, dy: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
+        """dy_e weight_e, and the term of low rank -> [n, K]."""
+        ...
+
+    def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows) -> Tensor:
+        """dy_e^T x_e -> [E, N, K], in the dtype of x; zeros for an expert without rows."""
+        ...
+
+    def gate_up(
+        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """h = `gemm` -> [n, 2F], and silu(h[:, :F]) * h[:, F:] -> [n, F]."""
+        ...
+
+    def down_dx(
+        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of h [n, 2F] if `dx` is the gradient of silu(gate) * up, and silu(gate) * up [n, F]."""
+        ...
+
+
+class PlainProducts:
+    """A loop over experts: the reference, and the form for CPUs, which have no grouped product."""
+
+    def gemm(self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
+        parts = [
+            paddle.matmul(part, matrix, transpose_y=True)
+            for part, matrix in zip(_split(x, rows), _active(weight, rows), strict=True)
+        ]
+        if low_rank is not None:
+            parts = [
+                part.add_(_low_rank(part_rows, matrix))
+                for part, part_rows, matrix in zip(
+                    parts, _split(low_rank.rows, rows), _active(low_rank.matrices, rows), strict=True
+                )
+            ]
+        return _concat(parts, x, weight.shape[1])
+
+    def dx(self, dy: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
+        parts = list(self._dx_parts(dy, weight, rows, low_rank))
+        return _concat(parts, dy, weight.shape[2])
+
+    def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows) -> Tensor:
+        products = [
+            paddle.matmul(left, right, transpose_x=True)
+            for left, right in zip(_split(dy, rows), _split(x, rows), strict=True)
+        ]
+        if len(products) == len(rows.counts):
+            return paddle.stack(products)
+        empty = paddle.zeros([dy.shape[1], x.shape[1]], x.dtype)
+        remaining = iter(products)
+        return paddle.stack([next(remaining) if count else empty for count in rows.counts])
+
+    def gate_up(
+        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+    ) -> tuple[Tensor, Tensor]:
+        h = self.gemm(x, weight, rows, low_rank)
+        gate, up = paddle.split(h, 2, axis=1)
+        return h, F.silu(gate) * up
+
+    def down_dx(
+        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+    ) -> tuple[Tensor, Tensor]:
+        gradients, activations = [], []
+        products = self._dx_parts(dy, weight, rows, low_rank)
+        # An expert at a time, while its rows are in the cache.
+        for da, part in zip(products, _split(h, rows), strict=True):
+            gate, up = paddle.split(part, 2, axis=1)
+            silu = F.silu(gate)
+            d_gate = _C_ops.silu_grad(gate, silu, da * up)
+            gradients.append(paddle.concat([d_gate, da * silu], axis=1))
+            activations.append(silu.multiply_(up))
+        return _concat(gradients, dy, h.shape[1]), _concat(activations, dy, weight.shape[2])
+
+    def _dx_parts(
+        self, dy: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None
+    ) -> Iterator[Tensor]:
+        terms = None
+        if low_rank is not None:
+            terms = zip(_split(low_rank.rows, rows), _active(low_rank.matrices, rows), strict=True)
+        for part, matrix in zip(_split(dy, rows), _active(weight, rows), strict=True):
+            product = paddle.matmul(part, matrix)
+            if terms is not None:
+                product.add_(paddle.matmul(*next(terms)))
+            yield product
+
+
+def products() -> GroupedProducts:
+    """The grouped products of the form that this process uses."""
+    return PlainProducts()
+
+
+def _split(x: Tensor, rows: ExpertRows) -> list[Tensor]:
+    """The rows of each expert that has some."""
+    counts = [count for count in rows.counts if count]
+    if not counts:
+        return []
+    return [x] if len(counts) == 1 else paddle.split(x, counts)
+
+
+def _active(weight: Tensor, rows: ExpertRows) -> Iterator[Tensor]:
+    """The matrices [N, K] of the experts that have rows."""
+    active = [number for number, count in enumerate(rows.counts) if count]
+    if not weight.place.is_cpu_place():
+        return (weight[number] for number in active)
+    # Paddle copies a slice on CPU; this is a view of the same memory.
+    memory = np.from_dlpack(weight.detach())
+    return (paddle.utils.dlpack.from_dlpack(memory[number]) for number in active)
+
+
+def _low_rank(rows: Tensor, matrix: Tensor) -> Tensor:
+    """[m, parts * r] and [N, r] -> [m, N]; the columns of each part of N use their r columns of the rows."""
+    rank = matrix.shape[1]
+    parts = rows.shape[1] // rank
+    if parts == 1:
+        return paddle.matmul(rows, matrix, transpose_y=True)
+    pairs = zip(paddle.split(rows, parts, axis=1), paddle.split(matrix, parts), strict=True)
+    return paddle.concat([paddle.matmul(row, part, transpose_y=True) for row, part in pairs], axis=1)
+
+
+def _concat(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
+    if not parts:
+        return paddle.zeros([0, width], like.dtype)
+    return parts[0] if len(parts) == 1 else paddle.concat(parts)

@@ -1,0 +1,161 @@
+"""The MLP of all experts at once: rows sorted by expert through gate and up, SwiGLU and down."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from erniekit.kernels.grouped_gemm import ExpertRows, LowRank, products
+
+
+class ExpertWeight(NamedTuple):
+    """One matrix of each expert [E, N, K], and its adapters.
+
+    With lora_a [E, parts * r, K] and lora_b [E, N, r], the matrix of an expert is W + scaling * B A, where each of the
+    `parts` equal parts of its rows (gate and up) has its own r rows of A. dropout: of the input of the adapters.
+    """
+
+    weight: Tensor
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+    scaling: float = 1.0
+    dropout: float = 0.0
+
+
+def grouped_mlp(x: Tensor, gate_up: ExpertWeight, down: ExpertWeight, rows: ExpertRows) -> Tensor:
+    """down(silu(gate(x)) * up(x)) with the matrices of each row's expert.
+
+    x [n, H], sorted by expert; gate_up [E, 2F, H], gates first; down [E, H, F] -> [n, H].
+    """
+    if gate_up.dropout or down.dropout:
+        # Dropout between the matrix and its adapter: each product is a step of autograd.
+        gate, up = paddle.split(grouped_linear(x, gate_up, rows), 2, axis=1)
+        return grouped_linear(F.silu(gate) * up, down, rows)
+    tensors = [gate_up.weight, gate_up.lora_a, gate_up.lora_b, down.weight, down.lora_a, down.lora_b]
+    return _GroupedMlp.apply(x, *tensors, rows, gate_up.scaling, down.scaling)
+
+
+def grouped_linear(x: Tensor, weight: ExpertWeight, rows: ExpertRows) -> Tensor:
+    """x [n, K], sorted by expert, times the matrix of each row's expert -> [n, N]."""
+    output = _GroupedLinear.apply(x, weight.weight, rows)
+    if weight.lora_a is None or weight.lora_b is None:
+        return output
+    inner = F.dropout(x, weight.dropout) if weight.dropout else x
+    low = _GroupedLinear.apply(inner, weight.lora_a, rows) * weight.scaling
+    experts, width, rank = weight.lora_b.shape
+    parts = low.shape[1] // rank
+    if parts == 1:
+        return output + _GroupedLinear.apply(low, weight.lora_b, rows)
+    halves = weight.lora_b.reshape([experts, parts, width // parts, rank]).unbind(1)
+    terms = [
+        _GroupedLinear.apply(part, half, rows)
+        for part, half in zip(paddle.split(low, parts, axis=1), halves, strict=True)
+    ]
+    return output + paddle.concat(terms, axis=1)
+
+
+class _GroupedLinear(paddle.autograd.PyLayer):
+    """x W_e^T, one step of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rows: ExpertRows) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.rows, ctx.wanted = rows, (not x.stop_gradient, not weight.stop_gradient)
+        return products().gemm(x, weight, rows)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensor()
+        for_x, for_weight = ctx.wanted
+        form = products()
+        return (
+            form.dx(dy, weight, ctx.rows) if for_x else None,
+            form.dw(dy, x, ctx.rows) if for_weight else None,
+        )
+
+
+class _GroupedMlp(paddle.autograd.PyLayer):
+    """The whole MLP as one step of autograd.
+
+    Keeps the input, gate and up before SwiGLU, and the rows of low rank; the product of SwiGLU is computed again. The
+    scaling of adapters is applied to rows of low rank. With u = s x A^T and v = s dh B: h = x W^T + u B^T,
+    dx = dh W + v A, dA = v^T x, dB = dh^T u.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate_up: Tensor,
+        a1: Tensor | None,
+        b1: Tensor | None,
+        down: Tensor,
+        a2: Tensor | None,
+        b2: Tensor | None,
+        rows: ExpertRows,
+        scaling1: float,
+        scaling2: float,
+    ) -> Tensor:
+        form = products()
+        # Asked here: under recomputation a tensor that comes back out of the context no longer knows.
+        ctx.wanted = [t is not None and not t.stop_gradient for t in (x, gate_up, a1, b1, down, a2, b2)]
+        ctx.rows, ctx.scaling = rows, (scaling1, scaling2)
+        low1 = None if a1 is None else LowRank(form.gemm(x, a1, rows).scale_(scaling1), b1)
+        h, activation = form.gate_up(x, gate_up, rows, low1)
+        low2 = None if a2 is None else LowRank(form.gemm(activation, a2, rows).scale_(scaling2), b2)
+        output = form.gemm(activation, down, rows, low2)
+        kept = {"x": x, "gate_up": gate_up, "a1": a1, "b1": b1, "down": down, "a2": a2, "b2": b2, "h": h}
+        kept |= {"u1": low1 and low1.rows, "u2": low2 and low2.rows}
+        ctx.names = [name for name, tensor in kept.items() if tensor is not None]
+        ctx.save_for_backward(*(kept[name] for name in ctx.names))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        form, rows = products(), ctx.rows
+        kept = dict(zip(ctx.names, ctx.saved_tensor(), strict=True))
+        for_x, for_gate_up, for_a1, for_b1, for_down, for_a2, for_b2 = ctx.wanted
+        low2 = None
+        if "a2" in kept:
+            low2 = LowRank(form.dx(dy, kept["b2"], rows).scale_(ctx.scaling[1]), kept["a2"])
+        dh, activation = form.down_dx(dy, kept["down"], kept["h"], rows, low2)
+        low1 = None
+        if "a1" in kept:
+            low1 = LowRank(_dx_of_parts(dh, kept["b1"], kept["u1"], rows).scale_(ctx.scaling[0]), kept["a1"])
+        gradients: list[Tensor | None] = [form.dx(dh, kept["gate_up"], rows, low1) if for_x else None]
+        gradients.append(form.dw(dh, kept["x"], rows) if for_gate_up else None)
+        if low1 is not None:
+            gradients.append(form.dw(low1.rows, kept["x"], rows) if for_a1 else None)
+            gradients.append(_dw_of_parts(dh, kept["u1"], kept["b1"], rows) if for_b1 else None)
+        gradients.append(form.dw(dy, activation, rows) if for_down else None)
+        if low2 is not None:
+            gradients.append(form.dw(low2.rows, activation, rows) if for_a2 else None)
+            gradients.append(form.dw(dy, kept["u2"], rows) if for_b2 else None)
+        return tuple(gradients)
+
+
+def _dx_of_parts(dh: Tensor, lora_b: Tensor, low: Tensor, rows: ExpertRows) -> Tensor:
+    """dh [n, N] times B [E, N, r], for each of the equal parts of N -> [n, parts * r], as `low`."""
+    experts, width, rank = lora_b.shape
+    parts = low.shape[1] // rank
+    form = products()
+    if parts == 1:
+        return form.dx(dh, lora_b, rows)
+    halves = lora_b.reshape([experts, parts, width // parts, rank]).unbind(1)
+    columns = paddle.split(dh, parts, axis=1)
+    return paddle.concat(
+        [form.dx(part, half, rows) for part, half in zip(columns, halves, strict=True)], axis=1
+    )
+
+
+def _dw_of_parts(dh: Tensor, low: Tensor, lora_b: Tensor, rows: ExpertRows) -> Tensor:
+    """dh^T low for each of the equal parts of dh [n, N] and low [n, parts * r] -> [E, N, r], as `lora_b`."""
+    parts = low.shape[1] // lora_b.shape[2]
+    form = products()
+    if parts == 1:
+        return form.dw(dh, low, rows)
+    pairs = zip(paddle.split(dh, parts, axis=1), paddle.split(low, parts, axis=1), strict=True)
+    return paddle.concat([form.dw(part, u, rows) for part, u in pairs], axis=1)
