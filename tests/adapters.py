@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from erniekit.checkpoint.weights import array_of, spec_of
+from erniekit.checkpoint.names import hub_tensors
+from erniekit.checkpoint.weights import array_of, local_tensor
 from erniekit.lora import adapters
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.ernie import ErnieModel
@@ -18,13 +19,19 @@ def write_adapter(
     rank: int,
     alpha: float,
     dropout: float,
+    expert_rank: int | None = None,
 ) -> None:
     """The adapters of a model, to a directory that exists."""
     parameters = adapters.adapter_parameters(model)
+    tensors = {
+        tensor.name: local_tensor(tensor, parameters[tensor.parameter])
+        for tensor in hub_tensors(model)
+        if tensor.parameter in parameters
+    }
     adapters.write_adapter(
         directory,
-        [spec_of(name, parameter) for name, parameter in parameters.items()],
-        lambda name: array_of(parameters[name]),
-        AdapterConfig(base_path, rank, alpha, dropout),
+        [tensor.spec for tensor in tensors.values()],
+        lambda name: array_of(tensors[name].read()),
+        AdapterConfig(base_path, rank, alpha, dropout, expert_rank),
         model.config,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +16,16 @@ from erniekit.checkpoint.hub import (
     read_span,
 )
 from erniekit.checkpoint.model_files import open_model
+from erniekit.checkpoint.names import HubTensor, ReadHub, assemble, by_parameter, hub_tensors, take
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges, read_rows
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.specs import TensorSpec, is_vocab_tensor
-from erniekit.parallel.flat_shard import ShardSpan
+from erniekit.parallel.flat_shard import ShardSpan, TensorShard, shard_part
 from erniekit.parallel.fully_sharded import FullyShardedLayers
+from erniekit.parallel.gather import LocalTensor
 
 DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
 
@@ -36,11 +38,6 @@ def array_of(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def spec_of(name: str, tensor: Tensor) -> TensorSpec:
-    """Name, element type and shape of a tensor in memory."""
-    return TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
-
-
 def assign(tensor: Tensor, array: np.ndarray, dtype: str) -> None:
     """Copy an array of element type `dtype` into a parameter, converted to the parameter's element type."""
     array = as_dtype(array, dtype, DTYPE_NAMES[tensor.dtype])
@@ -51,10 +48,33 @@ def assign(tensor: Tensor, array: np.ndarray, dtype: str) -> None:
         tensor.set_value(value.view(tensor.dtype) if tensor.dtype == paddle.bfloat16 else value)
 
 
-def _fill(parameters: Iterable[tuple[str, Tensor]], found: Mapping[str, TensorInfo]) -> None:
-    for name, parameter in parameters:
-        rows = int(parameter.shape[0]) if is_vocab_tensor(name) else None
-        assign(parameter, read_rows(found[name], rows), found[name].dtype)
+def local_tensor(tensor: HubTensor, values: Tensor, shard: TensorShard | None = None) -> LocalTensor:
+    """A tensor of the Hub, from the values that this process has of the parameter that holds it.
+
+    shard: the sharding of the parameter, if the values are one part of it, 1-D.
+    """
+    spec = TensorSpec(tensor.name, DTYPE_NAMES[values.dtype], tensor.shape)
+    if shard is None:
+        return LocalTensor(spec, lambda: take(values, tensor))
+    part = shard_part(shard, tensor.name, tensor.start, tensor.shape)
+    first = tensor.start + part.span.start - shard.span.start
+    return LocalTensor(spec, lambda: values[first : first + part.span.size], part)
+
+
+def load_parameter(parameter: Tensor, tensors: Sequence[HubTensor], found: Mapping[str, TensorInfo]) -> None:
+    """Fill a parameter from the tensors of the Hub that it holds."""
+    infos = [found[tensor.name] for tensor in tensors]
+    if len(infos) == 1:
+        rows = int(parameter.shape[0]) if is_vocab_tensor(infos[0].name) else None
+        assign(parameter, read_rows(infos[0], rows), infos[0].dtype)
+        return
+    dtype = DTYPE_NAMES[parameter.dtype]
+    values = assemble(tensors, _span_reader(found), dtype, (0, tensors[-1].stop))
+    assign(parameter, values.reshape(parameter.shape), dtype)
+
+
+def _span_reader(found: Mapping[str, TensorInfo]) -> ReadHub:
+    return lambda tensor, start, stop: (read_span(found[tensor.name], start, stop), found[tensor.name].dtype)
 
 
 def load_model(
@@ -71,7 +91,9 @@ def load_model(
     """
     config, found = _open(directory, expert_rank, expert_ranks, changes)
     model = build_model(config, dtype)
-    _fill(model.named_parameters(), found)
+    tensors = by_parameter(hub_tensors(model))
+    for name, parameter in model.named_parameters():
+        load_parameter(parameter, tensors[name], found)
     return model
 
 
@@ -85,19 +107,21 @@ def load_fully_sharded(
     config, found = _open(directory, mesh.expert.rank, mesh.expert.size, changes)
     with paddle.LazyGuard():
         model = build_model(config, dtype)
+    tensors = by_parameter(hub_tensors(model))
 
     def read(span: ShardSpan) -> Tensor:
-        info = found[span.name]
         part = paddle.zeros([span.size], dtype)
         if span.size:
-            assign(part, read_span(info, span.start, span.stop), info.dtype)
+            element = DTYPE_NAMES[part.dtype]
+            values = assemble(tensors[span.name], _span_reader(found), element, (span.start, span.stop))
+            assign(part, values, element)
         return part
 
     sharded = FullyShardedLayers(model, mesh, read)
-    whole = [(name, p) for name, p in model.named_parameters() if name not in sharded.names]
-    for _, parameter in whole:
-        parameter.initialize()
-    _fill(whole, found)
+    for name, parameter in model.named_parameters():
+        if name not in sharded.names:
+            parameter.initialize()
+            load_parameter(parameter, tensors[name], found)
     return model, sharded
 
 

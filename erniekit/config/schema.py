@@ -4,7 +4,7 @@ Sections are frozen, reject unknown keys and convert types only without loss (`e
 fields are in `erniekit.config.rules`. The sections `data` and `eval` are in `data.py` and `evaluation.py`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -68,6 +68,11 @@ class LoraConfig(Section):
 
     enabled: bool = Field(False, description="Train adapters only; the checkpoint's weights stay frozen.")
     rank: Positive = Field(8, description="Rank of each adapter.")
+    expert_rank: Positive | Literal["auto"] | None = Field(
+        None,
+        description="Rank of the adapters of experts. auto: rank divided by the experts of a token (at least 1), so "
+        "that a token meets as many adapter parameters as in a dense layer. null: rank.",
+    )
     alpha: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Scale: the adapter's output is multiplied by alpha / rank. null: 2 * rank."
     )

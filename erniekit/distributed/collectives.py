@@ -158,13 +158,14 @@ def start_reduce_scatter(tensor: Tensor, group: ProcessGroup) -> AsyncWork:
     return AsyncWork(sent, result, group, call)
 
 
-def exchange_counts(counts: np.ndarray, group: ProcessGroup) -> np.ndarray:
-    """int64 [size, m] with row i for rank i -> [size, m] with row i from rank i."""
-    if group.size == 1:
-        return counts
+def exchange_counts(counts: Tensor, group: ProcessGroup) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [size, m] with row i for rank i -> the same on the host, and [size, m] with row i from rank i.
+
+    The host waits for the device once, for both.
+    """
     ones = [1] * group.size
-    received: np.ndarray = all_to_all(paddle.to_tensor(counts), ones, ones, group).numpy()
-    return received
+    sent, received = paddle.stack([counts, all_to_all(counts, ones, ones, group)]).numpy()
+    return sent, received
 
 
 def barrier(group: ProcessGroup) -> None:

@@ -30,6 +30,7 @@ import numpy as np
 import paddle
 
 from erniekit.checkpoint.hub import as_dtype, read_array, read_header
+from erniekit.checkpoint.names import hub_tensors, take
 from erniekit.checkpoint.weights import array_of, load_model
 from erniekit.data.encode.positions import media_positions, text_positions
 from erniekit.errors import VerifyError
@@ -226,18 +227,18 @@ def _worst_gradient(
     model: ErnieModel, norms: dict[str, float], file: Path | None, where: str
 ) -> tuple[str, float]:
     parameters = dict(model.named_parameters())
+    own = {tensor.name: tensor for tensor in hub_tensors(model)}
     tensors = read_header(file) if file is not None else {}
     for source, names in ((where, set(norms)), (str(file), set(tensors) if file is not None else set(norms))):
-        differing = sorted(names ^ set(parameters))
+        differing = sorted(names ^ set(own))
         if differing:
             side = "only the reference has" if differing[0] in names else "the reference lacks"
             raise VerifyError(f"{source}: its gradients do not belong to this model: {side} {differing[0]}")
     floor = _GRADIENT_FLOOR * max(norms.values())
     worst = ("", -1.0)
     for name, norm in norms.items():
-        gradient = parameters[name].grad
-        shape = tuple(parameters[name].shape)
-        mine = np.zeros(shape, np.float32) if gradient is None else array_of(gradient)
+        gradient, shape = parameters[own[name].parameter].grad, own[name].shape
+        mine = np.zeros(shape, np.float32) if gradient is None else array_of(take(gradient, own[name]))
         error = abs(float(np.linalg.norm(mine)) - norm)
         if name in tensors:
             if tensors[name].shape != shape:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from paddle import Tensor, nn
 
-from erniekit.checkpoint.hub import TensorInfo, read_array, read_header, write_safetensors
-from erniekit.checkpoint.weights import assign
+from erniekit.checkpoint.hub import TensorInfo, read_header, write_safetensors
+from erniekit.checkpoint.names import by_parameter, experts_path, hub_tensors, stacks_of
+from erniekit.checkpoint.weights import load_parameter
 from erniekit.errors import CheckpointError
 from erniekit.layers import Linear
-from erniekit.lora.layers import LoraLinear
+from erniekit.lora.layers import LoraLinear, LoraStackedLinear
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig, read_adapter_config, write_adapter_config
+from erniekit.lora.targets import replace_layer, stacked_modules
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import TensorSpec, is_expert_tensor
@@ -37,7 +39,7 @@ def is_adapter_directory(directory: str | Path) -> bool:
 
 
 def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
-    """The parameters of an adapter file: all low-rank matrices, and trained base parameters (routers)."""
+    """The parameters that an adapter file holds: all low-rank matrices, and trained base parameters (routers)."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -54,7 +56,7 @@ def write_adapter(
 ) -> None:
     """Write adapters into an existing directory.
 
-    specs: the tensors of `adapter_parameters`, under the model's names; read: returns one of them, called in this
+    specs: the tensors of `adapter_parameters`, under the Hub's names; read: returns one of them, called in this
     order; base: configuration of the base model.
     """
     directory = Path(directory)
@@ -105,22 +107,30 @@ def add_adapter(model: ErnieModel, directory: str | Path) -> None:
     for name, parameter in model.named_parameters():
         # Full tensors in the file were trained together with the adapters (routers), and are loaded like them.
         parameter.stop_gradient = name not in found
-    sublayers = dict(model.named_sublayers())
-    for name, info in found.items():
-        module, half, _ = name.partition(".lora_A.")
-        if not half:
-            continue
+    ranks = {
+        name.partition(".lora_A.")[0]: info.shape[0] for name, info in found.items() if ".lora_A." in name
+    }
+    alphas = {module: adapter.scaling(module, rank) * rank for module, rank in ranks.items()}
+    sublayers, stacks = dict(model.named_sublayers(include_self=True)), stacks_of(model)
+    for path, (stack, names) in stacked_modules(ranks, stacks).items():
+        kinds = {
+            (ranks[f"{experts_path(path)}.{name}"], alphas[f"{experts_path(path)}.{name}"]) for name in names
+        }
+        if len(kinds) > 1:
+            raise CheckpointError(
+                f"{directory}: the adapters of {experts_path(path)} differ in rank or alpha, which cannot be "
+                "read; merge the adapter with PEFT (merge_and_unload) and use the merged model"
+            )
+        rank, alpha = kinds.pop()
+        replace_layer(sublayers, path, LoraStackedLinear(stack, names, rank, alpha, adapter.dropout))
+    for module, rank in ranks.items():
         base = sublayers.get(module)
-        if not isinstance(base, Linear):
+        if isinstance(base, Linear):
+            replace_layer(sublayers, module, LoraLinear(base, rank, alphas[module], adapter.dropout))
+        elif module not in stacks:
             raise CheckpointError(
                 f"{directory}: the adapter does not fit this model, which has no linear module {module}"
             )
-        rank = info.shape[0]
-        alpha = adapter.scaling(module, rank) * rank
-        parent, _, child = module.rpartition(".")
-        (sublayers[parent] if parent else model).add_sublayer(
-            child, LoraLinear(base, rank, alpha, adapter.dropout)
-        )
     load_adapter(model, directory)
 
 
@@ -128,13 +138,16 @@ def load_adapter(model: ErnieModel, directory: str | Path) -> None:
     """Load the weights of existing adapters of a model. Raises CheckpointError if they do not fit."""
     found = read_adapter_index(directory)
     parameters = adapter_parameters(model)
-    differing = sorted(name for name in set(found) ^ set(parameters) if not _is_elsewhere(name, model))
+    tensors = [tensor for tensor in hub_tensors(model) if tensor.parameter in parameters]
+    names = {tensor.name for tensor in tensors}
+    differing = sorted(name for name in set(found) ^ names if not _is_elsewhere(name, model))
     if differing:
         side = "only the file has" if differing[0] in found else "the file lacks"
         raise CheckpointError(f"{directory}: the adapter does not fit this model: {side} {differing[0]}")
-    for name, parameter in parameters.items():
-        if found[name].shape != tuple(parameter.shape):
+    for tensor in tensors:
+        if found[tensor.name].shape != tensor.shape:
             raise CheckpointError(
-                f"{directory}: {name} is {list(found[name].shape)}, the model wants {list(parameter.shape)}"
+                f"{directory}: {tensor.name} is {list(found[tensor.name].shape)}, the model wants {list(tensor.shape)}"
             )
-        assign(parameter, read_array(found[name]), found[name].dtype)
+    for name, parts in by_parameter(tensors).items():
+        load_parameter(parameters[name], parts, found)

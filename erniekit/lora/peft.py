@@ -35,14 +35,16 @@ _RESAMPLER = {"0": "fc1", "2": "fc2"}
 class AdapterConfig:
     """The configuration of an adapter. `base_path` is the directory of its base model.
 
-    alpha_pattern: alpha by patterns over module names, matched as PEFT does; the rank of a module is that of its
-    tensors. use_rslora: the output is scaled by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
+    expert_rank: the rank of experts, None: `rank`. alpha_pattern: alpha by patterns over module names, matched as PEFT
+    does. When an adapter is read, the rank of a module is that of its tensors. use_rslora: the output is scaled by
+    alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
     """
 
     base_path: str
     rank: int
     alpha: float
     dropout: float
+    expert_rank: int | None = None
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     use_rslora: bool = False
 
@@ -78,18 +80,19 @@ def write_adapter_config(
 ) -> None:
     """Write `adapter_config.json` for adapters on `modules` and full tensors `whole` that are trained without one."""
     target_modules, target_parameters = targets_of(modules, base)
+    rank, rank_pattern = _ranks(adapter, modules, [*target_modules, *target_parameters], base)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_path,
-        "r": adapter.rank,
+        "r": rank,
         "lora_alpha": adapter.alpha,
         # PEFT refuses dropout on parameters.
         "lora_dropout": 0.0 if target_parameters else adapter.dropout,
         "target_modules": target_modules,
         "target_parameters": target_parameters or None,
         "modules_to_save": _modules_to_save(whole, base) or None,
-        "rank_pattern": {},
+        "rank_pattern": rank_pattern,
         "alpha_pattern": adapter.alpha_pattern,
         "use_rslora": adapter.use_rslora,
         "bias": "none",
@@ -97,6 +100,26 @@ def write_adapter_config(
         "inference_mode": True,
     }
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _ranks(
+    adapter: AdapterConfig, modules: Collection[str], targets: Iterable[str], base: ErnieConfig
+) -> tuple[int, dict[str, int]]:
+    """PEFT's r, and its rank_pattern for targets of another rank.
+
+    Where PEFT stacks experts (text models) it gives them r, whatever a pattern says: the others are then listed.
+    """
+    expert_rank = adapter.expert_rank or adapter.rank
+    experts = {name for name in modules if is_expert_tensor(f"{name}.")}
+    if expert_rank == adapter.rank or not experts:
+        return adapter.rank, {}
+    if base.family == "vl":
+        return adapter.rank, {re.escape(name): expert_rank for name in _FUSED}
+    leaves = {name.rpartition(".")[2] for name in experts}
+    others = (name.removesuffix(".weight") for name in targets if name.rpartition(".")[2] not in leaves)
+    return expert_rank, {
+        f"{re.escape(name)}(\\.weight)?": adapter.rank for name in others if ".experts." not in name
+    }
 
 
 def targets_of(modules: Collection[str], base: ErnieConfig) -> tuple[list[str], list[str]]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from paddle import nn
 
+from erniekit.checkpoint.names import experts_path, stacks_of
 from erniekit.errors import ConfigError
 from erniekit.layers import Linear
-from erniekit.lora.layers import LoraLinear
+from erniekit.lora.layers import LoraLinear, LoraStackedLinear
 from erniekit.models.specs import TensorSpec, is_router_tensor
+from erniekit.moe.experts import StackedLinear
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class LoraMatch:
     in_features: int
     out_features: int
     params: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -65,29 +68,59 @@ def linear_shapes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
 
 
 def add_adapters(
-    model: nn.Layer, modules: Collection[str], *, rank: int, alpha: float, dropout: float, seed: int
+    model: nn.Layer,
+    modules: Collection[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    expert_rank: int | None = None,
 ) -> None:
-    """Freeze the model and add an adapter to each named linear module.
+    """Freeze the model and add an adapter to each named linear module, of `expert_rank` (None: `rank`) to experts.
 
     Names of experts on other processes are skipped.
     """
     for parameter in model.parameters():
         parameter.stop_gradient = True
-    sublayers = dict(model.named_sublayers())
+    sublayers = dict(model.named_sublayers(include_self=True))
+    stacks = stacks_of(model)
+    for path, (stack, names) in stacked_modules(modules, stacks).items():
+        adapted = LoraStackedLinear(stack, names, expert_rank or rank, alpha, dropout)
+        adapted.reset(seed, experts_path(path))
+        replace_layer(sublayers, path, adapted)
     for name in modules:
         base = sublayers.get(name)
-        if base is None:
-            continue
-        assert isinstance(base, Linear)
-        parent, _, child = name.rpartition(".")
-        adapter = LoraLinear(base, rank, alpha, dropout)
-        adapter.reset(seed, name)
-        (sublayers[parent] if parent else model).add_sublayer(child, adapter)
+        if isinstance(base, Linear):
+            adapter = LoraLinear(base, rank, alpha, dropout)
+            adapter.reset(seed, name)
+            replace_layer(sublayers, name, adapter)
+
+
+def stacked_modules(
+    modules: Iterable[str], stacks: Mapping[str, tuple[str, StackedLinear]]
+) -> dict[str, tuple[StackedLinear, list[str]]]:
+    """The modules that are stacked in memory: path of the stack -> the stack, and their names in it.
+
+    stacks: `erniekit.checkpoint.names.stacks_of` of the model.
+    """
+    found: dict[str, tuple[StackedLinear, list[str]]] = {}
+    for module in modules:
+        if module in stacks:
+            path, stack = stacks[module]
+            found.setdefault(path, (stack, []))[1].append(module.removeprefix(experts_path(path) + "."))
+    return found
+
+
+def replace_layer(sublayers: Mapping[str, nn.Layer], path: str, layer: nn.Layer) -> None:
+    """Put a layer in the place of the one at `path`. sublayers: all layers of the model, itself under ""."""
+    parent, _, child = path.rpartition(".")
+    sublayers[parent].add_sublayer(child, layer)
 
 
 def match_of(module: str, in_features: int, out_features: int, rank: int) -> LoraMatch:
     """The match of a module for an adapter of this rank."""
-    return LoraMatch(module, in_features, out_features, rank * (in_features + out_features))
+    return LoraMatch(module, in_features, out_features, rank * (in_features + out_features), rank)
 
 
 def group_matches(matches: Sequence[LoraMatch]) -> list[LoraGroup]:

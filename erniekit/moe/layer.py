@@ -43,5 +43,5 @@ class MoeLayer(nn.Layer):
         shared = self.shared_experts
         overlap_fn = None if shared is None else lambda: shared(x)
         experts = self.moe.total_experts
-        output, counts = self.dispatcher(x, routing, experts, self.experts.compute, overlap_fn)
+        output, counts = self.dispatcher(x, routing, experts, self.experts, overlap_fn)
         return output, RouterOutput(counts if index.valid else paddle.zeros_like(counts), sums)

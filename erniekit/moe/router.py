@@ -31,6 +31,7 @@ class ModalityIndex:
     ) -> None:
         self.valid, self.add = valid, add
         parts = [np.flatnonzero(modality == kind) for kind in (0, 1)]
+        self.sizes = tuple(part.size for part in parts)
         self.present = [kind for kind in (0, 1) if parts[kind].size]
         self.tokens: list[Tensor | None] = [None, None]
         self.restore: Tensor | None = None
@@ -41,13 +42,14 @@ class ModalityIndex:
 
 
 class Routing(NamedTuple):
-    """The experts of each token, int64 [T, k], and their weights, float32 [T, k].
+    """The experts of each token, int64 [T, k], their weights, float32 [T, k], and the tokens of each modality.
 
     Expert e of modality m has the index m * num_experts + e.
     """
 
     experts: Tensor
     weights: Tensor
+    tokens: tuple[int, ...]
 
 
 class RouterLossFlags(NamedTuple):
@@ -132,8 +134,8 @@ def route(
     experts, weights = [], []
     found = [_NOTHING] * moe.num_modalities
     for modality in index.present:
-        tokens = index.tokens[modality]
-        rows = x if tokens is None else paddle.index_select(x, tokens)
+        positions = index.tokens[modality]
+        rows = x if positions is None else paddle.index_select(x, positions)
         logits = gate.logits(rows, modality)
         probabilities = F.softmax(logits, axis=-1)
         _, chosen = paddle.topk(probabilities.detach() + bias[modality], moe.top_k, axis=-1)
@@ -147,11 +149,13 @@ def route(
             )
             found[modality] = _over_tokens(logits, probabilities, moe.top_k, wanted)
     sums = _by_modality(found, loss_flags, moe, index.add)
+    tokens = index.sizes[: moe.num_modalities]
     if index.restore is None:
-        return Routing(experts[0], weights[0]), sums
+        return Routing(experts[0], weights[0], tokens), sums
     routing = Routing(
         paddle.index_select(paddle.concat(experts), index.restore),
         paddle.index_select(paddle.concat(weights), index.restore),
+        tokens,
     )
     return routing, sums
 

@@ -21,6 +21,8 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.models.specs import is_router_tensor
 
 NamedParameters = Sequence[tuple[str, paddle.Tensor]]
+STATES = ("moment1", "moment2", "master")
+"""The state of a parameter; `master` where the parameter is not float32."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class GroupRule:
     match: str
     learning_rate_ratio: float = 1.0
     weight_decay: float | None = None
+
+
+_DEFAULT = GroupRule("*")
 
 
 @dataclass
@@ -85,10 +90,13 @@ class AdamW:
         router_ratio: float = 1.0,
         shapes: Mapping[str, Sequence[int]] | None = None,
         all_names: Sequence[str] | None = None,
+        hub_names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """shapes: of the whole parameters, if `parameters` are shards, perhaps empty ones. all_names: of all trained
-        parameters of the run, if this process holds only some of them, or none."""
-        names = [name for name, _ in parameters] if all_names is None else all_names
+        """shapes: of the whole parameters, if `parameters` are shards, perhaps empty ones. hub_names: the names of the
+        Hub's tensors in each parameter, which rules match. all_names: of the Hub's tensors that the run trains, if this
+        process holds only some of them, or none."""
+        known = {name: [name] for name, _ in parameters} if hub_names is None else hub_names
+        names = [n for name, _ in parameters for n in known[name]] if all_names is None else all_names
         if not names:
             raise ConfigError("there is nothing to train: model.freeze covers every parameter")
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
@@ -99,7 +107,7 @@ class AdamW:
                 name,
                 parameter,
                 weight_decay,
-                rules,
+                _rule_of(known[name], rules),
                 router_ratio if is_router_tensor(name) else 1.0,
                 vector=len(parameter.shape if shapes is None else shapes[name]) < 2,
             )
@@ -249,16 +257,30 @@ def _check_rules(rules: Sequence[GroupRule], names: Sequence[str]) -> None:
             )
 
 
+def _rule_of(names: Sequence[str], rules: Sequence[GroupRule]) -> GroupRule:
+    """The rule of a parameter that holds the Hub's tensors of these names. Raises ConfigError if they have several."""
+    found = [
+        next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.match)), _DEFAULT) for name in names
+    ]
+    other = next((number for number, rule in enumerate(found) if rule != found[0]), None)
+    if other is not None:
+        match = next(rule.match for rule in (found[0], found[other]) if rule is not _DEFAULT)
+        raise ConfigError(
+            f"optimizer.groups: {match!r} matches only one of {names[0]} and {names[other]}, which are updated "
+            "together: all experts of a layer, and their gate_proj and up_proj, belong to one group"
+        )
+    return found[0]
+
+
 def _slot(
     name: str,
     parameter: paddle.Tensor,
     weight_decay: float,
-    rules: Sequence[GroupRule],
+    rule: GroupRule,
     factor: float,
     *,
     vector: bool,
 ) -> _Slot:
-    rule = next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.match)), GroupRule("*"))
     decay = weight_decay if rule.weight_decay is None else rule.weight_decay
     single = parameter.dtype == paddle.float32
     return _Slot(

@@ -151,6 +151,18 @@ def tensor_shard(shard: FlatShard, name: str) -> TensorShard:
     return TensorShard(shard.group, shard.spec.counts(name), shard.spec.shapes[name], span)
 
 
+def shard_part(shard: TensorShard, name: str, start: int, shape: Sequence[int]) -> TensorShard:
+    """The sharding of a part of a sharded tensor: its elements from `start` on, as a tensor of its own."""
+    stop = start + math.prod(shape)
+    counts, offset = [], 0
+    for count in shard.counts:
+        counts.append(max(0, min(offset + count, stop) - max(offset, start)))
+        offset += count
+    first = min(max(shard.span.start, start), stop)
+    last = max(min(shard.span.stop, stop), first)
+    return TensorShard(shard.group, counts, tuple(shape), ShardSpan(name, first - start, last - start))
+
+
 def is_sharded(name: str, mesh: Mesh) -> bool:
     """Whether a parameter is sharded: it is not a router, and several processes hold it."""
     return not is_router_tensor(name) and (mesh.replicas if is_expert_tensor(name) else mesh.world).size > 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import paddle
@@ -13,37 +13,38 @@ from paddle import Tensor
 from erniekit.distributed.collectives import all_gather, all_gather_uneven, broadcast_
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.specs import TensorSpec
-from erniekit.parallel.data_parallel import TensorShard
+from erniekit.parallel.flat_shard import TensorShard
+
+
+@dataclass(frozen=True)
+class LocalTensor:
+    """A tensor as this process holds it. `spec` is of the complete tensor.
+
+    read: returns the complete values, or with `shard` this process's part of them, 1-D.
+    """
+
+    spec: TensorSpec
+    read: Callable[[], Tensor]
+    shard: TensorShard | None = None
 
 
 class GatheredTensors:
     """The named tensors of one model replica, complete over its expert-parallel group.
 
     All processes create it together, each with the tensors that it holds. The main process then calls `read` for each
-    of `specs` in order, and the other processes call `serve`. to_spec: name, dtype and shape of a tensor; to_array: its
-    values; shard_of: its sharding, None for a complete tensor.
+    of `specs` in order, and the other processes call `serve`. to_array: the values of a tensor.
     """
 
     def __init__(
-        self,
-        mesh: Mesh,
-        tensors: Mapping[str, Tensor],
-        to_spec: Callable[[str, Tensor], TensorSpec],
-        to_array: Callable[[Tensor], np.ndarray],
-        shard_of: Callable[[str], TensorShard | None] = lambda _: None,
+        self, mesh: Mesh, tensors: Sequence[LocalTensor], to_array: Callable[[Tensor], np.ndarray]
     ) -> None:
-        self._group, self._tensors, self._to_array = mesh.expert, tensors, to_array
-        self._shards = {name: shard for name in tensors if (shard := shard_of(name)) is not None}
+        self._group, self._to_array = mesh.expert, to_array
+        self._tensors = {tensor.spec.name: tensor for tensor in tensors}
         self._takes_part = mesh.rank < mesh.dims.expert
         self.specs: list[TensorSpec] = []
         self._owners: dict[str, int] = {}
         self._by_name: dict[str, TensorSpec] = {}
-        own = [
-            replace(spec, shape=self._shards[name].shape) if name in self._shards else spec
-            for name, tensor in tensors.items()
-            for spec in [to_spec(name, tensor)]
-        ]
-        for rank, specs in enumerate(self._all_gather_specs(own)):
+        for rank, specs in enumerate(self._all_gather_specs([tensor.spec for tensor in tensors])):
             for spec in specs:
                 if spec.name not in self._owners:
                     self._owners[spec.name] = rank
@@ -70,10 +71,11 @@ class GatheredTensors:
                 self._receive(spec)
 
     def _all_gather(self, name: str) -> Tensor:
-        shard = self._shards.get(name)
-        if shard is None:
-            return self._tensors[name]
-        return all_gather_uneven(self._tensors[name], shard.counts, shard.group).reshape(list(shard.shape))
+        tensor = self._tensors[name]
+        if tensor.shard is None:
+            return tensor.read()
+        shard = tensor.shard
+        return all_gather_uneven(tensor.read(), shard.counts, shard.group).reshape(list(shard.shape))
 
     def _receive(self, spec: TensorSpec) -> Tensor:
         buffer = paddle.empty(list(spec.shape), _PADDLE_TYPES[spec.dtype])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import TrainerState, check_identity, read_state
 from erniekit.config import Config
@@ -223,7 +224,7 @@ def build_flop_counter(config: Config, dtype: str, changes: ModelChanges) -> Cal
 
 def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientReducer | None = None) -> AdamW:
     """AdamW over the trained parameters, or this process's shards of them, with the groups of the configuration."""
-    settings = config.optimizer
+    settings, tensors = config.optimizer, by_parameter(hub_tensors(prepared.model))
     return AdamW(
         prepared.trained if reducer is None else reducer.parameters,
         weight_decay=settings.weight_decay,
@@ -234,6 +235,7 @@ def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientRe
         router_ratio=settings.router_learning_rate_ratio,
         shapes=None if reducer is None else reducer.shapes,
         all_names=prepared.all_trained,
+        hub_names={name: [part.name for part in parts] for name, parts in tensors.items()},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from paddle import Tensor
 
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
-from erniekit.checkpoint.hub import read_array, read_span, write_shards
+from erniekit.checkpoint.hub import read_span, write_shards
+from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_tensors
 from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
@@ -21,7 +22,7 @@ from erniekit.checkpoint.state import (
     read_optimizer,
     write_checkpoint,
 )
-from erniekit.checkpoint.weights import array_of, spec_of
+from erniekit.checkpoint.weights import array_of, local_tensor
 from erniekit.config import Config
 from erniekit.data.load.loader import RowLoader, join_states
 from erniekit.distributed.context import DistributedContext
@@ -29,15 +30,17 @@ from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import adapter_parameters, write_adapter
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.specs import is_expert_tensor
-from erniekit.optim.adamw import AdamW
+from erniekit.optim.adamw import STATES, AdamW
 from erniekit.optim.schedule import Schedule
-from erniekit.parallel.data_parallel import GradientReducer, TensorShard
+from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.parallel.flat_shard import TensorShard
 from erniekit.parallel.gather import GatheredTensors
 from erniekit.train.metrics import MetricsAccumulator
-from erniekit.train.model import PreparedModel, lora_alpha
+from erniekit.train.model import PreparedModel, lora_alpha, lora_expert_rank
 from erniekit.train.progress import BestTracker, TrainerProgress
 
 Log = Callable[[str], None]
+ShardOf = Callable[[str], TensorShard | None]
 
 
 @dataclass(frozen=True)
@@ -75,23 +78,33 @@ class Checkpointer:
 
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
-        tensors, own = read_optimizer(checkpoint), self.optimizer.state_tensors()
+        tensors = read_optimizer(checkpoint)
+        states = by_parameter(self._optimizer_tensors())
+        whole = {part.name for parts in states.values() for part in parts}
         # The state of experts held by other processes is read there.
-        names = [
+        others = [
             name
             for name in tensors
-            if name in own or not is_expert_tensor(name) or self.dist.mesh.expert.size == 1
+            if name not in whole and (not is_expert_tensor(name) or self.dist.mesh.expert.size == 1)
         ]
+        complete = [name for name, parts in states.items() if all(part.name in tensors for part in parts)]
+
+        def read_part(part: HubTensor, start: int, stop: int) -> tuple[np.ndarray, str]:
+            info = tensors[part.name]
+            if info.shape != part.shape:
+                raise CheckpointError(
+                    f"optimizer state {part.name}: shape {info.shape}, expected {part.shape}"
+                )
+            return read_span(info, start, stop), info.dtype
 
         def read(name: str) -> np.ndarray:
-            info, shard = tensors[name], self._shard_of(name)
-            if shard is None:
-                return read_array(info)
-            if info.shape != shard.shape:
-                raise CheckpointError(f"optimizer state {name}: shape {info.shape}, expected {shard.shape}")
-            return read_span(info, shard.span.start, shard.span.stop)
+            parts, shard = states[name], self._shard_of(name)
+            if shard is not None:
+                return assemble(parts, read_part, "F32", (shard.span.start, shard.span.stop))
+            return assemble(parts, read_part, "F32", (0, parts[-1].stop)).reshape(own[name].shape)
 
-        self.optimizer.load_state(state.step, names, read)
+        own = self.optimizer.state_tensors()
+        self.optimizer.load_state(state.step, [*complete, *others], read)
         self.loader.load_state_dict(state.loader)
         return TrainerProgress(
             state.step,
@@ -139,32 +152,58 @@ class Checkpointer:
         self.log(f"saved {path}")
 
     def _weights(self) -> GatheredTensors:
-        model, fully_sharded, mesh = self.prepared.model, self.prepared.fully_sharded, self.dist.mesh
+        model, fully_sharded = self.prepared.model, self.prepared.fully_sharded
+        values: dict[str, Tensor] = dict(model.named_parameters())
+        shard_of: ShardOf = _no_shard
         if self.config.lora.enabled:
-            return GatheredTensors(mesh, adapter_parameters(model), spec_of, array_of)
-        parameters: dict[str, Tensor] = dict(model.named_parameters())
-        if fully_sharded is None:
-            return GatheredTensors(mesh, parameters, spec_of, array_of)
-        parameters |= fully_sharded.parts
-        return GatheredTensors(mesh, parameters, spec_of, array_of, fully_sharded.shard_of)
+            values = adapter_parameters(model)
+        elif fully_sharded is not None:
+            values |= fully_sharded.parts
+            shard_of = fully_sharded.shard_of
+        tensors = [tensor for tensor in hub_tensors(model) if tensor.parameter in values]
+        return self._gathered(tensors, values, shard_of)
 
     def _optimizer_state(self) -> GatheredTensors:
-        tensors = self.optimizer.state_tensors()
-        return GatheredTensors(self.dist.mesh, tensors, spec_of, array_of, self._shard_of)
+        return self._gathered(self._optimizer_tensors(), self.optimizer.state_tensors(), self._shard_of)
+
+    def _optimizer_tensors(self) -> list[HubTensor]:
+        """The tensors of the optimizer's state in a checkpoint, such as "lm_head.weight.moment1"."""
+        own = self.optimizer.state_tensors()
+        return [
+            replace(tensor, name=f"{tensor.name}.{state}", parameter=f"{tensor.parameter}.{state}")
+            for tensor in hub_tensors(self.prepared.model)
+            for state in STATES
+            if f"{tensor.parameter}.{state}" in own
+        ]
+
+    def _gathered(
+        self, tensors: Sequence[HubTensor], values: Mapping[str, Tensor], shard_of: ShardOf
+    ) -> GatheredTensors:
+        shards = {name: shard_of(name) for name in values}
+        local = [
+            local_tensor(tensor, values[tensor.parameter], shards[tensor.parameter]) for tensor in tensors
+        ]
+        return GatheredTensors(self.dist.mesh, local, array_of)
 
     def _shard_of(self, name: str) -> TensorShard | None:
-        """How processes share a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
+        """The sharding of a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
         return None if self.reducer is None else self.reducer.shard_of(name.rpartition(".")[0])
 
     def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
         lora, base = self.config.lora, self.config.model.path
         if lora.enabled:
-            adapter = AdapterConfig(base, lora.rank, lora_alpha(lora), lora.dropout)
-            write_adapter(directory, weights.specs, weights.read, adapter, self.prepared.model.config)
+            model_config = self.prepared.model.config
+            expert_rank = lora_expert_rank(lora, model_config.moe)
+            adapter = AdapterConfig(base, lora.rank, lora_alpha(lora), lora.dropout, expert_rank)
+            write_adapter(directory, weights.specs, weights.read, adapter, model_config)
         else:
             copy_side_files(Path(base), directory)
             self.prepared.changes.write(directory / "config.json")
             write_shards(directory, weights.specs, weights.read)
+
+
+def _no_shard(name: str) -> None:
+    """The sharding of a parameter that every process holds."""
 
 
 def check_best(

@@ -11,6 +11,7 @@ from erniekit.data.encode.stats import DataStats
 from erniekit.display.text import counted
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch, group_matches
+from erniekit.models.specs import is_expert_tensor
 from erniekit.train.memory import MemoryPlan
 from erniekit.train.plan import RunPlan
 
@@ -143,11 +144,15 @@ def describe_vocab(before: int, rows: int, *, adapters: bool) -> str:
     return f"vocabulary: {before:,} rows -> {rows:,}, the new ones start as the mean of the others{trained}"
 
 
-def describe_lora(matches: Sequence[LoraMatch], rank: int) -> list[str]:
+def describe_lora(matches: Sequence[LoraMatch]) -> list[str]:
     """A table of the modules with adapters."""
     groups = group_matches(matches)
     width = max(len(group.pattern) for group in groups)
-    lines = [f"LoRA of rank {rank} on {counted(len(matches), 'module')}:"]
+    ranks = {is_expert_tensor(f"{match.module}."): match.rank for match in matches}
+    shown = f"rank {ranks.get(False, ranks.get(True))}"
+    if len(set(ranks.values())) > 1:
+        shown += f", rank {ranks[True]} of experts,"
+    lines = [f"LoRA of {shown} on {counted(len(matches), 'module')}:"]
     lines += [
         f"  {group.pattern:<{width}}  {group.modules:>6,} x  {group.params:>12,} parameters"
         for group in groups

@@ -9,6 +9,7 @@ from pathlib import Path
 import paddle
 
 from erniekit.checkpoint.model_files import open_model
+from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.weights import load_fully_sharded, load_model
 from erniekit.config import Config, LoraConfig
@@ -25,7 +26,8 @@ from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import parameter_specs
 from erniekit.models.layer_runner import CheckpointedLayers
-from erniekit.models.specs import TensorSpec, is_vocab_tensor
+from erniekit.models.specs import TensorSpec, is_expert_tensor, is_vocab_tensor
+from erniekit.moe.config import MoeConfig
 from erniekit.parallel.context_parallel import apply_context_parallel
 from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
 from erniekit.parallel.expert_parallel import apply_expert_parallel
@@ -34,7 +36,7 @@ from erniekit.parallel.zero import ZeroReducer
 from erniekit.train.build_dpo import caches_reference_with_copy, keeps_reference_copy
 from erniekit.train.describe import describe_lora, describe_model, describe_parallel_dims, describe_vocab
 from erniekit.train.memory import MemoryPlan, ShardingPlan, activation_bytes, plan_model
-from erniekit.train.parameters import check_routers, trained_names
+from erniekit.train.parameters import check_experts, check_routers, trained_names
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -73,6 +75,16 @@ def lora_alpha(lora: LoraConfig) -> float:
     return 2.0 * lora.rank if lora.alpha is None else lora.alpha
 
 
+def lora_expert_rank(lora: LoraConfig, moe: MoeConfig | None) -> int:
+    """The rank of adapters on experts: lora.expert_rank, "auto" for lora.rank over the experts of a token, at least 1.
+
+    Unset, experts have lora.rank. Schulman et al. 2025, "LoRA Without Regret".
+    """
+    if moe is None or lora.expert_rank is None:
+        return lora.rank
+    return max(1, lora.rank // moe.top_k) if lora.expert_rank == "auto" else lora.expert_rank
+
+
 def prepare_model(
     config: Config,
     dtype: str,
@@ -106,19 +118,26 @@ def prepare_model(
             alpha=lora_alpha(lora),
             dropout=lora.dropout,
             seed=config.train.seed,
+            expert_rank=lora_expert_rank(lora, model.config.moe),
         )
-    wanted = set(selected.trained)
-    trained = []
-    for name, parameter in model.named_parameters():
-        parameter.stop_gradient = name not in wanted
-        if name in wanted:
-            trained.append((name, parameter))
+    trained = _mark_trained(model, set(selected.trained))
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
     _describe(
         config, changes.apply(before), dtype, selected, log, mesh.dims if mesh is not None else ParallelDims()
     )
     return PreparedModel(model, trained, selected.trained, fully_sharded, changes)
+
+
+def _mark_trained(model: ErnieModel, wanted: set[str]) -> list[tuple[str, paddle.Tensor]]:
+    """Freeze all parameters but those that hold the `wanted` tensors of the Hub, which are returned by name."""
+    trained, tensors = [], by_parameter(hub_tensors(model))
+    for name, parameter in model.named_parameters():
+        # `check_experts`: all tensors of a parameter are wanted, or none.
+        parameter.stop_gradient = tensors[name][0].name not in wanted
+        if not parameter.stop_gradient:
+            trained.append((name, parameter))
+    return trained
 
 
 def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = True) -> None:
@@ -197,9 +216,11 @@ def select_parameters(
     specs = parameter_specs(architecture, _DTYPE_NAMES[dtype])
     matches: list[LoraMatch] = []
     if config.lora.enabled:
-        rank, linears = config.lora.rank, linear_shapes(specs)
+        linears = linear_shapes(specs)
+        expert_rank = lora_expert_rank(config.lora, architecture.moe)
         for module in match_targets(list(linears), config.lora.targets):
             outer, inner = linears[module]
+            rank = expert_rank if is_expert_tensor(f"{module}.") else config.lora.rank
             matches.append(match_of(module, inner, outer, rank))
             specs.append(TensorSpec(f"{module}.lora_A.weight", _DTYPE_NAMES[dtype], (rank, inner)))
             specs.append(TensorSpec(f"{module}.lora_B.weight", _DTYPE_NAMES[dtype], (outer, rank)))
@@ -219,6 +240,8 @@ def select_parameters(
                 f"model.freeze covers {untrained[0]}: its new rows (model.resize_vocab) would stay untrained"
             )
     check_routers(names, trained, router_settings(config))
+    if architecture.moe is not None:
+        check_experts(names, trained, architecture.moe.num_experts)
     return ParameterSelection(matches, specs, trained, before.vocab_size, architecture.vocab_size)
 
 
@@ -247,7 +270,7 @@ def _describe(
     dims: ParallelDims,
 ) -> None:
     plan = plan_memory(config, architecture, dtype, selected, dims)
-    lines = describe_lora(selected.matches, config.lora.rank) if config.lora.enabled else []
+    lines = describe_lora(selected.matches) if config.lora.enabled else []
     if config.model.resize_vocab:
         lines.insert(0, describe_vocab(selected.rows_before, selected.rows, adapters=config.lora.enabled))
     for line in [*describe_parallel_dims(dims), *lines, *describe_model(plan, dims.world)]:

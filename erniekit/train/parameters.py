@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,6 +17,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "language": ("model.embed_tokens.*", "model.layers.*", "model.norm.*", "lm_head.*"),
     "router": ("*.mlp.gate.weight", "*.mlp.gate.weight_1"),
 }
+
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.(.*)")
 
 
 def part_of(name: str) -> str:
@@ -72,6 +75,28 @@ def trained_names(
     if not chosen:
         raise ConfigError("there is nothing to train: model.freeze covers every parameter")
     return chosen
+
+
+def check_experts(names: Sequence[str], trained: Iterable[str], num_experts: int) -> None:
+    """Raise ConfigError where only some experts of a layer are trained, or their gate_proj without their up_proj.
+
+    In memory they are one parameter. num_experts: of each modality.
+    """
+    wanted = set(trained)
+    first: dict[tuple[str, int, str], str] = {}
+    for name in names:
+        match = _EXPERT.fullmatch(name)
+        if match is None:
+            continue
+        path, number, projection, rest = match.groups()
+        stack = (path + rest, int(number) // num_experts, projection.replace("up", "gate"))
+        other = first.setdefault(stack, name)
+        if (name in wanted) != (other in wanted):
+            kept, frozen = (name, other) if name in wanted else (other, name)
+            raise ConfigError(
+                f"model.freeze covers {frozen} but not {kept}: all experts of a layer and modality, and their "
+                "gate_proj and up_proj, are frozen or trained together"
+            )
 
 
 def check_routers(names: Sequence[str], trained: Iterable[str], settings: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from erniekit.data.store.references import ReferenceFile
 from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
-from erniekit.lora.layers import LoraLinear
+from erniekit.lora.layers import Adapter
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.device_batch import DeviceBatch
@@ -66,7 +66,7 @@ class AdapterDisabledReference(ReferenceModel):
 
     def __init__(self, model: ErnieModel, chunk_tokens: int, base: Path) -> None:
         super().__init__(model, chunk_tokens)
-        self._adapters = [layer for layer in model.sublayers() if isinstance(layer, LoraLinear)]
+        self._adapters = [layer for layer in model.sublayers() if isinstance(layer, Adapter)]
         whole = {name: p for name, p in adapter_parameters(model).items() if ".lora_" not in name}
         self._whole: list[tuple[Tensor, Tensor]] = []
         index = read_index(base) if whole else {}

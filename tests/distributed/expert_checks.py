@@ -170,9 +170,17 @@ def _layers(mesh: Mesh, bias: dict[int, float]) -> tuple[MoeLayer, MoeLayer]:
     part = MoeLayer(HIDDEN, moe, "float32")
     values = dict(whole.named_parameters())
     for name, parameter in part.named_parameters():
-        parameter.set_value(values[name])
+        parameter.set_value(_own_experts(mesh, name, values[name]))
     part.dispatcher = ExpertParallelDispatcher(mesh.expert, moe)
     return whole, part
+
+
+def _own_experts(mesh: Mesh, name: str, stacked: paddle.Tensor) -> paddle.Tensor:
+    """The experts of this rank among all that a parameter stacks; any other parameter as it is."""
+    if not name.startswith("experts."):
+        return stacked
+    share = stacked.shape[0] // mesh.expert.size
+    return stacked[mesh.expert.rank * share : (mesh.expert.rank + 1) * share]
 
 
 def _check(
@@ -195,11 +203,10 @@ def _check(
         if parameter.stop_gradient:
             continue
         gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if ".experts." in f".{name}" and "shared" not in name:
+        if name.startswith("experts."):
             # An expert has seen the tokens of all ranks; here each rank has only shown it its own.
             all_reduce_(gradient, mesh.world)
-        if name in own:
-            there = own[name].grad
-            gradients[name] = gradient
-            parts[name] = np.zeros(parameter.shape, np.float32) if there is None else there
+        there = own[name].grad
+        gradients[name] = _own_experts(mesh, name, gradient)
+        parts[name] = np.zeros(own[name].shape, np.float32) if there is None else there
     assert_all_close(parts, gradients, what=case)

@@ -1,4 +1,4 @@
-"""Patterns that name single experts, which only some of the processes hold."""
+"""Patterns that name single experts, which only some of the processes hold, or the experts of one modality."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from tests.distributed.processes import run
 from tests.distributed.settings import assert_same, tensors, vl_setting
 
 FIRST = "*.mlp.experts.0.*"
+VISION = "*.mlp.experts.[4-7].*"
 STEPS = 2
 LORA = {"lora.enabled": True, "lora.rank": 2}
 # By name: what the configuration says.
 CHOICES: dict[str, dict[str, Any]] = {
     "adapters": LORA | {"lora.targets": ["q_proj", f"model.layers{FIRST}"]},
     "adapters of one process": LORA | {"lora.targets": [f"model.layers{FIRST}"]},
-    "frozen": {"model.freeze": [FIRST]},
-    "groups": {"optimizer.groups": [{"match": FIRST, "learning_rate_ratio": 0.5}]},
+    "frozen": {"model.freeze": [VISION]},
+    "groups": {"optimizer.groups": [{"match": VISION, "learning_rate_ratio": 0.5}]},
 }
 LAYOUTS = [(2, "none"), (2, "parameters"), (4, "gradients")]
 
@@ -46,7 +47,7 @@ def one(directory: Path, setting: dict[str, Any], name: str, world: int, shard: 
     return setting | CHOICES[name] | own
 
 
-def test_single_experts_are_trained_the_same_on_every_layout(
+def test_patterns_over_experts_train_the_same_on_every_layout(
     directory: Path, setting: dict[str, Any]
 ) -> None:
     for world in (1, 2, 4):

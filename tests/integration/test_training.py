@@ -1,5 +1,6 @@
 """Whole runs of small models: what they learn, leave behind, tell and refuse."""
 
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import parameter_specs
+from erniekit.models.specs import is_expert_tensor
 from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
 from erniekit.train.trainer import Trainer
@@ -120,6 +122,28 @@ def test_lora_trains_adapters_alone(
     moved = [n for n, info in names.items() if ".lora_B." in n and read_array(info).any()]
     assert any(".experts." in name for name in moved)
     assert not list(checkpoint.glob("model*.safetensors"))
+
+
+def test_experts_have_a_rank_of_their_own(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    lora = dict(lora__enabled=True, lora__rank=4, lora__expert_rank="auto")
+    assert (
+        run_training(make_config(run, model, data, train__max_steps=2, checkpoint__save_every=1, **lora)) == 0
+    )
+    # Two experts a token.
+    assert "LoRA of rank 4, rank 2 of experts, on" in capsys.readouterr().out
+    ranks = {
+        (is_expert_tensor(name), info.shape[0])
+        for name, info in read_adapter_index(final(run)).items()
+        if ".lora_A." in name
+    }
+    assert ranks == {(True, 2), (False, 4)}
+    assert json.loads((final(run) / "adapter_config.json").read_text())["lora_alpha"] == 8.0
+    shutil.rmtree(final(run))
+    assert run_training(make_config(run, model, data, train__max_steps=2, **lora), resume=True) == 0
+    assert final(run).name == "checkpoint-000002"
 
 
 def test_lora_with_routers(tmp_path: Path, model: Path, data: Path) -> None:
@@ -282,6 +306,10 @@ def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) ->
     for settings, message in (
         ({"model__freeze": ["visoin"]}, "model.freeze: 'visoin' is neither a part"),
         ({"lora__enabled": True, "lora__targets": ["w_proj"]}, "lora.targets: 'w_proj' matches no module"),
+        (
+            {"model__freeze": ["*.experts.0.*"]},
+            "experts.0.gate_proj.weight but not model.layers.1.mlp.experts.1.",
+        ),
         ({"optimizer__groups": [{"match": "x.*"}]}, "optimizer.groups: 'x.*' matches no trained parameter"),
     ):
         for start in (run_training, dry_run_training):

@@ -45,16 +45,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: parent / family for family in ("dense", "moe", "vl")}
 
 
-def write(base: Path, directory: Path, targets: list[str], dropout: float = 0.0) -> dict[str, Any]:
+def write(
+    base: Path, directory: Path, targets: list[str], dropout: float = 0.0, expert_rank: int | None = None
+) -> dict[str, Any]:
     """An adapter with values; returns its configuration."""
     model = load_model(base)
-    apply_lora(model, rank=4, alpha=12.0, dropout=dropout, targets=targets, seed=0)
+    lora = dict(rank=4, alpha=12.0, dropout=dropout, expert_rank=expert_rank)
+    apply_lora(model, targets=targets, seed=0, **lora)  # type: ignore[arg-type]
     rng = np.random.default_rng(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             parameter.set_value(paddle.to_tensor(rng.normal(0, 0.1, parameter.shape).astype(np.float32)))
     directory.mkdir()
-    write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=dropout)
+    write_adapter(directory, model, base_path=str(base), **lora)  # type: ignore[arg-type]
     config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
     return config
 
@@ -215,17 +218,18 @@ def test_a_module_that_the_model_lacks(tmp_path: Path, models: dict[str, Path]) 
 
 
 @pytest.mark.parametrize(
-    ("family", "targets"),
+    ("family", "targets", "expert_rank"),
     [
-        ("dense", PROJECTIONS),
-        ("dense", PATTERNS[:1]),
-        ("moe", PROJECTIONS),
-        ("moe", PATTERNS[:3]),
-        ("vl", PATTERNS[:3]),
+        ("dense", PROJECTIONS, None),
+        ("dense", PATTERNS[:1], None),
+        ("moe", PROJECTIONS, None),
+        ("moe", PROJECTIONS, 2),
+        ("moe", PATTERNS[:3], None),
+        ("vl", PATTERNS[:3], None),
     ],
 )
 def test_peft_computes_what_the_merged_model_does(
-    tmp_path: Path, models: dict[str, Path], family: str, targets: list[str]
+    tmp_path: Path, models: dict[str, Path], family: str, targets: list[str], expert_rank: int | None
 ) -> None:
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
@@ -237,7 +241,8 @@ def test_peft_computes_what_the_merged_model_does(
         "vl": transformers.Ernie4_5_VLMoeForConditionalGeneration,
     }
     base = models[family]
-    write(base, tmp_path / "adapter", [t for t in targets if family != "dense" or "shared" not in t])
+    chosen = [t for t in targets if family != "dense" or "shared" not in t]
+    write(base, tmp_path / "adapter", chosen, expert_rank=expert_rank)
     layout = "transformers" if family == "vl" else "hub"
     export_model(tmp_path / "adapter", tmp_path / "merged", layout=layout)  # type: ignore[arg-type]
     if family == "vl":

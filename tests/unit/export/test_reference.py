@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 import pytest
 
 from erniekit.checkpoint.hub import read_array, read_header, write_safetensors
+from erniekit.checkpoint.names import hub_tensors
 from erniekit.checkpoint.weights import load_model
 from erniekit.errors import VerifyError
 from erniekit.export.reference import (
@@ -23,6 +24,7 @@ from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.models.config import VisionConfig
 from erniekit.models.row import RowInputs
 from erniekit.models.specs import TensorSpec
+from tests.models import hub_values
 
 VISION = VisionConfig(1, 32, 64, 2, 14, 3, 2, 2)
 
@@ -52,10 +54,7 @@ def make_reference(directory: Path, file: Path, **changes: Any) -> None:
         )
     loss = (losses[0] + losses[1]) / int((labels[:, 1:] != -100).sum())
     loss.backward()
-    gradients = {
-        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
-        for name, p in model.named_parameters()
-    }
+    gradients = hub_values(model, lambda p: paddle.zeros_like(p) if p.grad is None else p.grad)
     stored: dict[str, Any] = {
         "in_input_ids": ids,
         "in_attention_mask": mask,
@@ -85,7 +84,7 @@ def test_a_padded_batch_agrees_with_its_sequences_alone(models: dict[str, Path],
         make_reference(models[family], file)
         report = compare_with_reference(models[family], file, file.with_suffix(".safetensors"))
         assert passed(report), report
-        assert len(report.names_checked) == len(list(load_model(models[family]).named_parameters()))
+        assert len(report.names_checked) == len(hub_tensors(load_model(models[family])))
 
 
 def test_each_difference_is_seen(models: dict[str, Path], tmp_path: Path) -> None:

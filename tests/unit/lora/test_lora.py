@@ -20,7 +20,7 @@ from erniekit.models.factory import build_model
 from erniekit.models.row import RowInputs
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close
-from tests.models import apply_lora, save_weights
+from tests.models import apply_lora, hub_values, save_weights
 from tests.unit.models.test_config import FLAT
 
 TARGETS = ["q_proj", "model.layers.*.mlp.experts.*", "model.resampler_model.spatial_linear.0"]
@@ -73,7 +73,7 @@ def test_matches_by_name_and_pattern_reach_every_expert(model: ErnieModel) -> No
         "model.layers.*.mlp.experts.*.down_proj": 18,
         "model.resampler_model.spatial_linear.*": 1,
     }
-    trainable = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    trainable = set(hub_values(model, lambda p: None if p.stop_gradient else p))
     assert len(trainable) == 2 * len(matches)
     assert all(".lora_" in name for name in trainable)
 

@@ -7,6 +7,7 @@ import paddle
 import pytest
 from paddle import Tensor
 
+from erniekit.kernels.grouped_gemm import ExpertRows
 from erniekit.moe.config import MoeConfig
 from erniekit.moe.dispatch import LocalDispatcher
 from erniekit.moe.experts import Experts
@@ -35,7 +36,8 @@ def make_inputs(chosen: list[list[int]]) -> tuple[Tensor, Routing]:
     rng = np.random.default_rng(3)
     x = paddle.to_tensor(rng.standard_normal((len(chosen), HIDDEN)).astype(np.float32), stop_gradient=False)
     weights = rng.random(np.shape(chosen)).astype(np.float32)
-    return x, Routing(paddle.to_tensor(chosen), paddle.to_tensor(weights, stop_gradient=False))
+    experts, parts = paddle.to_tensor(chosen), paddle.to_tensor(weights, stop_gradient=False)
+    return x, Routing(experts, parts, (len(chosen),))
 
 
 def plain(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
@@ -43,7 +45,7 @@ def plain(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     total = paddle.zeros_like(x)
     for number in range(EXPERTS):
         weight = (routing.weights * (routing.experts == number).astype("float32")).sum(-1, keepdim=True)
-        total = total + experts.compute(x, [len(x) * (e == number) for e in range(EXPERTS)]) * weight
+        total = total + experts(x, [ExpertRows.of([len(x) * (e == number) for e in range(EXPERTS)])]) * weight
     return total
 
 
@@ -54,17 +56,13 @@ def test_values_and_gradients_are_those_of_plain_sums(case: str) -> None:
         experts = make_experts()
         x, routing = make_inputs(CHOSEN[case])
         if sorted_:
-            output, counts = LocalDispatcher()(x, routing, EXPERTS, experts.compute, lambda x=x: x * 3)
+            output, counts = LocalDispatcher()(x, routing, EXPERTS, experts, lambda x=x: x * 3)
             assert counts.tolist() == np.bincount(np.ravel(CHOSEN[case]), minlength=EXPERTS).tolist()
         else:
             output = plain(x, routing, experts) + x * 3
         (output * output).sum().backward()
         gradients = [x.grad, routing.weights.grad]
-        # Experts without tokens have no gradient, which the optimizer takes as zero.
-        gradients += [
-            paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            for parameter in experts.parameters()
-        ]
+        gradients += [parameter.grad for parameter in experts.parameters()]
         found.append([output.numpy(), *(gradient.numpy() for gradient in gradients)])
     for expected, actual in zip(*found, strict=True):
         assert_close(actual, expected)
@@ -75,7 +73,7 @@ def test_frozen_experts_pass_gradients_on_and_keep_none() -> None:
     for parameter in experts.parameters():
         parameter.stop_gradient = True
     x, routing = make_inputs(CHOSEN["two of five"])
-    LocalDispatcher()(x, routing, EXPERTS, experts.compute)[0].sum().backward()
+    LocalDispatcher()(x, routing, EXPERTS, experts)[0].sum().backward()
     assert x.grad.numpy().any()
     assert routing.weights.grad.numpy().any()
     assert all(parameter.grad is None for parameter in experts.parameters())

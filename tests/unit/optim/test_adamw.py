@@ -249,6 +249,25 @@ def test_the_rate_of_routers_has_a_factor_of_its_own() -> None:
     assert_close(moved([GroupRule("*.gate.weight_1", 2.0)]), [2.5e-3, 5e-3, 1e-2])
 
 
+def test_experts_that_are_stacked_have_one_rule() -> None:
+    stack = paddle.create_parameter([2, 2, 2], "float32")
+    names = {"experts.down.weight": ["experts.0.down_proj.weight", "experts.1.down_proj.weight"]}
+
+    def moved(match: str) -> float:
+        stack.set_value(paddle.zeros([2, 2, 2]))
+        stack.clear_gradient(False)
+        stack.sum().backward()
+        named = [("experts.down.weight", stack)]
+        AdamW(named, weight_decay=0.0, rules=[GroupRule(match, 0.5)], hub_names=names).step(1e-2)
+        return -stack.numpy()[0, 0, 0].item()
+
+    assert_close(moved("experts.*.down_proj.*"), 5e-3)
+    with pytest.raises(ConfigError, match=r"'\*\.0\.\*' matches only one of experts\.0.* and experts\.1"):
+        moved("*.0.*")
+    with pytest.raises(ConfigError, match="matches no trained parameter"):
+        moved("experts.down.*")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gradient_is_added_to_those_of_the_rows(dtype: str) -> None:
     named, _ = make(dtype=dtype)

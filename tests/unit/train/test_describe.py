@@ -93,9 +93,9 @@ def test_what_was_left_out_in_words() -> None:
 
 
 def test_adapters_in_a_table() -> None:
-    matches = [LoraMatch(f"model.layers.{layer}.self_attn.q_proj", 8, 8, 64) for layer in range(3)]
-    matches.append(LoraMatch("model.layers.0.mlp.experts.11.up_proj", 8, 4, 48))
-    assert describe_lora(matches, 4) == [
+    matches = [LoraMatch(f"model.layers.{layer}.self_attn.q_proj", 8, 8, 64, 4) for layer in range(3)]
+    matches.append(LoraMatch("model.layers.0.mlp.experts.11.up_proj", 8, 4, 48, 4))
+    assert describe_lora(matches) == [
         "LoRA of rank 4 on 4 modules:",
         "  model.layers.*.self_attn.q_proj            3 x           192 parameters",
         "  model.layers.*.mlp.experts.*.up_proj       1 x            48 parameters",

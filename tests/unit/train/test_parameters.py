@@ -3,7 +3,7 @@
 import pytest
 
 from erniekit.errors import ConfigError
-from erniekit.train.parameters import check_routers, frozen_names, part_of, trained_names
+from erniekit.train.parameters import check_experts, check_routers, frozen_names, part_of, trained_names
 
 NAMES = [
     "vision_model.blocks.0.attn.qkv.weight",
@@ -80,3 +80,21 @@ def test_settings_of_routers_need_one_that_is_trained() -> None:
         check_routers(NAMES[:7], NAMES[:7], settings)
     with pytest.raises(ConfigError, match=r"loss\.z_weight: has no effect, since model\.freeze covers every"):
         check_routers(NAMES, NAMES[:7], settings)
+
+
+def test_experts_of_a_layer_are_trained_together() -> None:
+    path, projections = "model.layers.1.mlp.experts", ("gate", "up", "down")
+    names = [f"{path}.{number}.{kind}_proj.weight" for number in range(4) for kind in projections]
+    check_experts(names, names, 2)
+    check_experts(names, [], 2)
+    # The experts of one modality, and one of the two products.
+    check_experts(names, names[:6], 2)
+    check_experts(names, [name for name in names if "down" in name], 2)
+    for trained in (names[3:], names[:9], [name for name in names if "up" not in name]):
+        with pytest.raises(ConfigError, match=r"model\.freeze covers .*experts\.\d.* but not .*experts\.\d"):
+            check_experts(names, trained, 2)
+    # Adapters are stacked apart from the weights; only those that exist count.
+    adapters = [f"{path}.{number}.up_proj.lora_A.weight" for number in (0, 1)]
+    check_experts(names + adapters, adapters, 2)
+    with pytest.raises(ConfigError, match="lora_A"):
+        check_experts(names + adapters, adapters[:1], 2)
