@@ -10,22 +10,23 @@ from fnmatch import fnmatchcase
 from erniekit.errors import ConfigError
 from erniekit.models.specs import is_vocab_tensor
 
-# Patterns over parameter names. Adapters of a part have its name, so that they are frozen with it.
-PARTS: dict[str, tuple[str, ...]] = {
-    "vision": ("vision_model.*",),
-    "resampler": ("model.resampler_model.*",),
-    "language": ("model.embed_tokens.*", "model.layers.*", "model.norm.*", "lm_head.*"),
-    "router": ("*.mlp.gate.weight", "*.mlp.gate.weight_1"),
+# How the names of their parameters begin. Adapters of a part have its name, so that they are frozen with it.
+_PREFIXES = {
+    "vision": ("vision_model.",),
+    "resampler": ("model.resampler_model.",),
+    "language": ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head."),
 }
+_ROUTERS = (".mlp.gate.weight", ".mlp.gate.weight_1")
+PARTS = (*_PREFIXES, "router")
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.(.*)")
 
 
 def part_of(name: str) -> str:
     """The part that a parameter belongs to. A router belongs to "router" alone, not to "language"."""
-    if _matches(name, PARTS["router"]):
+    if name.endswith(_ROUTERS):
         return "router"
-    return next(part for part in ("vision", "resampler", "language") if _matches(name, PARTS[part]))
+    return next(part for part, prefixes in _PREFIXES.items() if name.startswith(prefixes))
 
 
 def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
@@ -107,10 +108,6 @@ def check_routers(names: Sequence[str], trained: Iterable[str], settings: Sequen
     if not routers:
         raise ConfigError(f"{settings[0]}: this model has no experts and no router; remove it")
     raise ConfigError(f"{settings[0]}: has no effect, since model.freeze covers every router; remove it")
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _explain_no_match(names: Sequence[str], entry: str) -> str:

@@ -58,11 +58,12 @@ def named_devices(path: Path) -> list[int]:
     return [int(nodes or 1) * int(cards), *map(int, re.findall(r"\d+", others[1]) if others else [])]
 
 
-def plan(config: Config, family: str, processes: int) -> MemoryPlan:
-    dims = ParallelDims(processes, config.parallel.expert, config.parallel.context)
+def plan(config: Config, family: str, *processes: int) -> list[MemoryPlan]:
+    """The memory of each process, for each number of processes."""
     architecture = released(family)
     selected = select_parameters(config, architecture, "bfloat16")
-    return plan_memory(config, architecture, "bfloat16", selected, dims)
+    layouts = [ParallelDims(world, config.parallel.expert, config.parallel.context) for world in processes]
+    return [plan_memory(config, architecture, "bfloat16", selected, dims) for dims in layouts]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -70,13 +71,13 @@ def test_an_example_fits_and_starts_on_the_machines_that_it_names(path: Path) ->
     config, family = load_config(path), family_of(path)
     devices = named_devices(path)
     assert devices[0] in ({1, 8} if "300B" not in family and "424B" not in family else {16, 32})
-    for processes in devices:
+    plans = plan(config, family, *devices)
+    for processes, found in zip(devices, plans, strict=True):
         fit_parallel_dims(config, released(family), processes)
-        found = plan(config, family, processes)
         assert found.fits(CARD_GIB), f"{processes} processes: {found.total_bytes / 2**30:.1f} GiB"
     stated = re.search(r"\(about (\d+) GiB", path.read_text(encoding="utf-8"))
     if stated is not None:
-        assert int(stated[1]) == pytest.approx(plan(config, family, devices[0]).total_bytes / 2**30, abs=1)
+        assert int(stated[1]) == pytest.approx(plans[0].total_bytes / 2**30, abs=1)
 
 
 @pytest.mark.parametrize("name", ["sft", "lora", "dpo", "dpo_lora"])
@@ -104,11 +105,11 @@ def test_without_a_layout_the_large_ones_do_not_fit() -> None:
     alone = ["parallel.shard=none", "parallel.expert=1"]
     for family, task in ((text, "sft"), (pictures, "sft"), (text, "dpo"), (pictures, "dpo")):
         config = load_config(EXAMPLES / family / task / f"run_{task}_8k.yaml", alone)
-        assert plan(config, family, 8).total_bytes > 350 * 2**30
+        assert plan(config, family, 8)[0].total_bytes > 350 * 2**30
     copied = load_config(EXAMPLES / pictures / "dpo" / "run_dpo_8k.yaml", ["dpo.reference=copy"])
-    assert not plan(copied, pictures, 8).fits(CARD_GIB)
+    assert not plan(copied, pictures, 8)[0].fits(CARD_GIB)
     lora = load_config(EXAMPLES / pictures / "sft" / "run_sft_lora_8k.yaml", ["parallel.expert=1"])
-    assert not plan(lora, pictures, 1).fits(CARD_GIB)
+    assert not plan(lora, pictures, 1)[0].fits(CARD_GIB)
 
 
 def test_activations_follow_what_decides_them() -> None:
