@@ -34,11 +34,11 @@ from erniekit.checkpoint.names import hub_tensors, take
 from erniekit.checkpoint.weights import array_of, load_model
 from erniekit.data.encode.positions import media_positions, text_positions
 from erniekit.errors import VerifyError
+from erniekit.kernels.cross_entropy import chunked_cross_entropy
 from erniekit.local_files import placeholder_problem
 from erniekit.models.config import VisionConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
-from erniekit.objectives.language import chunked_cross_entropy
 
 # Norms of differences, relative to the norms of the stored arrays. Single elements are not compared: their terms may
 # cancel, and processors sum in different orders.

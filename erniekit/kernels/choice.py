@@ -17,7 +17,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "rms_norm": ("plain", "cpu"),
     "rope": ("plain",),
     "swiglu": ("plain",),
-    "cross_entropy": ("plain",),
+    "cross_entropy": ("triton", "plain", "cpu"),
     "attention": ("plain",),
     "embedding": ("plain",),
     "adamw": ("plain",),

@@ -10,12 +10,12 @@ from paddle import Tensor
 
 from erniekit.config.choices import PER_TOKEN
 from erniekit.data.load.batch import PackedBatch
+from erniekit.kernels.cross_entropy import chunked_log_probs
 from erniekit.models.branches import BranchAttention
 from erniekit.models.decoder import DecoderOutput
 from erniekit.models.ernie import ErnieModel
 from erniekit.moe.router import NO_ROUTER_LOSSES, RouterLossFlags
 from erniekit.objectives.device_batch import DeviceBatch, answer_tokens, upload_batch
-from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import PER, RowPairs
 from erniekit.objectives.preference import PairLogps, PreferenceSettings, preference_loss
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums

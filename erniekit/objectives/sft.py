@@ -9,10 +9,10 @@ from paddle import Tensor
 
 from erniekit.config.choices import Normalization
 from erniekit.data.load.batch import PackedBatch
+from erniekit.kernels.cross_entropy import chunked_cross_entropy
 from erniekit.models.ernie import ErnieModel
 from erniekit.moe.router import NO_ROUTER_LOSSES
 from erniekit.objectives.device_batch import DeviceBatch, upload_batch
-from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
 from erniekit.objectives.totals import StepTotals
@@ -72,10 +72,13 @@ class SftObjective:
         output = self.model(batch.row, loss_flags=loss_flags)
         labels = batch.labels
         hidden = paddle.index_select(output.hidden, batch.positions)
-        loss = chunked_cross_entropy(hidden, self.model.output_weight, labels, self.chunk_tokens)
+        divisor = self._divisor(totals)
+        loss = chunked_cross_entropy(
+            hidden, self.model.output_weight, labels, self.chunk_tokens, scale=1 / divisor
+        )
         if totals is None:
             return SftOutput(loss, loss, len(labels), None)
-        total = loss / (totals.loss_tokens if self.normalization == "tokens" else totals.positions)
+        total = loss / divisor
         routing = None
         if output.routers:
             sums = stack_sums(output.routers)
@@ -83,3 +86,8 @@ class SftObjective:
             total = total if added is None else total + added
             routing = row_routing(self.model, output.routers, sums)
         return SftOutput(total, loss.detach(), len(labels), routing)
+
+    def _divisor(self, totals: StepTotals | None) -> int:
+        if totals is None:
+            return 1
+        return totals.loss_tokens if self.normalization == "tokens" else totals.positions

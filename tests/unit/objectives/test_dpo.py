@@ -15,7 +15,6 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.objectives.device_batch import DeviceBatch, row_inputs
 from erniekit.objectives.dpo import DpoObjective, branch_logps
-from erniekit.objectives.language import chunked_log_probs
 from erniekit.objectives.pairs import pair_means
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
@@ -94,32 +93,6 @@ def test_the_rejected_answer_does_not_see_the_chosen_one() -> None:
     after = branch_logps(model, row, 64)[0].numpy()
     assert abs(after[0] - before[0]) > 1e-3
     assert_close(after[1:], before[1:])
-
-
-@pytest.mark.parametrize("for_weight", [True, False])
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_log_probs_are_those_of_the_whole_softmax(chunk: int, for_weight: bool) -> None:
-    rng = np.random.default_rng(0)
-    values, factors = rng.standard_normal((7, 4)), rng.standard_normal(7)
-    hidden, weight = (
-        paddle.to_tensor(x.astype(np.float32), stop_gradient=False)
-        for x in (values, rng.standard_normal((9, 4)))
-    )
-    weight.stop_gradient = not for_weight
-    labels = paddle.to_tensor(rng.integers(0, 9, 7))
-    scale = paddle.to_tensor(factors.astype(np.float32))
-    found = chunked_log_probs(hidden, weight, labels, chunk)
-    (found * scale).sum().backward()
-    gradients = [x.grad.numpy().copy() for x in (hidden, weight) if not x.stop_gradient]
-    hidden.clear_gradient()
-    weight.clear_gradient()
-    logps = paddle.nn.functional.log_softmax(paddle.matmul(hidden, weight, transpose_y=True), axis=-1)
-    expected = paddle.index_sample(logps, labels.unsqueeze(-1)).squeeze(-1)
-    assert_close(found, expected)
-    (expected * scale).sum().backward()
-    wanted = [x.grad.numpy() for x in (hidden, weight) if not x.stop_gradient]
-    for one, other in zip(gradients, wanted, strict=True):
-        assert_close(one, other)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "orpo", "dpop"])
