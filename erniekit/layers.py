@@ -6,7 +6,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from erniekit.kernels.rms_norm import rms_norm
+from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
+from erniekit.kernels.swiglu import swiglu
 
 
 class Linear(nn.Layer):
@@ -64,6 +65,10 @@ class RMSNorm(nn.Layer):
         """[T, width] -> [T, width]."""
         return rms_norm(x, self.weight, self.eps)
 
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of both [T, width], and its norm, in one kernel on a GPU."""
+        return add_rms_norm(x, residual, self.weight, self.eps)
+
 
 class Mlp(nn.Layer):
     """SwiGLU: `down(silu(gate(x)) * up(x))`; a dense layer, one expert, or all shared experts fused."""
@@ -76,7 +81,7 @@ class Mlp(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 def _zeros(layer: nn.Layer, shape: list[int], dtype: str) -> Tensor:

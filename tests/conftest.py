@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 from erniekit.runtime import prepare_environment
 
 prepare_environment()
+# Kernels for GPUs run on CPU tensors. Triton asks once, when it is first imported.
+os.environ["TRITON_INTERPRET"] = "1"
 # Each process of pytest-xdist computes on one core: with as many threads as cores they would wait for each other. The
 # first process, which begins with the longest file, has a core to itself; those that are too many share the last one.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):

@@ -13,10 +13,10 @@ from erniekit.kernels.triton.runtime import enable_on_gpu, is_interpreted
 
 FORMS: dict[str, tuple[str, ...]] = {
     "grouped_gemm": ("plain",),
-    "permute": ("plain", "cpu"),
-    "rms_norm": ("plain", "cpu"),
-    "rope": ("plain",),
-    "swiglu": ("plain",),
+    "permute": ("triton", "plain", "cpu"),
+    "rms_norm": ("triton", "paddle", "plain", "cpu"),
+    "rope": ("triton", "plain", "cpu"),
+    "swiglu": ("triton", "paddle", "plain"),
     "cross_entropy": ("triton", "plain", "cpu"),
     "attention": ("plain",),
     "embedding": ("plain",),

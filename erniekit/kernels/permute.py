@@ -15,6 +15,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.triton.runtime import pointer
 
 # Rows of the CPU form that are in the cache at a time.
 _CHUNK_BYTES = 1 << 20
@@ -41,11 +42,10 @@ def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
     `experts` int64 [T, k], each below `num_experts`. Returns `order` int32 [T * k], `slots` int32 [T, k] and `offsets`
     int32 [num_experts + 1], the first row of each expert and the number of rows.
     """
-    return (
-        _sort_on_cpu(experts, num_experts)
-        if form_of("permute") == "cpu"
-        else plain_sort(experts, num_experts)
-    )
+    form = form_of("permute")
+    if form == "triton":
+        return _triton_sort(experts, num_experts)
+    return _sort_on_cpu(experts, num_experts) if form == "cpu" else _plain_sort(experts, num_experts)
 
 
 class _Permute(PyLayer):
@@ -76,27 +76,57 @@ class _Unpermute(PyLayer):
 
 
 def _copy_rows(x: Tensor, order: Tensor, slots: Tensor) -> Tensor:
-    return paddle.gather(x, order // slots.shape[1])
+    if form_of("permute") != "triton":
+        return paddle.gather(x, order // slots.shape[1])
+    from erniekit.kernels.triton.permute import copy_rows
+
+    rows = paddle.empty([order.shape[0], x.shape[1]], x.dtype)
+    copy_rows(pointer(x.contiguous()), pointer(slots), pointer(rows))
+    return rows
 
 
 def _sum_rows(y: Tensor, slots: Tensor, weights: Tensor | None) -> Tensor:
-    return (_sum_on_cpu if form_of("permute") == "cpu" else _plain_sum)(y, slots, weights)
+    form = form_of("permute")
+    if form != "triton":
+        return (_sum_on_cpu if form == "cpu" else _plain_sum)(y, slots, weights)
+    from erniekit.kernels.triton.permute import sum_rows
+
+    sums = paddle.empty([slots.shape[0], y.shape[1]], y.dtype)
+    scales = None if weights is None else pointer(weights.contiguous())
+    sum_rows(pointer(y.contiguous()), pointer(slots), scales, pointer(sums))
+    return sums
 
 
 def _unpermute_gradients(
     grad: Tensor, y: Tensor, order: Tensor, slots: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    if form_of("permute") == "cpu":
+    form = form_of("permute")
+    if form == "cpu":
         return _gradients_on_cpu(grad, y, slots, weights)
-    tokens, top_k = slots.shape
-    wide = grad.astype("float32")
-    pair_weights = paddle.gather(weights.reshape([-1]), order).unsqueeze(1)
-    grad_y = (paddle.gather(wide, order // top_k) * pair_weights).astype(y.dtype)
-    rows = paddle.gather(y, slots.reshape([-1])).reshape([tokens, top_k, y.shape[1]]).astype("float32")
-    return grad_y, paddle.matmul(rows, wide.unsqueeze(2)).squeeze(2)
+    if form != "triton":
+        return _plain_gradients(grad, y, order, slots, weights)
+    from erniekit.kernels.triton.permute import unpermute_backward
+
+    y, weights = y.contiguous(), weights.contiguous()
+    grad_y, grad_weights = paddle.empty_like(y), paddle.empty_like(weights)
+    tensors = grad.contiguous(), y, slots, weights, grad_y, grad_weights
+    unpermute_backward(*(pointer(tensor) for tensor in tensors))
+    return grad_y, grad_weights
 
 
-def plain_sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+def _triton_sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    from erniekit.kernels.triton.permute import blocks_of_pairs, sort_by_expert
+
+    pairs = experts.shape[0] * experts.shape[1]
+    order, slots = paddle.empty([pairs], "int32"), paddle.empty(experts.shape, "int32")
+    offsets = paddle.empty([num_experts + 1], "int32")
+    counts = paddle.empty([num_experts, blocks_of_pairs(pairs)], "int32")
+    buffers = counts, paddle.empty_like(counts), paddle.empty([num_experts], "int32")
+    sort_by_expert(*(pointer(tensor) for tensor in (experts.contiguous(), order, slots, offsets, *buffers)))
+    return order, slots, offsets
+
+
+def _plain_sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """`sort_by_expert` with counts of one-hot vectors."""
     flat = experts.reshape([-1, 1])
     is_expert = (flat == paddle.arange(num_experts)).astype("int64")
@@ -113,6 +143,17 @@ def _plain_sum(y: Tensor, slots: Tensor, weights: Tensor | None) -> Tensor:
     tokens, top_k = slots.shape
     rows = paddle.gather(y, slots.reshape([-1])).reshape([tokens, top_k, y.shape[1]]).astype("float32")
     return (rows if weights is None else rows * weights.unsqueeze(2)).sum(1).astype(y.dtype)
+
+
+def _plain_gradients(
+    grad: Tensor, y: Tensor, order: Tensor, slots: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    tokens, top_k = slots.shape
+    wide = grad.astype("float32")
+    pair_weights = paddle.gather(weights.reshape([-1]), order).unsqueeze(1)
+    grad_y = (paddle.gather(wide, order // top_k) * pair_weights).astype(y.dtype)
+    rows = paddle.gather(y, slots.reshape([-1])).reshape([tokens, top_k, y.shape[1]]).astype("float32")
+    return grad_y, paddle.matmul(rows, wide.unsqueeze(2)).squeeze(2)
 
 
 def _sort_on_cpu(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:

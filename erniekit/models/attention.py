@@ -11,9 +11,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from erniekit.kernels.rope import rotate_pairs
 from erniekit.layers import Linear
 from erniekit.models.config import ErnieConfig
-from erniekit.models.rope import rotate_pairs
 
 # (layer index, query [T, heads, d], key [T, kv heads, d], value [T, kv heads, d]) -> [T, heads, d]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -174,7 +174,7 @@ class Attention(paddle.nn.Layer):
     def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """[T, hidden] -> [T, hidden]; `rotation` from `decoder_rotation`."""
         tokens = x.shape[0]
-        q = rotate_pairs(self.q_proj(x).reshape([tokens, -1, self.head_dim]), rotation)
-        k = rotate_pairs(self.k_proj(x).reshape([tokens, -1, self.head_dim]), rotation)
-        v = self.v_proj(x).reshape([tokens, -1, self.head_dim])
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (project(x).reshape([tokens, -1, self.head_dim]) for project in projections)
+        q, k = rotate_pairs(q, k, rotation)
         return self.o_proj(attend(self.layer, q, k, v).reshape([tokens, -1]))

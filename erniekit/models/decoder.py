@@ -41,8 +41,8 @@ class DecoderLayer(nn.Layer):
         self, x: Tensor, rotation: Tensor, index: ModalityIndex, attend: Attend, loss_flags: RouterLossFlags
     ) -> tuple[Tensor, RouterOutput | None]:
         """[T, hidden] -> [T, hidden], and what the router of a MoE layer did."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
-        normal = self.post_attention_layernorm(x)
+        attended = self.self_attn(self.input_layernorm(x), rotation, attend)
+        x, normal = self.post_attention_layernorm.add(attended, x)
         if isinstance(self.mlp, MoeLayer):
             output, router = self.mlp(normal, index, loss_flags)
             return x + output, router

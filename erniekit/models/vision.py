@@ -6,10 +6,11 @@ import numpy as np
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from erniekit.kernels.rope import rotate_halves
 from erniekit.layers import LayerNorm, Linear
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
-from erniekit.models.rope import VisionRotation, rotate_halves
+from erniekit.models.rope import VisionRotation
 
 
 class VisionAttention(nn.Layer):

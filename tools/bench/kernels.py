@@ -1,8 +1,8 @@
-"""Compare the kernels chosen for CPU with their plain forms, forward and backward, in one run.
+"""Compare the kernels chosen for CPU with usual ones, forward and backward, in one run.
 
     python tools/bench/kernels.py [--tokens 1024] [--repeats 15]
 
-Prints milliseconds (median) and the ratio plain / chosen. The ratio is less noisy than the times.
+Prints milliseconds (median) and the ratio usual / chosen. The ratio is less noisy than the times.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from erniekit.kernels.rms_norm import plain_rms_norm, rms_norm
+from erniekit.kernels.rope import rotate_pairs
+from erniekit.kernels.swiglu import swiglu
 from erniekit.models.attention import DocumentAttention
-from erniekit.models.rope import rotate_pairs
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 8, 2, 64, 512
 Form = Callable[..., Tensor]
@@ -38,21 +39,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="timed runs of each form")
     arguments = parser.parse_args()
     runtime.configure("cpu", None, seed=0)
-    print(f"{'':34}{'plain ms':>10}{'chosen ms':>11}{'ratio':>8}")
+    print(f"{'':34}{'usual ms':>10}{'chosen ms':>11}{'ratio':>8}")
     for name, plain, chosen, inputs in comparisons(arguments.tokens):
         first, second = time_pair(plain, chosen, inputs, arguments.repeats)
         print(f"{name:34}{first:10.2f}{second:11.2f}{first / second:8.2f}")
 
 
 def comparisons(tokens: int) -> list[tuple[str, Form, Form, list[Tensor]]]:
-    """Name, plain form, chosen form and inputs of each comparison."""
+    """Name, usual form, chosen form and inputs of each comparison."""
     x, weight = _random(tokens, HIDDEN), _random(HIDDEN)
     query, key, value = (_random(tokens, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
     angles = _random(tokens, 1, HEAD_DIM // 2).detach()
-    rotation = paddle.complex(paddle.cos(angles), paddle.sin(angles))
+    rotation = paddle.stack([paddle.cos(angles), paddle.sin(angles)], -1).squeeze(1)
     rows = [
         ("RMSNorm", lambda x, w: plain_rms_norm(x, w, 1e-5), lambda x, w: rms_norm(x, w, 1e-5), [x, weight]),
-        ("rotary", lambda q: _rotate_with_flip(q, angles), lambda q: rotate_pairs(q, rotation), [query]),
+        (
+            "rotary",
+            lambda q, k: sum(_rotate_with_flip(x, angles).sum() for x in (q, k)),
+            lambda q, k: sum(x.sum() for x in rotate_pairs(q, k, rotation)),
+            [query, key],
+        ),
+        ("SwiGLU", F.swiglu, swiglu, [_random(tokens, 3 * HIDDEN), _random(tokens, 3 * HIDDEN)]),
     ]
     for length in (tokens, tokens // 4, 32):
         cu_seqlens = np.arange(0, tokens + 1, length, dtype=np.int32)

@@ -25,7 +25,9 @@ def enable_on_gpu() -> None:
 
 
 def pointer(tensor: Tensor) -> Any:
-    """The tensor in the form that a launch function takes; no copy. The tensor must be contiguous."""
+    """The tensor as a launch function takes it, without a copy. Raises ValueError if it is not contiguous."""
+    if not tensor.is_contiguous():
+        raise ValueError("Triton kernels take contiguous tensors")
     if not is_interpreted():
         return tensor
     # The interpreter works on torch's storages.

@@ -10,10 +10,11 @@ from paddle import Tensor
 from erniekit.kernels.choice import use_forms
 from erniekit.kernels.permute import permute, sort_by_expert, unpermute
 from tests.closeness import assert_close
+from tests.unit.kernels.forms import TRITON
 
-FORMS = ["plain", "cpu"]
+FORMS = ["plain", "cpu", TRITON]
 # Tokens, experts per token, experts, width.
-SIZES = [(1, 1, 1, 3), (13, 2, 5, 7), (37, 6, 64, 24), (0, 2, 4, 8)]
+SIZES = [(1, 1, 1, 3), (13, 2, 5, 7), (17, 6, 64, 24), (0, 2, 4, 8)]
 
 
 def _experts(tokens: int, top_k: int, num_experts: int, *, skewed: bool = False) -> Tensor:
@@ -90,7 +91,12 @@ def test_only_what_trains_gets_a_gradient(form: str) -> None:
         assert (y.grad is not None, weights.grad is not None) == (trains_rows, not trains_rows)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_long_rows_are_summed_in_chunks(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rows_are_summed_in_chunks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("erniekit.kernels.permute._CHUNK_BYTES", 200)
-    test_rows_and_gradients_are_those_of_indexing(form, (37, 2, 5, 7))
+    test_rows_and_gradients_are_those_of_indexing("cpu", (37, 2, 5, 7))
+
+
+def test_many_pairs_are_sorted_by_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("erniekit.kernels.triton.permute._PAIRS", 8)
+    test_pairs_are_sorted_by_expert_and_stay_in_order("triton", (13, 3, 5, 1), skewed=False)

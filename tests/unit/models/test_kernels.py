@@ -9,7 +9,6 @@ import paddle
 import pytest
 from paddle import Tensor
 
-from erniekit.kernels.rms_norm import plain_rms_norm, rms_norm
 from erniekit.models.attention import DocumentAttention, batched_attention
 from tests.closeness import assert_close
 
@@ -31,28 +30,6 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 def _assert_same(actual: list[np.ndarray], expected: list[np.ndarray]) -> None:
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e)
-
-
-def test_rms_norm_on_cpu_is_the_plain_form() -> None:
-    inputs = [_random(37, 24), _random(24, seed=1)]
-    fast = _gradients(lambda x, w: rms_norm(x, w, 1e-5), inputs)
-    _assert_same(fast, _gradients(lambda x, w: plain_rms_norm(x, w, 1e-5), inputs))
-
-
-def test_rms_norm_with_a_frozen_weight_leaves_it_without_gradient() -> None:
-    x, weight = _random(5, 8), _random(8, seed=1)
-    x.stop_gradient = False
-    rms_norm(x, weight, 1e-5).sum().backward()
-    assert x.grad is not None
-    assert weight.grad is None
-
-
-def test_rms_norm_of_what_is_frozen_trains_its_weight() -> None:
-    x, weight = _random(5, 8), _random(8, seed=1)
-    weight.stop_gradient = False
-    rms_norm(x, weight, 1e-5).sum().backward()
-    assert x.grad is None
-    assert weight.grad is not None
 
 
 def _naive(cu_seqlens: list[int], causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
