@@ -25,14 +25,14 @@ def balance_sum(mass: Tensor, counts: Tensor, top_k: int) -> Tensor:
     return (mass * used).sum(-1) * mass.shape[-1] / tokens
 
 
-def z_sum(log_normalizer: Tensor) -> Tensor:
-    """Sum over tokens of the squared log-sum-exp of the logits, given as [T]. Zoph et al., arXiv 2202.08906, eq. 5."""
-    return log_normalizer.square().sum()
+def z_terms(log_normalizer: Tensor) -> Tensor:
+    """The squared log-sum-exp of the logits of each token, [T] -> [T]. Zoph et al., arXiv 2202.08906, equation 5."""
+    return log_normalizer.square()
 
 
-def entropy_sum(log_normalizer: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
-    """Sum over tokens of the entropy of the routing distribution, in nats. [T], [T, E], [T, E] -> scalar."""
-    return (log_normalizer - (probabilities * logits).sum(-1)).sum()
+def entropies(log_normalizer: Tensor, probabilities: Tensor, logits: Tensor) -> Tensor:
+    """The entropy of the routing distribution of each token, in nats. [T], [T, E], [T, E] -> [T]."""
+    return log_normalizer - (probabilities * logits).sum(-1)
 
 
 @paddle.no_grad()

@@ -11,15 +11,18 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from erniekit.moe.config import MoeConfig
-from erniekit.moe.losses import balance_sum, entropy_sum, z_sum
+from erniekit.moe.losses import balance_sum, entropies, z_terms
 from erniekit.upload import Upload
 
 
 class ModalityIndex:
-    """Indices that gather the text tokens and the vision tokens of a row. Built once per row, used by every layer.
+    """The modality of each token of a row on the device. Built once per row, used by every layer.
 
     `modality` int8 [T]: 0 text, 1 vision. `valid` is False for a filler row, which only keeps this process in step with
     the others: its tokens are not counted. `add` sums counts over the processes that hold parts of the row.
+
+    sizes: the number of tokens of each modality. is_vision: bool [T, 1], None for a row of one modality, which is
+    `only`. mask: float32 [2, T], one where a token has a modality.
     """
 
     def __init__(
@@ -30,15 +33,11 @@ class ModalityIndex:
         upload: Upload = paddle.to_tensor,
     ) -> None:
         self.valid, self.add = valid, add
-        parts = [np.flatnonzero(modality == kind) for kind in (0, 1)]
-        self.sizes = tuple(part.size for part in parts)
-        self.present = [kind for kind in (0, 1) if parts[kind].size]
-        self.tokens: list[Tensor | None] = [None, None]
-        self.restore: Tensor | None = None
-        # A row of one modality needs no gathering at all.
-        if len(self.present) == 2:
-            self.tokens = [upload(part.astype(np.int64)) for part in parts]
-            self.restore = upload(np.argsort(np.concatenate(parts), kind="stable").astype(np.int64))
+        vision = int(np.count_nonzero(modality))
+        self.sizes = (len(modality) - vision, vision)
+        self.only = None if all(self.sizes) else int(vision > 0)
+        self.is_vision = None if self.only is not None else upload(modality.astype(bool)[:, None])
+        self.mask = upload(np.stack([modality == 0, modality == 1]).astype(np.float32))
 
 
 class Routing(NamedTuple):
@@ -97,8 +96,8 @@ class Gate(nn.Layer):
             self.weight_1 = self.create_parameter(shape, dtype="float32", default_initializer=zero)
 
     def logits(self, x: Tensor, modality: int) -> Tensor:
-        """[n, hidden] of one modality -> float32 [n, experts]."""
-        return paddle.matmul(x.astype("float32"), self.of(modality), transpose_y=self.transposed)
+        """float32 [n, hidden] -> float32 [n, experts]."""
+        return paddle.matmul(x, self.of(modality), transpose_y=self.transposed)
 
     def of(self, modality: int) -> Tensor:
         """The router weights of one modality."""
@@ -131,80 +130,79 @@ def route(
     With p = softmax of the float32 logits, experts are selected by p + bias, and weighted by p over the sum of the
     selected p. Agrees with transformers' Ernie4_5_MoeTopKRouter and Ernie4_5_VLMoeMoeTopKRouter.
     """
-    experts, weights = [], []
-    found = [_NOTHING] * moe.num_modalities
-    for modality in index.present:
-        positions = index.tokens[modality]
-        rows = x if positions is None else paddle.index_select(x, positions)
-        logits = gate.logits(rows, modality)
-        probabilities = F.softmax(logits, axis=-1)
-        _, chosen = paddle.topk(probabilities.detach() + bias[modality], moe.top_k, axis=-1)
-        share = paddle.take_along_axis(probabilities, chosen, axis=-1)
-        weights.append(share / paddle.clip(share.sum(-1, keepdim=True), min=moe.norm_min))
-        experts.append(chosen + modality * moe.num_experts if modality else chosen)
-        if index.valid:
-            trained = not gate.of(modality).stop_gradient
-            wanted = RouterLossFlags(
-                loss_flags.balance and trained, loss_flags.z and trained, loss_flags.entropy
-            )
-            found[modality] = _over_tokens(logits, probabilities, moe.top_k, wanted)
-    sums = _by_modality(found, loss_flags, moe, index.add)
-    tokens = index.sizes[: moe.num_modalities]
-    if index.restore is None:
-        return Routing(experts[0], weights[0], tokens), sums
-    routing = Routing(
-        paddle.index_select(paddle.concat(experts), index.restore),
-        paddle.index_select(paddle.concat(weights), index.restore),
-        tokens,
-    )
-    return routing, sums
+    logits, row_bias = _logits(x, index, gate), _of_token(index, bias)
+    probabilities = F.softmax(logits, axis=-1)
+    _, chosen = paddle.topk(probabilities.detach() + row_bias, moe.top_k, axis=-1)
+    share = paddle.take_along_axis(probabilities, chosen, axis=-1)
+    weights = share / paddle.clip(share.sum(-1, keepdim=True), min=moe.norm_min)
+    if index.is_vision is not None:
+        chosen = chosen + index.is_vision.astype("int64") * moe.num_experts
+    elif index.only:
+        chosen = chosen + moe.num_experts
+    routing = Routing(chosen, weights, index.sizes[: moe.num_modalities])
+    return routing, _sums(logits, probabilities, index, gate, moe, loss_flags)
 
 
-class _OverTokens(NamedTuple):
-    """Sums over the tokens of one modality: `mass` and `counts` [experts] of `balance_sum`, the others scalars."""
+def _logits(x: Tensor, index: ModalityIndex, gate: Gate) -> Tensor:
+    """[T, hidden] -> float32 [T, experts], of the router of each token's modality.
 
-    mass: Tensor | None = None
-    counts: Tensor | None = None
-    z: Tensor | None = None
-    entropy: Tensor | None = None
-
-
-_NOTHING = _OverTokens()
-
-
-def _over_tokens(
-    logits: Tensor, probabilities: Tensor, top_k: int, loss_flags: RouterLossFlags
-) -> _OverTokens:
-    """Sums over n tokens, from their logits and probabilities [n, experts]."""
-    mass = counts = z = entropy = None
-    if loss_flags.balance:
-        # The loss counts what the router would choose without the correction bias.
-        _, chosen = paddle.topk(probabilities.detach(), top_k, axis=-1)
-        mass = probabilities.sum(0)
-        counts = paddle.bincount(chosen.reshape([-1]), minlength=logits.shape[1])
-    if loss_flags.z or loss_flags.entropy:
-        log_normalizer = paddle.logsumexp(logits if loss_flags.z else logits.detach(), axis=-1)
-        z = z_sum(log_normalizer) if loss_flags.z else None
-        if loss_flags.entropy:
-            entropy = entropy_sum(log_normalizer.detach(), probabilities.detach(), logits.detach())
-    return _OverTokens(mass, counts, z, entropy)
+    A mixed row goes through both routers: their products are small, and no token is moved.
+    """
+    wide = x.astype("float32")
+    if index.only is not None:
+        return gate.logits(wide, index.only)
+    return paddle.where(index.is_vision, gate.logits(wide, 1), gate.logits(wide, 0))
 
 
-def _by_modality(
-    found: list[_OverTokens], loss_flags: RouterLossFlags, moe: MoeConfig, add: Callable[[Tensor], Tensor]
+def _of_token(index: ModalityIndex, bias: Tensor) -> Tensor:
+    """The row of `bias` [modalities, experts] of each token's modality, [T, experts] or [experts]."""
+    if index.only is not None:
+        return bias[index.only]
+    return paddle.where(index.is_vision, bias[1], bias[0])
+
+
+def _sums(
+    logits: Tensor,
+    probabilities: Tensor,
+    index: ModalityIndex,
+    gate: Gate,
+    moe: MoeConfig,
+    loss_flags: RouterLossFlags,
 ) -> RouterSums:
-    """The sums of all modalities as vectors, 0 for a modality without tokens."""
+    """Sums over the tokens of each modality, from logits and probabilities [T, experts]."""
+    if not index.valid:
+        return _nothing(index, moe, loss_flags)
+    mask = index.mask[: moe.num_modalities]
+    # Losses are those of trained routers.
+    trained = [not gate.of(modality).stop_gradient for modality in range(moe.num_modalities)]
+    loss_mask = (
+        mask
+        if all(trained)
+        else paddle.stack(
+            [
+                row if is_trained else paddle.zeros_like(row)
+                for row, is_trained in zip(mask, trained, strict=True)
+            ]
+        )
+    )
     balance = z = entropy = None
     if loss_flags.balance:
-        mass = _stack([tokens.mass for tokens in found], [moe.num_experts], "float32")
-        counts = _stack([tokens.counts for tokens in found], [moe.num_experts], "int64")
-        balance = balance_sum(mass, add(counts), moe.top_k)
-    if loss_flags.z:
-        z = _stack([tokens.z for tokens in found], [], "float32")
-    if loss_flags.entropy:
-        entropy = _stack([tokens.entropy for tokens in found], [], "float32")
+        # The loss counts what the router would choose without the correction bias.
+        _, chosen = paddle.topk(probabilities.detach(), moe.top_k, axis=-1)
+        counts = paddle.matmul(loss_mask, F.one_hot(chosen, moe.num_experts).sum(1))
+        mass = paddle.matmul(loss_mask, probabilities)
+        balance = balance_sum(mass, index.add(counts.astype("int64")), moe.top_k)
+    if loss_flags.z or loss_flags.entropy:
+        log_normalizer = paddle.logsumexp(logits if loss_flags.z else logits.detach(), axis=-1)
+        z = paddle.mv(loss_mask, z_terms(log_normalizer)) if loss_flags.z else None
+        if loss_flags.entropy:
+            terms = entropies(log_normalizer.detach(), probabilities.detach(), logits.detach())
+            entropy = paddle.mv(mask, terms)
     return RouterSums(balance, z, entropy)
 
 
-def _stack(parts: list[Tensor | None], shape: list[int], dtype: str) -> Tensor:
-    return paddle.stack([paddle.zeros(shape, dtype) if part is None else part for part in parts])
+def _nothing(index: ModalityIndex, moe: MoeConfig, loss_flags: RouterLossFlags) -> RouterSums:
+    """The sums of a filler row. All processes that share a row add its counts."""
+    if loss_flags.balance:
+        index.add(paddle.zeros([moe.num_modalities, moe.num_experts], "int64"))
+    return RouterSums(*(paddle.zeros([moe.num_modalities]) if wanted else None for wanted in loss_flags))

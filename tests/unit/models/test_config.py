@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from erniekit.checkpoint.names import hub_tensors
 from erniekit.errors import CheckpointError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import build_model
@@ -90,12 +91,14 @@ def test_which_layers_have_experts(start: int, end: int, interval: int, layers: 
 def test_specs_are_the_parameters_of_the_model(raw: dict[str, Any]) -> None:
     config = ErnieConfig.from_json(raw)
     specs = {spec.name: (spec.shape, spec.dtype) for spec in parameter_specs(config, "BF16")}
-    parameters = dict(build_model(config, "bfloat16").named_parameters())
-    assert specs.keys() == parameters.keys()
-    for name, parameter in parameters.items():
-        dtype = "F32" if is_router_tensor(name) else "BF16"
-        assert specs[name] == (tuple(parameter.shape), dtype)
-        assert str(parameter.dtype).endswith("float32" if dtype == "F32" else "bfloat16"), name
+    model = build_model(config, "bfloat16")
+    dtypes = {name: str(parameter.dtype) for name, parameter in model.named_parameters()}
+    tensors = hub_tensors(model)
+    assert specs.keys() == {tensor.name for tensor in tensors}
+    for tensor in tensors:
+        dtype = "F32" if is_router_tensor(tensor.name) else "BF16"
+        assert specs[tensor.name] == (tensor.shape, dtype)
+        assert dtypes[tensor.parameter].endswith("float32" if dtype == "F32" else "bfloat16"), tensor.name
 
 
 @pytest.mark.parametrize(
