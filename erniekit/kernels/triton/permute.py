@@ -11,8 +11,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-_COLUMNS = 512
-_PAIRS = 128
+_COLUMNS, _WARPS = 1024, 4
+_PAIRS = 64
 
 
 def copy_rows(x: Any, slots: Any, out: Any) -> None:
@@ -21,7 +21,7 @@ def copy_rows(x: Any, slots: Any, out: Any) -> None:
     if tokens:
         width = x.shape[1]
         _copy_rows[(tokens, triton.cdiv(width, _COLUMNS))](
-            x, slots, out, width, TOP_K=top_k, COLUMNS=_COLUMNS, num_warps=2
+            x, slots, out, width, TOP_K=top_k, COLUMNS=_COLUMNS, num_warps=_WARPS
         )
 
 
@@ -43,7 +43,7 @@ def sum_rows(y: Any, slots: Any, weights: Any, out: Any) -> None:
             TOP_K=top_k,
             WEIGHTED=weighted,
             COLUMNS=_COLUMNS,
-            num_warps=2,
+            num_warps=_WARPS,
         )
 
 
@@ -66,7 +66,7 @@ def unpermute_backward(grad: Any, y: Any, slots: Any, weights: Any, grad_y: Any,
             width,
             TOP_K=top_k,
             BLOCK=block,
-            num_warps=min(max(block // 512, 1), 16),
+            num_warps=_warps(block),
         )
 
 
@@ -95,6 +95,11 @@ def sort_by_expert(
         EXPERTS=experts_block,
         PAIRS=_PAIRS,
     )
+
+
+def _warps(block: int) -> int:
+    """32 values per thread, in at most 16 warps."""
+    return int(min(max(block // 1024, 1), 16))
 
 
 def blocks_of_pairs(pairs: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-_HEADS = 4
+_HEADS, _WARPS = 8, 2
 
 
 def rotate_pairs(query: Any, key: Any, rotation: Any, out_query: Any, out_key: Any, *, inverse: bool) -> None:
@@ -29,7 +29,7 @@ def rotate_pairs(query: Any, key: Any, rotation: Any, out_query: Any, out_key: A
             BLOCK=triton.next_power_of_2(width),
             STEP=_HEADS,
             SIGN=-1.0 if inverse else 1.0,
-            num_warps=2,
+            num_warps=_WARPS,
         )
 
 
@@ -50,7 +50,7 @@ def rotate_halves(x: Any, cosine: Any, sine: Any, out: Any, *, inverse: bool) ->
             BLOCK=triton.next_power_of_2(width // 2),
             STEP=_HEADS,
             SIGN=-1.0 if inverse else 1.0,
-            num_warps=2,
+            num_warps=_WARPS,
         )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-_ROWS, _COLUMNS = 4, 512
+# Values of one program.
+_TILE = 2048
 
 
 def swiglu_forward(gate: Any, up: Any, out: Any) -> None:
@@ -15,6 +16,7 @@ def swiglu_forward(gate: Any, up: Any, out: Any) -> None:
     rows, width = out.shape
     if rows:
         joined = up is None
+        tile_rows, columns = _tile(width)
         _forward[_grid(rows, width)](
             gate,
             gate if joined else up,
@@ -22,8 +24,8 @@ def swiglu_forward(gate: Any, up: Any, out: Any) -> None:
             rows,
             width,
             JOINED=joined,
-            ROWS=_ROWS,
-            COLUMNS=_COLUMNS,
+            ROWS=tile_rows,
+            COLUMNS=columns,
         )
 
 
@@ -32,6 +34,7 @@ def swiglu_backward(grad: Any, gate: Any, up: Any, grad_gate: Any, grad_up: Any)
     rows, width = grad.shape
     if rows:
         joined = up is None
+        tile_rows, columns = _tile(width)
         _backward[_grid(rows, width)](
             grad,
             gate,
@@ -41,13 +44,20 @@ def swiglu_backward(grad: Any, gate: Any, up: Any, grad_gate: Any, grad_up: Any)
             rows,
             width,
             JOINED=joined,
-            ROWS=_ROWS,
-            COLUMNS=_COLUMNS,
+            ROWS=tile_rows,
+            COLUMNS=columns,
         )
 
 
+def _tile(width: int) -> tuple[int, int]:
+    """Rows and columns of one program."""
+    columns = min(triton.next_power_of_2(width), _TILE)
+    return _TILE // columns, columns
+
+
 def _grid(rows: int, width: int) -> tuple[int, int]:
-    return triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS)
+    tile_rows, columns = _tile(width)
+    return triton.cdiv(rows, tile_rows), triton.cdiv(width, columns)
 
 
 @triton.jit
