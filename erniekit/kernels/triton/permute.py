@@ -20,7 +20,7 @@ def copy_rows(x: Any, slots: Any, out: Any) -> None:
     tokens, top_k = slots.shape
     if tokens:
         width = x.shape[1]
-        _copy_rows[(tokens, triton.cdiv(width, _COLUMNS))](
+        _copy_rows_kernel[(tokens, triton.cdiv(width, _COLUMNS))](
             x, slots, out, width, TOP_K=top_k, COLUMNS=_COLUMNS, num_warps=_WARPS
         )
 
@@ -34,7 +34,7 @@ def sum_rows(y: Any, slots: Any, weights: Any, out: Any) -> None:
     if tokens:
         width = y.shape[1]
         weighted = weights is not None
-        _sum_rows[(tokens, triton.cdiv(width, _COLUMNS))](
+        _sum_rows_kernel[(tokens, triton.cdiv(width, _COLUMNS))](
             y,
             slots,
             weights if weighted else slots,
@@ -56,7 +56,7 @@ def unpermute_backward(grad: Any, y: Any, slots: Any, weights: Any, grad_y: Any,
     if tokens:
         width = y.shape[1]
         block = triton.next_power_of_2(width)
-        _unpermute_backward[(tokens,)](
+        _unpermute_backward_kernel[(tokens,)](
             grad,
             y,
             slots,
@@ -81,9 +81,11 @@ def sort_by_expert(
     pairs = slots.shape[0] * slots.shape[1]
     num_experts, blocks = counts.shape
     experts_block = triton.next_power_of_2(num_experts)
-    _count[(blocks,)](experts, counts, pairs, num_experts, EXPERTS=experts_block, PAIRS=_PAIRS)
-    _add_up[(num_experts,)](counts, starts, totals, blocks, BLOCK=triton.next_power_of_2(blocks))
-    _place[(blocks,)](
+    _count_experts_kernel[(blocks,)](experts, counts, pairs, num_experts, EXPERTS=experts_block, PAIRS=_PAIRS)
+    _add_up_counts_kernel[(num_experts,)](
+        counts, starts, totals, blocks, BLOCK=triton.next_power_of_2(blocks)
+    )
+    _place_pairs_kernel[(blocks,)](
         experts,
         starts,
         totals,
@@ -108,7 +110,7 @@ def blocks_of_pairs(pairs: int) -> int:
 
 
 @triton.jit
-def _copy_rows(x, slots, out, width, TOP_K: tl.constexpr, COLUMNS: tl.constexpr):
+def _copy_rows_kernel(x, slots, out, width, TOP_K: tl.constexpr, COLUMNS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < width
@@ -119,7 +121,7 @@ def _copy_rows(x, slots, out, width, TOP_K: tl.constexpr, COLUMNS: tl.constexpr)
 
 
 @triton.jit
-def _sum_rows(
+def _sum_rows_kernel(
     y, slots, weights, out, width, TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -136,7 +138,7 @@ def _sum_rows(
 
 
 @triton.jit
-def _unpermute_backward(
+def _unpermute_backward_kernel(
     grad, y, slots, weights, grad_y, grad_weights, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -160,7 +162,7 @@ def _is_expert(experts, pairs, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _count(experts, counts, pairs, num_experts, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
+def _count_experts_kernel(experts, counts, pairs, num_experts, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
     """Pairs of each expert among those of each program."""
     _, is_expert = _is_expert(experts, pairs, EXPERTS, PAIRS)
     expert = tl.arange(0, EXPERTS)
@@ -169,8 +171,8 @@ def _count(experts, counts, pairs, num_experts, EXPERTS: tl.constexpr, PAIRS: tl
 
 
 @triton.jit
-def _add_up(counts, starts, totals, blocks, BLOCK: tl.constexpr):
-    """Of one expert: the pairs before each program of `_place`, and all."""
+def _add_up_counts_kernel(counts, starts, totals, blocks, BLOCK: tl.constexpr):
+    """Of one expert: the pairs before each program of `_place_pairs_kernel`, and all."""
     expert = tl.program_id(0)
     block = tl.arange(0, BLOCK)
     count = tl.load(counts + expert * blocks + block, block < blocks, 0)
@@ -179,7 +181,7 @@ def _add_up(counts, starts, totals, blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _place(
+def _place_pairs_kernel(
     experts, starts, totals, order, slots, offsets, pairs, num_experts, EXPERTS: tl.constexpr, PAIRS: tl.constexpr
 ):  # fmt: skip
     pair, is_expert = _is_expert(experts, pairs, EXPERTS, PAIRS)

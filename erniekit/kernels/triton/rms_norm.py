@@ -24,7 +24,7 @@ def rms_norm_forward(
     if rows:
         block = triton.next_power_of_2(width)
         adds = residual is not None
-        _forward[(rows,)](
+        _rms_norm_forward_kernel[(rows,)](
             x,
             residual if adds else x,
             weight,
@@ -50,7 +50,7 @@ def rms_norm_backward(
     if rows:
         block = triton.next_power_of_2(width)
         trains, adds = partial is not None, grad_total is not None
-        _backward[(partial.shape[0] if trains else rows,)](
+        _rms_norm_backward_kernel[(partial.shape[0] if trains else rows,)](
             grad,
             x,
             weight,
@@ -70,7 +70,7 @@ def rms_norm_backward(
 def sum_partial(partial: Any, out: Any) -> None:
     """out [width] = sums over rows of partial float32 [programs, width]."""
     rows, width = partial.shape
-    _sum_rows[(triton.cdiv(width, _COLUMNS),)](
+    _sum_partial_kernel[(triton.cdiv(width, _COLUMNS),)](
         partial, out, rows, width, ROWS=triton.next_power_of_2(max(rows, 1)), COLUMNS=_COLUMNS, num_warps=8
     )
 
@@ -81,7 +81,7 @@ def _warps(block: int) -> int:
 
 
 @triton.jit
-def _forward(
+def _rms_norm_forward_kernel(
     x, residual, weight, total, out, scale, width, eps, ADDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -104,7 +104,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _rms_norm_backward_kernel(
     grad, x, weight, scale, grad_total, grad_x, partial, rows, width,
     ADDS: tl.constexpr, TRAINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -116,8 +116,9 @@ def _backward(
     step = tl.num_programs(0)
     upstream, values, added = _load_row(grad, x, grad_total, first, rows, width, column, ADDS)
     for row in range(first, rows, step):
-        # The next row is on its way while this one is computed.
-        following = _load_row(grad, x, grad_total, row + step, rows, width, column, ADDS)
+        if TRAINS:
+            # The next row is on its way while this one is computed. Without sums, a program has one row.
+            following = _load_row(grad, x, grad_total, row + step, rows, width, column, ADDS)
         inverse = tl.load(scale + row)
         normal = values.to(tl.float32) * inverse
         scaled = upstream.to(tl.float32) * factor
@@ -127,7 +128,7 @@ def _backward(
         tl.store(grad_x + tl.cast(row, tl.int64) * width + column, result.to(values.dtype), mask)
         if TRAINS:
             total += upstream.to(tl.float32) * normal.to(values.dtype).to(tl.float32)
-        upstream, values, added = following
+            upstream, values, added = following
     if TRAINS:
         tl.store(partial + first.to(tl.int64) * width + column, total, mask)
 
@@ -141,7 +142,7 @@ def _load_row(grad, x, grad_total, row, rows, width, column, ADDS: tl.constexpr)
 
 
 @triton.jit
-def _sum_rows(partial, out, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _sum_partial_kernel(partial, out, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.arange(0, ROWS)[:, None]
     mask = (row < rows) & (column < width)[None, :]

@@ -17,7 +17,7 @@ def rotate_pairs(query: Any, key: Any, rotation: Any, out_query: Any, out_key: A
     """
     tokens, heads, width = query.shape
     if tokens:
-        _rotate_pairs[(tokens,)](
+        _rotate_pairs_kernel[(tokens,)](
             query,
             key,
             rotation,
@@ -40,7 +40,7 @@ def rotate_halves(x: Any, cosine: Any, sine: Any, out: Any, *, inverse: bool) ->
     """
     tokens, heads, width = x.shape
     if tokens:
-        _rotate_halves[(tokens,)](
+        _rotate_halves_kernel[(tokens,)](
             x,
             cosine,
             sine,
@@ -55,7 +55,7 @@ def rotate_halves(x: Any, cosine: Any, sine: Any, out: Any, *, inverse: bool) ->
 
 
 @triton.jit
-def _rotate_pairs(
+def _rotate_pairs_kernel(
     query, key, rotation, out_query, out_key,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     STEP: tl.constexpr, SIGN: tl.constexpr,
@@ -86,7 +86,7 @@ def _rotate_heads(
 
 
 @triton.jit
-def _rotate_halves(
+def _rotate_halves_kernel(
     x, cosine, sine, out,
     HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, SIGN: tl.constexpr,
 ):  # fmt: skip

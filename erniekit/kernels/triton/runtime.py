@@ -16,6 +16,8 @@ def is_interpreted() -> bool:
 
 def enable_on_gpu() -> None:
     """Make Triton take Paddle's tensors and launch on Paddle's stream. Must run before anything imports Triton."""
+    # Fuse products and sums, as Triton does by default up to 3.9, which warns about it.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     # Where Triton imports torch, it gets Paddle's modules.
     paddle.enable_compat(scope={"triton"}, silent=True)
     from triton.runtime import driver

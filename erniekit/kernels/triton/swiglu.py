@@ -17,7 +17,7 @@ def swiglu_forward(gate: Any, up: Any, out: Any) -> None:
     if rows:
         joined = up is None
         tile_rows, columns = _tile(width)
-        _forward[_grid(rows, width)](
+        _swiglu_forward_kernel[_grid(rows, width)](
             gate,
             gate if joined else up,
             out,
@@ -35,7 +35,7 @@ def swiglu_backward(grad: Any, gate: Any, up: Any, grad_gate: Any, grad_up: Any)
     if rows:
         joined = up is None
         tile_rows, columns = _tile(width)
-        _backward[_grid(rows, width)](
+        _swiglu_backward_kernel[_grid(rows, width)](
             grad,
             gate,
             gate if joined else up,
@@ -76,7 +76,7 @@ def _places(rows, width, JOINED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.c
 
 
 @triton.jit
-def _forward(
+def _swiglu_forward_kernel(
     gate, up, out, rows, width, JOINED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     place, gate_place, up_place, mask = _places(rows, width, JOINED, ROWS, COLUMNS)
@@ -86,7 +86,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _swiglu_backward_kernel(
     grad, gate, up, grad_gate, grad_up, rows, width,
     JOINED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip

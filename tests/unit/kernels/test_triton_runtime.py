@@ -43,6 +43,7 @@ def test_a_gpu_launches_on_the_stream_of_paddle(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(paddle, "enable_compat", lambda scope, silent: scopes.append(scope))
     stream = SimpleNamespace(cuda_stream=1234)
     monkeypatch.setattr(paddle.base.core, "_get_current_stream", {2: stream}.get, raising=False)
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     runtime.enable_on_gpu()
     assert scopes == [{"triton"}]
     assert active.get_current_stream(2) == 1234
