@@ -6,6 +6,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from erniekit.kernels.embedding import embedding
 from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
 from erniekit.kernels.swiglu import swiglu
 
@@ -36,7 +37,7 @@ class Embedding(nn.Layer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [T] -> [T, hidden]."""
-        return F.embedding(ids, self.weight)
+        return embedding(ids, self.weight)
 
 
 class LayerNorm(nn.Layer):

@@ -19,7 +19,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "swiglu": ("triton", "paddle", "plain"),
     "cross_entropy": ("triton", "plain", "cpu"),
     "attention": ("plain",),
-    "embedding": ("plain",),
+    "embedding": ("triton", "plain", "cpu"),
     "adamw": ("plain",),
 }
 """The forms of each kernel, in the order in which a GPU prefers them.
