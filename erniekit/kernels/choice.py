@@ -20,7 +20,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("triton", "plain", "cpu"),
     "attention": ("plain",),
     "embedding": ("triton", "plain", "cpu"),
-    "adamw": ("plain",),
+    "adamw": ("triton", "plain"),
 }
 """The forms of each kernel, in the order in which a GPU prefers them.
 

@@ -1,9 +1,8 @@
 """AdamW over named parameters.
 
-The arithmetic is Paddle's fused AdamW kernel, called once per parameter. `paddle.optimizer.AdamW` calls the same
-kernel, but skips parameters without a gradient, keeps its state under generated names, and has neither a
-learning-rate ratio nor bfloat16 on CPU. Norm, clipping and step of 300 small parameters take 16 ms with it on two
-CPU cores, and 9 ms here.
+One step is one call of `erniekit.kernels.adamw.adamw`. `paddle.optimizer.AdamW` skips parameters without a gradient,
+keeps its state under generated names, and has neither a learning-rate ratio nor bfloat16 on CPU. Norm, clipping and
+step of 300 small parameters take 16 ms with it on two CPU cores, and 9 ms here.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import paddle
-from paddle import _C_ops
 
 from erniekit.checkpoint.weights import assign
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.kernels.adamw import AdamWParameter, adamw
 from erniekit.models.specs import is_router_tensor
 
 NamedParameters = Sequence[tuple[str, paddle.Tensor]]
@@ -39,25 +38,14 @@ _DEFAULT = GroupRule("*")
 
 
 @dataclass
-class _Slot:
-    """One parameter and its state: float32 moments, and a float32 master copy of a parameter in another dtype."""
+class _Slot(AdamWParameter):
+    """One parameter, its name, and its gradient in float32, if it was collected or added."""
 
     name: str
-    parameter: paddle.Tensor
-    ratio: float
-    decay: float
-    moment1: paddle.Tensor
-    moment2: paddle.Tensor
-    master: paddle.Tensor | None
     collected: paddle.Tensor | None = None
 
     def gradient(self) -> paddle.Tensor | None:
         return self.parameter.grad if self.collected is None else self.collected
-
-    def write_back(self) -> None:
-        """Round the master copy, if there is one, into the parameter."""
-        if self.master is not None:
-            paddle.assign(self.master.astype(self.parameter.dtype), output=self.parameter)
 
     def state(self) -> dict[str, paddle.Tensor]:
         tensors = {f"{self.name}.moment1": self.moment1, f"{self.name}.moment2": self.moment2}
@@ -116,40 +104,21 @@ class AdamW:
         self._by_name = {slot.name: slot for slot in self._slots}
 
     @paddle.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter from its gradient. `learning_rate` is the rate before any group's ratio."""
-        self.steps_done += 1
-        rates = {
-            ratio: paddle.to_tensor([learning_rate * ratio], dtype="float32")
-            for ratio in {slot.ratio for slot in self._slots}
-        }
-        # The powers are computed in each step, so that a resumed run has exactly the same.
-        cpu = paddle.CPUPlace()
-        powers = [
-            paddle.to_tensor([beta**self.steps_done], dtype="float32", place=cpu)
-            for beta in (self.beta1, self.beta2)
-        ]
-        for slot in self._slots:
-            if not slot.parameter.size:
-                continue
-            self._update(slot, rates[slot.ratio], powers[0], powers[1])
+    def step(self, learning_rate: float, scale: float = 1.0) -> None:
+        """Update every parameter from its gradient.
 
-    def _update(self, slot: _Slot, rate: paddle.Tensor, power1: paddle.Tensor, power2: paddle.Tensor) -> None:
-        target = slot.parameter if slot.master is None else slot.master
-        gradient = slot.gradient()
-        if gradient is None:
-            gradient = paddle.zeros_like(target)
-        elif gradient.dtype != target.dtype:
-            gradient = gradient.astype(target.dtype)
-        # Parameter, gradient, rate, moments, largest moment (AMSGrad), powers, master, found_inf; betas,
-        # epsilon, rate ratio, decay, whether to decay; lazy mode and its size, multi-precision, constant
-        # powers, AMSGrad.
-        _C_ops.adamw_(
-            *(target, gradient, rate, slot.moment1, slot.moment2, None, power1, power2, None, None),
-            *(self.beta1, self.beta2, self.epsilon, 1.0, slot.decay, slot.decay != 0.0),
-            *(False, 1000, False, True, False),
+        learning_rate: the rate before any group's ratio. scale: a factor on all gradients, such as
+        `erniekit.optim.clip.clip_scale`; gradients may be overwritten.
+        """
+        self.steps_done += 1
+        adamw(
+            [(slot, slot.gradient()) for slot in self._slots if slot.parameter.size],
+            learning_rate,
+            self.steps_done,
+            betas=(self.beta1, self.beta2),
+            epsilon=self.epsilon,
+            scale=scale,
         )
-        slot.write_back()
 
     @paddle.no_grad()
     def collect_gradients(self, names: Iterable[str] | None = None) -> None:
@@ -170,7 +139,7 @@ class AdamW:
     def add_gradient(self, name: str, gradient: paddle.Tensor) -> None:
         """Add to the gradient of one parameter, after all rows of the step.
 
-        The optimizer keeps `gradient`, and clipping writes to it.
+        The optimizer keeps `gradient`, and may write to it.
         """
         slot = self._by_name[name]
         found = slot.gradient()
@@ -186,8 +155,7 @@ class AdamW:
         learning_rate: the rate before any ratio.
         """
         slot = self._by_name[name]
-        target = slot.parameter if slot.master is None else slot.master
-        target.subtract_(direction.astype(target.dtype) * (learning_rate * slot.ratio))
+        slot.values.subtract_(direction.astype("float32") * (learning_rate * slot.ratio))
         slot.write_back()
 
     def gradients(self) -> list[paddle.Tensor]:

@@ -14,10 +14,11 @@ from typing import Protocol
 
 import numpy as np
 import paddle
-from paddle import Tensor, _C_ops
+from paddle import Tensor
 
 from erniekit.distributed.collectives import all_reduce_host, start_all_reduce
 from erniekit.distributed.mesh import Mesh
+from erniekit.kernels.adamw import squared_norm
 from erniekit.models.layer_runner import LayerHooks, NoHooks
 from erniekit.models.specs import is_expert_tensor
 from erniekit.parallel.flat_shard import TensorShard, buckets
@@ -188,12 +189,6 @@ def reduce_gradients(mesh: Mesh, gradients: Named) -> Callable[[], None]:
                 offset += int(tensor.size)
 
     return wait
-
-
-def squared_norm(tensors: Sequence[Tensor]) -> float:
-    """Sum of squares of float32 tensors; 0 for an empty list."""
-    squares = [_C_ops.squared_l2_norm(tensor) for tensor in tensors if tensor.size]
-    return float(paddle.stack(squares).sum().item()) if squares else 0.0
 
 
 def _split_experts(gradients: Named) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:

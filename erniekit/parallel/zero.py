@@ -15,6 +15,7 @@ from paddle import Tensor
 from erniekit.config.choices import Shard
 from erniekit.distributed.collectives import all_reduce_host
 from erniekit.distributed.mesh import Mesh
+from erniekit.kernels.adamw import squared_norm
 from erniekit.models.layer_runner import LayerHooks
 from erniekit.models.specs import is_router_tensor
 from erniekit.parallel.data_parallel import (
@@ -24,7 +25,6 @@ from erniekit.parallel.data_parallel import (
     Named,
     by_layer,
     reduce_gradients,
-    squared_norm,
 )
 from erniekit.parallel.flat_shard import FlatShard, TensorShard, is_sharded, shard_buckets, tensor_shard
 from erniekit.parallel.fully_sharded import FullyShardedLayers

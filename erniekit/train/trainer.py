@@ -23,7 +23,7 @@ from erniekit.objectives.pairs import RowPairs
 from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows, is_filler
 from erniekit.optim.adamw import AdamW
-from erniekit.optim.clip import clip_gradients, gradient_norm
+from erniekit.optim.clip import clip_scale, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.train.metrics import StepMetrics
@@ -191,12 +191,10 @@ class Trainer:
         router_losses: dict[str, float] = {}
         for hook in self.hooks:
             router_losses |= hook.before_optimizer_step(self.optimizer)
-        gradients = self.optimizer.gradients()
-        norm = gradient_norm(gradients) if self.reducer is None else self.reducer.norm()
+        norm = gradient_norm(self.optimizer.gradients()) if self.reducer is None else self.reducer.norm()
         self._check_finite(batches, losses, norm)
-        clip_gradients(gradients, norm, self.settings.max_grad_norm)
         learning_rate = self.schedule.learning_rate(self.progress.step)
-        self.optimizer.step(learning_rate)
+        self.optimizer.step(learning_rate, clip_scale(norm, self.settings.max_grad_norm))
         self.optimizer.clear_gradients()
         if self.reducer is not None:
             self.reducer.all_gather_params()

@@ -24,6 +24,7 @@ runtime.prepare_environment()
 
 import numpy as np
 import paddle
+from erniekit.objectives.language import chunked_cross_entropy
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import load_config
@@ -34,11 +35,10 @@ from erniekit.models.rope import decoder_rotation
 from erniekit.moe.layer import MoeLayer
 from erniekit.moe.router import ModalityIndex
 from erniekit.objectives.device_batch import row_inputs
-from erniekit.objectives.language import chunked_cross_entropy
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_rows
 from erniekit.optim.adamw import AdamW
-from erniekit.optim.clip import clip_gradients, gradient_norm
+from erniekit.optim.clip import clip_scale, gradient_norm
 from erniekit.train.inputs import load_inputs
 from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
@@ -105,9 +105,7 @@ def our_step(model: ErnieModel, batch: PackedBatch, chunk: int) -> Step:
 
 def update(optimizer: AdamW) -> None:
     """Norm, clipping and AdamW."""
-    gradients = optimizer.gradients()
-    clip_gradients(gradients, gradient_norm(gradients), 1.0)
-    optimizer.step(LEARNING_RATE)
+    optimizer.step(LEARNING_RATE, clip_scale(gradient_norm(optimizer.gradients()), 1.0))
     optimizer.clear_gradients()
 
 

@@ -219,11 +219,12 @@ def test_one_row_or_several_give_the_same_update() -> None:
 
 def test_gradients_are_clipped_and_the_norm_is_that_before() -> None:
     trainer, _, _ = make(Plain(), max_grad_norm=0.5)
-    seen = []
+    scales = []
     step = trainer.optimizer.step
-    trainer.optimizer.step = lambda rate: (seen.append(trainer.model.weight.grad.item()), step(rate))  # type: ignore
+    trainer.optimizer.step = lambda rate, scale: (scales.append(scale), step(rate, scale))  # type: ignore
     assert trainer.train_step().gradient_norm == 4.0
-    assert seen == [0.5]
+    assert scales == [0.5 / 4.0]
+    assert trainer.optimizer.state_tensors()["weight.moment1"].item() == pytest.approx(0.05)
     assert trainer.model.weight.grad is None
 
 

@@ -1,0 +1,149 @@
+"""AdamW and sums of squares over many tensors in one launch.
+
+The tensors are given by a table of addresses. Each is divided into chunks, and each program finds its chunk by its
+number, so that a launch has as many programs as work, whatever the sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+CHUNK = 16384
+"""Elements that one program computes."""
+
+ALIGNMENT = 16
+"""Addresses must be multiples of this, in bytes."""
+
+
+def squared_norms(table: Any, sums: Any, dtype: str) -> None:
+    """Write the sum of squares of every chunk.
+
+    table int64 [n, 3]: elements, first chunk and address of each tensor; sums float32 [chunks]. dtype: that of the
+    tensors, "float32" or "bfloat16".
+    """
+    _squared_norms[(sums.shape[0],)](table, sums, table.shape[0], getattr(tl, dtype), CHUNK, _BLOCK)
+
+
+def adamw(
+    table: Any,
+    groups: Any,
+    chunks: int,
+    dtypes: tuple[str, str],
+    *,
+    rate: float,
+    betas: tuple[float, float],
+    corrections: tuple[float, float],
+    epsilon: float,
+    scale: float,
+) -> None:
+    """Update parameters and their state in place.
+
+    table int64 [n, 7]: elements and first chunk of each tensor, and the addresses of its gradient (0: all zeros), its
+    float32 values (the parameter or its master copy), both moments, and the parameter. groups float32 [n, 2]: factor on
+    the rate, and weight decay. chunks: of all tensors. dtypes: of the parameters and the gradients. corrections:
+    1 - beta^t of both betas. scale: a factor on all gradients.
+    """
+    _adamw[(chunks,)](
+        table,
+        groups,
+        table.shape[0],
+        rate,
+        rate / corrections[0],
+        betas[0],
+        1 - betas[0],
+        betas[1],
+        1 - betas[1],
+        corrections[1] ** -0.5,
+        epsilon,
+        scale,
+        getattr(tl, dtypes[0]),
+        getattr(tl, dtypes[1]),
+        CHUNK,
+        _BLOCK,
+    )
+
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _tensor_of(first_chunks, stride: tl.constexpr, tensors, chunk):
+    """The last tensor whose first chunk is not after `chunk`, by bisection."""
+    low = 0
+    high = tensors
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(first_chunks + middle * stride) <= chunk:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _address(place, dtype: tl.constexpr):
+    return tl.multiple_of(tl.load(place).to(tl.pointer_type(dtype)), 16)
+
+
+@triton.jit
+def _squared_norms(table, sums, tensors, DTYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    chunk = tl.program_id(0)
+    entry = table + 3 * _tensor_of(table + 1, 3, tensors, chunk)
+    size = tl.load(entry)
+    begin = (chunk - tl.load(entry + 1)) * CHUNK
+    values = _address(entry + 2, DTYPE)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(begin, tl.minimum(begin + CHUNK, size), BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        x = tl.load(values + places, mask=places < size, other=0.0).to(tl.float32)
+        total += x * x
+    tl.store(sums + chunk, tl.sum(total, 0))
+
+
+@triton.jit
+def _adamw(
+    table,
+    groups,
+    tensors,
+    rate,
+    corrected_rate,
+    beta1,
+    rest1,
+    beta2,
+    rest2,
+    correction2,
+    epsilon,
+    scale,
+    PARAMETER: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    tensor = _tensor_of(table + 1, 7, tensors, chunk)
+    entry = table + 7 * tensor
+    size = tl.load(entry)
+    begin = (chunk - tl.load(entry + 1)) * CHUNK
+    gradient_size = tl.where(tl.load(entry + 2) == 0, 0, size)
+    gradients = _address(entry + 2, GRADIENT)
+    values = _address(entry + 3, tl.float32)
+    moments1 = _address(entry + 4, tl.float32)
+    moments2 = _address(entry + 5, tl.float32)
+    ratio = tl.load(groups + 2 * tensor)
+    kept = 1 - rate * ratio * tl.load(groups + 2 * tensor + 1)
+    for start in range(begin, tl.minimum(begin + CHUNK, size), BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        inside = places < size
+        gradient = tl.load(gradients + places, mask=places < gradient_size, other=0.0).to(tl.float32) * scale
+        moment1 = beta1 * tl.load(moments1 + places, mask=inside) + rest1 * gradient
+        moment2 = beta2 * tl.load(moments2 + places, mask=inside) + rest2 * gradient * gradient
+        direction = moment1 / (tl.sqrt(moment2) * correction2 + epsilon)
+        value = kept * tl.load(values + places, mask=inside) - corrected_rate * ratio * direction
+        tl.store(moments1 + places, moment1, mask=inside)
+        tl.store(moments2 + places, moment2, mask=inside)
+        tl.store(values + places, value, mask=inside)
+        if PARAMETER != tl.float32:  # noqa: SIM300
+            tl.store(_address(entry + 6, PARAMETER) + places, value.to(PARAMETER), mask=inside)
