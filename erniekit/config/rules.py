@@ -158,10 +158,10 @@ def _frames_in_order(config: Schema) -> Iterator[Conflict]:
 
 
 def _fetched_layers_are_recomputed(config: Schema) -> Iterator[Conflict]:
-    if config.parallel.shard == "parameters" and not config.train.recompute:
+    if config.parallel.shard == "parameters" and config.train.recompute == "none":
         yield Conflict(
             ("parallel.shard", "train.recompute"),
-            "parameters needs train.recompute: true; otherwise the backward pass keeps the weights of every layer",
+            "parameters needs train.recompute: layers; otherwise the backward pass keeps the weights of every layer",
         )
 
 

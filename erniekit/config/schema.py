@@ -12,6 +12,7 @@ from erniekit.config import choices
 from erniekit.config.data import DataConfig
 from erniekit.config.evaluation import EvalConfig
 from erniekit.config.section import (
+    BOOLEANS,
     NotNegative,
     PathText,
     Positive,
@@ -218,6 +219,15 @@ class ScheduleConfig(Section):
     )
 
 
+def as_recompute(value: Any) -> Any:
+    """The choice that a boolean stands for: true is layers, false is none."""
+    if isinstance(value, str):
+        value = BOOLEANS.get(value.lower(), value)
+    if isinstance(value, bool):
+        return "layers" if value else "none"
+    return value
+
+
 class TrainConfig(Section):
     """Length, batch size and output of the run."""
 
@@ -238,10 +248,12 @@ class TrainConfig(Section):
     seed: int = Field(
         42, ge=0, lt=2**32, description="Seed of the data order, the adapter weights and dropout."
     )
-    recompute: bool = Field(
-        False,
-        description="Recompute activations in the backward pass (gradient checkpointing): less memory, about a "
-        "third more time.",
+    recompute: Annotated[choices.Recompute, BeforeValidator(as_recompute)] = Field(
+        "none",
+        description="Recompute activations in the backward pass (gradient checkpointing): less memory, more time, "
+        "the same gradients. layers: all decoder layers, vision blocks and the resampler, about a third more time. "
+        "auto: the fewest, from the lowest one on, with which the memory plan fits the device. true means layers, "
+        "false none.",
     )
     deterministic: bool = Field(
         False,

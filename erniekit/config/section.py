@@ -24,7 +24,8 @@ BAD_PATH = "bad_path"
 AS_WRITTEN = "as_written"
 """The context of a dump for reading back: `$` in paths is escaped."""
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""Words for booleans, in lower case."""
 
 
 def as_list(value: Any) -> Any:
@@ -70,7 +71,7 @@ class Section(BaseModel):
         if int in kinds and isinstance(value, float) and value.is_integer():
             return int(value)
         if bool in kinds and isinstance(value, str):
-            return _BOOLEANS.get(value.lower(), value)
+            return BOOLEANS.get(value.lower(), value)
         return value
 
 

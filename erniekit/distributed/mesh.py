@@ -46,6 +46,11 @@ class Mesh:
         worker = self.connection.worker if self.connection is not None else None
         return 0 if worker is None else worker.rank - worker.local_rank
 
+    @property
+    def local_size(self) -> int:
+        """The number of processes on this machine."""
+        return 1 if self.connection is None else self.connection.worker.local_size
+
     @contextmanager
     def long_operation(self, name: str) -> Iterator[None]:
         """Inside, the other ranks wait for this one without a timeout. name: for messages, "writing a checkpoint"."""

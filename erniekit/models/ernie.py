@@ -88,7 +88,11 @@ class ErnieModel(nn.Layer):
         if pixels.dtype == paddle.uint8:
             pixels = (pixels.astype("float32") / 255.0 - patches.mean) / patches.std
         hidden = self.vision_model(pixels.astype(self.dtype), patches.rotation, patches.attend)
-        return self.model.resampler_model(hidden, patches.frame_pairs)
+        resampler, pairs = self.model.resampler_model, patches.frame_pairs
+        (features,) = self.vision_model.run(
+            len(self.vision_model.blocks), lambda x: (resampler(x, pairs),), hidden
+        )
+        return features
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocab]."""

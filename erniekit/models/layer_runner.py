@@ -1,4 +1,4 @@
-"""Running the layers of a decoder one at a time, in the forward and the backward pass.
+"""Running the layers of a decoder or a vision tower one at a time, in the forward and the backward pass.
 
 `DirectLayers` leaves the backward pass to autograd. `CheckpointedLayers` makes each layer a separate step of it, so
 that its activations can be recomputed, its weights gathered and its gradients reduced.
@@ -64,26 +64,37 @@ class DirectLayers:
 class CheckpointedLayers:
     """Runs each layer as one step of the backward pass.
 
-    recompute: keep only the input of the layer and recompute the layer in the backward pass, with the same random
-    numbers. The input always requires a gradient, so that the backward pass has the same steps on every process.
+    hooks: None on a single process, where layers that are not recomputed are left to autograd. recompute: the layers
+    that keep only their input and are computed again in the backward pass, with the same random numbers. lowest: the
+    lowest layer with a backward pass; those below run without a graph. The input of every other layer with hooks
+    requires a gradient: the steps of the backward pass depend on the model alone, never on the row of a process.
     """
 
-    def __init__(self, hooks: LayerHooks | None = None, *, recompute: bool = False) -> None:
-        self.hooks: LayerHooks = hooks or NoHooks()
-        self.recompute = recompute
+    def __init__(
+        self, hooks: LayerHooks | None = None, *, recompute: range = range(0), lowest: int = 0
+    ) -> None:
+        self.hooks, self.recompute, self.lowest = hooks, recompute, lowest
 
     def __call__(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
-        if not paddle.is_grad_enabled():
-            self.hooks.enter(number, backward=False)
-            outputs = run(x)
-            self.hooks.leave(number)
-            return outputs
+        if not paddle.is_grad_enabled() or number < self.lowest:
+            return self._without_graph(number, run, x)
+        recompute = number in self.recompute
+        if self.hooks is None and not recompute:
+            return run(x)
         if x.stop_gradient:
             x = x.detach()
             x.stop_gradient = False
-        segment = _Segment(self.hooks, number, run, self.recompute)
+        segment = _Segment(self.hooks or NoHooks(), number, run, recompute)
         found: tuple[Tensor, ...] = _Step.apply(x, segment)
         return found
+
+    @paddle.no_grad()
+    def _without_graph(self, number: int, run: Run, x: Tensor) -> tuple[Tensor, ...]:
+        hooks = self.hooks or NoHooks()
+        hooks.enter(number, backward=False)
+        outputs = run(x)
+        hooks.leave(number)
+        return outputs
 
 
 class _Segment(NamedTuple):

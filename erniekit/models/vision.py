@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -10,6 +12,7 @@ from erniekit.kernels.rope import rotate_halves
 from erniekit.layers import LayerNorm, Linear
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
+from erniekit.models.layer_runner import DirectLayers, LayerRunner
 from erniekit.models.rope import VisionRotation
 
 
@@ -86,12 +89,14 @@ class VisionTower(nn.Layer):
         self.patch_embed = PatchEmbed(vision, dtype)
         self.blocks = nn.LayerList(VisionBlock(vision, dtype) for _ in range(vision.depth))
         self.ln = LayerNorm(vision.hidden_size, VISION_NORM_EPS, dtype)
+        # How its blocks, and after them the resampler, are run; what trains the model may replace it.
+        self.run: LayerRunner = DirectLayers()
 
     def forward(self, pixels: Tensor, rotation: VisionRotation, attend: Attend) -> Tensor:
         """Normalised patches [P, patch_dim] -> [P, width], with `vision_rotation` and `attention` of the media."""
         x = self.patch_embed(pixels)
-        for block in self.blocks:
-            x = block(x, rotation, attend)
+        for number, block in enumerate(self.blocks):
+            (x,) = self.run(number, partial(_block, block, rotation, attend), x)
         return self.ln(x)
 
     def attention(self, grid_thw: np.ndarray) -> DocumentAttention:
@@ -99,3 +104,7 @@ class VisionTower(nn.Layer):
         frames = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])
         cu_seqlens = np.concatenate([[0], np.cumsum(frames)]).astype(np.int32)
         return DocumentAttention(cu_seqlens, causal=False, heads=self.vision.num_heads)
+
+
+def _block(block: VisionBlock, rotation: VisionRotation, attend: Attend, x: Tensor) -> tuple[Tensor]:
+    return (block(x, rotation, attend),)

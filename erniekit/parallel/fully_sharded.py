@@ -34,8 +34,12 @@ class FullyShardedLayers:
     vision tower is not computed for a row without images.
     """
 
+    lowest: int
+    """The lowest layer with a backward pass: none below it is prefetched there."""
+
     def __init__(self, model: ErnieModel, mesh: Mesh, read: ReadSpan) -> None:
         """model: created under `paddle.LazyGuard`, with layers that have no values yet; `read` returns them."""
+        self.lowest = 0
         self._layers: list[nn.Layer] = list(model.model.layers)
         weights = _weights(model, mesh)
         self._shards = [_read(named, mesh, read) for named in weights]
@@ -72,7 +76,8 @@ class FullyShardedLayers:
         waits = self._prefetched.pop(number, None) or self._start_all_gather(number)
         gathered = {name: tensor for wait in waits for name, tensor in wait().items()}
         next_number = number - 1 if backward else number + 1
-        if 0 <= next_number < len(self._layers) and next_number not in self._prefetched:
+        first = self.lowest if backward else 0
+        if first <= next_number < len(self._layers) and next_number not in self._prefetched:
             self._prefetched[next_number] = self._start_all_gather(next_number)
         for name, tensor in gathered.items():
             tensor.stop_gradient = self._empty[name].stop_gradient

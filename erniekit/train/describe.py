@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from erniekit.config import Config
+from erniekit.config.choices import Recompute
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.stats import DataStats
 from erniekit.display.text import counted
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch, group_matches
 from erniekit.models.specs import is_expert_tensor
-from erniekit.train.memory import MemoryPlan
+from erniekit.train.memory import USABLE, MemoryPlan
 from erniekit.train.plan import RunPlan
+from erniekit.train.recompute import BackwardPlan
 
 _NAMED_SAMPLES = 5
 
@@ -182,6 +184,31 @@ def describe_model(plan: MemoryPlan, processes: int = 1) -> list[str]:
             "reference"
         )
     return lines
+
+
+def describe_backward(
+    plan: BackwardPlan, setting: Recompute, memory: MemoryPlan, device_bytes: int
+) -> list[str]:
+    """The layers without a backward pass, and the layers that are recomputed."""
+    lines = []
+    if plan.layers.start:
+        lines.append(
+            f"backward pass: {len(plan.layers)} of {plan.layers.stop} layers; nothing is trained below them"
+        )
+    if setting == "none":
+        return lines
+    parts = [f"{len(plan.recomputed_layers)} of {counted(len(plan.layers), 'layer')}"]
+    if plan.vision:
+        blocks = plan.vision[:-1]
+        recomputed = sum(number in plan.recomputed_vision for number in blocks)
+        parts.append(f"{recomputed} of {counted(len(blocks), 'vision block')}")
+    reason = ""
+    if setting == "auto":
+        fits = "" if memory.fits(device_bytes) else f", more than {USABLE:.0%} of it"
+        reason = (
+            f" (auto: {format_bytes(memory.total_bytes)} of {format_bytes(device_bytes)} at the peak{fits})"
+        )
+    return [*lines, f"recompute: {', '.join(parts)}{reason}"]
 
 
 def format_bytes(count: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.state import TrainerState, model_fingerprint
 from erniekit.config import Config
+from erniekit.config.schema import as_recompute
 
 _ROW_SETTINGS = ("max_length", "shuffle", "mix", "stop", "streaming", "buffer")
 
@@ -63,6 +64,8 @@ def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
             resolved[name] = defaults | saved.get(name, {})
         elif not section.is_required():
             resolved.setdefault(name, section.default)
+    # A boolean before it had choices.
+    resolved["train"]["recompute"] = as_recompute(resolved["train"]["recompute"])
     return resolved
 
 

@@ -17,7 +17,7 @@ experts that receive more than an even share of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from erniekit.checkpoint.hub import spec_bytes
@@ -27,6 +27,7 @@ from erniekit.models.config import ErnieConfig, VisionConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
 from erniekit.parallel.data_parallel import REST, by_layer
 from erniekit.parallel.fully_sharded import is_fully_sharded
+from erniekit.train.recompute import BackwardPlan
 
 USABLE = 0.92
 """The share of a device's memory that a plan may use."""
@@ -95,9 +96,9 @@ class MemoryPlan:
         )
         return always + max(training, self.cached_bytes)
 
-    def fits(self, gibibytes: float) -> bool:
-        """Whether it fits into `USABLE` of the memory of a device, in GiB."""
-        return self.total_bytes <= USABLE * gibibytes * 2**30
+    def fits(self, device_bytes: float) -> bool:
+        """Whether it fits into `USABLE` of the memory of a device."""
+        return self.total_bytes <= USABLE * device_bytes
 
 
 def plan_model(
@@ -173,33 +174,55 @@ def _communication_bytes(layer: Sequence[TensorSpec], trained: set[str], shardin
 
 
 def activation_bytes(
-    architecture: ErnieConfig, config: Config, dtype_bytes: int, trained: Sequence[str]
+    architecture: ErnieConfig, config: Config, dtype_bytes: int, trained: Collection[str], plan: BackwardPlan
 ) -> int:
-    """Memory of activations at the peak of a row, for one process.
+    """Memory of activations at the peak of a row of image tokens only, for one process.
 
-    Until the backward pass the model keeps the input of every decoder layer with train.recompute, and all activations
-    of the layers without it; of a row of image tokens only, the activations of the resampler and, if the vision tower
-    is trained, of its blocks. Added is the largest of: activations and gradients in the backward pass of a layer, and
-    the gradient of the head; the logits of loss.chunk_tokens tokens and twice that gradient; a block of a frozen tower.
+    Until the backward pass the model keeps the input of each recomputed layer, and all activations of the other layers
+    with a backward pass. The peak is the largest of:
+    - in the loss, what is kept, the logits of loss.chunk_tokens tokens and twice the gradient of the head;
+    - in the highest layer, what is kept, the gradients of that layer and of the head;
+    - in the highest recomputed layer of the decoder and of the vision tower, where the layers above keep nothing any
+      more, the activations of that layer as well;
+    - a layer or block without a backward pass.
     """
-    tokens = -(-config.data.max_length // config.parallel.context)
-    numbers = range(architecture.num_hidden_layers)
-    layers = [_layer_bytes(architecture, number, config.parallel.expert, dtype_bytes) for number in numbers]
-    inputs = len(layers) * architecture.hidden_size * dtype_bytes
-    kept = tokens * (inputs if config.train.recompute else sum(layers))
-    again = max(layers) if config.train.recompute else 0
-    head = _head_gradient_bytes(architecture, trained)
-    backward = tokens * (again + _gradient_bytes(architecture, dtype_bytes)) + head
-    logits = config.loss.chunk_tokens * architecture.vocab_size * (2 * dtype_bytes + 2 * _WIDE)
-    block = 0
+    # Images are not split: one process may hold all images of a row.
+    tokens, image_tokens = -(-config.data.max_length // config.parallel.context), config.data.max_length
+    layers = [
+        tokens * _layer_bytes(architecture, number, config.parallel.expert, dtype_bytes)
+        for number in range(architecture.num_hidden_layers)
+    ]
+    layer_input = tokens * architecture.hidden_size * dtype_bytes
+    layer_gradient = tokens * _gradient_bytes(architecture, dtype_bytes)
+    steps: list[int] = []
+    vision_kept = features = step_input = 0
     if (vision := architecture.vision) is not None:
-        # Images are not split: one process may hold all images of a row.
-        image_tokens = config.data.max_length
-        kept += image_tokens * dtype_bytes * (12 * vision.spatial_dim + 2 * architecture.hidden_size)
-        block = image_tokens * dtype_bytes * _block_elements(vision)
-        if any(name.startswith("vision_model.") for name in trained):
-            kept += vision.depth * block
-    return kept + max(backward, logits + 2 * head, block)
+        block, resampler = _block_elements(vision), 12 * vision.spatial_dim
+        steps = [image_tokens * dtype_bytes * elements for elements in [*[block] * vision.depth, resampler]]
+        step_input = image_tokens * dtype_bytes * vision.spatial_dim
+        vision_kept = _kept(steps, step_input, plan.vision, plan.recomputed_vision)
+        features = image_tokens * dtype_bytes * 2 * architecture.hidden_size
+    before = vision_kept + features
+    kept = before + _kept(layers, layer_input, plan.layers, plan.recomputed_layers)
+    head = _head_gradient_bytes(architecture, trained)
+    logits = config.loss.chunk_tokens * architecture.vocab_size * (2 * dtype_bytes + 2 * _WIDE)
+    again = [layers[number] for number in plan.recomputed_layers]
+    inputs = len(again) * layer_input
+    again_vision = [steps[number] for number in plan.recomputed_vision]
+    frozen = [*layers[: plan.layers.start], *steps[: plan.vision.start]]
+    return max(
+        kept + logits + 2 * head,
+        kept + layer_gradient + head,
+        before + inputs + max(again, default=0) + layer_gradient + head,
+        # The gradients of a block are less than its activations.
+        vision_kept + 2 * max(again_vision, default=0) + head,
+        before + max(frozen, default=0),
+    )
+
+
+def _kept(layers: Sequence[int], layer_input: int, backward: range, recomputed: range) -> int:
+    """What layers keep until the backward pass: all activations, or their input."""
+    return sum(layer_input if number in recomputed else layers[number] for number in backward)
 
 
 def _layer_bytes(architecture: ErnieConfig, number: int, expert: int, b: int) -> int:
@@ -229,7 +252,7 @@ def _gradient_bytes(architecture: ErnieConfig, b: int) -> int:
     return b * max(dense, routed)
 
 
-def _head_gradient_bytes(architecture: ErnieConfig, trained: Sequence[str]) -> int:
+def _head_gradient_bytes(architecture: ErnieConfig, trained: Collection[str]) -> int:
     """The float32 gradient of the head, or of the embedding where they are tied; 0 where it is frozen."""
     head = "model.embed_tokens.weight" if architecture.tie_word_embeddings else "lm_head.weight"
     return _WIDE * architecture.vocab_size * architecture.hidden_size if head in trained else 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import paddle
 
 from erniekit.checkpoint.model_files import open_model
@@ -16,6 +17,7 @@ from erniekit.config import Config, LoraConfig
 from erniekit.config.choices import Shard
 from erniekit.config.rules import router_settings
 from erniekit.data.media.patches import ImageSpec
+from erniekit.distributed.collectives import all_reduce_host
 from erniekit.distributed.mesh import Mesh
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
@@ -34,9 +36,17 @@ from erniekit.parallel.expert_parallel import apply_expert_parallel
 from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.zero import ZeroReducer
 from erniekit.train.build_dpo import caches_reference_with_copy, keeps_reference_copy
-from erniekit.train.describe import describe_lora, describe_model, describe_parallel_dims, describe_vocab
+from erniekit.train.describe import (
+    describe_backward,
+    describe_lora,
+    describe_model,
+    describe_parallel_dims,
+    describe_vocab,
+)
+from erniekit.train.device_memory import device_memory
 from erniekit.train.memory import MemoryPlan, ShardingPlan, activation_bytes, plan_model
 from erniekit.train.parameters import check_experts, check_routers, trained_names
+from erniekit.train.recompute import BackwardPlan, backward_plan
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -46,12 +56,14 @@ class PreparedModel:
     """A model ready to be trained, and its trained parameters in the model's order.
 
     trained: those that this process holds, perhaps no expert; all_trained: the names of those of the whole model.
-    fully_sharded: the layers that processes share (parallel.shard parameters); changes: to the base's `config.json`.
+    backward: how its layers are run. fully_sharded: the layers that processes share (parallel.shard parameters);
+    changes: to the base's `config.json`.
     """
 
     model: ErnieModel
     trained: list[tuple[str, paddle.Tensor]]
     all_trained: list[str]
+    backward: BackwardPlan
     fully_sharded: FullyShardedLayers | None = None
     changes: ModelChanges = NO_CHANGES
 
@@ -104,10 +116,13 @@ def prepare_model(
     weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
     before = ErnieConfig.from_dir(config.model.path)
     selected = select_parameters(config, before, dtype, changes)
+    dims = mesh.dims if mesh is not None else ParallelDims()
+    # Before anything is loaded, so that all memory of a CPU is still free.
+    plan = plan_training(config, changes.apply(before), dtype, selected, dims, _shared_memory(mesh))
     log(f"model: loading {weights} in {dtype}")
     model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes)
-    if config.train.recompute and (mesh is None or mesh.world.size == 1):
-        model.model.run = CheckpointedLayers(recompute=True)
+    if dims.world == 1:
+        plan.backward.apply(model)
     if image_spec is not None:
         model.image_mean, model.image_std = image_spec.image_mean, image_spec.image_std
     if lora.enabled:
@@ -123,10 +138,8 @@ def prepare_model(
     trained = _mark_trained(model, set(selected.trained))
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
-    _describe(
-        config, changes.apply(before), dtype, selected, log, mesh.dims if mesh is not None else ParallelDims()
-    )
-    return PreparedModel(model, trained, selected.trained, fully_sharded, changes)
+    _describe(config, selected, plan, dims, log)
+    return PreparedModel(model, trained, selected.trained, plan.backward, fully_sharded, changes)
 
 
 def _mark_trained(model: ErnieModel, wanted: set[str]) -> list[tuple[str, paddle.Tensor]]:
@@ -163,7 +176,7 @@ def load_sharded(
     with mesh.long_operation("loading the model"):
         if shard == "parameters":
             model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes)
-            model.model.run = CheckpointedLayers(fully_sharded, recompute=True)
+            model.model.run = CheckpointedLayers(fully_sharded)
         else:
             experts = mesh.expert
             model = load_model(
@@ -184,7 +197,9 @@ def build_gradient_reducer(config: Config, prepared: PreparedModel, mesh: Mesh) 
         if shard == "none"
         else ZeroReducer(mesh, prepared.trained, shard, prepared.fully_sharded)
     )
-    prepared.model.model.run = CheckpointedLayers(reducer.hooks, recompute=config.train.recompute)
+    if prepared.fully_sharded is not None:
+        prepared.fully_sharded.lowest = prepared.backward.layers.start
+    prepared.backward.apply(prepared.model, reducer.hooks)
     return reducer
 
 
@@ -201,7 +216,9 @@ def describe_model_plan(
     """
     before = ErnieConfig.from_dir(config.model.path)
     selected = select_parameters(config, before, dtype, changes)
-    _describe(config, changes.apply(before), dtype, selected, log, dims)
+    memory = device_memory(dims.world)
+    plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory)
+    _describe(config, selected, plan, dims, log)
 
 
 def select_parameters(
@@ -245,33 +262,73 @@ def select_parameters(
     return ParameterSelection(matches, specs, trained, before.vocab_size, architecture.vocab_size)
 
 
-def plan_memory(
-    config: Config, architecture: ErnieConfig, dtype: str, selected: ParameterSelection, dims: ParallelDims
-) -> MemoryPlan:
-    """The memory of each process that trains a model of this architecture. No file is read."""
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How the layers of a model are run, and the memory of each process. device_bytes: the memory of its device."""
+
+    backward: BackwardPlan
+    memory: MemoryPlan
+    device_bytes: int
+
+
+def plan_training(
+    config: Config,
+    architecture: ErnieConfig,
+    dtype: str,
+    selected: ParameterSelection,
+    dims: ParallelDims,
+    device_bytes: int,
+) -> TrainingPlan:
+    """The plan of a run that trains a model of this architecture. No file is read.
+
+    train.recompute auto recomputes the fewest layers with which the plan fits into `USABLE` of `device_bytes`, or all.
+    """
+    backward = backward_plan(architecture, selected.trained)
     sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
-    return plan_model(
+    memory = plan_model(
         selected.specs,
         selected.trained,
         rows_per_step=config.train.rows_per_step,
         sharding=sharding,
         reference=keeps_reference_copy(config),
         cached=caches_reference_with_copy(config),
-        activations=activation_bytes(architecture, config, 2 if dtype == "bfloat16" else 4, selected.trained),
     )
+    # The backward pass would keep the gathered weights of layers that are not recomputed.
+    keeps_weights = config.parallel.shard == "parameters"
+    counts = {
+        "none": range(1),
+        "layers": range(backward.size, backward.size + 1),
+        "auto": range(backward.size if keeps_weights else 0, backward.size + 1),
+    }[config.train.recompute]
+    for count in counts:
+        backward = replace(backward, num_recomputed=count)
+        dtype_bytes = 2 if dtype == "bfloat16" else 4
+        activations = activation_bytes(architecture, config, dtype_bytes, selected.trained, backward)
+        memory = replace(memory, activation_bytes=activations)
+        if memory.fits(device_bytes):
+            break
+    return TrainingPlan(backward, memory, device_bytes)
+
+
+def _shared_memory(mesh: Mesh | None) -> int:
+    """The smallest device memory of all processes, in bytes: they must recompute the same layers."""
+    if mesh is None:
+        return device_memory()
+    own = np.array([-device_memory(mesh.local_size)], np.int64)
+    return -int(all_reduce_host(own, mesh.world, "max")[0])
 
 
 def _describe(
     config: Config,
-    architecture: ErnieConfig,
-    dtype: str,
     selected: ParameterSelection,
-    log: Callable[[str], None],
+    plan: TrainingPlan,
     dims: ParallelDims,
+    log: Callable[[str], None],
 ) -> None:
-    plan = plan_memory(config, architecture, dtype, selected, dims)
     lines = describe_lora(selected.matches) if config.lora.enabled else []
     if config.model.resize_vocab:
         lines.insert(0, describe_vocab(selected.rows_before, selected.rows, adapters=config.lora.enabled))
-    for line in [*describe_parallel_dims(dims), *lines, *describe_model(plan, dims.world)]:
+    lines += describe_model(plan.memory, dims.world)
+    lines += describe_backward(plan.backward, config.train.recompute, plan.memory, plan.device_bytes)
+    for line in [*describe_parallel_dims(dims), *lines]:
         log(line)

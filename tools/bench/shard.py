@@ -70,7 +70,7 @@ def _peak(
         "train.output_dir": str(run),
         "train.max_steps": 2,
         "train.rows_per_step": processes,
-        "train.recompute": True,
+        "train.recompute": "layers",
         "parallel.shard": shard,
         "parallel.threads": 1,
     }

@@ -112,7 +112,7 @@ checkpoint: {save_every: 5e2}
     assert (config.train.epochs, config.train.max_steps, config.train.seed) == (3, 100, 7)
     assert (config.data.max_length, config.checkpoint.save_every) == (1000, 500)
     assert isinstance(config.data.max_length, int)
-    assert (config.data.shuffle, config.train.recompute, config.log.tensorboard) == (False, True, False)
+    assert (config.data.shuffle, config.train.recompute, config.log.tensorboard) == (False, "layers", False)
     assert load_config(write("run.yaml", text), ["train.epochs=1.5"]).train.epochs == 1.5
 
 

@@ -202,8 +202,8 @@ def test_tags_and_recursive_values(write: Write) -> None:
             "train.seed: must be a whole number of at least 0 and below 4294967296, got Infinity",
         ),
         ("train: {max_steps: -1}", "train.max_steps: must be a whole number above 0 or null, got -1"),
-        ("train: {recompute: maybe}", 'train.recompute: must be true or false, got "maybe"'),
-        ("train: {recompute: 1}", "train.recompute: must be true or false, got 1"),
+        ("train: {recompute: maybe}", 'train.recompute: must be one of none, layers, auto, got "maybe"'),
+        ("train: {recompute: 1}", "train.recompute: must be one of none, layers, auto, got 1"),
         (
             "train: {seed: -1}",
             "train.seed: must be a whole number of at least 0 and below 4294967296, got -1",
@@ -372,7 +372,7 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "parallel:\n  shard: parameters",
-            "run.yaml:4: parallel.shard: parameters needs train.recompute: true; otherwise the backward pass keeps "
+            "run.yaml:4: parallel.shard: parameters needs train.recompute: layers; otherwise the backward pass keeps "
             "the weights of every layer",
         ),
         (

@@ -25,3 +25,13 @@ def test_keys_that_came_later_stand_as_they_stood_in_the_checkpoint() -> None:
     # What the checkpoint itself says wins; of what its configuration cannot tell nothing is made up.
     assert saved_identity(state({"task": "dpo"}, older), ["task", "model.digest"]) == {"task": "dpo"}
     assert changed_settings(with_defaults(older), config) == []
+
+
+def test_recompute_was_a_boolean_once() -> None:
+    sections = {"model": {"path": "m"}, "data": {"train": "x.jsonl"}, "train": {"output_dir": "r"}}
+    config = Config.model_validate(sections).model_dump()
+    for boolean, choice in ((True, "layers"), (False, "none")):
+        saved = config | {"train": config["train"] | {"recompute": boolean}}
+        now = config | {"train": config["train"] | {"recompute": choice}}
+        assert Config.model_validate(saved).model_dump() == now
+        assert changed_settings(with_defaults(saved), now) == []

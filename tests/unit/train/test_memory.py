@@ -46,7 +46,7 @@ def test_a_cached_reference_is_computed_with_the_whole_model_before_training() -
     assert "the whole model, 320 B, while it computes the reference" in describe_model(plan)[2]
     # Little is trained: then the model beside the model is the peak.
     assert plan_model(SPECS, ["router"], rows_per_step=1, cached=True).total_bytes == 640
-    assert plan.fits(1e-5) and not plan.fits(1e-6)
+    assert plan.fits(10_000) and not plan.fits(1_000)
 
 
 def test_what_processes_send_each_other_is_counted() -> None:

@@ -1,0 +1,50 @@
+"""The memory of the device that a process trains on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import paddle
+
+_MEMORY = Path("/proc/meminfo")
+# Limit and use of a container's memory, in bytes: cgroups of version 2, and of version 1.
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def device_memory(processes: int = 1) -> int:
+    """Bytes that a process may use, of `processes` on this machine: its GPU's memory, or its share of what is free.
+
+    On a CPU this includes memory that is not used yet, and file caches that the kernel would give back.
+    """
+    if paddle.get_device() != "cpu":
+        return int(paddle.device.cuda.get_device_properties().total_memory)
+    free = [_machine_memory()]
+    for limit, used in _CGROUPS:
+        values = [_number(Path(limit)), _number(Path(used))]
+        if values[0] is not None and values[1] is not None:
+            free.append(max(0, values[0] - values[1]))
+    return min(free) // processes
+
+
+def _machine_memory() -> int:
+    """Available bytes on Linux; all of them on systems that do not tell."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None without the file, or where it says "max"."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
