@@ -1,5 +1,6 @@
 """Totals of a step: known to every row before its forward pass, and summed over processes."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,43 @@ def test_totals_of_the_step_are_known_to_every_row() -> None:
     assert metrics.positions == 24
     assert metrics.expert_counts["layer_1/text"].tolist() == [6, 0]
     assert metrics.router_sums == {"z_loss/text": 3.0}
+
+
+def test_the_next_row_is_asked_for_before_anything_waits() -> None:
+    """Rows are uploaded before the backward pass of the row before, the next step's first row is read before losses."""
+    trainer, _, _ = make(Plain(), rows_per_step=2, total_steps=2)
+    order: list[str] = []
+
+    class Watched(Before):
+        def upload(self, row: Any, upload: Any) -> Any:
+            order.append(f"upload {row.name}")
+            return row
+
+    class Routing:
+        def expert_counts(self) -> dict[str, np.ndarray]:
+            order.append("read")
+            return {}
+
+        def router_sums(self) -> dict[str, float]:
+            return {}
+
+    def computed(row: Any, totals: StepTotals | None = None) -> Any:
+        output = objective(row, totals)
+        output.total.register_hook(lambda _: order.append(f"backward {row.name}"))
+        return replace(output, routing=Routing())
+
+    objective = trainer.objective
+    trainer.objective = Watched(computed, lambda totals: None)
+    trainer.rows.prefetch = lambda: order.append("prefetch")  # type: ignore[method-assign]
+    trainer.train_step()
+    first, second = (row.name for row in ROWS[:2])
+    assert order == [
+        *(f"upload {first}", f"upload {second}", f"backward {first}", f"backward {second}"),
+        *("prefetch", "read", "read"),
+    ]
+    order.clear()
+    trainer.train_step()
+    assert "prefetch" not in order, "there is no next step"
 
 
 def test_a_filler_row_counts_nowhere() -> None:

@@ -238,6 +238,28 @@ def test_a_truncated_picture_is_an_error_that_names_sample_and_file(
     loader.close()
 
 
+def test_a_row_read_ahead_moves_nothing_and_its_error_comes_with_the_row(
+    vl_encoder: Encoder, tmp_path: Path
+) -> None:
+    dataset = broken_dataset(vl_encoder, tmp_path)
+    plain, ahead = (make_loader(dataset, shuffle=False, max_length=40) for _ in range(2))
+    for _ in range(2):
+        before = ahead.state
+        ahead.prefetch()
+        ahead.prefetch()
+        assert ahead.state == before
+        assert_same(ahead.next_row(), plain.next_row())
+        assert ahead.state == plain.state
+    ahead.prefetch()
+    assert ahead.state == plain.state
+    with pytest.raises(SampleError, match=r"f\.jsonl:3"):
+        ahead.next_row()
+    # A state that is loaded forgets what was read.
+    ahead.prefetch()
+    ahead.load_state_dict(make_loader(dataset, shuffle=False, max_length=40).state_dict())
+    assert ahead.next_row().sample_ids == (f"{tmp_path}/f.jsonl:1",)
+
+
 @pytest.mark.parametrize(("workers", "room"), [(0, ROOM), (2, ROOM), (0, 40)])
 def test_truncated_pictures_are_skipped_and_counted_once(
     vl_encoder: Encoder, tmp_path: Path, workers: int, room: int
