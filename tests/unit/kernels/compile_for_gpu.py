@@ -1,4 +1,4 @@
-"""Compile the Triton kernels that the PyLayers launch for bfloat16 tensors of Paddle, for an H100, without a GPU.
+"""Compile the Triton kernels, as they are launched for bfloat16 tensors of Paddle, for an H100, without a GPU.
 
     python tests/unit/kernels/compile_for_gpu.py
 
@@ -13,13 +13,16 @@ from paddle import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from erniekit.kernels.choice import use_forms
+from erniekit.kernels.adamw import AdamWParameter, adamw, squared_norm
+from erniekit.kernels.choice import FORMS, use_forms
+from erniekit.kernels.embedding import embedding
 from erniekit.kernels.permute import permute, sort_by_expert, unpermute
 from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
 from erniekit.kernels.rope import rotate_halves, rotate_pairs
 from erniekit.kernels.swiglu import swiglu
+from erniekit.kernels.triton.cross_entropy import accumulate, cross_entropy
 
-TOKENS, WIDTH, TOP_K, EXPERTS = 16, 2560, 6, 64
+TOKENS, WIDTH, VOCAB, TOP_K, EXPERTS = 16, 2560, 1024, 6, 64
 
 
 class Hopper:
@@ -46,29 +49,50 @@ def main() -> None:
 
     JITFunction.run = compile_only
     triton.runtime.driver.set_active(Hopper())
-    with use_forms(rms_norm="triton", rope="triton", swiglu="triton", permute="triton"):
-        pointwise_kernels()
+    with use_forms(**{kernel: "triton" for kernel, forms in FORMS.items() if "triton" in forms}):
+        norms_rotation_and_swiglu()
+        permutation()
+        embedding_and_loss()
+        optimizer()
     print("\n".join(dict.fromkeys(names)))
 
 
-def pointwise_kernels() -> None:
-    """Norms, rotation, SwiGLU and permutation."""
+def norms_rotation_and_swiglu() -> None:
     x, residual, weight = tensor(TOKENS, WIDTH), tensor(TOKENS, WIDTH), tensor(WIDTH)
     backward(rms_norm(x, weight, 1e-5))
     backward(rms_norm(x, weight.detach(), 1e-5))
     backward(*add_rms_norm(x, residual, weight, 1e-5))
-    angles = paddle.zeros([TOKENS, 64, 2])
-    backward(*rotate_pairs(tensor(TOKENS, 20, 128), tensor(TOKENS, 4, 128), angles))
-    backward(
-        rotate_halves(tensor(TOKENS, 16, 80), paddle.zeros([TOKENS, 1, 40]), paddle.zeros([TOKENS, 1, 40]))
-    )
+    pairs, angles = paddle.zeros([TOKENS, 64, 2]), paddle.zeros([TOKENS, 1, 40])
+    backward(*rotate_pairs(tensor(TOKENS, 20, 128), tensor(TOKENS, 4, 128), pairs))
+    backward(rotate_halves(tensor(TOKENS, 16, 80), angles, angles))
     backward(swiglu(tensor(TOKENS, 3072)))
     backward(swiglu(tensor(TOKENS, 512), tensor(TOKENS, 512)))
+
+
+def permutation() -> None:
     order, slots, _ = sort_by_expert(paddle.zeros([TOKENS, TOP_K], "int64"), EXPERTS)
-    backward(permute(x, order, slots))
+    backward(permute(tensor(TOKENS, WIDTH), order, slots))
     weights = paddle.zeros([TOKENS, TOP_K])
     weights.stop_gradient = False
     backward(unpermute(tensor(TOKENS * TOP_K, WIDTH), order, slots, weights))
+
+
+def embedding_and_loss() -> None:
+    ids, losses = paddle.zeros([TOKENS], "int64"), paddle.zeros([TOKENS])
+    backward(embedding(ids, tensor(VOCAB, WIDTH)))
+    # CPUs have no products in bfloat16, which the loss begins with.
+    logits = tensor(TOKENS, VOCAB)
+    for scale in (None, losses):
+        for gradient in (True, False):
+            cross_entropy(logits, ids, losses, scale, gradient=gradient)
+    accumulate(paddle.zeros([VOCAB, WIDTH]), tensor(VOCAB, WIDTH))
+
+
+def optimizer() -> None:
+    weight, gradient, state = tensor(WIDTH), tensor(WIDTH), [paddle.zeros([WIDTH]) for _ in range(3)]
+    squared_norm([gradient])
+    entry = AdamWParameter(weight, 1.0, 0.1, *state)
+    adamw([(entry, gradient)], 1e-4, 1, betas=(0.9, 0.95), epsilon=1e-8)
 
 
 def tensor(*shape: int) -> Tensor:
