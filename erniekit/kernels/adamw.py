@@ -1,4 +1,4 @@
-"""The step of AdamW and the norm of gradients, over all tensors together."""
+"""The step of AdamW, sums and the norm of gradients, over all tensors together."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def squared_norm(tensors: Iterable[Tensor]) -> float:
         return 0.0
     form = _triton_squares if form_of("adamw") == "triton" else _plain_squares
     return float(form(found).sum().item())
+
+
+def accumulate(sums: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Add bfloat16 gradients to float32 sums in place; None starts a sum. Returns the sums."""
+    if form_of("adamw") == "triton":
+        return _triton_accumulate(sums, gradients)
+    return [
+        gradient.astype("float32") if total is None else total.add_(gradient.astype("float32"))
+        for total, gradient in zip(sums, gradients, strict=True)
+    ]
 
 
 def _plain_adamw(
@@ -141,18 +151,43 @@ def _triton_adamw(
 _ADDRESSES = ("values", "moment1", "moment2", "parameter")
 
 
+def _triton_accumulate(sums: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor]:
+    from erniekit.kernels.triton import adamw as kernels
+
+    totals = [
+        paddle.empty(gradient.shape, "float32") if total is None else total
+        for total, gradient in zip(sums, gradients, strict=True)
+    ]
+    for dtype, indices in _by_dtype(gradients).items():
+        members = [gradients[index].contiguous() for index in indices]
+        columns = [
+            [_address(gradient) for gradient in members],
+            [_address(totals[index]) for index in indices],
+            [int(sums[index] is not None) for index in indices],
+        ]
+        table, chunks = _table(members, columns)
+        kernels.accumulate(pointer(table), chunks, dtype)
+    return totals
+
+
 def _triton_squares(tensors: Sequence[Tensor]) -> Tensor:
     from erniekit.kernels.triton import adamw as kernels
 
-    by_dtype: dict[str, list[Tensor]] = {}
-    for tensor in tensors:
-        by_dtype.setdefault(_name(tensor), []).append(tensor.contiguous())
     parts = []
-    for dtype, members in by_dtype.items():
+    for dtype, indices in _by_dtype(tensors).items():
+        members = [tensors[index].contiguous() for index in indices]
         table, chunks = _table(members, [[_address(tensor) for tensor in members]])
         parts.append(paddle.empty([chunks], "float32"))
         kernels.squared_norms(pointer(table), pointer(parts[-1]), dtype)
     return paddle.concat(parts)
+
+
+def _by_dtype(tensors: Sequence[Tensor]) -> dict[str, list[int]]:
+    """Indices of tensors by dtype."""
+    indices: dict[str, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        indices.setdefault(_name(tensor), []).append(index)
+    return indices
 
 
 def _table(tensors: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> tuple[Tensor, int]:

@@ -16,7 +16,7 @@ import paddle
 
 from erniekit.checkpoint.weights import assign
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.kernels.adamw import AdamWParameter, adamw
+from erniekit.kernels.adamw import AdamWParameter, accumulate, adamw
 from erniekit.models.specs import is_router_tensor
 
 NamedParameters = Sequence[tuple[str, paddle.Tensor]]
@@ -127,12 +127,14 @@ class AdamW:
         Called after each row of a step with several rows: a sum in bfloat16 would lose small gradients of single
         rows. names: of these parameters only.
         """
-        for slot in self._chosen(names):
-            gradient = slot.parameter.grad
-            if slot.master is None or gradient is None:
-                continue
-            wide = gradient.astype("float32")
-            slot.collected = wide if slot.collected is None else slot.collected.add_(wide)
+        slots = [
+            slot
+            for slot in self._chosen(names)
+            if slot.master is not None and slot.parameter.grad is not None
+        ]
+        sums = accumulate([slot.collected for slot in slots], [slot.parameter.grad for slot in slots])
+        for slot, total in zip(slots, sums, strict=True):
+            slot.collected = total
             slot.parameter.clear_gradient(False)
 
     @paddle.no_grad()

@@ -1,4 +1,4 @@
-"""AdamW and sums of squares over many tensors in one launch.
+"""AdamW, sums of squares and float32 sums over many tensors in one launch.
 
 The tensors are given by a table of addresses. Each is divided into chunks, and each program finds its chunk by its
 number, so that a launch has as many programs as work, whatever the sizes.
@@ -25,6 +25,16 @@ def squared_norms(table: Any, sums: Any, dtype: str) -> None:
     tensors, "float32" or "bfloat16".
     """
     _squared_norms[(sums.shape[0],)](table, sums, table.shape[0], getattr(tl, dtype), CHUNK, _BLOCK)
+
+
+def accumulate(table: Any, chunks: int, dtype: str) -> None:
+    """Add tensors to float32 sums in place, or start the sums.
+
+    table int64 [n, 5]: elements and first chunk of each tensor, its address, that of its sum, and whether the sum holds
+    something. chunks: of all tensors. dtype: that of the tensors.
+    """
+    if chunks:
+        _accumulate[(chunks,)](table, table.shape[0], getattr(tl, dtype), CHUNK, _BLOCK)
 
 
 def adamw(
@@ -101,6 +111,22 @@ def _squared_norms(table, sums, tensors, DTYPE: tl.constexpr, CHUNK: tl.constexp
         x = tl.load(values + places, mask=places < size, other=0.0).to(tl.float32)
         total += x * x
     tl.store(sums + chunk, tl.sum(total, 0))
+
+
+@triton.jit
+def _accumulate(table, tensors, DTYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    chunk = tl.program_id(0)
+    entry = table + 5 * _tensor_of(table + 1, 5, tensors, chunk)
+    size = tl.load(entry)
+    begin = (chunk - tl.load(entry + 1)) * CHUNK
+    values = _address(entry + 2, DTYPE)
+    sums = _address(entry + 3, tl.float32)
+    filled = tl.where(tl.load(entry + 4) == 0, 0, size)
+    for start in range(begin, tl.minimum(begin + CHUNK, size), BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        total = tl.load(sums + places, mask=places < filled, other=0.0)
+        total += tl.load(values + places, mask=places < size).to(tl.float32)
+        tl.store(sums + places, total, mask=places < size)
 
 
 @triton.jit
