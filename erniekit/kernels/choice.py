@@ -49,7 +49,7 @@ def choose_forms(backend: str, device: str, *, deterministic: bool = False) -> d
                 "or train with kernels.backend: paddle"
             )
         if device == "gpu":
-            enable_on_gpu()
+            _enable_triton()
     _chosen.update(forms)
     return forms
 
@@ -88,6 +88,15 @@ def _check(backend: str, device: str) -> None:
             "kernels.backend triton needs a GPU; use auto or plain on a CPU. To debug kernels on a CPU, "
             "set TRITON_INTERPRET=1 in the environment"
         )
+
+
+def _enable_triton() -> None:
+    try:
+        enable_on_gpu()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Triton cannot start: {error}. It needs a C compiler, such as gcc; or train with kernels.backend: paddle"
+        ) from error
 
 
 def _choose(names: tuple[str, ...], backend: str, device: str) -> str:

@@ -88,6 +88,17 @@ def test_missing_triton_is_an_error_that_says_what_to_install(
     assert choose_forms("paddle", "gpu")["norm"] == "paddle"
 
 
+def test_triton_without_a_compiler_is_an_error_that_says_so(
+    forms: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(choice, "enable_on_gpu", fail)
+    with pytest.raises(ConfigError, match=r"cannot start: Failed to find C compiler\. It needs a C compiler"):
+        choose_forms("auto", "gpu")
+
+
 def test_deterministic_sets_the_flags_of_paddle_on_a_gpu_only(forms: list[str]) -> None:
     choose_forms("paddle", "gpu")
     choose_forms("auto", "cpu", deterministic=True)
