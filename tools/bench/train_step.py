@@ -24,11 +24,11 @@ runtime.prepare_environment()
 
 import numpy as np
 import paddle
-from erniekit.objectives.language import chunked_cross_entropy
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import load_config
 from erniekit.data.load.batch import PackedBatch
+from erniekit.kernels.cross_entropy import chunked_cross_entropy
 from erniekit.models.attention import DocumentAttention
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.rope import decoder_rotation
