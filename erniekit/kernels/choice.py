@@ -12,7 +12,7 @@ from erniekit.errors import ConfigError
 from erniekit.kernels.triton.runtime import enable_on_gpu, is_interpreted
 
 FORMS: dict[str, tuple[str, ...]] = {
-    "grouped_gemm": ("plain",),
+    "grouped_gemm": ("triton", "paddle", "plain"),
     "permute": ("triton", "plain", "cpu"),
     "rms_norm": ("triton", "paddle", "plain", "cpu"),
     "rope": ("triton", "plain", "cpu"),

@@ -52,16 +52,39 @@ class GroupedProducts(Protocol):
     Sums are float32. The rows of an expert may be none.
     """
 
-    def gemm(self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
-        """x_e weight_e^T, and the term of low rank -> [n, N]."""
+    def gemm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        rows: ExpertRows,
+        low_rank: LowRank | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """scale * x_e weight_e^T, and the term of low rank -> [n, N]."""
         ...
 
-    def dx(self, dy: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
-        """dy_e weight_e, and the term of low rank -> [n, K]."""
+    def dx(
+        self,
+        dy: Tensor,
+        weight: Tensor,
+        rows: ExpertRows,
+        low_rank: LowRank | None = None,
+        *,
+        parts: int = 1,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """scale * dy_e weight_e, and the term of low rank -> [n, K].
+
+        With parts, a product for each of the equal parts of N -> [n, parts * K].
+        """
         ...
 
-    def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows) -> Tensor:
-        """dy_e^T x_e -> [E, N, K], in the dtype of x; zeros for an expert without rows."""
+    def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows, *, parts: int = 1) -> Tensor:
+        """dy_e^T x_e -> [E, N, K], in the dtype of x; zeros for an expert without rows.
+
+        With parts, each of the equal parts of N has its own K columns of x [n, parts * K].
+        """
         ...
 
     def gate_up(
@@ -80,7 +103,15 @@ class GroupedProducts(Protocol):
 class PlainProducts:
     """A loop over experts: the reference, and the form for CPUs, which have no grouped product."""
 
-    def gemm(self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
+    def gemm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        rows: ExpertRows,
+        low_rank: LowRank | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> Tensor:
         parts = [
             paddle.matmul(part, matrix, transpose_y=True)
             for part, matrix in zip(_split(x, rows), _active(weight, rows), strict=True)
@@ -92,13 +123,28 @@ class PlainProducts:
                     parts, _split(low_rank.rows, rows), _active(low_rank.matrices, rows), strict=True
                 )
             ]
-        return _concat(parts, x, weight.shape[1])
+        return scaled(_concat(parts, x, weight.shape[1]), scale)
 
-    def dx(self, dy: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None) -> Tensor:
-        parts = list(self._dx_parts(dy, weight, rows, low_rank))
-        return _concat(parts, dy, weight.shape[2])
+    def dx(
+        self,
+        dy: Tensor,
+        weight: Tensor,
+        rows: ExpertRows,
+        low_rank: LowRank | None = None,
+        *,
+        parts: int = 1,
+        scale: float = 1.0,
+    ) -> Tensor:
+        if parts > 1:
+            pairs = zip(paddle.split(dy, parts, axis=1), parts_of(weight, parts), strict=True)
+            return paddle.concat([self.dx(part, matrix, rows, scale=scale) for part, matrix in pairs], axis=1)
+        products = list(self._dx_parts(dy, weight, rows, low_rank))
+        return scaled(_concat(products, dy, weight.shape[2]), scale)
 
-    def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows) -> Tensor:
+    def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows, *, parts: int = 1) -> Tensor:
+        if parts > 1:
+            pairs = zip(paddle.split(dy, parts, axis=1), paddle.split(x, parts, axis=1), strict=True)
+            return paddle.concat([self.dw(part, columns, rows) for part, columns in pairs], axis=1)
         products = [
             paddle.matmul(left, right, transpose_x=True)
             for left, right in zip(_split(dy, rows), _split(x, rows), strict=True)
@@ -143,9 +189,15 @@ class PlainProducts:
             yield product
 
 
-def products() -> GroupedProducts:
-    """The grouped products of the form that this process uses."""
-    return PlainProducts()
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """x * scale, in the memory of x."""
+    return x if scale == 1.0 else x.scale_(scale)
+
+
+def parts_of(weight: Tensor, parts: int) -> list[Tensor]:
+    """[E, N / parts, K] of [E, N, K] for each of the equal parts of N."""
+    experts, width, inner = weight.shape
+    return [weight] if parts == 1 else weight.reshape([experts, parts, width // parts, inner]).unbind(1)
 
 
 def _split(x: Tensor, rows: ExpertRows) -> list[Tensor]:

@@ -8,7 +8,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from erniekit.kernels.grouped_gemm import ExpertRows, LowRank, products
+from erniekit.kernels.grouped_forms import products
+from erniekit.kernels.grouped_gemm import ExpertRows, LowRank
 
 
 class ExpertWeight(NamedTuple):
@@ -103,9 +104,9 @@ class _GroupedMlp(paddle.autograd.PyLayer):
         # Asked here: under recomputation a tensor that comes back out of the context no longer knows.
         ctx.wanted = [t is not None and not t.stop_gradient for t in (x, gate_up, a1, b1, down, a2, b2)]
         ctx.rows, ctx.scaling = rows, (scaling1, scaling2)
-        low1 = None if a1 is None else LowRank(form.gemm(x, a1, rows).scale_(scaling1), b1)
+        low1 = None if a1 is None else LowRank(form.gemm(x, a1, rows, scale=scaling1), b1)
         h, activation = form.gate_up(x, gate_up, rows, low1)
-        low2 = None if a2 is None else LowRank(form.gemm(activation, a2, rows).scale_(scaling2), b2)
+        low2 = None if a2 is None else LowRank(form.gemm(activation, a2, rows, scale=scaling2), b2)
         output = form.gemm(activation, down, rows, low2)
         kept = {"x": x, "gate_up": gate_up, "a1": a1, "b1": b1, "down": down, "a2": a2, "b2": b2, "h": h}
         kept |= {"u1": low1 and low1.rows, "u2": low2 and low2.rows}
@@ -120,42 +121,19 @@ class _GroupedMlp(paddle.autograd.PyLayer):
         for_x, for_gate_up, for_a1, for_b1, for_down, for_a2, for_b2 = ctx.wanted
         low2 = None
         if "a2" in kept:
-            low2 = LowRank(form.dx(dy, kept["b2"], rows).scale_(ctx.scaling[1]), kept["a2"])
+            low2 = LowRank(form.dx(dy, kept["b2"], rows, scale=ctx.scaling[1]), kept["a2"])
         dh, activation = form.down_dx(dy, kept["down"], kept["h"], rows, low2)
         low1 = None
         if "a1" in kept:
-            low1 = LowRank(_dx_of_parts(dh, kept["b1"], kept["u1"], rows).scale_(ctx.scaling[0]), kept["a1"])
+            parts = kept["u1"].shape[1] // kept["b1"].shape[2]
+            low1 = LowRank(form.dx(dh, kept["b1"], rows, parts=parts, scale=ctx.scaling[0]), kept["a1"])
         gradients: list[Tensor | None] = [form.dx(dh, kept["gate_up"], rows, low1) if for_x else None]
         gradients.append(form.dw(dh, kept["x"], rows) if for_gate_up else None)
         if low1 is not None:
             gradients.append(form.dw(low1.rows, kept["x"], rows) if for_a1 else None)
-            gradients.append(_dw_of_parts(dh, kept["u1"], kept["b1"], rows) if for_b1 else None)
+            gradients.append(form.dw(dh, kept["u1"], rows, parts=parts) if for_b1 else None)
         gradients.append(form.dw(dy, activation, rows) if for_down else None)
         if low2 is not None:
             gradients.append(form.dw(low2.rows, activation, rows) if for_a2 else None)
             gradients.append(form.dw(dy, kept["u2"], rows) if for_b2 else None)
         return tuple(gradients)
-
-
-def _dx_of_parts(dh: Tensor, lora_b: Tensor, low: Tensor, rows: ExpertRows) -> Tensor:
-    """dh [n, N] times B [E, N, r], for each of the equal parts of N -> [n, parts * r], as `low`."""
-    experts, width, rank = lora_b.shape
-    parts = low.shape[1] // rank
-    form = products()
-    if parts == 1:
-        return form.dx(dh, lora_b, rows)
-    halves = lora_b.reshape([experts, parts, width // parts, rank]).unbind(1)
-    columns = paddle.split(dh, parts, axis=1)
-    return paddle.concat(
-        [form.dx(part, half, rows) for part, half in zip(columns, halves, strict=True)], axis=1
-    )
-
-
-def _dw_of_parts(dh: Tensor, low: Tensor, lora_b: Tensor, rows: ExpertRows) -> Tensor:
-    """dh^T low for each of the equal parts of dh [n, N] and low [n, parts * r] -> [E, N, r], as `lora_b`."""
-    parts = low.shape[1] // lora_b.shape[2]
-    form = products()
-    if parts == 1:
-        return form.dw(dh, low, rows)
-    pairs = zip(paddle.split(dh, parts, axis=1), paddle.split(low, parts, axis=1), strict=True)
-    return paddle.concat([form.dw(part, u, rows) for part, u in pairs], axis=1)

@@ -16,6 +16,8 @@ from triton.runtime.jit import JITFunction
 from erniekit.kernels.adamw import AdamWParameter, adamw, squared_norm
 from erniekit.kernels.choice import FORMS, use_forms
 from erniekit.kernels.embedding import embedding
+from erniekit.kernels.grouped_gemm import ExpertRows
+from erniekit.kernels.grouped_mlp import ExpertWeight, grouped_mlp
 from erniekit.kernels.permute import permute, sort_by_expert, unpermute
 from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
 from erniekit.kernels.rope import rotate_halves, rotate_pairs
@@ -27,6 +29,13 @@ TOKENS, WIDTH, VOCAB, TOP_K, EXPERTS = 16, 2560, 1024, 6, 64
 
 class Hopper:
     """A driver of one device that nothing is launched on."""
+
+    @property
+    def utils(self) -> Hopper:
+        return self
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"multiprocessor_count": 132}
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -54,6 +63,7 @@ def main() -> None:
         permutation()
         embedding_and_loss()
         optimizer()
+        grouped_kernels()
     print("\n".join(dict.fromkeys(names)))
 
 
@@ -93,6 +103,19 @@ def optimizer() -> None:
     squared_norm([gradient])
     entry = AdamWParameter(weight, 1.0, 0.1, *state)
     adamw([(entry, gradient)], 1e-4, 1, betas=(0.9, 0.95), epsilon=1e-8)
+
+
+def grouped_kernels() -> None:
+    """Grouped products of trained experts with adapters."""
+    rows = ExpertRows(paddle.zeros([EXPERTS + 1], "int32"), TOKENS)
+    width, rank = 512, 32
+    gate_up = (
+        tensor(EXPERTS, 2 * width, WIDTH),
+        tensor(EXPERTS, 2 * rank, WIDTH),
+        tensor(EXPERTS, 2 * width, rank),
+    )
+    down = tensor(EXPERTS, WIDTH, width), tensor(EXPERTS, rank, width), tensor(EXPERTS, WIDTH, rank)
+    backward(grouped_mlp(tensor(TOKENS, WIDTH), ExpertWeight(*gate_up), ExpertWeight(*down), rows))
 
 
 def tensor(*shape: int) -> Tensor:

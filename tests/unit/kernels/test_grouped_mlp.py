@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,15 @@ import paddle.nn.functional as F
 import pytest
 from paddle import Tensor
 
+from erniekit.kernels import grouped_forms
+from erniekit.kernels.choice import use_forms
 from erniekit.kernels.grouped_gemm import ExpertRows
 from erniekit.kernels.grouped_mlp import ExpertWeight, grouped_mlp
-from tests.closeness import assert_all_close, assert_close
+from tests.closeness import FLOAT32, assert_all_close, assert_close
+from tests.unit.kernels.forms import TRITON
 
-HIDDEN, WIDTH, RANK = 6, 5, 3
+HIDDEN, WIDTH, RANK = SIZES = 6, 5, 3
+FORMS = ["plain", "paddle", TRITON]
 COUNTS = {
     "uneven": [4, 1, 7],
     "empty": [0, 5, 0, 3, 0],
@@ -45,21 +50,26 @@ class Case(NamedTuple):
 
 
 def make_case(
-    counts: list[int], *, adapters: bool = False, frozen: bool = False, dtype: str = "float32"
+    counts: list[int],
+    *,
+    adapters: bool = False,
+    frozen: bool = False,
+    dtype: str = "float32",
+    sizes: tuple[int, int, int] = SIZES,
 ) -> Case:
-    experts = len(counts)
+    experts, (hidden, width, rank) = len(counts), sizes
     shapes = {
-        "x": [sum(counts), HIDDEN],
-        "gate_up": [experts, 2 * WIDTH, HIDDEN],
-        "down": [experts, HIDDEN, WIDTH],
+        "x": [sum(counts), hidden],
+        "gate_up": [experts, 2 * width, hidden],
+        "down": [experts, hidden, width],
     }
     if adapters:
-        shapes |= {"a1": [experts, 2 * RANK, HIDDEN], "b1": [experts, 2 * WIDTH, RANK]}
-        shapes |= {"a2": [experts, RANK, WIDTH], "b2": [experts, HIDDEN, RANK]}
+        shapes |= {"a1": [experts, 2 * rank, hidden], "b1": [experts, 2 * width, rank]}
+        shapes |= {"a2": [experts, rank, width], "b2": [experts, hidden, rank]}
     rng = np.random.default_rng(0)
     tensors = {}
     for name, shape in shapes.items():
-        tensors[name] = paddle.to_tensor(rng.standard_normal(shape), dtype=dtype)
+        tensors[name] = paddle.to_tensor(rng.standard_normal(shape) * shape[-1] ** -0.5, dtype=dtype)
         tensors[name].stop_gradient = frozen and name in ("gate_up", "down")
     return Case(tensors, counts)
 
@@ -81,8 +91,35 @@ def by_expert(case: Case) -> Tensor:
 
 
 def gradients(case: Case, output: Tensor) -> dict[str, np.ndarray]:
-    (output * paddle.cos(output.detach())).sum().backward()
+    weights = paddle.cos(paddle.arange(output.size, dtype=output.dtype)).reshape(output.shape)
+    (output * weights).sum().backward()
     return {name: t.grad.numpy() for name, t in case.tensors.items() if t.grad is not None}
+
+
+@pytest.fixture(params=FORMS, autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every form. The kernel of Paddle, which only GPUs have, is a loop here."""
+    monkeypatch.setattr(grouped_forms, "batched_gemm", batched_gemm)
+    with use_forms(grouped_gemm=request.param):
+        yield request.param
+
+
+def batched_gemm(
+    lhs: Tensor, rhs: Tensor, batch_sizes: list[int], trans_lhs: bool = False, trans_rhs: bool = False
+) -> Tensor:
+    """Paddle's `batched_gemm`, with the rows of each product between two bounds of `batch_sizes`."""
+    assert all(type(size) is int and size > 0 for size in batch_sizes)
+    assert sum(batch_sizes) == lhs.shape[0]
+    assert lhs.dtype == rhs.dtype
+    assert lhs.is_contiguous() and rhs.is_contiguous()
+    parts = paddle.split(lhs, batch_sizes)
+    if trans_lhs:
+        assert not trans_rhs
+        pairs = zip(parts, paddle.split(rhs, batch_sizes), strict=True)
+        return paddle.stack([paddle.matmul(part, other, transpose_x=True) for part, other in pairs])
+    assert rhs.shape[0] == len(batch_sizes)
+    pairs = zip(parts, rhs.unbind(), strict=True)
+    return paddle.concat([paddle.matmul(part, matrix, transpose_y=trans_rhs) for part, matrix in pairs])
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
@@ -98,7 +135,20 @@ def test_values_and_gradients(counts: list[int], adapters: bool, frozen: bool) -
     assert_close(output, expected)
     wanted, found = gradients(exact, expected), gradients(case, output)
     assert set(found) == {name for name in case.tensors if not frozen or name not in ("gate_up", "down")}
-    assert_all_close(found, wanted)
+    assert_all_close(found, wanted, FLOAT32)
+
+
+# The sizes of tiles are 32 and 64. Bulk copies take rows of a multiple of 16 bytes, so not those of a rank of 5.
+@pytest.mark.parametrize(
+    ("counts", "sizes"), [([3, 0, 40], (40, 68, 5)), ([33, 2], (36, 64, 4))], ids=["rank 5", "rank 4"]
+)
+def test_several_tiles(counts: list[int], sizes: tuple[int, int, int]) -> None:
+    exact = make_case(counts, adapters=True, dtype="float64", sizes=sizes)
+    expected = by_expert(exact)
+    case = make_case(counts, adapters=True, sizes=sizes)
+    output = grouped_mlp(case.tensors["x"], *case.weights(), case.rows)
+    assert_close(output, expected)
+    assert_all_close(gradients(case, output), gradients(exact, expected), FLOAT32)
 
 
 def test_frozen_experts_pass_gradients_to_their_input_alone() -> None:
@@ -109,6 +159,7 @@ def test_frozen_experts_pass_gradients_to_their_input_alone() -> None:
     assert grouped_mlp(case.tensors["x"], *case.weights(), case.rows).stop_gradient
 
 
+@pytest.mark.parametrize("form", ["plain", "paddle"], indirect=True)
 def test_dropout_zeroes_inputs_of_the_adapters() -> None:
     """With nearly everything dropped, what is left are the matrices themselves."""
     case = make_case([4, 1, 7], adapters=True)
