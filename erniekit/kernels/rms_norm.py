@@ -121,7 +121,9 @@ class _CpuRMSNorm(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         values = _view(x)
-        scale = 1.0 / np.sqrt(np.einsum("td,td->t", values, values) / values.shape[1] + np.float32(eps))
+        scale = _view(paddle.empty([x.shape[0]]))
+        squares = np.einsum("td,td->t", values, values)
+        np.divide(1.0, np.sqrt(squares / values.shape[1] + np.float32(eps)), out=scale)
         ctx.save_for_backward(x, weight)
         # Asked here: under recomputation the tensor that comes back out of the context no longer knows.
         ctx.wanted = not x.stop_gradient, not weight.stop_gradient
@@ -135,7 +137,7 @@ class _CpuRMSNorm(PyLayer):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensor()
         values, upstream, scale = _view(x), _view(grad.contiguous()), ctx.scale
-        product = upstream * values
+        product = np.multiply(upstream, values, out=_view(paddle.empty_like(x)))
         for_x, for_weight = ctx.wanted
         grad_weight = None
         if for_weight:
@@ -153,7 +155,9 @@ class _CpuRMSNorm(PyLayer):
 
 
 def _view(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as numpy sees it. Results are written into memory that Paddle made, never the other way
-    round: numpy's is not aligned as the maths library wants it.
+    """The tensor's memory as numpy sees it.
+
+    Operands of sums and all results are in memory that Paddle made: the alignment of numpy's changes from call to call,
+    and with it the order in which the maths library adds.
     """
     return np.from_dlpack(tensor.detach())
