@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
 
 from erniekit.checkpoint.state import (
@@ -21,6 +20,7 @@ from erniekit.config import DataConfig
 from erniekit.errors import CheckpointError
 from erniekit.generation.load import find_model
 from erniekit.models.ernie import ErnieModel
+from erniekit.models.row import RowInputs
 from tests.adapters import write_adapter
 from tests.closeness import assert_close, relative_difference
 from tests.models import apply_lora, save_weights
@@ -135,8 +135,19 @@ def test_images_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("0.48145466", "0.25"), encoding="utf-8")
     model = find_model(directory).load()
     assert model.image_mean[0] == 0.25
-    patches = np.full((1, 588), 255, np.uint8)
-    assert_close(model._normalize(paddle.to_tensor(patches))[0, 0], (1 - 0.25) / 0.26862954)
+    pixels, grid = np.full((4, 588), 255, np.uint8), np.array([[1, 2, 2]], np.int32)
+    row = RowInputs(
+        input_ids=np.array([30]),
+        position_ids=np.zeros((3, 1), np.int64),
+        modality=np.ones(1, np.int8),
+        cu_seqlens=np.array([0, 1], np.int32),
+        patches=pixels,
+        grid_thw=grid,
+        media_positions=np.array([0]),
+    )
+    patches = model.upload(row).patches
+    assert patches is not None
+    assert_close((1 - patches.mean[0]) / patches.std[0], (1 - 0.25) / 0.26862954)
 
 
 def test_what_is_not_there_is_named(base: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from erniekit.train.describe import describe_backward
 from erniekit.train.memory import USABLE
 from erniekit.train.model import TrainingPlan, plan_training, select_parameters
 from erniekit.train.recompute import BackwardPlan, backward_plan
+from tests.closeness import FLOAT32, assert_all_close
 from tests.models import apply_lora
 from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.rows import filler, gradients_of, make_model, make_row, totals_of
@@ -69,18 +70,16 @@ def gradients(model: ErnieModel) -> tuple[list[float], dict[str, np.ndarray]]:
 
 
 def assert_unchanged(model: ErnieModel, plan: BackwardPlan) -> None:
-    """The gradients with the plan are bit for bit those of autograd alone."""
+    """The gradients with the plan are those of autograd alone, which may add the terms of a sum in another order."""
     losses, expected = gradients(model)
     plan.apply(model)
     found_losses, found = gradients(model)
     assert found_losses == losses
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        np.testing.assert_array_equal(found[name], gradient, err_msg=name)
+    assert_all_close(found, expected, FLOAT32)
 
 
 @pytest.mark.parametrize("count", range(LAYERS + DEPTH + 2))
-def test_recomputing_changes_no_bit_of_any_gradient(count: int) -> None:
+def test_recomputing_changes_no_gradient(count: int) -> None:
     model = make_model()
     trained = [name for name, parameter in model.named_parameters() if not parameter.stop_gradient]
     assert_unchanged(model, replace(backward_plan(model.config, trained), num_recomputed=count))
