@@ -211,7 +211,7 @@ def _sentencepiece_proto(vocabulary: list[str], pieces: frozenset[str]) -> bytes
         elif token in CONTROL_TOKENS:
             type_ = kind.CONTROL
         elif token in pieces:
-            # The earlier a piece was learnt, the sooner it is merged.
+            # The earlier a piece was found, the sooner it is merged.
             type_, score = kind.NORMAL, -float(index)
         elif token in BYTE_TOKENS:
             type_ = kind.BYTE

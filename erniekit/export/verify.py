@@ -97,7 +97,7 @@ def _check_reference(directory: Path, npz: Path, gradients: Path | None) -> Iter
         compared.append((f"{npz.name}: loss differs, relative, by", report.loss_relative, LOSS_TOLERANCE))
     if report.gradient_worst is not None:
         name, error = report.gradient_worst
-        told = f"{npz.name}: gradients of {len(report.names_checked)} parameters, worst {name}, differ by"
-        compared.append((told, error, GRADIENT_TOLERANCE))
-    for told, error, tolerance in compared:
-        yield Check("ok" if error <= tolerance else "FAIL", f"{told} {error:.2g} (allowed {tolerance:g})")
+        text = f"{npz.name}: gradients of {len(report.names_checked)} parameters, worst {name}, differ by"
+        compared.append((text, error, GRADIENT_TOLERANCE))
+    for text, error, tolerance in compared:
+        yield Check("ok" if error <= tolerance else "FAIL", f"{text} {error:.2g} (allowed {tolerance:g})")

@@ -228,9 +228,9 @@ def _run_paddle(
 
 def _compare_logits(name: str, ours: np.ndarray, theirs: np.ndarray) -> Check:
     difference = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-    told = f"logits of a prompt with {name}: Paddle and transformers differ by {difference:.2g} in norm"
-    told += f" (allowed {LOGITS_TOLERANCE:g})"
-    return Check("ok" if difference <= LOGITS_TOLERANCE else "FAIL", told)
+    message = f"logits of a prompt with {name}: Paddle and transformers differ by {difference:.2g} in norm"
+    message += f" (allowed {LOGITS_TOLERANCE:g})"
+    return Check("ok" if difference <= LOGITS_TOLERANCE else "FAIL", message)
 
 
 def _compare_answers(
@@ -238,16 +238,16 @@ def _compare_answers(
 ) -> Check:
     differing = [i for i, (a, b) in enumerate(zip(ours, theirs.answers, strict=True)) if a != b]
     same = len(names) - len(differing)
-    told = f"{same} of {len(names)} greedy answers are the same in Paddle and transformers"
+    message = f"{same} of {len(names)} greedy answers are the same in Paddle and transformers"
     tied = [i for i in differing if _parted_at_a_tie(ours[i], theirs.answers[i], theirs.ties[i])]
     if tied:
-        told += f", {len(tied)} diverge where two tokens are equally probable"
+        message += f", {len(tied)} diverge where two tokens are equally probable"
     wrong = [i for i in differing if i not in tied]
     if not wrong:
-        return Check("ok", told)
+        return Check("ok", message)
     first = wrong[0]
     said = f"Paddle {text.decode_all(ours[first])!r}, transformers {text.decode_all(theirs.answers[first])!r}"
-    return Check("FAIL", f"{told}; {names[first]}: {said}")
+    return Check("FAIL", f"{message}; {names[first]}: {said}")
 
 
 def _parted_at_a_tie(ours: list[int], theirs: list[int], ties: dict[int, set[int]]) -> bool:

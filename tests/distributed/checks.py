@@ -285,18 +285,19 @@ def hang(world: int) -> None:
     c.all_gather(x, mesh.world)
 
 
-def busy(world: int, told: str) -> None:
-    """Rank 0 alone does something that takes longer than the others may wait. told: a file for what they tell."""
+def busy(world: int, notices: str) -> None:
+    """Rank 0 alone does something that takes longer than the others may wait. notices: a file for the
+    output of the watchdog."""
     mesh = connect(ParallelDims(world), timeout=PATIENCE)
-    with _telling(told):
+    with _noticing(notices):
         if mesh.is_main:
             with mesh.long_operation("saving"):
-                _until_told(told, "saving")
+                _until_noticed(notices, "saving")
         c.barrier(mesh.world)
         mesh.close()
 
 
-def slow_reader(world: int, told: str) -> None:
+def slow_reader(world: int, notices: str) -> None:
     """Rank 1 encodes all data after the main process, whose disk it does not see, and loads the model, both longer
     than others may wait."""
     from erniekit.distributed.context import DistributedContext
@@ -304,7 +305,7 @@ def slow_reader(world: int, told: str) -> None:
 
     def load(*arguments: Any, **options: Any) -> mock.Mock:
         if mesh.rank:
-            _until_told(told, "loading the model")
+            _until_noticed(notices, "loading the model")
         return mock.Mock()
 
     mesh = connect(ParallelDims(world), timeout=PATIENCE)
@@ -312,10 +313,10 @@ def slow_reader(world: int, told: str) -> None:
 
     def encode() -> list[int]:
         if mesh.rank:
-            _until_told(told, "encoding the data")
+            _until_noticed(notices, "encoding the data")
         return [mesh.rank]
 
-    with _telling(told):
+    with _noticing(notices):
         assert dist.make_once("encoding the data", encode, lambda made: False) == [mesh.rank]
         dist.barrier()
         with mock.patch.object(model, "load_model", load):
@@ -325,12 +326,12 @@ def slow_reader(world: int, told: str) -> None:
 
 
 @contextmanager
-def _telling(told: str) -> Iterator[None]:
+def _noticing(notices: str) -> Iterator[None]:
     """What the watchdog of this process writes goes to a file as well."""
 
     def write(text: str) -> None:
         real(text)
-        with open(told, "a", encoding="utf-8") as file:
+        with open(notices, "a", encoding="utf-8") as file:
             file.write(text)
 
     real = watchdog._write
@@ -338,8 +339,8 @@ def _telling(told: str) -> Iterator[None]:
         yield
 
 
-def _until_told(told: str, words: str) -> None:
-    while not (os.path.exists(told) and words in Path(told).read_text(encoding="utf-8")):
+def _until_noticed(notices: str, words: str) -> None:
+    while not (os.path.exists(notices) and words in Path(notices).read_text(encoding="utf-8")):
         time.sleep(0.05)
 
 
@@ -353,7 +354,7 @@ def mismatch(world: int) -> None:
 
 
 def death(world: int) -> None:
-    """Rank 1 ends between two collectives; the others are told by the collective that breaks."""
+    """Rank 1 ends between two collectives; the others learn it from the collective that breaks."""
     mesh = connect(ParallelDims(world))
     c.barrier(mesh.world)
     if mesh.rank == 1:
@@ -362,8 +363,8 @@ def death(world: int) -> None:
         c.all_reduce_(paddle.ones([2]), mesh.world)
 
 
-def told(world: int) -> None:
-    """A launcher on another machine tells why the run ends; no rank is in a collective."""
+def stopped_elsewhere(world: int) -> None:
+    """A launcher on another machine reports why the run ends; no rank is in a collective."""
     mesh = connect(ParallelDims(world), timeout=2)
     assert mesh.connection is not None
     if mesh.is_main:

@@ -34,7 +34,7 @@ from tests.unit.objectives.pairs import make_answers, pair_row
 from tests.unit.objectives.rows import END, PLACEHOLDER, START
 
 WEIGHTS = RouterWeights(balance=0.5, z=0.1)
-# (length of each document, its pictures and videos as (start, grid)); spans of 2 processes meet at the middle.
+# (length of each document, its images and videos as (start, grid)); spans of 2 processes meet at the middle.
 ROWS: dict[str, list[tuple[int, list[tuple[int, tuple[int, int, int]]]]]] = {
     "text": [(9, []), (4, []), (6, [])],
     "one token": [(1, [])],
@@ -106,7 +106,7 @@ def row_checks(world: int) -> dict[str, Any]:
         reference = lambda row: paddle.linspace(-9, -3, 2 * len(row.batch.branches))  # noqa: E731
         dpo = DpoObjective(model, preference, reference, 4, sft_weight=0.5, router_weights=WEIGHTS)
         for pairs, share in ((1, True), (3, True), (3, False)):
-            row = pair_row(make_answers(pairs, seed=pairs, pictures=True), share=share)
+            row = pair_row(make_answers(pairs, seed=pairs, images=True), share=share)
             _check(mesh, model, dpo, row, f"{pairs} pairs, share {share}")
             checks += 1
         _check(mesh, model, dpo, filler(), "filler of pairs")

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast  # noqa: F401
 import tests.distributed.checks
 import tests.distributed.context_checks
 import tests.distributed.expert_checks
+import tests.distributed.image_checks
 import tests.distributed.layouts
-import tests.distributed.picture_checks
 import tests.distributed.shard_checks  # noqa: F401
 
 Image.init()

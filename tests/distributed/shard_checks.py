@@ -95,8 +95,8 @@ def _check_bfloat16(mesh: Mesh) -> None:
 def stored_checks(world: int, directory: str) -> dict[str, Any]:
     """Layers that are spread: the loss and all gradients of the whole model, and nothing whole outlives its layer."""
     mesh = connect(ParallelDims(world))
-    row = make_row([9, 6, 4], pictures=1, seed=mesh.rank)
-    totals = totals_of([make_row([9, 6, 4], pictures=1, seed=rank) for rank in range(world)])
+    row = make_row([9, 6, 4], images=1, seed=mesh.rank)
+    totals = totals_of([make_row([9, 6, 4], images=1, seed=rank) for rank in range(world)])
     whole = load_model(directory)
     expected = SftObjective(whole)(row, totals)
     expected.total.backward()

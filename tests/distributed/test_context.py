@@ -28,7 +28,7 @@ def test_a_long_row_takes_half_of_the_memory() -> None:
 
 
 @given(GRIDS, st.integers(1, 5))
-def test_pictures_and_pairs_of_frames_are_shared_out(grids: list[tuple[int, int, int]], size: int) -> None:
+def test_images_and_pairs_of_frames_are_shared_out(grids: list[tuple[int, int, int]], size: int) -> None:
     shares = shard_media(np.array(grids, np.int32).reshape(-1, 3), size, 2)
     costs = shares.grid_thw.prod(1)
     assert set(shares.grid_thw[:, 0]) <= {1, 2}

@@ -255,13 +255,13 @@ def test_a_hang_is_reported() -> None:
 
 
 def test_a_rank_that_is_busy_is_waited_for(tmp_path: Path) -> None:
-    ended = run_to_end(2, checks.busy, 2, str(tmp_path / "told"))
+    ended = run_to_end(2, checks.busy, 2, str(tmp_path / "notices"))
     assert [rank.status for rank in ended] == [0, 0], ended
     assert "waiting in barrier (call 1 of ranks 0, 1) for rank 0: saving" in ended[1].output
 
 
 def test_ranks_that_read_longer_than_the_main_process_are_waited_for(tmp_path: Path) -> None:
-    ended = run_to_end(2, checks.slow_reader, 2, str(tmp_path / "told"))
+    ended = run_to_end(2, checks.slow_reader, 2, str(tmp_path / "notices"))
     assert [rank.status for rank in ended] == [0, 0], ended
     assert "for rank 1: encoding the data" in ended[0].output
     assert "for rank 1: loading the model" in ended[0].output
@@ -286,6 +286,6 @@ def test_a_rank_that_dies_is_noticed_without_a_launcher() -> None:
 
 
 def test_a_failure_on_another_machine_ends_the_ranks_here() -> None:
-    for rank in run_to_end(2, checks.told, 2):
+    for rank in run_to_end(2, checks.stopped_elsewhere, 2):
         assert rank.status == 1
         assert f"error: {PEER_LOST}: rank 7 was killed by SIGKILL" in rank.output

@@ -56,7 +56,7 @@ def write_run(directory: Path) -> list[str]:
     model = make_model(directory / "model", "tiny-dense")
     settings = {
         "model.path": str(model),
-        "data.train": str(write_chats(directory / "chats.jsonl", chats(8, pictures=False))),
+        "data.train": str(write_chats(directory / "chats.jsonl", chats(8, images=False))),
         "data.max_length": 160,
         "data.workers": 0,
         "data.cache_dir": str(directory / "cache"),

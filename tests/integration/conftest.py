@@ -36,8 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A run of a model that has learnt `chats(12)` and `tool_chats()` by heart."""
-    directory = tmp_path_factory.mktemp("learnt")
+    """A run of a model that memorized `chats(12)` and `tool_chats()`."""
+    directory = tmp_path_factory.mktemp("memorized")
     samples = write_chats(directory / "chats.jsonl", [*chats(12), *tool_chats()])
     config = make_config(
         directory / "run",

@@ -21,8 +21,8 @@ BEST = {"eval__best_metric": "eval/loss", "train__eval_every": 1}
 
 
 @pytest.fixture(scope="module")
-def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chats(tmp_path_factory.mktemp("heldout") / "eval.jsonl", chats(9, seed=5))
+def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chats(tmp_path_factory.mktemp("eval") / "eval.jsonl", chats(9, seed=5))
 
 
 def figures(run: Path) -> list[dict[str, float]]:
@@ -43,42 +43,42 @@ def best_of(run: Path) -> dict[str, Any]:
 
 
 def test_answers_are_written_and_training_is_not_disturbed(
-    tmp_path: Path, model: Path, data: Path, heldout: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With dropout and recomputation, pictures among the chats: the losses are those of a run without answers."""
+    """With dropout and recomputation, images among the chats: the losses are those of a run without answers."""
     settings: dict[str, Any] = {
         "train__max_steps": 4, "lora__enabled": True, "lora__dropout": 0.3, "lora__train_router": True,
-        "train__recompute": True, "data__eval": str(heldout),
+        "train__recompute": True, "data__eval": str(eval_data),
     }  # fmt: skip
     plain, answering = tmp_path / "plain", tmp_path / "answering"
     run_training(make_config(plain, model, data, **settings))
     capsys.readouterr()
     run_training(make_config(answering, model, data, **settings, **ANSWERS))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert_same_run(plain, answering)
     assert [line["step"] for line in figures(answering)] == [2, 4]
     assert all("eval/exact_match" in line for line in figures(answering))
-    assert "eval answers: 4 chats in each evaluation, scored by exact_match" in told
-    assert "eval/exact_match 0.0000" in told
+    assert "eval answers: 4 chats in each evaluation, scored by exact_match" in printed
+    assert "eval/exact_match 0.0000" in printed
     records = {
         step: [json.loads(line) for line in (answering / "eval" / f"step-{step:06d}.jsonl").open()]
         for step in (2, 4)
     }
     ids = [record["id"] for record in records[2]]
     assert len(ids) == 4 and ids == [record["id"] for record in records[4]]
-    assert ids == sorted(ids) and all(name.startswith(f"{heldout}:") for name in ids)
+    assert ids == sorted(ids) and all(name.startswith(f"{eval_data}:") for name in ids)
     assert all(record["expected"].startswith("It is ") for record in records[2])
     assert any("<image>" in record["prompt"] for record in records[2])
     assert [path.name for path in plain.iterdir() if path.name in ("eval", "best.json")] == []
 
 
 def test_the_best_is_saved_kept_and_found(
-    tmp_path: Path, model: Path, data: Path, heldout: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A learning rate at which the model only gets worse after a while."""
     run = tmp_path / "run"
     settings = {
-        **BEST, "data__eval": str(heldout), "train__max_steps": 8, "checkpoint__keep": 1,
+        **BEST, "data__eval": str(eval_data), "train__max_steps": 8, "checkpoint__keep": 1,
         "checkpoint__save_every": 4, "optimizer__learning_rate": 0.3, "schedule__type": "constant",
     }  # fmt: skip
     run_training(make_config(run, model, data, **settings))
@@ -91,26 +91,26 @@ def test_the_best_is_saved_kept_and_found(
     assert checkpoints(run) == [best, 8]
     assert find_checkpoint(run / "best") == run / f"checkpoint-{best:06d}"
     assert find_checkpoint(run) == run / "checkpoint-000008"
-    told = capsys.readouterr().out
-    assert f"The trained model is {run}/checkpoint-000008" in told
-    assert f"The best checkpoint by eval/loss ({found[best]:.4f}) is {run}/checkpoint-{best:06d}" in told
+    printed = capsys.readouterr().out
+    assert f"The trained model is {run}/checkpoint-000008" in printed
+    assert f"The best checkpoint by eval/loss ({found[best]:.4f}) is {run}/checkpoint-{best:06d}" in printed
 
 
 def test_a_run_ends_when_nothing_improves_and_goes_on_with_more_patience(
-    tmp_path: Path, model: Path, data: Path, heldout: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No improvement is as large as min_delta, but for the first."""
     run = tmp_path / "run"
     settings = {
-        **BEST, "data__eval": str(heldout), "train__max_steps": 5, "eval__patience": 2, "eval__min_delta": 1e6,
+        **BEST, "data__eval": str(eval_data), "train__max_steps": 5, "eval__patience": 2, "eval__min_delta": 1e6,
         "log__every": 4,
     }  # fmt: skip
     assert run_training(make_config(run, model, data, **settings)) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     first = figures(run)[0]["eval/loss"]
     assert (
         f"Stopped early, after step 3 of 5: eval/loss has not improved on {first:.4f} by more "
-        "than 1e+06 for 2 evaluations." in told
+        "than 1e+06 for 2 evaluations." in printed
     )
     assert [line["step"] for line in figures(run)] == [1, 2, 3]
     assert [step for step, *_ in losses(run)] == [3], "the steps before the end are logged"
@@ -122,10 +122,10 @@ def test_a_run_ends_when_nothing_improves_and_goes_on_with_more_patience(
 
 
 def test_a_resumed_run_decides_as_one_that_never_stopped(
-    tmp_path: Path, model: Path, data: Path, heldout: Path
+    tmp_path: Path, model: Path, data: Path, eval_data: Path
 ) -> None:
     settings = {
-        **BEST, "data__eval": str(heldout), "train__max_steps": 9, "eval__patience": 3, "checkpoint__keep": 99,
+        **BEST, "data__eval": str(eval_data), "train__max_steps": 9, "eval__patience": 3, "checkpoint__keep": 99,
         "checkpoint__save_every": 1, "optimizer__learning_rate": 0.3, "eval__samples": 3, "eval__max_new_tokens": 4,
     }  # fmt: skip
     whole = tmp_path / "whole"
@@ -175,7 +175,7 @@ def test_pairs_out_of_a_stream_with_adapters(tmp_path: Path, model: Path) -> Non
 
 
 def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_reported(
-    tmp_path: Path, model: Path, data: Path, heldout: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     plain = {"train__max_steps": 2, "checkpoint__save_every": 1}
@@ -185,11 +185,11 @@ def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_reported(
     del state["best"], state["config"]["eval"]
     file.write_text(json.dumps(state))
     capsys.readouterr()
-    settings = {**BEST, "data__eval": str(heldout)}
+    settings = {**BEST, "data__eval": str(eval_data)}
     run_training(make_config(run, model, data, **settings, train__max_steps=3), resume=True)
-    told = capsys.readouterr().out
-    assert "eval.best_metric: None -> eval/loss" in told
-    assert told.count("None -> ") == 2, "with train.eval_every; other keys have their defaults"
+    printed = capsys.readouterr().out
+    assert "eval.best_metric: None -> eval/loss" in printed
+    assert printed.count("None -> ") == 2, "with train.eval_every; other keys have their defaults"
     assert best_of(run)["step"] == 3
     shutil.rmtree(run / "checkpoint-000003")
     with pytest.raises(CheckpointError, match=r"the best checkpoint according to .*, does not exist"):
@@ -210,10 +210,16 @@ def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_reported(
 
 
 def test_an_interrupt_during_an_evaluation_ends_after_it(
-    tmp_path: Path, model: Path, data: Path, heldout: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    settings = {**BEST, **ANSWERS, "train__eval_every": 2, "data__eval": str(heldout), "train__max_steps": 5}
+    settings = {
+        **BEST,
+        **ANSWERS,
+        "train__eval_every": 2,
+        "data__eval": str(eval_data),
+        "train__max_steps": 5,
+    }
     from erniekit.evaluation import answers
 
     evaluate = answers.evaluate_generation
@@ -230,9 +236,9 @@ def test_an_interrupt_during_an_evaluation_ends_after_it(
 
 
 def test_what_cannot_be_measured_is_reported_before_training(
-    tmp_path: Path, model: Path, data: Path, heldout: Path
+    tmp_path: Path, model: Path, data: Path, eval_data: Path
 ) -> None:
-    settings = {**ANSWERS, "data__eval": str(heldout), "train__max_steps": 2}
+    settings = {**ANSWERS, "data__eval": str(eval_data), "train__max_steps": 2}
     with pytest.raises(ConfigError, match=r"eval\.best_metric: call_name does not apply to any of the 4"):
         run_training(make_config(tmp_path / "a", model, data, **settings, eval__best_metric="eval/call_name"))
     texts = tmp_path / "texts.jsonl"

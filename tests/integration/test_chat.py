@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.command import erniekit
-from tests.integration.training_setup import COLOURS, TRAINED_STEPS, chats, picture
+from tests.integration.training_setup import COLOURS, TRAINED_STEPS, chats, image_uri
 
 ERNIEKIT = Path(sys.executable).with_name("erniekit")
 SAMPLES = 12
@@ -53,7 +53,7 @@ def test_lines_from_a_file(trained_run: Path, tmp_path: Path) -> None:
         shown[1]["content"],
         f"appended to {saved}",
     ]
-    # What was said can be trained on, and the model has learnt it already.
+    # The saved chat is a training sample, on which the model has a low loss already.
     (record,) = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
     assert record["messages"][-1] == {"role": "assistant", "content": shown[1]["content"]}
     checked = erniekit("eval", trained_run, "--data", saved)
@@ -103,9 +103,9 @@ def test_mistakes_end_it_before_it_begins(trained_run: Path, tmp_path: Path) -> 
     assert _chat([], trained_run, "--temperature", "-1").returncode == 2
 
 
-def test_a_text_model_is_given_a_picture(tmp_path: Path, text_models: dict[str, Path]) -> None:
+def test_a_text_model_is_given_an_image(tmp_path: Path, text_models: dict[str, Path]) -> None:
     file = tmp_path / "colour.png"
-    file.write_bytes(base64.b64decode(picture(COLOURS["red"], 0).partition(",")[2]))
+    file.write_bytes(base64.b64decode(image_uri(COLOURS["red"], 0).partition(",")[2]))
     result = _chat([f"/image {file}", "Hello"], text_models["tiny-dense"], "--max-new-tokens", "5")
     assert result.returncode == 0
     assert "error: this model takes no images and no videos" in result.stdout

@@ -100,18 +100,18 @@ def test_too_long_with_drop_is_no_error(data: Path, model: Path) -> None:
 
 
 def test_check_of_a_run_takes_its_settings(config: Path, tmp_path: Path, data: Path) -> None:
-    heldout = write_lines(tmp_path / "heldout.jsonl", [qa("one"), qa(LONG)])
-    text = config.read_text().replace("max_length", f"eval: {heldout}, max_length")
+    eval_data = write_lines(tmp_path / "heldout.jsonl", [qa("one"), qa(LONG)])
+    text = config.read_text().replace("max_length", f"eval: {eval_data}, max_length")
     config.write_text(text)
     result = run("check", "--config", config)
     assert result.returncode == 1
     assert result.stdout.startswith("template ernie_vl, max_length 100\n")
-    assert f"{heldout}: 2 samples (messages), eval, 1 with errors" in result.stdout
+    assert f"{eval_data}: 2 samples (messages), eval, 1 with errors" in result.stdout
     assert "packing: 3 documents" in result.stdout
     only = run("check", data, "--config", config, "--max-length", "50")
     assert only.returncode == 0
     assert only.stdout.startswith("template ernie_vl, max_length 50\n")
-    assert str(heldout) not in only.stdout
+    assert str(eval_data) not in only.stdout
 
 
 def test_check_that_cannot_write_its_report(data: Path, tmp_path: Path) -> None:
@@ -216,8 +216,8 @@ def test_convert(data: Path, tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout == f"3 samples from 1 file written to {output}\n"
     assert run("check", output).returncode == 0
-    picture = json.loads(output.read_text().splitlines()[1])["messages"][0]["content"][0]
-    assert picture == {"type": "image", "image": "../a.png"}
+    image = json.loads(output.read_text().splitlines()[1])["messages"][0]["content"][0]
+    assert image == {"type": "image", "image": "../a.png"}
 
 
 def test_convert_stops_at_errors_unless_asked_to_skip(data: Path, tmp_path: Path) -> None:

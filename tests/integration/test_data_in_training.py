@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Two sources of different formats, one with pictures."""
+    """Two sources of different formats, one with images."""
     directory = tmp_path_factory.mktemp("sources")
     one = write_chats(directory / "one.jsonl", chats(14))
     pairs = [{"query": f"Say {number}.", "response": f"It is {number}."} for number in range(9)]
@@ -70,13 +70,13 @@ def test_a_second_run_finds_the_samples_encoded(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "cache"
-    told = []
+    printed = []
     for number in range(2):
         config = make_config(tmp_path / f"run{number}", model, data, data__cache_dir=str(cache))
         dry_run_training(config)
-        told.append(capsys.readouterr().out)
-    assert "(encoded before)" not in told[0]
-    assert "(encoded before)" in told[1]
+        printed.append(capsys.readouterr().out)
+    assert "(encoded before)" not in printed[0]
+    assert "(encoded before)" in printed[1]
     shutil.rmtree(cache)
     dry_run_training(
         make_config(tmp_path / "run2", model, data, data__cache_dir=str(cache), data__cache=False),
@@ -103,10 +103,10 @@ def test_tools_videos_and_pairs_are_trained_on(
         train__max_steps=2,
     )
     assert run_training(config) == 0
-    told = capsys.readouterr().out
-    assert "videos," in told
-    assert "tool calls" in told
-    assert "preference pairs, trained on the chosen answers only" in told
+    printed = capsys.readouterr().out
+    assert "videos," in printed
+    assert "tool calls" in printed
+    assert "preference pairs, trained on the chosen answers only" in printed
     assert all(math.isfinite(loss) for _, loss, *_ in losses(run))
 
 
@@ -142,10 +142,10 @@ def test_all_of_the_demo_data_in_one_run(
         data__max_pixels=50176,
     )
     dry_run_training(config)
-    told = capsys.readouterr().out
-    assert "training data: 1,698 samples" in told
-    assert "1 sample skipped (missing video: 1)" in told
-    assert "211 tool calls" in told
-    assert "300 preference pairs" in told
-    unused = float(told.split("% unused")[0].rsplit(" ", 1)[1])
+    printed = capsys.readouterr().out
+    assert "training data: 1,698 samples" in printed
+    assert "1 sample skipped (missing video: 1)" in printed
+    assert "211 tool calls" in printed
+    assert "300 preference pairs" in printed
+    unused = float(printed.split("% unused")[0].rsplit(" ", 1)[1])
     assert unused < 3

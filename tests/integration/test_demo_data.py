@@ -17,14 +17,14 @@ TESTDATA = SHARED / "testdata"
 
 @pytest.mark.skipif(not TESTDATA.is_dir(), reason="no ../shared/testdata beside this clone")
 @pytest.mark.parametrize(
-    ("name", "task", "longest", "told"),
+    ("name", "task", "longest", "expected"),
     [
         ("dpo_en_demo.json", "dpo", 9000, "300 preference pairs"),
         ("glaive_toolcall_en_demo.json", "sft", 12000, "211 tool calls"),
     ],
 )
 def test_every_sample_is_used(
-    name: str, task: str, longest: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, task: str, longest: int, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = TESTDATA / name, tmp_path / "model"
     create_model(
@@ -46,7 +46,7 @@ def test_every_sample_is_used(
     )
     assert run_training(config) == 0
     said = capsys.readouterr().out
-    assert "training data: 300 samples" in said and told in said
+    assert "training data: 300 samples" in said and expected in said
     assert "skipped" not in said
     (loss,) = [line["train/loss"] for line in read_log(tmp_path / "run") if "train/loss" in line]
     assert math.isfinite(loss)

@@ -36,7 +36,7 @@ from erniekit.train.metrics import MetricsAccumulator, StepMetrics
 from erniekit.train.model import PreparedModel, prepare_model
 from erniekit.train.reference_model import ReferenceModel, cached_reference
 from tests.closeness import MODEL, assert_close, relative_difference
-from tests.integration.training_setup import COLOURS, chats, make_config, picture, write_chats
+from tests.integration.training_setup import COLOURS, chats, image_uri, make_config, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -233,11 +233,11 @@ def test_an_interrupted_cache_goes_on(
         assert_close(run.dataset.document(index).reference, whole.dataset.document(index).reference, MODEL)
 
 
-def test_a_damaged_picture_is_skipped_and_loads_no_reference_again(tmp_path: Path, model: Path) -> None:
+def test_a_damaged_image_is_skipped_and_loads_no_reference_again(tmp_path: Path, model: Path) -> None:
     samples: list[dict[str, Any]] = []
     for name in ("whole", "damaged"):
         file = tmp_path / f"{name}.png"
-        file.write_bytes(base64.b64decode(picture((255, 0, 0), 0).split(",")[1]))
+        file.write_bytes(base64.b64decode(image_uri((255, 0, 0), 0).split(",")[1]))
         content = [
             {"type": "image_url", "image_url": {"url": str(file)}},
             {"type": "text", "text": "Colour?"},
@@ -255,12 +255,12 @@ def test_a_damaged_picture_is_skipped_and_loads_no_reference_again(tmp_path: Pat
         run.objective()
         return [line for line in run.said if line.startswith(("reference:", "skipped:"))]
 
-    first, *told = reference_lines(), *reference_lines()
+    first, *later = reference_lines(), *reference_lines()
     skipped, loading, computed = first
     assert loading.startswith("reference: loading a frozen copy")
     assert skipped.startswith("skipped: ") and "damaged.png" in skipped
     assert computed.endswith("of 1 pair computed, 0 cached before; 1 pair cannot be read")
-    assert told == [
+    assert later == [
         skipped,
         "reference: log-probabilities of 0 pairs computed, 1 cached before; 1 pair cannot be read",
     ]
@@ -307,7 +307,7 @@ def test_data_without_pairs_is_an_error_that_says_so(tmp_path: Path, model: Path
         Run(tmp_path, model, data)
 
 
-def test_pictures_of_a_prompt_are_decoded_once(tmp_path: Path, model: Path, pairs: Path) -> None:
+def test_images_of_a_prompt_are_decoded_once(tmp_path: Path, model: Path, pairs: Path) -> None:
     counts = []
     for share in (True, False):
         run = Run(tmp_path / str(share), model, pairs, data__share_prompt=share, data__max_length=256)

@@ -81,11 +81,11 @@ def test_a_run_with_another_goal_is_refused_and_an_older_one_goes_on(
         with pytest.raises(CheckpointError) as caught:
             train(run, model, pairs, resume=True, **{**settings, **change})
         assert message in str(caught.value)
-    # What a user may change on purpose is told.
+    # Settings that a user may change are reported.
     capsys.readouterr()
     train(run, model, pairs, resume=True, **settings, dpo__beta=0.2, dpo__reference="copy")
-    told = capsys.readouterr().out
-    assert "  dpo.beta: None -> 0.2" in told and "  dpo.reference: auto -> copy" in told
+    printed = capsys.readouterr().out
+    assert "  dpo.beta: None -> 0.2" in printed and "  dpo.reference: auto -> copy" in printed
     # A checkpoint from before these keys says the same by its configuration.
     file = run / "checkpoint-000001" / "trainer_state.json"
     state = json.loads(file.read_text())

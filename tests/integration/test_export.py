@@ -44,14 +44,14 @@ def check_export(directory: Path, model: str, npz: bool) -> None:
     command = [SHARED / "engines" / "check_export.py", directory, kind]
     command += ["--shapes", REFERENCES / f"{kind}_hub_shapes.json"]
     command += ["--npz", REFERENCES / f"ref_{kind}.npz"] if npz else []
-    told = io.StringIO()
+    printed = io.StringIO()
     with (
         mock.patch.object(sys, "argv", list(map(str, command))),
-        redirect_stdout(told),
+        redirect_stdout(printed),
         pytest.raises(SystemExit) as ended,
     ):
         runpy.run_path(sys.argv[0], run_name="__main__")
-    assert not ended.value.code and "RESULT PASS" in told.getvalue(), told.getvalue()
+    assert not ended.value.code and "RESULT PASS" in printed.getvalue(), printed.getvalue()
 
 
 def sample_logits(model: ErnieModel, directory: Path, data: Path) -> np.ndarray:

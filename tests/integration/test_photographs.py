@@ -32,8 +32,8 @@ def test_a_small_model_learns_the_demo(tmp_path: Path) -> None:
     assert len(losses) == 30
     assert losses[-1] < 0.25 * losses[0]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    told = [event.value for event in events.Scalars("train/loss")]
-    assert_close(told, losses)
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert_close(logged, losses)
     tags = events.Tags()
     expected = ["learning_rate", "gradient_norm", "loss_tokens", "tokens_per_second", "step_seconds"]
     assert {f"train/{name}" for name in expected} <= set(tags["scalars"])

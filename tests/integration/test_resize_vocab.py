@@ -30,7 +30,7 @@ VOCAB = ("model.embed_tokens.weight", "lm_head.weight")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    samples = chats(8, pictures=False)
+    samples = chats(8, images=False)
     samples[0]["messages"][0]["content"] += " <call_x>"
     samples[1]["messages"][1]["content"] += " <call_y>"
     return write_chats(tmp_path_factory.mktemp("data") / "train.jsonl", samples)
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Models whose embedding ends where the tokenizer did before two tokens were added; "untied" has its own head."""
     parent = tmp_path_factory.mktemp("bases")
-    text = write_chats(parent / "text.jsonl", chats(40, pictures=False))
+    text = write_chats(parent / "text.jsonl", chats(40, images=False))
     for name in ("dense", "untied", "vl"):
         shape = "tiny-vl" if name == "vl" else "tiny-dense"
         own = ["tie_word_embeddings=false"] if name == "untied" else []
@@ -107,9 +107,9 @@ def test_a_resized_vocabulary_is_trained_exported_and_verified(
     assert load_tokenizer(tmp_path / "out").convert_tokens_to_ids(list(TOKENS)) == [512, 513]
     checks = list(verify_model(tmp_path / "out", VerifyOptions(base=bases[name])))
     assert not [check for check in checks if check.status == "FAIL"]
-    told = "\n".join(check.text for check in checks)
-    assert "except for +64 rows of the vocabulary" in told
-    assert "has a row in the embedding (576 rows)" in told
+    texts = "\n".join(check.text for check in checks)
+    assert "except for +64 rows of the vocabulary" in texts
+    assert "has a row in the embedding (576 rows)" in texts
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -148,7 +148,7 @@ def test_preferences_with_a_resized_vocabulary(tmp_path: Path, bases: dict[str, 
     """The reference has the new rows too, untrained: policy and reference agree before the first step."""
     pairs = [
         {"messages": chat["messages"][:1], "chosen": "yes <call_x>", "rejected": "no <call_y>"}
-        for chat in chats(4, pictures=False)
+        for chat in chats(4, images=False)
     ]
     data = write_chats(tmp_path / "pairs.jsonl", pairs)
     for number, settings in enumerate(
@@ -191,7 +191,7 @@ def test_more_positions_are_trained_and_stated(
     ):
         content = json.loads((base / name).read_text()) | {key: 20}
         (base / name).write_text(json.dumps(content))
-    samples = chats(8, pictures=False)
+    samples = chats(8, images=False)
     samples[3]["messages"][0]["content"] = "Say red, number 3. " * 5
     data = write_chats(tmp_path / "train.jsonl", samples)
     settings: dict[str, Any] = {"train__max_steps": 1, "lora__enabled": lora, "data__cache": False}

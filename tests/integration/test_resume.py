@@ -101,9 +101,9 @@ def test_an_incomplete_checkpoint_is_passed_over(
     (part / "checkpoint-000003" / "trainer_state.json").unlink()
     capsys.readouterr()
     run_training(make_config(part, model, data, **settings), resume=True)
-    told = capsys.readouterr().out
-    assert "skipping" in told
-    assert "checkpoint-000002, after step 2" in told
+    printed = capsys.readouterr().out
+    assert "skipping" in printed
+    assert "checkpoint-000002, after step 2" in printed
     assert_same_run(whole, part)
 
 
@@ -137,9 +137,9 @@ def test_other_settings_may_change_and_are_reported(
     capsys.readouterr()
     longer = make_config(run, model, data, train__max_steps=3, optimizer__learning_rate=5e-4)
     run_training(longer, resume=True)
-    told = capsys.readouterr().out
-    assert "optimizer.learning_rate: 0.001 -> 0.0005" in told
-    assert "train.max_steps: 2 -> 3" in told
+    printed = capsys.readouterr().out
+    assert "optimizer.learning_rate: 0.001 -> 0.0005" in printed
+    assert "train.max_steps: 2 -> 3" in printed
     assert [step for step, *_ in losses(run)] == [1, 2, 3]
 
 

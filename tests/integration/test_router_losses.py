@@ -136,7 +136,7 @@ def test_token_balanced_logs_the_same_loss_and_smaller_gradients(
 def test_settings_that_this_model_cannot_follow(
     tmp_path: Path, model: Path, text_models: dict[str, Path], data: Path
 ) -> None:
-    text = write_chats(tmp_path / "text.jsonl", chats(4, pictures=False))
+    text = write_chats(tmp_path / "text.jsonl", chats(4, images=False))
     run = tmp_path / "run"
     cases: list[tuple[Path, Path, dict[str, Any], str]] = [
         (

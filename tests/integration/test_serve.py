@@ -59,7 +59,7 @@ def _question(index: int) -> tuple[list[Any], str]:
     return [question], answer["content"]
 
 
-def test_it_answers_in_text_and_to_pictures(client: openai.OpenAI) -> None:
+def test_it_answers_in_text_and_to_images(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["colours"]
     assert client.models.retrieve("colours").owned_by == "erniekit"
     for index in (0, 1, 2):
@@ -160,7 +160,7 @@ def test_mistakes_are_reported(
 
 
 @pytest.mark.parametrize("url", ["https://example.com/x.png", "file:///etc/hosts", "README.md"])
-def test_pictures_come_with_the_request(client: openai.OpenAI, url: str) -> None:
+def test_images_come_with_the_request(client: openai.OpenAI, url: str) -> None:
     content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "?"}]
     with pytest.raises(openai.BadRequestError, match="as a data: URI"):
         client.chat.completions.create(model="colours", messages=[{"role": "user", "content": content}])

@@ -48,14 +48,14 @@ def final(run: Path) -> Path:
 def test_full_training_end_to_end(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heldout = write_chats(tmp_path / "heldout.jsonl", chats(4, seed=9))
+    eval_data = write_chats(tmp_path / "eval.jsonl", chats(4, seed=9))
     run = tmp_path / "run"
     config = make_config(
-        run, model, data, train__epochs=6, data__eval=[str(heldout)], train__eval_every=8, log__every=2,
+        run, model, data, train__epochs=6, data__eval=[str(eval_data)], train__eval_every=8, log__every=2,
         data__workers=1, train__profile_steps=[3, 3], train__peak_tflops=0.1,
     )  # fmt: skip
     assert run_training(config) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
 
     steps = losses(run)
     assert steps[-1][1] < 0.5 * steps[0][1]
@@ -64,17 +64,19 @@ def test_full_training_end_to_end(
     evaluations = [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
     assert evaluations[0][0] == 8
     assert evaluations[-1][0] == steps[-1][0]
-    # Four held-out chats are few: the loss must have fallen far, not with every evaluation.
+    # Four eval chats are few: the loss must have fallen far, but not with every evaluation.
     assert all(loss < 0.5 * steps[0][1] for _, loss in evaluations)
     assert lines[-2]["epoch"] == 6.0
     for name in ("train/loss_tokens", "train/tokens_per_second", "train/step_seconds", "memory/peak_gib"):
         assert lines[0][name] > 0
     assert all(0 < line["train/mfu"] < 1 for line in lines if "train/loss" in line)
-    assert "peak of CPU: 0.1 TFLOP/s in float32" in told
-    assert re.search(r"step 2/.* tokens/s  MFU [0-9.]+%", told)
+    assert "peak of CPU: 0.1 TFLOP/s in float32" in printed
+    assert re.search(r"step 2/.* tokens/s  MFU [0-9.]+%", printed)
     trace = run / "profile" / "steps-3-3.json"
     assert trace.is_file()
-    assert f"profile: {trace}" in told and re.search(r"^  matmul +[0-9.]+ +[0-9.]+%", told, re.MULTILINE)
+    assert f"profile: {trace}" in printed and re.search(
+        r"^  matmul +[0-9.]+ +[0-9.]+%", printed, re.MULTILINE
+    )
     assert lines[0]["expert_load/layer_1/text"] >= 1
     assert lines[0]["expert_load/layer_1/vision"] >= 1
 
@@ -89,7 +91,7 @@ def test_full_training_end_to_end(
     assert load_config(run / "config.yaml") == config
     checkpoint = final(run)
     assert checkpoint.name == f"checkpoint-{steps[-1][0]:06d}"
-    assert str(checkpoint) in told
+    assert str(checkpoint) in printed
     state = read_state(checkpoint)
     assert state.tokens == lines[-2]["train/tokens_seen"]
     assert not [entry for entry in run.iterdir() if entry.name.endswith(".tmp")]
@@ -108,9 +110,9 @@ def test_lora_trains_adapters_alone(
     run = tmp_path / "run"
     config = make_config(run, model, data, train__max_steps=8, lora__enabled=True, lora__rank=4)
     assert run_training(config) == 0
-    told = capsys.readouterr().out
-    assert "LoRA of rank 4 on" in told
-    assert "model.layers.*.mlp.experts.*.gate_proj" in told
+    printed = capsys.readouterr().out
+    assert "LoRA of rank 4 on" in printed
+    assert "model.layers.*.mlp.experts.*.gate_proj" in printed
     steps = losses(run)
     assert steps[-1][1] < steps[0][1]
     checkpoint = final(run)
@@ -175,7 +177,7 @@ def test_what_is_frozen_does_not_move(tmp_path: Path, model: Path, data: Path) -
 
 @pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
 def test_text_models(tmp_path: Path, text_models: dict[str, Path], shape: str) -> None:
-    data = write_chats(tmp_path / "text.jsonl", chats(12, pictures=False))
+    data = write_chats(tmp_path / "text.jsonl", chats(12, images=False))
     run = tmp_path / "run"
     assert run_training(make_config(run, text_models[shape], data, train__epochs=4)) == 0
     steps = losses(run)
@@ -227,9 +229,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     config = make_config(run, model, data, train__max_steps=4)
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert run_training(config) == 130
-    told = capsys.readouterr().out
-    assert "SIGINT: finishing this step" in told
-    assert f"Stopped after step 2 of 4. Continue with:\n  erniekit train {run}/config.yaml --resume" in told
+    printed = capsys.readouterr().out
+    assert "SIGINT: finishing this step" in printed
+    assert (
+        f"Stopped after step 2 of 4. Continue with:\n  erniekit train {run}/config.yaml --resume" in printed
+    )
     assert final(run).name == "checkpoint-000002"
 
     monkeypatch.setattr(Trainer, "train_step", step)
@@ -249,13 +253,13 @@ def test_sigterm_to_the_command(tmp_path: Path, model: Path, data: Path) -> None
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        told, _ = process.communicate()
+        printed, _ = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 143
     done = read_state(final(run)).step
-    assert f"Stopped after step {done} of 2000." in told
-    hint = told.splitlines()[-1].split()
+    assert f"Stopped after step {done} of 2000." in printed
+    hint = printed.splitlines()[-1].split()
     assert hint[:2] == ["erniekit", "train"]
     assert hint[-1] == "--resume"
     again = erniekit(*hint[1:], f"train.max_steps={done + 1}")
@@ -328,15 +332,15 @@ def test_dry_run_tells_everything_and_writes_nothing(
     config = make_config(run, model, data, train__epochs=3, schedule__warmup_ratio=0.1)
     before = sorted(tmp_path.rglob("*"))
     dry_run_training(config)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert "  learning_rate: 0.001" in told
-    assert "training data: 16 samples" in told
-    assert "template ernie_vl" in told
-    assert "(3 epochs), 2 rows each" in told
+    assert "  learning_rate: 0.001" in printed
+    assert "training data: 16 samples" in printed
+    assert "template ernie_vl" in printed
+    assert "(3 epochs), 2 rows each" in printed
     specs = parameter_specs(ErnieConfig.from_dir(model))
-    assert f"parameters: {sum(spec.size for spec in specs):,}, trained" in told
-    assert "memory: weights" in told
+    assert f"parameters: {sum(spec.size for spec in specs):,}, trained" in printed
+    assert "memory: weights" in printed
 
 
 def test_dry_run_with_lora_says_what_training_says(
@@ -358,14 +362,14 @@ def test_dry_run_for_several_processes(
     tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = {"parallel__expert": 2, "train__rows_per_step": 4}
-    told = []
+    printed = []
     for shard in ("none", "optimizer"):
         config = make_config(tmp_path / "run", model, data, parallel__shard=shard, **shared)
         dry_run_training(config, processes=4)
-        told.append(capsys.readouterr().out)
-        assert "processes: 4; expert parallel degree 2\n" in told[-1]
-        assert "memory of each of 4 processes: weights" in told[-1]
-    assert told[0].split("optimizer ")[-1] != told[1].split("optimizer ")[-1]
+        printed.append(capsys.readouterr().out)
+        assert "processes: 4; expert parallel degree 2\n" in printed[-1]
+        assert "memory of each of 4 processes: weights" in printed[-1]
+    assert printed[0].split("optimizer ")[-1] != printed[1].split("optimizer ")[-1]
     with pytest.raises(ConfigError, match=r"parallel\.expert is 2, which does not divide the 3 processes"):
         dry_run_training(config, processes=3)
 
@@ -375,18 +379,18 @@ def test_dry_run_without_model_and_data(
 ) -> None:
     absent = make_config(tmp_path / "run", tmp_path / "no-model", tmp_path / "no.jsonl", train__max_steps=5)
     dry_run_training(absent, no_weights=True)
-    told = capsys.readouterr().out
-    assert "not checked: the model" in told
-    assert "not checked: the data" in told
+    printed = capsys.readouterr().out
+    assert "not checked: the model" in printed
+    assert "not checked: the data" in printed
     with pytest.raises(CheckpointError, match="no-model"):
         dry_run_training(absent)
 
     some = make_config(tmp_path / "run", model, tmp_path / "no.jsonl", train__max_steps=5)
     dry_run_training(some, no_weights=True)
-    told = capsys.readouterr().out
-    assert "parameters: " in told
-    assert "no.jsonl not there" in told
-    assert "not checked: the weights" in told
+    printed = capsys.readouterr().out
+    assert "parameters: " in printed
+    assert "no.jsonl not there" in printed
+    assert "not checked: the weights" in printed
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path, model: Path, data: Path) -> None:

@@ -15,7 +15,7 @@ from erniekit.export import verify as verify_module
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.models.specs import TensorSpec
-from tests.integration.training_setup import COLOURS, chats, make_model, picture, write_chats
+from tests.integration.training_setup import COLOURS, chats, image_uri, make_model, write_chats
 
 REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
 NEEDS_SHARED = pytest.mark.skipif(
@@ -55,14 +55,14 @@ def test_logits_and_answers_are_those_of_transformers(
 ) -> None:
     pytest.importorskip("torch")
     if family in ("dense", "moe"):
-        data = write_chats(tmp_path / "text.jsonl", chats(4, pictures=False))
+        data = write_chats(tmp_path / "text.jsonl", chats(4, images=False))
     verify(models[family], data=data, samples=3, max_new_tokens=6)
-    told = capsys.readouterr().out
-    assert "FAIL" not in told and told.endswith("result: ok\n")
-    assert "without missing or unexpected weights" in told
-    assert "logits of a prompt with text" in told
-    assert ("logits of a prompt with image" in told) == (family in ("vl", "nested"))
-    assert "3 of 3 greedy answers are the same" in told
+    printed = capsys.readouterr().out
+    assert "FAIL" not in printed and printed.endswith("result: ok\n")
+    assert "without missing or unexpected weights" in printed
+    assert "logits of a prompt with text" in printed
+    assert ("logits of a prompt with image" in printed) == (family in ("vl", "nested"))
+    assert "3 of 3 greedy answers are the same" in printed
 
 
 def test_answers_about_a_long_video_are_those_of_transformers(
@@ -74,14 +74,14 @@ def test_answers_about_a_long_video_are_those_of_transformers(
     file = model / "video_preprocessor_config.json"
     size = {"shortest_edge": 784, "longest_edge": 784 * 4}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"size": size, "draw_on_frames": False}))
-    video = [picture(colour, seed) for seed, colour in enumerate([*COLOURS.values()] * 3)]
+    video = [image_uri(colour, seed) for seed, colour in enumerate([*COLOURS.values()] * 3)]
     question = {"role": "user", "content": "<video>Which colour?"}
     messages = [question, {"role": "assistant", "content": "It is red."}]
     data = write_chats(tmp_path / "video.jsonl", [{"messages": messages, "videos": [video]}])
     verify(model, data=data, samples=1, max_new_tokens=8)
-    told = capsys.readouterr().out
-    assert "1 of 1 greedy answers are the same" in told
-    assert "note 1 chat has a video with more token times than rows and columns" in told
+    printed = capsys.readouterr().out
+    assert "1 of 1 greedy answers are the same" in printed
+    assert "note 1 chat has a video with more token times than rows and columns" in printed
 
 
 def test_a_difference_between_the_two_fails(
@@ -98,9 +98,9 @@ def test_a_difference_between_the_two_fails(
     with pytest.raises(typer.Exit) as ended:
         verify(models["vl"], data=data, samples=2, max_new_tokens=4)
     assert ended.value.exit_code == 1
-    told = capsys.readouterr().out
-    assert "result: FAIL, 3 checks failed" in told
-    assert "1 of 2 greedy answers are the same" in told and f"{data}:1" in told
+    printed = capsys.readouterr().out
+    assert "result: FAIL, 3 checks failed" in printed
+    assert "1 of 2 greedy answers are the same" in printed and f"{data}:1" in printed
 
 
 def test_answers_may_part_where_two_tokens_are_equally_probable() -> None:
@@ -181,7 +181,7 @@ def test_reference_models(model: str, reference: str, capsys: pytest.CaptureFixt
         reference=REFERENCES / f"{reference}.npz",
         gradients=gradients if gradients.is_file() else None,
     )
-    told = capsys.readouterr().out
-    assert "result: ok" in told
+    printed = capsys.readouterr().out
+    assert "result: ok" in printed
     count = len(json.loads((REFERENCES / model / "model.safetensors.index.json").read_text())["weight_map"])
-    assert f"gradients of {count} parameters" in told
+    assert f"gradients of {count} parameters" in printed

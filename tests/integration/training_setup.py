@@ -30,7 +30,7 @@ TIME_CALL = {"id": "1", "type": "function", "function": {"name": "time", "argume
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "yellow": (230, 220, 40)}
 
 
-def picture(colour: tuple[int, int, int], seed: int) -> str:
+def image_uri(colour: tuple[int, int, int], seed: int) -> str:
     """A noisy square of one colour as a data: URI."""
     noise = np.random.default_rng(seed).integers(-20, 20, (56, 56, 3))
     pixels = np.clip(np.asarray(colour) + noise, 0, 255).astype(np.uint8)
@@ -39,15 +39,15 @@ def picture(colour: tuple[int, int, int], seed: int) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def chats(count: int, seed: int = 0, *, pictures: bool = True) -> list[dict[str, Any]]:
-    """Chats whose answer is a colour, shown in a picture or named in the question."""
+def chats(count: int, seed: int = 0, *, images: bool = True) -> list[dict[str, Any]]:
+    """Chats whose answer is a colour, shown in an image or named in the question."""
     rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
         name = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         content: Any = f"Say {name}, number {number}."
-        if pictures and number % 3:
-            image = {"url": picture(COLOURS[name], seed + number)}
+        if images and number % 3:
+            image = {"url": image_uri(COLOURS[name], seed + number)}
             content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": "Which colour?"}]
         answer = {"role": "assistant", "content": f"It is {name}."}
         found.append({"messages": [{"role": "user", "content": content}, answer]})
@@ -60,8 +60,8 @@ def tool_chats() -> list[dict[str, Any]]:
     call = {"role": "assistant", "content": None, "tool_calls": [TIME_CALL]}
     result, answer = {"role": "tool", "content": "12:00"}, {"role": "assistant", "content": "It is noon."}
     asked = {"messages": [question, call], "tools": [TIME_TOOL]}
-    told = {"messages": [question, {**call, "loss": False}, result, answer], "tools": [TIME_TOOL]}
-    return [asked, asked, told]
+    answered = {"messages": [question, {**call, "loss": False}, result, answer], "tools": [TIME_TOOL]}
+    return [asked, asked, answered]
 
 
 def write_chats(file: Path, samples: list[dict[str, Any]]) -> Path:
@@ -72,7 +72,7 @@ def write_chats(file: Path, samples: list[dict[str, Any]]) -> Path:
 
 def make_model(directory: Path, shape: str = "tiny-vl") -> Path:
     """A small model with a tokenizer for the chats."""
-    text = write_chats(directory.parent / f"{directory.name}.text.jsonl", chats(40, pictures=False))
+    text = write_chats(directory.parent / f"{directory.name}.text.jsonl", chats(40, images=False))
     create_model(shape, directory, [text], seed=3, overrides=SHAPE_OVERRIDES[shape])
     return directory
 

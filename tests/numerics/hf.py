@@ -1,7 +1,7 @@
 """Small seeded ERNIE 4.5 models made with transformers, with their logits, losses and gradients.
 
-Written in the Hub's layout and in the form that `erniekit verify --reference` reads, so that a clone without
-any reference files has something to be held to.
+Written in the Hub's layout and in the form that `erniekit verify --reference` reads, so that tests
+in a clone without any reference files have something to compare with.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def text_inputs(length: int = 24, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def vision_inputs(kind: str, grid: tuple[int, int, int] = (1, 4, 6), seed: int = 0) -> dict[str, np.ndarray]:
-    """Text around one picture or video of random, already normalised patches; `grid` counts patches."""
+    """Text around one image or video of random, already normalised patches; `grid` counts patches."""
     rng = np.random.default_rng(seed)
     frames, height, width = grid
     tokens = frames * height * width // (4 if kind == "image" else 8)

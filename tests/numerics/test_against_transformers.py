@@ -1,4 +1,4 @@
-"""Logits, losses and every parameter's gradient, held to transformers."""
+"""Logits, losses and every parameter's gradient, compared with transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy continuations, held to transformers' generate()."""
+"""Greedy continuations, compared with transformers' generate()."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preference losses and their gradients, held to what TRL's own trainers compute."""
+"""Preference losses and their gradients, compared with TRL's trainers."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_kto_pair(beta: float, rows: list[Any], dtype: str) -> None:
 )
 def test_objective_with_sft_weight(name: DpoLoss, normalize: bool, theirs: str) -> None:
     """The mean over pairs, the lengths of answers and the mean over tokens of `sft_weight`, from a model's row."""
-    model, row = make_model(), pair_row(make_answers(5, seed=4, pictures=True), share=True)
+    model, row = make_model(), pair_row(make_answers(5, seed=4, images=True), share=True)
     logps = branch_logps(model, row, 16)[0].numpy()
     frozen = (logps * 1.2 - 0.5).astype(np.float32)
     settings = PreferenceSettings(name, 0.3, length_normalize=normalize)

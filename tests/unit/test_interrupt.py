@@ -12,15 +12,15 @@ from erniekit.interrupt import InterruptGuard
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_is_noted_and_the_second_stops_at_once(number: signal.Signals, status: int) -> None:
-    told: list[str] = []
+    names: list[str] = []
     before = signal.getsignal(number)
-    with InterruptGuard(told.append) as guard:
+    with InterruptGuard(names.append) as guard:
         assert guard.exit_status == 0
         guard.check()
         os.kill(os.getpid(), number)
         assert guard.requested == number
         assert guard.exit_status == status
-        assert told == [number.name]
+        assert names == [number.name]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
             signal.sigtimedwait([], 1)
@@ -30,12 +30,12 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number: signal.S
 def test_the_same_signal_soon_after_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    told: list[str] = []
-    with InterruptGuard(told.append, same_seconds=0.3) as guard:
+    names: list[str] = []
+    with InterruptGuard(names.append, same_seconds=0.3) as guard:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
             now[0] += 0.1
-        assert told == ["SIGTERM"]
+        assert names == ["SIGTERM"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.sigtimedwait([], 1)

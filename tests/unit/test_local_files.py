@@ -1,4 +1,4 @@
-"""Git LFS pointers are told from files wherever files are read."""
+"""Git LFS pointers are recognized wherever files are read."""
 
 from __future__ import annotations
 

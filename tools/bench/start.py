@@ -49,8 +49,8 @@ def main() -> None:
         time.sleep(_SETTLE)
         for name, path in ((f"{arguments.files:,} files", many), (f"{arguments.megabytes:,} MB", large)):
             starts = [_start(encoder, path, Path(directory, "cache")) for _ in range(3)]
-            told = ", ".join(f"{word} {seconds:.2f} s" for word, seconds in zip(_WORDS, starts, strict=True))
-            print(f"starts on {name}: {told}")
+            times = ", ".join(f"{word} {seconds:.2f} s" for word, seconds in zip(_WORDS, starts, strict=True))
+            print(f"starts on {name}: {times}")
         records = arguments.files * 20
         for processes in (1, arguments.processes):
             counts = [_encoded(encoder, many, rank, processes, records) for rank in range(processes)]

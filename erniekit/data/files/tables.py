@@ -30,7 +30,7 @@ def read_table(
     """The rows of a text file whose first line names the columns.
 
     A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
-    are parsed as JSON, empty ones are null. Raises DataError where rows cannot be told apart any more.
+    are parsed as JSON, empty ones are null. Raises DataError where the rows cannot be separated.
     """
     csv.field_size_limit(sys.maxsize)  # the limit is the module's; a cell may hold an image or a whole chat
     lines = _Lines(path, stream)

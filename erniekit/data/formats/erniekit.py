@@ -1,4 +1,4 @@
-"""Format "erniekit": the samples of ERNIEKit, told apart by their keys.
+"""Format "erniekit": the samples of ERNIEKit, recognized by their keys.
 
 `text_info`: multimodal chats (erniekit_vl); `src` with `response`: preference pairs, `src` with `tgt`: text chats, and
 `tgt` or `text` alone: text for continued pre-training (erniekit_text).

@@ -217,7 +217,7 @@ class StreamedRows:
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """Tells files from others by their names, sizes, beginnings and ends: to read them all would take too long.
+    """A digest of the files' names, sizes, beginnings and ends: to read them all would take too long.
 
     Raises DataError for a file that cannot be read.
     """

@@ -181,7 +181,7 @@ def local_file(source: str, sample_id: str, kind: MediaKind) -> str:
 
 
 def not_readable(source: str | bytes, sample_id: str, kind: MediaKind) -> SampleError:
-    """The error for a file that is no image or video; says what it is instead where its head tells."""
+    """The error for a file that is no image or video; says what the file is if its first bytes show it."""
     if isinstance(source, bytes):
         head, kept = source[:_HEAD], ""
     else:

@@ -142,8 +142,8 @@ def test_commands(vl: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ]
     out = _run(chat, Lines(lines))
     assert out.startswith(HELP + "\n")
-    told = [line for line in out.removeprefix(HELP + "\n").splitlines() if not line.startswith("(")]
-    assert told == [
+    shown = [line for line in out.removeprefix(HELP + "\n").splitlines() if not line.startswith("(")]
+    assert shown == [
         "attached to the next message (1 in all)",
         "attached to the next message (2 in all)",
         f"error: no such image: {tmp_path}/gone.png",

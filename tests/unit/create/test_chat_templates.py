@@ -23,7 +23,7 @@ PLAIN: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}]},
 ]
 BEGIN, END, NO_THOUGHT = "<|begin_of_sentence|>", "<|end_of_sentence|>", "<think>\n\n</think>\n\n"
-PICTURE = "<|IMAGE_START|><|image@placeholder|><|IMAGE_END|>"
+IMAGE = "<|IMAGE_START|><|image@placeholder|><|IMAGE_END|>"
 VIDEO = "<|VIDEO_START|><|video@placeholder|><|VIDEO_END|>"
 Render = Callable[..., str]
 
@@ -49,7 +49,7 @@ def test_text(tiny: Callable[[str], Path]) -> None:
     assert render(PLAIN, add_generation_prompt=True) == whole + "Assistant: "
 
 
-def test_vl_without_pictures(tiny: Callable[[str], Path]) -> None:
+def test_vl_without_images(tiny: Callable[[str], Path]) -> None:
     render = renderer(tiny("tiny-vl"))
     whole = f"{BEGIN}Be brief.\nUser:  Which\ndigit? \nAssistant: 7\n{END}User: And now?"
     assert render(PLAIN, add_generation_prompt=False) == whole
@@ -57,7 +57,7 @@ def test_vl_without_pictures(tiny: Callable[[str], Path]) -> None:
     assert render(PLAIN, add_generation_prompt=True, enable_thinking=True) == f"{whole}\nAssistant: "
 
 
-def test_vl_counts_pictures_and_videos_over_the_whole_chat(tiny: Callable[[str], Path]) -> None:
+def test_vl_counts_images_and_videos_over_the_whole_chat(tiny: Callable[[str], Path]) -> None:
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A?"}, {"type": "video"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "B."}]},
@@ -67,8 +67,8 @@ def test_vl_counts_pictures_and_videos_over_the_whole_chat(tiny: Callable[[str],
         },
     ]
     assert renderer(tiny("tiny-vl"))(messages, add_generation_prompt=False) == (
-        f"{BEGIN}User: Picture 1:{PICTURE}A?Video 1:{VIDEO}\nAssistant: B.{END}"
-        f"User: Picture 2:{PICTURE}Picture 3:{PICTURE}C?"
+        f"{BEGIN}User: Picture 1:{IMAGE}A?Video 1:{VIDEO}\nAssistant: B.{END}"
+        f"User: Picture 2:{IMAGE}Picture 3:{IMAGE}C?"
     )
 
 
@@ -96,7 +96,7 @@ def text_of(encoder: Encoder, conversation: Conversation) -> str:
     pieces = []
     for span in encoder.template.render(conversation):
         if isinstance(span, MediaSpan):
-            pieces.append(VIDEO if isinstance(span.part, VideoPart) else PICTURE)
+            pieces.append(VIDEO if isinstance(span.part, VideoPart) else IMAGE)
         else:
             pieces.append(span.text)
     return "".join(pieces)

@@ -9,17 +9,17 @@ import pytest
 from erniekit.create.corpus import read_texts
 from erniekit.errors import DataError
 
-PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
+IMAGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
 
 
-def test_texts_of_data_files_without_roles_tags_and_pictures(tmp_path: Path) -> None:
+def test_texts_of_data_files_without_roles_tags_and_images(tmp_path: Path) -> None:
     messages = {
         "messages": [
             {"role": "system", "content": "Be brief."},
             {
                 "role": "user",
                 "content": [
-                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},
+                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{IMAGE}"}},
                     {"type": "image", "image": "a.png"},
                     {"type": "text", "text": "What?"},
                 ],
@@ -29,7 +29,7 @@ def test_texts_of_data_files_without_roles_tags_and_pictures(tmp_path: Path) -> 
     }
     erniekit = {
         "text_info": [{"text": "Which?", "tag": "mask"}, {"text": "Seven.", "tag": "no_mask"}],
-        "image_info": [{"image_url": PICTURE, "matched_text_index": 0}],
+        "image_info": [{"image_url": IMAGE, "matched_text_index": 0}],
     }
     lines, array, plain = tmp_path / "a.jsonl", tmp_path / "b.json", tmp_path / "c.txt"
     lines.write_text(json.dumps(messages) + "\n\n" + json.dumps(erniekit) + "\n")

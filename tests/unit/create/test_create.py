@@ -155,15 +155,15 @@ def test_a_full_disk_is_noticed_before_it_is_full(
         create_model("tiny-dense", tmp_path / "new", [text_file])
 
 
-def test_pictures_are_read_as_transformers_reads_them(tiny: Callable[[str], Path]) -> None:
+def test_images_are_read_as_transformers_reads_them(tiny: Callable[[str], Path]) -> None:
     module = pytest.importorskip(
         "transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe",
         reason="needs transformers",
     )
     processor = module.Ernie4_5_VLMoeImageProcessorPil.from_pretrained(tiny("tiny-vl"))
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 28 * 28 * 6177)
-    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).convert("RGB")
-    theirs = processor([picture])
-    patches, grid = patchify(picture, ImageSpec.from_checkpoint(tiny("tiny-vl")))
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).convert("RGB")
+    theirs = processor([image])
+    patches, grid = patchify(image, ImageSpec.from_checkpoint(tiny("tiny-vl")))
     assert tuple(theirs["image_grid_thw"][0]) == grid == (1, 4, 4)
     assert theirs["pixel_values"].shape == patches.shape

@@ -1,4 +1,4 @@
-"""Small checkpoints, pictures and data files, made on the spot, for the tests of erniekit.data."""
+"""Small checkpoints, images and data files, made on the spot, for the tests of erniekit.data."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def write_lines(path: Path, records: Sequence[Any]) -> Path:
 
 
 def noise(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A picture of smooth noise."""
+    """An image of smooth noise."""
     small = np.random.default_rng(seed).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR).convert(mode)
 
@@ -213,7 +213,7 @@ def chat(
     sample_id: str = "f:1",
     tools: Sequence[dict[str, Any]] = (),
 ) -> Conversation:
-    """A conversation of (role, content[, trained]); content: text, picture, part, or a list of such."""
+    """A conversation of (role, content[, trained]); content: text, image, part, or a list of such."""
     messages = []
     for role, content, *trained in turns:
         items = content if isinstance(content, list) else [content]

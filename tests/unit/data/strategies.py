@@ -121,10 +121,10 @@ _PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 _OBJECTS = st.dictionaries(TEXT, _PLAIN, max_size=3)
 
 _PATHS = st.sampled_from(["/data/a.png", "/data/b c/猫.jpg", "rel/a.png", "/x/%20.png"])
-_PICTURES = _PATHS | st.binary(max_size=8)
+_IMAGE_SOURCES = _PATHS | st.binary(max_size=8)
 _AREAS = st.none() | st.integers(1, 99)
-_IMAGES = st.builds(ImagePart, _PICTURES) | st.builds(ImagePart, _PICTURES, _AREAS)
-_SOURCES = _PICTURES | st.lists(_PICTURES, min_size=1, max_size=3).map(tuple)
+_IMAGES = st.builds(ImagePart, _IMAGE_SOURCES) | st.builds(ImagePart, _IMAGE_SOURCES, _AREAS)
+_SOURCES = _IMAGE_SOURCES | st.lists(_IMAGE_SOURCES, min_size=1, max_size=3).map(tuple)
 _VIDEOS = st.builds(VideoPart, _SOURCES) | st.builds(
     VideoPart,
     _SOURCES,
@@ -220,8 +220,8 @@ def conversations(draw: st.DrawFn) -> Conversation:
             rejected = [Message("assistant", (TextPart("no, no"),), True)]
     other: tuple[Message, ...] = ()
     if draw(st.booleans()):
-        picture = ImagePart("/data/other.png")
-        asked = replace(last[-1], role="user", parts=(picture, *last[-1].parts))
+        image = ImagePart("/data/other.png")
+        asked = replace(last[-1], role="user", parts=(image, *last[-1].parts))
         other = (*opening, *turns, *last[:-1], asked) if last[-1].role == "user" else ()
     return Conversation((*opening, *turns, *last, *chosen), "f:1", tools, tuple(rejected), other)
 

@@ -55,7 +55,7 @@ def to_bfloat16(name: str, info: TensorInfo, array: np.ndarray) -> tuple[str, np
 
 
 def logits(model: ErnieModel) -> np.ndarray:
-    """Logits of a row of two documents, the second with a picture in VL models."""
+    """Logits of a row of two documents, the second with an image in VL models."""
     config = model.config
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 300, 12)
@@ -206,7 +206,7 @@ def test_wrong_weights_are_named(copy: Copy, tmp_path: Path, fault: str) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_pictures_are_resized_as_in_training(copy: Copy, models: dict[str, Path], tmp_path: Path) -> None:
+def test_images_are_resized_as_in_training(copy: Copy, models: dict[str, Path], tmp_path: Path) -> None:
     trained = copy("vl", "trained")
     write_state(trained, str(models["vl"]), min_pixels=784, template="ernie_vl_thinking")
     layouts: tuple[CheckpointLayout, ...] = ("hub", "transformers")

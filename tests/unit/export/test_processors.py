@@ -1,4 +1,4 @@
-"""What an export tells the processors of pictures and videos."""
+"""What an export tells the processors of images and videos."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def nested(copy: Copy, tmp_path: Path) -> Path:
     return target
 
 
-def test_picture_bounds_of_training_in_each_form(tmp_path: Path) -> None:
+def test_image_bounds_of_training_in_each_form(tmp_path: Path) -> None:
     forms: tuple[tuple[str, dict[str, Any]], ...] = (
         ("preprocessor_config.json", {"min_pixels": 1, "max_pixels": 2}),
         ("preprocessor_config.json", {"size": {"shortest_edge": 1, "longest_edge": 2}}),

@@ -152,7 +152,7 @@ def test_references_that_do_not_belong(models: dict[str, Path], tmp_path: Path) 
 
 
 def vision_batch() -> dict[str, Any]:
-    """Two sequences; the first has a picture and, after it, a video; the second a picture, padded on the left."""
+    """Two sequences; the first has an image and, after it, a video; the second an image, padded on the left."""
     first = [0, 1, 1, 1, 1, 1, 1, 0, 2, 2, 2, 2, 0]
     second = [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
     kinds = np.array([first, second])
@@ -171,12 +171,12 @@ def vision_batch() -> dict[str, Any]:
     }
 
 
-def test_pictures_and_videos_in_one_row() -> None:
+def test_images_and_videos_in_one_row() -> None:
     row, kept = reference_row(vision_batch(), VISION, "here")
     assert kept.sum() == 22
     assert row.cu_seqlens.tolist() == [0, 13, 22]
     assert row.grid_thw.tolist() == [[1, 4, 6], [4, 2, 4], [1, 2, 4]]
-    # The first picture's 24 patches, the video's 32, the second picture's 8.
+    # The first image's 24 patches, the video's 32, the second image's 8.
     assert row.patches[:, 0].tolist() == [*range(24), *range(100, 132), *range(24, 32)]
     assert row.media_positions.tolist() == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 16, 17]
     time, height, width = row.position_ids.tolist()

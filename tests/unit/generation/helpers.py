@@ -100,7 +100,7 @@ def extended(item: RowInputs, tokens: Sequence[int]) -> RowInputs:
 
 
 def all_logits(model: ErnieModel, item: RowInputs) -> np.ndarray:
-    """Logits [T, vocab] of a row without a cache: what generation is held to."""
+    """Logits [T, vocab] of a row without a cache, with which generation is compared."""
     with inference_mode(model):
         return model.logits(model(item).hidden).numpy()
 

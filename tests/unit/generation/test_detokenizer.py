@@ -146,18 +146,18 @@ def test_no_stop_token_and_no_tokenizer(checkpoint: Path, tmp_path: Path) -> Non
 def test_pieces_joined_are_the_whole(checkpoint: Path, words: list[str], stop: list[str]) -> None:
     text = _text(checkpoint)
     ids = text._backend.encode("".join(words), add_special_tokens=False).ids
-    stream, told, used = text.stream(stop), "", 0
+    stream, streamed, used = text.stream(stop), "", 0
     for id in ids:
         piece = stream.feed(id)
         assert "\N{REPLACEMENT CHARACTER}" not in piece
-        told += piece
+        streamed += piece
         used += 1
         if stream.stopped:
             break
-    told += stream.finish()
+    streamed += stream.finish()
     whole = text.decode(ids[:used])
     stopping = [mark for mark in stop if mark in whole]
-    assert told == text.decode(ids[:used], stop) == whole[: min([*map(whole.find, stopping), len(whole)])]
+    assert streamed == text.decode(ids[:used], stop) == whole[: min([*map(whole.find, stopping), len(whole)])]
     assert stream.stopped == bool(stopping)
     assert stream.stopped or used == len(ids)
     assert stream.feed(ids[0] if ids else 2) == stream.finish() == "" or not stream.stopped
@@ -167,8 +167,8 @@ def test_a_stop_text_may_lie_across_tokens_and_is_never_shown(checkpoint: Path) 
     text = _text(checkpoint)
     ids = [text._backend.encode(part, add_special_tokens=False).ids for part in ("Which", " di", "git is")]
     stream = text.stream(["digit"])
-    told = [stream.feed(id) for part in ids for id in part]
-    assert "".join(told) == "Which "
+    streamed = [stream.feed(id) for part in ids for id in part]
+    assert "".join(streamed) == "Which "
     assert stream.stopped and stream.finish() == ""
     flat = [id for part in ids for id in part]
     assert text.decode([*flat, 2], ["nothing", "digit", "git"]) == "Which "
@@ -189,8 +189,8 @@ def test_half_a_character_waits_for_the_rest(checkpoint: Path) -> None:
     assert text.stream().feed(2) == ""
     # Bytes that never become a character are shown all the same, and what follows them too.
     endless = text.stream()
-    told = "".join([endless.feed(id) for id in ids[1:2] * 40 + ids])
-    assert told.startswith("\N{REPLACEMENT CHARACTER}" * 32)
+    streamed = "".join([endless.feed(id) for id in ids[1:2] * 40 + ids])
+    assert streamed.startswith("\N{REPLACEMENT CHARACTER}" * 32)
 
 
 def test_any_tokens_can_be_read(checkpoint: Path) -> None:
@@ -200,13 +200,13 @@ def test_any_tokens_can_be_read(checkpoint: Path) -> None:
     for seed in range(30):
         drawn = np.random.default_rng(seed).choice(plain if seed % 2 else ids, 60).tolist()
         stream = text.stream()
-        told = "".join([stream.feed(id) for id in drawn]) + stream.finish()
+        streamed = "".join([stream.feed(id) for id in drawn]) + stream.finish()
         if seed % 2:
-            assert told == text.decode(drawn)
+            assert streamed == text.decode(drawn)
         else:
             # Single bytes that are no characters may be shown otherwise, but nothing else is lost.
             words = [text.decode([id]) for id in drawn if id in plain]
-            assert all(word.strip() in told for word in words)
+            assert all(word.strip() in streamed for word in words)
 
 
 @pytest.mark.parametrize(

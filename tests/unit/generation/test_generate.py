@@ -253,8 +253,8 @@ def test_a_stop_text_ends_the_answer_where_it_is_complete(chats: Chats) -> None:
     free = chats.generator().generate(chats.prompts, Sampling(12))
     pieces = [_pieces(chats.text, answer.ids) for answer in free]
     # Of the first answer, what stands on both sides of a border of two tokens.
-    told = next(n for n in range(3, 12) if pieces[0][n - 1] and pieces[0][n])
-    stop = pieces[0][told - 1][-1] + pieces[0][told][0]
+    pair = next(n for n in range(3, 12) if pieces[0][n - 1] and pieces[0][n])
+    stop = pieces[0][pair - 1][-1] + pieces[0][pair][0]
     sampling = Sampling(12, stop=(stop, "never said"))
     stopped = chats.generator().generate(chats.prompts, sampling)
     for whole, cut, parts in zip(free, stopped, pieces, strict=True):

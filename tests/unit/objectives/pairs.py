@@ -23,14 +23,14 @@ def answer_document(prompt: list[int], answer: list[int], media: tuple[Media, ..
     return Document(ids, labels, media, name)
 
 
-def make_answers(count: int, seed: int = 0, *, pictures: bool = False) -> list[tuple[Document, Document]]:
-    """Pairs of documents with one prompt and different answers; with `pictures` each second prompt has one."""
+def make_answers(count: int, seed: int = 0, *, images: bool = False) -> list[tuple[Document, Document]]:
+    """Pairs of documents with one prompt and different answers; with `images` each second prompt has one."""
     rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
         prompt = rng.integers(20, 60, int(rng.integers(3, 12))).tolist()
         media: tuple[Media, ...] = ()
-        if pictures and number % 2 == 0:
+        if images and number % 2 == 0:
             media = (Media(f"{number}.png", GRID, 3, TOKENS, 2),)
             prompt = [*prompt[:2], START, *[PLACEHOLDER] * TOKENS, END, *prompt[2:]]
         answers = (rng.integers(20, 60, int(rng.integers(1, 9))).tolist() for _ in range(2))
@@ -64,7 +64,7 @@ def answer_row(answers: list[tuple[Document, Document]]) -> PackedBatch:
 
 
 def with_pixels(documents: list[Document]) -> PackedBatch:
-    """A row whose pictures have the pixels that their names stand for."""
+    """A row whose images have the pixels that their names stand for."""
     patches = [
         np.random.default_rng(int(str(item.source).split(".")[0]))
         .integers(0, 256, (16, 588))

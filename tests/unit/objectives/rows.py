@@ -30,14 +30,14 @@ def make_model(seed: int = 0) -> ErnieModel:
     return model
 
 
-def make_row(lengths: Sequence[int], seed: int = 0, *, pictures: int = 0) -> PackedBatch:
-    """Documents of those lengths, the first `pictures` with a picture of one token; about half have a label."""
+def make_row(lengths: Sequence[int], seed: int = 0, *, images: int = 0) -> PackedBatch:
+    """Documents of those lengths, the first `images` with an image of one token; about half have a label."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(20, 60, sum(lengths))
     labels = np.where(rng.random(len(ids)) < 0.5, rng.integers(20, 60, len(ids)), -100)
     modality = np.zeros(len(ids), np.int8)
     starts = np.cumsum([0, *lengths])
-    for start in starts[:pictures]:
+    for start in starts[:images]:
         ids[start : start + 3] = START, PLACEHOLDER, END
         modality[start : start + 3] = 1
     labels[starts[1:] - 1] = -100
@@ -48,9 +48,9 @@ def make_row(lengths: Sequence[int], seed: int = 0, *, pictures: int = 0) -> Pac
         position_ids=np.tile(np.concatenate([np.arange(length) for length in lengths]), (3, 1)),
         modality=modality,
         cu_seqlens=starts.astype(np.int32),
-        patches=rng.integers(0, 256, (4 * pictures, 588)).astype(np.uint8),
-        grid_thw=np.tile(np.array([[1, 2, 2]], np.int32), (pictures, 1)),
-        media_positions=starts[:pictures] + 1,
+        patches=rng.integers(0, 256, (4 * images, 588)).astype(np.uint8),
+        grid_thw=np.tile(np.array([[1, 2, 2]], np.int32), (images, 1)),
+        media_positions=starts[:images] + 1,
         sample_ids=tuple(f"a:{number}" for number in range(len(lengths))),
     )
 
@@ -58,9 +58,9 @@ def make_row(lengths: Sequence[int], seed: int = 0, *, pictures: int = 0) -> Pac
 def split_row(row: PackedBatch) -> list[PackedBatch]:
     """Each document in a row of its own."""
     rows = []
-    with_picture = len(row.grid_thw)
+    num_images = len(row.grid_thw)
     for number, (start, stop) in enumerate(zip(row.cu_seqlens[:-1], row.cu_seqlens[1:], strict=True)):
-        has = number < with_picture
+        has = number < num_images
         rows.append(
             PackedBatch(
                 input_ids=row.input_ids[start:stop],

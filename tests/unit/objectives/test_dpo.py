@@ -69,7 +69,7 @@ def plain_logps(model: ErnieModel, row: PackedBatch) -> paddle.Tensor:
 @pytest.mark.parametrize("family", ["dense", "vl"])
 def test_a_pair_in_one_document_is_two_rows(family: str, share: bool) -> None:
     model = dense_model() if family == "dense" else make_model()
-    answers = make_answers(5, pictures=family == "vl")
+    answers = make_answers(5, images=family == "vl")
     weights = paddle.to_tensor(np.linspace(-1, 1.5, 10).astype(np.float32))
     expected = plain_logps(model, answer_row(answers))
     (expected * weights).sum().backward()
@@ -98,7 +98,7 @@ def test_the_rejected_answer_does_not_see_the_chosen_one() -> None:
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "orpo", "dpop"])
 def test_packing_changes_nothing(loss: Any) -> None:
     model = make_model()
-    answers = make_answers(5, seed=2, pictures=True)
+    answers = make_answers(5, seed=2, images=True)
     reference = None if loss == "orpo" else reference_of(2)
     objective = DpoObjective(model, PreferenceSettings(loss), reference, 16, sft_weight=0.3)
     results = []
@@ -174,7 +174,7 @@ def test_a_filler_adds_nothing_and_has_gradients() -> None:
 
 def test_router_losses_are_added_to_gradients_only() -> None:
     model = make_model()
-    row = pair_row(make_answers(3, pictures=True), share=True)
+    row = pair_row(make_answers(3, images=True), share=True)
     totals = totals_of([row])
     plain = DpoObjective(model, PreferenceSettings(), reference_of(1))(row, totals)
     weights = RouterWeights(balance=0.1, z=0.1)

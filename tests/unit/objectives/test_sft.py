@@ -26,7 +26,7 @@ from tests.unit.objectives.rows import (
 )
 
 ALL = RouterWeights(balance=0.1, z=0.01)
-ROW = make_row([9, 6, 4], pictures=1)
+ROW = make_row([9, 6, 4], images=1)
 
 
 def run(

@@ -73,8 +73,8 @@ def test_a_stream_has_the_same_parts() -> None:
     assert (chunk["object"], chunk["choices"][0]["finish_reason"]) == ("chat.completion.chunk", None)
     last = completion.chunk({}, Finished("stop", 7, 3))
     assert last["choices"][0]["finish_reason"] == "tool_calls" and last["id"] == chunk["id"]
-    told = completion.usage_chunk(Finished("stop", 7, 3))
-    assert (told["choices"], told["usage"]["total_tokens"]) == ([], 10)
+    usage = completion.usage_chunk(Finished("stop", 7, 3))
+    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 10)
 
 
 def test_errors_and_events() -> None:

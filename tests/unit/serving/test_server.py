@@ -249,7 +249,7 @@ def test_requests_are_answered_in_their_order(start: Callable[..., Served]) -> N
             assert begun.get(timeout=HANGS) == 11
         while served.service._queue.qsize() < number - 11:
             time.sleep(0.01)
-    # Others wait, but what needs no model is answered, and mistakes are told.
+    # Others wait, but requests that need no model are answered, and errors are reported.
     assert served.ask("GET", "/health")[0] == 200
     assert served.completion({**ASKED, "n": 2})[0] == 400
     assert begun.empty()
@@ -327,8 +327,8 @@ def test_after_a_failed_answer_the_next_one_is_given(
     connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
     body = json.dumps({**ASKED, "stream": True})
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    told = connection.getresponse().read()  # ends, but not as a whole answer does
-    assert b"the answer failed" in told and b"[DONE]" not in told
+    received = connection.getresponse().read()  # ends, but not as a whole answer does
+    assert b"the answer failed" in received and b"[DONE]" not in received
     assert "MemoryError" in capsys.readouterr().err
     served.stream = lambda document, sampling: iter([2])
     assert served.completion(ASKED)[0] == 200

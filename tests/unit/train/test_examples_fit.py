@@ -103,15 +103,15 @@ def test_rows_that_do_not_divide_are_refused_with_those_that_do() -> None:
 
 def test_without_a_layout_the_large_ones_do_not_fit() -> None:
     """What the plan is for: all of these were shipped once."""
-    text, pictures = "ERNIE-4.5-21B-A3B", "ERNIE-4.5-VL-28B-A3B"
+    text, images = "ERNIE-4.5-21B-A3B", "ERNIE-4.5-VL-28B-A3B"
     alone = ["parallel.shard=none", "parallel.expert=1"]
-    for family, task in ((text, "sft"), (pictures, "sft"), (text, "dpo"), (pictures, "dpo")):
+    for family, task in ((text, "sft"), (images, "sft"), (text, "dpo"), (images, "dpo")):
         config = load_config(EXAMPLES / family / task / f"run_{task}_8k.yaml", alone)
         assert plan(config, family, 8)[0].total_bytes > 350 * 2**30
-    copied = load_config(EXAMPLES / pictures / "dpo" / "run_dpo_8k.yaml", ["dpo.reference=copy"])
-    assert not plan(copied, pictures, 8)[0].fits(CARD)
-    lora = load_config(EXAMPLES / pictures / "sft" / "run_sft_lora_8k.yaml", ["parallel.expert=1"])
-    assert not plan(lora, pictures, 1)[0].fits(CARD)
+    copied = load_config(EXAMPLES / images / "dpo" / "run_dpo_8k.yaml", ["dpo.reference=copy"])
+    assert not plan(copied, images, 8)[0].fits(CARD)
+    lora = load_config(EXAMPLES / images / "sft" / "run_sft_lora_8k.yaml", ["parallel.expert=1"])
+    assert not plan(lora, images, 1)[0].fits(CARD)
 
 
 def test_activations_follow_what_decides_them() -> None:

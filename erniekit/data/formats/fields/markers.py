@@ -79,7 +79,7 @@ class MarkedMedia:
             if match.start() > end:
                 parts.append(TextPart(text[end : match.start()]))
             part, end = found
-            # With too few media `check` is the error, which tells both numbers.
+            # With too few media `check` reports both numbers.
             if part is not None:
                 parts.append(part)
         if end < len(text) or not end:

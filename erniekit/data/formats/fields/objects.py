@@ -142,7 +142,7 @@ class _Filling:
         self.used[kind] += 1
         listed: list[Any] = self._objects.refs if kind == "ref" else self._objects.boxes
         if number >= len(listed):
-            return mark  # `check` is the error, which tells both numbers
+            return mark  # `check` reports both numbers
         return self._objects.refs[number] if kind == "ref" else json.dumps(self._place(number))
 
     def _place(self, number: int) -> list[int]:

@@ -15,7 +15,7 @@ from erniekit.data.chat.template import MediaSpan, Span, Template
 from tests.unit.data.helpers import chat, make_tokenizer, openai
 from tests.unit.data.tool_loops import CALL, LOOPS, MEDIA_LOOP, OTHER_CALL, TOOLS
 
-PICTURE = "<|IMAGE_START|><|image@placeholder|><|IMAGE_END|>"
+IMAGE = "<|IMAGE_START|><|image@placeholder|><|IMAGE_END|>"
 VIDEO = "<|VIDEO_START|><|video@placeholder|><|VIDEO_END|>"
 PLAIN = [
     chat(("user", "q"), ("assistant", "a")),
@@ -69,7 +69,7 @@ def written(spans: list[Span]) -> str:
     pieces = []
     for span in spans:
         if isinstance(span, MediaSpan):
-            pieces.append(VIDEO if isinstance(span.part, VideoPart) else PICTURE)
+            pieces.append(VIDEO if isinstance(span.part, VideoPart) else IMAGE)
         else:
             pieces.append(span.text)
     return "".join(pieces)
@@ -115,7 +115,7 @@ def test_training_finds_the_template_by_it(template: Template) -> None:
     assert resolve_template("auto", tokenizer, is_vl=True) == template
 
 
-def test_text_models_have_no_marks_of_pictures(template: Template) -> None:
+def test_text_models_have_no_marks_of_images(template: Template) -> None:
     for name in ("image", "IMAGE", "VIDEO", "seen"):
         assert name not in chat_template(template, media=False)
     question = PLAIN[1].messages[:2]

@@ -180,7 +180,7 @@ def test_a_call_without_words_has_no_answer_block() -> None:
     assert "</tool_output>\n\nUser: r\nAssistant: [<tool_call>" in shown("ernie", turns)
 
 
-def test_results_of_tools_may_hold_pictures() -> None:
+def test_results_of_tools_may_hold_images() -> None:
     turns = chat(("user", [PNG, "q"]), ("assistant", [CALL]), ("tool", ["see ", PNG]), ("assistant", "a"))
     assert "<tool_output>\nsee Picture 2:(image)\n</tool_output>\n" in shown("ernie_vl", turns)
 

@@ -55,8 +55,8 @@ def test_videos(vl_encoder: Encoder) -> None:
     assert tokens is not None and vl_encoder.media_spec is not None
     assert vl_encoder.image_spec is vl_encoder.media_spec.image
     document = vl_encoder.encode(chat(("user", [SMALL, CLIP, "q", CLIP]), ("assistant", "a")))
-    picture, one, two = document.media
-    assert (picture.is_video, one.is_video) == (False, True)
+    still, one, two = document.media
+    assert (still.is_video, one.is_video) == (False, True)
     assert (one.source, one.grid_thw, one.tokens) == (CLIP.source, (4, 30, 44), CLIP_TOKENS)
     assert (one.frames, one.merge_size) == ((0, 1, 2, 3), 2)
     assert two == dataclasses.replace(one, start=two.start)
@@ -78,9 +78,9 @@ def test_a_video_token_of_its_own(tmp_path: Path) -> None:
     config |= {"model_type": "ernie4_5_vl_moe", "image_token_id": image, "video_token_id": video_token}
     write_json(directory / "config.json", config)
     document = make_encoder(directory).encode(chat(("user", [CLIP, SMALL]), ("assistant", "a")))
-    clip, picture = document.media
+    clip, still = document.media
     assert (document.input_ids[clip.start : clip.start + clip.tokens] == video_token).all()
-    assert (document.input_ids[picture.start : picture.start + picture.tokens] == image).all()
+    assert (document.input_ids[still.start : still.start + still.tokens] == image).all()
 
 
 def test_options_of_videos(vl_checkpoint: Path) -> None:
@@ -182,11 +182,11 @@ def test_positions_and_modality_of_the_stored_reference() -> None:
     np.testing.assert_array_equal(modality, stored["in_moe_mm_token_type_ids"][0, start - 1 : start + 13])
 
 
-def test_pictures_that_cannot_be_used(text_encoder: Encoder, vl_encoder: Encoder) -> None:
+def test_images_that_cannot_be_used(text_encoder: Encoder, vl_encoder: Encoder) -> None:
     with pytest.raises(
         SampleError, match=r"^f:1: this model takes no images and no videos, the sample has /x\.png"
     ):
-        text_encoder.encode(Conversation(picture("/x.png"), "f:1"))
+        text_encoder.encode(Conversation(image_chat("/x.png"), "f:1"))
     with pytest.raises(SampleError, match="no images and no videos, the sample has") as caught:
         text_encoder.encode(chat(("user", CLIP), ("assistant", "a")))
     assert caught.value.reason == "not supported"
@@ -194,10 +194,10 @@ def test_pictures_that_cannot_be_used(text_encoder: Encoder, vl_encoder: Encoder
         vl_encoder.encode(chat(("user", video(2, 900, 2)), ("assistant", "a")))
     assert caught.value.reason == "bad video"
     with pytest.raises(SampleError, match=r"^f:1: no such image: /none/x\.png"):
-        vl_encoder.encode(Conversation(picture("/none/x.png"), "f:1"))
+        vl_encoder.encode(Conversation(image_chat("/none/x.png"), "f:1"))
     with pytest.raises(SampleError, match="cannot be used: one side is more than 200 times the other"):
         vl_encoder.encode(chat(("user", encoded(noise(2, 900))), ("assistant", "a")))
 
 
-def picture(path: str) -> tuple[Message, Message]:
+def image_chat(path: str) -> tuple[Message, Message]:
     return Message("user", (ImagePart(path),), False), Message("assistant", (TextPart("a"),), True)

@@ -52,7 +52,7 @@ def decode(ids: Any) -> str:
     return str(tokenizer.decode(ids))
 
 
-def learnt(document: Document) -> list[str]:
+def trained_texts(document: Document) -> list[str]:
     """The stretches of text that carry loss."""
     flags = np.append(False, document.labels[:-1] != IGNORE)
     stretches = np.split(np.arange(len(document)), np.flatnonzero(np.diff(flags)) + 1)
@@ -68,7 +68,7 @@ def test_all_answers_are_trained_with_the_reasoning_that_stands_there(tmp_path: 
         encoder.template.terminator,
     )
     call = "".join((encoder.template.tool_call[0], '{"name": "time", "arguments": {"zone": "Paris"}}'))
-    assert learnt(encoder.encode(LOOP)) == [
+    assert trained_texts(encoder.encode(LOOP)) == [
         f"{before}Paris{after}{turn}",
         f"one plus one{end}{before}a minute{after}{call}{encoder.template.tool_call[1]}{turn}",
         f"two plus two{end}{before}seven{after}{turn}",
@@ -84,7 +84,7 @@ def test_masked_reasoning_stays_and_is_not_trained(tmp_path: Path, kind: str) ->
     np.testing.assert_array_equal(document.input_ids, other.input_ids)
     before, after = encoder.template.answer
     turn = encoder.template.terminator
-    found = learnt(document)
+    found = trained_texts(document)
     assert found[0] == f"{before}Paris{after}{turn}"
     assert found[1].startswith(f"{before}a minute{after}")
     assert found[2] == f"{before}seven{after}{turn}"
@@ -95,7 +95,7 @@ def test_a_token_that_reaches_from_masked_reasoning_into_the_answer_is_trained(t
     # A tag that ends with a space, which merges with the answer's first word.
     encoder.template = dataclasses.replace(encoder.template, end_of_reasoning="\n</think> ")
     answer = encoder.encode(chat(("user", "q"), ("assistant", [ReasoningPart("plus"), "Paris"])))
-    assert learnt(answer) == [f" Paris{END}"]
+    assert trained_texts(answer) == [f" Paris{END}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,14 +105,14 @@ def test_dropped_reasoning_leaves_an_empty_block_that_is_not_trained(tmp_path: P
     text = decode(document.input_ids)
     assert "plus" not in text
     assert text.count(f"<think>\n{encoder.template.end_of_reasoning}") == 2
-    assert all("think>" not in stretch for stretch in learnt(document))
+    assert all("think>" not in stretch for stretch in trained_texts(document))
 
 
 @pytest.mark.parametrize("kind", ["text", "text_thinking", "vl", "thinking"])
 @pytest.mark.parametrize("loss_on", ["all", "last_turn", "each_turn"])
 def test_which_answers_are_trained(tmp_path: Path, kind: str, loss_on: LossOn) -> None:
     encoder = encoder_for(tmp_path, kind, loss_on=loss_on, reasoning="drop")
-    found = learnt(encoder.encode(LOOP))
+    found = trained_texts(encoder.encode(LOOP))
     expected = {"all": ["Paris", "a minute", "seven"], "last_turn": ["a minute", "seven"]}
     for text, word in zip(found, expected.get(loss_on, ["seven"]), strict=True):
         assert word in text
@@ -136,14 +136,14 @@ def test_each_turn_stands_as_at_inference(tmp_path: Path, kind: str) -> None:
     for document, end in zip(documents, (3, 5, 7), strict=True):
         question = dataclasses.replace(LOOP, messages=LOOP.messages[: end - 1])
         prompt = encoder.encode_prompt(question)
-        # The answer begins where the prompt ends, and nothing before it is learnt.
+        # The answer begins where the prompt ends, and nothing before it is trained.
         np.testing.assert_array_equal(document.input_ids[: len(prompt)], prompt.input_ids)
         flags = document.labels != IGNORE
         assert np.flatnonzero(flags).tolist() == list(range(len(prompt) - 1, len(document) - 1))
-        answer = "".join(learnt(document))
+        answer = "".join(trained_texts(document))
         ids = make_tokenizer(None)(answer, add_special_tokens=False)["input_ids"]
         assert document.input_ids[len(prompt) :].tolist() == ids
-    assert learnt(documents[0])[0].startswith("before" if kind in KINDS else "Paris")
+    assert trained_texts(documents[0])[0].startswith("before" if kind in KINDS else "Paris")
 
 
 def test_each_turn_of_a_single_answer_keeps_its_name(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_each_turn_of_a_single_answer_keeps_its_name(tmp_path: Path) -> None:
     assert document.sample_id == "f:1"
     first = chat(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b", False))
     (document,) = documents_of(encoder, first)
-    assert learnt(document) == [f"a{END}"]
+    assert trained_texts(document) == [f"a{END}"]
     with pytest.raises(SampleError, match="no token carries loss: the last message must be trained"):
         encoder.encode(first)
     with pytest.raises(SampleError, match="at least one assistant message must be trained"):
@@ -188,7 +188,7 @@ def test_reasoning_that_is_never_trained_is_counted(tmp_path: Path) -> None:
     assert counts == {"all": [1, 1], "last_turn": [0, 0], "each_turn": [0, 0]}
     masked = encoder_for(tmp_path / "mask", "thinking", reasoning="mask")
     assert counted(untrained_reasoning, masked, LOOP) == 0
-    # In a template without thinking the block is plain text, and learnt as such.
+    # In a template without thinking the block is plain text, and trained as such.
     assert counted(untrained_reasoning, encoder_for(tmp_path / "text", "text"), inline) == 0
 
 
@@ -237,8 +237,8 @@ def test_calls_that_are_trained_as_history_are_counted(
                     differing += 0 if whole.startswith(opened) else calls
         assert differing == count
     context = tuple(dataclasses.replace(message, trained=False) for message in ASKED.messages[:-1])
-    unlearnt = dataclasses.replace(ASKED, messages=(*context, ASKED.messages[-1]))
-    assert counted(calls_as_history, encoder_for(tmp_path / "masked", kind), unlearnt) == 0
+    untrained = dataclasses.replace(ASKED, messages=(*context, ASKED.messages[-1]))
+    assert counted(calls_as_history, encoder_for(tmp_path / "masked", kind), untrained) == 0
 
 
 def _text(spans: Any) -> str:
@@ -313,8 +313,8 @@ def test_segments_of_a_tool_loop(tmp_path: Path) -> None:
 
 
 def test_segments_of_media_and_text(vl_encoder: Encoder) -> None:
-    picture, clip = encoded(noise(56, 140)), video(28, 28, 4)
-    conversation = chat(("user", ["one ", picture, clip, " two"]), ("assistant", "seven"))
+    image, clip = encoded(noise(56, 140)), video(28, 28, 4)
+    conversation = chat(("user", ["one ", image, clip, " two"]), ("assistant", "seven"))
     segments = vl_encoder.segments(conversation)
     media = [segment for segment in segments if segment.kind == "media"]
     document = vl_encoder.encode(conversation)

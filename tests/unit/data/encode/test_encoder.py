@@ -63,7 +63,7 @@ TOOL_CHAT = chat(
 # 4 frames of 56 x 84 pixels, enlarged to 420 x 616: 15 x 22 tokens for each two frames.
 CLIP = video(56, 84, 4)
 CLIP_TOKENS = 2 * 15 * 22
-PICTURE_CHATS = [
+IMAGE_CHATS = [
     chat(("user", [SMALL, "what is in the picture?"]), ("assistant", "a cat")),
     chat(
         ("user", ["a", WIDE, "b", SMALL]),
@@ -95,7 +95,7 @@ def first_turn(conversation: Conversation) -> Conversation:
     return dataclasses.replace(conversation, messages=conversation.messages[: roles.index("assistant")])
 
 
-def unpicture(conversation: Conversation) -> bool:
+def has_no_image(conversation: Conversation) -> bool:
     return not any(isinstance(part, ImagePart) for m in conversation.messages for part in m.parts)
 
 
@@ -131,9 +131,9 @@ def chats_for(encoder: Encoder, directory: Path) -> list[Conversation]:
     if encoder.image_spec is None:
         return CHATS if stored else [*CHATS, TOOL_CHAT]
     if stored:
-        return [c for c in CHATS + PICTURE_CHATS if c.messages[0].role != "system"]
+        return [c for c in CHATS + IMAGE_CHATS if c.messages[0].role != "system"]
     video_chat = chat(("user", [SMALL, CLIP, "which of these?", WIDE]), ("assistant", "a"))
-    return [*CHATS, *PICTURE_CHATS, TOOL_CHAT, video_chat]
+    return [*CHATS, *IMAGE_CHATS, TOOL_CHAT, video_chat]
 
 
 def test_prompt_ids_equal_apply_chat_template(checkpoint: Path) -> None:
@@ -150,8 +150,8 @@ def test_first_answer_is_tokenised_apart_from_its_prompt(checkpoint: Path) -> No
     encoder = make_encoder(checkpoint)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(checkpoint))
     before, after = encoder.template.answer
-    for conversation in (CHATS[0], PICTURE_CHATS[0]):
-        if encoder.image_spec is None and not unpicture(conversation):
+    for conversation in (CHATS[0], IMAGE_CHATS[0]):
+        if encoder.image_spec is None and not has_no_image(conversation):
             continue
         prompt = encoder.encode_prompt(first_turn(conversation)).input_ids.tolist()
         document = encoder.encode(conversation)
@@ -201,7 +201,7 @@ def test_whole_ids_equal_apply_chat_template_where_nothing_merges(
     text_ids = text_encoder.encode(chat(*turns)).input_ids.tolist()
     assert text_ids == reference_ids(text_checkpoint, chat(*turns), add_generation_prompt=False)
     # The last answer of a VL chat stands after the think block, with which nothing merges either.
-    for conversation in (CHATS[0], PICTURE_CHATS[0]):
+    for conversation in (CHATS[0], IMAGE_CHATS[0]):
         block = Conversation((*conversation.messages[:-1], after_block(conversation.messages[-1])), "f:1")
         vl_ids = vl_encoder.encode(conversation).input_ids.tolist()
         assert vl_ids == reference_ids(vl_checkpoint, block, add_generation_prompt=False)
@@ -356,7 +356,7 @@ def test_nested_config_and_missing_generation_config(tmp_path: Path) -> None:
     (directory / "generation_config.json").unlink()
     nested = make_encoder(directory)
     assert nested.media_tokens == tokens
-    for conversation in PICTURE_CHATS:
+    for conversation in IMAGE_CHATS:
         one, other = flat.encode(conversation), nested.encode(conversation)
         np.testing.assert_array_equal(one.labels, other.labels)
         np.testing.assert_array_equal(one.input_ids, other.input_ids)
@@ -374,7 +374,7 @@ def test_tokenizer_model_alone_is_enough(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes((source / name).read_bytes())
     one, other = make_encoder(source), make_encoder(tmp_path)
-    for conversation in (CHATS[0], *PICTURE_CHATS):
+    for conversation in (CHATS[0], *IMAGE_CHATS):
         np.testing.assert_array_equal(
             one.encode(conversation).input_ids, other.encode(conversation).input_ids
         )
@@ -391,7 +391,7 @@ pickle.dump((encoder.identity, documents), sys.stdout.buffer)
 
 
 def test_an_encoder_goes_to_another_process_without_transformers(vl_encoder: Encoder) -> None:
-    conversations = [*CHATS, *PICTURE_CHATS, TOOL_CHAT, chat(("user", CLIP), ("assistant", "a"))]
+    conversations = [*CHATS, *IMAGE_CHATS, TOOL_CHAT, chat(("user", CLIP), ("assistant", "a"))]
     payload = pickle.dumps((vl_encoder, conversations))
     done = subprocess.run(
         [sys.executable, "-c", _READ_AND_ENCODE], input=payload, capture_output=True, check=False

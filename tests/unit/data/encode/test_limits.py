@@ -108,7 +108,7 @@ def test_an_id_that_a_config_names(checkpoint: Path, file: str, key: str) -> Non
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
-def test_ids_of_pictures(tmp_path: Path, is_nested: bool) -> None:
+def test_ids_of_images(tmp_path: Path, is_nested: bool) -> None:
     directory = make_checkpoint(tmp_path, "vl")
     config = json.loads((directory / "config.json").read_text())
     if is_nested:

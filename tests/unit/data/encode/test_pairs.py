@@ -76,7 +76,7 @@ def check(encoder: Encoder, conversation: Conversation, shared: int | None = Non
     return document
 
 
-def picture(seed: int = 0) -> bytes:
+def image(seed: int = 0) -> bytes:
     return encoded(noise(56, 84, seed))
 
 
@@ -100,19 +100,19 @@ def test_an_answer_without_reasoning_against_one_with_it(thinking_encoder: Encod
     check(thinking_encoder, pair([("user", "two?")], [ReasoningPart("so"), TextPart("seven")], "seven"))
 
 
-def test_pictures_of_the_prompt_are_there_once(vl_encoder: Encoder) -> None:
-    conversation = pair([("user", [picture(), "what?", picture(1)])], "a cat", "two apples")
+def test_images_of_the_prompt_are_there_once(vl_encoder: Encoder) -> None:
+    conversation = pair([("user", [image(), "what?", image(1)])], "a cat", "two apples")
     shared = check(vl_encoder, conversation)
     plain = encode_pair(vl_encoder, conversation, share=False)
     assert [len(shared.media), len(plain.media)] == [2, 4]
     assert plain.media[2].start == plain.media[0].start + plain.branches[1]  # type: ignore[index]
 
 
-def test_pictures_of_the_answers_go_with_their_branch(vl_encoder: Encoder) -> None:
+def test_images_of_the_answers_go_with_their_branch(vl_encoder: Encoder) -> None:
     def loop(seed: int, end: str) -> list[tuple[str, Any]]:
-        return [("assistant", ToolCallPart("look", "{}")), ("tool", picture(seed)), ("assistant", end)]
+        return [("assistant", ToolCallPart("look", "{}")), ("tool", image(seed)), ("assistant", end)]
 
-    conversation = pair([("user", [picture(), "what?"])], loop(1, "a cat"), loop(2, "apples"))
+    conversation = pair([("user", [image(), "what?"])], loop(1, "a cat"), loop(2, "apples"))
     document = check(vl_encoder, conversation)
     assert len(document.media) == 3
     row = pack(
@@ -123,14 +123,14 @@ def test_pictures_of_the_answers_go_with_their_branch(vl_encoder: Encoder) -> No
 
 
 @pytest.mark.parametrize("answer", ["a cat", "two apples"])
-def test_prompts_of_other_pictures(vl_encoder: Encoder, answer: str) -> None:
+def test_prompts_of_other_images(vl_encoder: Encoder, answer: str) -> None:
     """What stands before the first image that differs is there once; images of one size are not taken for one."""
-    asked = [("user", [picture(), "what?", picture(1)]), ("assistant", "Paris"), ("user", "and?")]
-    other = [("user", [picture(), "what?", picture(2)]), *asked[1:]]
+    asked = [("user", [image(), "what?", image(1)]), ("assistant", "Paris"), ("user", "and?")]
+    other = [("user", [image(), "what?", image(2)]), *asked[1:]]
     conversation = pair(asked, "a cat", answer)
     prompt = pair(other, "a cat", answer).messages[:3]
     document = check(vl_encoder, dataclasses.replace(conversation, rejected_prompt=prompt))
-    assert [item.source for item in document.media] == [picture(), picture(1), picture(2)]
+    assert [item.source for item in document.media] == [image(), image(1), image(2)]
     assert document.branches is not None
     chosen = document.media[1]
     assert document.branches[0] == chosen.start - 1
@@ -139,8 +139,8 @@ def test_prompts_of_other_pictures(vl_encoder: Encoder, answer: str) -> None:
     )
 
 
-def test_prompts_of_pictures_of_other_sizes(vl_encoder: Encoder) -> None:
-    conversation = pair([("user", [picture(), "what?"])], "a cat", "a cat")
+def test_prompts_of_images_of_other_sizes(vl_encoder: Encoder) -> None:
+    conversation = pair([("user", [image(), "what?"])], "a cat", "a cat")
     large = encoded(noise(112, 224))
     prompt = pair([("user", [large, "what?"])], "a cat", "a cat").messages[:1]
     document = check(vl_encoder, dataclasses.replace(conversation, rejected_prompt=prompt))
@@ -251,7 +251,7 @@ def test_a_row_of_chats_has_no_branches(vl_encoder: Encoder) -> None:
     assert row.branches.shape == (0, 2) and row.reference is None
 
 
-def test_pairs_with_pictures_from_a_file(vl_encoder: Encoder) -> None:
+def test_pairs_with_images_from_a_file(vl_encoder: Encoder) -> None:
     value = record("a cat", "apples")
     value["messages"][1]["content"] = [{"type": "image", "image": data_uri(noise(56, 56))}]
     (document,) = read(vl_encoder, value).documents

@@ -35,9 +35,9 @@ def text_of(encoder: Encoder, document: Document) -> str:
 
 
 def test_a_sample_is_counted(vl_encoder: Encoder) -> None:
-    picture = {"type": "image", "image": data_uri(noise(56, 56))}
+    image = {"type": "image", "image": data_uri(noise(56, 56))}
     value = turns("q", "a", "r", "b", system="s")
-    value["messages"][1]["content"] = [picture, {"type": "text", "text": "q"}]
+    value["messages"][1]["content"] = [image, {"type": "text", "text": "q"}]
     sample = read(vl_encoder, value)
     assert sample.errors == ()
     assert sample.messages == {"system": 1, "user": 2, "assistant": 2}
@@ -45,7 +45,7 @@ def test_a_sample_is_counted(vl_encoder: Encoder) -> None:
     assert (sample.trimmed, sample.tool_calls, sample.is_pair) == (0, 0, False)
     (document,) = sample.documents
     assert sample.whole == ((len(document), 4),)
-    # Its length is told whatever becomes of it.
+    # Its length is reported even if it is not used.
     assert (
         read(vl_encoder, value, 9).whole == read(vl_encoder, value, 9, "trim_history").whole == sample.whole
     )
@@ -94,11 +94,11 @@ class TestTooLong:
         assert kept == ["four"]
         assert "its last exchange alone does not fit" in str(sample.errors[0])
 
-    def test_a_picture_goes_with_its_turn_or_stays_whole(self, vl_encoder: Encoder) -> None:
-        picture = {"type": "image", "image": data_uri(noise(140, 140))}
+    def test_an_image_goes_with_its_turn_or_stays_whole(self, vl_encoder: Encoder) -> None:
+        image = {"type": "image", "image": data_uri(noise(140, 140))}
         value = turns("", "a", "", "b")
         for number in (0, 2):
-            value["messages"][number]["content"] = [picture, {"type": "text", "text": "what?"}]
+            value["messages"][number]["content"] = [image, {"type": "text", "text": "what?"}]
         whole = read(vl_encoder, value).documents[0]
         assert [item.tokens for item in whole.media] == [25, 25]
         sample = read(vl_encoder, value, len(whole) - 1, "trim_history")
@@ -161,7 +161,7 @@ class TestPlainText:
             for token, label in zip(whole.input_ids, whole.labels, strict=True)
             if label != IGNORE
         ]
-        # The last is learnt to be followed by the end of the text.
+        # The last piece is trained to be followed by the end of the text.
         assert whole.num_loss_tokens == len(whole)
         assert pairs[-1][1] == 2
 
@@ -170,8 +170,8 @@ class TestPlainText:
         ids = np.arange(length, dtype=np.int32)
         labels = np.append(ids[1:], 1000).astype(np.int32)
         pieces = list(cut(Document(ids, labels, (), "f:1"), 50))
-        learnt = [int(label) for piece in pieces for label in piece.labels if label != IGNORE]
-        assert learnt == labels.tolist()
+        trained = [int(label) for piece in pieces for label in piece.labels if label != IGNORE]
+        assert trained == labels.tolist()
         assert all(1 < len(piece) <= 50 for piece in pieces)
         assert all(piece.labels[-1] == IGNORE for piece in pieces[:-1])
 

@@ -118,8 +118,8 @@ def install(monkeypatch: pytest.MonkeyPatch, hub: FakeHub | None) -> None:
 
 def test_a_hub_dataset_becomes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     png = encoded(noise(8, 8))
-    picture = {"bytes": png, "path": "a/1.png"}
-    hub = FakeHub([{**qa(f"<image>{n} 猫"), "images": [picture]} for n in range(300)])
+    image = {"bytes": png, "path": "a/1.png"}
+    hub = FakeHub([{**qa(f"<image>{n} 猫"), "images": [image]} for n in range(300)])
     install(monkeypatch, hub)
     path = hub_file("hub:some-one/set.1:test", tmp_path / "cache")
     assert hub_file("hub:some-one/set.1:test", tmp_path / "cache") == path

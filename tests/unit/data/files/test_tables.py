@@ -130,7 +130,7 @@ def test_parquet_as_the_hub_has_it(tmp_path: Path) -> None:
     assert outline(chat.messages) == [("user", "r", False)]
 
 
-def test_a_column_of_bytes_is_a_picture(tmp_path: Path) -> None:
+def test_a_column_of_bytes_is_an_image(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     png = encoded(noise(8, 8))
     record = {"query": "<image>q", "response": "a", "image": png}

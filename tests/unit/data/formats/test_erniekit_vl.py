@@ -25,7 +25,7 @@ def texts(*items: str) -> list[dict[str, Any]]:
     return [{"text": text, "tag": ("mask", "no_mask")[n % 2]} for n, text in enumerate(items)]
 
 
-def test_pictures_stand_before_the_text_of_their_index() -> None:
+def test_images_stand_before_the_text_of_their_index() -> None:
     images = [
         {"image_url": "1.jpg", "matched_text_index": 2, "image_width": 3, "image_height": 3},
         {"image_url": "2.jpg"},

@@ -36,15 +36,15 @@ def asked(content: Any, **keys: Any) -> tuple[Part, ...]:
         ('<img src="a.png">', (TextPart('<img src="a.png">'),)),
     ],
 )
-def test_a_path_in_a_tag_is_the_picture(text: str, parts: tuple[Part, ...]) -> None:
+def test_a_path_in_a_tag_is_the_image(text: str, parts: tuple[Part, ...]) -> None:
     assert asked(text) == parts
     assert parse({"query": text, "response": "a"}).messages[0].parts == parts
 
 
 def test_tags_beside_marks() -> None:
     parts = asked("<img>a.png</img><image>and <image>some</image>", images=["1.png", "2.png"])
-    pictures = [part.source for part in parts if isinstance(part, ImagePart)]
-    assert pictures == ["/data/a.png", "/data/1.png", "/data/2.png"]
+    sources = [part.source for part in parts if isinstance(part, ImagePart)]
+    assert sources == ["/data/a.png", "/data/1.png", "/data/2.png"]
     assert parts[-1] == TextPart("some</image>")
 
 
@@ -134,7 +134,7 @@ def test_keys_of_videos(keys: dict[str, Any], options: dict[str, Any]) -> None:
     assert (found.messages[0].parts[0], found.notices) == (expected, ())
 
 
-def test_keys_of_pictures() -> None:
+def test_keys_of_images() -> None:
     expected = ImagePart("/data/a.png", min_pixels=3136, max_pixels=50176)
     keys = {"min_pixels": 3136, "max_pixels": 50176}
     assert asked([{"type": "image", "image": "a.png", **keys}]) == (expected,)

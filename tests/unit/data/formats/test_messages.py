@@ -59,7 +59,7 @@ def test_parts_of_every_kind() -> None:
     assert parse(qa(content)).messages[0].parts == (TextPart("<image>"), *images)
 
 
-def test_marks_take_the_pictures_of_the_record_in_order() -> None:
+def test_marks_take_the_images_of_the_record_in_order() -> None:
     turns = [
         {"role": "user", "content": "<image>who?<image>"},
         {"role": "assistant", "content": "<image> is my answer"},
@@ -74,7 +74,7 @@ def test_marks_take_the_pictures_of_the_record_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "marks", "pictures"),
+    ("record", "marks", "given"),
     [
         (qa("<image><image>", images=["1.jpg"]), 2, 1),
         (qa("<image>", images=["1.jpg", "2.jpg"]), 1, 2),
@@ -82,8 +82,8 @@ def test_marks_take_the_pictures_of_the_record_in_order() -> None:
         (qa("no mark", images=["1.jpg"]), 0, 1),
     ],
 )
-def test_marks_and_pictures_must_be_equal_in_number(record: Any, marks: int, pictures: int) -> None:
-    with pytest.raises(SampleError, match=rf"f\.jsonl:7: {marks} <image> mark.* {pictures} image"):
+def test_marks_and_images_must_be_equal_in_number(record: Any, marks: int, given: int) -> None:
+    with pytest.raises(SampleError, match=rf"f\.jsonl:7: {marks} <image> mark.* {given} image"):
         parse(record)
 
 
@@ -123,7 +123,7 @@ def test_urls_are_kept_where_they_are_allowed() -> None:
     assert found.messages[0].parts == (ImagePart("https://x/y.png"),)
 
 
-def test_columns_of_one_picture_and_of_none() -> None:
+def test_columns_of_one_image_and_of_none() -> None:
     assert parse(qa("<image>", image="1.jpg")).messages[0].parts == (ImagePart("/data/1.jpg"),)
     assert parse(qa("q", images=[], videos=None, tools="")).messages[0].parts == (TextPart("q"),)
 

@@ -14,7 +14,7 @@ from tests.unit.data.helpers import encoded, noise
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_dir(tmp_path: Path) -> Path:
     (tmp_path / "wide.png").write_bytes(encoded(noise(50, 200)))  # height, width
     (tmp_path / "tall.png").write_bytes(encoded(noise(400, 100)))
     return tmp_path
@@ -35,21 +35,21 @@ def grounded(question: str, answer: str, objects: Any, **keys: Any) -> dict[str,
     return {"messages": messages, "images": ["wide.png"], "objects": objects, **keys}
 
 
-def test_names_and_boxes_are_written_into_questions_and_answers(pictures: Path) -> None:
+def test_names_and_boxes_are_written_into_questions_and_answers(image_dir: Path) -> None:
     boxes = [[20, 5, 100, 45], [0, 0, 200, 50]]
     record = grounded(
         "<image>Find <ref-object>", "<ref-object>: <bbox><bbox>", {"ref": ["cat", "猫"], "bbox": boxes}
     )
-    assert texts(read(record, pictures)) == [
+    assert texts(read(record, image_dir)) == [
         "Find cat",
         "猫: [100, 100, 500, 900][0, 0, 1000, 1000]",
     ]
 
 
-def test_boxes_of_a_form_in_json(pictures: Path) -> None:
+def test_boxes_of_a_form_in_json(image_dir: Path) -> None:
     answer = '[{"bbox_2d": <bbox>, "label": "<ref-object>"}]'
     record = grounded("<image>?", answer, {"ref": ["sheep"], "bbox": [[50, 12.5, 150, 25]]})
-    assert json.loads(texts(read(record, pictures))[1]) == [
+    assert json.loads(texts(read(record, image_dir))[1]) == [
         {"bbox_2d": [250, 250, 750, 500], "label": "sheep"}
     ]
 
@@ -63,35 +63,35 @@ def test_boxes_of_a_form_in_json(pictures: Path) -> None:
         ("norm1000", [250, 500, 500, 1000]),
     ],
 )
-def test_types_of_boxes(pictures: Path, kind: str | None, box: list[float]) -> None:
+def test_types_of_boxes(image_dir: Path, kind: str | None, box: list[float]) -> None:
     record = grounded("<image>?", "<bbox>", {"ref": None, "bbox": [box], "bbox_type": kind, "image_id": None})
-    assert texts(read(record, pictures))[1] == "[250, 500, 500, 1000]"
+    assert texts(read(record, image_dir))[1] == "[250, 500, 500, 1000]"
 
 
-def test_points_and_corners_in_any_order(pictures: Path) -> None:
+def test_points_and_corners_in_any_order(image_dir: Path) -> None:
     objects = {"ref": [], "bbox": [[50, 25], [100, 50, 50, 25]]}
-    found = texts(read(grounded("<image>?", "at <bbox>, in <bbox>", objects), pictures))
+    found = texts(read(grounded("<image>?", "at <bbox>, in <bbox>", objects), image_dir))
     assert found[1] == "at [250, 500], in [250, 500, 500, 1000]"
 
 
-def test_each_box_belongs_to_its_picture(pictures: Path) -> None:
+def test_each_box_belongs_to_its_image(image_dir: Path) -> None:
     objects = {"bbox": [[100, 25, 200, 50], [50, 200, 100, 400]], "image_id": [0, 1]}
     record = grounded("<image><image>?", "<bbox> <bbox>", objects, images=["wide.png", "tall.png"])
-    assert texts(read(record, pictures))[1] == "[500, 500, 1000, 1000] [500, 500, 1000, 1000]"
+    assert texts(read(record, image_dir))[1] == "[500, 500, 1000, 1000] [500, 500, 1000, 1000]"
 
 
-def test_pictures_may_stand_in_parts_and_in_tags(pictures: Path) -> None:
+def test_images_may_stand_in_parts_and_in_tags(image_dir: Path) -> None:
     objects = {"bbox": [[50, 200]], "image_id": [1]}
     parts = [{"type": "image", "image": "wide.png"}, {"type": "image", "image": "tall.png"}]
     question = [*parts, {"type": "text", "text": "at <bbox>?"}]
     record = grounded("", "yes", objects, images=None)
     record["messages"][0]["content"] = question
-    assert texts(read(record, pictures))[0] == "at [500, 500]?"
+    assert texts(read(record, image_dir))[0] == "at [500, 500]?"
     record["messages"][0]["content"] = "<img>wide.png</img><img>tall.png</img>at <bbox>?"
-    assert texts(read(record, pictures))[0] == "at [500, 500]?"
+    assert texts(read(record, image_dir))[0] == "at [500, 500]?"
 
 
-def test_marks_in_system_reasoning_calls_and_results(pictures: Path) -> None:
+def test_marks_in_system_reasoning_calls_and_results(image_dir: Path) -> None:
     call = {"name": "zoom", "arguments": {"box": "<bbox>", "of": "<ref-object>"}}
     messages = [
         {"role": "system", "content": "You know <ref-object>."},
@@ -101,7 +101,7 @@ def test_marks_in_system_reasoning_calls_and_results(pictures: Path) -> None:
         {"role": "assistant", "content": "done"},
     ]
     objects = {"ref": ["cats", 'the "cat"'], "bbox": [[0, 0], [200, 50], [100, 25]]}
-    found = read({"messages": messages, "images": "wide.png", "objects": objects}, pictures)
+    found = read({"messages": messages, "images": "wide.png", "objects": objects}, image_dir)
     assert texts(found)[:1] == ["You know cats."]
     answer = found.messages[2].parts
     assert answer[0] == ReasoningPart("see [0, 0]")
@@ -123,43 +123,43 @@ def test_marks_in_system_reasoning_calls_and_results(pictures: Path) -> None:
         {"query": "and", "history": [["<image>?", "<bbox>"]], "response": "x"},
     ],
 )
-def test_every_chat_format(pictures: Path, record: dict[str, Any]) -> None:
+def test_every_chat_format(image_dir: Path, record: dict[str, Any]) -> None:
     box = {"bbox": [[20, 5, 100, 45]]}
     for objects in (box, json.dumps(box), [{"caption": None, "bbox": [20, 5, 100, 45], "image": 0}]):
-        found = read({**record, "images": ["wide.png"], "objects": objects}, pictures)
+        found = read({**record, "images": ["wide.png"], "objects": objects}, image_dir)
         assert "[100, 100, 500, 900]" in texts(found)
 
 
-def test_pairs_share_the_objects_or_have_their_own(pictures: Path) -> None:
+def test_pairs_share_the_objects_or_have_their_own(image_dir: Path) -> None:
     objects = {"ref": ["cat"], "bbox": [[20, 5, 100, 45]]}
     record = grounded("<image><ref-object>?", "<bbox>", objects, rejected_response="nowhere")
-    found = read(record, pictures)
+    found = read(record, image_dir)
     assert texts(found) == ["cat?", "[100, 100, 500, 900]"]
     assert found.rejected[0].parts == (TextPart("nowhere"),)
     assert not found.rejected_prompt
     other = {"ref": ["cat"], "bbox": [[0, 0, 200, 50]]}
     for more in ({"rejected_response": "<bbox>"}, {}):
         found = read(
-            grounded("<image><ref-object>?", "<bbox>", objects, rejected_objects=other, **more), pictures
+            grounded("<image><ref-object>?", "<bbox>", objects, rejected_objects=other, **more), image_dir
         )
         assert found.rejected[0].parts == (TextPart("[0, 0, 1000, 1000]"),)
         assert not found.rejected_prompt
     other["ref"] = ["dog"]
-    found = read(grounded("<image><ref-object>?", "<bbox>", objects, rejected_objects=other), pictures)
+    found = read(grounded("<image><ref-object>?", "<bbox>", objects, rejected_objects=other), image_dir)
     assert found.rejected_prompt[0].parts[1] == TextPart("dog?")
     record = {**grounded("<image>?", "", None), "chosen": "<bbox>", "rejected": "<bbox> <bbox>"}
     record["messages"] = record["messages"][:1]
     record["objects"] = {"bbox": [[0, 0], [200, 50]]}
-    found = read(record, pictures)
+    found = read(record, image_dir)
     assert (texts(found)[-1], found.rejected[0].parts[0]) == ("[0, 0]", TextPart("[0, 0] [1000, 1000]"))
 
 
-def test_boxes_of_the_rejected_answer_are_in_its_own_pictures(pictures: Path) -> None:
+def test_boxes_of_the_rejected_answer_are_in_its_own_images(image_dir: Path) -> None:
     objects = {"bbox": [[50, 25, 100, 50]]}
     record = grounded(
         "<image>?", "<bbox>", objects, rejected_images=["tall.png"], rejected_response="no: <bbox>"
     )
-    found = read(record, pictures)
+    found = read(record, image_dir)
     assert found.rejected[0].parts[0] == TextPart("no: [500, 62, 1000, 125]")
 
 
@@ -188,28 +188,28 @@ def test_boxes_of_the_rejected_answer_are_in_its_own_pictures(pictures: Path) ->
         ("<bbox>", '{"bbox":', "not valid JSON"),
     ],
 )
-def test_what_does_not_fit_is_an_error(pictures: Path, answer: str, objects: Any, message: str) -> None:
+def test_what_does_not_fit_is_an_error(image_dir: Path, answer: str, objects: Any, message: str) -> None:
     with pytest.raises(SampleError, match=message):
-        read(grounded("<image>?", answer, objects), pictures)
+        read(grounded("<image>?", answer, objects), image_dir)
 
 
-def test_a_picture_that_is_missing_or_a_video_is_an_error(pictures: Path) -> None:
+def test_an_image_that_is_missing_or_a_video_is_an_error(image_dir: Path) -> None:
     with pytest.raises(SampleError, match="no such image"):
-        read(grounded("<image>?", "<bbox>", {"bbox": [[1, 1]]}, images=["none.png"]), pictures)
+        read(grounded("<image>?", "<bbox>", {"bbox": [[1, 1]]}, images=["none.png"]), image_dir)
     record = grounded("<video>?", "<bbox>", {"bbox": [[1, 1]]}, images=None, videos=["a.mp4"])
     with pytest.raises(SampleError, match=r"the texts have 0 image"):
-        read(record, pictures)
+        read(record, image_dir)
     record["objects"] = {"bbox": [[0.5, 1]], "bbox_type": "norm1"}
-    assert texts(read(record, pictures))[1] == "[500, 1000]"
+    assert texts(read(record, image_dir))[1] == "[500, 1000]"
 
 
-def test_marks_without_objects_stay_text_and_are_reported(pictures: Path) -> None:
+def test_marks_without_objects_stay_text_and_are_reported(image_dir: Path) -> None:
     for objects in (None, {}, ""):
-        found = read(grounded("<image>Where is <ref-object>?", "<bbox>", objects), pictures)
+        found = read(grounded("<image>Where is <ref-object>?", "<bbox>", objects), image_dir)
         assert texts(found) == ["Where is <ref-object>?", "<bbox>"]
         assert found.notices == ('a text has <bbox> or <ref-object>, which stay text without "objects"',)
 
 
-def test_objects_of_another_kind_are_reported(pictures: Path) -> None:
-    found = read(grounded("<image>?", "a cat", ["cat", "dog"]), pictures)
+def test_objects_of_another_kind_are_reported(image_dir: Path) -> None:
+    found = read(grounded("<image>?", "a cat", ["cat", "dog"]), image_dir)
     assert found.notices == ("key 'objects' of a record is not read",)

@@ -77,7 +77,7 @@ def test_answers_of_several_turns_with_calls() -> None:
     assert len(found.tools) == 1
 
 
-def test_pictures_of_the_prompt() -> None:
+def test_images_of_the_prompt() -> None:
     asked = [said("user", "<image>q")]
     expected = (ImagePart("/data/1.png"), TextPart("q"))
     for record in (

@@ -16,7 +16,7 @@ def test_every_pair_of_keys(question: str, answer: str) -> None:
     assert parse(record, "query_response") == found
 
 
-def test_history_system_and_pictures() -> None:
+def test_history_system_and_images() -> None:
     found = parse(
         {
             "query": "<image>q",

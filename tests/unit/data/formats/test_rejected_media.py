@@ -41,7 +41,7 @@ def prompts(found: Conversation) -> tuple[Any, Any]:
         },
     ],
 )
-def test_the_rejected_answer_has_its_own_pictures(record: dict[str, Any]) -> None:
+def test_the_rejected_answer_has_its_own_images(record: dict[str, Any]) -> None:
     found = parse({**record, **OTHER})
     assert prompts(found) == (RED, BLUE)
     assert found.messages[1:] == (Message("assistant", (TextPart("red"),), True),)
@@ -64,7 +64,7 @@ def test_the_rejected_answer_has_its_own_pictures(record: dict[str, Any]) -> Non
         {"conversations": [{"from": "human", "value": "<image>Colour?"}, {"from": "gpt", "value": "red"}]},
     ],
 )
-def test_other_pictures_alone_make_a_pair_of_one_answer(record: dict[str, Any]) -> None:
+def test_other_images_alone_make_a_pair_of_one_answer(record: dict[str, Any]) -> None:
     found = parse({**record, **OTHER})
     assert prompts(found) == (RED, BLUE)
     assert found.rejected == found.messages[1:]
@@ -72,7 +72,7 @@ def test_other_pictures_alone_make_a_pair_of_one_answer(record: dict[str, Any]) 
         parse({**record, "images": ["red.png"], "rejected_images": ["red.png"]})
 
 
-def test_pictures_in_the_content_and_videos() -> None:
+def test_images_in_the_content_and_videos() -> None:
     inline = {
         "role": "user",
         "content": [{"type": "image", "image": "red.png"}, {"type": "text", "text": "?"}],
@@ -88,7 +88,7 @@ def test_pictures_in_the_content_and_videos() -> None:
     assert found.rejected_prompt[0].parts[:2] == (RED, VideoPart("/data/2.mp4"))
 
 
-def test_earlier_turns_have_other_pictures_too() -> None:
+def test_earlier_turns_have_other_images_too() -> None:
     chat = [ASKED, GOOD, {"role": "user", "content": "And this?<image>"}, GOOD]
     record = {"messages": chat, "images": ["1.png", "2.png"], "rejected_images": ["1.png", "3.png"]}
     found = parse(record)
@@ -97,11 +97,11 @@ def test_earlier_turns_have_other_pictures_too() -> None:
     assert [message.trained for message in found.messages] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("pictures", [["1.png", "2.png"], ["1.png", ""]])
-def test_as_many_pictures_as_marks(pictures: list[str]) -> None:
+@pytest.mark.parametrize("images", [["1.png", "2.png"], ["1.png", ""]])
+def test_as_many_images_as_marks(images: list[str]) -> None:
     for more in ({}, {"rejected_response": "no"}):
         with pytest.raises(SampleError, match="rejected_images"):
-            parse({"messages": [ASKED, GOOD], "images": ["red.png"], "rejected_images": pictures, **more})
+            parse({"messages": [ASKED, GOOD], "images": ["red.png"], "rejected_images": images, **more})
 
 
 def test_prompts_of_other_words_are_refused() -> None:

@@ -22,7 +22,7 @@ def test_rounds_of_question_and_answer(key: str, asked: str, answered: str) -> N
     ]
 
 
-def test_rounds_with_a_system_message_reasoning_and_a_picture() -> None:
+def test_rounds_with_a_system_message_reasoning_and_an_image() -> None:
     rounds = [{"system": "s", "input": "<image>q", "output": "a", "reasoning": "hm"}]
     found = parse({"conversation": rounds, "images": ["a.png"]})
     assert [message.role for message in found.messages] == ["system", "user", "assistant"]

@@ -198,7 +198,7 @@ def test_calls_and_results_at_other_places_are_refused(entry: Any) -> None:
 LOOK = [{"role": "user", "content": "<image>q"}, *called([{"name": "zoom"}])["messages"][1:]]
 
 
-def test_pictures_in_results() -> None:
+def test_images_in_results() -> None:
     parts = [
         {"type": "image", "image": "2.png"},
         {"type": "text", "text": "<image>"},

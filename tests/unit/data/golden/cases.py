@@ -27,9 +27,9 @@ KINDS = {
     "ernie_vl": "vl",
     "ernie_vl_thinking": "thinking",
 }
-# The smallest sizes, so that the files stay short: a picture of 2 x 2 tokens, a video of one for two frames.
+# The smallest sizes, so that the files stay short: an image of 2 x 2 tokens, a video of one for two frames.
 _SIZES = {"min_pixels": 3136, "max_pixels": 3136, "video_min_pixels": 784, "video_max_pixels": 784}
-_PICTURE = encoded(noise(56, 56))
+_IMAGE = encoded(noise(56, 56))
 _VIDEO = video(28, 28, 3)
 _TOOLS = [
     {"type": "function", "function": {"name": "count", "about": '北京 "two"'}},
@@ -64,7 +64,7 @@ def _tool_loop(reasoned: bool, media: bool) -> Conversation:
         ("system", "The answer is a digit."),
         ("user", "what is in the picture?"),
         ("assistant", [*_thought("two apples", reasoned), "The answer:", _COUNT, _DIGITS]),
-        ("tool", ["two ", _PICTURE, "apples"] if media else "two apples"),
+        ("tool", ["two ", _IMAGE, "apples"] if media else "two apples"),
         ("tool", '{"is": [0, 1]}'),
         ("assistant", [*_thought("ten minus three", reasoned), "seven"]),
         tools=_TOOLS,
@@ -86,9 +86,9 @@ def _thought(text: str, reasoned: bool) -> list[Any]:
 
 def _media() -> Conversation:
     return chat(
-        ("user", [_PICTURE, "what is in the picture?", _VIDEO]),
+        ("user", [_IMAGE, "what is in the picture?", _VIDEO]),
         ("assistant", "a small cat"),
-        ("user", ["One ", _VIDEO, _PICTURE, _PICTURE]),
+        ("user", ["One ", _VIDEO, _IMAGE, _IMAGE]),
         ("assistant", "two green apples"),
     )
 
@@ -110,7 +110,7 @@ def cases(template: str) -> list[Case]:
         Case("history", _history()),
         Case("plain text", chat(("text", "The capital of France is Paris.\n今天天气很好"))),
         Case(
-            "preference, of which the chosen answer is learnt",
+            "preference, of which the chosen answer is trained",
             dataclasses.replace(question, rejected=chat(("assistant", "ten")).messages),
         ),
         Case("answer of nothing but a call", chat(("user", "ten"), ("assistant", _COUNT))),
@@ -169,7 +169,7 @@ def _document(encoder: Encoder, conversation: Conversation) -> str:
 
 
 def _text(spans: list[Span]) -> str:
-    """What is learnt stands between ⟦ and ⟧."""
+    """Trained text stands between ⟦ and ⟧."""
     pieces = [
         (False, "(picture or video)") if isinstance(span, MediaSpan) else (span.trained, span.text)
         for span in spans

@@ -201,7 +201,7 @@ def test_ranks_share_the_rows_of_a_step(dataset: Dataset) -> None:
     assert_same(again.next_row(), ranks[1].next_row())
 
 
-def test_rows_without_pictures(text_encoder: Encoder, vl_encoder: Encoder) -> None:
+def test_rows_without_images(text_encoder: Encoder, vl_encoder: Encoder) -> None:
     conversation = chat(("user", "q"), ("assistant", "a"))
     for encoder in (vl_encoder, text_encoder):
         row = load_row([encoder.encode(conversation), encoder.encode(conversation)], encoder.media_spec)
@@ -228,7 +228,7 @@ def broken_dataset(vl_encoder: Encoder, tmp_path: Path, **options: Any) -> Datas
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_truncated_picture_is_an_error_that_names_sample_and_file(
+def test_a_truncated_image_is_an_error_that_names_sample_and_file(
     vl_encoder: Encoder, tmp_path: Path, workers: int
 ) -> None:
     loader = make_loader(broken_dataset(vl_encoder, tmp_path), workers, shuffle=False)
@@ -261,7 +261,7 @@ def test_a_row_read_ahead_moves_nothing_and_its_error_comes_with_the_row(
 
 
 @pytest.mark.parametrize(("workers", "room"), [(0, ROOM), (2, ROOM), (0, 40)])
-def test_truncated_pictures_are_skipped_and_counted_once(
+def test_truncated_images_are_skipped_and_counted_once(
     vl_encoder: Encoder, tmp_path: Path, workers: int, room: int
 ) -> None:
     # With room for one document a row, a broken one leaves its row empty, and the row is passed over.
@@ -275,14 +275,14 @@ def test_truncated_pictures_are_skipped_and_counted_once(
     loader.close()
 
 
-def test_too_many_truncated_pictures(vl_encoder: Encoder, tmp_path: Path) -> None:
+def test_too_many_truncated_images(vl_encoder: Encoder, tmp_path: Path) -> None:
     loader = make_loader(broken_dataset(vl_encoder, tmp_path, on_error="skip", max_errors=2))
     with pytest.raises(DataError, match=r"more than data\.max_errors=2 samples"):
         for _ in range(10):
             loader.next_row()
 
 
-def test_no_picture_at_all_does_not_turn_for_ever(vl_encoder: Encoder, tmp_path: Path) -> None:
+def test_no_image_at_all_does_not_turn_for_ever(vl_encoder: Encoder, tmp_path: Path) -> None:
     dataset = broken_dataset(vl_encoder, tmp_path, on_error="skip")
     for path in tmp_path.glob("*.jpg"):
         path.unlink()
@@ -290,7 +290,7 @@ def test_no_picture_at_all_does_not_turn_for_ever(vl_encoder: Encoder, tmp_path:
         make_loader(dataset).next_row()
 
 
-def test_a_picture_that_has_changed_since_loading(vl_encoder: Encoder, tmp_path: Path) -> None:
+def test_an_image_that_has_changed_since_loading(vl_encoder: Encoder, tmp_path: Path) -> None:
     dataset = broken_dataset(vl_encoder, tmp_path)
     noise(60, 400).save(tmp_path / "0.jpg")
     with pytest.raises(SampleError, match=r"f\.jsonl:1: .*/0\.jpg has changed since the data was read"):
@@ -441,7 +441,7 @@ def test_a_mixture_of_sources_goes_on_where_it_stood(text_encoder: Encoder, tmp_
         assert [resumed.next_row().sample_ids for _ in range(5)] == ids[index : index + 5]
 
 
-def test_memory_stays_flat_over_many_pictures(vl_encoder: Encoder, tmp_path: Path) -> None:
+def test_memory_stays_flat_over_many_images(vl_encoder: Encoder, tmp_path: Path) -> None:
     """The bench does this with 50,000; here 3,000 of 25 KB each, 75 MB in all, of which a few rows are held."""
     for number in range(20):
         noise(112, 112, number).save(tmp_path / f"{number}.png")

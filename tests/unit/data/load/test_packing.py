@@ -56,7 +56,7 @@ def test_rows_begin_in_the_order_given() -> None:
     assert plan([5, 9, 3, 2, 6, 4], 10) == [(0, 5), (1,), (2, 4), (3,)]
 
 
-def test_rows_take_their_share_of_pictures() -> None:
+def test_rows_take_their_share_of_images() -> None:
     # 4 documents with images, 4 without, of one length: two rows of 4, each with half of the patches.
     rows = plan([2] * 8, 8, [9, 9, 9, 9, 0, 0, 0, 0])
     assert [sum(index < 4 for index in row) for row in rows] == [2, 2]
@@ -81,11 +81,11 @@ def skewed_mix(seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     generator = np.random.default_rng(seed)
     count = 8000
     lengths = np.clip(generator.lognormal(5.6, 1.0, count), 20, 8192).astype(np.int64)
-    pictured = generator.random(count) < 0.15
+    with_images = generator.random(count) < 0.15
     large = generator.random(count) < 0.3
     tokens = np.where(large, generator.integers(1000, 4000, count), generator.integers(64, 500, count))
-    patches = np.where(pictured, tokens * 4, 0)
-    return np.where(pictured, np.minimum(lengths, 2000) + tokens, lengths), patches
+    patches = np.where(with_images, tokens * 4, 0)
+    return np.where(with_images, np.minimum(lengths, 2000) + tokens, lengths), patches
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -225,7 +225,7 @@ def test_the_state_of_stored_rows_is_one_for_any_number(text_encoder: Encoder, t
     assert alone.state == ranks[0].state
 
 
-def test_a_damaged_picture_is_passed_over_by_its_process_alone(vl_encoder: Encoder, tmp_path: Path) -> None:
+def test_a_damaged_image_is_passed_over_by_its_process_alone(vl_encoder: Encoder, tmp_path: Path) -> None:
     """No other process waits for it, so no filler stands in its place."""
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     noise(56, 56).save(good)
@@ -245,9 +245,9 @@ def test_a_process_reads_the_stored_documents_of_its_own_rows_only(
     vl_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are planned, and spread by their images, from lengths and numbers of patches."""
-    picture = data_uri(noise(56, 84))
+    image = data_uri(noise(56, 84))
     records = [
-        qa([{"type": "text", "text": f"{n}"}, *([{"type": "image", "image": picture}] * (n % 3))])
+        qa([{"type": "text", "text": f"{n}"}, *([{"type": "image", "image": image}] * (n % 3))])
         for n in range(60)
     ]
     dataset = load(vl_encoder, write_lines(tmp_path / "a.jsonl", records), max_length=160)

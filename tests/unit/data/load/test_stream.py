@@ -163,10 +163,10 @@ def test_states_that_do_not_fit_are_refused(text_encoder: Encoder, tmp_path: Pat
         resumed.next_row()
 
 
-def test_pictures_stream_too(vl_encoder: Encoder, tmp_path: Path) -> None:
-    picture = {"type": "image", "image": data_uri(noise(56, 84))}
+def test_images_stream_too(vl_encoder: Encoder, tmp_path: Path) -> None:
+    image = {"type": "image", "image": data_uri(noise(56, 84))}
     path = write_lines(
-        tmp_path / "a.jsonl", [qa([picture, {"type": "text", "text": f"{n}"}]) for n in range(9)]
+        tmp_path / "a.jsonl", [qa([image, {"type": "text", "text": f"{n}"}]) for n in range(9)]
     )
     row = stream(vl_encoder, path, buffer=9).next_row()
     assert len(row.grid_thw) == len(row.sample_ids) > 1

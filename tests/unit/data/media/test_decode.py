@@ -23,7 +23,7 @@ SPEC = MediaSpec(
 )
 
 
-def picture(source: str | bytes, height: int, width: int) -> Media:
+def image_media(source: str | bytes, height: int, width: int) -> Media:
     grid = image_grid(height, width, SPEC.image)
     return Media(source, grid, start=1, tokens=num_tokens(grid, SPEC.image), merge_size=2)
 
@@ -35,10 +35,10 @@ def film(source: str | bytes | tuple[str | bytes, ...]) -> Media:
     return Media(source, grid, start=1, tokens=video_tokens(grid, SPEC.video), merge_size=2, frames=frames)
 
 
-def test_pictures_and_videos_in_order() -> None:
+def test_images_and_videos_in_order() -> None:
     shot, still = video(30), encoded(noise(40, 70))
     frames = tuple(encoded(noise(30, 30, seed=seed)) for seed in range(3))
-    media = (film(shot), picture(still, 40, 70), film(frames))
+    media = (film(shot), image_media(still, 40, 70), film(frames))
     found = decode(media, "f:1", SPEC)
     assert [len(patches) for patches in found] == [item.num_patches for item in media]
     np.testing.assert_array_equal(found[1], patchify(open_image(still, "f:1"), SPEC.image)[0])
@@ -52,10 +52,10 @@ def test_text_needs_no_spec() -> None:
     assert decode((), "f:1", None) == []
 
 
-def test_a_picture_that_has_changed_is_reported(tmp_path: Path) -> None:
+def test_an_image_that_has_changed_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise(40, 70).save(path)
-    item = picture(str(path), 40, 70)
+    item = image_media(str(path), 40, 70)
     for height, width in ((70, 40), (1, 900)):
         noise(height, width).save(path)
         with pytest.raises(SampleError, match=r"^f:1: the image .*a\.png has changed since") as caught:
@@ -68,7 +68,7 @@ def test_a_picture_that_has_changed_is_reported(tmp_path: Path) -> None:
 
 
 def test_worker_processes_give_the_same() -> None:
-    media = (film(video(12)), picture(encoded(noise(40, 70)), 40, 70))
+    media = (film(video(12)), image_media(encoded(noise(40, 70)), 40, 70))
     assert pickle.loads(pickle.dumps(SPEC)) == SPEC
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         there = pool.submit(decode, media, "f:1", SPEC).result()

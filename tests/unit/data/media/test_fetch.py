@@ -16,8 +16,8 @@ from erniekit.data.media.video import load_frames, video_info
 from tests.unit.data.helpers import encoded, noise
 from tests.unit.data.videos import number_of, video
 
-PICTURE = noise(20, 30)
-CONTENT = {"/a.png": encoded(PICTURE), "/v.mp4": video(5), "/page.png": b"<!DOCTYPE html><html>Sorry</html>"}
+IMAGE = noise(20, 30)
+CONTENT = {"/a.png": encoded(IMAGE), "/v.mp4": video(5), "/page.png": b"<!DOCTYPE html><html>Sorry</html>"}
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -143,19 +143,19 @@ def test_many_at_once_leave_one_whole_file(server: Server, tmp_path: Path) -> No
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [CONTENT["/a.png"]]
 
 
-def test_pictures_and_videos_are_fetched_when_first_opened(server: Server) -> None:
-    picture = resolve_source(url(server, "/a.png"), Path("/"), "f:1", allow_urls=True)
+def test_images_and_videos_are_fetched_when_first_opened(server: Server) -> None:
+    image = resolve_source(url(server, "/a.png"), Path("/"), "f:1", allow_urls=True)
     film = resolve_source({"url": url(server, "/v.mp4")}, Path("/"), "f:1", kind="video", allow_urls=True)
     assert not server.asked
-    assert image_size(picture, "f:1") == (20, 30)
-    np.testing.assert_array_equal(np.asarray(open_image(picture, "f:1")), np.asarray(PICTURE))
+    assert image_size(image, "f:1") == (20, 30)
+    np.testing.assert_array_equal(np.asarray(open_image(image, "f:1")), np.asarray(IMAGE))
     assert video_info(film, "f:1").frames == 5
     assert [number_of(frame) for frame in load_frames(film, (1, 4), "f:1")] == [1, 4]
     assert server.asked == {"/a.png": 1, "/v.mp4": 1}
     assert len(list(cache_dir().iterdir())) == 2
 
 
-def test_a_page_in_place_of_a_picture_is_reported_by_its_url(server: Server) -> None:
+def test_a_page_in_place_of_an_image_is_reported_by_its_url(server: Server) -> None:
     with pytest.raises(SampleError, match=r"/page\.png, kept as .*/cache/.*\.png \(it is a web page"):
         image_size(url(server, "/page.png"), "f:1")
 

@@ -52,9 +52,9 @@ def test_path_bytes_and_frames_are_the_same_video(tmp_path: Path) -> None:
     source = video(6)
     (tmp_path / "a b%20.mp4").write_bytes(source)
     assert numbers(str(tmp_path / "a b%20.mp4"), (1, 5)) == numbers(source, (1, 5)) == [1, 5]
-    pictures = tuple(encoded(Image.fromarray(numbered(number))) for number in range(6))
-    assert numbers(pictures, (1, 5, 5)) == [1, 5, 5]
-    assert video_info(pictures, "f:1") == VideoInfo(6, 0.0, HEIGHT, WIDTH)
+    images = tuple(encoded(Image.fromarray(numbered(number))) for number in range(6))
+    assert numbers(images, (1, 5, 5)) == [1, 5, 5]
+    assert video_info(images, "f:1") == VideoInfo(6, 0.0, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize(("rotation", "height", "width"), [(90, 96, 48), (-90, 96, 48), (180, 48, 96)])

@@ -17,7 +17,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_path_and_bytes_are_the_same_picture(tmp_path: Path) -> None:
+def test_path_and_bytes_are_the_same_image(tmp_path: Path) -> None:
     image = noise(20, 30)
     image.save(tmp_path / "a.png")
     for source in (str(tmp_path / "a.png"), encoded(image)):
@@ -38,7 +38,7 @@ def test_orientation_is_applied_to_size_and_pixels_alike(format: str, orientatio
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_cost_the_picture() -> None:
+def test_damaged_exif_does_not_cost_the_image() -> None:
     source = encoded(noise(20, 30), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert image_size(source, "f:1") == (20, 30)
     assert open_image(source, "f:1").size == (30, 20)
@@ -144,7 +144,7 @@ def test_half_transparent_pixels_are_blended_with_white() -> None:
     assert found[0, 0].tolist() == [127, 127, 127]
 
 
-def test_missing_picture_names_sample_and_path(tmp_path: Path) -> None:
+def test_missing_image_names_sample_and_path(tmp_path: Path) -> None:
     for read in (image_size, open_image):
         with pytest.raises(SampleError, match=r"^f:1: no such image: .*/none\.png") as caught:
             read(str(tmp_path / "none.png"), "f:1")
@@ -168,14 +168,14 @@ def test_truncated_png(cut: int) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 )
-def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_image(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(SampleError, match=r"^f:1: not an image that can be read: .*/a\.png"):
         image_size(str(path), "f:1")
 
 
-def test_a_directory_is_no_picture(tmp_path: Path) -> None:
+def test_a_directory_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"^f:1: cannot open the image"):
         image_size(str(tmp_path), "f:1")
 
@@ -219,7 +219,7 @@ BASE64 = base64.b64encode(PNG).decode()
         ({"url": f"data:image/png;base64,{BASE64}"}, PNG),
     ],
 )
-def test_where_a_picture_is(value: Any, expected: str | bytes) -> None:
+def test_where_an_image_is(value: Any, expected: str | bytes) -> None:
     assert resolve_source(value, Path("/data"), "f:1") == expected
 
 
@@ -231,7 +231,7 @@ def test_where_a_video_is() -> None:
     assert resolve({"url": "file:///a.mp4"}) == "/a.mp4"
     assert resolve(f"data:video/mp4;base64,{BASE64}") == PNG
     assert resolve({"bytes": BASE64}) == PNG
-    text = "iVBORw0KGgo" + "A" * 80  # only images are told by their heads
+    text = "iVBORw0KGgo" + "A" * 80  # only images are recognized by their first bytes
     assert resolve(text) == "/data/" + text
 
 
@@ -286,8 +286,8 @@ def test_damaged_bytes_never_give_another_error(format: str) -> None:
         places = generator.integers(0, len(damaged), 1 + int(generator.integers(0, 12)))
         damaged[places] = generator.integers(0, 256, len(places))
         try:
-            picture = open_image(damaged.tobytes(), "f:1")
-            assert (picture.height, picture.width) == image_size(damaged.tobytes(), "f:1")
+            opened = open_image(damaged.tobytes(), "f:1")
+            assert (opened.height, opened.width) == image_size(damaged.tobytes(), "f:1")
         except SampleError:
             refused += 1
     assert refused

@@ -67,7 +67,7 @@ def below_a_file(path: Path) -> None:
     path.parent.write_bytes(b"")
 
 
-PICTURES: list[tuple[str, Make, str, str]] = [
+IMAGES: list[tuple[str, Make, str, str]] = [
     ("absent", lambda path: None, "missing image", "no such image"),
     ("dangling link", lambda path: path.symlink_to("none"), "missing image", "no such image"),
     ("link to itself", to_itself, "bad image", "cannot open the image"),
@@ -102,9 +102,9 @@ PICTURES: list[tuple[str, Make, str, str]] = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("make", "reason", "message"), [case[1:] for case in PICTURES], ids=[c[0] for c in PICTURES]
+    ("make", "reason", "message"), [case[1:] for case in IMAGES], ids=[c[0] for c in IMAGES]
 )
-def test_a_malformed_picture_is_a_sample_error(tmp_path: Path, make: Make, reason: str, message: str) -> None:
+def test_a_malformed_image_is_a_sample_error(tmp_path: Path, make: Make, reason: str, message: str) -> None:
     path = tmp_path / "picture.jpg"
     make(path)
     with pytest.raises(SampleError, match=message) as caught:
@@ -157,7 +157,7 @@ def test_a_refused_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 10_000), (10_000, 1)])
-def test_a_picture_far_too_long_is_refused_by_its_header(height: int, width: int) -> None:
+def test_an_image_far_too_long_is_refused_by_its_header(height: int, width: int) -> None:
     spec = ImageSpec(3136, 1003520, 14, 2, (0.5,) * 3, (0.5,) * 3)
     size = image_size(encoded(Image.new("L", (width, height))), "f:7")
     with pytest.raises(ValueError, match=f"one side is more than 200 times the other \\({width}x{height}"):
@@ -271,7 +271,7 @@ def test_a_video_of_no_frames_is_reported() -> None:
     assert caught.value.reason == "bad video"
 
 
-def test_a_bad_frame_among_pictures_is_reported() -> None:
+def test_a_bad_frame_among_images_is_reported() -> None:
     with pytest.raises(SampleError, match="not an image") as caught:
         list(load_frames((encoded(noise(8, 8)), b"x"), (0, 1), "f:7"))
     assert caught.value.reason == "bad image"

@@ -192,7 +192,7 @@ def test_a_directory_holds_the_frames(encoder: Encoder, tmp_path: Path) -> None:
     )
 
 
-def test_a_directory_without_pictures_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_directory_without_images_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "frame.txt").write_text("x")
     with pytest.raises(SampleError, match="a directory without images"):
@@ -215,9 +215,9 @@ def test_the_history_of_both_prompts_is_trimmed(vl_checkpoint: Path) -> None:
     encoder = make_encoder(vl_checkpoint)
     answer = Message("assistant", (TextPart("Paris"),), False)
 
-    def prompt(picture: bytes) -> tuple[Message, ...]:
-        old = Message("user", (ImagePart(picture), TextPart("what is in the image " * 9)), False)
-        last = Message("user", (ImagePart(picture), TextPart("seven")), False)
+    def prompt(content: bytes) -> tuple[Message, ...]:
+        old = Message("user", (ImagePart(content), TextPart("what is in the image " * 9)), False)
+        last = Message("user", (ImagePart(content), TextPart("seven")), False)
         return old, answer, last
 
     good, bad = (Message("assistant", (TextPart(text),), True) for text in ("a cat", "two apples"))

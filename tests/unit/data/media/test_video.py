@@ -71,7 +71,7 @@ def test_picks_by_hand() -> None:
     assert sample_frames(VideoInfo(1, 25.0, 9, 9), DEFAULT, "k") == (0, 0)
 
 
-def test_frames_given_as_pictures_are_all_kept_up_to_the_limit() -> None:
+def test_frames_given_as_images_are_all_kept_up_to_the_limit() -> None:
     assert sample_frames(VideoInfo(5, 0.0, 9, 9), DEFAULT, "k") == (0, 1, 2, 3, 4, 4)
     assert sample_frames(VideoInfo(40, 0.0, 9, 9), DEFAULT, "k") == tuple(range(40))
     assert len(sample_frames(VideoInfo(400, 0.0, 9, 9), DEFAULT, "k")) == 180
@@ -124,7 +124,7 @@ def test_the_font_comes_with_its_licence() -> None:
 
 
 @pytest.mark.parametrize("timestamps", [False, True])
-def test_patches_are_those_of_the_frames_as_pictures(timestamps: bool) -> None:
+def test_patches_are_those_of_the_frames_as_images(timestamps: bool) -> None:
     source = video(20, "libx264", height=90, width=130)
     spec = dataclasses.replace(DEFAULT, timestamps=timestamps, min_pixels=3136, max_pixels=28 * 28 * 20)
     info = video_info(source, "f:1")
@@ -138,29 +138,29 @@ def test_patches_are_those_of_the_frames_as_pictures(timestamps: bool) -> None:
     for number, frame in zip(frames, load_frames(source, frames, "f:1"), strict=True):
         if timestamps:
             draw_timestamp(frame, number / 10)
-        as_picture = ImageSpec(spec.min_pixels, spec.max_pixels, 14, 2, (0.5,) * 3, (0.5,) * 3)
-        expected.append(patchify(frame, as_picture)[0])
+        as_image = ImageSpec(spec.min_pixels, spec.max_pixels, 14, 2, (0.5,) * 3, (0.5,) * 3)
+        expected.append(patchify(frame, as_image)[0])
     np.testing.assert_array_equal(patches, np.concatenate(expected))
 
 
 def test_frames_of_other_sizes_are_brought_to_that_of_the_first() -> None:
-    pictures = (encoded(noise(56, 84)), encoded(noise(112, 112, seed=1)))
-    grid = video_grid(video_info(pictures, "f:1"), (0, 1), SMALL)
-    patches = patchify_video(pictures, (0, 1), grid, SMALL, "f:1")
+    images = (encoded(noise(56, 84)), encoded(noise(112, 112, seed=1)))
+    grid = video_grid(video_info(images, "f:1"), (0, 1), SMALL)
+    patches = patchify_video(images, (0, 1), grid, SMALL, "f:1")
     assert grid == (2, 4, 6)
     resized = noise(112, 112, seed=1).resize((84, 56), Image.Resampling.BICUBIC)
-    as_picture = ImageSpec(SMALL.min_pixels, SMALL.max_pixels, 14, 2, (0.5,) * 3, (0.5,) * 3)
-    np.testing.assert_array_equal(patches[24:], patchify(resized, as_picture)[0])
+    as_image = ImageSpec(SMALL.min_pixels, SMALL.max_pixels, 14, 2, (0.5,) * 3, (0.5,) * 3)
+    np.testing.assert_array_equal(patches[24:], patchify(resized, as_image)[0])
 
 
-def test_times_of_frames_given_as_pictures_follow_from_fps() -> None:
-    pictures = tuple(encoded(noise(56, 84, seed=seed)) for seed in range(2))
+def test_times_of_frames_given_as_images_follow_from_fps() -> None:
+    images = tuple(encoded(noise(56, 84, seed=seed)) for seed in range(2))
     spec = dataclasses.replace(SMALL, timestamps=True, fps=0.5)
-    patches = patchify_video(pictures, (0, 1), (2, 4, 6), spec, "f:1")
+    patches = patchify_video(images, (0, 1), (2, 4, 6), spec, "f:1")
     second = noise(56, 84, seed=1)
     draw_timestamp(second, 2.0)
-    as_picture = ImageSpec(SMALL.min_pixels, SMALL.max_pixels, 14, 2, (0.5,) * 3, (0.5,) * 3)
-    np.testing.assert_array_equal(patches[24:], patchify(second, as_picture)[0])
+    as_image = ImageSpec(SMALL.min_pixels, SMALL.max_pixels, 14, 2, (0.5,) * 3, (0.5,) * 3)
+    np.testing.assert_array_equal(patches[24:], patchify(second, as_image)[0])
 
 
 def test_a_video_that_has_changed_is_reported(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_progress_ends_with_all_bytes(vl_encoder: Encoder, tmp_path: Path) -> No
     assert {total for _, total in seen} == set(sizes)
 
 
-def test_fingerprint_sees_texts_answers_and_pictures_but_not_places(
+def test_fingerprint_sees_texts_answers_and_images_but_not_places(
     vl_encoder: Encoder, tmp_path: Path
 ) -> None:
     def fingerprint(name: str, *records: Any) -> str:
@@ -157,14 +157,14 @@ def test_fingerprint_sees_texts_answers_and_pictures_but_not_places(
         noise(8, 8).save(tmp_path / name / "a.png")
         return load(vl_encoder, write_lines(tmp_path / name / "f.jsonl", records)).fingerprint
 
-    picture = {"type": "image", "image": data_uri(noise(8, 8))}
-    base = fingerprint("a", qa("q"), qa([{"type": "image", "image": "a.png"}]), qa([picture]))
-    assert base == fingerprint("b", qa("q"), qa([{"type": "image", "image": "a.png"}]), qa([picture]))
+    image = {"type": "image", "image": data_uri(noise(8, 8))}
+    base = fingerprint("a", qa("q"), qa([{"type": "image", "image": "a.png"}]), qa([image]))
+    assert base == fingerprint("b", qa("q"), qa([{"type": "image", "image": "a.png"}]), qa([image]))
     other = {"type": "image", "image": data_uri(noise(8, 8, seed=1))}
     changed = [
-        fingerprint("c", qa("r"), qa([{"type": "image", "image": "a.png"}]), qa([picture])),
+        fingerprint("c", qa("r"), qa([{"type": "image", "image": "a.png"}]), qa([image])),
         fingerprint("d", qa("q"), qa([{"type": "image", "image": "a.png"}]), qa([other])),
-        fingerprint("e", qa([{"type": "image", "image": "a.png"}]), qa("q"), qa([picture])),
+        fingerprint("e", qa([{"type": "image", "image": "a.png"}]), qa("q"), qa([image])),
         fingerprint("f", qa("q"), qa([{"type": "image", "image": "a.png"}])),
     ]
     assert len({base, *changed}) == 5
@@ -185,7 +185,7 @@ def test_the_photographs_of_the_demo_data(vl_encoder: Encoder) -> None:
     assert videos.stats.skipped == {"missing video": 1}
 
 
-def test_same_picture_by_path_and_inside_the_sample(vl_encoder: Encoder, tmp_path: Path) -> None:
+def test_same_image_by_path_and_inside_the_sample(vl_encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(30, 40)))
     records = [qa([{"type": "image", "image": source}]) for source in ("a.png", data_uri(noise(30, 40)))]
     one, two = documents(load(vl_encoder, write_lines(tmp_path / "f.jsonl", records)))
@@ -219,14 +219,14 @@ class TestCache:
         for one, other in zip(documents(first), documents(second), strict=True):
             assert (one.sample_id, one.media) == (other.sample_id, other.media)
             assert one.input_ids.tolist() == other.input_ids.tolist()
-        # What was wrong then is told again, as this run wants it told.
+        # Errors found then are reported again, in the way that this run asks for.
         assert second.budget.by_reason() == "unknown format: 1"
         with pytest.raises(SampleError, match=r"a\.jsonl:2"):
             load(vl_encoder, path, cache=tmp_path / "cache")
 
     def test_whatever_shapes_a_document_is_in_the_key(self, vl_checkpoint: Path, tmp_path: Path) -> None:
-        picture = tmp_path / "p.png"
-        picture.write_bytes(encoded(noise(30, 40)))
+        image = tmp_path / "p.png"
+        image.write_bytes(encoded(noise(30, 40)))
         path = write_lines(tmp_path / "a.jsonl", [qa("q"), qa("<image>", images=["p.png"])])
         cache = tmp_path / "cache"
         encoder = make_encoder(vl_checkpoint)
@@ -246,7 +246,7 @@ class TestCache:
                 lambda: load(encoder, path, cache=cache, max_length=300),
                 lambda: load(encoder, path, cache=cache, on_long="trim_history"),
                 lambda: load(encoder, path, cache=cache, format="messages"),
-                lambda: picture.write_bytes(encoded(noise(90, 40))) and load(encoder, path, cache=cache),
+                lambda: image.write_bytes(encoded(noise(90, 40))) and load(encoder, path, cache=cache),
                 lambda: write_lines(path, [qa("r")]) and load(encoder, path, cache=cache),
             ),
             2,

@@ -16,7 +16,7 @@ def document(name: str, length: int, *media: Media) -> Document:
     return Document(ids, np.where(ids % 2, ids, -100).astype(np.int32), media, name)
 
 
-def picture(source: str | bytes | tuple[str | bytes, ...], frames: tuple[int, ...] = ()) -> Media:
+def image(source: str | bytes | tuple[str | bytes, ...], frames: tuple[int, ...] = ()) -> Media:
     return Media(source, (max(1, len(frames)), 4, 6), 2, 6, 2, frames)
 
 
@@ -33,9 +33,9 @@ def test_documents_come_back(tmp_path: Path) -> None:
     photograph.write_bytes(b"x")
     documents = [
         document("a:1", 5),
-        document("a:2 中", 9, picture(b"\x00\xff"), picture(str(photograph)), picture(b"second")),
+        document("a:2 中", 9, image(b"\x00\xff"), image(str(photograph)), image(b"second")),
         document("b:1", 1),
-        document("b:2", 4, picture((str(photograph), b"frame"), (0, 7))),
+        document("b:2", 4, image((str(photograph), b"frame"), (0, 7))),
     ]
     store = write(tmp_path / "store", documents)
     assert len(store) == 4
@@ -58,9 +58,9 @@ def test_the_fingerprint_follows_the_content_but_not_the_place(tmp_path: Path) -
     assert fingerprint("b", document("moved/x", 5), document("y", 6)) == base
     assert fingerprint("c", document("x", 6), document("y", 5)) != base
     assert fingerprint("d", document("x", 5)) != base
-    there = fingerprint("e", document("x", 5, picture("one/p.png")))
-    assert fingerprint("f", document("x", 5, picture("two/p.png"))) == there
-    assert fingerprint("g", document("x", 5, picture("two/q.png"))) != there
+    there = fingerprint("e", document("x", 5, image("one/p.png")))
+    assert fingerprint("f", document("x", 5, image("two/p.png"))) == there
+    assert fingerprint("g", document("x", 5, image("two/q.png"))) != there
 
 
 def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_two_runs_may_write_the_same_store(tmp_path: Path) -> None:
     assert len(DocumentStore(tmp_path / "store")) == 1
 
 
-def test_a_changed_picture_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_image_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "p.png"
     file.write_bytes(b"first")
-    store = write(tmp_path / "store", [document("a", 4), document("b", 4, picture((b"", str(file)), (0, 1)))])
+    store = write(tmp_path / "store", [document("a", 4), document("b", 4, image((b"", str(file)), (0, 1)))])
     assert store.changed_media() is None
     file.write_bytes(b"another")
     assert store.changed_media() == str(file)

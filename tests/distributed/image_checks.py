@@ -1,4 +1,4 @@
-"""What the tests of pictures that cannot be read run in each process."""
+"""What the tests of images that cannot be read run in each process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reference_loads(world: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw_differently(world: int, settings: dict[str, Any], sample_id: str) -> None:
-    """Train, while rank 1 alone cannot read the pictures of an eval chat."""
+    """Train, while rank 1 alone cannot read the images of an eval chat."""
 
     def failing(media: Sequence[Media], name: str, spec: MediaSpec | None) -> list[Patches]:
         if name == sample_id and os.environ["PADDLE_TRAINER_ID"] == "1":

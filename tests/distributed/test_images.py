@@ -1,4 +1,4 @@
-"""Runs of two processes, of which some or all cannot read a picture."""
+"""Runs of two processes, of which some or all cannot read an image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.distributed.image_checks import draw_differently, reference_loads
 from tests.distributed.layouts import trainings
-from tests.distributed.picture_checks import draw_differently, reference_loads
 from tests.distributed.processes import run, run_to_end
 from tests.integration.training_setup import chats, losses, make_model, read_log, write_chats
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a model, and pictures of `samples`."""
+    """With a model, and images of `samples`."""
     directory = tmp_path_factory.mktemp("pictures")
     make_model(directory / "model")
     return directory
@@ -40,7 +40,7 @@ def setting(directory: Path, name: str) -> dict[str, Any]:
 
 
 def samples(directory: Path, damaged: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    """Eight chats whose pictures are files in `directory`; of the damaged ones the size can be read, no more."""
+    """Eight chats whose images are files in `directory`; of the damaged ones the size can be read, no more."""
     directory.mkdir()
     found = chats(8)
     for number, sample in enumerate(found):
@@ -54,7 +54,7 @@ def samples(directory: Path, damaged: tuple[int, ...] = ()) -> list[dict[str, An
 
 
 def test_a_cached_reference_is_computed_by_the_main_process_alone(directory: Path) -> None:
-    """Once, though a picture stays unreadable; the other process gets the values."""
+    """Once, though an image stays unreadable; the other process gets the values."""
     pairs = [
         {"messages": [question], "chosen": answer, "rejected": "No."}
         for question, answer in (sample["messages"] for sample in samples(directory / "cached", damaged=(4,)))
@@ -74,7 +74,7 @@ def test_a_cached_reference_is_computed_by_the_main_process_alone(directory: Pat
 
 @pytest.mark.parametrize("dims", [{}, {"parallel.expert": 2}], ids=["own chats", "in step"])
 def test_processes_that_draw_different_eval_chats_say_so(directory: Path, dims: dict[str, Any]) -> None:
-    name = f"heldout-{len(dims)}"
+    name = f"eval-{len(dims)}"
     data = str(write_chats(directory / f"{name}.jsonl", samples(directory / name)))
     settings = setting(directory, name) | {
         "data.train": data,
@@ -94,7 +94,7 @@ def test_processes_that_draw_different_eval_chats_say_so(directory: Path, dims: 
 
 
 def test_skipped_samples_are_reported_and_counted_on_all_processes(directory: Path) -> None:
-    """Each process reads two of the four that are damaged; all of them are told of all, once. Where a step has no
+    """Each process reads two of the four that are damaged; every process reports all of them once. Where a step has no
     other samples, the next one takes its place."""
     damaged = (1, 2, 4, 5)
     data = str(write_chats(directory / "skipped.jsonl", samples(directory / "skipped", damaged)))
@@ -104,8 +104,8 @@ def test_skipped_samples_are_reported_and_counted_on_all_processes(directory: Pa
     stopping = settings | {"data.eval": [], "data.max_errors": 1, "train.output_dir": f"{directory}/stopped"}
     ends = run_to_end(2, trainings, 2, [settings, stopping])
     first, second = zip(*(end.output.split("Done: ") for end in ends), strict=True)
-    for told in first:
+    for printed in first:
         # In training and in the evaluation.
-        assert [told.count(f"skipped: {data}:{number + 1}: ") for number in damaged] == [2, 2, 2, 2]
+        assert [printed.count(f"skipped: {data}:{number + 1}: ") for number in damaged] == [2, 2, 2, 2]
     assert [step for step, *_ in losses(directory / "skipped" / "run")] == [1, 2, 3]
     assert "DataError: more than data.max_errors=1 samples cannot be used" in "".join(second)
