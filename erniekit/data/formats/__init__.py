@@ -38,13 +38,13 @@ _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
     "erniekit": parse_erniekit,
     "text": parse_plain_text,
 }
-_MOST_KEYS, _LONGEST_KEY = 20, 40  # that an error shows
-# As in the identity sets of LLaMA-Factory and ms-swift. Code has braces too, but a longer text in them.
+_MOST_KEYS, _LONGEST_KEY = 20, 40  # shown in an error
+# As in the identity datasets of LLaMA-Factory and ms-swift. Code has braces too, with longer text in them.
 _PLACEHOLDER = re.compile(r"\{\{ ?\w{2,30} ?\}\}")
 _CHATS = ("messages", "sharegpt", "alpaca", "query_response")
 
-# (format, keys that its records have), in the order in which they are tried: what only one format has comes first,
-# and keys that other formats have beside their own come last.
+# (format, keys of its records), in the order in which they are tried: keys of a single format come first, keys that
+# other formats have as well come last.
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("messages", ("messages",)),
     ("messages", ("input", "preferred_output")),
@@ -64,7 +64,7 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("erniekit", ("tgt",)),
     ("text", ("text",)),
 )
-# Keys that identify a record only where its format is named.
+# Keys that identify a record only if its format is given.
 _MORE_SIGNS = (
     ("erniekit", ("text",)),
     ("query_response", ("question", "chosen", "rejected")),
@@ -72,7 +72,7 @@ _MORE_SIGNS = (
 
 
 def detect(record: Any) -> str | None:
-    """The format of a record by its keys, None where no format has them. Keys whose value is null count last."""
+    """The format of a record by its keys; None if no format has them. Keys with the value null count last."""
     if not isinstance(record, dict):
         return None
     filled = {key for key, value in record.items() if value is not None}
@@ -127,7 +127,7 @@ def _unknown(record: dict[str, Any], format: str) -> str:
 
 
 def _check(conversation: Conversation, sample: SampleContext) -> None:
-    """Refuses what no format may give."""
+    """Rejects conversations that no format may produce."""
     if not conversation.messages:
         raise sample.bad("the sample has no messages")
     prompt = conversation.rejected_prompt
@@ -139,7 +139,7 @@ def _check(conversation: Conversation, sample: SampleContext) -> None:
 
 
 def _note_placeholders(conversation: Conversation, sample: SampleContext) -> None:
-    """Take note of names in double braces in a chat, which a script should have filled in."""
+    """Note names in double braces in a chat, which a script should have filled in."""
     for message in (*conversation.messages, *conversation.rejected):
         for part in message.parts:
             if isinstance(part, TextPart | ReasoningPart) and "{{" in part.text and message.role != "text":
@@ -148,7 +148,7 @@ def _note_placeholders(conversation: Conversation, sample: SampleContext) -> Non
 
 
 def _check_text(message: Message, sample: SampleContext) -> None:
-    """Refuses half surrogate pairs: JSON can write them, but they are no text, and no tokenizer takes them."""
+    """Rejects half surrogate pairs: JSON can contain them, but they are not text, and tokenizers reject them."""
     for part in message.parts:
         for text in _texts(part):
             try:

@@ -17,7 +17,7 @@ _KEYS = ("text_info", "src", "tgt", "text")
 
 
 def parse_erniekit(record: dict[str, Any], sample: SampleContext) -> Conversation:
-    """One record as a Conversation. The first of its keys that is not null says what it is. Raises SampleError."""
+    """One record as a Conversation. Its first key that is not null decides the kind of sample. Raises SampleError."""
     there = [key for key in _KEYS if key in record]
     key = next((key for key in there if record[key] is not None), there[0])
     if key == "text_info":

@@ -1,4 +1,4 @@
-"""Where the media of ERNIEKit's multimodal samples stand among the texts."""
+"""The positions of media among the texts of ERNIEKit's multimodal samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, w
 
 _LISTS: dict[str, MediaKind] = {"image_info": "image", "video_info": "video"}
 _SPOKEN = ("asr", "subtitles")
-# Sizes are taken from the images themselves.
+# Sizes are read from the images instead.
 _KEYS = (
     "image_url",
     "matched_text_index",
@@ -26,7 +26,7 @@ _TIMES = ("time_stamp", "timestamp")
 
 @dataclass(slots=True)
 class _Entry:
-    """One entry of image_info or video_info, and the index of the text before which it stands."""
+    """One entry of image_info or video_info, and the index of the text that follows it."""
 
     where: str
     kind: MediaKind
@@ -36,7 +36,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Frames:
-    """A video that the sample has as images of its frames."""
+    """A video given as images of its frames."""
 
     text: int
     where: str
@@ -45,7 +45,7 @@ class _Frames:
 
 
 def placed_media(record: dict[str, Any], texts: int, sample: SampleContext) -> dict[int, tuple[Part, ...]]:
-    """The media of a record by the index of the text before which they stand, in order. texts: how many.
+    """The media of a record by the index of the text that follows them, in order. texts: number of texts.
 
     Entries of image_info with the image_type "video" and one video_uid are the frames of one video, which stands
     where the first of them does. Raises SampleError.
@@ -97,7 +97,7 @@ def _matched(key: str, number: int, value: dict[str, Any], texts: int, sample: S
 def _ordered(
     order: Any, lists: dict[str, list[dict[str, Any]]], texts: int, sample: SampleContext
 ) -> list[_Entry]:
-    """The media in the order that the record gives, in which all texts and media must be named, once each."""
+    """The media in the order of the record, which must name every text and medium once."""
     types, indices = (order.get("type"), order.get("index")) if isinstance(order, dict) else (None, None)
     if not isinstance(types, list) or not isinstance(indices, list) or len(types) != len(indices):
         raise sample.bad('"order" must have two lists of the same length, "type" and "index"')
@@ -129,7 +129,7 @@ def _ordered(
 
 
 def _part(entry: _Entry, frames: dict[Any, _Frames], sample: SampleContext) -> Part | _Frames:
-    """The part of one entry; that of a frame is the video to which it belongs."""
+    """The part for one entry; a frame gives the video that it belongs to."""
     for key in _SPOKEN:
         if entry.value.get(key):
             raise sample.error("not supported", f'{entry.where}: the "{key}" of a video is not supported')

@@ -97,7 +97,7 @@ def _texts(record: dict[str, Any], key: str, sample: SampleContext) -> list[str]
 def _turns(
     record: dict[str, Any], questions: list[str], answers: list[str], labels: list[Any], sample: SampleContext
 ) -> list[Message]:
-    """Questions and answers in turn, after the system message; the last question may be without an answer."""
+    """Questions and answers in turn, after the system message; the last question may have no answer."""
     for key in _MEDIA:
         if record.get(key):
             raise sample.bad(f'"{key}" beside "src": ERNIEKit has media in samples with "text_info" only')

@@ -60,7 +60,7 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
 
 
 def _turns(texts: list[Any], is_system: bool, tools: Tools, sample: SampleContext) -> list[Turn | None]:
-    """The message of each text, without its media; None for the filler after a system prompt."""
+    """The message of each text, without its media; None for the placeholder after a system prompt."""
     turns: list[Turn | None] = []
     expected = "mask"
     for index, entry in enumerate(texts):
@@ -136,7 +136,7 @@ def _has_result(entry: dict[str, Any]) -> bool:
 
 
 def _result(where: str, entry: dict[str, Any], sample: SampleContext) -> str:
-    """What a tool gave back: `text`, or where that is empty `tool_response` itself; objects as JSON text."""
+    """The result of a tool: `text`, or `tool_response` if that is empty; objects as JSON text."""
     for value in (entry.get("text"), entry["tool_response"]):
         if isinstance(value, str) and value:
             return value

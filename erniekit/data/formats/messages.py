@@ -1,4 +1,4 @@
-"""Format "messages": chats as OpenAI's API has them, with the ways of LLaMA-Factory and ms-swift to name media.
+"""Format "messages": chats in the form of OpenAI's API, with media as in LLaMA-Factory and ms-swift.
 
 {"messages": [{"role": "system" | "user" | "assistant" | "tool", "content": string or list of parts,
                "tool_calls", "tool_call_id", "reasoning_content", "loss": all optional}],
@@ -50,19 +50,19 @@ _ROLES: dict[str, Role] = {
     "tool_response": "tool",
 }
 _ALLOWED_ROLES = "system, user, assistant, tool"
-# The role of ms-swift for a message that is nothing but calls, which are its content.
+# ms-swift's role for a message whose content is only calls.
 CALL_ROLE = "tool_call"
 _MESSAGE_KEYS = frozenset(
     ("role", "content", "refusal", *CALL_KEYS, *REASONING, *LOSS_SWITCHES, *MESSAGE_MEDIA_KEYS)
 )
-# What messages of some roles may have beyond these.
+# Further keys of messages of some roles.
 _MORE_KEYS: dict[Role, frozenset[str]] = {
     "tool": frozenset((*CALL_ID_KEYS, "name")),
     "system": frozenset(TOOL_KEYS),
 }
 _PREFERENCE_FILE = ("input", "preferred_output", "non_preferred_output")
 _KEYS = frozenset(("messages", "system", *TOOL_KEYS, *MEDIA_KEYS, *preference.KEYS))
-# Makes a message of OpenAI's form from one of another dialect: (where, entry) -> entry
+# Converts a message of another dialect to OpenAI's form: (where, entry) -> entry
 Translate = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
@@ -149,7 +149,7 @@ class MessageReader:
         self._translate = translate
 
     def chat(self, where: str, key: str, entries: Any, *, may_end_with_calls: bool = True) -> list[Message]:
-        """A list of messages; where: what one of them is called in errors, before its number."""
+        """A list of messages; where: the name of a message in errors, before its number."""
         if not isinstance(entries, list) or not entries:
             found = "an empty array" if entries == [] else describe_value(entries)
             raise self._sample.bad(f'"{key}" must be a list of at least one message, it is {found}')
@@ -161,7 +161,7 @@ class MessageReader:
                 turn, is_call = self._turn(place, one, ids)
                 ids.update(call.id for call in turn.calls if call.id)
                 if is_call and turns and turns[-1].message.role == "assistant":
-                    # Where calls are messages of their own, these and the text before them are one turn.
+                    # In dialects with calls as separate messages, they and the text before them are one turn.
                     turns[-1] = replace(turns[-1], message=_joined(turns[-1].message, turn.message))
                 else:
                     turns.append(turn)
@@ -191,7 +191,7 @@ class MessageReader:
         return self.chat(f"{where}, message", key, value)
 
     def of_rejected(self) -> MessageReader:
-        """What reads the rejected answer of a pair: itself, unless that one has media of its own."""
+        """The reader of the rejected answer of a pair: itself, unless that answer has different media."""
         if any(self._record.get(key) for key in REJECTED_MEDIA_KEYS):
             return MessageReader(self._record, self._sample, self._translate, rejected=True)
         return self
@@ -209,7 +209,7 @@ class MessageReader:
         return entry if self._translate is None else self._translate(where, entry)
 
     def _turn(self, where: str, entry: dict[str, Any], ids: Collection[str] = ()) -> tuple[Turn, bool]:
-        """A message, and whether it is calls only, in a dialect in which calls are messages of their own.
+        """A message, and whether it consists only of calls, in a dialect with calls as separate messages.
 
         ids: those of the calls before it.
         """
@@ -270,7 +270,7 @@ class MessageReader:
             raise self._sample.bad(
                 f"{where}: only a user's message or the result of a tool has images or videos, not one of the {role}"
             )
-        # Ollama's form: the message has media of its own, at its marks or before its text.
+        # Ollama's form: the message lists its media, which go to its marks or before its text.
         own = MarkedMedia(entry, self._sample, where=where)
         parts = tuple(self._parts(where, role, entry, own, calls))
         if not own.marks:
@@ -283,11 +283,11 @@ class MessageReader:
     ) -> Iterable[Part]:
         content = entry.get("content")
         if content is None and role == "assistant":
-            content = entry.get("refusal")  # where OpenAI puts an answer that is a refusal
+            content = entry.get("refusal")  # OpenAI's key for a refusal
         if role == "tool" and isinstance(content, dict):
             content = json_text(where, content, "bad record", self._sample)
         if isinstance(content, str):
-            # In the result of a tool a mark is plain text, unless the record lists media.
+            # In a tool result, a mark is plain text unless the record lists media.
             marks = role == "user" or (role == "tool" and (marked.has("image") or marked.has("video")))
             return marked.split(content) if marks else (TextPart(content),)
         if isinstance(content, list):
@@ -336,7 +336,7 @@ def _switched(message: Message) -> Iterable[Part]:
 
 
 def _labelled(messages: list[Message], label: Any, sample: SampleContext) -> list[Message]:
-    """ERNIEKit's way to switch the loss of answers: a list with 0 or 1 for each. Any other column is left alone."""
+    """ERNIEKit's loss switches: a list with 0 or 1 for each answer. Any other column is ignored."""
     if not isinstance(label, list):
         return messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]

@@ -16,7 +16,7 @@ _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal"
 _REASONING = ("reasoning", "thinking")
 _MEDIA = ("image", "image_url", "video", "video_url")
 _CALLS = (
-    "tool_call",  # LLaMA-Factory's, whose value is a call or a list of calls
+    "tool_call",  # LLaMA-Factory's; the value is a call or a list of calls
     "tool_use",  # Anthropic's, as is tool_result, which `calls.split_results` takes out
 )
 _TYPES = ("text", *_MEDIA, *_REASONING, *_CALLS)
@@ -26,7 +26,7 @@ _UNSUPPORTED = ("audio", "input_audio", "file")
 def read_part(
     where: str, role: Role, part: Any, marked: MarkedMedia, sample: SampleContext, tools: Tools = ()
 ) -> tuple[Part, ...]:
-    """One part of a message of that role, in most cases as one.
+    """The parts of one entry of a message's content, in most cases one.
 
     where: which one, for errors; tools: what the assistant may call. What a part holds stands under the name of its
     type, or as in LLaMA-Factory's files under "value". Raises SampleError.
@@ -72,7 +72,7 @@ def _reasoning(
     if role != "assistant":
         raise sample.bad(f"{where}: only an assistant message has reasoning, not one of the {role}")
     keys = (kind, "text", "reasoning", "thinking", "value")
-    # The signature of Anthropic's thinking blocks says nothing about the text.
+    # Anthropic's thinking blocks have a signature, which is not text.
     sample.check_keys(where, "part", part, ("type", "signature", *keys, *LOSS_SWITCHES))
     text = next((part[key] for key in keys if part.get(key) is not None), None)
     if not isinstance(text, str):

@@ -24,7 +24,7 @@ _KEYS = frozenset(("system", "history", *TOOL_KEYS, *REASONING, *MEDIA_KEYS, *pr
 
 
 def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conversation:
-    """One record as a Conversation. Of a prompt that is a list of messages nothing carries loss. Raises SampleError."""
+    """One record as a Conversation. A prompt given as a list of messages is not trained. Raises SampleError."""
     question, answer = _keys(record)
     sample.check_keys("the record", "record", record, _KEYS | {question, answer})
     reader = MessageReader(record, sample)
@@ -46,7 +46,7 @@ def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conve
 
 
 def _keys(record: dict[str, Any]) -> tuple[str, str]:
-    """Of the pairs of keys the first that the record has, or of which it has the question."""
+    """The first pair of keys that the record has, or of which it has the question."""
     for needed in (2, 1):
         for pair in PAIRS:
             if all(record.get(key) is not None for key in pair[:needed]):

@@ -1,4 +1,4 @@
-"""Format "sharegpt": chats of {"from", "value"}, as LLaMA-Factory and many public sets have them.
+"""Format "sharegpt": chats of {"from", "value"}, as in LLaMA-Factory and many public datasets.
 
 {"conversations" or "conversation": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
                                        "value": string}],
@@ -58,7 +58,7 @@ def parse_sharegpt(record: dict[str, Any], sample: SampleContext) -> Conversatio
 
 
 def _translated(where: str, entry: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
-    """A message of this format as one of format messages."""
+    """A message of this format in the form of the format messages."""
     if entry.get("from") is None and entry.get("role") is not None:
         return entry
     name, value = entry.get("from"), entry.get("value")

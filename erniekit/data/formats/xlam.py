@@ -1,4 +1,4 @@
-"""Format "xlam": function calls as Salesforce's xLAM data has them: {"query", "answers": calls, "tools"}.
+"""Format "xlam": function calls as in Salesforce's xLAM data: {"query", "answers": calls, "tools"}.
 
 Calls and tools are JSON text. A tool's parameters are the properties alone, with Python's names of types, and become
 a JSON schema: {"a": {"type": "int, optional", "default": 1}} -> {"type": "object", "properties": {"a": {"type":
@@ -41,7 +41,7 @@ def parse_xlam(record: dict[str, Any], sample: SampleContext) -> Conversation:
 
 
 def _with_schema(tool: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
-    """The tool with a JSON schema of its parameters; one that has a schema stays as it is."""
+    """The tool with a JSON schema of its parameters; a tool that has a schema is unchanged."""
     function = tool["function"]
     parameters = function.get("parameters")
     if (
@@ -70,5 +70,5 @@ def _with_schema(tool: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
 
 
 def _json_type(kind: str) -> str:
-    """JSON's name of a type: of "int" or "List[int]" the one of what stands before the bracket."""
+    """JSON's name of a type such as "int" or "List[int]", without the part in brackets."""
     return _TYPES.get(kind.partition("[")[0].strip().lower(), kind)

@@ -1,4 +1,4 @@
-"""Reads video files through PyAV: what their headers say, and single frames out of them."""
+"""Reads the headers of video files and single frames, with PyAV."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 VideoSource = str | bytes | tuple[str | bytes, ...]
 
-# Containers of videos alone. FFmpeg also reads playlists, which name other files and URLs, and much else.
+# Only containers of videos: FFmpeg also reads playlists, which name other files and URLs, and much more.
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,mxf,dv,m4v,h264,hevc,rm"
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-# Containers whose index leads to the right place.
+# Containers with a reliable index.
 _SEEKABLE = ("mov", "matroska")
-# A header may count a frame or two that the decoder does not give (edit lists, packed B-frames).
+# A header may count one or two frames that the decoder does not return (edit lists, packed B-frames).
 _MISCOUNT = 2
-# What transformers takes for a video that does not say.
+# transformers' default for a video without a frame rate.
 _UNKNOWN_FPS = 24.0
-# Names of the images in a directory of frames; all else there is passed over.
+# Suffixes of the images in a directory of frames; other files are ignored.
 _FRAME_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"),
 )
@@ -54,7 +54,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """frames: their number; fps: of the file, 0 for frames given as images; height, width: upright."""
+    """frames: number of frames; fps: of the file, 0 for frames given as images; height, width: after rotation."""
 
     frames: int
     fps: float
@@ -63,9 +63,9 @@ class VideoInfo:
 
 
 def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
-    """Of a directory its images, in the order of the numbers in their names; any other source as it is.
+    """The images of a directory, in the order of the numbers in their names; any other source unchanged.
 
-    Raises SampleError where there is none.
+    Raises SampleError for a directory without images.
     """
     if not isinstance(source, str) or not os.path.isdir(source):
         return source
@@ -73,7 +73,7 @@ def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
         names = os.listdir(source)
     except OSError as error:
         raise _bad(source, sample_id, f"the directory cannot be read: {error.strerror}") from error
-    # A dot begins the files that file managers leave behind.
+    # File managers leave files behind whose names start with a dot.
     names = [name for name in names if name.lower().endswith(_FRAME_SUFFIXES) and not name.startswith(".")]
     if not names:
         raise _bad(source, sample_id, "it is a directory without images; of a directory they are the frames")
@@ -81,7 +81,7 @@ def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
 
 
 def _by_numbers(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Orders frame2 before frame10; names that differ in zeros or case alone keep an order of their own."""
+    """Orders frame2 before frame10; names that differ only in zeros or case are ordered by their characters."""
     pieces = re.split(r"([0-9]+)", name.lower())
     return [
         (False, int(piece), "") if piece.isascii() and piece.isdigit() else (True, 0, piece)
@@ -90,9 +90,9 @@ def _by_numbers(name: str) -> tuple[list[tuple[bool, int, str]], str]:
 
 
 def video_info(source: VideoSource, sample_id: str) -> VideoInfo:
-    """What a video is, from its header; decodes one frame, as only that knows how a phone was held.
+    """The header of a video. Decodes one frame, because only a frame has the rotation.
 
-    Where the header has no number of frames the file is read through, without decoding. Pixels are taken as
+    If the header has no number of frames, the file is read to its end without decoding. Pixels are assumed to be
     square. Raises SampleError.
     """
     source = frame_files(source, sample_id)
@@ -123,8 +123,7 @@ def video_info(source: VideoSource, sample_id: str) -> VideoInfo:
 def load_frames(source: VideoSource, frames: tuple[int, ...], sample_id: str) -> Iterator[Image.Image]:
     """The frames of these numbers (ascending, repeats allowed), upright, RGB, one at a time.
 
-    Numbers count the frames in the order in which they are shown. Raises SampleError, also when the file ends
-    before the last of them.
+    Numbers count frames in display order. Raises SampleError, also when the file ends before the last frame.
     """
     source = frame_files(source, sample_id)
     if isinstance(source, tuple):
@@ -154,7 +153,7 @@ _Key = tuple[int, int | None]  # pts, dts of a keyframe
 
 
 class _Place(NamedTuple):
-    """Where a frame is in a file: when it is shown, when decoded, and whether decoding can begin there."""
+    """A frame in a file: its display time, its decoding time, and whether decoding can begin there."""
 
     pts: int | None
     dts: int | None
@@ -169,10 +168,10 @@ def _place(packet: Packet[VideoStream]) -> _Place:
 def _images(
     found: Iterator[VideoFrame], wanted: list[int], total: int, source: str | bytes, sample_id: str
 ) -> Iterator[Image.Image]:
-    """Decoded frames as images; the last stands for one or two that the decoder keeps back at the end."""
+    """Decoded frames as images; the last frame replaces one or two that the decoder does not return at the end."""
     from av.video.reformatter import VideoReformatter
 
-    # One for all frames: setting it up takes ten times as long as a frame does.
+    # One for all frames: its setup takes ten times as long as a frame.
     reformatter = VideoReformatter()
     done, frame = 0, None
     for frame in found:
@@ -212,7 +211,7 @@ def _decode_from(
 ) -> Iterator[VideoFrame]:
     """Frames from a keyframe on.
 
-    Containers differ in which of its times they look for and may lead too far: then to an earlier place.
+    Containers seek by display or decoding time and may end up too late: then an earlier time is tried.
     """
     pts, dts = keys[key]
     for time in (pts, pts if dts is None else dts, keys[0][0]):
@@ -227,7 +226,7 @@ def _decode_from(
 
 
 def _decode(container: InputContainer, stream: VideoStream, times: frozenset[int]) -> Iterator[VideoFrame]:
-    """Frames in the order in which they are shown; those of other times only where others build on them."""
+    """Frames in display order; frames of other times are decoded only if others depend on them."""
     for packet in container.demux(stream):
         needed = packet.pts is None or packet.pts in times
         stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -247,7 +246,7 @@ def _by_number(container: InputContainer, stream: VideoStream, wanted: list[int]
 
 @contextmanager
 def _reading(source: str | bytes, sample_id: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """An open container and its video. What PyAV raises in the block becomes a SampleError."""
+    """An open container and its video stream. Errors of PyAV in the block become SampleErrors."""
     import av
 
     file = "file:" + local_file(source, sample_id, "video") if isinstance(source, str) else io.BytesIO(source)
@@ -263,7 +262,7 @@ def _reading(source: str | bytes, sample_id: str) -> Iterator[tuple[InputContain
             lack = "no video in it" if stream is None else "no decoder for its codec"
             raise _bad(source, sample_id, f"there is {lack}")
         _refuse_size(source, stream.width, stream.height, sample_id)
-        # Workers are processes: threads inside them would only compete.
+        # Workers are processes: threads inside them would only compete for cores.
         stream.thread_type = "NONE"
         stream.thread_count = 1
         try:
@@ -273,7 +272,7 @@ def _reading(source: str | bytes, sample_id: str) -> Iterator[tuple[InputContain
 
 
 def _stream(container: InputContainer) -> VideoStream | None:
-    """The first video that is not the cover of an album."""
+    """The first video stream that is not an attached image."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -283,7 +282,7 @@ def _stream(container: InputContainer) -> VideoStream | None:
 
 
 def _count_in_header(container: InputContainer, stream: VideoStream) -> int:
-    """Number of frames that will be shown, 0 if only reading the file through can tell."""
+    """Number of frames that are shown; 0 if the whole file must be read to know it."""
     index = stream.index_entries
     if stream.frames and len(index) and container.format.name.startswith("mov"):
         return sum(not entry.is_discard for entry in index)
@@ -291,10 +290,10 @@ def _count_in_header(container: InputContainer, stream: VideoStream) -> int:
 
 
 def _is_shown(packet: Packet[VideoStream]) -> bool:
-    """Whether a frame that is to be seen comes of a packet.
+    """Whether a packet has a frame that is shown.
 
-    Not of the empty one that ends a stream, of one that an edit list cuts off, nor of VP8's hidden reference
-    frames (RFC 6386, 9.1: bit 4 of the first byte).
+    The empty packet at the end of a stream has none, nor have packets that an edit list cuts off and VP8's hidden
+    reference frames (RFC 6386, 9.1: bit 4 of the first byte).
     """
     if not packet.size or packet.is_discard:
         return False
@@ -307,7 +306,7 @@ def _image(frame: VideoFrame, reformatter: VideoReformatter) -> Image.Image:
 
 
 def _why(error: Exception) -> str:
-    # str() of FFmpeg's errors adds a number and a function's name, which tell a user nothing.
+    # str() of FFmpeg's errors adds a number and the name of a function, which do not help a user.
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -1,1 +1,1 @@
-"""What the formats share: keys, tools and calls, media marks, grounding objects, preference pairs."""
+"""Shared by the formats: keys, tools and calls, media marks, grounding objects, preference pairs."""

@@ -12,7 +12,7 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSc
 _VALUES = ("default", "const", "enum", "example", "examples")
 _COMBINED = ("anyOf", "oneOf", "allOf")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-# What a schema without a type may have that says it is not for null.
+# Keys of a schema without a type that exclude null.
 _STRUCTURE = ("$ref", *_COMBINED, "properties", "items")
 
 
@@ -57,7 +57,7 @@ def clean_arguments(arguments: dict[str, Any], parameters: Any) -> dict[str, Any
 
 
 def _clean(value: Any, schemas: list[dict[str, Any]], root: Any) -> Any:
-    """A value that any of the schemas may describe."""
+    """A value that may fit any of the schemas."""
     if isinstance(value, dict):
         found = {key: (inner, _of_key(schemas, key, root)) for key, inner in value.items()}
         return {
@@ -91,7 +91,7 @@ def _of_key(schemas: list[dict[str, Any]], key: str, root: Any) -> list[dict[str
 
 
 def _variants(schema: Any, root: Any, followed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """A schema, and those that it names or joins. followed: the references on the way here, which may be circles."""
+    """A schema, and those that it references or combines. followed: references so far, since they may be circular."""
     if schema is True:
         return [{}]
     if not isinstance(schema, dict):
@@ -108,7 +108,7 @@ def _variants(schema: Any, root: Any, followed: tuple[str, ...] = ()) -> list[di
 
 
 def _referred(reference: str, root: Any) -> Any:
-    """What a reference inside of a schema names; None where there is nothing."""
+    """The target of a reference inside a schema; None if there is none."""
     start, *steps = reference.split("/")
     value = root if start == "#" else None
     for step in steps:
@@ -122,7 +122,7 @@ def _takes_null(schema: dict[str, Any], root: Any) -> bool:
 
 
 def _allows_null(schema: dict[str, Any]) -> bool:
-    """Whether a schema by itself takes null, without those that it names or joins."""
+    """Whether a schema itself allows null, without the schemas that it references or combines."""
     if schema.get("nullable") is True:
         return True
     values = schema.get("enum")
@@ -136,7 +136,7 @@ def _allows_null(schema: dict[str, Any]) -> bool:
 
 
 def _type_takes_null(value: Any) -> bool:
-    """Whether the value of a key "type" names null; data also has Python's names there."""
+    """Whether the value of a key "type" includes null; data also has Python's names there."""
     return any(
         name in ("null", "any") or "none" in name or name.startswith("optional[") for name in _types(value)
     )

@@ -1,4 +1,4 @@
-"""The calls of tools, brought to one form from the forms that data has them in."""
+"""Tool calls, converted to one form from the forms found in data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BAD = "bad tool call"
 def message_calls(
     where: str, entry: dict[str, Any], sample: SampleContext, tools: Tools = ()
 ) -> tuple[ToolCallPart, ...]:
-    """The calls that a message has beside its content; null and what is empty, also as text, are none.
+    """The calls next to the content of a message; null and empty values, also as text, are no calls.
 
     tools: what the record offers, as `read_tools` gives it. Raises SampleError.
     """
@@ -59,7 +59,7 @@ def read_tool_calls(
             f'{where}: tool calls must be a list of {{"name", "arguments"}}, here is {describe_value(calls)}'
         )
         raise sample.error(_BAD, detail)
-    # Arrow does not reach into texts.
+    # Arrow does not change texts.
     known = None if isinstance(value, str) else tools
     return tuple(
         _call(f"{where}, tool call {number}", call, known, sample) for number, call in enumerate(calls, 1)
@@ -67,7 +67,7 @@ def read_tool_calls(
 
 
 def _call(where: str, value: Any, tools: Tools | None, sample: SampleContext) -> ToolCallPart:
-    """One call, or its JSON text. tools: None where nothing of the arguments is to be cleaned."""
+    """One call, or its JSON text. tools: None if the arguments are not cleaned."""
     if isinstance(value, str):
         value, tools = parsed(value, where, _BAD, sample), None
     if not isinstance(value, dict):
@@ -114,7 +114,7 @@ def _meaning(call: ToolCallPart) -> tuple[str, Any]:
 
 
 def split_results(where: str, entry: dict[str, Any], sample: SampleContext) -> list[dict[str, Any]]:
-    """A user's message in which Anthropic has the results of tools: these as messages of their own, then the rest."""
+    """A user's message with tool results in Anthropic's form: the results as separate messages, then the rest."""
     content = entry.get("content")
     if entry.get("role") != "user" or not isinstance(content, list) or not any(map(_is_result, content)):
         return [entry]

@@ -1,4 +1,4 @@
-"""The names that a source has for the keys of a format: data.train: [{path, columns: {messages: dialogue}}]."""
+"""The names of a format's keys in a source: data.train: [{path, columns: {messages: dialogue}}]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erniekit.data.formats.fields.markers import MEDIA_KEYS
 from erniekit.data.formats.fields.preference import KEYS as PAIR_KEYS
 from erniekit.errors import DataError
 
-# (a key that formats read, its name in the data)
+# (key of a format, its name in the data)
 Columns = tuple[tuple[str, str], ...]
 _OPTIONAL = (
     *(
@@ -56,7 +56,7 @@ def read_columns(names: Mapping[str, str] | None, source: str) -> Columns:
 
 
 def renamed(value: Any, columns: Columns, sample_id: str) -> Any:
-    """A record with the keys that formats read. Raises SampleError where it lacks a column that it must have.
+    """A record with the keys of the formats. Raises SampleError if a required column is missing.
 
     A record may lack what formats do not need, such as images and tools.
     """
@@ -67,6 +67,6 @@ def renamed(value: Any, columns: Columns, sample_id: str) -> Any:
     if missing:
         detail = f'columns: the record has no "{missing[0]}"; it has {", ".join(map(repr, value))}'
         raise SampleError(sample_id, "bad record", detail[:400])
-    # What is named wins over a key of the same name.
+    # A configured column wins over a key of the same name.
     others = {key: inner for key, inner in value.items() if key not in names and key not in names.values()}
     return {**others, **{names[name]: inner for name, inner in value.items() if name in names}}

@@ -1,4 +1,4 @@
-"""What all formats share: where a record comes from, and how its fields are read and its errors worded."""
+"""Shared by all formats: the source of a record, reading its fields, and the wording of errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, w
 from erniekit.data.media.images import resolve_source
 
 _LONGEST_QUOTE = 80  # characters
-_MOST_KEYS = 10  # that an error names
+_MOST_KEYS = 10  # named in an error
 _SOURCES = ("bytes", "path", "url")
 
 
@@ -36,15 +36,15 @@ class SampleContext:
         return SampleError(self.sample_id, reason, detail)
 
     def bad(self, detail: str) -> SampleError:
-        """An error of the frequent kind: the record is not what its format says."""
+        """The most frequent error: the record does not follow its format."""
         return self.error("bad record", detail)
 
     def notice(self, text: str) -> None:
-        """Take note of what users should know and what is no error. text: the same for all samples of its kind."""
+        """Note something that users should know but is not an error. text: the same for all samples with it."""
         self.notices[text] = None
 
     def check_keys(self, where: str, level: Level, entry: Mapping[str, Any], read: Collection[str]) -> None:
-        """Report the keys of a record, message or part that nothing reads; refuse those that change what is trained.
+        """Report the keys of a record, message or part that are not read; reject those that would change training.
 
         read: the keys that its format reads. A key whose value is null or empty says nothing. Raises SampleError.
         """
@@ -59,7 +59,7 @@ class SampleContext:
                 self.notice(f"key {quoted(key)} of a {level} is not read")
 
     def loss(self, where: str, entry: Mapping[str, Any]) -> bool | None:
-        """What the loss switches of a message or part say; None where it has none. Raises SampleError."""
+        """The loss switch of a message or part; None if it has none. Raises SampleError."""
         found = {key: entry[key] for key in LOSS_SWITCHES if entry.get(key) is not None}
         for key, value in found.items():
             if not isinstance(value, bool | int | float) or value not in (0, 1):
@@ -70,7 +70,7 @@ class SampleContext:
         return bool(next(iter(found.values()))) if found else None
 
     def reasoning(self, where: str, entry: Mapping[str, Any]) -> str:
-        """The reasoning beside the text of an answer, empty where there is none. Raises SampleError."""
+        """The reasoning next to the text of an answer, empty if there is none. Raises SampleError."""
         found = {key: entry[key] for key in REASONING if entry.get(key) not in (None, "")}
         for key, value in found.items():
             if not isinstance(value, str):
@@ -128,7 +128,7 @@ class SampleContext:
         return "" if record.get(key) is None else self.text(record, key)
 
     def switch(self, where: str, value: Any, default: bool) -> bool:
-        """A switch of ERNIEKit's: 0 or 1, or the default where it is left out."""
+        """A switch of ERNIEKit: 0 or 1, or the default if it is missing."""
         if value is None:
             return default
         if value not in (0, 1):
@@ -136,7 +136,7 @@ class SampleContext:
         return bool(value)
 
     def with_system(self, record: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-        """The messages after the system message of the record's column `system`, where it has one."""
+        """The messages, after the system message of the record's column `system` if it has one."""
         system = self.optional_text(record, "system")
         if not system:
             return messages
@@ -149,12 +149,12 @@ class SampleContext:
 
 
 def _source(value: Mapping[str, Any], kind: str) -> Any:
-    """The source that stands under its kind, as Qwen-VL's elements have it; None where the common keys have it."""
+    """The source under the name of its kind, as in Qwen-VL's elements; None if it is under the common keys."""
     return value.get(kind) if all(value.get(key) is None for key in _SOURCES) else None
 
 
 def describe_value(value: Any) -> str:
-    """What a JSON value is, in words, and what it says."""
+    """The type of a JSON value in words, and its content."""
     if value is None:
         return "null or missing"
     if isinstance(value, dict):
@@ -167,7 +167,7 @@ def describe_value(value: Any) -> str:
 
 
 def keys_of(entry: Mapping[str, Any]) -> str:
-    """The keys of an object, as errors name them."""
+    """The keys of an object, for errors."""
     if not entry:
         return "no keys"
     names = [quoted(key) for key in list(entry)[:_MOST_KEYS]]
@@ -176,7 +176,7 @@ def keys_of(entry: Mapping[str, Any]) -> str:
 
 
 def _is_json_text(text: str) -> bool:
-    """Whether somebody wrote a list or an object as text, as tables make people do."""
+    """Whether a text is a list or an object in JSON, as in cells of tables."""
     if not text.lstrip().startswith(("[", "{")):
         return False
     try:
@@ -187,6 +187,6 @@ def _is_json_text(text: str) -> bool:
 
 
 def quoted(value: Any) -> str:
-    """A value of the data as it can be printed in a message: short, and free of what no terminal can show."""
+    """A value of the data for a message: short and printable."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "..."

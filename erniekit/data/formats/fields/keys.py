@@ -1,4 +1,4 @@
-"""Keys that data of other trainers has: which mean the same under several names, which are harmless, which are refused.
+"""Keys in data of other trainers: synonyms, harmless keys, and rejected keys.
 
 Every key of a record, message or part is read by its format, or harmless, or refused because it would change what is
 trained and nothing here does that, or it is reported. Sources: the documentation of OpenAI, axolotl, ms-swift,
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 Level = Literal["record", "message", "part", "tool call"]
 
-# Whether the tokens of a message or part carry loss: true or false, 1 or 0.
+# Whether the tokens of a message or part are trained: true or false, 1 or 0.
 LOSS_SWITCHES = (
     "loss",  # ms-swift
     "weight",  # OpenAI, axolotl
@@ -22,7 +22,7 @@ LOSS_SWITCHES = (
     "loss_weight",  # LLaMA-Factory
     "loss_scale",  # ms-swift
 )
-# The reasoning of an answer, beside its text.
+# The reasoning of an answer, next to its text.
 REASONING = (
     *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "think"),
     *("cot", "chain_of_thought"),
@@ -54,7 +54,7 @@ HARMLESS: dict[Level, frozenset[str]] = {
     "tool call": frozenset((*_COMMON, "status")),
 }
 
-# For each key the values that ask for nothing (beside null and what is empty), and what to do about all others.
+# For each key the values without effect (besides null and empty ones), and the advice for all others.
 Refused = dict[str, tuple[tuple[Any, ...], str]]
 _SAY_LOSS = 'say "loss": false in the messages that are not to be trained'
 _NO_WEIGHTS = "is not read: samples have no weights; give a source a weight in data.train"

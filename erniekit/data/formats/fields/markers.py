@@ -1,4 +1,4 @@
-"""The marks `<image>` and `<video>` in users' texts, which stand for the media that a record lists apart.
+"""The marks `<image>` and `<video>` in users' texts, which are replaced by the media that a record lists.
 
 A path inside a tag (`<img>a.png</img>`, as Qwen-VL's data has it, or `<image>` and `<video>` with their ends) is the
 image or video itself.
@@ -20,10 +20,10 @@ _KINDS: tuple[MediaKind, ...] = ("image", "video")
 # Keys of a message that list its media.
 MESSAGE_MEDIA_KEYS = ("image", "images", "video", "videos")
 REJECTED_MEDIA_KEYS = tuple(f"rejected_{key}" for key in MESSAGE_MEDIA_KEYS)
-# Keys of a record that list its media, and the objects in them (see `objects`); "audios" is refused by name.
+# Keys of a record that list its media, and the objects in them (see `objects`); "audios" is rejected by name.
 MEDIA_KEYS = (*MESSAGE_MEDIA_KEYS, "audios", "objects")
 _MARK = re.compile(
-    # The label and the line end belong to Qwen-VL's tag; the template writes labels of its own.
+    # The label and the line end belong to Qwen-VL's tag; the template writes its own labels.
     r"(?P<label>Picture [0-9]+: ?)?<img>(?P<img>[^<>\n]+)</img>(?(label)\n?)"
     r"|<(?P<kind>image|video)>(?:(?P<path>[^<>\n]+)</(?P=kind)>)?"
 )
@@ -39,7 +39,7 @@ _SUFFIXES: dict[MediaKind, tuple[str, ...]] = {
 
 
 def has_marks(text: str) -> bool:
-    """Whether a user's text would be taken apart."""
+    """Whether a user's text contains marks or tags."""
     return _MARK.search(text) is not None
 
 
@@ -69,7 +69,7 @@ class MarkedMedia:
         self._marks: dict[MediaKind, int] = {"image": 0, "video": 0}
 
     def split(self, text: str) -> tuple[Part, ...]:
-        """A user's text with the media in the places of its marks."""
+        """A user's text with the media at its marks."""
         parts: list[Part] = []
         end = 0
         for match in _MARK.finditer(text):
@@ -87,7 +87,7 @@ class MarkedMedia:
         return tuple(parts)
 
     def _marked(self, match: re.Match[str]) -> tuple[ImagePart | VideoPart | None, int] | None:
-        """(image or video, where the text goes on) of a match; None where it is text."""
+        """(image or video, where the text continues) of a match; None if it is plain text."""
         path, kind = match["img"], match["kind"]
         if path is not None:
             if not _is_source(path, "image") and "/" not in path:
@@ -101,13 +101,13 @@ class MarkedMedia:
         return read(quoted(match.group()), path.strip()), match.end()
 
     def take(self, kind: MediaKind) -> ImagePart | VideoPart | None:
-        """The next of a column; None where there is none left."""
+        """The next medium of a column; None if none is left."""
         number, column = self._marks[kind], self._columns[kind]
         self._marks[kind] += 1
         return column[number] if number < len(column) else None
 
     def in_place_of(self, other: MarkedMedia, part: Part) -> Part:
-        """What the rejected answer has where the chosen one, whose media are `other`, has this part of the prompt."""
+        """The part of the rejected prompt for this part of the chosen one, whose media are `other`."""
         if not isinstance(part, ImagePart | VideoPart):
             return part
         kind: MediaKind = "image" if isinstance(part, ImagePart) else "video"
@@ -117,7 +117,7 @@ class MarkedMedia:
         return self.take(kind) or part
 
     def rest(self) -> list[Part]:
-        """All that is not taken yet, images first."""
+        """All media that are not used yet, images first."""
         return [
             part
             for kind in _KINDS
@@ -127,7 +127,7 @@ class MarkedMedia:
 
     @property
     def marks(self) -> int:
-        """How many were asked for so far."""
+        """Number of media requested so far."""
         return sum(self._marks.values())
 
     def has(self, kind: MediaKind) -> bool:
@@ -148,13 +148,13 @@ class MarkedMedia:
 
 
 def _is_source(text: str, kind: MediaKind) -> bool:
-    """Whether a text inside a tag is a path or an address."""
+    """Whether a text inside a tag is a path or URL."""
     text = text.strip().lower()
     return text.startswith(_SCHEMES) or PurePosixPath(text).suffix in _SUFFIXES[kind]
 
 
 def _key(record: dict[str, Any], kind: MediaKind, rejected: bool) -> str:
-    """The column that lists the media of a kind: the plural, unless only the singular has anything."""
+    """The column with the media of a kind: the plural, unless only the singular has values."""
     keys: tuple[str, ...] = (f"{kind}s", kind)
     if rejected:
         keys = (f"rejected_{kind}s", f"rejected_{kind}", *keys)

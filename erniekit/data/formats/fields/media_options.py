@@ -1,4 +1,4 @@
-"""What a sample says about how one of its images or videos is read, under the keys of Qwen-VL and FastDeploy."""
+"""Options of a sample for reading one of its images or videos, under the keys of Qwen-VL and FastDeploy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
 
 Bad = Callable[[str], SampleError]
-"""Makes the error of a sample from what is wrong with it."""
+"""Makes the error of a sample from its description."""
 Media = TypeVar("Media", bound=ImagePart | VideoPart)
 
 _PIXELS = {"min_pixels": ("min_pixels",), "max_pixels": ("max_pixels",)}
-# For each field of a VideoPart the keys that set it; "frames" is both bounds of their number.
+# The keys that set each field of a VideoPart; "frames" sets both bounds of their number.
 _VIDEO = {
     **_PIXELS,
     "fps": ("fps", "sample_fps"),
@@ -29,14 +29,14 @@ _VIDEO = {
 _SECONDS = ("start", "end")
 _WHOLE = ("frames", "min_frames", "max_frames", "min_pixels", "max_pixels")
 _TIMES = "timestamps"
-# Says nothing where fps is known: frames that were taken of a video are as far apart as they were taken.
+# Ignored if fps is known: frames sampled from a video have the distance at which they were sampled.
 _RAW_FPS = "raw_fps"
 IMAGE_KEYS = tuple(_PIXELS)
 VIDEO_KEYS = (*(key for keys in _VIDEO.values() for key in keys), _RAW_FPS, _TIMES)
 
 
 def with_options(where: str, media: Media, entry: Mapping[str, Any], bad: Bad) -> Media:
-    """An image or video with what `entry` says about it; where: its place in the record. Raises SampleError."""
+    """An image or video with the options in `entry`; where: its place in the record. Raises SampleError."""
     keys = _PIXELS if isinstance(media, ImagePart) else _VIDEO
     found: dict[str, Any] = {}
     for field, names in keys.items():
@@ -66,7 +66,7 @@ def with_options(where: str, media: Media, entry: Mapping[str, Any], bad: Bad) -
 
 
 def options_of(media: ImagePart | VideoPart) -> dict[str, Any]:
-    """What `with_options` reads back."""
+    """The keys that `with_options` reads back."""
     keys = _PIXELS if isinstance(media, ImagePart) else {**_VIDEO, "times": (_TIMES,)}
     found = {names[0]: getattr(media, field, None) for field, names in keys.items()}
     return {
@@ -81,7 +81,7 @@ def _said(entry: Mapping[str, Any], key: str) -> bool:
 
 
 def _number(where: str, key: str, value: Any, field: str, bad: Bad) -> float | int:
-    """A positive number (from 0 on for a time), which may be written as text, as Qwen's own samples have it."""
+    """A positive number (or 0 for a time), which may be text, as in Qwen's samples."""
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""ms-swift's grounding data: `objects` of a record, written into its texts in the places of their marks.
+"""ms-swift's grounding data: `objects` of a record, written into its texts at their marks.
 
 {"objects": {"ref": ["sheep"], "bbox": [[x1, y1, x2, y2], ...], "bbox_type": "real" | "norm1", "image_id": [0, ...]}}
 Each `<ref-object>` in the texts of a chat stands for the next name in `ref`, each `<bbox>` for the next box (or point
@@ -31,11 +31,11 @@ from erniekit.display.text import counted
 _MARK = re.compile("<ref-object>|<bbox>")
 _TAG = re.compile(r"<img>[^<>\n]+</img>")
 _SCALE = 1000
-_LARGEST = 1e9  # beyond all images; NaN is not below it either
-# What the sides of an image count in boxes of a type; None: its pixels. The last two are ms-swift 2's names.
+_LARGEST = 1e9  # above every image size; comparisons with NaN fail too
+# Length of an image's sides in boxes of each type; None: its pixels. The last two are ms-swift 2's names.
 _SIDES = {"real": None, "norm1": 1, "norm1000": 1000, "norm_1": 1, "norm_1000": 1000}
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
-# ms-swift writes the sizes of the images there; they are taken from the images.
+# ms-swift writes image sizes there; they are read from the images instead.
 _PASSED_OVER = ("width", "height")
 
 Chat = Sequence[Message]
@@ -43,7 +43,7 @@ Chat = Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class _Objects:
-    """The objects of a record. key: where they stand; sides: see _SIDES; image_ids: of each box its image."""
+    """The objects of a record. key: their key in the record; sides: see _SIDES; image_ids: the image of each box."""
 
     key: str
     refs: list[str]
@@ -53,7 +53,7 @@ class _Objects:
 
 
 def fill(record: dict[str, Any], messages: Chat, sample: SampleContext) -> list[Message]:
-    """A chat with its objects in the places of their marks. Raises SampleError unless their numbers are equal."""
+    """A chat with its objects at their marks. Raises SampleError unless their numbers are equal."""
     objects = _read(record, "objects", [messages], sample)
     if objects is None:
         return list(messages)
@@ -83,7 +83,7 @@ def fill_pair(
 
 
 def notice_marks(conversation: Conversation, sample: SampleContext) -> None:
-    """Reports marks that stay text."""
+    """Report marks that remain as text."""
     for message in (*conversation.messages, *conversation.rejected_prompt, *conversation.rejected):
         for part in message.parts:
             text = part.text if isinstance(part, TextPart | ReasoningPart) else ""
@@ -126,7 +126,7 @@ class _Filling:
         if isinstance(part, TextPart | ReasoningPart) and "<" in part.text:
             return replace(part, text=_MARK.sub(lambda match: self._next(match.group()), part.text))
         if isinstance(part, ToolCallPart) and "<" in part.arguments:
-            # Inside JSON text, where a mark can only be in a string.
+            # In JSON text, a mark can only be in a string.
             return replace(
                 part,
                 arguments=_MARK.sub(
@@ -146,7 +146,7 @@ class _Filling:
         return self._objects.refs[number] if kind == "ref" else json.dumps(self._place(number))
 
     def _place(self, number: int) -> list[int]:
-        """A box as it is written: its corners in order, from 0 to 1000."""
+        """A box as text: its corners in order, from 0 to 1000."""
         box, sides = self._objects.boxes[number], self._objects.sides
         width, height = (sides, sides) if sides is not None else self._size(number)
         scaled = [
@@ -161,7 +161,7 @@ class _Filling:
         return scaled
 
     def _size(self, number: int) -> tuple[int, int]:
-        """(width, height) in pixels of the image in which a box is."""
+        """(width, height) in pixels of the image of a box."""
         image_id = self._objects.image_ids[number]
         if image_id >= len(self._images):
             found = f"the texts have {counted(len(self._images), 'image')}"
@@ -218,7 +218,7 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
 
 
 def _joined(items: list[dict[str, Any]], key: str, sample: SampleContext) -> dict[str, Any]:
-    """ms-swift 2's form, an object with caption, bbox, bbox_type and image for each, as the newer one."""
+    """ms-swift 2's form (objects with caption, bbox, bbox_type and image) in the newer form."""
     kinds = {
         item.get("bbox_type") or "real" for item in items if isinstance(item.get("bbox_type"), str | None)
     }

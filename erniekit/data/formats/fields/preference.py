@@ -27,14 +27,14 @@ _ANSWERS = (
     "rejected_prompt",
     "chosen_messages",
 )
-# What the rejected answer has in the place of its counterpart; empty, it says nothing.
+# Keys of the rejected answer that replace those of the chosen one; empty values are ignored.
 _OTHERS = (*REJECTED_MEDIA_KEYS, "rejected_objects")
 KEYS = (*_ANSWERS, *_OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers, each after its prompt; the prompts differ at most in their images and videos."""
+    """Two answers, each with its prompt; the prompts may differ only in their images and videos."""
 
     prompt: Sequence[Message]
     chosen: Sequence[Message]
@@ -43,7 +43,7 @@ class Pair:
 
 
 class AnswerReader(Protocol):
-    """What reads the answers of a pair in the way of the record's format."""
+    """Reads the answers of a pair in the record's format."""
 
     marked: MarkedMedia
     tools: tuple[dict[str, Any], ...]
@@ -52,14 +52,14 @@ class AnswerReader(Protocol):
         """The messages of one answer."""
 
     def chat(self, where: str, key: str, entries: Any) -> list[Message]:
-        """A list of messages; where: what one of them is called in errors."""
+        """A list of messages; where: the name of a message in errors."""
 
     def of_rejected(self) -> AnswerReader:
-        """What reads the rejected answer: itself, unless that one has media of its own."""
+        """The reader of the rejected answer: itself, unless that answer has different media."""
 
 
 def is_pair(record: dict[str, Any]) -> bool:
-    """Whether a record has a rejected or a chosen answer, or other media of a rejected one."""
+    """Whether a record has a rejected or a chosen answer, or media of a rejected one."""
     return any(record.get(key) is not None for key in _ANSWERS) or any(record.get(key) for key in _OTHERS)
 
 
@@ -119,7 +119,7 @@ def _read(
         other.marked.check()
         return split(messages, rejected, sample)
     if messages is not None and (record.get("rejected_response") is not None or not _has_answers(record)):
-        # As in ms-swift, all that follows the last question is the chosen answer.
+        # As in ms-swift, everything after the last question is the chosen answer.
         start = _start_of_answer(messages)
         prompt, chosen = messages[:start], messages[start:]
         if not chosen or chosen[-1].role != "assistant":
@@ -152,7 +152,7 @@ def _has_answers(record: dict[str, Any]) -> bool:
 def _prompt_of_rejected(
     record: dict[str, Any], prompt: list[Message], reader: AnswerReader, other: AnswerReader
 ) -> list[Message]:
-    """The prompt before the rejected answer: its own, or that of the chosen one with its own media."""
+    """The prompt of the rejected answer: its own, or the prompt of the chosen answer with its media replaced."""
     if record.get("rejected_prompt") is not None:
         return other.chat('"rejected_prompt", message', "rejected_prompt", record["rejected_prompt"])
     if other is reader:
@@ -164,12 +164,12 @@ def _prompt_of_rejected(
 
 
 def _start_of_answer(messages: Sequence[Message]) -> int:
-    """Number of the messages up to the last of a user."""
+    """Number of messages up to the last user message."""
     return max((index for index, message in enumerate(messages, 1) if message.role == "user"), default=0)
 
 
 def split(chosen: Sequence[Message], rejected: Sequence[Message], sample: SampleContext) -> Pair:
-    """A pair out of two whole chats: the prompt is what is common to them but for its media. Raises SampleError."""
+    """A pair from two whole chats: the prompt is their common beginning, except for media. Raises SampleError."""
     same = [_form(one) == _form(other) for one, other in zip(chosen, rejected, strict=False)]
     common = (*same, False).index(False)
     if common == len(chosen) == len(rejected):
@@ -202,7 +202,7 @@ def pair(
 
 
 def context(message: Message) -> Message:
-    """A message of a prompt: its loss is taken away."""
+    """A message of a prompt, which is not trained."""
     return replace(message, trained=False)
 
 
@@ -215,7 +215,7 @@ def _contents(messages: Sequence[Message]) -> list[tuple[Role, tuple[Part, ...]]
 
 
 def _form(message: Message) -> tuple[Role, list[Part | type]]:
-    """What a message says, and where it has images and videos, whichever."""
+    """The texts of a message and the positions of its images and videos."""
     parts: list[Part | type] = [
         type(part) if isinstance(part, ImagePart | VideoPart) else part for part in message.parts
     ]

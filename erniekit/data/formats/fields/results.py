@@ -45,7 +45,7 @@ def read_id(where: str, value: Any, sample: SampleContext) -> str:
 def result_turn(
     message: Message, where: str, entry: Mapping[str, Any], sample: SampleContext, known: Collection[str] = ()
 ) -> Turn:
-    """The result of a tool, with what its entry says of the call. Raises SampleError.
+    """The result of a tool, with the name and id of the call from its entry. Raises SampleError.
 
     known: the ids of calls so far. The id of a message may be that of the call, and mostly is another one.
     """
@@ -121,7 +121,7 @@ def _matched(
 
 
 def _by_id(caller: Turn, results: Sequence[Turn], sample: SampleContext) -> dict[int, Turn]:
-    """The results that name their call, by the number of the call; none where calls have no ids."""
+    """The results that name their call, by the number of the call; empty if calls have no ids."""
     ids = [call.id for call in caller.calls]
     if not any(result.call_id for result in results):
         return {}
@@ -147,7 +147,7 @@ def _by_id(caller: Turn, results: Sequence[Turn], sample: SampleContext) -> dict
 
 
 def _by_name(calls: Sequence[ToolCallPart], results: Sequence[Turn]) -> list[Turn]:
-    """Results without ids in the order of their calls: by name where all names fit, else as they stand."""
+    """Results without ids in the order of their calls: by name if all names match, otherwise in their own order."""
     if Counter(call.name for call in calls) != Counter(result.tool for result in results):
         return list(results)
     left = list(results)
@@ -157,7 +157,7 @@ def _by_name(calls: Sequence[ToolCallPart], results: Sequence[Turn]) -> list[Tur
 
 
 def _taken_apart(results: Sequence[Turn], calls: int, sample: SampleContext) -> Sequence[Turn]:
-    """LLaMA-Factory has the results of parallel calls in one message, a JSON list with one for each."""
+    """LLaMA-Factory puts the results of parallel calls into one message: a JSON list with one entry per call."""
     if len(results) != 1 or calls < 2 or results[0].call_id or len(results[0].message.parts) != 1:
         return results
     part = results[0].message.parts[0]

@@ -1,4 +1,4 @@
-"""Tools, brought to one form from the forms that data has them in."""
+"""Tools, converted to one form from the forms found in data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _tool(where: str, value: Any, sample: SampleContext) -> dict[str, Any]:
         raise sample.error("bad tools", f'{where}: its "type" must be "function", it is {quoted(kind)}')
     function = tool.get("function")
     if says_nothing(function):
-        # The bare form may carry the type beside the name, as newer interfaces of OpenAI and Anthropic write it.
+        # The bare form may have the type next to the name, as in newer APIs of OpenAI and Anthropic.
         own = ("function", "custom") if "input_schema" in tool else ("function",)
         function = {key: inner for key, inner in tool.items() if key != "type" or inner not in own}
         function.pop("function", None)
@@ -67,7 +67,7 @@ def _tool(where: str, value: Any, sample: SampleContext) -> dict[str, Any]:
 
 
 def _with_parameters(where: str, function: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
-    """A tool whose schema of arguments is an object under "parameters"."""
+    """A tool with the schema of its arguments as an object under "parameters"."""
     schemas = {}
     for key in _SCHEMAS:
         schema = parsed(function.get(key), f'{where}: "{key}"', "bad tools", sample)
@@ -91,24 +91,24 @@ def _with_parameters(where: str, function: dict[str, Any], sample: SampleContext
 
 
 def says_nothing(value: Any) -> bool:
-    """Whether a value stands for none: null, what is empty, or an object that Arrow filled with such."""
+    """Whether a value means none: null, empty, or an object that Arrow filled with such values."""
     if isinstance(value, dict):
         return all(map(says_nothing, value.values()))
     return value is None or value in ("", [])
 
 
 def json_text(where: str, value: Any, reason: str, sample: SampleContext) -> str:
-    """A value as the JSON text that stands in its place. Raises SampleError where there is none."""
+    """A value as JSON text. Raises SampleError if that is not possible."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()  # half a surrogate pair has no UTF-8
+        text.encode()  # half a surrogate pair cannot be encoded
         return text
     except (ValueError, RecursionError) as error:
         raise sample.error(reason, f"{where} cannot be written as JSON: {error}") from error
 
 
 def parsed(value: Any, what: str, reason: str, sample: SampleContext) -> Any:
-    """Of JSON text its value, None of text without a word, any other value as it is. Raises SampleError."""
+    """The value of JSON text, None for blank text, any other value unchanged. Raises SampleError."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -126,5 +126,5 @@ def _refuse(constant: str) -> Never:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Python's own reading of NaN and Infinity is of no use to whoever parses what the model writes.
+# Python reads NaN and Infinity, but other parsers of the model's output do not.
 _STRICT = json.JSONDecoder(parse_constant=_refuse)

@@ -1,4 +1,4 @@
-"""What the formats of single questions and answers share: a question, an answer, the turns before them."""
+"""Shared by the formats of single questions and answers: a question, an answer, the turns before them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from erniekit.data.formats.fields.markers import MarkedMedia
 
 
 def question(text: str, marked: MarkedMedia) -> Message:
-    """A user's message; marks in its text stand for the record's media."""
+    """A user's message; marks in its text are replaced by the record's media."""
     return Message("user", marked.split(text), trained=False)
 
 
 def reasoning(record: dict[str, Any], sample: SampleContext) -> str:
-    """The reasoning that a record has beside its answer, empty where there is none. Raises SampleError."""
+    """The reasoning next to the answer of a record, empty if there is none. Raises SampleError."""
     found = sample.reasoning("the record", record)
     if found and preference.is_pair(record):
         raise sample.bad(
