@@ -18,7 +18,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "rope": ("triton", "plain", "cpu"),
     "swiglu": ("triton", "paddle", "plain"),
     "cross_entropy": ("triton", "plain", "cpu"),
-    "attention": ("plain",),
+    "attention": ("flashmask", "flash", "plain", "cpu"),
     "embedding": ("triton", "plain", "cpu"),
     "adamw": ("triton", "plain"),
 }

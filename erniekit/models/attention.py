@@ -8,23 +8,34 @@ from functools import cached_property
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
+from erniekit.kernels.attention import (
+    LengthBucket,
+    attention_form,
+    batched_attention,
+    flash_attention,
+    flashmask_attention,
+)
 from erniekit.kernels.rope import rotate_pairs
 from erniekit.layers import Linear
 from erniekit.models.config import ErnieConfig
+from erniekit.upload import Upload
 
 # (layer index, query [T, heads, d], key [T, kv heads, d], value [T, kv heads, d]) -> [T, heads, d]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
-# Queries per chunk of a long document: bounds memory, and skips keys after the chunk.
-_QUERY_CHUNK = 256
 # Scores of one batch of documents over all heads: bounds memory of rows with many documents.
 _MAX_SCORES = 1 << 25
 # Causal documents may share a batch if the shorter one is padded by at most this many positions, or this share.
 _MAX_PADDING = 8
 _MAX_PADDING_SHARE = 0.15
+
+
+# Flash attention's backward pass has accumulators for [documents, longest], the length rounded up to this.
+_FLASH_BLOCK = 128
+# Blocks of one call: as many as this times those of the packed row, or this number.
+_MAX_ROW_BLOCKS, _FREE_BLOCKS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -39,21 +50,27 @@ class _Group:
 class DocumentAttention:
     """Attention over the documents of one row, planned once and used by every layer.
 
-    `cu_seqlens` int32 [D + 1] are the boundaries of the documents. On CPU, documents of nearly the same length are
-    batched; causal ones may be padded at their ends, which no real query attends to. On GPU, 16-bit types use
-    `flash_attn_unpadded`.
+    `cu_seqlens` int32 [D + 1] are the boundaries of the documents. What a form of attention needs on the device is
+    copied there by `upload` when a layer first asks for it, and kept. The plain form batches documents of nearly the
+    same length; causal ones may be padded at their ends, which no real query attends to.
     """
 
-    def __init__(self, cu_seqlens: np.ndarray, *, causal: bool, heads: int) -> None:
+    def __init__(
+        self, cu_seqlens: np.ndarray, *, causal: bool, heads: int, upload: Upload = paddle.to_tensor
+    ) -> None:
         self.cu_seqlens = cu_seqlens
         self.causal = causal
         self._heads = heads
+        self._upload = upload
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if query.place.is_gpu_place() and query.dtype in (paddle.bfloat16, paddle.float16):
-            return self._flash(query, key, value)
         if query.shape[0] == 0:
             return query
+        form = attention_form(query.dtype)
+        if form == "flashmask":
+            return flashmask_attention(query, key, value, self._mask_bounds, causal=self.causal)
+        if form == "flash":
+            return self._flash(query, key, value)
         groups, restore = self._plan
         outputs = []
         for group in groups:
@@ -61,6 +78,54 @@ class DocumentAttention:
             outputs.append(batched_attention(q, k, v, causal=self.causal).reshape([-1, *query.shape[1:]]))
         joined = outputs[0] if len(outputs) == 1 else paddle.concat(outputs)
         return joined if restore is None else paddle.index_select(joined, restore)
+
+    def _flash(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        buckets, order, restore = self._buckets
+        if order is not None:
+            query, key, value = (paddle.index_select(x, order) for x in (query, key, value))
+        output = flash_attention(query, key, value, buckets, causal=self.causal)
+        return output if restore is None else paddle.index_select(output, restore)
+
+    @cached_property
+    def _mask_bounds(self) -> Tensor:
+        """The `bounds` of `flashmask_attention`: a document's keys are seen up to its end, and from its start."""
+        lengths = np.diff(self.cu_seqlens)
+        bounds = np.repeat(self.cu_seqlens[1:], lengths)[:, None]
+        if not self.causal:
+            bounds = np.concatenate([bounds, np.repeat(self.cu_seqlens[:-1], lengths)[:, None]], 1)
+        return self._upload(bounds[None, None].astype(np.int32))
+
+    @cached_property
+    def _buckets(self) -> tuple[list[LengthBucket], Tensor | None, Tensor | None]:
+        """Buckets of `flash_attention`, the order of the row in which they follow each other, and the way back."""
+        starts, lengths = self.cu_seqlens[:-1].astype(np.int64), np.diff(self.cu_seqlens).astype(np.int64)
+        batches = self._length_buckets(lengths)
+        buckets = [
+            LengthBucket(
+                tokens=int(lengths[batch].sum()),
+                longest=int(lengths[batch].max()),
+                cu_seqlens=self._upload(np.cumsum([0, *lengths[batch]]).astype(np.int32)),
+            )
+            for batch in batches
+        ]
+        if len(buckets) == 1:
+            return buckets, None, None
+        documents = np.concatenate(batches)
+        order = np.concatenate([starts[d] + np.arange(lengths[d]) for d in documents])
+        return buckets, self._upload(order), self._upload(np.argsort(order))
+
+    def _length_buckets(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Split documents, longest first, so that accumulators [documents, longest] stay near the size of the row."""
+        blocks = -(-lengths // _FLASH_BLOCK)
+        limit = max(_MAX_ROW_BLOCKS * -(-int(lengths.sum()) // _FLASH_BLOCK), _FREE_BLOCKS)
+        buckets: list[list[int]] = []
+        for document in np.argsort(-lengths, kind="stable").tolist():
+            if lengths[document] == 0:
+                continue
+            if not buckets or (len(buckets[-1]) + 1) * blocks[buckets[-1][0]] > limit:
+                buckets.append([])
+            buckets[-1].append(document)
+        return [np.sort(np.array(bucket)) for bucket in buckets]
 
     @staticmethod
     def _batch(x: Tensor, group: _Group) -> Tensor:
@@ -84,8 +149,8 @@ class DocumentAttention:
             real = slots < lengths[batch][:, None]
             restore[index[real]] = offset + np.flatnonzero(real.reshape(-1))
             offset += index.size
-            groups.append(_Group(len(batch), longest, paddle.to_tensor(index.reshape(-1))))
-        return groups, paddle.to_tensor(restore)
+            groups.append(_Group(len(batch), longest, self._upload(index.reshape(-1))))
+        return groups, self._upload(restore)
 
     def _batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Split documents into batches of nearly equal length; if not causal, of exactly equal length."""
@@ -102,59 +167,6 @@ class DocumentAttention:
                 batches.append([])
             batches[-1].append(document)
         return [np.sort(np.array(batch)) for batch in batches]
-
-    def _flash(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        from paddle.nn.functional.flash_attention import flash_attn_unpadded
-
-        boundaries = paddle.to_tensor(self.cu_seqlens.astype(np.int32))
-        longest = int(np.diff(self.cu_seqlens).max(initial=0))
-        scale = query.shape[-1] ** -0.5
-        output, _ = flash_attn_unpadded(
-            query, key, value, boundaries, boundaries, longest, longest, scale, causal=self.causal
-        )
-        return output
-
-
-def batched_attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    """Grouped-query attention, the plain form. Softmax in float32.
-
-    `query` [D, L, heads, d]; `key`, `value` [D, S, kv heads, d] -> [D, L, heads, d]. If causal, S >= L and the last
-    query is at the position of the last key. Keys and values are not repeated: query heads that share them are rows of
-    one matrix product.
-    """
-    documents, length, heads, width = query.shape
-    kv_heads = key.shape[2]
-    grouped = [documents, length, kv_heads, heads // kv_heads, width]
-    q = (query * width**-0.5).reshape(grouped).transpose([0, 2, 3, 1, 4])
-    k, v = key.transpose([0, 2, 1, 3]), value.transpose([0, 2, 1, 3])
-    chunks = []
-    for start in range(0, length, _QUERY_CHUNK):
-        stop = min(start + _QUERY_CHUNK, length)
-        seen = key.shape[1] - length + stop if causal else key.shape[1]
-        whole = seen == key.shape[1]
-        part = q if stop - start == length else q[:, :, :, start:stop]
-        chunks.append(
-            _attend_chunk(part, k if whole else k[:, :, :seen], v if whole else v[:, :, :seen], causal)
-        )
-    output = chunks[0] if len(chunks) == 1 else paddle.concat(chunks, axis=3)
-    return output.transpose([0, 3, 1, 2, 4]).reshape([documents, length, heads, width])
-
-
-def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """[D, kv, g, l, d] over keys and values [D, kv, S, d]; the last query is at the position of the last key."""
-    documents, kv_heads, group, length, width = query.shape
-    seen = key.shape[2]
-    rows = query.reshape([documents, kv_heads, group * length, width])
-    scores = paddle.matmul(rows, key, transpose_y=True).reshape([documents, kv_heads, group, length, seen])
-    if causal and length > 1:
-        scores = scores + _causal_mask(length, seen).astype(scores.dtype)
-    weights = F.softmax(scores.astype("float32"), axis=-1).astype(value.dtype)
-    output = paddle.matmul(weights.reshape([documents, kv_heads, group * length, seen]), value)
-    return output.reshape([documents, kv_heads, group, length, width])
-
-
-def _causal_mask(length: int, seen: int) -> Tensor:
-    return paddle.triu(paddle.full([length, seen], -1e30), diagonal=seen - length + 1)
 
 
 class Attention(paddle.nn.Layer):

@@ -9,7 +9,9 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.models.attention import DocumentAttention, batched_attention
+from erniekit.kernels.attention import attention_form, batched_attention, flashmask_attention
+from erniekit.models.attention import DocumentAttention
+from erniekit.upload import Upload
 
 # Second branches with equally long prompts may share a batch if the shorter one is padded by at most this.
 _MAX_PADDING = 8
@@ -36,15 +38,23 @@ class BranchAttention:
     document has branches. Projections, MLPs and experts process every position once; only attention treats branches
     specially.
 
-    On CPU the second branches are rectangles: their queries over the keys of the prompt and of the branch. On GPU both
-    continuations are separate documents, [start, second) and [start, first) + [second, end), made by gathering the
-    queries, keys and values of the prompt twice and keeping one output per position, so that `flash_attn_unpadded` only
-    sees square causal documents. (For rectangles, the corner that causal masks align to changed between versions of
+    flashmask has this mask: keys of first branches end where second branches begin. In the plain form second branches
+    are rectangles: their queries over the keys of the prompt and of the branch. For flash both continuations are
+    separate documents, [start, second) and [start, first) + [second, end), made by gathering the queries, keys and
+    values of the prompt twice and keeping one output per position, so that `flash_attn_unpadded` only sees square
+    causal documents. (For rectangles, the corner that causal masks align to changed between versions of
     flash-attention, and Paddle's fork changed it back.)
     """
 
-    def __init__(self, cu_seqlens: np.ndarray, branches: np.ndarray, heads: int) -> None:
+    def __init__(
+        self,
+        cu_seqlens: np.ndarray,
+        branches: np.ndarray,
+        heads: int,
+        upload: Upload = paddle.to_tensor,
+    ) -> None:
         self._heads = heads
+        self._upload = upload
         bounds = cu_seqlens.astype(np.int64)
         if len(branches):
             self._starts, self._ends = bounds[:-1], bounds[1:]
@@ -54,23 +64,26 @@ class BranchAttention:
         # Without shared prompts the branches are ordinary documents.
         self._plain: DocumentAttention | None = None
         if not len(branches) or (self._firsts == self._starts).all():
-            self._plain = DocumentAttention(bounds, causal=True, heads=heads)
+            self._plain = DocumentAttention(bounds, causal=True, heads=heads, upload=upload)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self._plain is not None:
             return self._plain(layer, query, key, value)
-        if query.place.is_gpu_place() and query.dtype in (paddle.bfloat16, paddle.float16):
+        form = attention_form(query.dtype)
+        if form == "flashmask":
+            return flashmask_attention(query, key, value, self._mask_bounds, causal=True)
+        if form == "flash":
             return self.squares(layer, query, key, value)
         return self.rectangles(layer, query, key, value)
 
     def squares(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The form for GPUs."""
+        """The form for `flash_attn_unpadded`."""
         attend, expanded, restore = self._squares
         q, k, v = (paddle.index_select(x, expanded) for x in (query, key, value))
         return paddle.index_select(attend(layer, q, k, v), restore)
 
     def rectangles(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The form for CPUs."""
+        """The plain form."""
         attend, heads, tails, restore = self._rectangles
         outputs = [attend(layer, *(paddle.index_select(x, heads) for x in (query, key, value)))]
         for tail in tails:
@@ -83,6 +96,14 @@ class BranchAttention:
             )
             outputs.append(batched_attention(q, k, v, causal=True).reshape([-1, *query.shape[1:]]))
         return paddle.index_select(paddle.concat(outputs), restore)
+
+    @cached_property
+    def _mask_bounds(self) -> Tensor:
+        """The `bounds` of `flashmask_attention`: which query is the first that no longer sees a key."""
+        bounds = np.repeat(self._ends, self._ends - self._starts)
+        for first, second in zip(self._firsts, self._seconds, strict=True):
+            bounds[first:second] = second
+        return self._upload(bounds[None, None, :, None].astype(np.int32))
 
     @cached_property
     def _squares(self) -> tuple[DocumentAttention, Tensor, Tensor]:
@@ -100,8 +121,8 @@ class BranchAttention:
             kept.append(offset + len(shared) + np.arange(end - second))
             offset += len(shared) + end - second
         bounds = np.cumsum([0, *map(len, gathered)])
-        attend = DocumentAttention(bounds, causal=True, heads=self._heads)
-        return attend, paddle.to_tensor(np.concatenate(gathered)), paddle.to_tensor(np.concatenate(kept))
+        attend = DocumentAttention(bounds, causal=True, heads=self._heads, upload=self._upload)
+        return attend, self._upload(np.concatenate(gathered)), self._upload(np.concatenate(kept))
 
     @cached_property
     def _rectangles(self) -> tuple[DocumentAttention, Tensor, list[_Tails], Tensor]:
@@ -128,19 +149,21 @@ class BranchAttention:
                     len(batch),
                     length,
                     keys.shape[1],
-                    paddle.to_tensor(queries.reshape(-1)),
-                    paddle.to_tensor(keys.reshape(-1)),
+                    self._upload(queries.reshape(-1)),
+                    self._upload(keys.reshape(-1)),
                 )
             )
         bounds = np.cumsum([0, *(self._seconds - self._starts)])
-        attend = DocumentAttention(bounds, causal=True, heads=self._heads)
-        return attend, paddle.to_tensor(heads), tails, paddle.to_tensor(restore)
+        attend = DocumentAttention(bounds, causal=True, heads=self._heads, upload=self._upload)
+        return attend, self._upload(heads), tails, self._upload(restore)
 
     def _batches(self) -> list[np.ndarray]:
         """Documents whose second branches come after equally many shared tokens and are of nearly equal length."""
         lengths, shared = self._ends - self._seconds, self._firsts - self._starts
         batches: list[list[int]] = []
         for document in np.lexsort((-lengths, shared)).tolist():
+            if lengths[document] == 0:
+                continue
             longest = batches[-1][0] if batches else document
             length, before = int(lengths[longest]), int(shared[longest])
             scores = length * (before + length) * self._heads

@@ -71,7 +71,8 @@ class ErnieModel(nn.Layer):
         """
         part = self.sharding.part(row)
         if attend is None:
-            attend = DocumentAttention(row.cu_seqlens, causal=True, heads=self.config.num_attention_heads)
+            heads = self.config.num_attention_heads
+            attend = DocumentAttention(row.cu_seqlens, causal=True, heads=heads, upload=upload)
         return DeviceRow(
             inputs=row,
             input_ids=upload(part.input_ids),
@@ -124,6 +125,6 @@ class ErnieModel(nn.Layer):
             mean=upload(mean),
             std=upload(std),
             rotation=vision_rotation(part.grid_thw, vision, upload),
-            attend=self.vision_model.attention(part.grid_thw),
+            attend=self.vision_model.attention(part.grid_thw, upload),
             frame_pairs=None if pairs is None else (upload(pairs[0]), upload(pairs[1])),
         )

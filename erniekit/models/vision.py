@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
@@ -14,6 +15,7 @@ from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import VISION_NORM_EPS, VisionConfig
 from erniekit.models.layer_runner import DirectLayers, LayerRunner
 from erniekit.models.rope import VisionRotation
+from erniekit.upload import Upload
 
 
 class VisionAttention(nn.Layer):
@@ -99,11 +101,11 @@ class VisionTower(nn.Layer):
             (x,) = self.run(number, partial(_block, block, rotation, attend), x)
         return self.ln(x)
 
-    def attention(self, grid_thw: np.ndarray) -> DocumentAttention:
+    def attention(self, grid_thw: np.ndarray, upload: Upload = paddle.to_tensor) -> DocumentAttention:
         """Attention inside each frame of images and videos, int [N, 3]."""
         frames = np.repeat(grid_thw[:, 1] * grid_thw[:, 2], grid_thw[:, 0])
         cu_seqlens = np.concatenate([[0], np.cumsum(frames)]).astype(np.int32)
-        return DocumentAttention(cu_seqlens, causal=False, heads=self.vision.num_heads)
+        return DocumentAttention(cu_seqlens, causal=False, heads=self.vision.num_heads, upload=upload)
 
 
 def _block(block: VisionBlock, rotation: VisionRotation, attend: Attend, x: Tensor) -> tuple[Tensor]:

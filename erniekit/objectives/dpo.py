@@ -45,7 +45,7 @@ class DpoOutput:
 
 def upload_pairs(model: ErnieModel, batch: PackedBatch, upload: Upload = paddle.to_tensor) -> DeviceBatch:
     """Copy a row of pairs to the device, for models of the same architecture and parallel degrees as `model`."""
-    attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads)
+    attend = BranchAttention(batch.cu_seqlens, batch.branches, model.config.num_attention_heads, upload)
     return upload_batch(model, batch, attend, upload)
 
 
