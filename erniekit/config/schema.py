@@ -251,9 +251,9 @@ class TrainConfig(Section):
     recompute: Annotated[choices.Recompute, BeforeValidator(as_recompute)] = Field(
         "none",
         description="Recompute activations in the backward pass (gradient checkpointing): less memory, more time, "
-        "the same gradients. layers: all decoder layers, vision blocks and the resampler, about a third more time. "
-        "auto: the fewest, from the lowest one on, with which the memory plan fits the device. true means layers, "
-        "false none.",
+        "the same gradients up to rounding. layers: all decoder layers, vision blocks and the resampler, about a third "
+        "more time. auto: the fewest, from the lowest one on, with which the memory plan fits the device. true means "
+        "layers, false none.",
     )
     deterministic: bool = Field(
         False,

@@ -199,9 +199,8 @@ def describe_backward(
         return lines
     parts = [f"{len(plan.recomputed_layers)} of {counted(len(plan.layers), 'layer')}"]
     if plan.vision:
-        blocks = plan.vision[:-1]
-        recomputed = sum(number in plan.recomputed_vision for number in blocks)
-        parts.append(f"{recomputed} of {counted(len(blocks), 'vision block')}")
+        recomputed = min(len(plan.recomputed_vision), len(plan.vision_blocks))
+        parts.append(f"{recomputed} of {counted(len(plan.vision_blocks), 'vision block')}")
     reason = ""
     if setting == "auto":
         fits = "" if memory.fits(device_bytes) else f", more than {USABLE:.0%} of it"

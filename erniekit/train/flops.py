@@ -6,8 +6,8 @@ the forward and 4 in the backward pass, and the products of attention. Here:
 - of routed experts only the top k of a token are active;
 - the head runs over loss tokens, the vision tower over patches, the resampler over their merges;
 - attention counts the pairs of a query and a key that the mask permits: half of PaLM's square, within documents;
-- a frozen weight has no gradient: 4 FLOPs, and 2 in parts before the first trained part (vision tower, resampler,
-  decoder, head), which have no backward pass;
+- a frozen weight has no gradient: 4 FLOPs, and 2 in layers below the lowest trained parameter, which have no backward
+  pass (`erniekit.train.recompute.backward_plan`);
 - activations that are recomputed, the reference model of preference training, norms, softmax and the optimizer are not
   counted.
 """
@@ -24,6 +24,7 @@ import paddle
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor, is_vocab_tensor
+from erniekit.train.recompute import backward_plan
 
 # TFLOP/s of dense bfloat16 products with float32 accumulation, from the makers' data sheets. The first entry with all
 # of its words in the name of the device applies.
@@ -97,14 +98,15 @@ def make_flop_counter(
 def flop_rates(architecture: ErnieConfig, specs: Sequence[TensorSpec], trained: Collection[str]) -> RowCounts:
     """FLOPs of the forward and backward pass per unit of each size of a row."""
     trained = set(trained)
-    first_trained = min((_stage(name) for name in trained), default=_HEAD + 1)
+    backward = backward_plan(architecture, trained)
     moe, vision = architecture.moe, architecture.vision
     rates = dict.fromkeys(RowCounts._fields, 0.0)
     for spec in specs:
         if len(spec.shape) != 2 or spec.name.endswith("e_score_correction_bias"):
             continue
         stage = _HEAD if is_vocab_tensor(spec.name) else _stage(spec.name)
-        passes = 3 if spec.name in trained else 2 if stage >= first_trained else 1
+        has_backward = bool(trained) if stage == _HEAD else backward.includes(spec.name)
+        passes = 3 if spec.name in trained else 2 if has_backward else 1
         flops = 2.0 * passes * spec.size
         if stage == _VISION:
             rates["patches"] += flops
@@ -124,12 +126,11 @@ def flop_rates(architecture: ErnieConfig, specs: Sequence[TensorSpec], trained: 
             rates["text"] += flops
             rates["vision"] += flops
     # Two products in the forward pass, and two for each in the backward pass.
-    width = architecture.num_attention_heads * architecture.head_dim * architecture.num_hidden_layers
-    rates["pairs"] = 4.0 * width * (3 if first_trained <= _DECODER else 1)
+    width = architecture.num_attention_heads * architecture.head_dim
+    rates["pairs"] = 4.0 * width * (architecture.num_hidden_layers + 2 * len(backward.layers))
     if vision is not None:
-        rates["patch_pairs"] = (
-            4.0 * vision.hidden_size * vision.depth * (3 if first_trained == _VISION else 1)
-        )
+        blocks = len(backward.vision_blocks)
+        rates["patch_pairs"] = 4.0 * vision.hidden_size * (vision.depth + 2 * blocks)
     return RowCounts(**rates)
 
 

@@ -33,6 +33,19 @@ class BackwardPlan:
         return len(self.vision) + len(self.layers)
 
     @property
+    def vision_blocks(self) -> range:
+        """`vision` without the resampler."""
+        return self.vision[:-1]
+
+    def includes(self, name: str) -> bool:
+        """Whether a parameter is in one of the layers with a backward pass."""
+        if (match := _LAYER.match(name)) is not None:
+            return int(match[1]) in self.layers
+        if (match := _BLOCK.match(name)) is not None:
+            return int(match[1]) in self.vision
+        return name.startswith("model.resampler_model.") and bool(self.vision)
+
+    @property
     def recomputed_vision(self) -> range:
         """Recomputed blocks of the vision tower, which come first, and the resampler."""
         return self.vision[: self.num_recomputed]

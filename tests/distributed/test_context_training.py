@@ -24,6 +24,11 @@ SPREAD = {"parallel.shard": "parameters"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adapters": ({**LORA, **LOSSES}, {"parallel.expert": 2}),
     "spread": ({**LOSSES, "train.recompute": True}, SPREAD),
+    # The lower layer is frozen, and has no backward pass: not on any process, whatever they exchange in the upper one.
+    "upper": (
+        {"lora.enabled": True, "lora.targets": ["model.layers.1.*"], "train.recompute": "auto"},
+        {"parallel.expert": 2, **SPREAD},
+    ),
     "preferences": ({"task": "dpo", **LORA, "loss.balance_weight": 0.01}, {"parallel.expert": 2}),
     "cached": ({"task": "dpo", "dpo.reference": "cached", "dpo.sft_weight": 0.5}, {}),
     # The main process computes the reference with a whole model beside its share of the one that is trained.

@@ -144,6 +144,11 @@ def test_parts_before_the_first_trained_one_have_no_backward_pass() -> None:
     assert rates.vision == 4 * 2 * (layer + 2 * 3 * 8 * 2) + 6 * 16
     assert rates.pairs == 12 * 8 * 2
     assert rates.loss == 4 * 80
+    upper = replace(adapter, name="model.layers.1.self_attn.q_proj.lora_A.weight")
+    higher = flop_rates(VL, [*specs, upper], [upper.name])
+    # The lower layer has no backward pass either.
+    assert rates.text - higher.text == 2 * (layer + 2 * 3 * 8 * 4)
+    assert rates.pairs - higher.pairs == 8 * 8
     tower = [spec.name for spec in specs if spec.name.startswith("vision_model.")]
     rates = flop_rates(VL, specs, tower)
     assert rates.patches == 6 * TOWER + 4 * SPATIAL / 4
