@@ -198,15 +198,14 @@ def describe_backward(
     if setting == "none":
         return lines
     parts = [f"{len(plan.recomputed_layers)} of {counted(len(plan.layers), 'layer')}"]
-    if plan.vision:
+    if plan.vision_blocks:
         recomputed = min(len(plan.recomputed_vision), len(plan.vision_blocks))
         parts.append(f"{recomputed} of {counted(len(plan.vision_blocks), 'vision block')}")
     reason = ""
     if setting == "auto":
-        fits = "" if memory.fits(device_bytes) else f", more than {USABLE:.0%} of it"
-        reason = (
-            f" (auto: {format_bytes(memory.total_bytes)} of {format_bytes(device_bytes)} at the peak{fits})"
-        )
+        fits = "fits" if memory.fits(device_bytes) else "does not fit"
+        peak, device = format_bytes(memory.total_bytes), format_bytes(device_bytes)
+        reason = f" (auto: {peak} at the peak {fits} into {USABLE:.0%} of {device})"
     return [*lines, f"recompute: {', '.join(parts)}{reason}"]
 
 

@@ -153,11 +153,10 @@ def test_the_log_says_what_is_recomputed(tmp_path: Path) -> None:
     assert said(1, "train.recompute=layers") == ["recompute: 4 of 4 layers, 2 of 2 vision blocks"]
     (line,) = said(2**40, "train.recompute=auto")
     assert line.startswith("recompute: 0 of 4 layers, 0 of 2 vision blocks (auto: ")
-    assert line.endswith(" of 1024.0 GiB at the peak)")
+    assert line.endswith(" at the peak fits into 92% of 1024.0 GiB)")
     (line,) = said(2**20, "train.recompute=auto")
-    assert line.startswith("recompute: 4 of 4 layers, ") and line.endswith(
-        " at the peak, more than 92% of it)"
-    )
+    assert line.startswith("recompute: 4 of 4 layers, ")
+    assert line.endswith(" at the peak does not fit into 92% of 1.0 MiB)")
     lora = ["lora.enabled=true", 'lora.targets=["model.layers.3.*"]', "train.recompute=true"]
     assert said(1, *lora) == [
         "backward pass: 1 of 4 layers; nothing is trained below them",
