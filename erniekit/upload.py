@@ -25,6 +25,8 @@ class AsyncUpload:
     def __call__(self, array: np.ndarray) -> Tensor:
         if not paddle.get_device().startswith("gpu"):
             return paddle.to_tensor(array)
+        if not array.size:
+            return paddle.empty(array.shape, array.dtype.name)
         pinned = paddle.to_tensor(array, place=paddle.CUDAPinnedPlace())
         self._pinned.append(pinned)
         return pinned.cuda(blocking=False)

@@ -20,8 +20,9 @@ def device_memory(processes: int = 1) -> int:
 
     On a CPU this includes memory that is not used yet, and file caches that the kernel would give back.
     """
-    if paddle.get_device() != "cpu":
-        return int(paddle.device.cuda.get_device_properties().total_memory)
+    device = paddle.get_device()
+    if device != "cpu":
+        return int(paddle.device.cuda.get_device_properties(device).total_memory)
     free = [_machine_memory()]
     for limit, used in _CGROUPS:
         values = [_number(Path(limit)), _number(Path(used))]
