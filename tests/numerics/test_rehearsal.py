@@ -1,0 +1,88 @@
+"""The rehearsal's adapter gives Paddle's numbers for whole models. Both run the cases of rehearsal_cases."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from tests.closeness import FLOAT32, assert_all_close
+from tests.numerics.rehearsal_cases import results
+
+ROOT = Path(__file__).parents[2]
+# What a whole process needs, before it imports Paddle.
+START = """
+import sys
+from erniekit.runtime import prepare_environment
+prepare_environment()
+import torch
+torch.set_num_threads(1)
+from tools.gpu.rehearsal.adapter import install
+install()
+"""
+
+
+def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", START + code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _by_kind(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """By case, form and kind: gradients, weights after a step, and what else there is."""
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in values.items():
+        (case, _, name), (_, _, form) = key.partition(" | ")[0].partition(": "), key.partition(" | ")
+        kind = name.partition(" of ")[0] if " of " in name else "values"
+        groups.setdefault(f"{case}, {form or 'cpu'}, {kind}", {})[f"{case}: {name}"] = value
+    return groups
+
+
+@pytest.mark.slow
+def test_adapter_gives_the_numbers_of_paddle(tmp_path: Path) -> None:
+    file = tmp_path / "adapter.npz"
+    run = _run("from tests.numerics.rehearsal_cases import main\nmain(sys.argv[1])", str(file))
+    assert run.returncode == 0, run.stderr
+    expected = results(adapter=False)
+    with np.load(file) as stored:
+        found = {name: stored[name] for name in stored.files}
+    # Names and order of parameters too.
+    assert [name for name in found if " | " not in name] == list(expected)
+    for group, values in _by_kind(found).items():
+        assert_all_close(values, {name: expected[name] for name in values}, FLOAT32, what=group)
+
+
+def test_what_the_adapter_lacks_is_an_error() -> None:
+    run = _run(
+        """
+import paddle, paddle.nn.functional as F
+from erniekit.data.media.patches import Patches
+x = paddle.zeros([2])
+for name, ask in {
+    "paddle.erfinv": lambda: paddle.erfinv(x),
+    "paddle.nn.functional.mish": lambda: F.mish(x),
+    "logit": lambda: x.logit(),
+    "erniekit.data.media.patches.Patches": lambda: Patches(),
+}.items():
+    try:
+        ask()
+    except AttributeError as error:
+        assert name in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    )
+    assert run.returncode == 0, run.stderr
