@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,3 +126,28 @@ def test_without_gradients_there_is_only_the_way_forth() -> None:
     assert hooks.seen == [
         line for number in (0, 1, 2) for line in (f"enter {number} forth", f"leave {number}")
     ]
+
+
+@pytest.mark.parametrize("recompute", [range(0), range(3)])
+def test_nothing_of_a_layer_outlives_its_backward_pass(recompute: range) -> None:
+    """Its input and the gradient of it are gone when the layer below has its turn."""
+    layers = nn.LayerList(nn.Linear(4, 4) for _ in range(3))
+    inputs: dict[int, weakref.ref[Tensor]] = {}
+    alive: dict[int, list[int]] = {}
+
+    class Watch(NoHooks):
+        def enter(self, number: int, *, backward: bool) -> None:
+            if backward:
+                alive[number] = [other for other, ref in inputs.items() if ref() is not None]
+
+    def compute(x: Tensor, number: int) -> tuple[Tensor]:
+        inputs[number] = weakref.ref(x)
+        return (paddle.tanh(layers[number](x)),)
+
+    run, x = CheckpointedLayers(Watch(), recompute=recompute), paddle.ones([5, 4])
+    for number in range(3):
+        (x,) = run(number, partial(compute, number=number), x)
+    loss = x.sum()
+    del x
+    loss.backward()
+    assert alive == {2: [0, 1, 2], 1: [0, 1], 0: [0]}
