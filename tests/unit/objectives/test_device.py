@@ -13,8 +13,6 @@ import pytest
 from erniekit.config.choices import ALL_LINEAR
 from erniekit.kernels.choice import use_forms
 from erniekit.kernels.grouped_gemm import ExpertRows
-from erniekit.models.attention import DocumentAttention
-from erniekit.models.branches import BranchAttention
 from erniekit.models.layer_runner import CheckpointedLayers
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
@@ -27,11 +25,10 @@ from tests.unit.objectives.rows import filler, make_model, make_row, totals_of
 WAITS = ("numpy", "tolist", "item", "__array__", "__bool__", "__int__", "__float__", "__index__")
 UPLOADS = ("to_tensor", "tensor", "assign")
 # The forms of other devices than CPUs, of which some read counts on the host.
-FORMS = dict.fromkeys(("permute", "rms_norm", "rope", "swiglu", "cross_entropy"), "plain")
+KERNELS = ("permute", "rms_norm", "rope", "swiglu", "cross_entropy", "attention", "embedding")
+FORMS = dict.fromkeys(KERNELS, "plain")
 # The plain grouped product is a loop, which asks for its counts; those for GPUs do not.
 READ_ON_HOST = [(ExpertRows, "counts")]
-# Planned by the first layer of a row.
-PLANNED_LATE = [(DocumentAttention, "_plan"), (BranchAttention, "_rectangles")]
 WEIGHTS = RouterWeights(balance=0.1, z=0.01)
 
 
@@ -67,12 +64,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patch.setattr(paddle.Tensor, name, forbid(f"Tensor.{name}", getattr(paddle.Tensor, name)))
         for name in UPLOADS:
             patch.setattr(paddle, name, forbid(f"paddle.{name}", getattr(paddle, name)))
-        for kind, name in (*READ_ON_HOST, *PLANNED_LATE):
+        for kind, name in READ_ON_HOST:
             patch.setattr(kind, name, allow(kind, name))
         yield
 
 
-ROWS = {"images": make_row([9, 6, 4], pictures=2), "text": make_row([7, 8]), "filler": filler()}
+ROWS = {"images": make_row([9, 6, 4], images=2), "text": make_row([7, 8]), "filler": filler()}
 
 
 @pytest.mark.parametrize("kind", ["full", "LoRA", "recomputed"])

@@ -15,7 +15,7 @@ from tests.models import apply_lora
 from tests.unit.kernels.forms import TRITON
 from tests.unit.objectives.rows import gradients_of, make_model, make_row, totals_of
 
-ROW = make_row([5, 4], pictures=1)
+ROW = make_row([5, 4], images=1)
 
 
 def _gradients(model: ErnieModel) -> tuple[float, dict[str, np.ndarray]]:

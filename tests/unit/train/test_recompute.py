@@ -25,7 +25,7 @@ from tests.models import apply_lora
 from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.rows import filler, gradients_of, make_model, make_row, totals_of
 
-ROWS = [make_row([9, 6, 4], pictures=2), make_row([7, 8], seed=1), filler()]
+ROWS = [make_row([9, 6, 4], images=2), make_row([7, 8], seed=1), filler()]
 ARCHITECTURE = ErnieConfig.from_json({**FLAT, "vision_config": {**FLAT["vision_config"], "depth": 2}})
 LAYERS, DEPTH = 4, 2
 
