@@ -1,6 +1,7 @@
 """Attention: the plain form over batches of documents, and Paddle's fused forms over packed rows.
 
 The models plan which positions attend to which, once per row, and call the form that `form_of("attention")` names.
+The fused forms are tested with stand-ins that follow the definition of their arguments; they have not run on a GPU yet.
 """
 
 from __future__ import annotations
