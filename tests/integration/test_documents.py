@@ -76,53 +76,54 @@ def _run(command: list[str], clone: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def quickstart(clone: Path) -> subprocess.CompletedProcess[str]:
+def quickstart(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the commands of the quickstart print."""
     compare = "1" if importlib.util.find_spec("torch") else "0"
-    return _run(["bash", "examples/quickstart.sh", compare], clone)
+    return _run_example("examples/quickstart.sh", clone, tmp_path_factory.mktemp("script"), compare)
 
 
-def test_quickstart_reads_at_least_95_percent_and_loads(quickstart: subprocess.CompletedProcess[str]) -> None:
-    assert quickstart.returncode == 0, quickstart.stdout[-3000:] + quickstart.stderr[-3000:]
-    told = re.search(r"exact match (\d+) of (\d+)", quickstart.stdout)
-    assert told is not None
-    exact, asked = map(int, told.groups())
+def test_quickstart_reads_at_least_95_percent_and_loads(quickstart: str) -> None:
+    found = re.search(r"exact match (\d+) of (\d+)", quickstart)
+    assert found is not None
+    exact, asked = map(int, found.groups())
     assert asked >= 290
     assert exact >= 0.95 * asked
     if importlib.util.find_spec("torch"):
-        assert re.search(r"ok .*20 .*answers|ok .*answers.*20", quickstart.stdout), quickstart.stdout[-3000:]
+        assert re.search(r"ok .*20 .*answers|ok .*answers.*20", quickstart), quickstart[-3000:]
 
 
-def _percentages(told: str) -> list[list[float]]:
+def _percentages(printed: str) -> list[list[float]]:
     """The lines with metrics over all answers that `erniekit eval` printed, in percent."""
-    lines = re.findall(r"^all +300((?: +[0-9.]+%)+)$", told, re.MULTILINE)
+    lines = re.findall(r"^all +300((?: +[0-9.]+%)+)$", printed, re.MULTILINE)
     return [[float(value) for value in line.replace("%", "").split()] for line in lines]
 
 
-def _commands(script: str, directory: Path) -> list[list[str]]:
-    """The commands that an example runs, as the shell expands them. None of them runs."""
+def _print_example(script: str, directory: Path, *arguments: str) -> str:
+    """What an example prints besides the output of its commands. None of them runs."""
     for name, source in ((script, ROOT / script), (".venv/bin/erniekit", shutil.which("true"))):
         (directory / name).parent.mkdir(parents=True)
         (directory / name).symlink_to(str(source))
-    finished = subprocess.run(["bash", script], cwd=directory, capture_output=True, text=True, check=True)
-    found = re.findall(r"^\$ (erniekit .*)$", finished.stdout, re.MULTILINE)
-    assert len(found) == finished.stdout.count("== ")
-    return [shlex.split(command) for command in found]
+    command = ["bash", script, *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
 
 
-def _run_example(script: str, clone: Path, directory: Path) -> str:
-    """What the commands of an example print, each run in the clone."""
-    told = ""
-    for command in _commands(script, directory):
-        finished = _run(command, clone)
-        assert finished.returncode == 0, told[-3000:] + finished.stdout[-3000:] + finished.stderr[-3000:]
-        told += finished.stdout
-    return told
+def _run_example(script: str, clone: Path, directory: Path, *arguments: str) -> str:
+    """What the commands of an example print, as the shell expands them, each run in the clone."""
+    shown = _print_example(script, directory, *arguments)
+    commands = re.findall(r"^\$ (erniekit .*)$", shown, re.MULTILINE)
+    assert len(commands) == shown.count("== ")
+    printed = ""
+    for command in commands:
+        finished = _run(shlex.split(command), clone)
+        assert finished.returncode == 0, printed[-3000:] + finished.stdout[-3000:] + finished.stderr[-3000:]
+        printed += finished.stdout
+    return printed
 
 
 @pytest.mark.usefixtures("quickstart")
 def test_dpo_flips_a_style_of_answer_and_the_digits_stay_right(clone: Path, tmp_path: Path) -> None:
-    told = _run_example(EXAMPLES["make example-dpo"], clone, tmp_path)
-    (style_before, right_before), (style_after, right_after) = _percentages(told)
+    printed = _run_example(EXAMPLES["make example-dpo"], clone, tmp_path)
+    (style_before, right_before), (style_after, right_after) = _percentages(printed)
     # Those that are wrong are of either style.
     assert style_before + 100 - right_before < 20
     assert style_after > 90
@@ -133,9 +134,9 @@ def test_dpo_flips_a_style_of_answer_and_the_digits_stay_right(clone: Path, tmp_
 
 @pytest.mark.usefixtures("quickstart")
 def test_calls_are_valid_and_right_after_the_example(clone: Path, tmp_path: Path) -> None:
-    told = _run_example(EXAMPLES["make example-calls"], clone, tmp_path)
-    assert re.search(r"^metrics .* call_valid +call_match$", told, re.MULTILINE)
-    ((*_, valid, right),) = _percentages(told)
+    printed = _run_example(EXAMPLES["make example-calls"], clone, tmp_path)
+    assert re.search(r"^metrics .* call_valid +call_match$", printed, re.MULTILINE)
+    ((*_, valid, right),) = _percentages(printed)
     assert valid >= 90
     assert right >= 90
     assert list((clone / "runs/digits/calls-export").glob("*.safetensors"))
@@ -199,8 +200,8 @@ def test_the_configurations_in_the_readme_are_valid(clone: Path) -> None:
 
 
 @pytest.mark.usefixtures("quickstart")
-def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProcess[str], clone: Path) -> None:
-    lines = quickstart.stdout.split("Next:\n")[1].splitlines()
+def test_the_next_steps_of_the_quickstart(clone: Path, tmp_path: Path) -> None:
+    lines = _print_example("examples/quickstart.sh", tmp_path).split("Next:\n")[1].splitlines()
     commands = [
         shlex.split(line.split("      ")[0]) for line in lines if line.strip().startswith(".venv/bin/")
     ]
@@ -220,7 +221,7 @@ def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProces
         "kernels.py --tokens 64 --repeats 1",
         "train_step.py --steps 1 --no-peer",
         "data.py --images 200 --workers 1",
-        "media.py --seconds 0.01 --rounds 1",
+        "media.py --seconds 0.01 --rounds 1 --video-seconds 4",
         "moe.py --sizes 64x32x64 --repeats 1 --processes 2",
     ],
     ids=lambda a: a.split()[0],
@@ -228,11 +229,11 @@ def test_what_quickstart_tells_to_do_next(quickstart: subprocess.CompletedProces
 def test_benches_run(arguments: str, clone: Path) -> None:
     finished = _run(["python", *f"tools/bench/{arguments}".split()], clone)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    told = (
+    printed = (
         r"RMSNorm +[0-9.]+|ms per step|memory of all processes, MB.*: \d+|images per second|of it in dispatch"
         r"|erniekit --help +[0-9.]+"
     )
-    assert re.search(told, finished.stdout), finished.stdout
+    assert re.search(printed, finished.stdout), finished.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Time images from file to patches, in erniekit and in transformers' processor, and videos, on one core each.
 
-    python tools/bench/media.py [--seconds 0.5] [--rounds 3] [--photographs DIRECTORY]
+    python tools/bench/media.py [--seconds 0.5] [--rounds 3] [--video-seconds 30] [--photographs DIRECTORY]
 
 Each side runs in a separate process with one thread, in turns. The median of the rounds is printed in images per
 second for each kind of image. erniekit's side is open_image and patchify, which return uint8 patches for
@@ -42,6 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=0.5, help="seconds per side and round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
+    parser.add_argument("--video-seconds", type=int, default=30, help="length of the videos")
     parser.add_argument("--photographs", type=Path, help="a directory of photographs (JPEG) to time as well")
     arguments = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -59,7 +60,7 @@ def main() -> None:
             print(f"{name:28}{ours:10.0f}{theirs:14.0f}{ours / theirs:8.2f}")
         for side in sides:
             side.send(None)
-    time_videos()
+    time_videos(arguments.video_seconds)
 
 
 def images(directory: Path, photographs: Path | None) -> dict[str, list[str]]:
@@ -133,11 +134,12 @@ def rate(once: Once, paths: list[str], seconds: float) -> float:
     return done / (time.perf_counter() - begin)
 
 
-def time_videos() -> None:
-    """Prints how fast a video of 30 s is read: 60 frames of 900, with a keyframe every 2 s and every 10 s."""
+def time_videos(length: int) -> None:
+    """Prints how fast a video of `length` seconds is read, 2 of 30 frames a second, with a keyframe every 2 s and every
+    10 s."""
     spec = VideoSpec(2.0, 16, 180, "leading", True, 299 * 28 * 28, 1196 * 28 * 28, 14, 2, 0)
     for seconds in (2, 10):
-        video = encode_video(seconds)
+        video = encode_video(length, seconds)
         begin = time.perf_counter()
         info = video_info(video, "bench")
         headed = time.perf_counter()
@@ -150,19 +152,19 @@ def time_videos() -> None:
         )
 
 
-def encode_video(keyframe_seconds: int) -> bytes:
-    """30 s of 30 frames a second: a photograph that the camera pans over, H.264 in MP4."""
+def encode_video(length: int, keyframe_seconds: int) -> bytes:
+    """`length` seconds of 30 frames a second: a photograph that the camera pans over, H.264 in MP4."""
     import av
 
     with tempfile.TemporaryDirectory() as directory:
-        wide = Image.open(write_photograph(Path(directory) / "wide.jpg", 360, 640 + 900, 0))
+        wide = Image.open(write_photograph(Path(directory) / "wide.jpg", 360, 640 + 30 * length, 0))
         wide.load()
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         options = {"preset": "veryfast", "threads": "1", "g": str(30 * keyframe_seconds)}
         stream = output.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
-        for number in range(900):
+        for number in range(30 * length):
             frame = av.VideoFrame.from_image(wide.crop((number, 0, number + 640, 360)))
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
