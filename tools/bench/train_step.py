@@ -163,7 +163,7 @@ def padded(batch: PackedBatch, image_token: int) -> dict[str, np.ndarray]:
 
 
 def take_turns_apart(sides: dict[str, Side], count: int) -> dict[str, float]:
-    """Median seconds of each side's step, every side in a process of its own, in turns of five steps.
+    """Median seconds of each side's step, every side in a process of its own, in turns of at most five steps.
 
     In one process, or in shorter turns, the two libraries' idle threads spin on the cores that the other needs.
     """
@@ -173,9 +173,10 @@ def take_turns_apart(sides: dict[str, Side], count: int) -> dict[str, float]:
         pipes[name], far = context.Pipe()
         context.Process(target=serve, args=(far, side), daemon=True).start()
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(-(-count // 5) + 1):
+    steps = min(5, count)
+    for turn in range(-(-count // steps) + 1):
         for name, pipe in pipes.items():
-            pipe.send(5)
+            pipe.send(steps)
             measured = pipe.recv()
             # The first turn warms up.
             times[name] += measured if turn else []
@@ -201,10 +202,11 @@ def timed(step: Step) -> float:
 def take_turns(steps: dict[str, Step], count: int) -> dict[str, float]:
     """Median seconds of each, run in turn."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(count + 3):
+    warmup = min(3, count)
+    for turn in range(count + warmup):
         for name, step in steps.items():
             seconds = timed(step)
-            if turn >= 3:
+            if turn >= warmup:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
 
