@@ -10,14 +10,16 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+# Bytes of an H100, for a program.
+_SHARED_MEMORY = 227 * 1024
 _TYPES = {"bfloat16": tl.bfloat16, "float16": tl.float16, "float32": tl.float32}
 
 
 class Block(NamedTuple):
     """Tiles of BM x BN with steps of BK along the sum; for gradients of weights BN x BK with steps of BM.
 
-    programs: at a time on a multiprocessor. flat: the loops over tiles and over steps are one, so that the copies for
-    the next tile begin early.
+    programs: at a time on a multiprocessor, each for one tile after the other; 0: a program for each tile. flat: the
+    loops over tiles and over steps are one, so that the copies for the next tile begin early.
     """
 
     BM: int
@@ -33,26 +35,34 @@ class Block(NamedTuple):
 _BLOCKS = {
     "rows": Block(128, 256, 64, warps=8, stages=3, flat=True),
     # Adapters take registers and shared memory.
-    "rows_low_rank": Block(128, 256, 64, warps=8, stages=4),
+    "rows_low_rank": Block(128, 256, 64, warps=8, stages=3),
     "narrow": Block(128, 64, 64, warps=4, stages=4, programs=2),
     "gate_up": Block(128, 128, 64, warps=8, stages=3, flat=True),
-    "gate_up_low_rank": Block(128, 128, 64, warps=8, stages=4),
+    "gate_up_low_rank": Block(128, 128, 64, warps=8, stages=3),
     "down_dx": Block(128, 256, 64, warps=8, stages=4),
     "dw": Block(64, 128, 256, warps=8, stages=3),
-    "dw_narrow": Block(64, 128, 128, warps=4, stages=3, programs=4),
+    "dw_narrow": Block(64, 64, 64, warps=4, stages=4, programs=0),
 }
+# For GPUs with less shared memory than an H100, without bulk copies; these have not run on one.
+_SMALL = Block(128, 128, 32, warps=8, stages=3)
+_SMALL_DW = Block(32, 128, 128, warps=8, stages=3)
 # Products of float32 use no tensor cores.
 _FLOAT32 = Block(32, 64, 32, warps=4, stages=2, programs=2)
 
 
 def block_of(kind: str, tensor: Any) -> Block:
-    """The tiles of a kernel for the type of `tensor`."""
-    return _FLOAT32 if _type(tensor) is tl.float32 else _BLOCKS[kind]
+    """The tiles of a kernel for the type of `tensor` and the GPU."""
+    if _type(tensor) is tl.float32:
+        return _FLOAT32
+    if _is_large_gpu():
+        return _BLOCKS[kind]
+    return _SMALL_DW if kind.startswith("dw") else _SMALL
 
 
 def launch(kernel: Any, tiles: int, block: Block, *arguments: Any, **sizes: Any) -> None:
-    """Launch as many programs as run at a time; each takes a tile after the other."""
-    kernel[(min(tiles, _multiprocessors() * block.programs),)](
+    """Launch as many programs as run at a time, or one for each of the tiles."""
+    programs = min(tiles, _properties()["multiprocessor_count"] * block.programs) if block.programs else tiles
+    kernel[(programs,)](
         *arguments,
         **sizes,
         BM=block.BM,
@@ -70,8 +80,10 @@ def padded(size: int) -> int:
 
 
 def has_descriptor(tensor: Any, parts: int = 1) -> bool:
-    """Whether bulk copies can read the tensor: it is not empty, and parts of its rows are multiples of 16 bytes."""
-    return math.prod(tensor.shape) > 0 and tensor.shape[-1] // parts * _type(tensor).itemsize % 16 == 0
+    """Whether bulk copies can read the tensor: not empty, it and parts of its rows begin at multiples of 16 bytes."""
+    width = tensor.shape[-1] // parts * _type(tensor).itemsize
+    is_aligned = width % 16 == 0 and tensor.data_ptr() % 16 == 0
+    return is_aligned and math.prod(tensor.shape) > 0 and _is_large_gpu()
 
 
 def descriptor(tensor: Any, block: list[int], shape: list[int] | None = None) -> TensorDescriptor:
@@ -104,13 +116,17 @@ def _base(tensor: Any) -> Any:
     return triton.reinterpret(tensor, _type(tensor))
 
 
-def _multiprocessors() -> int:
+def _is_large_gpu() -> bool:
+    return _properties()["max_shared_mem"] >= _SHARED_MEMORY
+
+
+def _properties() -> dict[str, int]:
     if triton.knobs.runtime.interpret:
-        return 2
-    return _multiprocessors_of(triton.runtime.driver.active.get_current_device())
+        return {"multiprocessor_count": 1, "max_shared_mem": _SHARED_MEMORY}
+    return _properties_of(triton.runtime.driver.active.get_current_device())
 
 
 @functools.cache
-def _multiprocessors_of(device: int) -> int:
+def _properties_of(device: int) -> dict[str, int]:
     # Asking takes a millisecond.
-    return int(triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"])
+    return dict(triton.runtime.driver.active.utils.get_device_properties(device))

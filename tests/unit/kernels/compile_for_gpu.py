@@ -35,7 +35,7 @@ class Hopper:
         return self
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"multiprocessor_count": 132}
+        return {"multiprocessor_count": 132, "max_shared_mem": 232_448}
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
