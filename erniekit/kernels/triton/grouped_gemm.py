@@ -14,10 +14,12 @@ import triton.language as tl
 
 from erniekit.kernels.triton.launch import (
     block_of,
+    cdiv,
     descriptor,
     has_descriptor,
     launch,
     padded,
+    power_of_two,
     ragged_descriptor,
 )
 from erniekit.kernels.triton.tiles import load_low_rank, load_rows, load_tile, locate, store_tile, tile_ends
@@ -65,7 +67,7 @@ def grouped_gemm_dw(dy: Any, x: Any, offsets: Any, out: Any) -> None:
     block = block._replace(BN=min(block.BN, max(64, padded(N // parts))), BK=min(block.BK, padded(K)))
     BM, BN, BK = block[:3]
     dy_tma, x_tma = has_descriptor(dy, parts), has_descriptor(x, parts)
-    tiles = E * parts * triton.cdiv(N // parts, BN) * triton.cdiv(K, BK)
+    tiles = E * parts * cdiv(N // parts, BN) * cdiv(K, BK)
     launch(
         _weights_kernel,
         tiles,
@@ -108,7 +110,7 @@ def _launch_rows(
     E = w.shape[0]
     launch(
         _rows_kernel,
-        (triton.cdiv(x.shape[0], BM) + E) * parts * triton.cdiv(N, BN),
+        (cdiv(x.shape[0], BM) + E) * parts * cdiv(N, BN),
         block,
         descriptor(x, [BM, BK]) if x_tma else x,
         descriptor(w, [BK, BN] if transposed else [BN, BK]) if w_tma else w,
@@ -127,7 +129,7 @@ def _launch_rows(
         TRANSPOSED=transposed,
         X_TMA=x_tma,
         W_TMA=w_tma,
-        EXPERTS=triton.next_power_of_2(E),
+        EXPERTS=power_of_two(E),
     )
 
 

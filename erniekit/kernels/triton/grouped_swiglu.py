@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 
 from erniekit.kernels.triton.grouped_gemm import LowRank
-from erniekit.kernels.triton.launch import block_of, descriptor, has_descriptor, launch, padded
+from erniekit.kernels.triton.launch import (
+    block_of,
+    cdiv,
+    descriptor,
+    has_descriptor,
+    launch,
+    padded,
+    power_of_two,
+)
 from erniekit.kernels.triton.tiles import load_low_rank, load_tile, locate, store_tile, tile_ends
 
 
@@ -30,7 +38,7 @@ def grouped_gate_up(x: Any, w: Any, offsets: Any, h: Any, a: Any, low_rank: LowR
     tma = has_descriptor(x)
     launch(
         _gate_up_kernel,
-        (triton.cdiv(x.shape[0], BM) + E) * triton.cdiv(F, BN),
+        (cdiv(x.shape[0], BM) + E) * cdiv(F, BN),
         block,
         descriptor(x, [BM, BK]) if tma else x,
         descriptor(w, [1, 2, BN, BK], [E, 2, F, K]) if tma else w,
@@ -45,7 +53,7 @@ def grouped_gate_up(x: Any, w: Any, offsets: Any, h: Any, a: Any, low_rank: LowR
         R=rank,
         BR=padded(rank),
         TMA=tma,
-        EXPERTS=triton.next_power_of_2(E),
+        EXPERTS=power_of_two(E),
     )
 
 
@@ -64,7 +72,7 @@ def grouped_down_dx(dy: Any, w: Any, h: Any, offsets: Any, dh: Any, a: Any, low_
     dy_tma, w_tma = has_descriptor(dy), has_descriptor(w)
     launch(
         _down_dx_kernel,
-        (triton.cdiv(dy.shape[0], BM) + E) * triton.cdiv(F, BN),
+        (cdiv(dy.shape[0], BM) + E) * cdiv(F, BN),
         block,
         descriptor(dy, [BM, BK]) if dy_tma else dy,
         descriptor(w, [BK, BN]) if w_tma else w,
@@ -81,7 +89,7 @@ def grouped_down_dx(dy: Any, w: Any, h: Any, offsets: Any, dh: Any, a: Any, low_
         BR=padded(rank),
         DY_TMA=dy_tma,
         W_TMA=w_tma,
-        EXPERTS=triton.next_power_of_2(E),
+        EXPERTS=power_of_two(E),
     )
 
 

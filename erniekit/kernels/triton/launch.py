@@ -74,9 +74,19 @@ def launch(kernel: Any, tiles: int, block: Block, *arguments: Any, **sizes: Any)
     )
 
 
+def cdiv(size: int, block: int) -> int:
+    """size / block, rounded up. Triton's own takes microseconds, as does its `next_power_of_2`."""
+    return -(-size // block)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below `size`, which is at least 1."""
+    return 1 << (size - 1).bit_length()
+
+
 def padded(size: int) -> int:
-    """The smallest size of a tile that holds `size`."""
-    return max(16, triton.next_power_of_2(size))
+    """The smallest side of a tile that holds `size`."""
+    return power_of_two(max(16, size))
 
 
 def has_descriptor(tensor: Any, parts: int = 1) -> bool:
@@ -108,7 +118,12 @@ def ragged_descriptor(tensor: Any, block: list[int]) -> TensorDescriptor:
 
 
 def _type(tensor: Any) -> Any:
-    return _TYPES[str(tensor.dtype).split(".")[-1]]
+    return _type_of(tensor.dtype)
+
+
+@functools.cache
+def _type_of(dtype: Any) -> Any:
+    return _TYPES[str(dtype).split(".")[-1]]
 
 
 def _base(tensor: Any) -> Any:
