@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from erniekit.kernels.triton.launch import (
+from erniekit.kernels.triton.grouped_launch import (
     block_of,
     cdiv,
     descriptor,
@@ -22,7 +22,14 @@ from erniekit.kernels.triton.launch import (
     power_of_two,
     ragged_descriptor,
 )
-from erniekit.kernels.triton.tiles import load_low_rank, load_rows, load_tile, locate, store_tile, tile_ends
+from erniekit.kernels.triton.grouped_tiles import (
+    load_low_rank,
+    load_rows,
+    load_tile,
+    locate,
+    store_tile,
+    tile_ends,
+)
 
 LowRank = tuple[Any, Any] | None
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from erniekit.kernels.triton.grouped_gemm import LowRank
-from erniekit.kernels.triton.launch import (
+from erniekit.kernels.triton.grouped_launch import (
     block_of,
     cdiv,
     descriptor,
@@ -20,7 +20,7 @@ from erniekit.kernels.triton.launch import (
     padded,
     power_of_two,
 )
-from erniekit.kernels.triton.tiles import load_low_rank, load_tile, locate, store_tile, tile_ends
+from erniekit.kernels.triton.grouped_tiles import load_low_rank, load_tile, locate, store_tile, tile_ends
 
 
 def grouped_gate_up(x: Any, w: Any, offsets: Any, h: Any, a: Any, low_rank: LowRank = None) -> None:
