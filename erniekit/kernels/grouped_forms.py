@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import paddle
-import paddle.nn.functional as F
-from paddle import Tensor, _C_ops
+from paddle import Tensor
 from paddle.incubate.nn.functional.batched_gemm import batched_gemm
 
 from erniekit.kernels.choice import form_of
@@ -18,7 +17,7 @@ from erniekit.kernels.grouped_gemm import (
     parts_of,
     scaled,
 )
-from erniekit.kernels.swiglu import swiglu
+from erniekit.kernels.swiglu import plain_swiglu_backward, swiglu
 from erniekit.kernels.triton.runtime import pointer
 
 
@@ -88,9 +87,8 @@ class PaddleProducts:
     ) -> tuple[Tensor, Tensor]:
         da = self.dx(dy, weight, rows, low_rank)
         gate, up = paddle.split(h, 2, axis=1)
-        silu = F.silu(gate)
-        d_gate = _C_ops.silu_grad(gate, silu, da * up)
-        return paddle.concat([d_gate, da * silu], axis=1), silu * up
+        grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
+        return paddle.concat([grad_gate, grad_up], axis=1), activation
 
     def _product(self, x: Tensor, weight: Tensor, rows: ExpertRows, *, transpose: bool) -> Tensor:
         active = [number for number, count in enumerate(rows.counts) if count]

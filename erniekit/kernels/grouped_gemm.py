@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle import Tensor, _C_ops
+from paddle import Tensor
+
+from erniekit.kernels.swiglu import plain_swiglu_backward
 
 
 class ExpertRows:
@@ -170,10 +172,9 @@ class PlainProducts:
         # An expert at a time, while its rows are in the cache.
         for da, part in zip(products, _split(h, rows), strict=True):
             gate, up = paddle.split(part, 2, axis=1)
-            silu = F.silu(gate)
-            d_gate = _C_ops.silu_grad(gate, silu, da * up)
-            gradients.append(paddle.concat([d_gate, da * silu], axis=1))
-            activations.append(silu.multiply_(up))
+            grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
+            gradients.append(paddle.concat([grad_gate, grad_up], axis=1))
+            activations.append(activation)
         return _concat(gradients, dy, h.shape[1]), _concat(activations, dy, weight.shape[2])
 
     def _dx_parts(

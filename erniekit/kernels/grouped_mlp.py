@@ -10,6 +10,7 @@ from paddle import Tensor
 
 from erniekit.kernels.grouped_forms import products
 from erniekit.kernels.grouped_gemm import ExpertRows, LowRank
+from erniekit.kernels.swiglu import swiglu
 
 
 class ExpertWeight(NamedTuple):
@@ -33,8 +34,7 @@ def grouped_mlp(x: Tensor, gate_up: ExpertWeight, down: ExpertWeight, rows: Expe
     """
     if gate_up.dropout or down.dropout:
         # Dropout between the matrix and its adapter: each product is a step of autograd.
-        gate, up = paddle.split(grouped_linear(x, gate_up, rows), 2, axis=1)
-        return grouped_linear(F.silu(gate) * up, down, rows)
+        return grouped_linear(swiglu(grouped_linear(x, gate_up, rows)), down, rows)
     tensors = [gate_up.weight, gate_up.lora_a, gate_up.lora_b, down.weight, down.lora_a, down.lora_b]
     return _GroupedMlp.apply(x, *tensors, rows, gate_up.scaling, down.scaling)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
 import pytest
 from paddle import Tensor
 
 from erniekit.kernels.choice import use_forms
-from erniekit.kernels.swiglu import swiglu
+from erniekit.kernels.swiglu import plain_swiglu_backward, swiglu
+from tests.closeness import assert_close
 from tests.unit.kernels.forms import TRITON, assert_same_results, random
 
 # Paddle's own has a kernel for CPUs too.
@@ -40,3 +42,19 @@ def test_one_of_two_may_train(form: str, trained: int) -> None:
     with use_forms(swiglu=form):
         swiglu(*inputs).sum().backward()
     assert [x.grad is not None for x in inputs] == [x is inputs[trained] for x in inputs]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gates_far_below_zero_have_no_gradient(form: str) -> None:
+    """Paddle's gradient of silu on CPU is NaN there."""
+    gates = np.array([[-1000, -100, -89, -88, -87, -80, -20, 0, 20, 100]], np.float32)
+    sigmoid = np.exp(np.minimum(gates, 0)) / (1 + np.exp(-np.abs(gates)))
+    expected = sigmoid * (1 + gates * (1 - sigmoid))
+    gate, up = paddle.to_tensor(gates, stop_gradient=False), paddle.ones([1, 10])
+    with use_forms(swiglu=form):
+        swiglu(gate, up).sum().backward()
+    assert_close(gate.grad, expected)
+    found = plain_swiglu_backward(paddle.to_tensor(gates), up, up)
+    assert_close(found[0], expected)
+    assert_close(found[1], gates * sigmoid)
+    assert_close(found[2], gates * sigmoid)
