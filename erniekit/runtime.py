@@ -55,13 +55,19 @@ def tune_malloc() -> bool:
 
 
 def configure(
-    device: str, threads: int | None, seed: int, *, kernels: str = "auto", deterministic: bool = False
+    device: str,
+    threads: int | None,
+    seed: int,
+    *,
+    kernels: str = "auto",
+    attention: str = "auto",
+    deterministic: bool = False,
 ) -> str:
     """Set device, CPU threads, kernels and all seeds; returns "cpu" or "gpu".
 
     `device`: auto, cpu or gpu. `threads`: CPU threads of operators in the calling thread, None for one per usable core.
-    `kernels`, `deterministic`: see `erniekit.kernels.choice.choose_forms`. Raises ConfigError for gpu without a GPU and
-    for kernels that cannot run.
+    `kernels`, `attention`, `deterministic`: see `erniekit.kernels.choice.choose_forms`. Raises ConfigError for gpu
+    without a GPU and for kernels that cannot run.
     """
     prepare_environment()
     import numpy as np
@@ -87,7 +93,7 @@ def configure(
     else:
         # Keep float32 products in float32, for example in routers: Paddle uses TF32 by default.
         paddle.base.core.set_cublas_switch(False)
-    choose_forms(kernels, chosen, deterministic=deterministic)
+    choose_forms(kernels, chosen, attention=attention, deterministic=deterministic)
 
     random.seed(seed)
     np.random.seed(seed)

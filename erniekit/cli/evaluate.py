@@ -127,7 +127,7 @@ def evaluate(
     # Before loading the weights, so that errors in the data are reported at once.
     plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *minimums))
     typer.echo(f"{source.checkpoint}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
-    typer.echo(describe_forms())
+    typer.echo(describe_forms(computed))
     outputs = _Outputs(output, json_file, html)
     result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
     settings = EvalSettings(str(source.checkpoint), encoder.template.name, sampling if generate else None)

@@ -40,6 +40,7 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 """The linear layers of a decoder layer of every model family."""
 ScheduleType = Literal["cosine", "linear", "constant", "wsd"]
 KernelBackend = Literal["auto", "triton", "paddle", "plain"]
+AttentionKernel = Literal["auto", "flashmask", "flash"]
 Recompute = Literal["none", "layers", "auto"]
 Shard = Literal["none", "optimizer", "gradients", "parameters"]
 SHARDS: tuple[Shard, ...] = get_args(Shard)

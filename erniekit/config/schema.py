@@ -314,6 +314,12 @@ class KernelsConfig(Section):
         "available; paddle: PaddlePaddle's own, for GPUs without Triton; plain: compositions of basic operators, slow, "
         "to compare with. A CPU has only auto and plain. The log names the kernels in use.",
     )
+    attention: choices.AttentionKernel = Field(
+        "auto",
+        description="Attention on a GPU in bfloat16. flashmask: one call of PaddlePaddle's FlashMask for the whole "
+        "packed sequence; flash: variable-length flash attention, one call per group of documents of similar length. "
+        "auto: flashmask, or plain with kernels.backend: plain.",
+    )
 
 
 class CheckpointConfig(Section):

@@ -28,18 +28,28 @@ triton: our Triton kernels. plain: composed of operators that every device has. 
 other name: kernels of Paddle's that only GPUs have.
 """
 
+FUSED_ATTENTION = ("flashmask", "flash")
+"""Forms of attention for 16-bit types only; in float32 it is plain."""
+
 # Paddle's own kernels then add in a fixed order: cuDNN's, flash attention's backward pass, the embedding gradient.
 _DETERMINISTIC_FLAGS = {"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1}
 
 
-def choose_forms(backend: str, device: str, *, deterministic: bool = False) -> dict[str, str]:
+def choose_forms(
+    backend: str, device: str, *, attention: str = "auto", deterministic: bool = False
+) -> dict[str, str]:
     """Choose the form of every kernel for this process; returns the form by kernel.
 
-    backend: auto, triton, paddle or plain, as in `kernels.backend`. device: "cpu" or "gpu". deterministic: on a GPU,
-    repeated runs give the same results bit for bit. Raises ConfigError for a backend that cannot run here.
+    backend: auto, triton, paddle or plain, as in `kernels.backend`. device: "cpu" or "gpu". attention: auto or a fused
+    form, as in `kernels.attention`. deterministic: on a GPU, repeated runs give the same results bit for bit. Raises
+    ConfigError for a form that cannot run here.
     """
     _check(backend, device)
     forms = {kernel: _choose(names, backend, device) for kernel, names in FORMS.items()}
+    if attention != "auto":
+        if device == "cpu":
+            raise ConfigError(f"kernels.attention {attention} needs a GPU; use auto on a CPU")
+        forms["attention"] = attention
     if device == "gpu" and deterministic:
         paddle.set_flags(_DETERMINISTIC_FLAGS)
     if "triton" in forms.values():
@@ -59,9 +69,12 @@ def form_of(kernel: str) -> str:
     return _chosen[kernel]
 
 
-def describe_forms() -> str:
-    """The line "kernels: grouped_gemm triton, ..." for the log."""
-    return "kernels: " + ", ".join(f"{kernel} {form}" for kernel, form in _chosen.items())
+def describe_forms(dtype: str) -> str:
+    """The line "kernels: grouped_gemm triton, ..." for the log. dtype: "float32" or "bfloat16", of the computation."""
+    forms = dict(_chosen)
+    if dtype == "float32" and forms["attention"] in FUSED_ATTENTION:
+        forms["attention"] = "plain"
+    return "kernels: " + ", ".join(f"{kernel} {form}" for kernel, form in forms.items())
 
 
 @contextmanager

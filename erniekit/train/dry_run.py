@@ -40,14 +40,18 @@ def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = F
 def _check_model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
     """Returns descriptions of the checks that were not possible."""
     device = configure(
-        config.parallel.device, config.parallel.threads, config.train.seed, kernels=config.kernels.backend
+        config.parallel.device,
+        config.parallel.threads,
+        config.train.seed,
+        kernels=config.kernels.backend,
+        attention=config.kernels.attention,
     )
-    log(describe_forms())
+    dtype = compute_dtype(config.model.dtype, device)
+    log(describe_forms(dtype))
     model = Path(config.model.path)
     if no_weights and not (model / "config.json").is_file():
         return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]
     check_model(model, log, weights=not no_weights)
-    dtype = compute_dtype(config.model.dtype, device)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
     changes = ModelChanges(*enlarged_limits(config.model))

@@ -14,7 +14,7 @@ from erniekit.display.text import counted
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.kernels.choice import describe_forms
-from erniekit.runtime import configure
+from erniekit.runtime import compute_dtype, configure
 from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import init_distributed
@@ -49,10 +49,11 @@ def run_training(config: Config, *, resume: bool = False) -> int:
         threads,
         config.train.seed,
         kernels=config.kernels.backend,
+        attention=config.kernels.attention,
         deterministic=config.train.deterministic,
     )
     dist = init_distributed(config, worker)
-    console.log(describe_forms())
+    console.log(describe_forms(compute_dtype(config.model.dtype, device)))
     try:
         status = train_together(RunContext(config, device, dist, console), resume=resume)
     except StoppedAtOnce as stopped:

@@ -12,7 +12,7 @@ import pytest
 from erniekit.config import choices
 from erniekit.errors import ConfigError
 from erniekit.kernels import choice
-from erniekit.kernels.choice import FORMS, choose_forms, describe_forms, form_of, use_forms
+from erniekit.kernels.choice import FORMS, FUSED_ATTENTION, choose_forms, describe_forms, form_of, use_forms
 
 NAMES = {
     "norm": ("triton", "paddle", "plain", "cpu"),
@@ -54,6 +54,17 @@ def test_the_backend_and_the_device_choose(
     assert " ".join(chosen.values()) == expected
     assert [form_of(kernel) for kernel in NAMES] == expected.split()
     assert forms == (["triton"] if "triton" in expected else [])
+
+
+def test_attention_may_be_chosen_by_itself(forms: list[str]) -> None:
+    assert choose_forms("auto", "gpu", attention="flash")["attention"] == "flash"
+    assert "attention flash, " in describe_forms("bfloat16")
+    # Its kernels have no float32.
+    assert "attention plain, " in describe_forms("float32")
+    assert set(get_args(choices.AttentionKernel)) == {"auto", *FUSED_ATTENTION}
+    assert set(FUSED_ATTENTION) < set(FORMS["attention"])
+    with pytest.raises(ConfigError, match=r"kernels\.attention flash needs a GPU"):
+        choose_forms("auto", "cpu", attention="flash")
 
 
 def test_every_backend_is_a_choice_of_the_configuration() -> None:
@@ -108,11 +119,11 @@ def test_deterministic_sets_the_flags_of_paddle_on_a_gpu_only(forms: list[str]) 
 
 
 def test_a_block_uses_another_form() -> None:
-    before = describe_forms()
+    before = describe_forms("bfloat16")
     with pytest.raises(RuntimeError), use_forms(rms_norm="plain"):
         assert form_of("rms_norm") == "plain"
         raise RuntimeError
-    assert describe_forms() == before
+    assert describe_forms("bfloat16") == before
     assert "rms_norm cpu" in before
     with pytest.raises(ValueError, match="rms_norm has no form fast"), use_forms(rms_norm="fast"):
         pass
