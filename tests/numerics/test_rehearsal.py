@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from tests.closeness import FLOAT32, assert_all_close
+from tests.closeness import BFLOAT16, FLOAT32, assert_all_close
 from tests.numerics.rehearsal_cases import results
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 # What a whole process needs, before it imports Paddle.
 START = """
 import sys
@@ -34,7 +36,7 @@ def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", START + code, *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -63,6 +65,20 @@ def test_adapter_gives_the_numbers_of_paddle(tmp_path: Path) -> None:
     assert [name for name in found if " | " not in name] == list(expected)
     for group, values in _by_kind(found).items():
         assert_all_close(values, {name: expected[name] for name in values}, FLOAT32, what=group)
+
+
+@pytest.mark.slow
+def test_measurements_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    file = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "tools.gpu.rehearsal.run", "--device", "cpu", "--tiny", "--steps", "1"]
+    command += ["--layers", "2", "3", "--cases", "vl/mixed/experts", "--out", str(file)]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    ours, peer = (json.loads(line)["depths"] for line in file.read_text().splitlines())
+    assert [depth["layers"] for depth in ours] == [depth["layers"] for depth in peer] == [2, 3]
+    for one, other in zip(ours, peer, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=BFLOAT16)
 
 
 def test_what_the_adapter_lacks_is_an_error() -> None:

@@ -19,10 +19,15 @@ class _Module(ModuleType):
         raise AttributeError(f"the adapter of Paddle has no {self.__name__}.{name}")
 
 
-def install() -> None:
-    """Make `import paddle` give this adapter. Before anything imports Paddle or erniekit."""
+def install(*, pretend_gpu: bool = False) -> None:
+    """Make `import paddle` give this adapter. Before anything imports Paddle or erniekit.
+
+    pretend_gpu: the CPU passes for a GPU, to try what is written for one.
+    """
     if "paddle" in sys.modules:
         raise RuntimeError("Paddle is imported already")
+    if pretend_gpu:
+        device.pretend_gpu()
     flash = _add("paddle.nn.functional.flash_attention", flash_attn_unpadded=attention.flash_attn_unpadded)
     nn_functional = _add(
         "paddle.nn.functional",
@@ -47,7 +52,7 @@ def install() -> None:
     )
     steps = _add("paddle.autograd", PyLayer=autograd.PyLayer, backward=autograd.backward)
     dlpack = _add("paddle.utils.dlpack", from_dlpack=operators.from_dlpack)
-    cuda = _add("paddle.device.cuda", device_count=torch.cuda.device_count)
+    cuda = _add("paddle.device.cuda", device_count=device.device_count)
     _add(
         "paddle",
         **_named(operators.OFFERED),

@@ -30,10 +30,10 @@ class Place:
         self.device, self.pinned = device, pinned
 
     def is_gpu_place(self) -> bool:
-        return self.device.type == "cuda"
+        return self.device.type == "cuda" or (_Current.pretends and not self.pinned)
 
     def is_cpu_place(self) -> bool:
-        return self.device.type == "cpu" and not self.pinned
+        return self.device.type == "cpu" and not self.pinned and not _Current.pretends
 
     def __repr__(self) -> str:
         return "Place(gpu_pinned)" if self.pinned else f"Place({self.device})"
@@ -41,6 +41,12 @@ class Place:
 
 class _Current:
     device = torch.device("cpu")
+    pretends = False
+
+
+def pretend_gpu() -> None:
+    """Take the CPU for a GPU: what is written for GPUs runs there, slowly, to try it out."""
+    _Current.pretends = True
 
 
 def current_device() -> torch.device:
@@ -50,10 +56,10 @@ def current_device() -> torch.device:
 
 def set_device(device: str) -> Place:
     kind, _, number = device.partition(":")
-    if kind == "gpu":
+    if kind == "gpu" and not _Current.pretends:
         _Current.device = torch.device("cuda", int(number or 0))
         torch.cuda.set_device(_Current.device)
-    elif device == "cpu":
+    elif kind == "gpu" or device == "cpu":
         _Current.device = torch.device("cpu")
     else:
         raise ValueError(f"the adapter has no device {device}")
@@ -61,7 +67,7 @@ def set_device(device: str) -> Place:
 
 
 def get_device() -> str:
-    return f"gpu:{_Current.device.index}" if _Current.device.type == "cuda" else "cpu"
+    return "gpu:0" if _Current.pretends or _Current.device.type == "cuda" else "cpu"
 
 
 def cpu_place() -> Place:
@@ -80,7 +86,22 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def is_compiled_with_cuda() -> bool:
-    return torch.cuda.is_available()
+    return _Current.pretends or torch.cuda.is_available()
+
+
+def device_count() -> int:
+    return 1 if _Current.pretends else torch.cuda.device_count()
+
+
+def pin(raw: torch.Tensor) -> torch.Tensor:
+    return raw if _Current.pretends else raw.pin_memory()
+
+
+def gpu_number(number: int | None) -> torch.device:
+    """A GPU, by default the current one."""
+    if _Current.pretends:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device() if number is None else number)
 
 
 def set_cublas_switch(allow_tf32: bool) -> None:

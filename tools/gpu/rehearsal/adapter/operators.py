@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .device import Place, current_device, dtype_of
+from .device import Place, current_device, dtype_of, pin
 from .tensor import Tensor, unwrap
 
 # Making tensors.
@@ -29,7 +29,7 @@ def to_tensor(
     if dtype is not None:
         raw = raw.to(dtype_of(dtype))
     if place is not None and place.pinned:
-        raw = raw.pin_memory()
+        raw = pin(raw)
     else:
         raw = raw.to(current_device() if place is None else place.device)
     found = Tensor(raw)

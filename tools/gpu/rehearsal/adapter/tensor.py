@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .device import Place, dtype_of
+from .device import Place, dtype_of, gpu_number
 
 
 class Tensor:
@@ -44,6 +44,15 @@ class Tensor:
     def place(self) -> Place:
         pinned = self.raw.device.type == "cpu" and torch.cuda.is_available() and self.raw.is_pinned()
         return Place(self.raw.device, pinned=pinned)
+
+    @property
+    def device(self) -> torch.device:
+        """Triton asks for it, and for `data`."""
+        return self.raw.device
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
 
     @property
     def stop_gradient(self) -> bool:
@@ -130,8 +139,7 @@ class Tensor:
         return self.raw.is_floating_point()
 
     def cuda(self, device_id: int | None = None, blocking: bool = True) -> Tensor:
-        device = torch.device("cuda", torch.cuda.current_device() if device_id is None else device_id)
-        return Tensor(self.raw.to(device, non_blocking=not blocking))
+        return Tensor(self.raw.to(gpu_number(device_id), non_blocking=not blocking))
 
     def astype(self, dtype: str | torch.dtype) -> Tensor:
         wanted = dtype_of(dtype)

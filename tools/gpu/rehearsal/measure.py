@@ -1,0 +1,110 @@
+"""Time, memory, launches and synchronisations of a training step on a GPU; on a CPU only the time."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+_TOP = 14
+
+
+@dataclass
+class Figures:
+    """Of one step. compute: forward and backward, ms; update: norm, clipping and AdamW, ms; host: until the host has
+    issued forward and backward, ms; peak: GiB; launches: kernels; waits: calls that wait for the device; copies:
+    between host and device; top: share of the device's time, and number, by name."""
+
+    loss: float
+    compute: float
+    update: float
+    host: float
+    peak: float
+    launches: int = 0
+    waits: int = 0
+    copies: int = 0
+    top: list[tuple[str, float, int]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a line of JSON."""
+        return asdict(self)
+
+
+def measure(
+    compute: Callable[[], Any], loss: Callable[[Any], float], update: Callable[[], None], *, steps: int
+) -> Figures:
+    """compute: forward and backward; loss: of what it returns; update: the rest of a step. Twice to warm up."""
+    on_gpu = torch.cuda.is_available()
+    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
+    first = loss(compute())
+    update()
+    loss(compute())
+    update()
+    synchronize()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        output = compute()
+        issued = time.perf_counter()
+        synchronize()
+        computed = time.perf_counter()
+        del output
+        update()
+        synchronize()
+        times.append((computed - begin, time.perf_counter() - computed, issued - begin))
+    medians = [statistics.median(column) * 1e3 for column in zip(*times, strict=True)]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+    figures = Figures(first, *medians, peak)
+    if on_gpu:
+        try:
+            _profile(figures, compute, loss, update)
+        except RuntimeError as error:
+            print(f"no profile: {error}", flush=True)
+    return figures
+
+
+def _profile(
+    figures: Figures, compute: Callable[[], Any], loss: Callable[[Any], float], update: Callable[[], None]
+) -> None:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        loss(compute())
+        update()
+        torch.cuda.synchronize()
+    calls: Counter[str] = Counter()
+    times: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for event in profile.events():
+        if getattr(event, "is_user_annotation", False):
+            continue
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            times[event.name] += event.time_range.elapsed_us()
+            counts[event.name] += 1
+        else:
+            calls[event.name] += 1
+    figures.launches = sum(
+        count for name, count in counts.items() if not name.startswith(("Memcpy", "Memset"))
+    )
+    # One of them is the last line of the block above.
+    figures.waits = sum(calls[name] for name in _WAITS) - 1
+    figures.copies = sum(
+        count for name, count in counts.items() if name.startswith("Memcpy") and "DtoD" not in name
+    )
+    total = max(1e-9, sum(times.values()))
+    figures.top = [(name[:90], spent / total, counts[name]) for name, spent in times.most_common(_TOP)]
+
+
+def free() -> None:
+    """Return memory before the next case."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

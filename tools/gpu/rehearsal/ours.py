@@ -1,0 +1,101 @@
+"""One case through erniekit's model code. Imported after the adapter is installed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import paddle
+
+from erniekit.checkpoint.names import hub_tensors
+from erniekit.data.load.batch import PackedBatch
+from erniekit.lora.targets import add_adapters
+from erniekit.models.config import ErnieConfig
+from erniekit.models.ernie import ErnieModel
+from erniekit.models.factory import build_model
+from erniekit.models.specs import TensorSpec
+from erniekit.objectives.dpo import DpoObjective
+from erniekit.objectives.preference import PreferenceSettings
+from erniekit.objectives.sft import SftObjective
+from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
+from erniekit.optim.adamw import AdamW
+from erniekit.optim.clip import clip_scale, gradient_norm
+from erniekit.train.flops import make_flop_counter
+from erniekit.train.recompute import backward_plan
+from erniekit.upload import AsyncUpload
+
+from .adapter.tensor import unwrap
+from .cases import ALPHA, BETA, RANK, Case, Sizes, architecture, make_row
+from .measure import Figures, measure
+from .weights import values
+
+_RATE = 1e-6
+
+
+def run(case: Case, layers: int, sizes: Sizes, *, steps: int) -> tuple[Figures, float]:
+    """Figures of a step, and the FLOPs of its forward and backward pass."""
+    model = _model(case, layers, sizes)
+    batch = _batch(case, sizes)
+    trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
+    specs = [TensorSpec(tensor.name, "BF16", tensor.shape) for tensor in hub_tensors(model)]
+    wanted = {name for name, _ in trained}
+    hub_trained = [tensor.name for tensor in hub_tensors(model) if tensor.parameter in wanted]
+    flops = make_flop_counter(model.config, specs, hub_trained)(batch)
+    plan = backward_plan(model.config, hub_trained)
+    replace(plan, num_recomputed=plan.size if case.recompute else 0).apply(model)
+    optimizer = AdamW(trained)
+    objective, totals = _objective(case, model, batch)
+
+    def compute() -> tuple[Any, AsyncUpload]:
+        upload = AsyncUpload()
+        output = objective(objective.upload(batch, upload), totals)
+        output.total.backward()
+        return output, upload
+
+    def update() -> None:
+        norm = gradient_norm(optimizer.gradients())
+        optimizer.step(_RATE, clip_scale(norm, 1.0))
+        optimizer.clear_gradients()
+
+    divisor = max(1, totals.pairs or totals.loss_tokens)
+    return measure(compute, lambda found: found[0].loss_sum.item() / divisor, update, steps=steps), flops
+
+
+def _objective(case: Case, model: ErnieModel, batch: PackedBatch) -> tuple[Any, StepTotals]:
+    _, loss_tokens, text, vision = count_rows([batch]).tolist()
+    pairs, chosen = count_pairs([batch]).tolist()
+    totals = StepTotals(loss_tokens, len(batch.labels), (text, vision), pairs, chosen)
+    if case.row != "pairs":
+        return SftObjective(model), totals
+    return DpoObjective(model, PreferenceSettings(beta=BETA), lambda found: found.reference), totals
+
+
+def _batch(case: Case, sizes: Sizes) -> PackedBatch:
+    row = make_row(case, sizes)
+    pairs = len(row["branches"])
+    names = tuple(f"row:{number}" for number in range(len(row["cu_seqlens"]) - 1))
+    reference = np.zeros((pairs, 2), np.float32) if pairs else None
+    return PackedBatch(**row, sample_ids=names, reference=reference)
+
+
+def _model(case: Case, layers: int, sizes: Sizes) -> ErnieModel:
+    model = build_model(ErnieConfig.from_json(architecture(case, layers, sizes)), "bfloat16")
+    with paddle.no_grad():
+        for name, parameter in model.named_parameters():
+            raw = unwrap(parameter)
+            raw.copy_(values(name, tuple(raw.shape), raw.device, raw.dtype))
+    if case.method != "full":
+        add_adapters(
+            model, _modules(model, case.method), rank=RANK, alpha=ALPHA, dropout=0.0, seed=0, expert_rank=RANK
+        )
+    model.train()
+    return model
+
+
+def _modules(model: ErnieModel, method: str) -> list[str]:
+    """The modules with adapters: attention of the decoder, and with `experts` all routed experts."""
+    names = [tensor.name.removesuffix(".weight") for tensor in hub_tensors(model)]
+    return [
+        name for name in names if ".self_attn." in name or (method == "experts" and ".mlp.experts." in name)
+    ]
