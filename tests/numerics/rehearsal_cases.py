@@ -267,7 +267,12 @@ def results(*, adapter: bool) -> dict[str, np.ndarray]:
     if not adapter:
         return found
     found |= {f"attention: {name}": value for name, value in documents(fused_attention())}
-    for form, chosen in {"plain": list(cases), "triton": ["small", "small, lora"]}.items():
+    forms = {
+        "plain": list(cases),
+        "paddle": ["vl, recompute", "vl, lora"],
+        "triton": ["small", "small, lora"],
+    }
+    for form, chosen in forms.items():
         with use_forms(**{kernel: form for kernel, names in FORMS.items() if form in names}):
             for case in chosen:
                 found |= {f"{case}: {name} | {form}": value for name, value in cases[case]()}

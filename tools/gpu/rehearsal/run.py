@@ -33,6 +33,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments.add_argument("--kernels", default="auto", help="kernels.backend: auto, triton, paddle, plain")
+    arguments.add_argument("--attention", default="auto", help="kernels.attention: auto, flashmask, flash")
     arguments.add_argument("--forms", nargs="*", default=(), help="kernel=form, after --kernels")
     arguments.add_argument("--sides", choices=("both", "ours", "peer"), default="both")
     options = arguments.parse_args()
@@ -55,12 +56,14 @@ def _ours(options: argparse.Namespace) -> None:
     from erniekit.kernels.choice import describe_forms, use_forms
     from erniekit.runtime import configure
 
-    # A CPU has no Triton; single forms can be set even so, in Triton's interpreter.
-    configure("gpu", 1, 0, kernels="plain" if trial else options.kernels)
+    if trial:  # no Triton on a CPU
+        configure("gpu", 1, 0, kernels="plain", attention="flashmask")
+    else:
+        configure("gpu", 1, 0, kernels=options.kernels, attention=options.attention)
     from .ours import run
 
     with use_forms(**dict(form.split("=") for form in options.forms)):
-        print(describe_forms(), flush=True)
+        print(describe_forms("bfloat16"), flush=True)
         run_cases(OURS, run, options)
 
 

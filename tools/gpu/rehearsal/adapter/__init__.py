@@ -52,6 +52,9 @@ def install(*, pretend_gpu: bool = False) -> None:
     )
     steps = _add("paddle.autograd", PyLayer=autograd.PyLayer, backward=autograd.backward)
     dlpack = _add("paddle.utils.dlpack", from_dlpack=operators.from_dlpack)
+    for parent in ("paddle.incubate", "paddle.incubate.nn", "paddle.incubate.nn.functional"):
+        _add(parent)
+    _add("paddle.incubate.nn.functional.batched_gemm", batched_gemm=functional.batched_gemm)
     cuda = _add("paddle.device.cuda", device_count=device.device_count)
     _add(
         "paddle",

@@ -6,6 +6,7 @@ Paddle has no such kernels, both are composed, for tests.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -95,18 +96,20 @@ class _Plan(NamedTuple):
     masked: Callable[..., torch.Tensor] | None = None
 
 
-# The plan of the last row, which all layers share.
-_last: list[_Plan] = []
+# The plans of the last row: of the decoder's layers, and of the vision tower's.
+_last: deque[_Plan] = deque(maxlen=2)
 
 
 def _plan_of(bounds: torch.Tensor, causal: bool) -> _Plan:
-    if not _last or _last[0].bounds is not bounds:
-        _last[:] = [_plan(bounds, causal)]
-    return _last[0]
+    for plan in _last:
+        if plan.bounds is bounds:
+            return plan
+    _last.append(_plan(bounds, causal))
+    return _last[-1]
 
 
 def _plan(bounds: torch.Tensor, causal: bool) -> _Plan:
-    """Once per row, on the host; Paddle's kernel needs no such plan."""
+    """Once per row, on the host, which waits for the device; Paddle's kernel needs no such plan."""
     columns = bounds[0, 0].cpu().numpy()
     ends = columns[:, 0]
     tokens = len(ends)

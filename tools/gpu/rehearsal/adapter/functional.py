@@ -76,6 +76,18 @@ def rms_norm(
 # Kernels.
 
 
+def batched_gemm(
+    lhs: Tensor, rhs: Tensor, batch_sizes: Sequence[int], trans_lhs: bool = False, trans_rhs: bool = False
+) -> Tensor:
+    """A loop over products on the host, as Paddle's, without a gradient. trans_lhs: rows of both are summed over."""
+    rows = lhs.raw.split(list(batch_sizes))
+    if trans_lhs:
+        pairs = zip(rows, rhs.raw.split(list(batch_sizes)), strict=True)
+        return Tensor(torch.stack([one.t() @ other for one, other in pairs]))
+    matrices = rhs.raw.transpose(1, 2) if trans_rhs else rhs.raw
+    return Tensor(torch.cat([one @ matrix for one, matrix in zip(rows, matrices, strict=True)]))
+
+
 def silu_grad(x: Tensor, out: Tensor, out_grad: Tensor) -> Tensor:
     return Tensor(torch.ops.aten.silu_backward(out_grad.raw, x.raw))
 
