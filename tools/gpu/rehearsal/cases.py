@@ -13,6 +13,8 @@ IGNORE = -100
 PLACEHOLDER, IMAGE_START, IMAGE_END, VIDEO_START, VIDEO_END = 9, 14, 15, 16, 17
 _FIRST_TEXT = 32
 RANK, ALPHA, BETA = 32, 64.0, 0.1
+FULL_DEPTH = 28
+"""Layers of both released models."""
 METHODS = ("full", "attention", "experts")
 ROWS = ("text", "mixed", "pairs")
 DEFAULT = (
@@ -117,11 +119,6 @@ def architecture(case: Case, layers: int, sizes: Sizes) -> dict[str, Any]:
     )
 
 
-def full_depth() -> int:
-    """Layers of the released models."""
-    return 28
-
-
 def make_row(case: Case, sizes: Sizes, seed: int = 0) -> dict[str, np.ndarray]:
     """The arrays of a packed row (erniekit.data.load.batch.PackedBatch): one document, or pairs with shared prompts."""
     rng = np.random.default_rng(seed)
@@ -135,6 +132,8 @@ def make_row(case: Case, sizes: Sizes, seed: int = 0) -> dict[str, np.ndarray]:
         places = _place_pictures(ids, modality, positions, sizes)
     if case.row == "pairs":
         prompt, answer = sizes.pair
+        if sizes.tokens % (prompt + 2 * answer):
+            raise ValueError(f"rows of pairs have a multiple of {prompt + 2 * answer} tokens")
         starts = np.arange(0, sizes.tokens, prompt + 2 * answer)
         bounds = np.append(starts, sizes.tokens).astype(np.int32)
         branches = (starts[:, None] + [prompt, prompt + answer]).astype(np.int32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .cases import DEFAULT, Case, Sizes, full_depth
+from .cases import DEFAULT, FULL_DEPTH, Case, Sizes
 from .measure import Figures, free
 
 # (case, layers, sizes, steps=) -> figures of a step, and the FLOPs of its forward and backward pass, 0 where unknown
@@ -88,7 +88,7 @@ def scaled(found: list[tuple[int, Figures, float]], tokens: int) -> dict[str, fl
     (low, small, few_flops), (high, large, many_flops) = found
 
     def whole(one: float, other: float) -> float:
-        return one + (other - one) / (high - low) * (full_depth() - low)
+        return one + (other - one) / (high - low) * (FULL_DEPTH - low)
 
     per_layer = {
         f"layer_{name}": (getattr(large, name) - getattr(small, name)) / (high - low)
@@ -108,7 +108,7 @@ def text(full: dict[str, float]) -> str:
     """A line about `scaled`."""
     return (
         f"{full['layer_compute']:.2f} ms a layer forward and backward, {full['layer_update']:.2f} update, "
-        f"{full['layer_peak']:.2f} GiB; {full_depth()} layers: {full['rate']:.0f} tokens/s, "
+        f"{full['layer_peak']:.2f} GiB; {FULL_DEPTH} layers: {full['rate']:.0f} tokens/s, "
         f"{full['compute']:.0f} + {full['update']:.0f} ms, MFU {full['mfu']:.0%}, {full['peak']:.0f} GiB, "
         f"{full['launches']:.0f} launches, {full['waits']:.0f} waits, {full['copies']:.0f} copies, "
         f"host {full['host']:.0f} ms"
