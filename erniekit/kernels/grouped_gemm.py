@@ -114,18 +114,15 @@ class PlainProducts:
         *,
         scale: float = 1.0,
     ) -> Tensor:
-        parts = [
-            paddle.matmul(part, matrix, transpose_y=True)
-            for part, matrix in zip(_split(x, rows), _active(weight, rows), strict=True)
-        ]
+        output = paddle.empty([x.shape[0], weight.shape[1]], x.dtype)
+        for part, matrix, out in zip(_rows(x, rows), _active(weight, rows), _rows(output, rows), strict=True):
+            paddle.matmul(part, matrix, transpose_y=True, out=out)
         if low_rank is not None:
-            parts = [
-                part.add_(_low_rank(part_rows, matrix))
-                for part, part_rows, matrix in zip(
-                    parts, _split(low_rank.rows, rows), _active(low_rank.matrices, rows), strict=True
-                )
-            ]
-        return scaled(_concat(parts, x, weight.shape[1]), scale)
+            for part, matrix, out in zip(
+                _rows(low_rank.rows, rows), _active(low_rank.matrices, rows), _rows(output, rows), strict=True
+            ):
+                out.add_(_low_rank(part, matrix))
+        return scaled(output, scale)
 
     def dx(
         self,
@@ -140,22 +137,27 @@ class PlainProducts:
         if parts > 1:
             pairs = zip(paddle.split(dy, parts, axis=1), parts_of(weight, parts), strict=True)
             return paddle.concat([self.dx(part, matrix, rows, scale=scale) for part, matrix in pairs], axis=1)
-        products = list(self._dx_parts(dy, weight, rows, low_rank))
-        return scaled(_concat(products, dy, weight.shape[2]), scale)
+        output = paddle.empty([dy.shape[0], weight.shape[2]], dy.dtype)
+        for part, matrix, out in zip(
+            _rows(dy, rows), _active(weight, rows), _rows(output, rows), strict=True
+        ):
+            paddle.matmul(part, matrix, out=out)
+        if low_rank is not None:
+            for part, matrix, out in zip(
+                _rows(low_rank.rows, rows), _active(low_rank.matrices, rows), _rows(output, rows), strict=True
+            ):
+                out.add_(paddle.matmul(part, matrix))
+        return scaled(output, scale)
 
     def dw(self, dy: Tensor, x: Tensor, rows: ExpertRows, *, parts: int = 1) -> Tensor:
         if parts > 1:
             pairs = zip(paddle.split(dy, parts, axis=1), paddle.split(x, parts, axis=1), strict=True)
             return paddle.concat([self.dw(part, columns, rows) for part, columns in pairs], axis=1)
-        products = [
-            paddle.matmul(left, right, transpose_x=True)
-            for left, right in zip(_split(dy, rows), _split(x, rows), strict=True)
-        ]
-        if len(products) == len(rows.counts):
-            return paddle.stack(products)
-        empty = paddle.zeros([dy.shape[1], x.shape[1]], x.dtype)
-        remaining = iter(products)
-        return paddle.stack([next(remaining) if count else empty for count in rows.counts])
+        make = paddle.empty if all(rows.counts) else paddle.zeros
+        output = make([len(rows.counts), dy.shape[1], x.shape[1]], x.dtype)
+        for left, right, out in zip(_rows(dy, rows), _rows(x, rows), _active(output, rows), strict=True):
+            paddle.matmul(left, right, transpose_x=True, out=out)
+        return output
 
     def gate_up(
         self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
@@ -167,27 +169,10 @@ class PlainProducts:
     def down_dx(
         self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
-        gradients, activations = [], []
-        products = self._dx_parts(dy, weight, rows, low_rank)
-        # An expert at a time, while its rows are in the cache.
-        for da, part in zip(products, _split(h, rows), strict=True):
-            gate, up = paddle.split(part, 2, axis=1)
-            grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
-            gradients.append(paddle.concat([grad_gate, grad_up], axis=1))
-            activations.append(activation)
-        return _concat(gradients, dy, h.shape[1]), _concat(activations, dy, weight.shape[2])
-
-    def _dx_parts(
-        self, dy: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None
-    ) -> Iterator[Tensor]:
-        terms = None
-        if low_rank is not None:
-            terms = zip(_split(low_rank.rows, rows), _active(low_rank.matrices, rows), strict=True)
-        for part, matrix in zip(_split(dy, rows), _active(weight, rows), strict=True):
-            product = paddle.matmul(part, matrix)
-            if terms is not None:
-                product.add_(paddle.matmul(*next(terms)))
-            yield product
+        da = self.dx(dy, weight, rows, low_rank)
+        gate, up = paddle.split(h, 2, axis=1)
+        grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
+        return paddle.concat([grad_gate, grad_up], axis=1), activation
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:
@@ -201,22 +186,24 @@ def parts_of(weight: Tensor, parts: int) -> list[Tensor]:
     return [weight] if parts == 1 else weight.reshape([experts, parts, width // parts, inner]).unbind(1)
 
 
-def _split(x: Tensor, rows: ExpertRows) -> list[Tensor]:
-    """The rows of each expert that has some."""
-    counts = [count for count in rows.counts if count]
-    if not counts:
-        return []
-    return [x] if len(counts) == 1 else paddle.split(x, counts)
+def _rows(x: Tensor, rows: ExpertRows) -> Iterator[Tensor]:
+    """Views of the rows of each expert that has some."""
+    ends = np.cumsum(rows.counts)
+    return _views(x, [slice(end - count, end) for end, count in zip(ends, rows.counts, strict=True) if count])
 
 
 def _active(weight: Tensor, rows: ExpertRows) -> Iterator[Tensor]:
-    """The matrices [N, K] of the experts that have rows."""
-    active = [number for number, count in enumerate(rows.counts) if count]
-    if not weight.place.is_cpu_place():
-        return (weight[number] for number in active)
-    # Paddle copies a slice on CPU; this is a view of the same memory.
-    memory = np.from_dlpack(weight.detach())
-    return (paddle.utils.dlpack.from_dlpack(memory[number]) for number in active)
+    """Views of the matrices [N, K] of the experts that have rows."""
+    return _views(weight, [number for number, count in enumerate(rows.counts) if count])
+
+
+def _views(x: Tensor, places: Sequence[int | slice]) -> Iterator[Tensor]:
+    """Parts of a tensor in its own memory."""
+    if not x.place.is_cpu_place():
+        return (x[place] for place in places)
+    # Paddle copies a slice on CPU.
+    memory = np.from_dlpack(x.detach())
+    return (paddle.utils.dlpack.from_dlpack(memory[place]) for place in places)
 
 
 def _low_rank(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -227,9 +214,3 @@ def _low_rank(rows: Tensor, matrix: Tensor) -> Tensor:
         return paddle.matmul(rows, matrix, transpose_y=True)
     pairs = zip(paddle.split(rows, parts, axis=1), paddle.split(matrix, parts), strict=True)
     return paddle.concat([paddle.matmul(row, part, transpose_y=True) for row, part in pairs], axis=1)
-
-
-def _concat(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
-    if not parts:
-        return paddle.zeros([0, width], like.dtype)
-    return parts[0] if len(parts) == 1 else paddle.concat(parts)
