@@ -194,10 +194,15 @@ def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 # Products and functions of elements.
 
 
-def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+def matmul(
+    x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False, *, out: Tensor | None = None
+) -> Tensor:
     left = x.raw.transpose(-1, -2) if transpose_x else x.raw
     right = y.raw.transpose(-1, -2) if transpose_y else y.raw
-    return Tensor(torch.matmul(left, right))
+    if out is None:
+        return Tensor(torch.matmul(left, right))
+    torch.matmul(left, right, out=out.raw)
+    return out
 
 
 def mv(x: Tensor, vec: Tensor) -> Tensor:
