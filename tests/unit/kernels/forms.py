@@ -14,12 +14,15 @@ from tests.closeness import assert_close
 
 TRITON = pytest.param(
     "triton",
-    marks=pytest.mark.skipif(
-        not (importlib.util.find_spec("triton") and importlib.util.find_spec("torch")),
-        reason="Triton's interpreter needs triton and torch: pip install -e '.[dev]'",
-    ),
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(
+            not (importlib.util.find_spec("triton") and importlib.util.find_spec("torch")),
+            reason="Triton's interpreter needs triton and torch: pip install -e '.[dev]'",
+        ),
+    ],
 )
-"""The Triton form, in Triton's interpreter (tests/conftest.py)."""
+"""The Triton form, in Triton's interpreter (tests/conftest.py). Slow: not in `make test-fast`."""
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
