@@ -14,14 +14,14 @@ from erniekit.kernels.grouped_gemm import (
     GroupedProducts,
     LowRank,
     PlainProducts,
+    UnfusedProducts,
     parts_of,
     scaled,
 )
-from erniekit.kernels.swiglu import plain_swiglu_backward, swiglu
 from erniekit.kernels.triton.runtime import pointer
 
 
-class PaddleProducts:
+class PaddleProducts(UnfusedProducts):
     """Paddle's `batched_gemm`, which loops over experts on the host and so waits for their counts."""
 
     def gemm(
@@ -75,20 +75,6 @@ class PaddleProducts:
         if len(active) == len(rows.counts):
             return gradient
         return paddle.scatter(output, paddle.to_tensor(active), gradient)
-
-    def gate_up(
-        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
-    ) -> tuple[Tensor, Tensor]:
-        h = self.gemm(x, weight, rows, low_rank)
-        return h, swiglu(h)
-
-    def down_dx(
-        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
-    ) -> tuple[Tensor, Tensor]:
-        da = self.dx(dy, weight, rows, low_rank)
-        gate, up = paddle.split(h, 2, axis=1)
-        grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
-        return paddle.concat([grad_gate, grad_up], axis=1), activation
 
     def _product(self, x: Tensor, weight: Tensor, rows: ExpertRows, *, transpose: bool) -> Tensor:
         active = [number for number, count in enumerate(rows.counts) if count]

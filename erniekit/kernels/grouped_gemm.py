@@ -8,10 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
-from erniekit.kernels.swiglu import plain_swiglu_backward
+from erniekit.kernels.swiglu import plain_swiglu_backward, swiglu
 
 
 class ExpertRows:
@@ -102,7 +101,25 @@ class GroupedProducts(Protocol):
         ...
 
 
-class PlainProducts:
+class UnfusedProducts(GroupedProducts):
+    """SwiGLU as a step of its own, for forms whose products do not include it."""
+
+    def gate_up(
+        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+    ) -> tuple[Tensor, Tensor]:
+        h = self.gemm(x, weight, rows, low_rank)
+        return h, swiglu(h)
+
+    def down_dx(
+        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+    ) -> tuple[Tensor, Tensor]:
+        da = self.dx(dy, weight, rows, low_rank)
+        gate, up = paddle.split(h, 2, axis=1)
+        grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
+        return paddle.concat([grad_gate, grad_up], axis=1), activation
+
+
+class PlainProducts(UnfusedProducts):
     """A loop over experts: the reference, and the form for CPUs, which have no grouped product."""
 
     def gemm(
@@ -158,21 +175,6 @@ class PlainProducts:
         for left, right, out in zip(_rows(dy, rows), _rows(x, rows), _active(output, rows), strict=True):
             paddle.matmul(left, right, transpose_x=True, out=out)
         return output
-
-    def gate_up(
-        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
-    ) -> tuple[Tensor, Tensor]:
-        h = self.gemm(x, weight, rows, low_rank)
-        gate, up = paddle.split(h, 2, axis=1)
-        return h, F.silu(gate) * up
-
-    def down_dx(
-        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
-    ) -> tuple[Tensor, Tensor]:
-        da = self.dx(dy, weight, rows, low_rank)
-        gate, up = paddle.split(h, 2, axis=1)
-        grad_gate, grad_up, activation = plain_swiglu_backward(gate, up, da)
-        return paddle.concat([grad_gate, grad_up], axis=1), activation
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:

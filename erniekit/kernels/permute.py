@@ -132,7 +132,7 @@ def _plain_sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tens
     is_expert = (flat == paddle.arange(num_experts)).astype("int64")
     counts = is_expert.sum(0)
     ends = counts.cumsum()
-    # Pairs of the same expert so far, with this one, after those of the experts before.
+    # The rank of a pair among the pairs of its expert, after all pairs of the experts before it.
     slots = ((is_expert.cumsum(0) - 1 + ends - counts) * is_expert).sum(1)
     order = paddle.argsort(slots)
     offsets = paddle.concat([paddle.zeros([1], "int64"), ends])

@@ -50,7 +50,7 @@ _ROLES: dict[str, Role] = {
     "tool_response": "tool",
 }
 _ALLOWED_ROLES = "system, user, assistant, tool"
-# ms-swift's role for a message whose content is only calls.
+# ms-swift's role for a message that contains only tool calls.
 CALL_ROLE = "tool_call"
 _MESSAGE_KEYS = frozenset(
     ("role", "content", "refusal", *CALL_KEYS, *REASONING, *LOSS_SWITCHES, *MESSAGE_MEDIA_KEYS)

@@ -73,7 +73,7 @@ def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
         names = os.listdir(source)
     except OSError as error:
         raise _bad(source, sample_id, f"the directory cannot be read: {error.strerror}") from error
-    # File managers leave files behind whose names start with a dot.
+    # Skip hidden files, such as those that file managers create.
     names = [name for name in names if name.lower().endswith(_FRAME_SUFFIXES) and not name.startswith(".")]
     if not names:
         raise _bad(source, sample_id, "it is a directory without images; of a directory they are the frames")

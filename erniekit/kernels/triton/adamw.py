@@ -81,7 +81,7 @@ _BLOCK = 1024
 
 @triton.jit
 def _tensor_of(first_chunks, stride: tl.constexpr, tensors, chunk):
-    """The last tensor whose first chunk is not after `chunk`, by bisection."""
+    """The tensor that contains `chunk`, by bisection: the last one that starts at or before it."""
     low = 0
     high = tensors
     while high - low > 1:

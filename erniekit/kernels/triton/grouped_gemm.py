@@ -52,8 +52,8 @@ def grouped_gemm_dx(
 ) -> None:
     """out [n, K] = scale * (dy [n, N] w_e), with w [E, N, K].
 
-    low_rank = (v [n, R], a [E, R, K]) adds v a_e before the scale. With out [n, G * K] each of G equal parts of N has a
-    product of its own, in K columns.
+    low_rank = (v [n, R], a [E, R, K]) adds v a_e before the scale. With out [n, G * K], each of G equal parts of N is
+    multiplied separately and fills K columns.
     """
     _, N, K = w.shape
     v, a = low_rank or (dy, w)

@@ -163,7 +163,7 @@ def _is_expert(experts, pairs, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
 
 @triton.jit
 def _count_experts_kernel(experts, counts, pairs, num_experts, EXPERTS: tl.constexpr, PAIRS: tl.constexpr):
-    """Pairs of each expert among those of each program."""
+    """Each program counts the pairs of each expert in its block."""
     _, is_expert = _is_expert(experts, pairs, EXPERTS, PAIRS)
     expert = tl.arange(0, EXPERTS)
     place = expert * tl.num_programs(0) + tl.program_id(0)

@@ -107,7 +107,7 @@ class MarkedMedia:
         return column[number] if number < len(column) else None
 
     def in_place_of(self, other: MarkedMedia, part: Part) -> Part:
-        """The part of the rejected prompt for this part of the chosen one, whose media are `other`."""
+        """The part of the rejected prompt in place of `part` of the chosen prompt, whose media are `other`."""
         if not isinstance(part, ImagePart | VideoPart):
             return part
         kind: MediaKind = "image" if isinstance(part, ImagePart) else "video"

@@ -27,7 +27,7 @@ _ANSWERS = (
     "rejected_prompt",
     "chosen_messages",
 )
-# Keys of the rejected answer that replace those of the chosen one; empty values are ignored.
+# Keys of the rejected answer that replace the same keys of the chosen answer; empty values are ignored.
 _OTHERS = (*REJECTED_MEDIA_KEYS, "rejected_objects")
 KEYS = (*_ANSWERS, *_OTHERS)
 
