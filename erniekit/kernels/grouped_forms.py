@@ -15,9 +15,11 @@ from erniekit.kernels.grouped_gemm import (
     LowRank,
     PlainProducts,
     UnfusedProducts,
+    dense,
     parts_of,
     scaled,
 )
+from erniekit.kernels.quantize import Weight
 from erniekit.kernels.triton.runtime import pointer
 
 
@@ -27,13 +29,13 @@ class PaddleProducts(UnfusedProducts):
     def gemm(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
         scale: float = 1.0,
     ) -> Tensor:
-        output = self._product(x, weight, rows, transpose=True)
+        output = self._product(x, dense(weight), rows, transpose=True)
         if low_rank is not None:
             parts = low_rank.rows.shape[1] // low_rank.matrices.shape[2]
             pairs = zip(
@@ -46,14 +48,14 @@ class PaddleProducts(UnfusedProducts):
     def dx(
         self,
         dy: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
         parts: int = 1,
         scale: float = 1.0,
     ) -> Tensor:
-        pairs = zip(paddle.split(dy, parts, axis=1), parts_of(weight, parts), strict=True)
+        pairs = zip(paddle.split(dy, parts, axis=1), parts_of(dense(weight), parts), strict=True)
         products = [self._product(part, matrix, rows, transpose=False) for part, matrix in pairs]
         output = paddle.concat(products, axis=1)
         if low_rank is not None:
@@ -92,7 +94,7 @@ class TritonProducts:
     def gemm(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
@@ -103,7 +105,7 @@ class TritonProducts:
         out = paddle.empty([x.shape[0], weight.shape[1]], x.dtype)
         grouped_gemm(
             _pointer(x),
-            _pointer(weight),
+            _pointer(dense(weight)),
             _pointer(rows.offsets),
             _pointer(out),
             _pointers(low_rank),
@@ -114,7 +116,7 @@ class TritonProducts:
     def dx(
         self,
         dy: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
@@ -126,7 +128,7 @@ class TritonProducts:
         out = paddle.empty([dy.shape[0], parts * weight.shape[2]], dy.dtype)
         grouped_gemm_dx(
             _pointer(dy),
-            _pointer(weight),
+            _pointer(dense(weight)),
             _pointer(rows.offsets),
             _pointer(out),
             _pointers(low_rank),
@@ -142,7 +144,7 @@ class TritonProducts:
         return out
 
     def gate_up(
-        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+        self, x: Tensor, weight: Weight, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
         from erniekit.kernels.triton.grouped_swiglu import grouped_gate_up
 
@@ -150,7 +152,7 @@ class TritonProducts:
         a = paddle.empty([x.shape[0], weight.shape[1] // 2], x.dtype)
         grouped_gate_up(
             _pointer(x),
-            _pointer(weight),
+            _pointer(dense(weight)),
             _pointer(rows.offsets),
             _pointer(h),
             _pointer(a),
@@ -159,7 +161,7 @@ class TritonProducts:
         return h, a
 
     def down_dx(
-        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+        self, dy: Tensor, weight: Weight, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
         from erniekit.kernels.triton.grouped_swiglu import grouped_down_dx
 
@@ -167,7 +169,7 @@ class TritonProducts:
         a = paddle.empty([h.shape[0], h.shape[1] // 2], h.dtype)
         grouped_down_dx(
             _pointer(dy),
-            _pointer(weight),
+            _pointer(dense(weight)),
             _pointer(h),
             _pointer(rows.offsets),
             _pointer(dh),

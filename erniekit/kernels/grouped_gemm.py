@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from erniekit.kernels.quantize import QuantizedWeight, Weight, dequantize
 from erniekit.kernels.swiglu import plain_swiglu_backward, swiglu
 
 
@@ -50,13 +51,13 @@ class LowRank(NamedTuple):
 class GroupedProducts(Protocol):
     """The grouped products of one form. x [n, K] and dy [n, N] are sorted by expert, weight is [E, N, K].
 
-    Sums are float32. The rows of an expert may be none.
+    Sums are float32. The rows of an expert may be none. A quantized weight is dequantized for the product.
     """
 
     def gemm(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
@@ -68,7 +69,7 @@ class GroupedProducts(Protocol):
     def dx(
         self,
         dy: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
@@ -89,13 +90,13 @@ class GroupedProducts(Protocol):
         ...
 
     def gate_up(
-        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+        self, x: Tensor, weight: Weight, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
         """h = `gemm` -> [n, 2F], and silu(h[:, :F]) * h[:, F:] -> [n, F]."""
         ...
 
     def down_dx(
-        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+        self, dy: Tensor, weight: Weight, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
         """The gradient of h [n, 2F] if `dx` is the gradient of silu(gate) * up, and silu(gate) * up [n, F]."""
         ...
@@ -105,13 +106,13 @@ class UnfusedProducts(GroupedProducts):
     """SwiGLU as a step of its own, for forms whose products do not include it."""
 
     def gate_up(
-        self, x: Tensor, weight: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+        self, x: Tensor, weight: Weight, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
         h = self.gemm(x, weight, rows, low_rank)
         return h, swiglu(h)
 
     def down_dx(
-        self, dy: Tensor, weight: Tensor, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
+        self, dy: Tensor, weight: Weight, h: Tensor, rows: ExpertRows, low_rank: LowRank | None = None
     ) -> tuple[Tensor, Tensor]:
         da = self.dx(dy, weight, rows, low_rank)
         gate, up = paddle.split(h, 2, axis=1)
@@ -125,7 +126,7 @@ class PlainProducts(UnfusedProducts):
     def gemm(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
@@ -144,7 +145,7 @@ class PlainProducts(UnfusedProducts):
     def dx(
         self,
         dy: Tensor,
-        weight: Tensor,
+        weight: Weight,
         rows: ExpertRows,
         low_rank: LowRank | None = None,
         *,
@@ -152,7 +153,7 @@ class PlainProducts(UnfusedProducts):
         scale: float = 1.0,
     ) -> Tensor:
         if parts > 1:
-            pairs = zip(paddle.split(dy, parts, axis=1), parts_of(weight, parts), strict=True)
+            pairs = zip(paddle.split(dy, parts, axis=1), parts_of(dense(weight), parts), strict=True)
             return paddle.concat([self.dx(part, matrix, rows, scale=scale) for part, matrix in pairs], axis=1)
         output = paddle.empty([dy.shape[0], weight.shape[2]], dy.dtype)
         for part, matrix, out in zip(
@@ -182,6 +183,11 @@ def scaled(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1.0 else x.scale_(scale)
 
 
+def dense(weight: Weight) -> Tensor:
+    """The weight itself, or all of a quantized weight."""
+    return dequantize(weight, weight.scales.dtype) if isinstance(weight, QuantizedWeight) else weight
+
+
 def parts_of(weight: Tensor, parts: int) -> list[Tensor]:
     """[E, N / parts, K] of [E, N, K] for each of the equal parts of N."""
     experts, width, inner = weight.shape
@@ -194,9 +200,13 @@ def _rows(x: Tensor, rows: ExpertRows) -> Iterator[Tensor]:
     return _views(x, [slice(end - count, end) for end, count in zip(ends, rows.counts, strict=True) if count])
 
 
-def _active(weight: Tensor, rows: ExpertRows) -> Iterator[Tensor]:
-    """Views of the matrices [N, K] of the experts that have rows."""
-    return _views(weight, [number for number, count in enumerate(rows.counts) if count])
+def _active(weight: Weight, rows: ExpertRows) -> Iterator[Tensor]:
+    """The matrices [N, K] of the experts that have rows: views, or dequantized one by one."""
+    places = [number for number, count in enumerate(rows.counts) if count]
+    if not isinstance(weight, QuantizedWeight):
+        return _views(weight, places)
+    parts = zip(_views(weight.codes, places), _views(weight.scales, places), strict=True)
+    return (dense(QuantizedWeight(codes, scales)) for codes, scales in parts)
 
 
 def _views(x: Tensor, places: Sequence[int | slice]) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from paddle import Tensor
 
 from erniekit.kernels.grouped_forms import products
 from erniekit.kernels.grouped_gemm import ExpertRows, LowRank
+from erniekit.kernels.quantize import QuantizedWeight, Weight
 from erniekit.kernels.swiglu import swiglu
 
 
@@ -17,10 +18,11 @@ class ExpertWeight(NamedTuple):
     """One matrix of each expert [E, N, K], and its adapters.
 
     With lora_a [E, parts * r, K] and lora_b [E, N, r], the matrix of an expert is W + scaling * B A, where each of the
-    `parts` equal parts of its rows (gate and up) has its own r rows of A. dropout: of the input of the adapters.
+    `parts` equal parts of its rows (gate and up) has its own r rows of A. dropout: of the input of the adapters. A
+    quantized matrix is not trained, and stays quantized between the passes.
     """
 
-    weight: Tensor
+    weight: Weight
     lora_a: Tensor | None = None
     lora_b: Tensor | None = None
     scaling: float = 1.0
@@ -41,7 +43,8 @@ def grouped_mlp(x: Tensor, gate_up: ExpertWeight, down: ExpertWeight, rows: Expe
 
 def grouped_linear(x: Tensor, weight: ExpertWeight, rows: ExpertRows) -> Tensor:
     """x [n, K], sorted by expert, times the matrix of each row's expert -> [n, N]."""
-    output = _GroupedLinear.apply(x, weight.weight, rows)
+    step = _QuantizedGroupedLinear if isinstance(weight.weight, QuantizedWeight) else _GroupedLinear
+    output = step.apply(x, weight.weight, rows)
     if weight.lora_a is None or weight.lora_b is None:
         return output
     inner = F.dropout(x, weight.dropout) if weight.dropout else x
@@ -78,6 +81,19 @@ class _GroupedLinear(paddle.autograd.PyLayer):
         )
 
 
+class _QuantizedGroupedLinear(paddle.autograd.PyLayer):
+    """x W_e^T, with a gradient of x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, rows: ExpertRows) -> Tensor:
+        ctx.weight, ctx.rows = weight, rows
+        return products().gemm(x, weight, rows)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return products().dx(dy, ctx.weight, ctx.rows)
+
+
 class _GroupedMlp(paddle.autograd.PyLayer):
     """The whole MLP as one step of autograd.
 
@@ -90,10 +106,10 @@ class _GroupedMlp(paddle.autograd.PyLayer):
     def forward(
         ctx: Any,
         x: Tensor,
-        gate_up: Tensor,
+        gate_up: Weight,
         a1: Tensor | None,
         b1: Tensor | None,
-        down: Tensor,
+        down: Weight,
         a2: Tensor | None,
         b2: Tensor | None,
         rows: ExpertRows,
@@ -102,7 +118,9 @@ class _GroupedMlp(paddle.autograd.PyLayer):
     ) -> Tensor:
         form = products()
         # Asked here: under recomputation a tensor that comes back out of the context no longer knows.
-        ctx.wanted = [t is not None and not t.stop_gradient for t in (x, gate_up, a1, b1, down, a2, b2)]
+        ctx.wanted = [
+            isinstance(t, Tensor) and not t.stop_gradient for t in (x, gate_up, a1, b1, down, a2, b2)
+        ]
         ctx.rows, ctx.scaling = rows, (scaling1, scaling2)
         low1 = None if a1 is None else LowRank(form.gemm(x, a1, rows, scale=scaling1), b1)
         h, activation = form.gate_up(x, gate_up, rows, low1)
@@ -110,14 +128,15 @@ class _GroupedMlp(paddle.autograd.PyLayer):
         output = form.gemm(activation, down, rows, low2)
         kept = {"x": x, "gate_up": gate_up, "a1": a1, "b1": b1, "down": down, "a2": a2, "b2": b2, "h": h}
         kept |= {"u1": low1 and low1.rows, "u2": low2 and low2.rows}
-        ctx.names = [name for name, tensor in kept.items() if tensor is not None]
+        ctx.quantized = {name: weight for name, weight in kept.items() if isinstance(weight, QuantizedWeight)}
+        ctx.names = [name for name, tensor in kept.items() if isinstance(tensor, Tensor)]
         ctx.save_for_backward(*(kept[name] for name in ctx.names))
         return output
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         form, rows = products(), ctx.rows
-        kept = dict(zip(ctx.names, ctx.saved_tensor(), strict=True))
+        kept = ctx.quantized | dict(zip(ctx.names, ctx.saved_tensor(), strict=True))
         for_x, for_gate_up, for_a1, for_b1, for_down, for_a2, for_b2 = ctx.wanted
         low2 = None
         if "a2" in kept:
@@ -128,11 +147,14 @@ class _GroupedMlp(paddle.autograd.PyLayer):
             parts = kept["u1"].shape[1] // kept["b1"].shape[2]
             low1 = LowRank(form.dx(dh, kept["b1"], rows, parts=parts, scale=ctx.scaling[0]), kept["a1"])
         gradients: list[Tensor | None] = [form.dx(dh, kept["gate_up"], rows, low1) if for_x else None]
-        gradients.append(form.dw(dh, kept["x"], rows) if for_gate_up else None)
+        # A quantized weight is no tensor, and has no gradient.
+        if "gate_up" in ctx.names:
+            gradients.append(form.dw(dh, kept["x"], rows) if for_gate_up else None)
         if low1 is not None:
             gradients.append(form.dw(low1.rows, kept["x"], rows) if for_a1 else None)
             gradients.append(form.dw(dh, kept["u1"], rows, parts=parts) if for_b1 else None)
-        gradients.append(form.dw(dy, activation, rows) if for_down else None)
+        if "down" in ctx.names:
+            gradients.append(form.dw(dy, activation, rows) if for_down else None)
         if low2 is not None:
             gradients.append(form.dw(low2.rows, activation, rows) if for_a2 else None)
             gradients.append(form.dw(dy, kept["u2"], rows) if for_b2 else None)

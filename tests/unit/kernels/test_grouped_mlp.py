@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -11,10 +12,11 @@ import paddle.nn.functional as F
 import pytest
 from paddle import Tensor
 
-from erniekit.kernels import grouped_forms
+from erniekit.kernels import grouped_forms, grouped_gemm
 from erniekit.kernels.choice import use_forms
 from erniekit.kernels.grouped_gemm import ExpertRows
 from erniekit.kernels.grouped_mlp import ExpertWeight, grouped_mlp
+from erniekit.kernels.quantize import dequantize, quantize
 from tests.closeness import FLOAT32, assert_all_close, assert_close
 from tests.unit.kernels.forms import TRITON
 
@@ -174,6 +176,63 @@ def test_dropout_zeroes_inputs_of_the_adapters() -> None:
         tensor.clear_gradient(False)
     found = gradients(case, grouped_mlp(case.tensors["x"], *case.weights(1 - 1e-7), case.rows))
     assert_all_close({name: found[name] for name in wanted}, wanted)
+
+
+# A last group of 4 columns of 132 for gate and up, of 2 of 66 for down.
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_quantized_weights(bits: int, adapters: bool) -> None:
+    sizes, counts = (132, 66, 4), [3, 0, 34]
+    case = make_case(counts, adapters=adapters, frozen=True, sizes=sizes)
+    exact, weights = quantized(case, bits)
+    expected = by_expert(exact)
+    output = grouped_mlp(case.tensors["x"], *weights, case.rows)
+    assert_close(output, expected)
+    assert_all_close(gradients(case, output), gradients(exact, expected), FLOAT32)
+
+
+@pytest.mark.parametrize("form", ["plain"], indirect=True)
+def test_quantized_weights_with_dropout() -> None:
+    case = make_case([4, 0, 2], adapters=True, frozen=True, sizes=(8, 6, 3))
+    exact, weights = quantized(case, 4)
+    expected = by_expert(exact)
+    gate_up, down = (weight._replace(dropout=1e-9) for weight in weights)
+    output = grouped_mlp(case.tensors["x"], gate_up, down, case.rows)
+    assert_close(output, expected)
+    assert_all_close(gradients(case, output), gradients(exact, expected), FLOAT32)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_no_dequantized_weight_is_kept_for_the_backward_pass(
+    dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def recorded(*arguments: Any) -> Tensor:
+        made.append(dequantize(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(grouped_gemm, "dequantize", recorded)
+    case = make_case([4, 1], adapters=True, frozen=True, sizes=(8, 6, 4))
+    weights = [weight._replace(dropout=dropout) for weight in quantized(case, 8)[1]]
+    output = grouped_mlp(case.tensors["x"], *weights, case.rows)
+    assert made and not output.stop_gradient
+    left = [weakref.ref(tensor) for tensor in made]
+    made.clear()
+    assert not any(reference() for reference in left)
+
+
+def quantized(case: Case, bits: int) -> tuple[Case, list[ExpertWeight]]:
+    """The case with quantized matrices, and with their values in float64."""
+    exact = {name: tensor.detach().astype("float64") for name, tensor in case.tensors.items()}
+    weights = []
+    for name, weight in zip(("gate_up", "down"), case.weights(), strict=True):
+        matrices = quantize(case.tensors[name], bits)
+        exact[name] = dequantize(matrices, "float64")
+        weights.append(weight._replace(weight=matrices))
+    for name, tensor in exact.items():
+        tensor.stop_gradient = case.tensors[name].stop_gradient
+    return Case(exact, case.counts), weights
 
 
 def test_the_host_counts_rows_only_if_it_must() -> None:
