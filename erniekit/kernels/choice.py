@@ -13,6 +13,7 @@ from erniekit.kernels.triton.runtime import enable_on_gpu, is_interpreted
 
 FORMS: dict[str, tuple[str, ...]] = {
     "grouped_gemm": ("triton", "paddle", "plain"),
+    "dequantize": ("triton", "plain"),
     "permute": ("triton", "plain", "cpu"),
     "rms_norm": ("triton", "paddle", "plain", "cpu"),
     "rope": ("triton", "plain", "cpu"),

@@ -9,6 +9,8 @@ import paddle
 from paddle import Tensor
 
 from erniekit.errors import ConfigError
+from erniekit.kernels.choice import form_of
+from erniekit.kernels.triton.runtime import pointer
 
 GROUP_SIZES = {8: 128, 4: 64}
 """Columns that share a scale, by bits. The last group of a row may have fewer."""
@@ -71,13 +73,8 @@ def quantize(weight: Tensor, bits: int) -> QuantizedWeight:
 
 def dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
     """The weight [..., N, K] in `dtype`."""
-    codes = quantized.codes
-    if quantized.bits == 4:
-        low = paddle.bitwise_and(codes, paddle.full([], 15, "uint8"))
-        high = paddle.bitwise_right_shift(codes, paddle.full([], 4, "uint8"))
-        codes = paddle.stack([low, high], axis=-1).reshape(quantized.shape).astype(dtype) - 8
-    groups = _grouped(codes.astype(dtype), GROUP_SIZES[quantized.bits])
-    return _ungrouped(groups * quantized.scales.astype(dtype).unsqueeze(-1), quantized.shape[-1])
+    form = _triton_dequantize if form_of("dequantize") == "triton" else _plain_dequantize
+    return form(quantized, dtype)
 
 
 def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
@@ -97,6 +94,25 @@ class _QuantizedLinear(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         return paddle.matmul(dy, dequantize(ctx.weight, dy.dtype))
+
+
+def _plain_dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
+    codes = quantized.codes
+    if quantized.bits == 4:
+        low = paddle.bitwise_and(codes, paddle.full([], 15, "uint8"))
+        high = paddle.bitwise_right_shift(codes, paddle.full([], 4, "uint8"))
+        codes = paddle.stack([low, high], axis=-1).reshape(quantized.shape).astype(dtype) - 8
+    groups = _grouped(codes.astype(dtype), GROUP_SIZES[quantized.bits])
+    return _ungrouped(groups * quantized.scales.astype(dtype).unsqueeze(-1), quantized.shape[-1])
+
+
+def _triton_dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
+    from erniekit.kernels.triton.quantize import dequantize
+
+    codes, scales = quantized.codes.contiguous(), quantized.scales.contiguous()
+    out = paddle.empty(quantized.shape, dtype)
+    dequantize(pointer(codes), pointer(scales), pointer(out), group=GROUP_SIZES[quantized.bits])
+    return out
 
 
 def _quantize_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python tools/gpu/kernels.py [--seed 0]
 
-Runs the scripts beside it one after the other: grouped products, pointwise kernels, and loss, embedding and optimizer.
-The status is not 0 if one of them failed.
+Runs the scripts beside it one after the other: grouped products, quantized weights, pointwise kernels, and loss,
+embedding and optimizer. The status is not 0 if one of them failed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("grouped", "pointwise", "head")
+PARTS = ("grouped", "quantize", "pointwise", "head")
 
 
 def main() -> None:

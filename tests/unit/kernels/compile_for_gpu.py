@@ -19,6 +19,7 @@ from erniekit.kernels.embedding import embedding
 from erniekit.kernels.grouped_gemm import ExpertRows
 from erniekit.kernels.grouped_mlp import ExpertWeight, grouped_mlp
 from erniekit.kernels.permute import permute, sort_by_expert, unpermute
+from erniekit.kernels.quantize import QuantizedWeight, dequantize, quantized_shapes
 from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
 from erniekit.kernels.rope import rotate_halves, rotate_pairs
 from erniekit.kernels.swiglu import swiglu
@@ -64,6 +65,7 @@ def main() -> None:
         embedding_and_loss()
         optimizer()
         grouped_kernels()
+        quantized_weights()
     print("\n".join(dict.fromkeys(names)))
 
 
@@ -116,6 +118,13 @@ def grouped_kernels() -> None:
     )
     down = tensor(EXPERTS, WIDTH, width), tensor(EXPERTS, rank, width), tensor(EXPERTS, WIDTH, rank)
     backward(grouped_mlp(tensor(TOKENS, WIDTH), ExpertWeight(*gate_up), ExpertWeight(*down), rows))
+
+
+def quantized_weights() -> None:
+    for bits, dtype in ((8, "int8"), (4, "uint8")):
+        codes, scales = quantized_shapes([WIDTH, WIDTH], bits)
+        weight = QuantizedWeight(paddle.zeros(codes).astype(dtype), paddle.zeros(scales).astype("bfloat16"))
+        dequantize(weight, "bfloat16")
 
 
 def tensor(*shape: int) -> Tensor:

@@ -102,7 +102,8 @@ def gradients(case: Case, output: Tensor) -> dict[str, np.ndarray]:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every form. The kernel of Paddle, which only GPUs have, is a loop here."""
     monkeypatch.setattr(grouped_forms, "batched_gemm", batched_gemm)
-    with use_forms(grouped_gemm=request.param):
+    dequantize_form = "triton" if request.param == "triton" else "plain"
+    with use_forms(grouped_gemm=request.param, dequantize=dequantize_form):
         yield request.param
 
 
@@ -179,8 +180,7 @@ def test_dropout_zeroes_inputs_of_the_adapters() -> None:
 
 
 # A last group of 4 columns of 132 for gate and up, of 2 of 66 for down.
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize(("bits", "adapters"), [(8, False), (4, True)])
 def test_quantized_weights(bits: int, adapters: bool) -> None:
     sizes, counts = (132, 66, 4), [3, 0, 34]
     case = make_case(counts, adapters=adapters, frozen=True, sizes=sizes)

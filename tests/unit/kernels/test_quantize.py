@@ -12,6 +12,7 @@ from paddle import Tensor
 
 from erniekit.errors import ConfigError
 from erniekit.kernels import quantize as kernel
+from erniekit.kernels.choice import use_forms
 from erniekit.kernels.quantize import (
     GROUP_SIZES,
     QuantizedWeight,
@@ -21,7 +22,7 @@ from erniekit.kernels.quantize import (
     quantized_shapes,
 )
 from tests.closeness import assert_close, relative_difference
-from tests.unit.kernels.forms import assert_same_results, random
+from tests.unit.kernels.forms import TRITON, assert_same_results, random
 
 # Of normal numbers, by bits: norm of the error relative to that of the values, in full groups.
 ERRORS = {8: 0.0067, 4: 0.098}
@@ -41,6 +42,16 @@ def test_round_trip(bits: int, shape: tuple[int, ...]) -> None:
     # Half a step; up to a whole one where the highest code, which is one short, is exceeded.
     clipped = weight.numpy() / scale_of_each_value(quantized) > 2 ** (bits - 1) - 1
     assert (error <= 1.001 * np.where(clipped, scales, scales / 2)).all()
+
+
+@pytest.mark.parametrize("form", [TRITON])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(3, 11, 192), (5, 130), (1, 2)])
+def test_every_form_dequantizes_alike(shape: tuple[int, ...], bits: int, form: str) -> None:
+    quantized = quantize(random(*shape), bits)
+    expected = dequantize(quantized, "float32")
+    with use_forms(dequantize=form):
+        assert (dequantize(quantized, "float32").numpy() == expected.numpy()).all()
 
 
 def scale_of_each_value(quantized: QuantizedWeight) -> np.ndarray:
