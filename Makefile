@@ -6,6 +6,7 @@
 #   make example-calls         function calls: report the digit in an image (runs quickstart first if needed)
 #   make test                  style, imports, types and all tests: everything that must pass before a commit
 #   make test-fast             unit tests that are not slow, for the edit loop
+#   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
 #
 # PYTHON=...      the Python for .venv (3.11 is tested)
 # TORCH_ARGS=...  arguments for installing PyTorch; its default Linux wheel includes several GB of CUDA libraries,
@@ -20,6 +21,7 @@ VERIFY ?= 1
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 WORKERS ?= 3
+INPUTS ?= 100000
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -38,7 +40,7 @@ else \
 fi
 endef
 
-.PHONY: help quickstart example-dpo example-calls test test-fast lint clean
+.PHONY: help quickstart example-dpo example-calls test test-fast fuzz lint clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
@@ -59,6 +61,9 @@ test: lint
 test-fast: $(DEV_STAMP)
 	@echo "Running the unit tests ..."
 	@$(PYTEST) -m "not slow" tests/unit
+
+fuzz: $(DEV_STAMP)
+	@$(BIN)/python -m tests.fuzz $(INPUTS)
 
 lint: $(DEV_STAMP)
 	@echo "Checking style, imports and types ..."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser was the name before the first release.
@@ -16,8 +20,58 @@ _POINTER_HEADS = (b"version https://git-lfs.github.com/spec/", b"version https:/
 _POINTER_BYTES = 1024
 _WEB_PAGE_HEADS = (b"<!doctype html", b"<html")
 _MANY = 4
+_JSON_BYTES = 256 << 20  # of a JSON file beside a model: tokenizers have tens of MB
+_JSON_DEPTH = 100
 # Left by huggingface_hub, aria2, wget-like tools and browsers during a download.
 _UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload", "*.tmp")
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON of others: UTF-8, no key twice in an object, no unpaired surrogates, not nested deeply.
+
+    Raises ValueError in words; a syntax error is a JSONDecodeError, with its line.
+    """
+    try:
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+        if b"\\u" in content:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
+    except UnicodeEncodeError:
+        raise ValueError("an unpaired surrogate in a string") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [found]
+    for _ in range(_JSON_DEPTH):
+        level = [inner for value in level for inner in _inner(value)]
+        if not level:
+            return found
+    raise ValueError(f"nested more than {_JSON_DEPTH} levels")
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {clipped(key)} is there twice")
+    return found
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError for a pipe, a device or a socket, which may never end."""
+    # O_NONBLOCK: opening a pipe that nobody writes to waits otherwise.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def is_lfs_pointer(content: bytes) -> bool:
@@ -33,7 +87,7 @@ def is_web_page(content: bytes) -> bool:
 def placeholder_problem(file: Path) -> str | None:
     """The placeholder in place of a file, and what to do; None for a file without one, or a missing file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return _problem_of(stream.read(_POINTER_BYTES + 1), file)
     except OSError:
         return None
@@ -74,24 +128,27 @@ def unfinished_downloads(directory: Path) -> list[str]:
 def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError with the file and the line of a syntax error."""
     try:
-        content = file.read_bytes()
+        with open_regular(file) as stream:
+            content = stream.read(_JSON_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
+    if len(content) > _JSON_BYTES:
+        raise CheckpointError(
+            f"{file}: has more than {_JSON_BYTES:,} bytes, the limit for JSON files of a model"
+        )
     problem = _problem_of(content, file)
     if problem is not None:
         raise CheckpointError(f"{file}: {problem}")
     if not content.strip(b"\0 \t\r\n"):
         raise CheckpointError(f"{file}: the file is empty: download it again")
     try:
-        found = json.loads(content.decode("utf-8-sig"))
+        found = parse_json(content)
     except json.JSONDecodeError as error:
         raise CheckpointError(
             f"{file}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
         ) from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{file}: not UTF-8 text: download it again") from None
-    except RecursionError:
-        raise CheckpointError(f"{file}: JSON is nested too deeply") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: must contain one JSON object")
     return found

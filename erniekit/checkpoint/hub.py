@@ -8,97 +8,33 @@ of the file; bfloat16, which numpy lacks, is represented as uint16.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo, read_header
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
-from erniekit.local_files import placeholder_problem, read_json_object, unfinished_downloads
+from erniekit.local_files import read_json_object, unfinished_downloads
 from erniekit.models.specs import TensorSpec
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DEFAULT_SHARD_BYTES = 5 << 30
-NUMPY_TYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-_HEADER_LIMIT = 100 << 20
-_SHARD_NAME = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+_SHARD_NAME = re.compile(r"model-\d+-of-(\d{1,5})\.safetensors")
+# The name of a file beside its index: no separators, and no longer than file systems allow.
+_FILE_NAME = re.compile(r"\w[\w.+-]{0,62}")
 # Weights in other formats: pickles, Paddle's, formats of engines.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".pdparams", ".gguf", ".h5", ".msgpack", ".onnx")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_LINE = 200  # characters of a tensor in a list
 _BLOCK = 1 << 20
 # Tensors of the multi-token-prediction head, which neither fine-tuning nor inference uses.
 _NOT_TRAINED = re.compile(r"(^|\.)mtp_")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """The place of a tensor on disk. `offset` and `nbytes` are in bytes from the start of `file`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-
-
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Read the header of one safetensors file.
-
-    Raises CheckpointError if it is damaged, truncated, or a Git LFS pointer.
-    """
-    problem = placeholder_problem(file)
-    if problem is not None:
-        raise CheckpointError(f"{file}: {problem}")
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                raise CheckpointError(
-                    f"{file}: not a safetensors file, or cut off ({size} bytes); download it again"
-                )
-            header = json.loads(stream.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in entries.items()}
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{file}: its safetensors header is damaged; download it again") from None
-    for info in tensors.values():
-        if info.offset + info.nbytes > size:
-            raise CheckpointError(
-                f"{file}: cut off: {info.name} ends at byte {info.offset + info.nbytes} of {size}; download it again"
-            )
-    return tensors
-
-
-def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorInfo:
-    """One entry of a header; data begin at `start`. Raises ValueError, KeyError or TypeError if it is damaged."""
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(side) for side in entry["shape"])
-    if entry["dtype"] not in NUMPY_TYPES:
-        raise CheckpointError(f"{file}: {name} has the element type {entry['dtype']}, which is not supported")
-    if end - begin != math.prod(shape) * np.dtype(NUMPY_TYPES[entry["dtype"]]).itemsize or begin < 0:
-        raise ValueError
-    return TensorInfo(name, entry["dtype"], shape, file, start + begin, end - begin)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -123,10 +59,20 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
-    """Name of a tensor -> name of its shard. Raises CheckpointError if the index is damaged."""
-    found = read_json_object(directory / INDEX_FILE).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise CheckpointError(f"{directory / INDEX_FILE}: not a valid index of shards")
+    """Name of a tensor -> name of its shard. Raises CheckpointError if the index is damaged.
+
+    A shard is a file in the directory itself: an index must not lead a reader to other files.
+    """
+    index = directory / INDEX_FILE
+    found = read_json_object(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{index}: not a valid index of shards: weight_map must be an object")
+    for tensor, name in found.items():
+        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{index}: not a valid index of shards: {clipped(tensor)} is in {clipped(str(name))}, which is not "
+                "the name of a file beside it"
+            )
     return found
 
 
@@ -156,36 +102,49 @@ def read_index(directory: str | Path) -> dict[str, TensorInfo]:
         header = read_header(file)
         twice = sorted(set(header) & set(tensors))
         if twice:
-            raise CheckpointError(f"{file}: {twice[0]} is also in {tensors[twice[0]].file.name}")
+            raise CheckpointError(f"{file}: {clipped(twice[0])} is also in {tensors[twice[0]].file.name}")
         tensors.update(header)
     if (directory / INDEX_FILE).is_file():
-        absent = set(_weight_map(directory)) - set(tensors)
+        weight_map = _weight_map(directory)
+        absent = set(weight_map) - set(tensors)
         if absent:
             raise CheckpointError(
                 f"{directory}: the index lists tensors that no shard holds:\n" + _name_list(absent)
+            )
+        moved = [name for name, shard in weight_map.items() if tensors[name].file.name != shard]
+        if moved:
+            shard = weight_map[moved[0]]
+            raise CheckpointError(
+                f"{directory}: the index lists {clipped(moved[0])} in {shard}, and it is in "
+                f"{tensors[moved[0]].file.name}; download the model again"
             )
     return tensors
 
 
 def read_array(info: TensorInfo) -> np.ndarray:
-    """Read one tensor, in the element type of the file (BF16 as uint16)."""
+    """Read one tensor, in the element type of the file (BF16 as uint16). Raises CheckpointError."""
     array = np.empty(info.shape, NUMPY_TYPES[info.dtype])
-    with info.file.open("rb") as stream:
-        stream.seek(info.offset)
-        # A 0-d array has no buffer view until it is reshaped.
-        if stream.readinto(array.reshape(-1).data.cast("B")) != info.nbytes:
-            raise CheckpointError(f"{info.file}: cut off inside {info.name}")
+    _read_into(array, info, info.offset)
     return array
 
 
 def read_span(info: TensorInfo, start: int, stop: int) -> np.ndarray:
     """Elements `start` to `stop` of a tensor in row-major order, 1-D, in the element type of the file."""
     array = np.empty(stop - start, NUMPY_TYPES[info.dtype])
-    with info.file.open("rb") as stream:
-        stream.seek(info.offset + start * array.itemsize)
-        if stream.readinto(array.data.cast("B")) != array.nbytes:
-            raise CheckpointError(f"{info.file}: cut off inside {info.name}")
+    _read_into(array, info, info.offset + start * array.itemsize)
     return array
+
+
+def _read_into(array: np.ndarray, info: TensorInfo, offset: int) -> None:
+    try:
+        with info.file.open("rb") as stream:
+            stream.seek(offset)
+            # A 0-d array has no buffer view until it is reshaped.
+            read = stream.readinto(array.reshape(-1).data.cast("B"))
+    except OSError as error:
+        raise CheckpointError(f"{info.file}: cannot be read: {error.strerror or error}") from None
+    if read != array.nbytes:
+        raise CheckpointError(f"{info.file}: cut off inside {info.name}; download it again")
 
 
 def bfloat16_to_float32(array: np.ndarray) -> np.ndarray:
@@ -221,7 +180,8 @@ def as_dtype(array: np.ndarray, source: str, target: str) -> np.ndarray:
 def check_against(
     found: dict[str, TensorInfo], wanted: Iterable[TensorSpec], where: str, *, partial: bool = False
 ) -> None:
-    """Compare names and shapes. Raises one CheckpointError that lists all missing, unexpected and misshapen tensors.
+    """Compare names and shapes. Raises one CheckpointError that lists all missing, unexpected and misshapen tensors,
+    and those that are not floating-point numbers.
 
     Tensors of the multi-token-prediction head are ignored. A tied `lm_head.weight`, which some tools write, is
     accepted, see `erniekit.checkpoint.model_files`. `partial` accepts missing names.
@@ -244,13 +204,17 @@ def check_against(
             f"{n} is {list(found[n].shape)}, config.json wants {list(shapes[n])}" for n in wrong
         )
         problems.append(f"{len(wrong)} tensors have another shape:\n{lines}")
+    quantized = [n for n in sorted(set(shapes) & set(found)) if found[n].dtype not in _FLOATS]
+    if quantized:
+        lines = _name_list(f"{n} is {found[n].dtype}" for n in quantized)
+        problems.append(f"{len(quantized)} tensors are not floating-point numbers:\n{lines}")
     if problems:
         raise CheckpointError(f"{where}: the weights do not fit config.json\n" + "\n".join(problems))
 
 
 def _name_list(names: Iterable[str], limit: int = 12) -> str:
     ordered = sorted(names)
-    shown = [f"  {name}" for name in ordered[:limit]]
+    shown = [f"  {clipped(name, _LINE)}" for name in ordered[:limit]]
     if len(ordered) > limit:
         shown.append(f"  ... and {len(ordered) - limit} more")
     return "\n".join(shown)

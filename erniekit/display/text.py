@@ -21,6 +21,12 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def clipped(text: str, limit: int = 80) -> str:
+    """Text from others in one line of an error: what a terminal or UTF-8 cannot show is escaped, a long end is cut."""
+    shown = visible(text[:limit]).replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
+    return shown if len(text) <= limit else f"{shown}..."
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun: "1 row", "2,000 rows"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from erniekit.checkpoint.header import read_metadata
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
@@ -238,7 +238,7 @@ def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, Tens
 def _check_shards(directory: Path) -> Iterator[Check]:
     where: dict[str, str] = {}
     for file in weight_files(directory):
-        if _metadata(file).get("format") != "pt":
+        if read_metadata(file).get("format") != "pt":
             yield Check("FAIL", f"{file.name}: its metadata has no format = pt, which loaders require")
         where |= dict.fromkeys(read_header(file), file.name)
     index = directory / INDEX_FILE
@@ -293,13 +293,6 @@ def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig)
             else ""
         )
         yield Check("ok", f"names, shapes and element types equal those of the base model {base}{grown}")
-
-
-def _metadata(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    metadata: dict[str, Any] = header.get("__metadata__") or {}
-    return metadata
 
 
 def _some(names: list[str]) -> str:

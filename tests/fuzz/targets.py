@@ -1,0 +1,8 @@
+"""All targets of the fuzzer."""
+
+from __future__ import annotations
+
+from tests.fuzz.driver import Target
+from tests.fuzz.weights import safetensors_header, safetensors_index
+
+TARGETS: tuple[Target, ...] = (safetensors_header, safetensors_index)
