@@ -27,7 +27,7 @@ _UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload",
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON of others: UTF-8, no key twice in an object, no unpaired surrogates, not nested deeply.
+    """JSON of others: UTF-8, no key twice in an object, no half surrogate pairs, not nested deeply.
 
     Raises ValueError in words; a syntax error is a JSONDecodeError, with its line.
     """
@@ -38,7 +38,7 @@ def parse_json(content: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
     except UnicodeEncodeError:
-        raise ValueError("an unpaired surrogate in a string") from None
+        raise ValueError("a string has half a surrogate pair") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level = [found]

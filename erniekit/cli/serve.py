@@ -41,9 +41,13 @@ ApiKey = Annotated[
     typer.Option(
         "--api-key",
         envvar="ERNIEKIT_API_KEY",
-        help="API key that clients must send. Default: none.",
+        help="API key that clients must send as a bearer token. Visible in the list of processes: prefer the variable.",
         show_default=False,
     ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", metavar="FILE", help="File that holds the API key.", show_default=False),
 ]
 AllowUrls = Annotated[
     bool,
@@ -66,12 +70,20 @@ Commands = Annotated[
 ]
 
 
+def on_command_line(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line, not in an environment variable."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def serve(
+    context: typer.Context,
     model: Model,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     name: Name = "",
     api_key: ApiKey = "",
+    api_key_file: ApiKeyFile = None,
     allow_urls: AllowUrls = False,
     cors: Cors = None,
     commands: Commands = False,
@@ -99,6 +111,7 @@ def serve(
       erniekit serve runs/digits
       erniekit serve exports/ernie --port 9000 --name ernie --temperature 0.8 --top-p 0.8
       erniekit serve exports/ernie --cors http://localhost:3000
+      erniekit serve exports/ernie --host 0.0.0.0 --api-key-file key.txt
       erniekit serve exports/ernie --commands
     """
     from erniekit.generation.load import find_model
@@ -114,9 +127,10 @@ def serve(
     from erniekit.generation.detokenizer import Detokenizer
     from erniekit.generation.sampling import Sampling
     from erniekit.runtime import compute_dtype, configure
+    from erniekit.serving.access import access_notes, read_key
     from erniekit.serving.app import make_app
     from erniekit.serving.cors import parse_origins
-    from erniekit.serving.server import access_notes, curl_command, listen, run_server, server_url
+    from erniekit.serving.server import curl_command, listen, listens_locally, run_server, server_url
     from erniekit.serving.service import ChatService
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
@@ -131,14 +145,17 @@ def serve(
         seed=seed,
     )
     shown = name or model.resolve().name
-    origins = parse_origins(cors or ())
+    key, origins = read_key(api_key, api_key_file), parse_origins(cors or ())
     listener = listen(host, port)
     url, log = server_url(listener), functools.partial(typer.echo, err=True)
     detokenizer = Detokenizer.from_checkpoint(source.directory)
     service = ChatService(shown, source.load(computed), encoder, detokenizer, defaults, allow_urls=allow_urls)
     typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
-    typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, api_key)}", *production]))
-    for note in access_notes(listener, api_key, origins):
-        typer.echo(f"note: {note}")
+    typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, key)}", *production]))
+    visible = on_command_line(context, "api_key")
+    for note in access_notes(listener.getsockname()[0], key, origins, on_command_line=visible):
+        typer.echo(f"warning: {note}")
     typer.echo(f"listening on {url}/v1; Ctrl-C stops it")
-    run_server(listener, make_app(service, api_key=api_key, cors_origins=origins, log=log), service, log)
+    local_only = not key and listens_locally(listener)
+    app = make_app(service, api_key=key, local_only=local_only, cors_origins=origins, log=log)
+    run_server(listener, app, service, log)

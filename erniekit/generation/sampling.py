@@ -16,16 +16,19 @@ from paddle import Tensor
 from erniekit.data.chat.template import Template
 from erniekit.errors import ConfigError
 
+GREEDY_BELOW = 1e-5
+"""Smaller temperatures are 0, as in vLLM: logits divided by them are no numbers any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How answers are generated.
 
-    temperature: 0 always takes the most probable token; top_p: keeps the fewest of the most probable tokens with
-    this total probability; top_k: keeps this number of tokens (0: all); repetition_penalty: logits of tokens in the
-    prompt and the answer are divided by it if positive, multiplied if negative; stop: texts that end an answer, and
-    are removed from it; seed: the same seed gives the same answers; min_p: keeps tokens with at least this fraction
-    of the highest probability (0: all). Raises ConfigError for values out of range.
+    temperature: 0 (as anything below GREEDY_BELOW) always takes the most probable token; top_p: keeps the fewest of the
+    most probable tokens with this total probability; top_k: keeps this number of tokens (0: all); repetition_penalty:
+    logits of tokens in the prompt and the answer are divided by it if positive, multiplied if negative; stop: texts
+    that end an answer, and are removed from it; seed: the same seed gives the same answers; min_p: keeps tokens with at
+    least this fraction of the highest probability (0: all). Raises ConfigError for values out of range.
     """
 
     max_new_tokens: int = 1024
@@ -40,10 +43,10 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, good, wanted in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < np.inf, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature <= 1e4, "from 0 (greedy) to 10,000"),
             ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
-            ("repetition_penalty", 0 < self.repetition_penalty < np.inf, "over 0"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
             ("stop", all(self.stop), "texts that are not empty"),
             ("seed", self.seed >= 0, "0 or more"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 (all) to 1"),
@@ -76,7 +79,7 @@ class Sampler:
     def pick(self, logits: Tensor, sequences: np.ndarray) -> np.ndarray:
         """One token for each row of `logits` [N, vocab], which belong to `sequences`, int64 [N] -> int64 [N]."""
         sampling = self._sampling
-        greedy, penalised = sampling.temperature == 0, sampling.repetition_penalty != 1
+        greedy, penalised = sampling.temperature < GREEDY_BELOW, sampling.repetition_penalty != 1
         if greedy and not penalised:
             tokens: np.ndarray = paddle.argmax(logits, axis=-1).numpy()
             return tokens
@@ -106,7 +109,7 @@ def penalise(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
 def candidates(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """(ids ascending, weights): the tokens that can be drawn, and weights proportional to their probabilities.
 
-    `scores`: float32 [vocab]; `sampling.temperature` is not 0.
+    `scores`: float32 [vocab]; `sampling.temperature` is at least GREEDY_BELOW.
     """
     scores = scores / np.float32(sampling.temperature)
     ids = np.arange(len(scores))

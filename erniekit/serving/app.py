@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,8 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from erniekit.display.text import visible
 from erniekit.generation.answer import Delta
+from erniekit.serving.access import check_host, check_key
 from erniekit.serving.cors import ANY_ORIGIN
 from erniekit.serving.fields import RequestError
+from erniekit.serving.limits import MAX_BODY_BYTES, MAX_HELD_BYTES, BodyLimits
 from erniekit.serving.request import read_request
 from erniekit.serving.response import (
     STREAM_END,
@@ -35,21 +36,32 @@ from erniekit.serving.response import (
 from erniekit.serving.service import ChatService, Event, QueuedRequest
 
 COMPLETIONS_PATH, MODELS_PATH, HEALTH_PATH = "/v1/chat/completions", "/v1/models", "/health"
-MAX_BODY_BYTES = 64 << 20  # a few large images
+_READERS = 2  # requests that are parsed and tokenized at a time: a large one takes hundreds of MB meanwhile
 _PREFLIGHT_SECONDS = 86400  # browsers shorten it to their own limit
 Log = Callable[[str], None]
 
 
 def make_app(
-    service: ChatService, *, api_key: str = "", cors_origins: Sequence[str] = (), log: Log
+    service: ChatService,
+    *,
+    api_key: str = "",
+    local_only: bool = False,
+    cors_origins: Sequence[str] = (),
+    log: Log,
 ) -> Starlette:
     """The ASGI application.
 
-    api_key: the bearer token that clients must send, "" for none; cors_origins: the origins of web pages that may use
-    the server, from `parse_origins`; log: gets a line for each request.
+    api_key: the bearer token that clients must send, "" for none; local_only: whether requests must name this machine
+    as their host, see `check_host`; cors_origins: the origins of web pages that may use the server, from
+    `parse_origins`; log: gets a line for each request.
     """
     endpoints = _Endpoints(service, api_key)
-    middleware = [Middleware(_RequestLog, log=log, cors_origins=cors_origins)]
+    middleware = [
+        Middleware(_RequestLog, log=log, cors_origins=cors_origins),
+        Middleware(BodyLimits, body_bytes=MAX_BODY_BYTES, held_bytes=MAX_HELD_BYTES),
+    ]
+    if local_only:
+        middleware.insert(1, Middleware(_LocalOnly))
     if cors_origins:
         middleware.append(
             Middleware(
@@ -81,35 +93,38 @@ class _Endpoints:
     def __init__(self, service: ChatService, api_key: str) -> None:
         self._service = service
         self._api_key = api_key
+        self._readers = CapacityLimiter(_READERS)
 
     async def health(self, request: Request) -> Response:
         request.state.note = "ok"
         return _json({"status": "ok"})
 
     async def models(self, request: Request) -> Response:
-        self._check_key(request)
+        check_key(request, self._api_key)
         request.state.note = self._service.name
         return _json({"object": "list", "data": [model_card(self._service.name, self._service.created)]})
 
     async def model(self, request: Request) -> Response:
-        self._check_key(request)
+        check_key(request, self._api_key)
         self._service.check_name(request.path_params["name"])
         request.state.note = self._service.name
         return _json(model_card(self._service.name, self._service.created))
 
     async def complete(self, request: Request) -> Response:
-        self._check_key(request)
+        check_key(request, self._api_key)
         # Web pages can send other types to any address without a preflight request.
         if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
             raise RequestError("send JSON, as Content-Type: application/json", status=415)
-        body = await _read_body(request)
+        body = await request.body()
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
 
         def on_event(found: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, found)
 
-        chat = await run_in_threadpool(read_request, body)
-        queued, completion = await run_in_threadpool(self._service.submit, chat, on_event)
+        chat = await to_thread.run_sync(read_request, body, limiter=self._readers)
+        queued, completion = await to_thread.run_sync(
+            self._service.submit, chat, on_event, limiter=self._readers
+        )
         answer = _answer(request, queued, events)
         if chat.stream:
             first = await anext(answer)  # an error before it has its own status
@@ -125,25 +140,6 @@ class _Endpoints:
             else:
                 deltas += found
         return response
-
-    def _check_key(self, request: Request) -> None:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if self._api_key and not hmac.compare_digest(given.encode(), self._api_key.encode()):
-            message = "this server needs the key that it was started with (--api-key) as a bearer token"
-            raise RequestError(message, status=401, code="invalid_api_key")
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    size = int(request.headers.get("Content-Length", 0))
-    if size <= MAX_BODY_BYTES:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_BODY_BYTES:
-                break
-    if max(size, len(body)) > MAX_BODY_BYTES:
-        raise RequestError(f"the body has more than {MAX_BODY_BYTES:,} bytes, the limit", status=413)
-    return bytes(body)
 
 
 async def _answer(
@@ -235,6 +231,23 @@ class _RequestLog:
         return f"web page of {origin}" + ("" if allowed else ", which is not in --cors")
 
 
+class _LocalOnly:
+    """Refuses requests to other hosts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            check_host(request)
+        except RequestError as error:
+            response = await _refuse(request, error)
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
     """An error of an endpoint (RequestError) or of the router (HTTPException), in OpenAI's form."""
     headers: Mapping[str, str] | None = None
@@ -249,7 +262,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 def _router_message(request: Request, error: HTTPException) -> str:
-    path = request.url.path
+    path = request.scope["path"]  # request.url fails where a target or a host is no URL
     if error.status_code == 405 and error.headers is not None:
         methods = " or ".join(sorted(error.headers["Allow"].split(", ")))
         return f"{path} takes {methods}, not {request.method}"

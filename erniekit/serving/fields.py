@@ -13,19 +13,22 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from erniekit.display.text import clipped
 from erniekit.errors import ErnieKitError
 
 
 class RequestError(ErnieKitError):
-    """An error response: HTTP `status`, and OpenAI's `param` and `code`."""
+    """An error response: HTTP `status`, and OpenAI's `param` and `code`. What it repeats of a request is cut."""
 
     def __init__(
         self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        super().__init__(clipped(message, _MAX_MESSAGE))
+        self.status, self.code = status, code
+        self.param = None if param is None else clipped(param)
 
 
+_MAX_MESSAGE = 1000  # characters
 _MAX_SHOWN = 60  # characters of a value that an error shows
 
 # Accounts, caches, traces and transport: the answer does not depend on them.

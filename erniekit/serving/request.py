@@ -16,6 +16,7 @@ from erniekit.data.formats.fields.tools import TOOL_KEYS
 from erniekit.data.media.images import is_url
 from erniekit.errors import ConfigError
 from erniekit.generation.sampling import Sampling
+from erniekit.local_files import parse_json
 from erniekit.serving.conversations import to_conversation
 from erniekit.serving.fields import (
     IGNORED,
@@ -25,6 +26,7 @@ from erniekit.serving.fields import (
     unknown_field,
     without_neutral,
 )
+from erniekit.serving.limits import check_values
 from erniekit.serving.thinking import THINKING_FIELDS, Thinking, take_thinking
 
 _MEDIA = ("image_url", "video_url")
@@ -103,9 +105,10 @@ class ChatRequest(_Part):
 
 def read_request(body: bytes) -> ChatRequest:
     """Parses a body. Raises RequestError naming the field."""
+    check_values(body)
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(body)
+    except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise RequestError("the body must be a JSON object")

@@ -7,7 +7,7 @@ import json
 import shlex
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 from erniekit.errors import ConfigError
 from erniekit.interrupt import InterruptGuard
 from erniekit.serving.app import COMPLETIONS_PATH, Log
-from erniekit.serving.cors import ANY_ORIGIN
+from erniekit.serving.connections import BoundedConnection
 from erniekit.serving.service import ChatService
 
 _BACKLOG = 128  # clients that connect while the model is loaded
-_KEEP_ALIVE_SECONDS = 60
+_KEEP_ALIVE_SECONDS = 30
 _CLOSE_SECONDS = 5.0  # at the end, for clients that neither send nor receive
 
 
@@ -47,17 +47,9 @@ def server_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def access_notes(listener: socket.socket, api_key: str, cors_origins: Sequence[str]) -> list[str]:
-    """Who can use the server without a key, where that is more than this machine's users."""
-    host = listener.getsockname()[0]
-    notes = []
-    if not api_key and not ipaddress.ip_address(host).is_loopback:
-        notes.append(f"anyone who can reach {host} can use this server; --api-key restricts it")
-    if not api_key and ANY_ORIGIN in cors_origins:
-        notes.append(
-            "with --cors '*' any web page in a browser here can use this server; --api-key restricts it"
-        )
-    return notes
+def listens_locally(listener: socket.socket) -> bool:
+    """Whether only this machine's programs can connect."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def curl_command(url: str, model_name: str, api_key: str) -> str:
@@ -74,7 +66,7 @@ def http_server(listener: socket.socket, app: ASGIApp) -> Iterator[None]:
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=BoundedConnection,
         ws="none",
         lifespan="off",
         interface="asgi3",

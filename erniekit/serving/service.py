@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from erniekit.data.chat.conversation import SampleError
@@ -23,6 +24,7 @@ from erniekit.generation.generate import Generator
 from erniekit.generation.sampling import Sampling, chat_sampling
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving.fields import RequestError
+from erniekit.serving.limits import check_text
 from erniekit.serving.request import (
     ChatRequest,
     read_conversation,
@@ -30,6 +32,7 @@ from erniekit.serving.request import (
 )
 from erniekit.serving.response import Completion, Finished
 
+_SIGNAL_SECONDS = 0.5
 # The next pieces of an answer, its end, or the reason why there is none. The last two are the last event.
 Event = list[Delta] | Finished | RequestError
 
@@ -87,6 +90,7 @@ class ChatService:
         self.check_name(request.model)
         template = self._encoder.template
         request.thinking.check(template)
+        check_text(request.messages, request.tools, self._positions)
         number = next(self._numbers)
         conversation = read_conversation(request, f"request {number + 1}", allow_urls=self._allow_urls)
         try:
@@ -111,11 +115,17 @@ class ChatService:
     def run(self) -> None:
         """Answers requests until `stop`; those that are left get an error then."""
         try:
-            while (queued := self._queue.get()) is not None:
+            while (queued := self._next()) is not None:
                 self._answer(queued)
         finally:
             self._stopped = True
             self._refuse_all()
+
+    def _next(self) -> QueuedRequest | None:
+        """The next request; None to stop. Waits briefly each time, since a signal does not end a wait in C."""
+        while True:
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=_SIGNAL_SECONDS)
 
     def stop(self) -> None:
         """Ends `run`, after the next token. From anywhere, also a signal handler."""

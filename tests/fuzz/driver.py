@@ -33,7 +33,8 @@ def fuzz(target: Target, inputs: range, directory: Path) -> Counter[str]:
             _check_message(str(error), target, number)
             outcomes["refused"] += 1
         except Exception as error:
-            raise FuzzError(f"{target.__name__} {number}: {type(error).__name__}: {error}") from error
+            what = f"{type(error).__name__}: {str(error)[:500]}"
+            raise FuzzError(f"{target.__name__} {number}: {what}") from error
     return outcomes
 
 

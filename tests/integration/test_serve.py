@@ -131,7 +131,7 @@ def test_limits_and_sampling(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message", "param"),
     [
-        ({"temperature": -1.0}, "temperature must be 0 (greedy) or more", None),
+        ({"temperature": -1.0}, "temperature must be from 0 (greedy) to 10,000", None),
         ({"n": 2}, "n: a request has one answer", "n"),
         (
             {"logprobs": True},

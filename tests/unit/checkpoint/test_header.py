@@ -59,7 +59,7 @@ GOOD = {"a": entry(0, 8), "b": entry(8, 16)}
         ({"__metadata__": ["pt"], **GOOD}, "__metadata__ must be an object of strings"),
         ([GOOD], "is not a JSON object"),
         (b'{"a": %b, "a": %b}' % ((json.dumps(GOOD["a"]).encode(),) * 2), "the key a is there twice"),
-        (b'{"\\ud800": 1}', "unpaired surrogate"),
+        (b'{"\\ud800": 1}', "half a surrogate pair"),
         (b'{"a\n": 1}', "damaged: .*control character"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "damaged: .*digits"),

@@ -144,6 +144,13 @@ def test_a_draw_depends_on_the_seed_the_index_and_the_position_only() -> None:
     assert left.pick(rows[1:2], np.array([1])).tolist() == second[1:2].tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-38, 1e-300, 9e-6])
+def test_tiny_temperatures_are_greedy(temperature: float) -> None:
+    logits = paddle.to_tensor(np.float32([[-2e4, 1e4, 3.0, 1e4]]))
+    sampler = Sampler(Sampling(temperature=temperature, top_k=2, min_p=0.5), [np.array([0])], [0])
+    assert sampler.pick(logits, np.array([0])).tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -151,6 +158,9 @@ def test_a_draw_depends_on_the_seed_the_index_and_the_position_only() -> None:
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
+        ("temperature", 1e5),
+        ("repetition_penalty", 1e-38),
+        ("repetition_penalty", 1e38),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_k", -1),

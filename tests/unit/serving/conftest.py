@@ -54,6 +54,7 @@ class Served:
         template: str,
         api_key: str,
         cors: tuple[str, ...],
+        local_only: bool,
     ) -> None:
         self.stream: Stream = lambda document, sampling: iter([2])
         monkeypatch.setattr(
@@ -66,7 +67,7 @@ class Served:
         listener = listen("127.0.0.1", 0)
         self.url = server_url(listener)
         self.host, self.port = listener.getsockname()
-        app = make_app(self.service, api_key=api_key, cors_origins=origins, log=log)
+        app = make_app(self.service, api_key=api_key, local_only=local_only, cors_origins=origins, log=log)
         self._running = ExitStack()
         self._running.enter_context(http_server(listener, app))
         threading.Thread(target=self.service.run, daemon=True).start()
@@ -111,8 +112,9 @@ def start(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Itera
         api_key: str = "",
         answers: list[str] | None = None,
         cors: tuple[str, ...] = (),
+        local_only: bool = False,
     ) -> Served:
-        served = Served(vl, model, monkeypatch, template, api_key, cors)
+        served = Served(vl, model, monkeypatch, template, api_key, cors, local_only)
         started.append(served)
         if answers is not None:
             served.stream = Script(vl, model, template, answers).stream

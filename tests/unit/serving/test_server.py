@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import openai
 import pytest
 
 from erniekit.data.encode.document import Document
+from erniekit.data.encode.encoder import Encoder
 from erniekit.errors import ConfigError
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
@@ -25,11 +27,13 @@ from erniekit.generation.load import find_model
 from erniekit.generation.sampling import Sampling
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving import app as serve
+from erniekit.serving.access import access_notes, read_key
 from erniekit.serving.app import make_app
+from erniekit.serving.connections import BoundedConnection
 from erniekit.serving.cors import parse_origins
 from erniekit.serving.fields import RequestError
 from erniekit.serving.request import read_request
-from erniekit.serving.server import access_notes, curl_command, listen, run_server, server_url
+from erniekit.serving.server import curl_command, listen, listens_locally, run_server, server_url
 from erniekit.serving.service import ChatService, Event
 from tests.unit.generation.scripted import END, TOOLS
 from tests.unit.serving.conftest import ASKED, HANGS, Served
@@ -146,7 +150,8 @@ def test_routes_and_methods(start: Callable[..., Served]) -> None:
 
 def test_a_key(start: Callable[..., Served]) -> None:
     served = start(api_key="secret", answers=[f"seven{END}"])
-    for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Bearer \xe9"}):
+    for given in (None, "Bearer other", "Bearer \xe9", "secret", "Basic secret", "Bearer", "Bearersecret"):
+        headers = {} if given is None else {"Authorization": given}
         status, answer, response = served.ask("GET", "/v1/models", headers=headers)
         assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
         assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -169,16 +174,57 @@ def test_bodies_that_are_not_accepted(start: Callable[..., Served], monkeypatch:
     assert status == 400 and "not valid JSON" in answer["error"]["message"]
 
 
-def test_bodies_in_chunks(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    served, body = start(), json.dumps(ASKED).encode()
-    for limit, status in ((len(body), 200), (len(body) - 1, 413)):
-        monkeypatch.setattr(serve, "MAX_BODY_BYTES", limit)
-        connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
-        pieces = iter([body[:20], body[20:]])
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", pieces, headers, encode_chunked=True)
-        assert connection.getresponse().status == status
-        connection.close()
+@pytest.mark.parametrize(("spare", "status"), [(0, 200), (-1, 413)])
+def test_bodies_in_chunks(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, spare: int, status: int
+) -> None:
+    body = json.dumps(ASKED).encode()
+    monkeypatch.setattr(serve, "MAX_BODY_BYTES", len(body) + spare)
+    served = start()
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=HANGS)
+    pieces = iter([body[:20], body[20:]])
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", pieces, headers, encode_chunked=True)
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_bodies_of_all_requests_together(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "MAX_HELD_BYTES", len(json.dumps(ASKED)) * 3 // 2)
+    served, begun, go = start(), threading.Event(), threading.Event()
+
+    def stream(document: Document, sampling: Sampling) -> Iterator[int]:
+        begun.set()
+        go.wait(HANGS)
+        yield 2
+
+    served.stream = stream
+    first = threading.Thread(target=served.completion, args=(ASKED,), daemon=True)
+    first.start()
+    assert begun.wait(HANGS)
+    status, answer = served.completion(ASKED)
+    assert status == 503 and "too many large requests" in answer["error"]["message"]
+    go.set()
+    first.join(HANGS)
+    assert served.completion(ASKED)[0] == 200
+
+
+def test_text_is_bounded_before_it_is_tokenized(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = start()
+    monkeypatch.setattr(Encoder, "encode_prompt", lambda *_: pytest.fail("it was tokenized"))
+    text = "x" * 16 * served.service._positions
+    for asked in (
+        {**ASKED, "messages": [{"role": "user", "content": text}]},
+        {**ASKED, "tools": [{"type": "function", "function": {"name": "x", "description": text}}]},
+        {**ASKED, "messages": [{"role": "user", "content": [{"type": "image_url"}] * len(text)}]},
+    ):
+        status, answer = served.completion(asked)
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        assert "prompt and answer must fit into" in answer["error"]["message"]
 
 
 def test_a_body_is_never_the_next_request(start: Callable[..., Served]) -> None:
@@ -274,7 +320,7 @@ def test_a_client_that_goes_away_ends_its_answer(start: Callable[..., Served], s
 
     served.stream = endless
     body = json.dumps({**ASKED, "stream": streamed}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}"
     with socket.create_connection((served.host, served.port), timeout=HANGS) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
@@ -357,9 +403,15 @@ def test_the_url_for_clients() -> None:
 @pytest.mark.parametrize(
     ("host", "key", "origin", "note"),
     [
-        ("0.0.0.0", "", "", "anyone who can reach 0.0.0.0 can use this server"),
+        (
+            "0.0.0.0",
+            "",
+            "",
+            "it listens on all addresses of this machine without a key: anyone who can reach it",
+        ),
+        ("::", "", "", "it listens on all addresses of this machine without a key"),
+        ("192.0.2.1", "", "", "it listens on 192.0.2.1 without a key"),
         ("0.0.0.0", "secret", "", ""),
-        ("localhost", "", "", ""),
         ("::1", "", "", ""),
         ("127.0.0.1", "", "*", "with --cors '*' any web page in a browser here can use this server"),
         ("127.0.0.1", "secret", "*", ""),
@@ -367,9 +419,123 @@ def test_the_url_for_clients() -> None:
     ],
 )
 def test_who_can_use_an_open_server(host: str, key: str, origin: str, note: str) -> None:
-    with listen(host, 0) as listener:
-        notes = access_notes(listener, key, parse_origins([origin] if origin else []))
-    assert notes == ([f"{note}; --api-key restricts it"] if note else [])
+    notes = access_notes(host, key, parse_origins([origin] if origin else []), on_command_line=False)
+    assert len(notes) == bool(note) and all(found.startswith(note) for found in notes)
+    assert all("ERNIEKIT_API_KEY or --api-key-file sets a key" in found for found in notes)
+
+
+def test_a_key_that_everybody_sees() -> None:
+    (note,) = access_notes("0.0.0.0", "secret", (), on_command_line=True)
+    assert "list of processes" in note and "secret" not in note
+
+
+def test_keys_in_files(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    assert read_key("", file) == "secret" == read_key("secret", None) and read_key("", None) == ""
+    for content, message in (("\n", "is empty"), ("two words", "printable ASCII"), ("schlüssel", "ASCII")):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            read_key("", file)
+    for given, named in (("secret", file), ("", tmp_path / "none"), ("", tmp_path)):
+        with pytest.raises(ConfigError, match=r"not both|cannot be read"):
+            read_key(given, named)
+
+
+def test_a_server_without_a_key_answers_only_to_its_own_names(start: Callable[..., Served]) -> None:
+    served = start(local_only=True, answers=[f"seven{END}"])
+    for host in (
+        "localhost",
+        f"LOCALHOST:{served.port}",
+        "127.0.0.1",
+        "127.8.9.1:80",
+        "[::1]:8000",
+        "localhost.",
+    ):
+        assert served.ask("GET", "/health", headers={"Host": host})[0] == 200
+    for host in (
+        "page.example",
+        f"page.example:{served.port}",
+        "127.0.0.1.page.example",
+        "[",
+        "0.0.0.0",
+        "localhost@x",
+    ):
+        status, answer, _ = served.ask("GET", "/v1/models", headers={"Host": host})
+        assert status == 403 and "answers only requests to localhost" in answer["error"]["message"]
+    assert served.client().chat.completions.create(**ASKED).choices[0].message.content == "seven"
+
+
+def test_who_listens_locally() -> None:
+    for host, local in (("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)):
+        with listen(host, 0) as listener:
+            assert listens_locally(listener) == local
+
+
+@pytest.mark.parametrize(
+    "target", ["http://[/health", "http://here/health", "//[/", "/%00", "/v1/models/%ff", "*"]
+)
+def test_targets_that_are_no_path(start: Callable[..., Served], target: str) -> None:
+    served = start()
+    with socket.create_connection((served.host, served.port), timeout=HANGS) as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: [\r\nConnection: close\r\n\r\n".encode())
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 404") and b"error" in received
+
+
+def received_of(served: Served, sent: bytes) -> bytes:
+    with socket.create_connection((served.host, served.port), timeout=HANGS) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"", b""),
+        (b"GET /health", b"HTTP/1.1 408 "),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nX: ", b"HTTP/1.1 408 "),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 9\r\n\r\n{",
+            b"HTTP/1.1 408 ",
+        ),
+    ],
+)
+def test_a_client_that_does_not_end_its_request(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, sent: bytes, answer: bytes
+) -> None:
+    monkeypatch.setattr(BoundedConnection, "head_seconds", 0.2)
+    monkeypatch.setattr(BoundedConnection, "body_seconds", 0.2)
+    assert received_of(start(), sent).startswith(answer)
+
+
+def test_a_byte_now_and_then_does_not_keep_a_connection(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedConnection, "head_seconds", 0.2)
+    served = start()
+    with socket.create_connection((served.host, served.port), timeout=HANGS) as connection:
+        connection.settimeout(0.01)
+        for byte in b"GET /" + b"x" * 15_000:
+            with suppress(TimeoutError):
+                if connection.recv(100).startswith(b"HTTP/1.1 408 "):
+                    return
+            connection.sendall(bytes([byte]))
+    pytest.fail("the connection was kept")
+
+
+def test_connections_are_limited(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "max_connections", 2)
+    served = start()
+    with ExitStack() as stack:
+        for _ in range(2):
+            idle = stack.enter_context(socket.create_connection((served.host, served.port), timeout=HANGS))
+            idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        assert received_of(served, b"").startswith(b"HTTP/1.1 503 ")
+    while served.ask("GET", "/health")[0] != 200:
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -400,6 +566,23 @@ def test_a_signal_ends_it_in_the_middle_of_an_answer(
         socket.create_connection(address, timeout=HANGS)
     service.submit(read_request(json.dumps(ASKED).encode()), events.append)
     assert [event.status for event in events if isinstance(event, RequestError)] == [503, 503, 503]
+
+
+def test_a_signal_that_another_thread_receives_ends_the_wait_for_requests(
+    vl: Path, model: ErnieModel
+) -> None:
+    """Such a signal, as one just before the wait begins, does not end a wait in C."""
+    lines: list[str] = []
+    text = Detokenizer.from_checkpoint(vl)
+    service = ChatService("tiny", model, find_model(vl).encoder(), text, Sampling())
+
+    def stop() -> None:
+        time.sleep(0.2)  # when the wait has begun; before it, the signal ends it anyway
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    run_server(listen("127.0.0.1", 0), make_app(service, log=lines.append), service, lines.append)
+    assert lines == ["stopped"]
 
 
 @pytest.mark.parametrize("streamed", [True, False])
