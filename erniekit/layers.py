@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from erniekit.kernels.embedding import embedding
+from erniekit.kernels.quantize import QuantizedWeight, Weight, quantized_linear, quantized_shapes
 from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
 from erniekit.kernels.swiglu import swiglu
 
 
+class QuantizedParameter(nn.Layer):
+    """A frozen weight [..., out, in] in 8 or 4 bits, in the place of a parameter. See `QuantizedWeight`."""
+
+    def __init__(self, shape: list[int], bits: int, dtype: Any) -> None:
+        super().__init__()
+        codes, scales = quantized_shapes(shape, bits)
+        self.codes = _zeros(self, codes, "uint8" if bits == 4 else "int8")
+        self.scales = _zeros(self, scales, dtype)
+        self.codes.stop_gradient = self.scales.stop_gradient = True
+
+    @property
+    def value(self) -> QuantizedWeight:
+        """Codes and scales."""
+        return QuantizedWeight(self.codes, self.scales)
+
+    @property
+    def shape(self) -> list[int]:
+        """[..., out, in]."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the weight before it was quantized, in which the model computes."""
+        return self.scales.dtype
+
+
+def weight_of(parameter: Tensor | QuantizedParameter) -> Weight:
+    """The weight that a kernel takes."""
+    return parameter.value if isinstance(parameter, QuantizedParameter) else parameter
+
+
 class Linear(nn.Layer):
     """`y = x W^T + b` with `weight` [out, in] as on the Hub, so checkpoints need no transposition."""
+
+    weight: Tensor | QuantizedParameter
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = False, dtype: str = "float32"
@@ -24,6 +60,8 @@ class Linear(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
+        if isinstance(self.weight, QuantizedParameter):
+            return quantized_linear(x, self.weight.value, self.bias)
         y = paddle.matmul(x, self.weight, transpose_y=True)
         return y if self.bias is None else y + self.bias
 
@@ -85,5 +123,5 @@ class Mlp(nn.Layer):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
-def _zeros(layer: nn.Layer, shape: list[int], dtype: str) -> Tensor:
+def _zeros(layer: nn.Layer, shape: list[int], dtype: Any) -> Tensor:
     return layer.create_parameter(shape, dtype=dtype, default_initializer=nn.initializer.Constant(0.0))

@@ -5,7 +5,7 @@ Every tensor of the Hub is a range of one parameter in row-major order, and most
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,6 +13,7 @@ import numpy as np
 from paddle import Tensor, nn
 
 from erniekit.checkpoint.hub import NUMPY_TYPES, as_dtype
+from erniekit.layers import QuantizedParameter
 from erniekit.models.specs import is_expert_tensor
 from erniekit.moe.experts import StackedLinear
 
@@ -40,14 +41,28 @@ class HubTensor:
 def hub_tensors(model: nn.Layer) -> list[HubTensor]:
     """Every tensor of the Hub that the parameters of a model hold, in the order in which files list them.
 
-    Inside a layer, experts follow each other; each has gate, up and down, with their adapters.
+    Inside a layer, experts follow each other; each has gate, up and down, with their adapters. Ranges of a quantized
+    parameter are those of its elements before they were quantized.
     """
     stacks = {path: layer for path, layer in model.named_sublayers() if isinstance(layer, StackedLinear)}
     found: list[HubTensor] = []
-    for experts, named in groupby(model.named_parameters(), key=lambda item: experts_path(item[0])):
+    for experts, named in groupby(named_weights(model), key=lambda item: experts_path(item[0])):
         tensors = [tensor for name, parameter in named for tensor in _tensors(name, parameter, stacks)]
         found += sorted(tensors, key=lambda tensor: _order(tensor.name)) if experts else tensors
     return found
+
+
+def named_weights(model: nn.Layer) -> Iterator[tuple[str, Tensor | QuantizedParameter]]:
+    """The parameters of a model by name; codes and scales of a quantized one together, under the name of the weight."""
+    quantized = {
+        path: layer for path, layer in model.named_sublayers() if isinstance(layer, QuantizedParameter)
+    }
+    for name, parameter in model.named_parameters():
+        path, _, half = name.rpartition(".")
+        if path not in quantized:
+            yield name, parameter
+        elif half == "codes":
+            yield path, quantized[path]
 
 
 def stacks_of(model: nn.Layer) -> dict[str, tuple[str, StackedLinear]]:
@@ -96,7 +111,9 @@ def experts_path(name: str) -> str:
     return before + _STACK[:-1] if stacked and is_expert_tensor(name) else ""
 
 
-def _tensors(name: str, parameter: Tensor, stacks: Mapping[str, StackedLinear]) -> list[HubTensor]:
+def _tensors(
+    name: str, parameter: Tensor | QuantizedParameter, stacks: Mapping[str, StackedLinear]
+) -> list[HubTensor]:
     stack = stacks.get(name.removesuffix(".weight"))
     if stack is None:
         return [HubTensor(name, name, 0, tuple(parameter.shape))]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,25 @@ from erniekit.checkpoint.hub import (
     read_span,
 )
 from erniekit.checkpoint.model_files import open_model
-from erniekit.checkpoint.names import HubTensor, ReadHub, assemble, by_parameter, hub_tensors, take
+from erniekit.checkpoint.names import (
+    HubTensor,
+    ReadHub,
+    assemble,
+    by_parameter,
+    hub_tensors,
+    named_weights,
+    take,
+)
+from erniekit.checkpoint.quantizer import Quantizer
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges, read_rows
 from erniekit.distributed.mesh import Mesh
+from erniekit.kernels.quantize import QuantizedWeight
+from erniekit.layers import QuantizedParameter
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
-from erniekit.models.specs import TensorSpec, is_vocab_tensor
+from erniekit.models.quantize import quantize_layers
+from erniekit.models.specs import TensorSpec, is_expert_tensor, is_vocab_tensor
 from erniekit.parallel.flat_shard import ShardSpan, TensorShard, shard_part
 from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.gather import LocalTensor
@@ -44,8 +57,13 @@ def assign(tensor: Tensor, array: np.ndarray, dtype: str) -> None:
     if tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16:
         np.from_dlpack(tensor.detach())[...] = array
     else:
-        value = paddle.to_tensor(array, dtype="uint16" if tensor.dtype == paddle.bfloat16 else None)
-        tensor.set_value(value.view(tensor.dtype) if tensor.dtype == paddle.bfloat16 else value)
+        tensor.set_value(tensor_from(array, tensor.dtype))
+
+
+def tensor_from(array: np.ndarray, dtype: paddle.dtype) -> Tensor:
+    """An array on the device, in the element type that it has (bfloat16 as uint16)."""
+    value = paddle.to_tensor(array)
+    return value.view(dtype) if dtype == paddle.bfloat16 else value
 
 
 def local_tensor(tensor: HubTensor, values: Tensor, shard: TensorShard | None = None) -> LocalTensor:
@@ -84,32 +102,41 @@ def load_model(
     expert_rank: int = 0,
     expert_ranks: int = 1,
     changes: ModelChanges = NO_CHANGES,
+    quantizer: Quantizer | None = None,
 ) -> ErnieModel:
     """Build the model that `config.json` describes and load its weights, computing in `dtype`.
 
     expert_rank, expert_ranks: for expert parallelism, see `MoeConfig`. changes: sizes that differ from the checkpoint.
+    quantizer: quantizes the weights of linear layers while they are read, and measures each of them on one process of
+    an expert-parallel group.
     """
     config, found = _open(directory, expert_rank, expert_ranks, changes)
-    model = build_model(config, dtype)
-    tensors = by_parameter(hub_tensors(model))
-    for name, parameter in model.named_parameters():
-        load_parameter(parameter, tensors[name], found)
+    model = _build(config, dtype, quantizer)
+    _load_weights(model, found, quantizer)
     return model
 
 
 def load_fully_sharded(
-    directory: str | Path, dtype: str, mesh: Mesh, changes: ModelChanges = NO_CHANGES
+    directory: str | Path,
+    dtype: str,
+    mesh: Mesh,
+    changes: ModelChanges = NO_CHANGES,
+    quantizer: Quantizer | None = None,
 ) -> tuple[ErnieModel, FullyShardedLayers]:
     """As `load_model`, with the weights of decoder layers sharded over the processes of `mesh`.
 
-    Every process reads only its shard of each weight.
+    Every process reads only its shard of each weight; quantizer: measures each weight on one process of all.
     """
     config, found = _open(directory, mesh.expert.rank, mesh.expert.size, changes)
-    with paddle.LazyGuard():
-        model = build_model(config, dtype)
-    tensors = by_parameter(hub_tensors(model))
+    model = _build(config, dtype, quantizer)
+    tensors, weights = by_parameter(hub_tensors(model)), dict(named_weights(model))
 
     def read(span: ShardSpan) -> Tensor:
+        path, _, half = span.name.rpartition(".")
+        quantized = weights.get(path)
+        if isinstance(quantized, QuantizedParameter):
+            assert quantizer is not None
+            return _read_quantized(quantized, half, tensors[path], found, span, quantizer)
         part = paddle.zeros([span.size], dtype)
         if span.size:
             element = DTYPE_NAMES[part.dtype]
@@ -118,11 +145,100 @@ def load_fully_sharded(
         return part
 
     sharded = FullyShardedLayers(model, mesh, read)
-    for name, parameter in model.named_parameters():
-        if name not in sharded.names:
+    _load_weights(model, found, quantizer, but=sharded.names)
+    return model, sharded
+
+
+def _build(config: ErnieConfig, dtype: str, quantizer: Quantizer | None) -> ErnieModel:
+    """A model without values: what is quantized never exists as a whole in another form."""
+    with paddle.LazyGuard():
+        model = build_model(config, dtype)
+        if quantizer is not None:
+            quantize_layers(model, quantizer.bits)
+    return model
+
+
+def _load_weights(
+    model: ErnieModel,
+    found: Mapping[str, TensorInfo],
+    quantizer: Quantizer | None,
+    but: Collection[str] = (),
+) -> None:
+    """Fill the parameters of a model without values, except for those named in `but`."""
+    tensors = by_parameter(hub_tensors(model))
+    for name, parameter in named_weights(model):
+        if isinstance(parameter, QuantizedParameter):
+            assert quantizer is not None
+            if f"{name}.codes" not in but:
+                _load_quantized(parameter, tensors[name], found, quantizer, model.config)
+        elif name not in but:
             parameter.initialize()
             load_parameter(parameter, tensors[name], found)
-    return model, sharded
+
+
+def _load_quantized(
+    parameter: QuantizedParameter,
+    tensors: Sequence[HubTensor],
+    found: Mapping[str, TensorInfo],
+    quantizer: Quantizer,
+    config: ErnieConfig,
+) -> None:
+    """Fill a quantized parameter, from one tensor of the Hub after the other."""
+    parameter.codes.initialize()
+    parameter.scales.initialize()
+    *outer, rows, _ = parameter.shape
+    # The other processes of an expert-parallel group hold the same dense weights.
+    is_measured = config.moe is None or config.moe.expert_rank == 0 or is_expert_tensor(tensors[0].name)
+    for start, weight in _read_rows(tensors, found, parameter.dtype, (0, math.prod(outer) * rows)):
+        quantized = quantizer(weight)
+        number, first = divmod(start, rows)
+        place = (*[number] * len(outer), slice(first, first + weight.shape[0]))
+        parameter.codes[place], parameter.scales[place] = quantized.codes, quantized.scales
+        if is_measured:
+            quantizer.measure(weight, quantized)
+
+
+def _read_quantized(
+    parameter: QuantizedParameter,
+    half: str,
+    tensors: Sequence[HubTensor],
+    found: Mapping[str, TensorInfo],
+    span: ShardSpan,
+    quantizer: Quantizer,
+) -> Tensor:
+    """A span of the codes or the scales (`half`) of a quantized parameter, 1-D.
+
+    The rows that it touches are read whole, so that values do not depend on where a span begins. Codes are measured,
+    each row by the process whose span holds its first code.
+    """
+    width = int(getattr(parameter, half).shape[-1])
+    first, last = span.start // width, -(-span.stop // width) if span.size else span.start // width
+    parts = []
+    for start, weight in _read_rows(tensors, found, parameter.dtype, (first, last)):
+        quantized = quantizer(weight)
+        parts.append(getattr(quantized, half).reshape([-1]))
+        if half == "codes":
+            skipped = int(start == first and span.start % width > 0)
+            own = QuantizedWeight(quantized.codes[skipped:], quantized.scales[skipped:])
+            quantizer.measure(weight[skipped:], own)
+    if not parts:
+        return paddle.zeros([0], getattr(parameter, half).dtype)
+    offset = first * width
+    return paddle.concat(parts)[span.start - offset : span.stop - offset].clone()
+
+
+def _read_rows(
+    tensors: Sequence[HubTensor], found: Mapping[str, TensorInfo], dtype: paddle.dtype, rows: tuple[int, int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows of a parameter on the device in `dtype`, tensor by tensor: the number of the first one, and their values."""
+    for tensor in tensors:
+        width = tensor.shape[-1]
+        start, stop = max(rows[0], tensor.start // width), min(rows[1], tensor.stop // width)
+        if start < stop:
+            info = found[tensor.name]
+            array = read_span(info, start * width - tensor.start, stop * width - tensor.start)
+            array = as_dtype(array, info.dtype, DTYPE_NAMES[dtype]).reshape(-1, width)
+            yield start, tensor_from(array, dtype)
 
 
 def _open(

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 Task = Literal["sft", "dpo"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "gpu"]
+Quantize = Literal["none", "int8", "int4"]
 
 # Data.
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "xlam", "erniekit", "text"]

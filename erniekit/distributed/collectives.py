@@ -2,7 +2,8 @@
 
 Every rank of a group calls the same functions in the same order, also with tensors that have no rows. A group of
 one rank gets its input back. Reductions are sums or maxima; callers compute means. The dtypes are float32, float64,
-bfloat16, int32 and int64. float16 is refused, since gloo silently turns it into infinities.
+bfloat16, int32 and int64, and int8 and uint8 of quantized weights, which are only gathered. float16 is refused, since
+gloo silently turns it into infinities.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from erniekit.distributed.process_group import ProcessGroup
 from erniekit.distributed.transport import PaddleCollectives, Reduction, pad_rows, transport_of
 from erniekit.distributed.watchdog import PEER_LOST, Collective, PeerError, call_text, track_collective
 
-_DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.int32, paddle.int64)
+_DTYPES = (
+    paddle.float32,
+    paddle.float64,
+    paddle.bfloat16,
+    paddle.int32,
+    paddle.int64,
+    paddle.int8,
+    paddle.uint8,
+)
 # Words in gloo's errors after another process has ended.
 _CONNECTION_ERRORS = ("connection", "timeout", "closure", "broken pipe", "reset by peer")
 

@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from erniekit.kernels.grouped_mlp import ExpertWeight
-from erniekit.layers import Linear
+from erniekit.layers import Linear, QuantizedParameter, weight_of
 from erniekit.moe.experts import StackedLinear
 
 
@@ -85,7 +85,7 @@ class LoraStackedLinear(StackedLinear):
         experts = self.weight.shape[0]
         halves = [self._stacked(half.weight, experts) for half in (self.lora_A, self.lora_B)]
         dropout = self.dropout if self.training else 0.0
-        return ExpertWeight(self.weight, halves[0], halves[1], self.scaling, dropout)
+        return ExpertWeight(weight_of(self.weight), halves[0], halves[1], self.scaling, dropout)
 
     def _stacked(self, half: Tensor, experts: int) -> Tensor:
         """[adapted, rows, columns] -> [experts, parts * rows, columns]; layers without an adapter have zeros."""
@@ -100,7 +100,7 @@ class LoraStackedLinear(StackedLinear):
 Adapter = LoraLinear | LoraStackedLinear
 
 
-def _adapter_dtype(weight: Tensor) -> str:
+def _adapter_dtype(weight: Tensor | QuantizedParameter) -> str:
     return "bfloat16" if weight.dtype == paddle.bfloat16 else "float32"
 
 

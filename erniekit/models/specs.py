@@ -33,6 +33,14 @@ def is_router_tensor(name: str) -> bool:
     return ".mlp.gate.weight" in name or name.endswith("e_score_correction_bias")
 
 
+def is_quantized_tensor(name: str) -> bool:
+    """Whether model.quantize covers a tensor: a linear layer of a decoder layer, of an expert too, but no router.
+
+    Vision tower and resampler, a few percent of the weights, stay as they are: errors in features reach every layer.
+    """
+    return name.startswith("model.layers.") and name.endswith("_proj.weight")
+
+
 def is_vocab_tensor(name: str) -> bool:
     """Whether a tensor has a row per token id: the embedding, and a head that is not tied to it."""
     return name in ("model.embed_tokens.weight", "lm_head.weight")

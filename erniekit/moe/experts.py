@@ -9,6 +9,7 @@ from paddle import Tensor, nn
 
 from erniekit.kernels.grouped_gemm import ExpertRows
 from erniekit.kernels.grouped_mlp import ExpertWeight, grouped_mlp
+from erniekit.layers import QuantizedParameter, weight_of
 from erniekit.moe.config import MoeConfig
 
 
@@ -19,6 +20,8 @@ class StackedLinear(nn.Layer):
     rows, such as "3.gate_proj", "3.up_proj".
     """
 
+    weight: Tensor | QuantizedParameter
+
     def __init__(self, modules: Sequence[str], experts: int, out: int, inner: int, dtype: str) -> None:
         super().__init__()
         self.modules = list(modules)
@@ -28,7 +31,7 @@ class StackedLinear(nn.Layer):
 
     def operand(self) -> ExpertWeight:
         """What the grouped products take."""
-        return ExpertWeight(self.weight)
+        return ExpertWeight(weight_of(self.weight))
 
 
 class ModalityExperts(nn.Layer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import paddle
@@ -172,8 +173,14 @@ def shard_buckets(
     tensors: Mapping[str, Tensor], mesh: Mesh
 ) -> Iterator[tuple[ProcessGroup, dict[str, Tensor]]]:
     """Buckets of tensors, each with the group over which it is sharded."""
-    for group, experts in ((mesh.world, False), (mesh.replicas, True)):
-        members = [(name, tensor) for name, tensor in tensors.items() if is_expert_tensor(name) == experts]
+    dtypes = dict.fromkeys(tensor.dtype for tensor in tensors.values())
+    for (group, experts), dtype in product(((mesh.world, False), (mesh.replicas, True)), dtypes):
+        # A bucket has one dtype. Codes and scales of quantized weights alternate: each kind comes together here.
+        members = [
+            (name, tensor)
+            for name, tensor in tensors.items()
+            if is_expert_tensor(name) == experts and tensor.dtype == dtype
+        ]
         for bucket in buckets(members):
             yield group, bucket
 

@@ -34,6 +34,10 @@ def shard_checks(world: int) -> dict[str, Any]:
     for dtype in ("float32", "bfloat16"):
         for names in (["weight", "bias", "scale", "table"], ["scale"], ["bias", "table"]):
             _check_shards(mesh, {name: SHAPES[name] for name in names}, dtype)
+    for dtype in ("int8", "uint8"):
+        codes = {name: paddle.arange(10 * n, dtype="int32").astype(dtype) for n, name in enumerate("abc", 1)}
+        for name, tensor in FlatShard.of(mesh.world, codes).all_gather().items():
+            np.testing.assert_array_equal(tensor.numpy(), codes[name].numpy(), strict=True)
     _check_bfloat16(mesh)
     mesh.close()
     return {}
