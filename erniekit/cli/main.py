@@ -55,6 +55,16 @@ COMMANDS = {
     ),
 }
 GROUPS = {
+    "config": Group(
+        "Convert configurations of other trainers.",
+        {
+            "convert": Command(
+                "erniekit.cli.config_convert",
+                "convert",
+                "Convert a configuration of ERNIEKit, LLaMA-Factory or ms-swift.",
+            ),
+        },
+    ),
     "data": Group(
         "Check, preview and convert data files.",
         {
@@ -70,8 +80,24 @@ GROUPS = {
                 "Convert data of any format to format messages, as JSON lines.",
             ),
         },
-    )
+    ),
 }
+OTHER_COMMANDS = {
+    "server": "`erniekit serve MODEL` serves a model; with --commands, it prints the commands for vLLM and FastDeploy",
+    "api": "`erniekit serve MODEL` serves OpenAI's API",
+    "deploy": "`erniekit serve MODEL` serves OpenAI's API; with --commands, it prints the commands for engines",
+    "webui": "there is no web page for training; a run is a YAML file, and `erniekit train --help` has examples",
+    "webchat": "`erniekit chat MODEL` chats in the terminal; `erniekit serve MODEL --cors '*'` serves web pages",
+    "split": "`erniekit export RUN --output DIR --max-shard-size 5GB` writes weight files of that size",
+    "merge-lora": "`erniekit export RUN --output DIR` merges adapters",
+    "env": "`erniekit --version` prints the version; the log of a run names devices and kernels",
+    "sft": "`erniekit train run.yaml` trains; `erniekit config convert` converts a file of ms-swift",
+    "rlhf": "`erniekit train run.yaml` with task: dpo trains on preferences",
+    "infer": "`erniekit chat MODEL` chats with a model; `erniekit eval MODEL --data FILE` answers the chats of a file",
+    "help": "`erniekit --help` lists the commands",
+    "version": "`erniekit --version` prints the version",
+}
+"""Commands of ERNIEKit, LLaMA-Factory and ms-swift that have other names here."""
 
 
 def _version(wanted: bool) -> None:
@@ -136,6 +162,9 @@ def _with_paths_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """Run the command line and exit."""
     arguments = resume_as_flag(sys.argv[1:])
+    if arguments[:1] and arguments[0] in OTHER_COMMANDS:
+        print(f"error: there is no command {arguments[0]}: {OTHER_COMMANDS[arguments[0]]}", file=sys.stderr)
+        sys.exit(2)
     if arguments[:1] and (arguments[0] in COMMANDS or arguments[0] in GROUPS):
         prepare_environment()
     try:

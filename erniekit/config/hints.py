@@ -11,127 +11,39 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from erniekit.config.data import SourceConfig
+from erniekit.config.others.recognise import rule_of
+from erniekit.config.others.table import Dropped, NotNeeded
 from erniekit.config.schema import Schema
 from erniekit.config.source import KeyPath, dotted
 
 OTHER_NAMES = {
-    "model_name_or_path": "model.path",
     "base_model": "model.path",
-    "compute_type": "model.dtype",
-    "torch_dtype": "model.dtype",
-    "bf16": "model.dtype",
-    "resize_vocab": "model.resize_vocab",
     "resize_token_embeddings_to_32x": "model.resize_vocab",
-    "new_special_tokens": "model.resize_vocab",
-    "freeze_config": "model.freeze",
-    "freeze_vision_tower": "model.freeze",
-    "fine_tuning": "lora.enabled",
-    "finetuning_type": "lora.enabled",
     "use_lora": "lora.enabled",
-    "lora_rank": "lora.rank",
     "lora_r": "lora.rank",
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": "lora.dropout",
-    "lora_target": "lora.targets",
     "lora_target_modules": "lora.targets",
-    "target_modules": "lora.targets",
-    "train_dataset_path": "data.train",
     "train_dataset": "data.train",
-    "dataset": "data.train",
     "datasets": "data.train",
-    "eval_dataset_path": "data.eval",
-    "val_dataset": "data.eval",
-    "eval_dataset": "data.eval",
-    "train_dataset_type": "data.format",
-    "dataset_type": "data.format",
-    "chat_template": "data.template",
-    "max_seq_len": "data.max_length",
     "max_seq_length": "data.max_length",
     "max_seqlen": "data.max_length",
-    "pad_to_max_seqlen": "data.max_length",
     "sequence_len": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "per_device_train_batch_size": "data.max_length",
     "micro_batch_size": "data.max_length",
-    "batch_size": "data.max_length",
-    "train_dataset_prob": "data.train",
-    "interleave_probs": "data.train",
-    "mix_strategy": "data.mix",
-    "stopping_strategy": "data.stop",
-    "buffer_size": "data.buffer",
-    "shuffle_buffer_size": "data.buffer",
-    "tokenized_path": "data.cache_dir",
     "dataset_prepared_path": "data.cache_dir",
-    "packed_idx_cache_dir": "data.cache_dir",
-    "truncation_strategy": "data.on_long",
-    "mask_history": "data.loss_on",
     "train_on_last_turn": "data.loss_on",
-    "render_timestamp": "data.video_timestamps",
-    "video_maxlen": "data.video_max_frames",
-    "video_frames_sample": "data.video_sampling",
-    "random_shuffle": "data.shuffle",
-    "dataloader_num_workers": "data.workers",
-    "image_max_pixels": "data.max_pixels",
-    "image_min_pixels": "data.min_pixels",
-    "loss_type": "dpo.loss",
-    "pref_loss": "dpo.loss",
-    "pref_beta": "dpo.beta",
-    "rpo_alpha": "dpo.sft_weight",
-    "sft_loss_ratio": "dpo.sft_weight",
-    "pref_ftx": "dpo.sft_weight",
-    "normalize_logps": "dpo.length_normalize",
-    "reference_free": "dpo.reference",
-    "ref_model": "dpo.reference",
     "precompute_ref_log_probs": "dpo.reference",
-    "loss_subbatch_seqlen": "loss.chunk_tokens",
-    "token_balance_loss": "loss.normalization",
-    "moe_aux_loss_lambda": "loss.balance_weight",
-    "router_aux_loss_coef": "loss.balance_weight",
     "moe_aux_loss_coeff": "loss.balance_weight",
-    "moe_z_loss_lambda": "loss.z_weight",
     "moe_z_loss_coeff": "loss.z_weight",
-    "moe_orthogonal_loss_lambda": "loss.orthogonal_weight",
-    "use_ortho_loss_callback": "loss.orthogonal_mode",
-    "moe_use_aux_free_update_coef": "loss.bias_update_rate",
     "moe_router_bias_update_rate": "loss.bias_update_rate",
-    "moe_gate_lr_ratio": "optimizer.router_learning_rate_ratio",
     "lr": "optimizer.learning_rate",
-    "adam_beta1": "optimizer.beta1",
-    "adam_beta2": "optimizer.beta2",
-    "adam_epsilon": "optimizer.epsilon",
     "clip_grad": "optimizer.max_grad_norm",
-    "lr_scheduler": "schedule.type",
-    "lr_scheduler_type": "schedule.type",
-    "min_lr": "schedule.min_learning_rate",
-    "output_dir": "train.output_dir",
     "num_epochs": "train.epochs",
-    "num_train_epochs": "train.epochs",
-    "gradient_accumulation_steps": "train.rows_per_step",
-    "gradient_checkpointing": "train.recompute",
-    "recompute_granularity": "train.recompute",
-    "full_determinism": "train.deterministic",
     "deterministic_mode": "train.deterministic",
-    "eval_steps": "train.eval_every",
-    "metric_for_best_model": "eval.best_metric",
-    "load_best_model_at_end": "eval.best_metric",
     "early_stopping": "eval.patience",
     "early_stopping_patience": "eval.patience",
-    "early_stopping_steps": "eval.patience",
     "early_stopping_threshold": "eval.min_delta",
-    "predict_with_generate": "eval.samples",
     "generation_max_length": "eval.max_new_tokens",
-    "per_device_eval_batch_size": "eval.batch",
-    "use_cpu": "parallel.device",
-    "use_liger_kernel": "kernels.backend",
-    "fuse_rms_norm": "kernels.backend",
-    "fuse_rope": "kernels.backend",
-    "fuse_swiglu": "kernels.backend",
-    "save_steps": "checkpoint.save_every",
-    "save_total_limit": "checkpoint.keep",
-    "logging_steps": "log.every",
-    "report_to": "log.tensorboard",
 }
-"""Keys of ERNIEKit and other trainers, and our key for the same setting."""
+"""Keys of trainers without a table in `erniekit.config.others` (TRL, Axolotl, Megatron), and our key."""
 
 
 class Target(NamedTuple):
@@ -276,15 +188,31 @@ def meant(path: KeyPath) -> str:
     near = _closest(last, siblings)
     beside = None if near is None else dotted((*path[:-1], near))
     if len(path) <= 2:
-        if last in OTHER_NAMES:
-            key = OTHER_NAMES[last]
-            return f"did you mean `{key}`? {KNOWN_KEYS[key].description}"
         by_name = {key.split(".")[1]: key for key in KNOWN_KEYS}
+        if last not in by_name and (other := _of_another_trainer(last)) is not None:
+            return other
         joined = {key.replace(".", "_"): key for key in KNOWN_KEYS}
         elsewhere = by_name.get(last) or joined.get(_closest(last, list(joined)) or "")
         elsewhere = elsewhere or by_name.get(_closest(last, list(by_name)) or "")
         beside = last if last in Schema.model_fields else by_name.get(last) or beside or elsewhere
     return f"did you mean `{beside}`?" if beside else "allowed here: " + ", ".join(siblings)
+
+
+def _of_another_trainer(name: str) -> str | None:
+    """For a key of another trainer: our key for it, why there is none, or what to do instead."""
+    rule = rule_of(name)
+    if isinstance(rule, Dropped):
+        outcome = rule.outcome
+        if isinstance(outcome, NotNeeded):
+            return f"it is not needed here: {outcome.why}"
+        return f"it has no equivalent here: {outcome.advice}"
+    key = OTHER_NAMES.get(name) if rule is None else rule.name
+    if key is None:
+        return None
+    description = (
+        Schema.model_fields[key].description if key in Schema.model_fields else KNOWN_KEYS[key].description
+    )
+    return f"did you mean `{key}`? {(rule and rule.hint) or description}"
 
 
 def _closest(word: str, words: list[str]) -> str | None:

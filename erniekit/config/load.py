@@ -6,6 +6,7 @@ known key.
 
 import copy
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from erniekit.config import hints
 from erniekit.config.config import Config
+from erniekit.config.others.recognise import recognise
 from erniekit.config.rules import CONFLICT, Conflict
 from erniekit.config.section import AS_WRITTEN, BAD_PATH
 from erniekit.config.source import (
@@ -26,6 +28,7 @@ from erniekit.config.source import (
     dump_yaml,
     parse_override,
     parse_yaml,
+    read_text,
 )
 from erniekit.errors import ConfigError
 from erniekit.paths import expand_path
@@ -60,18 +63,8 @@ def dump_config(config: Config) -> str:
 
 def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:
     """A file applied to the files that it extends. `chain`: the files that extend this one, outermost first."""
-    try:
-        text = Path(origin).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{origin}: no such file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{origin}: is a directory, not a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{origin}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{origin}: cannot be read: {error.strerror}") from None
-
-    own = parse_yaml(text, origin)
+    own = parse_yaml(read_text(origin), origin)
+    _check_trainer(own.values, origin)
     for name in _SECTIONS:
         # A section with all keys commented out is null in YAML.
         if name in own.values and own.values[name] is None:
@@ -93,6 +86,17 @@ def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:
         settings.merge(_read_file(base, base_chain))
     settings.merge(own)
     return settings
+
+
+def _check_trainer(values: dict[str, Any], origin: str) -> None:
+    """Raise ConfigError, with the command to convert it, for a configuration of another trainer."""
+    trainer = recognise(values, _SECTIONS)
+    if trainer is not None:
+        new = str(Path(origin).with_name(f"{Path(origin).stem}_converted.yaml"))
+        command = shlex.join(["erniekit", "config", "convert", origin, "-o", new])
+        raise ConfigError(
+            f"{origin}: is a configuration of {trainer.name}, with other keys. Convert it: {command}"
+        )
 
 
 def _base_files(own: LocatedValues, origin: str) -> list[str]:

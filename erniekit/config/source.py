@@ -8,6 +8,7 @@ keys, and earlier anchors over later ones. Duplicate keys, tags and recursive va
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -127,6 +128,33 @@ for _name, (_pattern, _first) in _SCALARS.items():
 def dump_yaml(values: dict[str, Any]) -> str:
     """YAML that `parse_yaml` reads back to equal values, with keys in the given order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def inline_yaml(value: Any) -> str:
+    """A value as YAML on one line. Numbers are as people write them: 3 for 3.0 and 1e-5 for 1e-05."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    if isinstance(value, float) and abs(value) < 1e-2:
+        mantissa, _, exponent = f"{value:.15e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6
+    )
+    return text.removesuffix("...\n").strip()
+
+
+def read_text(origin: str) -> str:
+    """The text of a file. Raises ConfigError if it is not there, or not UTF-8 text."""
+    try:
+        return Path(origin).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{origin}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{origin}: is a directory, not a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{origin}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{origin}: cannot be read: {error.strerror}") from None
 
 
 def parse_yaml(text: str, origin: str) -> LocatedValues:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from erniekit.cli.main import GROUPS
 from tests.command import erniekit
 from tools.docs import checkpoints, configuration
 
@@ -35,6 +36,7 @@ COMMANDS = [
     "data check",
     "data preview",
     "data convert",
+    "config convert",
     "chat",
     "serve",
 ]
@@ -245,8 +247,8 @@ def help_texts() -> dict[str, str]:
 
 def _assert_known(command: str, help_texts: dict[str, str]) -> None:
     words = shlex.split(command.split(" #")[0])
-    name = " ".join(words[1:3]) if words[1] == "data" and len(words) > 2 else words[1]
-    assert name in COMMANDS or command == "erniekit data", command
+    name = " ".join(words[1:3]) if words[1] in GROUPS and len(words) > 2 else words[1]
+    assert name in COMMANDS or command.removeprefix("erniekit ") in GROUPS, command
     for word in words[2:]:
         if word.startswith("--"):
             assert word in help_texts[name], f"{command}: {name} has no option {word}"

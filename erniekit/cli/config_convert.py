@@ -1,0 +1,71 @@
+"""`erniekit config convert`: converts a configuration of ERNIEKit, LLaMA-Factory or ms-swift."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erniekit.config.others.recognise import TrainerName
+
+
+def convert(
+    old: Annotated[
+        Path,
+        typer.Argument(metavar="OLD", help="YAML or JSON file of the other trainer.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write. Default: print the configuration.",
+            show_default=False,
+        ),
+    ] = None,
+    trainer: Annotated[
+        TrainerName | None,
+        typer.Option(
+            "--from", help="The other trainer. Default: recognised by the keys.", show_default=False
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus",
+            metavar="N",
+            min=1,
+            help="Number of GPUs of the old run, for train.rows_per_step. Default: the fewest that its degrees allow.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Convert a configuration of ERNIEKit, LLaMA-Factory or ms-swift.
+
+    The new file has comments where a value needs a look. The report has three groups: keys that are mapped, keys that
+    are not needed here, with the reason, and keys without an equivalent, with what to do. Without --output, the file is
+    printed, and the report goes to standard error.
+
+    Examples:
+
+    \b
+      erniekit config convert run_sft_8k.yaml -o run.yaml
+      erniekit config convert run_dpo_8k.yaml -o run.yaml --gpus 8
+    """
+    from erniekit.config.convert.convert import convert_file
+    from erniekit.config.convert.write import config_text, report_lines
+    from erniekit.errors import ConfigError
+
+    if output is not None and output.exists():
+        raise ConfigError(f"{output}: exists already; choose another --output")
+    conversion = convert_file(old, trainer, gpus)
+    text = config_text(conversion, old.name)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    for line in report_lines(conversion):
+        typer.echo(line, err=output is None)
+    if output is not None:
+        typer.echo(f"\nwrote {output}; next: erniekit train {output} --dry-run")

@@ -1,0 +1,1 @@
+"""Converts a configuration of another trainer (`erniekit config convert`)."""

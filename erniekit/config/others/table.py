@@ -1,0 +1,113 @@
+"""A table of another trainer's keys: each one has a key here, is not needed here, or has no equivalent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NotNeeded:
+    """A key without a use here. why: one sentence without a full stop."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class NoEquivalent:
+    """A setting that cannot be made here. advice: what to do instead, one sentence without a full stop."""
+
+    advice: str
+
+
+class Off:
+    """The reading of a value that switches its setting off, as it is here without the key."""
+
+
+OFF = Off()
+
+
+class UnreadableError(Exception):
+    """A value of the wrong type or outside the known choices. The message continues "KEY: ...", such as "must be"."""
+
+
+Reader = Callable[[Any], Any]
+"""Converts a value of another trainer to the value here, OFF, NotNeeded or NoEquivalent; raises UnreadableError."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key with an equivalent here.
+
+    name: our key, section.key; read: converts the value. role: set where several old keys make one setting, which
+    `erniekit.config.convert.combine` reads by this name. comment: for the line of the written setting. hint: what an
+    error says about the key, where the description of our key does not tell enough.
+    """
+
+    name: str
+    read: Reader
+    role: str = ""
+    comment: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A key without an equivalent here. outcome: the reason, or what to do.
+
+    off: values that switch it off in the other trainer, and are not worth a word. role: as in Key, for a key that other
+    settings follow from; then `read` converts its value.
+    """
+
+    outcome: NotNeeded | NoEquivalent
+    off: tuple[Any, ...] = ()
+    role: str = ""
+    read: Reader | None = None
+
+
+Rule = Key | Dropped
+
+RSLORA_HINT = "rsLoRA scales by alpha / sqrt(rank): set lora.alpha to alpha * sqrt(rank)."
+LORA_PLUS_HINT = "LoRA+ is a group with match: '*.lora_B.*' and the ratio as learning_rate_ratio."
+
+
+@dataclass(frozen=True)
+class Default:
+    """A setting of ours that the other trainer makes without a key. comment: for its line; lora: only with LoRA."""
+
+    value: Any
+    comment: str = ""
+    lora: bool = False
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer and the keys of its configuration files, flat.
+
+    name: as people know it. rules: by old key. defaults: by our key, where the other trainer's default is another.
+    roles: values of roles that the file does not set. auto_batch: rows per step where the file leaves accumulation to
+    the trainer; rslora_alpha: alpha with rsLoRA where the file has none (None: twice the rank).
+    """
+
+    name: str
+    rules: Mapping[str, Rule]
+    defaults: Mapping[str, Default] = field(default_factory=dict)
+    roles: Mapping[str, Any] = field(default_factory=dict)
+    auto_batch: int = 1
+    rslora_alpha: float | None = None
+
+
+def each(keys: str, rule: Rule) -> dict[str, Rule]:
+    """The same rule for several keys, separated by spaces."""
+    return dict.fromkeys(keys.split(), rule)
+
+
+def not_needed(keys: str, why: str) -> dict[str, Rule]:
+    """Keys, separated by spaces, that are not needed here for one reason."""
+    return each(keys, Dropped(NotNeeded(why)))
+
+
+def no_equivalent(keys: str, advice: str, *off: Any) -> dict[str, Rule]:
+    """Keys, separated by spaces, without an equivalent. off: values that switch them off, besides the empty ones."""
+    return each(keys, Dropped(NoEquivalent(advice), (None, False, 0, "", *off)))
