@@ -15,6 +15,7 @@ from erniekit.cli.train_options import (
     NoWeights,
     Overrides,
     Resume,
+    ShowAll,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def train(
     master: Master = None,
     dry_run: DryRun = False,
     no_weights: NoWeights = False,
+    show_all: ShowAll = False,
 ) -> None:
     """Fine-tune a model from a YAML file.
 
@@ -49,8 +51,9 @@ def train(
       erniekit train run.yaml --devices cpu:4
       erniekit train run.yaml --nodes 2 --node-rank 0 --master 10.0.0.1:6170    (--node-rank 1 on the other machine)
     """
-    if no_weights and not dry_run:
-        raise typer.BadParameter("it can only be used with --dry-run", param_hint="--no-weights")
+    for option, given in (("--no-weights", no_weights), ("--all", show_all)):
+        if given and not dry_run:
+            raise typer.BadParameter("it can only be used with --dry-run", param_hint=option)
 
     from erniekit.config import load_config
     from erniekit.launch import launch
@@ -73,7 +76,7 @@ def train(
     if dry_run:
         from erniekit.train.dry_run import dry_run_training
 
-        dry_run_training(settings, processes=processes, no_weights=no_weights)
+        dry_run_training(settings, processes=processes, no_weights=no_weights, show_all=show_all)
         return
     from erniekit.train.run import run_training
 

@@ -61,7 +61,8 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Check everything and print the configuration, data statistics and training plan, without training.",
+        help="Check everything and print the settings that differ from the defaults, data statistics and the training "
+        "plan, without training.",
     ),
 ]
 NoWeights = Annotated[
@@ -69,6 +70,12 @@ NoWeights = Annotated[
     typer.Option(
         "--no-weights",
         help="With --dry-run: check only the configuration. Model and data need not exist.",
+    ),
+]
+ShowAll = Annotated[
+    bool,
+    typer.Option(
+        "--all", help="With --dry-run: print every setting, not only those that differ from the defaults."
     ),
 ]
 

@@ -56,9 +56,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _validated(settings, origin)
 
 
-def dump_config(config: Config) -> str:
-    """The whole configuration, with defaults, as YAML that `load_config` reads back to an equal configuration."""
-    return dump_yaml(config.model_dump(context=AS_WRITTEN))
+def dump_config(config: Config, *, defaults: bool = True) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal configuration.
+
+    defaults: False leaves out what is the default.
+    """
+    return dump_yaml(config.model_dump(context=AS_WRITTEN, exclude_defaults=not defaults))
 
 
 def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:

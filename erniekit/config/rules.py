@@ -119,8 +119,14 @@ def _warmup_fits(config: Schema) -> Iterator[Conflict]:
     if steps is not None and warmup > steps:
         yield Conflict(
             ("schedule.warmup_steps", "train.max_steps"),
-            f"{warmup} warm-up steps are more than train.max_steps, which is {steps}",
+            f"{warmup} warm-up steps are more than train.max_steps, which is {steps}; "
+            f"set it to {tenth_of(steps)}, or to 0 with schedule.warmup_ratio: 0.1",
         )
+
+
+def tenth_of(steps: int) -> int:
+    """A usual number of warm-up steps in a run of `steps` steps: a tenth, at least 1."""
+    return max(1, steps // 10)
 
 
 def _learning_rate_falls(config: Schema) -> Iterator[Conflict]:

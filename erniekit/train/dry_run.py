@@ -20,14 +20,18 @@ from erniekit.train.model import check_model, describe_model_plan
 from erniekit.train.plan import plan_run
 
 
-def dry_run_training(config: Config, *, processes: int = 1, no_weights: bool = False) -> None:
+def dry_run_training(
+    config: Config, *, processes: int = 1, no_weights: bool = False, show_all: bool = False
+) -> None:
     """Check configuration, model and data, and print the plan of `run_training` with `processes` processes.
 
-    no_weights: skip checks of files that are missing. Raises ErnieKitError for whatever is wrong with configuration,
-    data or files.
+    no_weights: skip checks of files that are missing; show_all: print also settings that are the default. Raises
+    ErnieKitError for whatever is wrong with configuration, data or files.
     """
     log = make_console().log
-    log(dump_config(config).rstrip())
+    log(dump_config(config, defaults=show_all).rstrip())
+    if not show_all:
+        log("# All other settings are the default; --all prints them.")
     log("")
     unchecked = [*_check_model(config, log, processes, no_weights), *_check_data(config, log, no_weights)]
     if no_weights:

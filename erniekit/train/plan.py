@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from erniekit.config import Config
+from erniekit.config.rules import tenth_of
 from erniekit.data.load.loader import EPOCH_TOLERANCE
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows
@@ -70,8 +71,8 @@ def _check_schedule(schedule: Schedule) -> None:
     if warmup > total:
         raise ConfigError(
             f"schedule.warmup_steps is {warmup:,}, but the data and train.epochs give a run of "
-            f"{counted(total, 'step')}, which would end during the warm-up. Lower it, or set schedule.warmup_steps: 0 "
-            "and schedule.warmup_ratio, such as 0.1"
+            f"{counted(total, 'step')}, which would end during the warm-up. Set schedule.warmup_steps: "
+            f"{tenth_of(total)}, or 0 with schedule.warmup_ratio: 0.1, which fits any number of steps"
         )
     if schedule.type == "wsd" and warmup + schedule.decay_steps > total:
         raise ConfigError(

@@ -31,7 +31,7 @@ A run is one YAML file. The tables list every key. [glossary.md](glossary.md) ex
 - In paths, `~`, `${NAME}` and `$NAME` are expanded; `$$` is a dollar sign.
 - YAML anchors and merge keys (`<<: *anchor`) work. A top-level key used only for anchors is allowed.
 - An unknown key is an error.
-- `erniekit train run.yaml --dry-run` prints every resolved value.
+- `erniekit train run.yaml --dry-run --all` prints every resolved value.
 """
 
 

@@ -34,11 +34,20 @@ def test_configuration_and_switches_arrive(calls: list[dict[str, Any]], tmp_path
     with pytest.raises(typer.Exit) as ended:
         train(path, ["optimizer.learning_rate=1e-4"], resume=True)
     assert ended.value.exit_code == 130
-    train(path, dry_run=True, no_weights=True, devices="cpu:4")
+    train(path, dry_run=True, no_weights=True, show_all=True, devices="cpu:4")
     assert calls[0]["config"].optimizer.learning_rate == 1e-4
-    assert [call.keys() - {"config"} for call in calls] == [{"resume"}, {"processes", "no_weights"}]
+    assert [call.keys() - {"config"} for call in calls] == [
+        {"resume"},
+        {"processes", "no_weights", "show_all"},
+    ]
     assert calls[0]["resume"]
-    assert (calls[1]["processes"], calls[1]["no_weights"]) == (4, True)
+    assert (calls[1]["processes"], calls[1]["no_weights"], calls[1]["show_all"]) == (4, True, True)
+
+
+@pytest.mark.parametrize("option", ["no_weights", "show_all"])
+def test_options_of_the_dry_run_need_it(option: str, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="only be used with --dry-run"):
+        train(tmp_path / "run.yaml", **{option: True})
 
 
 def test_nothing_starts_with_a_wrong_configuration(calls: list[dict[str, Any]], tmp_path: Path) -> None:

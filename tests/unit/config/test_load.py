@@ -393,7 +393,8 @@ def test_malformed_overrides(write: Write) -> None:
         ),
         (
             "schedule:\n  warmup_steps: 11\ntrain:\n  max_steps: 10",
-            "run.yaml:4: schedule.warmup_steps: 11 warm-up steps are more than train.max_steps, which is 10",
+            "run.yaml:4: schedule.warmup_steps: 11 warm-up steps are more than train.max_steps, which is 10; "
+            "set it to 1, or to 0 with schedule.warmup_ratio: 0.1",
         ),
         (
             "schedule:\n  min_learning_rate: 1e-3\noptimizer:\n  learning_rate: 1e-4",

@@ -51,6 +51,17 @@ def test_dump_holds_every_key_in_order(tmp_path: Path) -> None:
         assert f"  {key.split('.')[1]}:" in text
 
 
+def test_dump_without_defaults_holds_what_differs(tmp_path: Path) -> None:
+    lora = {"enabled": True, "rank": 8}
+    config = Config.model_validate(REQUIRED | {"lora": lora, "data": {"train": ["a$b"]}})
+    text = dump_config(config, defaults=False)
+    assert text == (
+        "model:\n  path: m\nlora:\n  enabled: true\ndata:\n  train:\n  - path: a$$b\ntrain:\n  output_dir: out\n"
+    )
+    (tmp_path / "run.yaml").write_text(text)
+    assert load_config(tmp_path / "run.yaml") == config
+
+
 TEXTS = st.one_of(
     st.sampled_from(
         ["1e5", "010", "08", "yes", "null", "~", "1_000", "0x1", "2024-01-01", "1:30", ".5", " a ", "#"]

@@ -63,8 +63,12 @@ def test_a_part_of_an_epoch_is_its_first_rows(
 
 def test_warmup_that_the_data_is_too_short_for(tmp_path: Path) -> None:
     settings = config(tmp_path, "schedule.warmup_steps=100", "train.rows_per_step=2")
-    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps is 100, but .* a run of 18 steps"):
+    with pytest.raises(
+        ConfigError, match=r"schedule\.warmup_steps is 100, .* 18 steps, .*\.warmup_steps: 1,"
+    ):
         plan_run(settings, Rows(36))
+    with pytest.raises(ConfigError, match=r"a run of 90 steps, .* Set schedule\.warmup_steps: 9,"):
+        plan_run(settings, Rows(180))
     assert plan_run(settings, Rows(200)).schedule.warmup_steps == 100
     share = config(tmp_path, "schedule.warmup_ratio=0.1", "train.rows_per_step=2")
     assert plan_run(share, Rows(36)).schedule.warmup_steps == 2
