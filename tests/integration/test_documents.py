@@ -26,6 +26,7 @@ DOCUMENTS = [
     "docs/checkpoints.md",
     "docs/configuration.md",
     "docs/glossary.md",
+    "docs/migration.md",
 ]
 COMMANDS = [
     "train",
