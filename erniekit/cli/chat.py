@@ -25,6 +25,7 @@ def chat(
     model: Annotated[
         Path,
         typer.Argument(
+            metavar="MODEL",
             help="A base model, an export, a checkpoint (adapters too), or a run's output directory (its newest "
             "checkpoint; RUN/best: its best).",
             show_default=False,

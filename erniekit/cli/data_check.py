@@ -25,7 +25,7 @@ Model = Annotated[
     Path | None,
     typer.Option(
         "--model",
-        metavar="DIR",
+        metavar="MODEL",
         help="A checkpoint directory. Its tokenizer and template give lengths in tokens and find encoding errors; "
         "its weights are not needed.",
     ),
@@ -34,7 +34,7 @@ Run = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        metavar="RUN.yaml",
+        metavar="CONFIG",
         help="The config of a run: its model, sources and settings. Other options override it.",
     ),
 ]

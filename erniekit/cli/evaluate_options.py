@@ -29,7 +29,7 @@ Run = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        metavar="RUN.yaml",
+        metavar="CONFIG",
         help="The config of a run: its output directory, data.eval and settings. Other options override it.",
     ),
 ]

@@ -12,14 +12,16 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_CHECKPOINT",
+            metavar="MODEL",
             help="A run (its newest complete checkpoint, or RUN/best), a checkpoint, or a model directory.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", help="Output directory. Must be new or empty.", show_default=False),
+        typer.Option(
+            "--output", metavar="DIR", help="Output directory. Must be new or empty.", show_default=False
+        ),
     ],
     layout: Annotated[
         CheckpointLayout,
@@ -38,7 +40,9 @@ def export(
     ] = "auto",
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="Base model, if it is not at the path in the checkpoint."),
+        typer.Option(
+            "--base", metavar="MODEL", help="Base model, if it is not at the path in the checkpoint."
+        ),
     ] = None,
     chat_template: Annotated[
         ChatTemplateSource,
@@ -49,7 +53,10 @@ def export(
         ),
     ] = "auto",
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Maximum size of a weight file, such as 5GB or 512MiB.")
+        str,
+        typer.Option(
+            "--max-shard-size", metavar="SIZE", help="Maximum size of a weight file, such as 5GB or 512MiB."
+        ),
     ] = "5GB",
 ) -> None:
     """Write a trained model for inference engines.

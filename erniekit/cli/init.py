@@ -9,10 +9,14 @@ from erniekit.create.shapes import SHAPES
 
 
 def init(
-    shape: Annotated[str, typer.Argument(help=f"One of {', '.join(SHAPES)}.", show_default=False)],
+    shape: Annotated[
+        str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.", show_default=False)
+    ],
     output: Annotated[
         Path,
-        typer.Option("--output", help="Output directory. Must be new or empty.", show_default=False),
+        typer.Option(
+            "--output", metavar="DIR", help="Output directory. Must be new or empty.", show_default=False
+        ),
     ],
     tokenizer_text: Annotated[
         list[Path],

@@ -24,22 +24,34 @@ from erniekit.cli.options import (
 Model = Annotated[
     Path,
     typer.Argument(
+        metavar="MODEL",
         help="A base model, an export, a checkpoint (adapters too), or a run's output directory.",
         show_default=False,
     ),
 ]
 Host = Annotated[
-    str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all addresses of this machine.")
+    str,
+    typer.Option(
+        "--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all addresses of this machine."
+    ),
 ]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free port.")]
+Port = Annotated[
+    int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port to listen on; 0: any free port.")
+]
 Name = Annotated[
     str,
-    typer.Option("--name", help="Model name in requests. Default: the directory's name.", show_default=False),
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Model name in requests. Default: the directory's name.",
+        show_default=False,
+    ),
 ]
 ApiKey = Annotated[
     str,
     typer.Option(
         "--api-key",
+        metavar="KEY",
         envvar="ERNIEKIT_API_KEY",
         help="API key that clients must send as a bearer token. Visible in the list of processes: prefer the variable.",
         show_default=False,

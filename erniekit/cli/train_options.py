@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -8,11 +8,13 @@ import typer
 
 def verify(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Model directory, such as an export.", show_default=False)
+        Path, typer.Argument(metavar="MODEL", help="Model directory, such as an export.", show_default=False)
     ],
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="Model directory to compare tensor names, shapes and dtypes with."),
+        typer.Option(
+            "--base", metavar="MODEL", help="Model directory to compare tensor names, shapes and dtypes with."
+        ),
     ] = None,
     transformers: Annotated[
         bool | None,
@@ -26,28 +28,34 @@ def verify(
         Path | None,
         typer.Option(
             "--reference",
-            metavar="FILE.npz",
-            help="File with inputs and expected logits, loss and gradient norms.",
+            metavar="FILE",
+            help=".npz file with inputs and expected logits, loss and gradient norms.",
         ),
     ] = None,
     gradients: Annotated[
         Path | None,
         typer.Option(
             "--gradients",
-            metavar="FILE.safetensors",
-            help="File with expected gradients, in addition to --reference.",
+            metavar="FILE",
+            help=".safetensors file with expected gradients, in addition to --reference.",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Data file with chats. Greedy answers must be the same in Paddle and transformers."
+            "--data",
+            metavar="FILE",
+            help="Data file with chats. Greedy answers must be the same in Paddle and transformers.",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="With --data: use the first N chats.")] = 8,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="With --data: use the first N chats.")
+    ] = 8,
     max_new_tokens: Annotated[
         int,
-        typer.Option("--max-new-tokens", min=1, help="With --data: maximum number of tokens in an answer."),
+        typer.Option(
+            "--max-new-tokens", metavar="N", min=1, help="With --data: maximum number of tokens in an answer."
+        ),
     ] = 64,
 ) -> None:
     """Verify that a model directory loads and computes correctly.
