@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.others.recognise import TrainerName
+from erniekit.config.others.recognize import TrainerName
 
 
 def convert(
     old: Annotated[
         Path,
-        typer.Argument(metavar="OLD", help="YAML or JSON file of the other trainer.", show_default=False),
+        typer.Argument(
+            metavar="OLD",
+            help="YAML or JSON file of the other trainer, or a shell script (.sh) with swift sft, pt or rlhf.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -26,7 +30,7 @@ def convert(
     trainer: Annotated[
         TrainerName | None,
         typer.Option(
-            "--from", help="The other trainer. Default: recognised by the keys.", show_default=False
+            "--from", help="The other trainer. Default: recognized by the keys.", show_default=False
         ),
     ] = None,
     gpus: Annotated[
@@ -51,6 +55,7 @@ def convert(
     \b
       erniekit config convert run_sft_8k.yaml -o run.yaml
       erniekit config convert run_dpo_8k.yaml -o run.yaml --gpus 8
+      erniekit config convert train.sh
     """
     from erniekit.config.convert.convert import convert_file
     from erniekit.config.convert.write import config_text, report_lines

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from erniekit.config.data import SourceConfig
-from erniekit.config.others.recognise import rule_of
+from erniekit.config.others.recognize import rule_of
 from erniekit.config.others.table import Dropped, NotNeeded
 from erniekit.config.schema import Schema
 from erniekit.config.source import KeyPath, dotted

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from erniekit.config import hints
 from erniekit.config.config import Config
-from erniekit.config.others.recognise import recognise
+from erniekit.config.others.recognize import recognize
 from erniekit.config.rules import CONFLICT, Conflict
 from erniekit.config.section import AS_WRITTEN, BAD_PATH
 from erniekit.config.source import (
@@ -93,7 +93,7 @@ def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:
 
 def _check_trainer(values: dict[str, Any], origin: str) -> None:
     """Raise ConfigError, with the command to convert it, for a configuration of another trainer."""
-    trainer = recognise(values, _SECTIONS)
+    trainer = recognize(values, _SECTIONS)
     if trainer is not None:
         new = str(Path(origin).with_name(f"{Path(origin).stem}_converted.yaml"))
         command = shlex.join(["erniekit", "config", "convert", origin, "-o", new])

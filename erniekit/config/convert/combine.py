@@ -6,12 +6,13 @@ Each function reads roles (`erniekit.config.others.table.Key.role`) and yields t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from erniekit.config import choices
-from erniekit.config.others.table import OFF, NoEquivalent, NotNeeded, Trainer
+from erniekit.config.others.table import OFF, KeyTable, NoEquivalent, NotNeeded
 from erniekit.errors import ConfigError
 
 
@@ -36,6 +37,9 @@ class Unconverted:
     outcome: NotNeeded | NoEquivalent
 
 
+_COUNT = re.compile(r"#\d+\Z")
+"""A number of samples at the end of a path, with ms-swift."""
+
 Made = Iterator[Setting | Unconverted]
 
 
@@ -46,7 +50,7 @@ class Roles:
     model: the name of the checkpoint; gpus: the number of GPUs of the old run, None if it is not known.
     """
 
-    trainer: Trainer
+    table: KeyTable
     model: str
     values: dict[str, Any]
     keys: dict[str, tuple[str, ...]]
@@ -54,7 +58,7 @@ class Roles:
 
     def get(self, role: str, otherwise: Any = None) -> Any:
         """The value in the file, or the other trainer's default; `otherwise` where there is neither, or it is off."""
-        found = self.values.get(role, self.trainer.roles.get(role))
+        found = self.values.get(role, self.table.roles.get(role))
         return otherwise if found is None or found is OFF else found
 
     def old(self, *roles: str) -> tuple[str, ...]:
@@ -87,7 +91,7 @@ def _adapters(roles: Roles) -> Made:
     yield Setting("lora.rank", rank, roles.old("rank"))
     alpha = roles.get("alpha")
     if roles.get("rslora", False):
-        alpha = alpha or roles.trainer.rslora_alpha or 2 * rank
+        alpha = alpha or roles.table.rslora_alpha or 2 * rank
         yield Setting(
             "lora.alpha",
             round(alpha * math.sqrt(rank), 4),
@@ -146,6 +150,10 @@ def _train_sources(roles: Roles) -> Made:
     unknown = roles.get("undescribed", [])
     if unknown:
         comment = f"check: no dataset_info.json says where {', '.join(unknown)} is"
+    counted = [source for source in sources if roles.table.sample_counts and _COUNT.search(source["path"])]
+    if counted:
+        comment = "check: whole sources; the old run took a number of samples of each (#)"
+        sources = [source | {"path": _COUNT.sub("", source["path"])} for source in sources]
     sources = [source for source in sources if source.get("weight") != 0]
     yield Setting("data.train", _short(sources), roles.old(*used), comment)
 
@@ -223,7 +231,7 @@ def _rows_per_step(roles: Roles) -> Made:
     ranks = gpus // split
     rows, made = batch * accumulation * ranks, f"{batch} x {accumulation} accumulated x {ranks} data-parallel"
     if accumulation <= 0:
-        rows, made = max(roles.trainer.auto_batch, batch * ranks), "the old trainer chose the accumulation"
+        rows, made = max(roles.table.auto_batch, batch * ranks), "the old trainer chose the accumulation"
     if not roles.get("packing", False):
         made = f"the old run had {rows} samples per step, unpacked; a packed sequence holds several"
     elif roles.gpus and accumulation > 0 and rows % gpus == 0:
@@ -264,7 +272,9 @@ def _parallel(roles: Roles) -> Made:
     context = roles.get("context", 1)
     if context > 1:
         yield Setting("parallel.context", context, roles.old("context"))
-    if roles.get("expert_group") == "mp" and tensor > 1:
+    if roles.get("expert", 1) > 1:
+        yield Setting("parallel.expert", roles.get("expert"), roles.old("expert"))
+    elif roles.get("expert_group") == "mp" and tensor > 1:
         yield Setting(
             "parallel.expert",
             tensor,

@@ -14,16 +14,18 @@ from pydantic import ValidationError
 from erniekit.config.config import Config
 from erniekit.config.convert.combine import Roles, Setting, Unconverted, combine
 from erniekit.config.convert.datasets import name_sources
+from erniekit.config.convert.script import read_script
 from erniekit.config.hints import KNOWN_KEYS, SECTIONS, allowed, shown, target_of
-from erniekit.config.others.erniekit import SERVING
-from erniekit.config.others.recognise import TRAINERS, TrainerName, recognise
+from erniekit.config.others import swift
+from erniekit.config.others.recognize import TABLES, TrainerName, recognize
 from erniekit.config.others.table import (
     OFF,
+    SERVING,
     Dropped,
     Key,
+    KeyTable,
     NoEquivalent,
     NotNeeded,
-    Trainer,
     UnreadableError,
 )
 from erniekit.config.rules import CONFLICT
@@ -55,27 +57,39 @@ class Conversion:
 
 
 def convert_file(path: Path, trainer: TrainerName | None = None, gpus: int | None = None) -> Conversion:
-    """Convert a YAML or JSON file. trainer: None recognises it by its keys; gpus: the number of GPUs of the old run.
+    """Convert a YAML or JSON file, or the command in a script of ms-swift.
 
-    Raises ConfigError for a file that cannot be read, and for one that is not a training configuration of a trainer.
+    trainer: None recognizes it by its keys; gpus: the number of GPUs of the old run. Raises ConfigError for a file that
+    cannot be read, and for one that is not the configuration of a training run.
     """
+    if path.suffix == ".sh":
+        values, processes = read_script(read_text(str(path)), str(path))
+        return _convert(values, swift.variant(values), path, gpus or processes)
     values = _read(path)
-    table = _trainer(values, path, trainer)
+    table = _table(values, path, trainer)
     rules = [table.rules[key] for key in values if key in table.rules]
+    names = {rule.name for rule in rules if isinstance(rule, Key)}
     serves = any(isinstance(rule, Dropped) and rule.outcome is SERVING for rule in rules)
-    if serves and not any(isinstance(rule, Key) and rule.name == "data.train" for rule in rules):
-        raise ConfigError(f"{path}: has settings of another command than train; {SERVING.why}")
-    return convert(values, table, gpus)
+    if "data.train" not in names and (serves or "data.eval" in names):
+        raise ConfigError(f"{path}: has no training data: it is for another command. {SERVING.why}")
+    return _convert(values, table, path, gpus)
 
 
-def convert(values: Mapping[str, Any], trainer: Trainer, gpus: int | None = None) -> Conversion:
-    """Convert values with the table of their trainer."""
-    read = _Read(trainer)
+def _convert(values: Mapping[str, Any], table: KeyTable, path: Path, gpus: int | None) -> Conversion:
+    try:
+        return convert(values, table, gpus)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def convert(values: Mapping[str, Any], table: KeyTable, gpus: int | None = None) -> Conversion:
+    """Convert values with the table of their trainer. Raises ConfigError for a method that is not supported."""
+    read = _Read(table)
     for key, value in values.items():
         read.key(key, value)
     name_sources(read.roles)
     model = next((setting.value for setting in read.settings if setting.key == "model.path"), "")
-    roles = Roles(trainer, str(model), read.roles, read.role_keys, gpus)
+    roles = Roles(table, str(model), read.roles, read.role_keys, gpus)
     unconverted = read.unconverted
     settings = {setting.key: setting for setting in read.settings}
     for made in combine(roles):
@@ -83,8 +97,8 @@ def convert(values: Mapping[str, Any], trainer: Trainer, gpus: int | None = None
             unconverted.append(made)
         else:
             is_default = not made.old and not made.comment
-            settings[made.key] = replace(made, comment=_default_of(trainer)) if is_default else made
-    _add_defaults(settings, trainer, lora=roles.lora)
+            settings[made.key] = replace(made, comment=_default_of(table)) if is_default else made
+    _add_defaults(settings, table, lora=roles.lora)
     unconverted += _remove_invalid(settings)
     mapped = [setting for setting in settings.values() if setting.old]
     mentioned = {key for setting in mapped for key in setting.old}
@@ -100,7 +114,7 @@ def convert(values: Mapping[str, Any], trainer: Trainer, gpus: int | None = None
         if setting.value is not OFF
         and (setting.key in _ALWAYS_WRITTEN or setting.value != _our_default(setting.key))
     ]
-    return Conversion(trainer.name, len(values), tuple(written), tuple(mapped), tuple(unconverted))
+    return Conversion(table.name, len(values), tuple(written), tuple(mapped), tuple(unconverted))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,13 +133,13 @@ def _read(path: Path) -> dict[str, Any]:
     return found.values
 
 
-def _trainer(values: Mapping[str, Any], path: Path, name: TrainerName | None) -> Trainer:
+def _table(values: Mapping[str, Any], path: Path, name: TrainerName | None) -> KeyTable:
     if name is not None:
-        return TRAINERS[name](values)
-    found = recognise(values, SECTIONS)
+        return TABLES[name](values)
+    found = recognize(values, SECTIONS)
     if found is None:
         ours = any(isinstance(values.get(section), dict) for section in SECTIONS)
-        known = ", ".join(table({}).name for table in TRAINERS.values())
+        known = ", ".join(make({}).name for make in TABLES.values())
         raise ConfigError(
             f"{path}: is already a configuration of erniekit"
             if ours
@@ -137,8 +151,8 @@ def _trainer(values: Mapping[str, Any], path: Path, name: TrainerName | None) ->
 class _Read:
     """What the keys of a file are by the table, one by one. Keys with a role wait for `combine`."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.rules, self.name = trainer.rules, trainer.name
+    def __init__(self, table: KeyTable) -> None:
+        self.rules, self.name = table.rules, table.name
         self.settings: list[Setting] = []
         self.unconverted: list[Unconverted] = []
         self.roles: dict[str, Any] = {}
@@ -165,6 +179,10 @@ class _Read:
         found = self._converted(key, value, rule.read)
         if found is not None:
             self.settings.append(Setting(rule.name, found, (key,), rule.comment))
+        elif rule.essential:
+            outcome = self.unconverted[-1].outcome
+            assert isinstance(outcome, NoEquivalent)
+            raise ConfigError(f"{key}: {shown(value)} has no equivalent here: {outcome.advice}")
 
     def _role(self, key: str, value: Any, role: str, read: Any) -> None:
         found = self._converted(key, value, read)
@@ -187,14 +205,14 @@ class _Read:
         self.unconverted.append(Unconverted((key,), outcome))
 
 
-def _add_defaults(settings: dict[str, Setting], trainer: Trainer, *, lora: bool) -> None:
-    for key, default in trainer.defaults.items():
+def _add_defaults(settings: dict[str, Setting], table: KeyTable, *, lora: bool) -> None:
+    for key, default in table.defaults.items():
         if key not in settings and (lora or not (default.lora or key.startswith("lora."))):
-            settings[key] = Setting(key, default.value, (), default.comment or _default_of(trainer))
+            settings[key] = Setting(key, default.value, (), default.comment or _default_of(table))
 
 
-def _default_of(trainer: Trainer) -> str:
-    return f"the default of {trainer.name}"
+def _default_of(table: KeyTable) -> str:
+    return f"the default of {table.name}"
 
 
 def _remove_invalid(settings: dict[str, Setting]) -> Iterator[Unconverted]:

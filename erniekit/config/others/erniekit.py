@@ -12,13 +12,14 @@ from erniekit.config.others.table import (
     LORA_PLUS_HINT,
     OFF,
     RSLORA_HINT,
+    SERVING,
     Default,
     Dropped,
     Key,
+    KeyTable,
     NoEquivalent,
     NotNeeded,
     Rule,
-    Trainer,
     each,
     no_equivalent,
     not_needed,
@@ -38,9 +39,6 @@ from erniekit.config.others.values import (
     words,
     zero_stage,
 )
-
-SERVING = NotNeeded("`erniekit serve`, `chat` and `export` take options, not a file")
-"""The outcome of keys for other commands than training."""
 
 _QLORA = NoEquivalent("the base model stays in bfloat16 with LoRA")
 _ARCHITECTURE = "the checkpoint's config.json describes the architecture"
@@ -82,6 +80,7 @@ _MODEL: dict[str, Rule] = {
                 "ocr-vl-sft": NoEquivalent("PaddleOCR-VL models are not supported"),
             }
         ),
+        essential=True,
     ),
     "model_name_or_path": Key("model.path", checkpoint),
     "fine_tuning": Key("lora.enabled", choice({"lora": True, "full": False}), role="lora"),
@@ -127,7 +126,7 @@ _MODEL: dict[str, Rule] = {
     **not_needed("continue_training from_scratch", "training starts from the weights in model.path"),
     **not_needed(
         "use_flash_attention use_mem_eff_attn use_flash_attn_with_mask use_attn_mask_start_row_indices "
-        "use_sparse_flash_attn fuse_linear fuse_rope fuse_softmax_mask fuse_rms_norm fuse_swiglu "
+        "use_sparse_flash_attn attn_impl fuse_linear fuse_rope fuse_softmax_mask fuse_rms_norm fuse_swiglu "
         "fuse_gate_detach_matmul moe_multimodal_dispatch_use_allgather",
         "the fastest kernels are chosen automatically (kernels.backend, kernels.attention)",
     ),
@@ -213,7 +212,7 @@ _DATA: dict[str, Rule] = {
         _PACKED,
     ),
     **not_needed(
-        "use_cls use_template template_backend encode_one_turn use_pic_id add_sys_token chat_template_path",
+        "use_cls use_template template template_backend encode_one_turn use_pic_id add_sys_token chat_template_path",
         "the chat template of the model is applied exactly (data.template)",
     ),
     **not_needed(
@@ -259,12 +258,15 @@ _TRAIN: dict[str, Rule] = {
     "use_ortho_loss_callback": Key("loss.orthogonal_mode", when_true("decoupled")),
     "token_balance_loss": Key("loss.normalization", when_true("token_balanced")),
     "loss_subbatch_seqlen": Dropped(NotNeeded("loss.chunk_tokens sets the chunks of the output layer")),
-    **not_needed("max_evaluate_steps", "evaluation packs all samples of data.eval"),
+    **not_needed(
+        "max_evaluate_steps eval_iters eval_accumulation_steps", "evaluation packs all samples of data.eval"
+    ),
     **not_needed("lr_scheduler", "ERNIEKit uses it for VL-SFT only"),
     **not_needed(
         "unified_checkpoint unified_checkpoint_config ckpt_quant_stage disable_ckpt_quant save_to_hf "
         "save_checkpoint_format load_checkpoint_format save_sharded_model load_sharded_model "
-        "save_sharding_stage1_model_include_freeze_params",
+        "save_sharding_stage1_model_include_freeze_params "
+        "ignore_save_lr_and_optim ignore_load_lr_and_optim",
         "checkpoints are safetensors in the Hub's layout, in full precision, for any layout of processes",
     ),
     **no_equivalent(
@@ -291,6 +293,10 @@ _TRAIN: dict[str, Rule] = {
 _PARALLEL: dict[str, Rule] = {
     "tensor_parallel_degree": Dropped(_TENSOR, role="tensor", read=positive),
     "pipeline_parallel_degree": Dropped(_TENSOR, role="pipeline", read=positive),
+    "tensor_model_parallel_size": Dropped(_TENSOR, role="tensor", read=positive),
+    "pipeline_model_parallel_size": Dropped(_TENSOR, role="pipeline", read=positive),
+    "expert_parallel_degree": Key("parallel.expert", positive, role="expert"),
+    "expert_model_parallel_size": Key("parallel.expert", positive, role="expert"),
     "moe_group": Key("parallel.expert", text, role="expert_group"),
     "sharding": Key("parallel.shard", zero_stage, role="shard"),
     "sharding_parallel_degree": Dropped(
@@ -299,22 +305,25 @@ _PARALLEL: dict[str, Rule] = {
     "sep_parallel_degree": Key("parallel.context", positive, role="context"),
     "context_parallel_degree": Key("parallel.context", positive, role="context"),
     "recompute": Key("train.recompute", boolean, role="recompute"),
+    "recompute_num_layers": Key("train.recompute", positive, role="recompute"),
     **not_needed(
         "recompute_granularity use_recompute_moe no_recompute_layers recompute_use_reentrant offload_recompute_inputs "
-        "refined_recompute",
+        "refined_recompute recompute_method",
         "train.recompute covers whole layers (layers), or no more of them than memory needs (auto)",
     ),
     **not_needed(
         "sequence_parallel use_sp_callback tensor_parallel_config tensor_parallel_output pipeline_parallel_config "
         "disable_pipeline_warmup virtual_pp_degree pp_seg_method pp_need_data pp_need_data_degree "
-        "vit_second_fwd_batch_size",
+        "vit_second_fwd_batch_size split_param clear_every_step_cache partial_send_recv batch_p2p_comm "
+        "tp_delay_scale_loss tp_sync_param sync_grad use_expert_parallel",
         _TENSOR.why,
     ),
     **not_needed(
         "sharding_parallel_config sharding_comm_buffer_size_MB", "parallel.shard has no further settings"
     ),
     **not_needed(
-        "pre_alloc_memory gc_interval release_grads apply_online_actscale_step actscale_moving_rate optim_shard_num",
+        "pre_alloc_memory gc_interval release_grads apply_online_actscale_step actscale_moving_rate optim_shard_num "
+        "apply_hadamard use_lowprecision_moment",
         "memory is managed automatically",
     ),
 }
@@ -372,7 +381,7 @@ _SFT_DEFAULTS = {
 }
 _ROLES = {"lora": True, "epochs": 3.0, "packing": True, "mix": "weighted"}
 
-SFT = Trainer(
+SFT = KeyTable(
     "ERNIEKit",
     _MODEL | _DATA | _TRAIN | _PARALLEL | _DPO | _OTHER_COMMANDS,
     _SFT_DEFAULTS,
@@ -412,6 +421,6 @@ VL = replace(
 _STAGES = {"PT": PRETRAIN, "DPO": DPO, "VL-SFT": VL}
 
 
-def variant(values: Mapping[str, Any]) -> Trainer:
+def variant(values: Mapping[str, Any]) -> KeyTable:
     """The table for the stage of a file."""
     return _STAGES.get(str(values.get("stage")).upper(), SFT)

@@ -22,6 +22,7 @@ from erniekit.config.others.values import (
     text,
     when_true,
     whole,
+    words,
     zero_stage,
 )
 
@@ -45,6 +46,14 @@ def _minimum_rate(value: Any) -> Any:
     if not isinstance(value, dict) or set(value) - {"min_lr"}:
         return NoEquivalent("set schedule.min_learning_rate or schedule.decay_ratio")
     return number(value["min_lr"]) if value else OFF
+
+
+def _report_to(value: Any) -> Any:
+    """Where metrics go: a name or a list of names."""
+    names = set(words(value))
+    if names & {"wandb", "swanlab", "mlflow", "trackio"}:
+        return NoEquivalent("a run writes TensorBoard files and JSON lines")
+    return OFF if names - {"none"} else False
 
 
 TRAINER_RULES: dict[str, Rule] = {
@@ -79,18 +88,7 @@ TRAINER_RULES: dict[str, Rule] = {
     "eval_strategy": Key("train.eval_every", text, role="eval_strategy"),
     "evaluation_strategy": Key("train.eval_every", text, role="eval_strategy"),
     "load_best_model_at_end": Key("eval.best_metric", when_true("eval/loss")),
-    "report_to": Key(
-        "log.tensorboard",
-        choice(
-            {
-                **{"tensorboard": OFF, "visualdl": OFF, "all": OFF, "none": False},
-                **dict.fromkeys(
-                    ("wandb", "swanlab", "mlflow", "trackio"),
-                    NoEquivalent("a run writes TensorBoard files and JSON lines"),
-                ),
-            }
-        ),
-    ),
+    "report_to": Key("log.tensorboard", _report_to),
     "router_aux_loss_coef": Key("loss.balance_weight", number),
     "use_cpu": Key("parallel.device", when_true("cpu")),
     **not_needed(
@@ -112,8 +110,8 @@ TRAINER_RULES: dict[str, Rule] = {
         "ddp_timeout ddp_backend ddp_find_unused_parameters", "parallel.timeout is the limit for a process"
     ),
     **not_needed(
-        "remove_unused_columns dataloader_pin_memory dataloader_prefetch_factor dataloader_persistent_workers "
-        "group_by_length average_tokens_across_devices include_num_input_tokens_seen",
+        "remove_unused_columns dataloader_drop_last dataloader_pin_memory dataloader_prefetch_factor "
+        "dataloader_persistent_workers group_by_length average_tokens_across_devices include_num_input_tokens_seen",
         "documents are packed, and the loss is the mean over all trained tokens of a step",
     ),
     **not_needed(

@@ -6,13 +6,15 @@ from erniekit.config.others.huggingface import HF_DEFAULTS, TRAINER_RULES
 from erniekit.config.others.table import (
     LORA_PLUS_HINT,
     RSLORA_HINT,
+    SERVING,
     Default,
     Dropped,
     Key,
+    KeyTable,
     NoEquivalent,
     NotNeeded,
     Rule,
-    Trainer,
+    each,
     no_equivalent,
     not_needed,
 )
@@ -45,6 +47,7 @@ _MODEL: dict[str, Rule] = {
                 ),
             }
         ),
+        essential=True,
     ),
     "model_name_or_path": Key("model.path", checkpoint),
     "finetuning_type": Key(
@@ -155,13 +158,15 @@ _REST: dict[str, Rule] = {
     ),
     **no_equivalent("ref_model", "the reference is the model that training starts from (dpo.reference)"),
     **no_equivalent("pref_bco_weight ld_alpha", "choose another dpo.loss"),
-    **no_equivalent("use_swanlab swanlab_project", "a run writes TensorBoard files and JSON lines"),
-    **not_needed(
-        "max_new_tokens temperature top_p top_k do_sample", "`erniekit chat` and `eval` take them as options"
+    **each(
+        "export_dir export_size export_device export_legacy_format export_hub_model_id infer_backend max_new_tokens "
+        "temperature top_p top_k do_sample",
+        Dropped(SERVING),
     ),
+    **no_equivalent("use_swanlab swanlab_project", "a run writes TensorBoard files and JSON lines"),
 }
 
-LLAMAFACTORY = Trainer(
+LLAMAFACTORY = KeyTable(
     "LLaMA-Factory",
     TRAINER_RULES | _MODEL | _DATA | _REST,
     {

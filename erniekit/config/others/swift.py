@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from erniekit.config.others.huggingface import DTYPES, TRAINER_RULES
@@ -13,11 +14,10 @@ from erniekit.config.others.table import (
     Default,
     Dropped,
     Key,
+    KeyTable,
     NoEquivalent,
     NotNeeded,
     Rule,
-    Trainer,
-    UnreadableError,
     no_equivalent,
     not_needed,
 )
@@ -32,7 +32,6 @@ from erniekit.config.others.values import (
     targets,
     when_true,
     whole,
-    words,
     zero_stage,
 )
 
@@ -47,30 +46,33 @@ _TUNERS = choice(
 )
 
 
-def _datasets(value: Any) -> list[str]:
-    """Sources; `name:subset#count` asks for a part of one, which sources here cannot."""
-    for item in words(value):
-        if re.search(r"#\d+\Z", item):
-            raise UnreadableError("asks for a number of samples (#); make a smaller file")
-    return sources(value)
-
-
 _RULES: dict[str, Rule] = {
     "model": Key("model.path", checkpoint),
     "rlhf_type": Key(
-        "task",
+        "dpo.loss",
         choice(
             {
-                "dpo": "dpo",
-                **dict.fromkeys(
-                    ("orpo", "simpo"), NoEquivalent("set task: dpo, and dpo.loss to orpo or simpo")
-                ),
+                **{"dpo": OFF, "orpo": "orpo", "simpo": "simpo"},
                 **dict.fromkeys(
                     ("kto", "cpo", "rm", "ppo", "grpo", "gkd"),
-                    NoEquivalent("task is sft or dpo; prepare preference pairs"),
+                    NoEquivalent("training is supervised or on preference pairs (task: sft or dpo)"),
                 ),
             }
         ),
+        essential=True,
+    ),
+    "task_type": Key(
+        "task",
+        choice(
+            {
+                "causal_lm": OFF,
+                **dict.fromkeys(
+                    ("seq_cls", "embedding", "reranker", "generative_reranker"),
+                    NoEquivalent("models generate text"),
+                ),
+            }
+        ),
+        essential=True,
     ),
     "train_type": Key("lora.enabled", _TUNERS, role="lora"),
     "tuner_type": Key("lora.enabled", _TUNERS, role="lora"),
@@ -84,8 +86,8 @@ _RULES: dict[str, Rule] = {
     "freeze_aligner": Key("model.freeze", boolean, role="freeze_resampler"),
     "freeze_llm": Key("model.freeze", boolean, role="freeze_language"),
     "torch_dtype": Key("model.dtype", choice(DTYPES)),
-    "dataset": Key("data.train", _datasets, role="paths"),
-    "val_dataset": Key("data.eval", _datasets, role="eval_paths"),
+    "dataset": Key("data.train", sources, role="paths"),
+    "val_dataset": Key("data.eval", sources, role="eval_paths"),
     "interleave_prob": Key("data.train", numbers, role="weights"),
     "stopping_strategy": Key(
         "data.stop",
@@ -125,6 +127,7 @@ _RULES: dict[str, Rule] = {
     "deepspeed": Key("parallel.shard", zero_stage, role="shard"),
     "beta": Key("dpo.beta", number),
     "rpo_alpha": Key("dpo.sft_weight", number),
+    "cpo_alpha": Key("dpo.sft_weight", number),
     "label_smoothing": Key("dpo.label_smoothing", number),
     "simpo_gamma": Key("dpo.simpo_gamma", number),
     "loss_type": Key(
@@ -139,11 +142,12 @@ _RULES: dict[str, Rule] = {
         "documents are always packed, to data.max_length tokens",
     ),
     **not_needed(
-        "template agent_template template_backend use_chat_template system norm_bbox padding_side response_prefix",
+        "template enable_thinking agent_template template_backend use_chat_template system norm_bbox padding_side "
+        "response_prefix",
         "the model's chat template applies (data.template); samples have their own system message",
     ),
     **not_needed("attn_impl tuner_backend", "the fastest kernels are chosen automatically"),
-    **not_needed("model_type task_type model_revision use_hf", "model.path names the checkpoint"),
+    **not_needed("model_type model_revision use_hf", "model.path names the checkpoint"),
     **not_needed(
         "dataset_num_proc load_from_cache_file lazy_tokenize", "data.workers processes encode samples, once"
     ),
@@ -190,14 +194,12 @@ _RULES: dict[str, Rule] = {
         "name data files in data.train",
     ),
     **no_equivalent("ref_model", "the reference is the model that training starts from (dpo.reference)"),
-    **no_equivalent(
-        "cpo_alpha ld_alpha loss_weights", "dpo.sft_weight is the weight of the likelihood of answers"
-    ),
+    **no_equivalent("ld_alpha loss_weights", "one dpo.loss at a time, with weight 1"),
     **no_equivalent("enable_dft_loss enable_channel_loss", "the loss is cross entropy, reported by source"),
     **no_equivalent("use_galore lisa_activated_layers optimizer", "the optimizer is AdamW"),
 }
 
-SWIFT = Trainer(
+SWIFT = KeyTable(
     "ms-swift",
     TRAINER_RULES | _RULES,
     {
@@ -215,4 +217,24 @@ SWIFT = Trainer(
         **{"freeze_vision": True, "freeze_resampler": True},
     },
     auto_batch=16,
+    sample_counts=True,
 )
+PREFERENCES = replace(
+    SWIFT,
+    defaults={
+        **SWIFT.defaults,
+        "task": Default("dpo", "rlhf_type"),
+        "data.loss_on": Default("last_turn"),
+    },
+)
+SIMPO = replace(
+    PREFERENCES,
+    defaults={**PREFERENCES.defaults, "dpo.simpo_gamma": Default(1.0), "dpo.sft_weight": Default(1.0)},
+)
+
+
+def variant(values: Mapping[str, Any]) -> KeyTable:
+    """The table for the method of a file."""
+    if "rlhf_type" not in values:
+        return SWIFT
+    return SIMPO if values["rlhf_type"] == "simpo" else PREFERENCES

@@ -27,6 +27,9 @@ class Off:
 
 OFF = Off()
 
+SERVING = NotNeeded("`erniekit eval`, `serve`, `chat` and `export` take options, not a file")
+"""The outcome of keys for other commands than training."""
+
 
 class UnreadableError(Exception):
     """A value of the wrong type or outside the known choices. The message continues "KEY: ...", such as "must be"."""
@@ -42,7 +45,8 @@ class Key:
 
     name: our key, section.key; read: converts the value. role: set where several old keys make one setting, which
     `erniekit.config.convert.combine` reads by this name. comment: for the line of the written setting. hint: what an
-    error says about the key, where the description of our key does not tell enough.
+    error says about the key, where the description of our key does not tell enough. essential: without an equivalent of
+    its value, there is nothing to convert.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Key:
     role: str = ""
     comment: str = ""
     hint: str = ""
+    essential: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,13 @@ class Default:
 
 
 @dataclass(frozen=True)
-class Trainer:
+class KeyTable:
     """A trainer and the keys of its configuration files, flat.
 
     name: as people know it. rules: by old key. defaults: by our key, where the other trainer's default is another.
     roles: values of roles that the file does not set. auto_batch: rows per step where the file leaves accumulation to
-    the trainer; rslora_alpha: alpha with rsLoRA where the file has none (None: twice the rank).
+    the trainer; rslora_alpha: alpha with rsLoRA where the file has none (None: twice the rank). sample_counts: a
+    path may end with #COUNT, a number of samples.
     """
 
     name: str
@@ -96,6 +102,7 @@ class Trainer:
     roles: Mapping[str, Any] = field(default_factory=dict)
     auto_batch: int = 1
     rslora_alpha: float | None = None
+    sample_counts: bool = False
 
 
 def each(keys: str, rule: Rule) -> dict[str, Rule]:

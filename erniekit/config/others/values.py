@@ -11,8 +11,8 @@ from erniekit.config.others.table import OFF, Off, Reader, UnreadableError
 from erniekit.config.section import BOOLEANS
 from erniekit.paths import escape_path
 
-_DATA_FILE = re.compile(r"\.(jsonl?|parquet|arrow|csv|tsv|txt)(\.gz)?\Z")
-_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+\Z")
+_DATA_FILE = re.compile(r"\.(jsonl?|parquet|arrow|csv|tsv|txt)(\.gz)?(#\d+)?\Z")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+(#\d+)?\Z")
 
 
 def text(value: Any) -> str:

@@ -13,7 +13,7 @@ from erniekit.config.convert.write import config_text, report_lines
 from erniekit.config.hints import KNOWN_KEYS
 from erniekit.config.others import erniekit
 from erniekit.config.others.llamafactory import LLAMAFACTORY
-from erniekit.config.others.recognise import recognise
+from erniekit.config.others.recognize import recognize
 from erniekit.config.others.swift import SWIFT
 from erniekit.config.others.table import Dropped, Key, NoEquivalent, NotNeeded
 from erniekit.errors import ConfigError
@@ -21,7 +21,7 @@ from erniekit.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[3]
 OLD = Path(__file__).parent / "other_trainers"
 FILES = [*sorted(OLD.glob("*.yaml")), *sorted((ROOT / "examples" / "migration").glob("*.yaml"))]
-TRAINERS = {
+TABLES = {
     **{"text": erniekit.SFT, "vl": erniekit.VL, "dpo": erniekit.DPO, "pretrain": erniekit.PRETRAIN},
     **{"llamafactory": LLAMAFACTORY, "swift": SWIFT},
 }
@@ -67,7 +67,7 @@ def test_written_files(path: Path) -> None:
     assert text == (OLD / "converted" / path.name).read_text(encoding="utf-8")
 
 
-def test_files_of_the_examples_are_recognised() -> None:
+def test_files_of_the_examples_are_recognized() -> None:
     names = {path.stem: convert_file(path).trainer for path in FILES if path.parent.name == "migration"}
     assert names == {"erniekit": "ERNIEKit", "llamafactory": "LLaMA-Factory", "swift": "ms-swift"}
 
@@ -86,24 +86,25 @@ def test_the_report_has_its_groups() -> None:
     assert "  train.rows_per_step: 1 x 4 accumulated x 1 data-parallel" in checks
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_tables_name_our_keys(name: str) -> None:
-    for key, rule in TRAINERS[name].rules.items():
+    for key, rule in TABLES[name].rules.items():
         if isinstance(rule, Key):
             assert rule.name == "task" or rule.name in KNOWN_KEYS, key
         else:
             assert isinstance(rule, Dropped)
             text = rule.outcome.why if isinstance(rule.outcome, NotNeeded) else rule.outcome.advice
             assert not text.endswith("."), key
-    assert TRAINERS[name].defaults.keys() <= KNOWN_KEYS.keys()
+    assert TABLES[name].defaults.keys() <= KNOWN_KEYS.keys()
 
 
 @pytest.mark.parametrize("value", ["x", "", 0, -1, 1e9, 0.5, True, None, ["a"], {"a": 1}], ids=repr)
 @pytest.mark.parametrize("name", ["vl", "dpo", "llamafactory", "swift"])
 def test_any_value_of_any_key_is_converted_or_reported(name: str, value: Any, tmp_path: Path) -> None:
     """The same value for all keys at once: nothing raises, and the result loads."""
-    trainer = TRAINERS[name]
-    keys = dict.fromkeys(trainer.rules, value)
+    trainer = TABLES[name]
+    essential = {key for key, rule in trainer.rules.items() if isinstance(rule, Key) and rule.essential}
+    keys = dict.fromkeys(trainer.rules.keys() - essential, value)
     conversion = convert(keys, trainer)
     loaded(conversion, tmp_path)
     reported = {key for setting in conversion.mapped for key in setting.old}
@@ -316,9 +317,47 @@ def test_datasets_of_llamafactory_are_looked_up(tmp_path: Path, monkeypatch: pyt
     assert source.comment == "check: no dataset_info.json says where broken is"
 
 
-def test_the_trainer_is_told_from_the_keys() -> None:
+SCRIPT = """\
+# 2 GPUs
+NPROC_PER_NODE=2 \\
+CUDA_VISIBLE_DEVICES=0,1 swift rlhf --model m \\
+    --rlhf_type simpo \\
+    --dataset 'chats.jsonl#500' \\
+              owner/name#20 \\
+    --gradient_accumulation_steps $(expr 16 / $nproc) \\
+    --learning_rate=1e-5 --streaming false \\
+    --packing  # as before
+echo 'done
+swift sft --model other
+"""
+
+
+def test_a_script_of_swift(tmp_path: Path) -> None:
+    path = tmp_path / "train.sh"
+    path.write_text(SCRIPT)
+    conversion = convert_file(path)
+    config = loaded(conversion, tmp_path)
+    assert (config.task, config.dpo.loss, config.dpo.simpo_gamma, config.dpo.sft_weight) == (
+        "dpo",
+        "simpo",
+        1,
+        1,
+    )
+    assert (config.model.path, config.optimizer.learning_rate, config.train.rows_per_step) == ("m", 1e-5, 16)
+    assert [source.path for source in config.data.train] == ["chats.jsonl", "hub:owner/name"]
+    (source,) = (setting for setting in conversion.written if setting.key == "data.train")
+    assert source.comment.startswith("check: whole sources")
+    assert advice(conversion) == {"gradient_accumulation_steps": '"$(expr 16 / $nproc)" must be a number'}
+    path.write_text(
+        "export NPROC_PER_NODE=8\nNPROC_PER_NODE=4 swift sft --gradient_accumulation_steps 3 --packing true"
+    )
+    assert loaded(convert_file(path), tmp_path).train.rows_per_step == 12
+    assert loaded(convert_file(path, gpus=8), tmp_path).train.rows_per_step == 24
+
+
+def test_the_keys_name_the_trainer() -> None:
     def name(values: dict[str, Any]) -> str | None:
-        found = recognise(values, ("model", "data", "train"))
+        found = recognize(values, ("model", "data", "train"))
         return None if found is None else found.name
 
     common = {"model_name_or_path": "m", "stage": "sft", "learning_rate": 1}
@@ -344,8 +383,38 @@ def test_the_trainer_is_told_from_the_keys() -> None:
         ("old.yaml", "a: 1\n", "has too few keys of ERNIEKit, LLaMA-Factory, ms-swift to tell .* --from"),
         (
             "old.yaml",
+            "model_name_or_path: m\neval_dataset_path: a\nmax_seq_len: 1\n",
+            "has no training data: it is for another command",
+        ),
+        (
+            "old.yaml",
+            "stage: OCR-VL-SFT\ntrain_dataset_path: a\nmax_seq_len: 1\n",
+            "PaddleOCR-VL models are not",
+        ),
+        (
+            "old.yaml",
+            "stage: kto\ndataset: a\ncutoff_len: 1\n",
+            'old.yaml: stage: "kto" has no equivalent here: ',
+        ),
+        (
+            "old.yaml",
+            "rlhf_type: grpo\nmodel: m\nmax_length: 1\n",
+            'rlhf_type: "grpo" has no equivalent here: ',
+        ),
+        (
+            "old.yaml",
+            "stage: tft\ntrain_dataset_path: a\nmax_seq_len: 1\n",
+            "must be one of sft, vl-sft, dpo, pt",
+        ),
+        (
+            "old.sh",
+            "swift infer --model m\nmegatron sft --model m\n",
+            "old.sh: has no command swift sft, pt, rlhf",
+        ),
+        (
+            "old.yaml",
             "model_name_or_path: m\nport: 8188\nmax_num_seqs: 8\n",
-            "settings of another command than train",
+            "has no training data: it is for another command",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from erniekit.config import load_config
 from erniekit.config.hints import OTHER_NAMES, meant
-from erniekit.config.others.recognise import rule_of
+from erniekit.config.others.recognize import rule_of
 from erniekit.errors import ConfigError
 
 OLD = Path(__file__).parent / "other_trainers"
