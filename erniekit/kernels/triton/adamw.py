@@ -153,23 +153,38 @@ def _adamw(
     entry = table + 7 * tensor
     size = tl.load(entry)
     begin = (chunk - tl.load(entry + 1)) * CHUNK
-    gradient_size = tl.where(tl.load(entry + 2) == 0, 0, size)
-    gradients = _address(entry + 2, GRADIENT)
-    values = _address(entry + 3, tl.float32)
-    moments1 = _address(entry + 4, tl.float32)
-    moments2 = _address(entry + 5, tl.float32)
+    stop = tl.minimum(begin + CHUNK, size)
     ratio = tl.load(groups + 2 * tensor)
     kept = 1 - rate * ratio * tl.load(groups + 2 * tensor + 1)
-    for start in range(begin, tl.minimum(begin + CHUNK, size), BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        inside = places < size
-        gradient = tl.load(gradients + places, mask=places < gradient_size, other=0.0).to(tl.float32) * scale
-        moment1 = beta1 * tl.load(moments1 + places, mask=inside) + rest1 * gradient
-        moment2 = beta2 * tl.load(moments2 + places, mask=inside) + rest2 * gradient * gradient
-        direction = moment1 / (tl.sqrt(moment2) * correction2 + epsilon)
-        value = kept * tl.load(values + places, mask=inside) - corrected_rate * ratio * direction
-        tl.store(moments1 + places, moment1, mask=inside)
-        tl.store(moments2 + places, moment2, mask=inside)
-        tl.store(values + places, value, mask=inside)
-        if PARAMETER != tl.float32:  # noqa: SIM300
-            tl.store(_address(entry + 6, PARAMETER) + places, value.to(PARAMETER), mask=inside)
+    rates = kept, corrected_rate * ratio, beta1, rest1, beta2, rest2, correction2, epsilon, scale
+    has_gradient = tl.load(entry + 2) != 0
+    gradients = _address(entry + 2, GRADIENT)
+    values = _address(entry + 3, tl.float32)
+    moments1, moments2 = _address(entry + 4, tl.float32), _address(entry + 5, tl.float32)
+    parameters = _address(entry + 6, PARAMETER)
+    addresses = gradients, values, moments1, moments2, parameters
+    # Without a mask a thread loads vectors: 7.1 ms instead of 11.4 for 1e9 parameters on an H200.
+    whole = begin + (stop - begin) // BLOCK * BLOCK
+    for start in range(begin, whole, BLOCK):
+        _adamw_block(addresses, has_gradient, start + tl.arange(0, BLOCK), None, rates)
+    if whole < stop:
+        places = whole + tl.arange(0, BLOCK)
+        _adamw_block(addresses, has_gradient, places, places < stop, rates)
+
+
+@triton.jit
+def _adamw_block(addresses, has_gradient, places, inside, rates):
+    gradients, values, moments1, moments2, parameters = addresses
+    kept, rate, beta1, rest1, beta2, rest2, correction2, epsilon, scale = rates
+    gradient = tl.zeros(places.shape, tl.float32)
+    if has_gradient:
+        gradient += tl.load(gradients + places, inside).to(tl.float32) * scale
+    moment1 = beta1 * tl.load(moments1 + places, inside) + rest1 * gradient
+    moment2 = beta2 * tl.load(moments2 + places, inside) + rest2 * gradient * gradient
+    direction = moment1 / (tl.sqrt(moment2) * correction2 + epsilon)
+    value = kept * tl.load(values + places, inside) - rate * direction
+    tl.store(moments1 + places, moment1, inside)
+    tl.store(moments2 + places, moment2, inside)
+    tl.store(values + places, value, inside)
+    if parameters.dtype.element_ty != tl.float32:
+        tl.store(parameters + places, value.to(parameters.dtype.element_ty), inside)

@@ -11,6 +11,8 @@ import triton.language as tl
 # programs leave more sums to add up: on an H200 264 were faster than 528.
 PROGRAMS = 264
 _COLUMNS = 16
+# Bytes of shared memory for rows of the backward pass that are on their way.
+_BUFFERS = 73_728
 
 
 def rms_norm_forward(
@@ -50,7 +52,7 @@ def rms_norm_backward(
     if rows:
         block = triton.next_power_of_2(width)
         trains, adds = partial is not None, grad_total is not None
-        _rms_norm_backward_kernel[(partial.shape[0] if trains else rows,)](
+        _rms_norm_backward_kernel[(partial.shape[0] if trains else min(PROGRAMS, rows),)](
             grad,
             x,
             weight,
@@ -63,6 +65,7 @@ def rms_norm_backward(
             ADDS=adds,
             TRAINS=trains,
             BLOCK=block,
+            STAGES=_stages((3 if adds else 2) * block * x.element_size()),
             num_warps=_warps(block),
         )
 
@@ -78,6 +81,11 @@ def sum_partial(partial: Any, out: Any) -> None:
 def _warps(block: int) -> int:
     """16 values per thread, in at most 16 warps."""
     return int(min(max(block // 512, 1), 16))
+
+
+def _stages(row: int) -> int:
+    """Rows of a program that are in flight, and one more: of `row` bytes each, so many as every GPU has room for."""
+    return int(min(max(_BUFFERS // row, 0), 3)) + 1
 
 
 @triton.jit
@@ -106,39 +114,28 @@ def _rms_norm_forward_kernel(
 @triton.jit
 def _rms_norm_backward_kernel(
     grad, x, weight, scale, grad_total, grad_x, partial, rows, width,
-    ADDS: tl.constexpr, TRAINS: tl.constexpr, BLOCK: tl.constexpr,
+    ADDS: tl.constexpr, TRAINS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < width
     factor = tl.load(weight + column, mask, 0.0).to(tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
-    step = tl.num_programs(0)
-    upstream, values, added = _load_row(grad, x, grad_total, first, rows, width, column, ADDS)
-    for row in range(first, rows, step):
-        if TRAINS:
-            # The next row is on its way while this one is computed. Without sums, a program has one row.
-            following = _load_row(grad, x, grad_total, row + step, rows, width, column, ADDS)
+    for row in tl.range(first, rows, tl.num_programs(0), num_stages=STAGES):
+        place = tl.cast(row, tl.int64) * width + column
+        upstream = tl.load(grad + place, mask, 0.0).to(tl.float32)
+        values = tl.load(x + place, mask, 0.0)
         inverse = tl.load(scale + row)
         normal = values.to(tl.float32) * inverse
-        scaled = upstream.to(tl.float32) * factor
+        scaled = upstream * factor
         result = inverse * (scaled - normal * (tl.sum(scaled * normal) / width))
         if ADDS:
-            result += added.to(tl.float32)
-        tl.store(grad_x + tl.cast(row, tl.int64) * width + column, result.to(values.dtype), mask)
+            result += tl.load(grad_total + place, mask, 0.0).to(tl.float32)
+        tl.store(grad_x + place, result.to(values.dtype), mask)
         if TRAINS:
-            total += upstream.to(tl.float32) * normal.to(values.dtype).to(tl.float32)
-            upstream, values, added = following
+            total += upstream * normal.to(values.dtype).to(tl.float32)
     if TRAINS:
         tl.store(partial + first.to(tl.int64) * width + column, total, mask)
-
-
-@triton.jit
-def _load_row(grad, x, grad_total, row, rows, width, column, ADDS: tl.constexpr):
-    place = tl.cast(row, tl.int64) * width + column
-    mask = (column < width) & (place < tl.cast(rows, tl.int64) * width)
-    upstream, values = tl.load(grad + place, mask, 0.0), tl.load(x + place, mask, 0.0)
-    return upstream, values, tl.load(grad_total + place, mask, 0.0) if ADDS else upstream
 
 
 @triton.jit
