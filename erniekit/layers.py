@@ -8,7 +8,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from erniekit.kernels.embedding import embedding
+from erniekit.kernels.embedding import TokensById, embedding
 from erniekit.kernels.quantize import QuantizedWeight, Weight, quantized_linear, quantized_shapes
 from erniekit.kernels.rms_norm import add_rms_norm, rms_norm
 from erniekit.kernels.swiglu import swiglu
@@ -73,9 +73,9 @@ class Embedding(nn.Layer):
         super().__init__()
         self.weight = _zeros(self, [vocab_size, hidden_size], dtype)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 [T] -> [T, hidden]."""
-        return embedding(ids, self.weight)
+    def forward(self, ids: Tensor, by_id: TokensById | None = None) -> Tensor:
+        """int64 [T] -> [T, hidden]. by_id: `sort_by_id` of the row, which the gradient may need."""
+        return embedding(ids, self.weight, by_id)
 
 
 class LayerNorm(nn.Layer):

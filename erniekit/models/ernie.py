@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from erniekit.kernels.embedding import sort_by_id
 from erniekit.layers import Linear
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.config import ErnieConfig
@@ -51,7 +52,7 @@ class ErnieModel(nn.Layer):
         """
         if isinstance(row, RowInputs):
             row = self.upload(row, attend)
-        x = self.model.embed_tokens(row.input_ids)
+        x = self.model.embed_tokens(row.input_ids, row.by_id)
         if len(row.inputs.grid_thw):
             features = self._no_features() if row.patches is None else self.vision_features(row.patches)
             features = self.sharding.features(features, row.inputs)
@@ -76,6 +77,7 @@ class ErnieModel(nn.Layer):
         return DeviceRow(
             inputs=row,
             input_ids=upload(part.input_ids),
+            by_id=sort_by_id(part.input_ids, self.model.embed_tokens.weight, upload),
             rotation=decoder_rotation(part.position_ids, self.config, upload),
             index=ModalityIndex(part.modality, part.valid, self.sharding.add, upload),
             attend=self.sharding.attend(attend, len(row.input_ids)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from paddle import Tensor
 
+from erniekit.kernels.embedding import TokensById
 from erniekit.models.attention import Attend
 from erniekit.models.rope import VisionRotation
 from erniekit.moe.router import ModalityIndex
@@ -52,12 +53,13 @@ class DevicePatches:
 class DeviceRow:
     """What a model reads of a row, on the device: uploaded once, and used by all layers.
 
-    `inputs` is the whole row on the host. With context parallelism the tensors belong to the span of this process;
-    `patches` is None if it computes none.
+    `inputs` is the whole row on the host; `by_id` is `sort_by_id` of `input_ids`. With context parallelism the tensors
+    belong to the span of this process; `patches` is None if it computes none.
     """
 
     inputs: RowInputs
     input_ids: Tensor
+    by_id: TokensById | None
     rotation: Tensor
     index: ModalityIndex
     attend: Attend

@@ -89,8 +89,7 @@ def check_embedding(tokens: int, width: int, dtype: torch.dtype) -> None:
     outputs = []
     for _ in range(2):
         outputs.append(torch.zeros(VOCAB, width, device="cuda", dtype=dtype))
-        buffers = torch.full((2, tokens), -1, device="cuda", dtype=torch.int32)
-        embedding.embedding_backward(grad, ids, *buffers, outputs[-1])
+        embedding.embedding_backward(grad, ids, *by_id(ids), outputs[-1])
     compare(f"embedding of {tokens} x {width}", outputs[0], expected)
     assert torch.equal(*outputs)
 
@@ -175,14 +174,14 @@ def time_embedding() -> list[Timed]:
         ids = token_ids(tokens)
         grad = torch.randn(tokens, HIDDEN, device="cuda").to(BF16)
         out = torch.zeros(VOCAB, HIDDEN, device="cuda", dtype=BF16)
-        buffers = torch.empty((2, tokens), device="cuda", dtype=torch.int32)
+        order = by_id(ids)
         timed.append(
             (
                 "embedding gradient",
                 f"{tokens:,} x {HIDDEN:,}",
                 grad.nbytes + len(ids.unique()) * HIDDEN * 2,
-                lambda grad=grad, ids=ids, buffers=buffers, out=out: embedding.embedding_backward(
-                    grad, ids, *buffers, out
+                lambda grad=grad, ids=ids, order=order, out=out: embedding.embedding_backward(
+                    grad, ids, *order, out
                 ),
                 lambda grad=grad, ids=ids: torch.ops.aten.embedding_dense_backward(
                     grad, ids, VOCAB, -1, False
@@ -235,6 +234,13 @@ def token_ids(tokens: int) -> Tensor:
     ids[torch.rand(tokens, device="cuda") < 0.5] = 7
     ids[torch.rand(tokens, device="cuda") < 0.125] = 1234
     return ids
+
+
+def by_id(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens sorted by id, and where each id begins, as `erniekit.kernels.embedding.sort_by_id` finds them."""
+    order = ids.argsort(stable=True)
+    counts = ids.unique(return_counts=True)[1]
+    return order.int(), F.pad(counts.cumsum(0), (1, 0)).int()
 
 
 def parameter(size: int, dtype: torch.dtype, gradient_dtype: torch.dtype) -> tuple[Tensor, ...]:

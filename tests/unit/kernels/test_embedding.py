@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from erniekit.kernels.choice import use_forms
-from erniekit.kernels.embedding import embedding
+from erniekit.kernels.embedding import embedding, sort_by_id
 from tests.closeness import BFLOAT16, FLOAT32, assert_close
 from tests.unit.kernels.forms import TRITON
 
@@ -28,7 +28,7 @@ def _check(numbers: list[int], width: int, dtype: str, relative: float) -> None:
     grad = paddle.to_tensor(rng.standard_normal((len(numbers), width)).astype("float32")).astype(dtype)
     weight.stop_gradient = False
     ids = paddle.to_tensor(np.array(numbers, np.int64))
-    found = embedding(ids, weight)
+    found = embedding(ids, weight, sort_by_id(ids.numpy(), weight))
     assert np.array_equal(found.numpy(), weight.numpy()[numbers])
     found.backward(grad)
     expected = np.zeros((VOCAB, width))
@@ -54,5 +54,20 @@ def test_a_bfloat16_gradient_is_rounded_once(form: str) -> None:
 
 
 def test_a_frozen_embedding_has_no_gradient() -> None:
-    found = embedding(paddle.to_tensor([1, 1]), paddle.ones([3, 2]))
-    assert found.stop_gradient
+    frozen = paddle.ones([3, 2])
+    assert sort_by_id(np.array([1, 1]), frozen) is None
+    assert embedding(paddle.to_tensor([1, 1]), frozen).stop_gradient
+
+
+def test_only_triton_needs_tokens_by_id(form: str) -> None:
+    weight = paddle.ones([VOCAB, 2])
+    weight.stop_gradient = False
+    by_id = sort_by_id(np.array([5, 2, 5, 9]), weight)
+    if form != "triton":
+        assert by_id is None
+        return
+    assert by_id is not None
+    assert by_id.order.tolist() == [1, 0, 2, 3]
+    assert by_id.offsets.tolist() == [0, 1, 3, 4]
+    with pytest.raises(ValueError, match="sorted by id"):
+        embedding(paddle.to_tensor([5, 2]), weight)
