@@ -174,13 +174,20 @@ class AdamW:
     def named_gradients(self, names: Iterable[str] | None = None) -> list[tuple[str, paddle.Tensor]]:
         """The float32 gradient of every parameter, or of those in `names`, to be changed in place; zeros for a
         parameter without a gradient."""
+        slots = list(self._chosen(names))
+        narrow = [
+            (slot, gradient)
+            for slot in slots
+            if (gradient := slot.gradient()) is not None and gradient.dtype != paddle.float32
+        ]
+        sums = accumulate([None] * len(narrow), [gradient for _, gradient in narrow])
+        for (slot, _), total in zip(narrow, sums, strict=True):
+            slot.collected = total
         named = []
-        for slot in self._chosen(names):
+        for slot in slots:
             gradient = slot.gradient()
             if gradient is None:
                 gradient = slot.collected = paddle.zeros(slot.parameter.shape, "float32")
-            elif gradient.dtype != paddle.float32:
-                gradient = slot.collected = gradient.astype("float32")
             named.append((slot.name, gradient))
         return named
 

@@ -15,7 +15,7 @@ from paddle import Tensor
 from erniekit.config.choices import Shard
 from erniekit.distributed.collectives import all_reduce_host
 from erniekit.distributed.mesh import Mesh
-from erniekit.kernels.adamw import squared_norm
+from erniekit.kernels.adamw import accumulate, squared_norm
 from erniekit.models.layer_runner import LayerHooks
 from erniekit.models.specs import is_router_tensor
 from erniekit.parallel.data_parallel import (
@@ -157,14 +157,17 @@ class ZeroReducer:
 
     def _upcast(self) -> None:
         """Add gradients that are not float32 to float32 sums: in bfloat16, the sum would lose the gradient of a row."""
-        sums = self._upcast_gradients
-        for shards in self._shards.values():
-            for name in (name for shard in shards for name in shard.parts):
-                gradient = self._trained[name].grad
-                if gradient is not None and gradient.dtype != paddle.float32:
-                    upcast = gradient.astype("float32")
-                    sums[name] = sums[name].add_(upcast) if name in sums else upcast
-                    self._trained[name].clear_gradient(False)
+        names = [name for shards in self._shards.values() for shard in shards for name in shard.parts]
+        found = {name: self._trained[name].grad for name in names}
+        found = {
+            name: gradient
+            for name, gradient in found.items()
+            if gradient is not None and gradient.dtype != paddle.float32
+        }
+        sums = accumulate([self._upcast_gradients.get(name) for name in found], list(found.values()))
+        self._upcast_gradients.update(zip(found, sums, strict=True))
+        for name in found:
+            self._trained[name].clear_gradient(False)
 
 
 def _shards_by_layer(mesh: Mesh, parameters: Named) -> dict[int, list[FlatShard]]:
