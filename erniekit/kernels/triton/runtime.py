@@ -14,6 +14,10 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+# Read once: `pointer` runs thousands of times in a step.
+_INTERPRETED = is_interpreted()
+
+
 def enable_on_gpu() -> None:
     """Make Triton take Paddle's tensors and launch on Paddle's stream. Must run before anything imports Triton."""
     # Fuse products and sums, as Triton does by default up to 3.9, which warns about it.
@@ -30,7 +34,7 @@ def pointer(tensor: Tensor) -> Any:
     """The tensor as a launch function takes it, without a copy. Raises ValueError if it is not contiguous."""
     if not tensor.is_contiguous():
         raise ValueError("Triton kernels take contiguous tensors")
-    if not is_interpreted():
+    if not _INTERPRETED:
         return tensor
     # The interpreter works on torch's storages.
     import torch

@@ -21,7 +21,7 @@ def test_the_interpreter_sees_the_memory_of_a_tensor() -> None:
 
 
 def test_a_gpu_gets_the_tensor_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(runtime, "_INTERPRETED", False)
     tensor = paddle.zeros([2])
     assert runtime.pointer(tensor) is tensor
 
