@@ -13,20 +13,25 @@ from typing import Any
 import torch
 
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-_TOP = 14
+_TOP, _NAME = 60, 200
 
 
 @dataclass
 class Figures:
     """Of one step. compute: forward and backward, ms; update: norm, clipping and AdamW, ms; host: until the host has
-    issued forward and backward, ms; peak: GiB; launches: kernels; waits: calls that wait for the device; copies:
-    between host and device; top: share of the device's time, and number, by name."""
+    issued forward and backward, ms. In GiB: state: weights and the optimizer's state, between steps; gradients: of all
+    parameters, after the backward pass; peak: of forward and backward; update_peak: of the update. launches: kernels;
+    waits: calls that wait for the device; copies: between host and device; top: ms of the device, and number, by
+    name."""
 
     loss: float
     compute: float
     update: float
     host: float
-    peak: float
+    state: float = 0.0
+    gradients: float = 0.0
+    peak: float = 0.0
+    update_peak: float = 0.0
     launches: int = 0
     waits: int = 0
     copies: int = 0
@@ -48,28 +53,39 @@ def measure(
     loss(compute())
     update()
     synchronize()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    times = []
+    times, memory = [], (0.0,) * 4
     for _ in range(steps):
+        state = _allocated(reset=True)[0]
         begin = time.perf_counter()
         output = compute()
         issued = time.perf_counter()
         synchronize()
         computed = time.perf_counter()
         del output
+        held, peak = _allocated(reset=True)
+        updated = time.perf_counter()
         update()
         synchronize()
-        times.append((computed - begin, time.perf_counter() - computed, issued - begin))
+        times.append((computed - begin, time.perf_counter() - updated, issued - begin))
+        memory = state, held - state, peak, _allocated()[1]
     medians = [statistics.median(column) * 1e3 for column in zip(*times, strict=True)]
-    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
-    figures = Figures(first, *medians, peak)
+    figures = Figures(first, *medians, *memory)
     if on_gpu:
         try:
             _profile(figures, compute, loss, update)
         except RuntimeError as error:
             print(f"no profile: {error}", flush=True)
     return figures
+
+
+def _allocated(*, reset: bool = False) -> tuple[float, float]:
+    """GiB now, and the peak since the last reset; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+    found = torch.cuda.memory_allocated() / 2**30, torch.cuda.max_memory_allocated() / 2**30
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 def _profile(
@@ -87,8 +103,9 @@ def _profile(
         if getattr(event, "is_user_annotation", False):
             continue
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            times[event.name] += event.time_range.elapsed_us()
-            counts[event.name] += 1
+            name = event.name[:_NAME]
+            times[name] += event.time_range.elapsed_us()
+            counts[name] += 1
         else:
             calls[event.name] += 1
     figures.launches = sum(
@@ -99,8 +116,7 @@ def _profile(
     figures.copies = sum(
         count for name, count in counts.items() if name.startswith("Memcpy") and "DtoD" not in name
     )
-    total = max(1e-9, sum(times.values()))
-    figures.top = [(name[:90], spent / total, counts[name]) for name, spent in times.most_common(_TOP)]
+    figures.top = [(name, spent * 1e-3, counts[name]) for name, spent in times.most_common(_TOP)]
 
 
 def free() -> None:

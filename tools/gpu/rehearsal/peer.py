@@ -1,14 +1,17 @@
 """One case through transformers and PEFT, as their users run them; fair where a default is slow for no reason.
 
-Experts by `grouped_mm`, attention by SDPA, gradient checkpointing, fused AdamW over bfloat16 parameters. Adapters are
-bfloat16 as the base, not float32 as PEFT makes them by default. Logits are computed where they have a label in pairs.
-Each answer of a pair is a sequence of its own, with its prompt; all have one length, so there is no padding.
+Experts by `grouped_mm`, attention by SDPA, gradient checkpointing, fused AdamW over bfloat16 parameters, or with
+--peer-masters over float32 copies of them. Adapters are bfloat16 as the base, not float32 as PEFT makes them by
+default. Logits are computed where they have a label in pairs. Each answer of a pair is a sequence of its own, with its
+prompt; all have one length, so there is no padding.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ from .cases import (
     make_row,
 )
 from .measure import Figures, measure
-from .runner import main
+from .runner import parser, run_cases
 from .weights import fill_peer
 
 warnings.filterwarnings("ignore")
@@ -40,8 +43,8 @@ _RATE = 1e-6
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def run(case: Case, layers: int, sizes: Sizes, *, steps: int) -> tuple[Figures, float]:
-    """Figures of a step; no FLOPs."""
+def run(case: Case, layers: int, sizes: Sizes, *, steps: int, masters: bool = False) -> tuple[Figures, float]:
+    """Figures of a step; no FLOPs. masters: AdamW updates float32 copies of the trained parameters."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -49,19 +52,33 @@ def run(case: Case, layers: int, sizes: Sizes, *, steps: int) -> tuple[Figures, 
     row = make_row(case, sizes)
     inputs = _inputs(model, case, row, device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def compute() -> torch.Tensor:
         loss = _pair_loss(model, inputs, row) if case.row == "pairs" else model(**inputs).loss
         loss.backward()
         return loss.detach()
 
+    update = _update(trained, masters)
+    return measure(compute, lambda loss: loss.item(), update, steps=steps), 0.0
+
+
+def _update(trained: list[torch.Tensor], masters: bool) -> Callable[[], None]:
+    values = [p.detach().float().requires_grad_() for p in trained] if masters else trained
+    optimizer = torch.optim.AdamW(values, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    @torch.no_grad()
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        if masters:
+            for value, parameter in zip(values, trained, strict=True):
+                value.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if masters:
+            torch._foreach_copy_(trained, values)
 
-    return measure(compute, lambda loss: loss.item(), update, steps=steps), 0.0
+    return update
 
 
 def _model(case: Case, layers: int, sizes: Sizes, device: torch.device) -> Any:
@@ -186,4 +203,5 @@ def _pair_loss(model: Any, inputs: dict[str, Any], row: dict[str, np.ndarray]) -
 
 
 if __name__ == "__main__":
-    main("transformers + PEFT", run)
+    options = parser("Cases through transformers and PEFT.").parse_args()
+    run_cases("transformers + PEFT", partial(run, masters=options.peer_masters), options)

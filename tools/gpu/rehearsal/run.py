@@ -34,6 +34,12 @@ def main() -> None:
     arguments.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments.add_argument("--kernels", default="auto", help="kernels.backend: auto, triton, paddle, plain")
     arguments.add_argument("--attention", default="auto", help="kernels.attention: auto, flashmask, flash")
+    arguments.add_argument(
+        "--documents",
+        choices=("cudnn", "flash"),
+        default="cudnn",
+        help="attention of documents: cuDNN's, as the peer's on Hopper, or FlashAttention 2",
+    )
     arguments.add_argument("--forms", nargs="*", default=(), help="kernel=form, after --kernels")
     arguments.add_argument("--sides", choices=("both", "ours", "peer"), default="both")
     options = arguments.parse_args()
@@ -60,8 +66,10 @@ def _ours(options: argparse.Namespace) -> None:
         configure("gpu", 1, 0, kernels="plain", attention="flashmask")
     else:
         configure("gpu", 1, 0, kernels=options.kernels, attention=options.attention)
+    from .adapter.attention import use_documents
     from .ours import run
 
+    use_documents(options.documents)
     with use_forms(**dict(form.split("=") for form in options.forms)):
         print(describe_forms("bfloat16"), flush=True)
         run_cases(OURS, run, options)
@@ -80,6 +88,7 @@ def _peer(options: argparse.Namespace, seconds: float) -> None:
     ]
     command += ["--tokens", str(options.tokens), "--steps", str(options.steps), "--top", str(options.top)]
     command += ["--device", options.device] + ["--tiny"] * options.tiny
+    command += ["--peer-masters"] * options.peer_masters
     torch.cuda.empty_cache()
     root = str(Path(__file__).parents[3])
     environment = os.environ | {
@@ -100,7 +109,19 @@ def _table(file: Path) -> None:
         if "full" in record:
             side = "ours" if record["side"] == OURS else "peer"
             cases.setdefault(record["case"], {})[side] = record
-    print("\n| case | loss | ms a layer | tokens/s | GiB | launches | waits |\n|---|---|---|---|---|---|---|")
+    names = (
+        "case",
+        "loss",
+        "ms a layer",
+        "tokens/s",
+        "GiB",
+        "state",
+        "gradients",
+        "launches",
+        "waits",
+        "host ms",
+    )
+    print(f"\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for case, sides in cases.items():
         ours, peer = sides.get("ours"), sides.get("peer")
         shown = [
@@ -110,8 +131,11 @@ def _table(file: Path) -> None:
                 ("{:.1f}", lambda record: record["full"]["layer_compute"]),
                 ("{:.0f}", lambda record: record["full"]["rate"]),
                 ("{:.0f}", lambda record: record["full"]["peak"]),
+                ("{:.0f}", lambda record: record["full"]["state"]),
+                ("{:.0f}", lambda record: record["full"]["gradients"]),
                 ("{:.0f}", lambda record: record["full"]["launches"]),
                 ("{:.0f}", lambda record: record["full"]["waits"]),
+                ("{:.0f}", lambda record: record["full"]["host"]),
             )
         ]
         print(f"| {case} | " + " | ".join(shown) + " |", flush=True)

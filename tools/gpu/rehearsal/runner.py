@@ -29,17 +29,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--tokens", type=int, default=8192, help="of a row")
     found.add_argument("--steps", type=int, default=5, help="timed steps of a case, after two")
     found.add_argument("--budget", type=float, default=540, help="seconds; no case begins after them")
-    found.add_argument("--top", type=int, default=10, help="kernels printed of each case")
+    found.add_argument("--top", type=int, default=10, help="kernels of a layer printed of each case")
     found.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="cpu: a trial of the scripts")
     found.add_argument("--tiny", action="store_true", help="small widths and rows of 64 tokens, for a trial")
+    found.add_argument(
+        "--peer-masters", action="store_true", help="the peer's AdamW has float32 masters and moments too"
+    )
     found.add_argument("--out", type=Path, help="a file for lines of JSON")
     return found
-
-
-def main(side: str, run: Run) -> None:
-    """Run the cases that the command line names."""
-    options = parser(f"Cases through {side}.").parse_args()
-    run_cases(side, run, options)
 
 
 def run_cases(side: str, run: Run, options: argparse.Namespace) -> None:
@@ -72,18 +69,30 @@ def run_cases(side: str, run: Run, options: argparse.Namespace) -> None:
         if len(found) == 2:
             record["full"] = scaled(found, sizes.tokens)
             print(f"{side} | {name} | {text(record['full'])}", flush=True)
-        for kernel, share, count in found[-1][1].top[: options.top] if found else ():
-            print(f"    {share:6.1%} {count:6d} x {kernel}", flush=True)
+            for kernel, spent, count in by_layer(found)[: options.top]:
+                print(f"    {spent:7.3f} ms a layer, {count:5.1f} x {kernel}", flush=True)
         if options.out is not None:
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
 
+def by_layer(found: list[tuple[int, Figures, float]]) -> list[tuple[str, float, float]]:
+    """Milliseconds and number of launches of each kernel in a layer, the longest first."""
+    (low, small, _), (high, large, _) = found
+    before = {name: (spent, count) for name, spent, count in small.top}
+    kernels = []
+    for name, spent, count in large.top:
+        without, fewer = before.get(name, (0.0, 0))
+        kernels.append((name, (spent - without) / (high - low), (count - fewer) / (high - low)))
+    return sorted(kernels, key=lambda kernel: -kernel[1])
+
+
 def scaled(found: list[tuple[int, Figures, float]], tokens: int) -> dict[str, float]:
     """What a layer costs, from the difference of both depths, and a step of all layers.
 
-    compute and update in ms, rate in tokens/s with the update, peak in GiB, mfu against the measured rate of a large
-    product of bfloat16 matrices, 0 where it is unknown.
+    compute and update in ms, rate in tokens/s with the update, memory in GiB, mfu against the measured rate of a large
+    product of bfloat16 matrices, 0 where it is unknown. peak is the largest of three: in forward and backward at few
+    layers, which is in the loss; state and all gradients; in the update.
     """
     (low, small, few_flops), (high, large, many_flops) = found
 
@@ -94,10 +103,12 @@ def scaled(found: list[tuple[int, Figures, float]], tokens: int) -> dict[str, fl
         f"layer_{name}": (getattr(large, name) - getattr(small, name)) / (high - low)
         for name in ("compute", "update", "peak", "launches")
     }
+    names = ("compute", "update", "host", "state", "gradients", "peak", "update_peak")
     full = {
         name: whole(getattr(small, name), getattr(large, name))
-        for name in ("compute", "update", "host", "peak", "launches", "waits", "copies")
+        for name in (*names, "launches", "waits", "copies")
     }
+    full["peak"] = max(full["peak"], full["state"] + full["gradients"], full["update_peak"])
     full["rate"] = tokens / (full["compute"] + full["update"]) * 1e3
     peak = _measured_peak()
     full["mfu"] = whole(few_flops, many_flops) / (full["compute"] * 1e-3) / peak if peak else 0.0
@@ -109,7 +120,8 @@ def text(full: dict[str, float]) -> str:
     return (
         f"{full['layer_compute']:.2f} ms a layer forward and backward, {full['layer_update']:.2f} update, "
         f"{full['layer_peak']:.2f} GiB; {FULL_DEPTH} layers: {full['rate']:.0f} tokens/s, "
-        f"{full['compute']:.0f} + {full['update']:.0f} ms, MFU {full['mfu']:.0%}, {full['peak']:.0f} GiB, "
+        f"{full['compute']:.0f} + {full['update']:.0f} ms, MFU {full['mfu']:.0%}, "
+        f"{full['peak']:.1f} GiB (state {full['state']:.1f}, gradients {full['gradients']:.1f}), "
         f"{full['launches']:.0f} launches, {full['waits']:.0f} waits, {full['copies']:.0f} copies, "
         f"host {full['host']:.0f} ms"
     )
@@ -118,7 +130,8 @@ def text(full: dict[str, float]) -> str:
 def _line(layers: int, figures: Figures) -> str:
     return (
         f"{layers} layers: loss {figures.loss:.5f}, {figures.compute:.1f} + {figures.update:.1f} ms, host "
-        f"{figures.host:.1f} ms, peak {figures.peak:.1f} GiB, {figures.launches} launches, {figures.waits} waits, "
+        f"{figures.host:.1f} ms, peak {figures.peak:.2f} and {figures.update_peak:.2f} GiB (state {figures.state:.2f}, "
+        f"gradients {figures.gradients:.2f}), {figures.launches} launches, {figures.waits} waits, "
         f"{figures.copies} copies"
     )
 

@@ -1,13 +1,13 @@
 """Attention over packed rows: what Paddle's fused kernels compute, by torch's.
 
-On a GPU documents go through torch's FlashAttention, and other masks through compiled `flex_attention`. On a CPU, where
-Paddle has no such kernels, both are composed, for tests.
+On a GPU documents go through torch's FlashAttention 2 or cuDNN's attention (`use_documents`), and other masks through
+compiled `flex_attention`. On a CPU, where Paddle has no such kernels, both are composed, for tests.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,8 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .tensor import Tensor
+
+
+class _Chosen:
+    cudnn = False
+
+
+def use_documents(kernel: str) -> None:
+    """flash: FlashAttention 2; cudnn: cuDNN's attention, for rows of flashmask only."""
+    if kernel not in ("flash", "cudnn"):
+        raise ValueError(f"no attention {kernel}")
+    _Chosen.cudnn = kernel == "cudnn"
 
 
 def flash_attn_unpadded(
@@ -55,6 +67,8 @@ def flashmask_attention(
     plan = _plan_of(bounds, causal)
     if plan.cu_seqlens is not None:
         rows = (x.raw.squeeze(0) for x in (query, key, value))
+        if query.raw.is_cuda and _Chosen.cudnn:
+            return Tensor(_cudnn(*rows, plan.edges, scale=scale, causal=causal).unsqueeze(0))
         output = _documents(*rows, plan.cu_seqlens, plan.longest, scale=scale, causal=causal)
         return Tensor(output.unsqueeze(0))
     heads_first = (x.raw.transpose(1, 2) for x in (query, key, value))
@@ -72,27 +86,65 @@ def _documents(
     causal: bool,
 ) -> torch.Tensor:
     if query.is_cuda:
+        if _Chosen.cudnn:
+            raise AttributeError("the adapter has cuDNN's attention for flashmask_attention only")
         flash = torch.ops.aten._flash_attention_forward
         return flash(query, key, value, bounds, bounds, longest, longest, 0.0, causal, False, scale=scale)[0]
-    edges = bounds.tolist()
+    return _each(query, key, value, bounds.tolist(), scale=scale, causal=causal)
+
+
+def _cudnn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    edges: Sequence[int],
+    *,
+    scale: float,
+    causal: bool,
+) -> torch.Tensor:
+    """In one call if all documents have one length."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        lengths = np.diff(edges)
+        if (lengths != lengths[0]).any():
+            return _each(query, key, value, edges, scale=scale, causal=causal)
+        rows = (x.unflatten(0, (len(lengths), -1)) for x in (query, key, value))
+        return _attend(*rows, scale=scale, causal=causal).flatten(0, 1)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scale: float, causal: bool
+) -> torch.Tensor:
+    """[documents, length, heads, d]."""
+    heads_first = (x.transpose(1, 2) for x in (query, key, value))
+    found = F.scaled_dot_product_attention(*heads_first, is_causal=causal, scale=scale, enable_gqa=True)
+    return found.transpose(1, 2)
+
+
+def _each(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    edges: Sequence[int],
+    *,
+    scale: float,
+    causal: bool,
+) -> torch.Tensor:
+    """One document after another."""
     outputs = [
-        F.scaled_dot_product_attention(
-            *(x[start:stop].transpose(0, 1) for x in (query, key, value)),
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=True,
-        ).transpose(0, 1)
+        _attend(*(x[None, start:stop] for x in (query, key, value)), scale=scale, causal=causal)
         for start, stop in pairwise(edges)
     ]
-    return torch.cat(outputs)
+    return torch.cat([output.squeeze(0) for output in outputs])
 
 
 class _Plan(NamedTuple):
-    """How a mask is computed: `cu_seqlens` if it is one of documents, else `masked`, heads first."""
+    """How a mask is computed: by `cu_seqlens` and `edges`, the same on the host, if it is one of documents, else by
+    `masked`, heads first."""
 
     bounds: torch.Tensor
     cu_seqlens: torch.Tensor | None = None
     longest: int = 0
+    edges: tuple[int, ...] = ()
     masked: Callable[..., torch.Tensor] | None = None
 
 
@@ -122,7 +174,7 @@ def _plan(bounds: torch.Tensor, causal: bool) -> _Plan:
         whole = whole and np.array_equal(columns[:, 1], np.repeat(edges[:-1], np.diff(edges)))
     if whole:
         longest = int(np.diff(edges).max())
-        return _Plan(bounds, torch.from_numpy(edges).to(bounds.device), longest)
+        return _Plan(bounds, torch.from_numpy(edges).to(bounds.device), longest, tuple(edges.tolist()))
     return _Plan(bounds, masked=_masked(bounds, causal))
 
 
