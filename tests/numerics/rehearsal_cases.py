@@ -16,8 +16,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle.nn.functional.flash_attention import flash_attn_unpadded
 
+from erniekit.checkpoint.names import named_weights
 from erniekit.data.load.batch import PackedBatch
 from erniekit.kernels.choice import FORMS, use_forms
+from erniekit.kernels.quantize import quantize
+from erniekit.layers import QuantizedParameter
 from erniekit.lora.targets import add_adapters
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.branches import BranchAttention
@@ -25,6 +28,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.layer_runner import CheckpointedLayers
+from erniekit.models.quantize import quantize_layers
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
@@ -115,16 +119,25 @@ def _row(bounds: np.ndarray, grids: list[list[int]], places: list[int]) -> Packe
     )
 
 
-def model_of(raw: dict[str, Any], *, adapters: Sequence[str] = (), recompute: bool = False) -> ErnieModel:
-    """Weights by the order of the parameters, large enough that routing is clear."""
+def model_of(
+    raw: dict[str, Any], *, adapters: Sequence[str] = (), recompute: bool = False, bits: int = 32
+) -> ErnieModel:
+    """Weights by the order of the parameters, large enough that routing is clear. bits: 8 or 4 for a quantized base."""
     model = build_model(ErnieConfig.from_json(raw))
+    if bits < 32:
+        quantize_layers(model, bits)
     if adapters:
         add_adapters(model, adapters, **LORA)
     rng = np.random.default_rng(0)
-    for name, parameter in model.named_parameters():
-        shift = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
-        values = rng.standard_normal(parameter.shape) * 0.2 + shift
-        parameter.set_value(paddle.to_tensor(values.astype(np.float32)))
+    for name, parameter in named_weights(model):
+        shift = 1.0 if len(parameter.shape) == 1 and name.endswith("weight") else 0.0
+        values = paddle.to_tensor((rng.standard_normal(parameter.shape) * 0.2 + shift).astype(np.float32))
+        if isinstance(parameter, QuantizedParameter):
+            quantized = quantize(values, bits)
+            parameter.codes.set_value(quantized.codes)
+            parameter.scales.set_value(quantized.scales)
+        else:
+            parameter.set_value(values)
     model.train()
     if recompute:
         model.model.run = CheckpointedLayers(recompute=range(9))
@@ -257,6 +270,10 @@ def results(*, adapter: bool) -> dict[str, np.ndarray]:
         "vl, recompute": lambda: sft(model_of(VL, recompute=True), mixed),
         "vl, lora": lambda: sft(model_of(VL, adapters=targets), mixed),
         "vl, lora, recompute": lambda: sft(model_of(VL, adapters=targets, recompute=True), mixed),
+        "vl, int8, lora": lambda: sft(model_of(VL, adapters=targets, bits=8), mixed),
+        "vl, int4, lora, recompute": lambda: sft(
+            model_of(VL, adapters=targets, bits=4, recompute=True), mixed
+        ),
         "moe, pairs": lambda: dpo(model_of(MOE), pairs),
         "vl, pairs": lambda: dpo(model_of(VL, adapters=targets), pairs),
         "small": lambda: sft(model_of(SMALL, recompute=True), short),

@@ -95,7 +95,7 @@ def architecture(case: Case, layers: int, sizes: Sizes) -> dict[str, Any]:
     )
     if sizes.tiny:
         raw |= dict(hidden_size=256, intermediate_size=384, num_attention_heads=2, num_key_value_heads=1)
-        raw |= dict(moe_num_experts=8, moe_k=3, moe_intermediate_size=64)
+        raw |= dict(moe_num_experts=8, moe_k=3, moe_intermediate_size=96)
     if case.model == "text":
         return raw
     width, experts = raw["moe_intermediate_size"], raw["moe_num_experts"]

@@ -18,11 +18,13 @@ _TOP, _NAME = 60, 200
 
 @dataclass
 class Figures:
-    """Of one step. compute: forward and backward, ms; update: norm, clipping and AdamW, ms; host: until the host has
-    issued forward and backward, ms. In GiB: state: weights and the optimizer's state, between steps; gradients: of all
-    parameters, after the backward pass; peak: of forward and backward; update_peak: of the update. launches: kernels;
-    waits: calls that wait for the device; copies: between host and device; top: ms of the device, and number, by
-    name."""
+    """Of one step.
+
+    In ms, compute: forward and backward; update: norm, clipping and AdamW; host: until the host has issued forward and
+    backward; busy: of the device. In GiB, state: weights and the optimizer's state, between steps; gradients: after the
+    backward pass; peak: of forward and backward; update_peak: of the update. launches: kernels; waits: calls that wait
+    for the device; copies: between host and device; top: ms of the device, and number, by name.
+    """
 
     loss: float
     compute: float
@@ -33,6 +35,7 @@ class Figures:
     peak: float = 0.0
     update_peak: float = 0.0
     launches: int = 0
+    busy: float = 0.0
     waits: int = 0
     copies: int = 0
     top: list[tuple[str, float, int]] = field(default_factory=list)
@@ -116,6 +119,7 @@ def _profile(
     figures.copies = sum(
         count for name, count in counts.items() if name.startswith("Memcpy") and "DtoD" not in name
     )
+    figures.busy = sum(times.values()) * 1e-3
     figures.top = [(name, spent * 1e-3, counts[name]) for name, spent in times.most_common(_TOP)]
 
 

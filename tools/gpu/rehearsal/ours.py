@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import paddle
 
-from erniekit.checkpoint.names import hub_tensors
+from erniekit.checkpoint.names import hub_tensors, named_weights
 from erniekit.data.load.batch import PackedBatch
+from erniekit.kernels.quantize import quantize
+from erniekit.layers import QuantizedParameter
 from erniekit.lora.targets import add_adapters
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
+from erniekit.models.quantize import quantize_layers
 from erniekit.models.specs import TensorSpec
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.preference import PreferenceSettings
@@ -25,7 +28,7 @@ from erniekit.train.flops import make_flop_counter
 from erniekit.train.recompute import backward_plan
 from erniekit.upload import AsyncUpload
 
-from .adapter.tensor import unwrap
+from .adapter.tensor import Tensor, unwrap
 from .cases import ALPHA, BETA, RANK, Case, Sizes, architecture, make_row
 from .measure import Figures, measure
 from .weights import values
@@ -33,9 +36,9 @@ from .weights import values
 _RATE = 1e-6
 
 
-def run(case: Case, layers: int, sizes: Sizes, *, steps: int) -> tuple[Figures, float]:
-    """Figures of a step, and the FLOPs of its forward and backward pass."""
-    model = _model(case, layers, sizes)
+def run(case: Case, layers: int, sizes: Sizes, *, steps: int, bits: int = 16) -> tuple[Figures, float]:
+    """Figures of a step, and the FLOPs of its forward and backward pass. bits: of a frozen base, 16, 8 or 4."""
+    model = _model(case, layers, sizes, bits)
     batch = _batch(case, sizes)
     trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
     specs = [TensorSpec(tensor.name, "BF16", tensor.shape) for tensor in hub_tensors(model)]
@@ -79,12 +82,23 @@ def _batch(case: Case, sizes: Sizes) -> PackedBatch:
     return PackedBatch(**row, sample_ids=names, reference=reference)
 
 
-def _model(case: Case, layers: int, sizes: Sizes) -> ErnieModel:
+def _model(case: Case, layers: int, sizes: Sizes, bits: int) -> ErnieModel:
     model = build_model(ErnieConfig.from_json(architecture(case, layers, sizes)), "bfloat16")
+    if bits < 16:
+        if case.method == "full":
+            raise ValueError("a quantized base needs adapters")
+        quantize_layers(model, bits)
     with paddle.no_grad():
-        for name, parameter in model.named_parameters():
-            raw = unwrap(parameter)
-            raw.copy_(values(name, tuple(raw.shape), raw.device, raw.dtype))
+        for name, parameter in named_weights(model):
+            if isinstance(parameter, QuantizedParameter):
+                device = unwrap(parameter.codes).device
+                found = values(name, tuple(parameter.shape), device, parameter.dtype)
+                quantized = quantize(Tensor(found), bits)
+                parameter.codes.set_value(quantized.codes)
+                parameter.scales.set_value(quantized.scales)
+            else:
+                raw = unwrap(parameter)
+                raw.copy_(values(name, tuple(raw.shape), raw.device, raw.dtype))
     if case.method != "full":
         add_adapters(
             model, _modules(model, case.method), rank=RANK, alpha=ALPHA, dropout=0.0, seed=0, expert_rank=RANK

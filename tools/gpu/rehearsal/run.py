@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .adapter import install
 from .runner import parser, run_cases
 
 OURS = "erniekit"
+_BITS = {"none": 16, "int8": 8, "int4": 4}
 
 
 def main() -> None:
@@ -39,6 +41,12 @@ def main() -> None:
         choices=("cudnn", "flash"),
         default="cudnn",
         help="attention of documents: cuDNN's, as the peer's on Hopper, or FlashAttention 2",
+    )
+    arguments.add_argument(
+        "--quantize",
+        choices=tuple(_BITS),
+        default="none",
+        help="model.quantize, with adapters; not the peer's",
     )
     arguments.add_argument("--forms", nargs="*", default=(), help="kernel=form, after --kernels")
     arguments.add_argument("--sides", choices=("both", "ours", "peer"), default="both")
@@ -72,7 +80,7 @@ def _ours(options: argparse.Namespace) -> None:
     use_documents(options.documents)
     with use_forms(**dict(form.split("=") for form in options.forms)):
         print(describe_forms("bfloat16"), flush=True)
-        run_cases(OURS, run, options)
+        run_cases(OURS, partial(run, bits=_BITS[options.quantize]), options)
 
 
 def _peer(options: argparse.Namespace, seconds: float) -> None:
@@ -129,6 +137,7 @@ def _table(file: Path) -> None:
             for form, pick in (
                 ("{:.4f}", lambda record: record["depths"][-1]["loss"]),
                 ("{:.1f}", lambda record: record["full"]["layer_compute"]),
+                ("{:.1f}", lambda record: record["full"]["layer_busy"] - record["full"]["layer_update"]),
                 ("{:.0f}", lambda record: record["full"]["rate"]),
                 ("{:.0f}", lambda record: record["full"]["peak"]),
                 ("{:.0f}", lambda record: record["full"]["state"]),

@@ -90,9 +90,9 @@ def by_layer(found: list[tuple[int, Figures, float]]) -> list[tuple[str, float, 
 def scaled(found: list[tuple[int, Figures, float]], tokens: int) -> dict[str, float]:
     """What a layer costs, from the difference of both depths, and a step of all layers.
 
-    compute and update in ms, rate in tokens/s with the update, memory in GiB, mfu against the measured rate of a large
-    product of bfloat16 matrices, 0 where it is unknown. peak is the largest of three: in forward and backward at few
-    layers, which is in the loss; state and all gradients; in the update.
+    Times in ms, rate in tokens/s with the update, memory in GiB, mfu against the measured rate of a large product of
+    bfloat16 matrices, 0 where it is unknown. peak is the largest of three: in forward and backward at few layers, which
+    is in the loss; state and all gradients; in the update.
     """
     (low, small, few_flops), (high, large, many_flops) = found
 
@@ -101,9 +101,9 @@ def scaled(found: list[tuple[int, Figures, float]], tokens: int) -> dict[str, fl
 
     per_layer = {
         f"layer_{name}": (getattr(large, name) - getattr(small, name)) / (high - low)
-        for name in ("compute", "update", "peak", "launches")
+        for name in ("compute", "update", "busy", "peak", "launches")
     }
-    names = ("compute", "update", "host", "state", "gradients", "peak", "update_peak")
+    names = ("compute", "update", "busy", "host", "state", "gradients", "peak", "update_peak")
     full = {
         name: whole(getattr(small, name), getattr(large, name))
         for name in (*names, "launches", "waits", "copies")
@@ -119,6 +119,7 @@ def text(full: dict[str, float]) -> str:
     """A line about `scaled`."""
     return (
         f"{full['layer_compute']:.2f} ms a layer forward and backward, {full['layer_update']:.2f} update, "
+        f"device {full['layer_busy']:.2f}, "
         f"{full['layer_peak']:.2f} GiB; {FULL_DEPTH} layers: {full['rate']:.0f} tokens/s, "
         f"{full['compute']:.0f} + {full['update']:.0f} ms, MFU {full['mfu']:.0%}, "
         f"{full['peak']:.1f} GiB (state {full['state']:.1f}, gradients {full['gradients']:.1f}), "

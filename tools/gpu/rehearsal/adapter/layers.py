@@ -39,6 +39,13 @@ class Layer:
                 return self.__dict__[table][name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name}")
 
+    def __delattr__(self, name: str) -> None:
+        for table in (self._parameters, self._sub_layers, self.__dict__):
+            if name in table:
+                del table[name]
+                return
+        raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+
     def _table_of(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Parameter):
             return self._parameters
@@ -53,11 +60,14 @@ class Layer:
         raw = torch.full(
             tuple(shape), default_initializer.value, dtype=dtype_of(dtype), device=current_device()
         )
-        return Parameter(raw.requires_grad_())
+        return Parameter(raw.requires_grad_(raw.is_floating_point()))
 
     def add_sublayer(self, name: str, sublayer: Layer) -> Layer:
         self._sub_layers[name] = sublayer
         return sublayer
+
+    def sublayers(self) -> list[Layer]:
+        return [layer for _, layer in self.named_sublayers()]
 
     def children(self) -> Iterator[Layer]:
         return iter(self._sub_layers.values())

@@ -59,6 +59,10 @@ def empty_like(x: Tensor) -> Tensor:
     return Tensor(torch.empty(x.raw.shape, dtype=x.raw.dtype, device=x.raw.device))
 
 
+def ones_like(x: Tensor) -> Tensor:
+    return Tensor(torch.ones(x.raw.shape, dtype=x.raw.dtype, device=x.raw.device))
+
+
 def arange(end: int) -> Tensor:
     return Tensor(torch.arange(end, dtype=torch.int64, device=current_device()))
 
@@ -214,6 +218,19 @@ def clip(x: Tensor, min: float | None = None, max: float | None = None) -> Tenso
     return Tensor(x.raw.clamp(min, max))
 
 
+def round(x: Tensor) -> Tensor:
+    """Halves to the even number, as torch's; Paddle's go away from zero."""
+    return Tensor(x.raw.round())
+
+
+def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
+    return Tensor(x.raw & y.raw)
+
+
+def bitwise_right_shift(x: Tensor, y: Tensor) -> Tensor:
+    return Tensor(x.raw >> y.raw)
+
+
 def square(x: Tensor) -> Tensor:
     return Tensor(x.raw.square())
 
@@ -253,6 +270,10 @@ def max(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
     return Tensor(x.raw.amax(axis, keepdim))
 
 
+def min(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
+    return Tensor(x.raw.amin(axis, keepdim))
+
+
 def norm(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
     return Tensor(torch.linalg.vector_norm(x.raw, dim=axis, keepdim=keepdim))
 
@@ -271,7 +292,7 @@ def from_dlpack(source: Any) -> Tensor:
 
 _METHODS = (
     *(reshape, transpose, t, flatten, unsqueeze, squeeze, unbind, split, chunk, repeat_interleave),
-    *(put_along_axis_, square, sum, mean, max, norm, cumsum),
+    *(put_along_axis_, square, sum, mean, max, min, norm, cumsum),
 )
 for _method in _METHODS:
     setattr(Tensor, _method.__name__, _method)
@@ -284,6 +305,7 @@ OFFERED = (
         full,
         zeros_like,
         empty_like,
+        ones_like,
         arange,
         eye,
         assign,
@@ -306,6 +328,6 @@ OFFERED = (
         mv,
         clip,
     ),
-    *(rsqrt, log, expm1, cos, sin, logsumexp),
+    *(rsqrt, log, expm1, cos, sin, logsumexp, round, bitwise_and, bitwise_right_shift),
 )
 """The operators under `paddle`."""
