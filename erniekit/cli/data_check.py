@@ -108,6 +108,7 @@ def check(
 
     from erniekit.config import DataConfig, SourceConfig, load_config
     from erniekit.data.encode.samples import pair_mode
+    from erniekit.data.media.access import MediaAccess
     from erniekit.inspection.check import CheckOptions
     from erniekit.inspection.data_files import eval_files, named_files, training_files
     from erniekit.paths import expand_path
@@ -120,7 +121,7 @@ def check(
         encoder=_encoder(run, model, template),
         max_length=max_length or data.max_length,
         on_long=on_long or data.on_long,
-        allow_urls=data.allow_urls,
+        access=MediaAccess.of(data),
         limit=limit,
         decode=decode,
         most_errors=None if all_errors else 20,

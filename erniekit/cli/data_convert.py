@@ -50,11 +50,14 @@ def convert(
     """
     from erniekit.data.convert import convert as run
     from erniekit.data.files.find import expand
+    from erniekit.data.media.access import NO_URLS, PUBLIC_URLS
     from erniekit.display.text import counted
     from erniekit.paths import expand_path
 
     paths = expand([expand_path(source) for source in sources], log=typer.echo)
-    report = run(paths, output, to=to, format=format, on_error=on_error, allow_urls=allow_urls)
+    report = run(
+        paths, output, to=to, format=format, on_error=on_error, access=PUBLIC_URLS if allow_urls else NO_URLS
+    )
     for error in report.errors:
         typer.echo(f"skipped: {error}")
     if report.errors:

@@ -74,6 +74,7 @@ def preview(
     from erniekit.config import load_config
     from erniekit.data.encode.encoder import run_encoder
     from erniekit.data.encode.samples import SampleReader, pair_mode
+    from erniekit.data.media.access import MediaAccess
     from erniekit.errors import ConfigError
     from erniekit.inspection.data_files import eval_files, training_files
     from erniekit.inspection.preview import Preview, preview_samples
@@ -91,7 +92,7 @@ def preview(
         selected = random_records(files, number, seed) if shuffled else first_records(files, number, skip)
     data, pairs = run.data, pair_mode(run.task, run.data.share_prompt)
     samples = preview_samples(
-        selected, SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
+        selected, SampleReader(encoder, data.max_length, data.on_long, MediaAccess.of(data), pairs)
     )
     _show(
         Preview(str(config), run.model.path, encoder, run.data.max_length, run.data.on_long, samples),

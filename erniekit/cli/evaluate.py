@@ -205,6 +205,7 @@ def _samples(
     budget: "ErrorBudget",
 ) -> "EvalDataset":
     """The samples of the files, or of the run's data.eval if there are none."""
+    from erniekit.data.media.access import NO_URLS, MediaAccess
     from erniekit.evaluation.dataset import EvalDataset, find_files
     from erniekit.paths import expand_path
 
@@ -215,7 +216,7 @@ def _samples(
         answers=answers,
         limit=limit,
         budget=budget,
-        allow_urls=data is not None and data.allow_urls,
+        access=NO_URLS if data is None else MediaAccess.of(data),
     )
 
 

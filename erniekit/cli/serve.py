@@ -63,7 +63,16 @@ ApiKeyFile = Annotated[
 ]
 AllowUrls = Annotated[
     bool,
-    typer.Option("--allow-urls", help="Fetch images and videos from http(s) URLs in requests."),
+    typer.Option(
+        "--allow-urls", help="Fetch images and videos from http(s) URLs in requests, at public addresses."
+    ),
+]
+AllowPrivateUrls = Annotated[
+    bool,
+    typer.Option(
+        "--allow-private-urls",
+        help="As --allow-urls, and from this machine and private networks: clients reach what this machine reaches.",
+    ),
 ]
 Cors = Annotated[
     list[str] | None,
@@ -97,6 +106,7 @@ def serve(
     api_key: ApiKey = "",
     api_key_file: ApiKeyFile = None,
     allow_urls: AllowUrls = False,
+    allow_private_urls: AllowPrivateUrls = False,
     cors: Cors = None,
     commands: Commands = False,
     max_new_tokens: MaxNewTokens = 1024,
@@ -136,6 +146,7 @@ def serve(
         typer.echo("\n".join(production))
         return
 
+    from erniekit.data.media.access import MediaAccess
     from erniekit.generation.detokenizer import Detokenizer
     from erniekit.generation.sampling import Sampling
     from erniekit.runtime import compute_dtype, configure
@@ -161,7 +172,8 @@ def serve(
     listener = listen(host, port)
     url, log = server_url(listener), functools.partial(typer.echo, err=True)
     detokenizer = Detokenizer.from_checkpoint(source.directory)
-    service = ChatService(shown, source.load(computed), encoder, detokenizer, defaults, allow_urls=allow_urls)
+    access = MediaAccess("any" if allow_private_urls else "public" if allow_urls else "none")
+    service = ChatService(shown, source.load(computed), encoder, detokenizer, defaults, access=access)
     typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
     typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, key)}", *production]))
     visible = on_command_line(context, "api_key")

@@ -112,7 +112,18 @@ class DataConfig(Section):
         None, description="Directory of the cache. null: erniekit/data in XDG_CACHE_HOME or ~/.cache."
     )
     allow_urls: bool = Field(
-        False, description="Download images and videos that samples reference by http(s) URL."
+        False,
+        description="Download images and videos that samples reference by http(s) URL, from public addresses.",
+    )
+    allow_private_urls: bool = Field(
+        False,
+        description="With allow_urls: download from this machine and private networks too (loopback, private and "
+        "link-local addresses).",
+    )
+    media_root: PathText | None = Field(
+        None,
+        description="Directory that the files of images and videos must be in, after symbolic links are followed. "
+        "Other files are errors. null: anywhere. Relative paths in samples are relative to their data file.",
     )
     on_error: choices.OnError = Field(
         "raise",

@@ -163,6 +163,13 @@ def _frames_in_order(config: Schema) -> Iterator[Conflict]:
             yield Conflict((f"data.{low}", f"data.{high}"), f"{least} is above data.{high}, which is {most}")
 
 
+def _private_urls_are_urls(config: Schema) -> Iterator[Conflict]:
+    if config.data.allow_private_urls and not config.data.allow_urls:
+        yield Conflict(
+            ("data.allow_private_urls", "data.allow_urls"), "is only used with data.allow_urls: true"
+        )
+
+
 def _fetched_layers_are_recomputed(config: Schema) -> Iterator[Conflict]:
     if config.parallel.shard == "parameters" and config.train.recompute == "none":
         yield Conflict(
@@ -330,6 +337,7 @@ _RULES: tuple[Callable[[Schema], Iterator[Conflict]], ...] = (
     _decay_is_used,
     _pixels_in_order,
     _frames_in_order,
+    _private_urls_are_urls,
     _fetched_layers_are_recomputed,
     _mix_is_used,
     _stream_has_an_end,

@@ -27,6 +27,7 @@ from erniekit.data.files.reader import BadLine, read_records
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.fields.markers import has_marks
 from erniekit.data.formats.fields.media_options import options_of
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.data.media.images import is_url
 from erniekit.errors import DataError
 from erniekit.local_files import replacing
@@ -55,7 +56,7 @@ def convert(
     to: str = "messages",
     format: str = "auto",
     on_error: OnError = "raise",
-    allow_urls: bool = False,
+    access: MediaAccess = NO_URLS,
 ) -> ConvertReport:
     """Writes the samples of data files into one file of JSON lines.
 
@@ -73,7 +74,7 @@ def convert(
     report = ConvertReport()
     try:
         with replacing(output) as file:
-            for conversation in _conversations(paths, format, on_error, allow_urls, report):
+            for conversation in _conversations(paths, format, on_error, access, report):
                 record = to_record(conversation, lambda path: _seen_from(directory, path))
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 report.written += 1
@@ -86,7 +87,7 @@ def _conversations(
     paths: Sequence[Path],
     format: str,
     on_error: OnError,
-    allow_urls: bool,
+    access: MediaAccess,
     report: ConvertReport,
 ) -> Iterator[Conversation]:
     for path in paths:
@@ -99,7 +100,7 @@ def _conversations(
                     format=format,
                     base_dir=path.parent,
                     sample_id=record.sample_id,
-                    allow_urls=allow_urls,
+                    access=access,
                 )
             except SampleError as error:
                 if on_error == "raise":

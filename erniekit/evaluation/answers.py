@@ -12,6 +12,7 @@ from erniekit.config.choices import ANSWER_METRICS
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.stats import ErrorBudget
+from erniekit.data.media.access import MediaAccess
 from erniekit.data.media.item import decode
 from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
@@ -105,7 +106,7 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log
     data = config.data
     budget = ErrorBudget(data.on_error, data.max_errors, data.on_long)
     budget.on_skip = lambda error: log(f"skipped: {error}")
-    dataset = EvalDataset(find_files([], data), encoder, budget=budget, allow_urls=data.allow_urls)
+    dataset = EvalDataset(find_files([], data), encoder, budget=budget, access=MediaAccess.of(data))
     samples = []
     for sample in dataset.draw_chats(config.eval.samples):
         if len(sample.whole) > data.max_length:

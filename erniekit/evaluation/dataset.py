@@ -20,6 +20,7 @@ from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.files.reservoir import reservoir_sample
 from erniekit.data.formats import parse_record
 from erniekit.data.formats.fields.columns import Columns
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.errors import ConfigError, DataError
 from erniekit.evaluation.metrics.choose import References, choose
 from erniekit.generation.answer import parse_answer
@@ -87,14 +88,14 @@ class EvalDataset:
         answers: bool = True,
         limit: int | None = None,
         budget: ErrorBudget | None = None,
-        allow_urls: bool = False,
+        access: MediaAccess = NO_URLS,
     ) -> None:
         self.files = tuple(files)
         self.encoder = encoder
         self.answers = answers
         self.limit = limit
         self.budget = budget or ErrorBudget("raise", 0)
-        self.allow_urls = allow_urls
+        self.access = access
 
     def __iter__(self) -> Iterator[LossSample]:
         return islice(self._samples(), self.limit)
@@ -147,7 +148,7 @@ class EvalDataset:
             format=file.format,
             base_dir=file.path.parent,
             sample_id=record.sample_id,
-            allow_urls=self.allow_urls,
+            access=self.access,
         )
 
     def _encode(self, conversation: Conversation) -> Document:

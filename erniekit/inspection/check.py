@@ -14,6 +14,7 @@ from erniekit.data.encode.samples import TOO_LONG, Pairs, SampleReader
 from erniekit.data.files.reader import BadLine, Record, read_records
 from erniekit.data.formats import detect, parse_record
 from erniekit.data.formats.fields.columns import Columns
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.data.media.item import MediaSpec, decode, measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import VideoSpec
@@ -44,15 +45,15 @@ class CheckOptions:
     """Settings of a check.
 
     encoder: of the model that will see the data; None: lengths are in characters, and encoding errors are not found.
-    max_length, on_long, allow_urls: as in the config section `data`. limit: check only so many samples. decode: decode
-    images and videos in full, not only their headers. most_errors: errors kept by name (None: all); every error is
-    counted. pairs: as in `SampleReader`.
+    max_length, on_long: as in the config section `data`. access: what media may be. limit: check only so many samples.
+    decode: decode images and videos in full, not only their headers. most_errors: errors kept by name (None: all);
+    every error is counted. pairs: as in `SampleReader`.
     """
 
     encoder: Encoder | None
     max_length: int
     on_long: OnLong = "error"
-    allow_urls: bool = False
+    access: MediaAccess = NO_URLS
     limit: int | None = None
     decode: bool = False
     most_errors: int | None = 20
@@ -99,7 +100,7 @@ class _Checker:
         self._reader: SampleReader | None = None
         if options.encoder is not None:
             self._reader = SampleReader(
-                options.encoder, options.max_length, options.on_long, options.allow_urls, options.pairs
+                options.encoder, options.max_length, options.on_long, options.access, options.pairs
             )
 
     def read(self, file: CheckedFile, found: FileReport) -> Iterator[int]:
@@ -130,7 +131,7 @@ class _Checker:
                 format=file.format,
                 base_dir=file.path.parent,
                 sample_id=record.sample_id,
-                allow_urls=self._options.allow_urls,
+                access=self._options.access,
             )
             self._report.add_conversation(conversation)
             if self._reader is not None:

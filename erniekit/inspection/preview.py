@@ -194,7 +194,7 @@ def _preview(selected: SelectedRecord, reader: SampleReader) -> PreviewedSample:
             format=file.format,
             base_dir=file.path.parent,
             sample_id=record.sample_id,
-            allow_urls=reader.allow_urls,
+            access=reader.access,
         )
         reader.require_pair(conversation, record, file.format)
         documents = tuple(_document(part, reader) for part in reader.encoder.split(conversation))

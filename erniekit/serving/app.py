@@ -23,6 +23,7 @@ from erniekit.serving.access import check_host, check_key
 from erniekit.serving.cors import ANY_ORIGIN
 from erniekit.serving.fields import RequestError
 from erniekit.serving.limits import MAX_BODY_BYTES, MAX_HELD_BYTES, BodyLimits
+from erniekit.serving.media import has_urls, with_media
 from erniekit.serving.request import read_request
 from erniekit.serving.response import (
     STREAM_END,
@@ -36,6 +37,7 @@ from erniekit.serving.response import (
 from erniekit.serving.service import ChatService, Event, QueuedRequest
 
 COMPLETIONS_PATH, MODELS_PATH, HEALTH_PATH = "/v1/chat/completions", "/v1/models", "/health"
+_FETCHERS = 8  # requests that download images and videos at a time
 _READERS = 2  # requests that are parsed and tokenized at a time: a large one takes hundreds of MB meanwhile
 _PREFLIGHT_SECONDS = 86400  # browsers shorten it to their own limit
 Log = Callable[[str], None]
@@ -94,6 +96,7 @@ class _Endpoints:
         self._service = service
         self._api_key = api_key
         self._readers = CapacityLimiter(_READERS)
+        self._fetchers = CapacityLimiter(_FETCHERS)
 
     async def health(self, request: Request) -> Response:
         request.state.note = "ok"
@@ -122,8 +125,12 @@ class _Endpoints:
             loop.call_soon_threadsafe(events.put_nowait, found)
 
         chat = await to_thread.run_sync(read_request, body, limiter=self._readers)
+        conversation = await to_thread.run_sync(self._service.read, chat, limiter=self._readers)
+        if has_urls(conversation):
+            conversation, size = await to_thread.run_sync(with_media, conversation, limiter=self._fetchers)
+            request.state.hold(size)
         queued, completion = await to_thread.run_sync(
-            self._service.submit, chat, on_event, limiter=self._readers
+            self._service.submit, chat, conversation, on_event, limiter=self._readers
         )
         answer = _answer(request, queued, events)
         if chat.stream:
@@ -257,7 +264,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     if error.status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
-    request.state.note = str(error)
+    request.state.note = str(error) + (f"; {error.logged}" if error.logged else "")
     return _json(error_body(error), error.status, headers)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from erniekit.data.chat.conversation import Conversation
 from erniekit.data.formats import parse_record
+from erniekit.data.media.access import NO_URLS, MediaAccess
 
 
 def to_conversation(
@@ -16,18 +17,16 @@ def to_conversation(
     *,
     base_dir: Path,
     sample_id: str,
-    allow_urls: bool = False,
+    access: MediaAccess = NO_URLS,
 ) -> Conversation:
     """A conversation for `Encoder.encode_prompt`.
 
     messages: as in the format "messages", but `<image>`, `<video>` and paths in tags are plain text, and there are no
     columns with media; tools: as in OpenAI's API. base_dir: the directory for relative paths of media; sample_id: the
-    name of the chat in errors; allow_urls: whether media may be http(s) URLs. Raises SampleError.
+    name of the chat in errors; access: what media may be. Raises SampleError.
     """
     record = {"messages": [_plain(message) for message in messages], "tools": list(tools or ())}
-    return parse_record(
-        record, format="messages", base_dir=base_dir, sample_id=sample_id, allow_urls=allow_urls
-    )
+    return parse_record(record, format="messages", base_dir=base_dir, sample_id=sample_id, access=access)
 
 
 def _plain(message: Mapping[str, Any]) -> Any:

@@ -18,13 +18,22 @@ from erniekit.errors import ErnieKitError
 
 
 class RequestError(ErnieKitError):
-    """An error response: HTTP `status`, and OpenAI's `param` and `code`. What it repeats of a request is cut."""
+    """An error response: HTTP `status`, and OpenAI's `param` and `code`. What it repeats of a request is cut.
+
+    logged: what only the server's log says.
+    """
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        logged: str = "",
     ) -> None:
         super().__init__(clipped(message, _MAX_MESSAGE))
-        self.status, self.code = status, code
+        self.status, self.code, self.logged = status, code, logged
         self.param = None if param is None else clipped(param)
 
 

@@ -19,7 +19,10 @@ _MEDIA_TOKENS = 3  # the fewest that an image takes, with its markers
 
 
 class BodyLimits:
-    """Middleware: bounds each body, and all bodies of requests that are received or answered at a time."""
+    """Middleware: bounds each body, and all bodies of requests that are received or answered at a time.
+
+    Endpoints call `request.state.hold` with the bytes that they get for a request from elsewhere.
+    """
 
     def __init__(self, app: ASGIApp, *, body_bytes: int, held_bytes: int) -> None:
         self._app = app
@@ -30,20 +33,24 @@ class BodyLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size = 0
 
-        async def bounded() -> Message:
+        def hold(more: int) -> None:
             nonlocal size
+            size += more
+            self._held += more
+            if self._held > self._held_bytes:
+                raise RequestError("the server holds too many large requests: try later", status=503)
+
+        async def bounded() -> Message:
             if not size:
                 self._check_size(int(Headers(scope=scope).get("Content-Length", 0)))
             message = await receive()
             received = len(message.get("body", b""))
             if received:
-                size += received
-                self._held += received
+                hold(received)
                 self._check_size(size)
-                if self._held > self._held_bytes:
-                    raise RequestError("the server holds too many large requests: try later", status=503)
             return message
 
+        scope.setdefault("state", {})["hold"] = hold
         try:
             await self._app(scope, bounded, send)
         finally:

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.formats.fields.markers import MESSAGE_MEDIA_KEYS
 from erniekit.data.formats.fields.tools import TOOL_KEYS
+from erniekit.data.media.access import NO_URLS, MediaAccess
+from erniekit.data.media.fetch import PRIVATE
 from erniekit.data.media.images import is_url
 from erniekit.errors import ConfigError
 from erniekit.generation.sampling import Sampling
@@ -165,26 +167,26 @@ def _name(detail: ErrorDetails) -> str:
     return ".".join(str(step) for step in detail["loc"] if step not in ("str", "list[str]"))
 
 
-def read_conversation(request: ChatRequest, sample_id: str, *, allow_urls: bool) -> Conversation:
-    """The conversation of a request. Its media are data: URIs, or with allow_urls http(s) URLs. Raises RequestError.
+def read_conversation(request: ChatRequest, sample_id: str, access: MediaAccess = NO_URLS) -> Conversation:
+    """The conversation of a request. Its media are data: URIs, or http(s) URLs where access has them.
 
-    Paths never get through: a client must not read the server's files.
+    Raises RequestError. Paths never get through: a client must not read the server's files.
     """
     messages = [
-        _with_safe_media(f"messages.{index}", message, allow_urls)
+        _with_safe_media(f"messages.{index}", message, access)
         for index, message in enumerate(request.messages)
     ]
     tools = request.tools if request.may_call else None
     try:
         # The base directory is for paths, and there are none.
-        return to_conversation(messages, tools, base_dir=Path(), sample_id=sample_id, allow_urls=allow_urls)
+        return to_conversation(messages, tools, base_dir=Path(), sample_id=sample_id, access=access)
     except SampleError as error:
         raise RequestError(
             error.detail, param="tools" if error.reason == "bad tools" else "messages"
         ) from error
 
 
-def _with_safe_media(where: str, message: dict[str, Any], allow_urls: bool) -> dict[str, Any]:
+def _with_safe_media(where: str, message: dict[str, Any], access: MediaAccess) -> dict[str, Any]:
     for key in MESSAGE_MEDIA_KEYS:
         if message.get(key):
             raise RequestError(f"{where}.{key}: is not supported: use parts in the content", param="messages")
@@ -193,11 +195,11 @@ def _with_safe_media(where: str, message: dict[str, Any], allow_urls: bool) -> d
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    parts = [_safe_part(f"{where}.content.{index}", part, allow_urls) for index, part in enumerate(content)]
+    parts = [_safe_part(f"{where}.content.{index}", part, access) for index, part in enumerate(content)]
     return {**message, "content": parts}
 
 
-def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
+def _safe_part(where: str, part: Any, access: MediaAccess) -> dict[str, Any]:
     part_type = part.get("type") if isinstance(part, dict) else None
     if part_type in _TEXT_TYPES:
         return dict(part)
@@ -211,7 +213,9 @@ def _safe_part(where: str, part: Any, allow_urls: bool) -> dict[str, Any]:
     url = media.get("url") if isinstance(media, dict) else media
     if not isinstance(url, str):
         raise RequestError(f'{where}: needs "{part_type}": {{"url": "data:..."}}', param="messages")
-    if not url.startswith("data:") and not (allow_urls and is_url(url)):
+    if not url.startswith("data:") and not (
+        access.urls != "none" and is_url(url) and not url.startswith(PRIVATE)
+    ):
         what = (
             "URLs are only fetched by a server that was started with --allow-urls"
             if is_url(url)

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from erniekit.data.chat.conversation import SampleError
+from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.generation.answer import AnswerDecoder, Delta
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
@@ -55,8 +56,8 @@ class QueuedRequest:
 class ChatService:
     """One model under a name.
 
-    defaults: used for what a request leaves out; without a seed, each answer is sampled with another one. allow_urls:
-    whether images and videos may be http(s) URLs, which are then fetched from here.
+    defaults: used for what a request leaves out; without a seed, each answer is sampled with another one. access:
+    whether images and videos may be http(s) URLs, see `erniekit.serving.media`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ChatService:
         detokenizer: Detokenizer,
         defaults: Sampling,
         *,
-        allow_urls: bool = False,
+        access: MediaAccess = NO_URLS,
     ) -> None:
         self.name = name
         self.created = int(time.time())
@@ -75,7 +76,7 @@ class ChatService:
         self._encoder = encoder
         self._detokenizer = detokenizer
         self._defaults = defaults
-        self._allow_urls = allow_urls
+        self._access = access
         self._generator = Generator(
             model, detokenizer.eos_token_ids, encoder.media_spec, detokenizer=detokenizer
         )
@@ -83,16 +84,18 @@ class ChatService:
         self._stopped = False
         self._numbers = itertools.count()
 
-    def submit(
-        self, request: ChatRequest, on_event: Callable[[Event], None]
-    ) -> tuple[QueuedRequest, Completion]:
-        """Adds a request to the queue, from any thread. Raises RequestError."""
+    def read(self, request: ChatRequest) -> Conversation:
+        """The conversation of a request, whose media may be URLs. Raises RequestError."""
         self.check_name(request.model)
-        template = self._encoder.template
-        request.thinking.check(template)
+        request.thinking.check(self._encoder.template)
         check_text(request.messages, request.tools, self._positions)
-        number = next(self._numbers)
-        conversation = read_conversation(request, f"request {number + 1}", allow_urls=self._allow_urls)
+        return read_conversation(request, "request", self._access)
+
+    def submit(
+        self, request: ChatRequest, conversation: Conversation, on_event: Callable[[Event], None]
+    ) -> tuple[QueuedRequest, Completion]:
+        """Adds a request to the queue, from any thread. conversation: of `read`. Raises RequestError."""
+        template, number = self._encoder.template, next(self._numbers)
         try:
             prompt = self._encoder.encode_prompt(conversation)
         except SampleError as error:

@@ -23,6 +23,7 @@ from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.load.stream import StreamedRows, files_digest
+from erniekit.data.media.access import MediaAccess
 from erniekit.data.store.dataset import (
     Dataset,
     SourceFiles,
@@ -272,7 +273,7 @@ def _budget(data: DataConfig) -> ErrorBudget:
 def _reader(config: Config, encoder: Encoder) -> SampleReader:
     data = config.data
     pairs = pair_mode(config.task, data.share_prompt)
-    return SampleReader(encoder, data.max_length, data.on_long, data.allow_urls, pairs)
+    return SampleReader(encoder, data.max_length, data.on_long, MediaAccess.of(data), pairs)
 
 
 def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:

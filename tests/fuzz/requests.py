@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+from erniekit.data.media.access import NO_URLS, PUBLIC_URLS
 from erniekit.generation.sampling import Sampling
 from erniekit.serving.limits import check_text
 from erniekit.serving.request import read_conversation, read_request, read_sampling
@@ -54,5 +55,5 @@ def http_body(rng: random.Random, directory: Path) -> None:
         content = json.dumps(body).encode()
     request = read_request(content)
     check_text(request.messages, request.tools, 1000)
-    read_conversation(request, "request 1", allow_urls=rng.random() < 0.5)
+    read_conversation(request, "request 1", PUBLIC_URLS if rng.random() < 0.5 else NO_URLS)
     read_sampling(request, Sampling(), 10, 1000)

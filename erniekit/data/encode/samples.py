@@ -17,6 +17,7 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.pairs import encode_pair, prompt_messages
 from erniekit.data.files.reader import BadLine, Record
 from erniekit.data.formats import detect, parse_record
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.display.text import counted
 
 Pairs = Literal["chosen", "shared", "separate"]
@@ -65,7 +66,7 @@ class SampleReader:
     encoder: Encoder
     max_length: int
     on_long: OnLong
-    allow_urls: bool = False
+    access: MediaAccess = NO_URLS
     pairs: Pairs = "chosen"
 
     def read(self, record: Record | BadLine, base_dir: Path, format: str) -> Sample:
@@ -81,7 +82,7 @@ class SampleReader:
                 format=format,
                 base_dir=base_dir,
                 sample_id=record.sample_id,
-                allow_urls=self.allow_urls,
+                access=self.access,
             )
             self.require_pair(conversation, record, format)
             return self.encode(conversation)

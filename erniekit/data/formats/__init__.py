@@ -27,6 +27,7 @@ from erniekit.data.formats.plain_text import parse_plain_text
 from erniekit.data.formats.query_response import PAIRS, parse_query_response
 from erniekit.data.formats.sharegpt import parse_sharegpt
 from erniekit.data.formats.xlam import parse_xlam
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.errors import DataError
 
 _PARSERS: dict[str, Callable[[dict[str, Any], SampleContext], Conversation]] = {
@@ -84,17 +85,17 @@ def detect(record: Any) -> str | None:
 
 
 def parse_record(
-    record: Any, *, format: str, base_dir: Path, sample_id: str, allow_urls: bool = False
+    record: Any, *, format: str, base_dir: Path, sample_id: str, access: MediaAccess = NO_URLS
 ) -> Conversation:
     """A JSON record as a Conversation.
 
     format: one of FORMATS, or "auto" = what `detect` says, record by record. base_dir: what relative paths of media
-    are relative to; allow_urls: whether media may be http(s) URLs. Raises SampleError; DataError for an unknown
+    are relative to; access: what media may be. Raises SampleError; DataError for an unknown
     format.
     """
     if format != "auto" and format not in FORMATS:
         raise DataError(f'unknown data format "{format}": it must be auto, {", ".join(FORMATS)}')
-    sample = SampleContext(base_dir, sample_id, allow_urls)
+    sample = SampleContext(base_dir, sample_id, access)
     if not isinstance(record, dict):
         raise sample.bad(f"a sample must be a JSON object, this is {describe_value(record)}")
     name = detect(record) if format == "auto" else format

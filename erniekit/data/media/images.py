@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from erniekit.data.chat.conversation import MediaKind, SampleError
-from erniekit.data.media.fetch import cache_dir, fetch
+from erniekit.data.media.access import NO_URLS, MediaAccess
+from erniekit.data.media.fetch import PRIVATE, cache_dir, fetch
 from erniekit.display.text import counted
 from erniekit.local_files import is_lfs_pointer, is_web_page
 
@@ -45,13 +46,13 @@ _TURNED = frozenset({5, 6, 7, 8})
 
 
 def resolve_source(
-    value: Any, base_dir: Path, sample_id: str, *, kind: MediaKind = "image", allow_urls: bool = False
+    value: Any, base_dir: Path, sample_id: str, *, kind: MediaKind = "image", access: MediaAccess = NO_URLS
 ) -> str | bytes:
     """Where an image or video named in a sample is: a path, the bytes that the sample carries, or a URL.
 
     value: a path (relative ones from base_dir) or file:// URL, a data: URI, plain base64 (images only), or
-    an object with "url", "path" or "bytes" (base64). An http(s) URL is handed back as it is with allow_urls,
-    to be fetched when it is first opened, and is an error without. Raises SampleError.
+    an object with "url", "path" or "bytes" (base64). An http(s) URL is handed back to be fetched when it is first
+    opened, and is an error where access has no URLs. Raises SampleError.
     """
     if isinstance(value, dict):
         for key in ("bytes", "path", "url"):
@@ -62,7 +63,7 @@ def resolve_source(
                 raise SampleError(sample_id, "bad record", f'the "{key}" of {_A[kind]} must be a string')
             if key == "bytes":
                 return _decode_base64(inner, sample_id, kind)
-            return resolve_source(inner, base_dir, sample_id, kind=kind, allow_urls=allow_urls)
+            return resolve_source(inner, base_dir, sample_id, kind=kind, access=access)
         detail = f'{_A[kind]} given as an object needs "url", "path" or "bytes"'
         raise SampleError(sample_id, "bad record", detail)
     if not isinstance(value, str) or not value:
@@ -71,22 +72,34 @@ def resolve_source(
     if value.startswith("data:"):
         return _data_uri(value, sample_id, kind)
     if value.startswith("file://"):
-        return str(base_dir / unquote(value.removeprefix("file://")))
-    if is_url(value):
-        if allow_urls:
-            return value
+        return _path(base_dir / unquote(value.removeprefix("file://")), sample_id, kind, access)
+    if is_url(value) and not value.startswith(PRIVATE):
+        if access.urls != "none":
+            return PRIVATE + value if access.urls == "any" else value
         detail = (
             f"nothing is fetched from the network: set data.allow_urls, or download {value} and give its path"
         )
         raise SampleError(sample_id, "not supported", detail)
     if kind == "image" and _is_base64(value):
         return _decode_base64(value, sample_id, kind)
-    return str(base_dir / value)
+    return _path(base_dir / value, sample_id, kind, access)
+
+
+def _path(path: Path, sample_id: str, kind: MediaKind, access: MediaAccess) -> str:
+    try:
+        if access.has(str(path)):
+            return str(path)
+    except (OSError, ValueError) as error:
+        raise _cannot_open(str(path), sample_id, kind, error) from error
+    detail = f"the {kind} {source_name(str(path))} is not in data.media_root ({access.root})"
+    raise SampleError(sample_id, "outside media_root", detail)
 
 
 def is_url(source: str | bytes) -> bool:
     """Whether a source has to be fetched."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+    return isinstance(source, str) and source.removeprefix(PRIVATE).lower().startswith(
+        ("http://", "https://")
+    )
 
 
 def _is_base64(value: str) -> bool:
@@ -156,6 +169,7 @@ def source_name(source: str | bytes | tuple[str | bytes, ...]) -> str:
         )
     if isinstance(source, bytes):
         return f"(base64 in the sample, {counted(len(source), 'byte')})"
+    source = source.removeprefix(PRIVATE)
     return (
         source if len(source) <= _LONGEST_NAME else f"{source[:_LONGEST_NAME]}... ({len(source)} characters)"
     )

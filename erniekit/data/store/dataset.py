@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -234,7 +234,7 @@ def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> s
         "columns": source.columns,
         "max_length": reader.max_length,
         "on_long": reader.on_long,
-        "allow_urls": reader.allow_urls,
+        "media": asdict(reader.access),
         "pairs": reader.pairs,
         # As written and as meant: sample ids carry the one, relative paths of images the other.
         "files": [

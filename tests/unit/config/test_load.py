@@ -388,6 +388,10 @@ def test_malformed_overrides(write: Write) -> None:
             "run.yaml:4: data.buffer: has no effect unless data.streaming is true",
         ),
         (
+            "data:\n  allow_private_urls: true",
+            "run.yaml:4: data.allow_private_urls: is only used with data.allow_urls: true",
+        ),
+        (
             "data:\n  video_min_frames: 9\n  video_max_frames: 8",
             "run.yaml:4: data.video_min_frames: 9 is above data.video_max_frames, which is 8",
         ),

@@ -9,6 +9,7 @@ from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.convert import convert, to_record
 from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import detect, parse_record
+from erniekit.data.media.access import PUBLIC_URLS
 from erniekit.errors import DataError
 from tests.unit.data.helpers import SHARED, encoded, noise, qa, write_json, write_lines
 from tests.unit.data.strategies import conversations
@@ -72,7 +73,7 @@ def test_paths_are_as_seen_from_the_output(tmp_path: Path, monkeypatch: pytest.M
         {"type": "image", "image": "https://x/y.png"},
     ]
     write_lines(Path("data/a.jsonl"), [qa(content)])
-    convert([Path("data/a.jsonl")], Path("out/new/b.jsonl"), allow_urls=True)
+    convert([Path("data/a.jsonl")], Path("out/new/b.jsonl"), access=PUBLIC_URLS)
     written = json.loads(Path("out/new/b.jsonl").read_text())["messages"][0]["content"]
     image, video, inside, url = written
     assert image["image"] == "../../../data/1.png"
@@ -85,7 +86,7 @@ def test_paths_are_as_seen_from_the_output(tmp_path: Path, monkeypatch: pytest.M
         format="auto",
         base_dir=base,
         sample_id="f:1",
-        allow_urls=True,
+        access=PUBLIC_URLS,
     )
     one, two, three, four = found.messages[0].parts
     assert isinstance(one, ImagePart)

@@ -7,6 +7,7 @@ import pytest
 
 from erniekit.config import DataConfig
 from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.media.access import PUBLIC_URLS
 from erniekit.data.media.item import MediaSpec
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import VideoSpec
@@ -205,4 +206,4 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
 def test_urls_only_where_they_are_allowed(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [qa(image("http://127.0.0.1:9/a.png"))])
     assert reasons(check(path)) == {"not supported": 1}
-    assert reasons(check(path, allow_urls=True)) == {"not fetched": 1}
+    assert reasons(check(path, access=PUBLIC_URLS)) == {"not fetched": 1}

@@ -36,7 +36,7 @@ PAIR: dict[str, Any] = {
 
 
 def conversation(record: dict[str, Any], path: Path) -> Any:
-    return parse_record(record, format="auto", base_dir=path, sample_id="a", allow_urls=False)
+    return parse_record(record, format="auto", base_dir=path, sample_id="a")
 
 
 def test_both_answers_are_shown_and_what_they_share_once(tmp_path: Path, vl_encoder: Encoder) -> None:

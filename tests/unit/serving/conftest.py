@@ -16,6 +16,7 @@ import pytest
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.data.encode.document import Document
+from erniekit.data.media.access import NO_URLS, MediaAccess
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
@@ -55,6 +56,7 @@ class Served:
         api_key: str,
         cors: tuple[str, ...],
         local_only: bool,
+        access: MediaAccess,
     ) -> None:
         self.stream: Stream = lambda document, sampling: iter([2])
         monkeypatch.setattr(
@@ -62,7 +64,9 @@ class Served:
         )
         self.lines: queue.Queue[str] = queue.Queue()
         text = Detokenizer.from_checkpoint(vl)
-        self.service = ChatService("tiny", model, find_model(vl).encoder(template), text, Sampling(50))
+        self.service = ChatService(
+            "tiny", model, find_model(vl).encoder(template), text, Sampling(50), access=access
+        )
         origins, log = parse_origins(cors), self.lines.put
         listener = listen("127.0.0.1", 0)
         self.url = server_url(listener)
@@ -113,8 +117,9 @@ def start(vl: Path, model: ErnieModel, monkeypatch: pytest.MonkeyPatch) -> Itera
         answers: list[str] | None = None,
         cors: tuple[str, ...] = (),
         local_only: bool = False,
+        access: MediaAccess = NO_URLS,
     ) -> Served:
-        served = Served(vl, model, monkeypatch, template, api_key, cors, local_only)
+        served = Served(vl, model, monkeypatch, template, api_key, cors, local_only, access)
         started.append(served)
         if answers is not None:
             served.stream = Script(vl, model, template, answers).stream

@@ -15,6 +15,7 @@ from erniekit.data.chat.conversation import (
     ToolCallPart,
     VideoPart,
 )
+from erniekit.data.media.access import PUBLIC_URLS
 from erniekit.serving.conversations import to_conversation
 from tests.unit.data.helpers import data_uri, encoded, noise
 
@@ -62,7 +63,7 @@ def test_marks_in_texts_are_text(text: str) -> None:
 def test_urls_only_where_they_are_allowed() -> None:
     image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     messages = [{"role": "user", "content": [image]}]
-    assert _read(messages, allow_urls=True).messages[0].parts == (ImagePart("https://example.com/a.png"),)
+    assert _read(messages, access=PUBLIC_URLS).messages[0].parts == (ImagePart("https://example.com/a.png"),)
     with pytest.raises(SampleError, match="nothing is fetched"):
         _read(messages)
 

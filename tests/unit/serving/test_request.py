@@ -15,6 +15,7 @@ from erniekit.data.chat.conversation import (
     VideoPart,
 )
 from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.media.access import NO_URLS, PUBLIC_URLS, MediaAccess
 from erniekit.generation.sampling import Sampling
 from erniekit.serving.fields import IGNORED, NEUTRAL, RequestError
 from erniekit.serving.request import (
@@ -40,9 +41,9 @@ def _refused(**fields: Any) -> RequestError:
     return error.value
 
 
-def _conversation(*messages: Any, allow_urls: bool = False, **fields: Any) -> tuple[Message, ...]:
+def _conversation(*messages: Any, access: MediaAccess = NO_URLS, **fields: Any) -> tuple[Message, ...]:
     request = _request(messages=list(messages), **fields)
-    return read_conversation(request, "request 1", allow_urls=allow_urls).messages
+    return read_conversation(request, "request 1", access).messages
 
 
 def test_what_changes_no_answer_is_passed_over() -> None:
@@ -272,15 +273,15 @@ def test_keys_that_clients_put_into_messages_change_nothing() -> None:
     more = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
     more |= {"id": "msg_1", "status": "completed", "created_at": 5, "model": "m", "metadata": {"a": 1}}
     request = _request(messages=chat(**more))
-    found = read_conversation(request, "request 1", allow_urls=False)
-    assert found == read_conversation(_request(messages=chat()), "request 1", allow_urls=False)
+    found = read_conversation(request, "request 1")
+    assert found == read_conversation(_request(messages=chat()), "request 1")
     assert found.notices == ()
 
 
 def test_keys_that_nothing_reads_are_noticed_and_those_that_matter_refused() -> None:
     image = {"type": "image_url", "image_url": {"url": DATA, "detail": "low", "crop": 2}, "caption": "x"}
     request = _request(messages=[{"role": "user", "content": [image], "mood": "good"}])
-    assert sorted(read_conversation(request, "request 1", allow_urls=False).notices) == [
+    assert sorted(read_conversation(request, "request 1").notices) == [
         "key 'caption' of a part is not read",
         "key 'crop' of a part is not read",
         "key 'mood' of a message is not read",
@@ -342,10 +343,10 @@ def test_results_of_a_request_stand_in_the_order_of_the_calls(arguments: str) ->
 def test_tools_are_left_out_where_the_model_must_not_call() -> None:
     request = _request(tools=list(TOOLS))
     assert request.may_call
-    assert read_conversation(request, "x", allow_urls=False).tools == TOOLS
+    assert read_conversation(request, "x").tools == TOOLS
     request = _request(tools=list(TOOLS), tool_choice="none")
     assert not request.may_call
-    assert read_conversation(request, "x", allow_urls=False).tools == ()
+    assert read_conversation(request, "x").tools == ()
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -358,7 +359,7 @@ def test_no_file_of_the_server_is_read(kind: str, url: str) -> None:
         with pytest.raises(
             RequestError, match=r"messages\.0\.content\.0: send the file itself as a data: URI"
         ):
-            _conversation({"role": "user", "content": [part]}, allow_urls=True)
+            _conversation({"role": "user", "content": [part]}, access=PUBLIC_URLS)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ def test_other_ways_to_name_media_are_refused(part: Any) -> None:
 @pytest.mark.parametrize("key", ["images", "image", "videos", "video"])
 def test_media_beside_a_text_are_refused(role: str, key: str) -> None:
     with pytest.raises(RequestError, match=rf"messages\.0\.{key}: "):
-        _conversation({"role": role, "content": "x", key: ["/etc/x.png"]}, allow_urls=True)
+        _conversation({"role": role, "content": "x", key: ["/etc/x.png"]}, access=PUBLIC_URLS)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_urls_are_for_servers_that_allow_them() -> None:
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
     with pytest.raises(RequestError, match="started with --allow-urls"):
         _conversation(message)
-    assert _conversation(message, allow_urls=True)[0].parts == (ImagePart(url),)
+    assert _conversation(message, access=PUBLIC_URLS)[0].parts == (ImagePart(url),)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,12 @@ from erniekit.serving.service import ChatService, Event
 from tests.unit.generation.scripted import END, TOOLS
 from tests.unit.serving.conftest import ASKED, HANGS, Served
 
+
+def submit(service: ChatService, on_event: Callable[[Event], None]) -> None:
+    request = read_request(json.dumps(ASKED).encode())
+    service.submit(request, service.read(request), on_event)
+
+
 CALL = '<tool_call>\n{"name": "time", "arguments": {"zone": "Asia"}}\n</tool_call>\n'
 SEVEN = 60  # a token of text
 
@@ -558,13 +564,13 @@ def test_a_signal_ends_it_in_the_middle_of_an_answer(
 
     monkeypatch.setattr(Generator, "stream", stream)
     for _ in range(2):
-        service.submit(read_request(json.dumps(ASKED).encode()), events.append)
+        submit(service, events.append)
     before = signal.getsignal(number)
     run_server(listener, make_app(service, log=lines.append), service, lines.append)
     assert lines == ["stopped"] and signal.getsignal(number) == before
     with pytest.raises(OSError):
         socket.create_connection(address, timeout=HANGS)
-    service.submit(read_request(json.dumps(ASKED).encode()), events.append)
+    submit(service, events.append)
     assert [event.status for event in events if isinstance(event, RequestError)] == [503, 503, 503]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from erniekit.data.chat.conversation import ImagePart, Message, SampleError, TextPart, VideoPart
 from erniekit.data.formats.fields.keys import HARMLESS, LOSS_SWITCHES, REASONING, REFUSED, Level
 from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
+from erniekit.data.media.access import MediaAccess
 from erniekit.data.media.images import resolve_source
 
 _LONGEST_QUOTE = 80  # characters
@@ -22,13 +23,13 @@ _SOURCES = ("bytes", "path", "url")
 class SampleContext:
     """One record on its way to a Conversation.
 
-    base_dir: what relative paths of media are relative to; sample_id: "file:line"; allow_urls: whether media
-    may be http(s) URLs. notices: see `Conversation`, in the order in which they were made.
+    base_dir: what relative paths of media are relative to; sample_id: "file:line"; access: what media may
+    be. notices: see `Conversation`, in the order in which they were made.
     """
 
     base_dir: Path
     sample_id: str
-    allow_urls: bool
+    access: MediaAccess
     notices: dict[str, None] = field(default_factory=dict)
 
     def error(self, reason: str, detail: str) -> SampleError:
@@ -87,7 +88,7 @@ class SampleContext:
             if inner is not None:
                 return with_options(where, self.image(where, inner), value, self.bad)
         try:
-            source = resolve_source(value, self.base_dir, self.sample_id, allow_urls=self.allow_urls)
+            source = resolve_source(value, self.base_dir, self.sample_id, access=self.access)
         except SampleError as error:
             raise self.error(error.reason, f"{where}: {error.detail}") from error
         image = ImagePart(source)
@@ -108,9 +109,7 @@ class SampleContext:
                 raise self.bad(f"{where}: bounds of pixels belong to the video, not to one of its frames")
             return VideoPart(tuple(frame.source for frame in frames))
         try:
-            source = resolve_source(
-                value, self.base_dir, self.sample_id, kind="video", allow_urls=self.allow_urls
-            )
+            source = resolve_source(value, self.base_dir, self.sample_id, kind="video", access=self.access)
         except SampleError as error:
             raise self.error(error.reason, f"{where}: {error.detail}") from error
         video = VideoPart(source)

@@ -17,6 +17,7 @@ from erniekit.data.chat.conversation import Conversation, SampleError
 from erniekit.data.convert import to_record
 from erniekit.data.files.reader import BadLine, read_records
 from erniekit.data.formats import detect, parse_record
+from erniekit.data.media.access import PUBLIC_URLS
 from erniekit.errors import DataError
 from tests.unit.data.helpers import qa
 from tests.unit.data.strategies import JSON, conversations, mutated
@@ -270,7 +271,9 @@ def test_the_records_to_be_mutated_are_valid() -> None:
 
 def accepts_or_says_why(record: Any, format: str) -> None:
     try:
-        found = parse_record(record, format=format, base_dir=Path("/data"), sample_id="f:1", allow_urls=True)
+        found = parse_record(
+            record, format=format, base_dir=Path("/data"), sample_id="f:1", access=PUBLIC_URLS
+        )
     except SampleError as error:
         assert str(error).startswith("f:1: ")
         assert len(error.reason.split()) <= 5

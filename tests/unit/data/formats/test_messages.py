@@ -14,6 +14,7 @@ from erniekit.data.chat.conversation import (
     VideoPart,
 )
 from erniekit.data.formats import parse_record
+from erniekit.data.media.access import PUBLIC_URLS
 from tests.unit.data.helpers import data_uri, encoded, noise, qa
 
 BASE = Path("/data")
@@ -119,7 +120,7 @@ def test_video_parts_and_parts_without_a_source() -> None:
 
 def test_urls_are_kept_where_they_are_allowed() -> None:
     record = qa([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}])
-    found = parse_record(record, format="auto", base_dir=BASE, sample_id="f:1", allow_urls=True)
+    found = parse_record(record, format="auto", base_dir=BASE, sample_id="f:1", access=PUBLIC_URLS)
     assert found.messages[0].parts == (ImagePart("https://x/y.png"),)
 
 

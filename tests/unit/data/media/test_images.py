@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import SampleError
+from erniekit.data.media.access import PUBLIC_URLS, MediaAccess
 from erniekit.data.media.images import image_size, is_url, open_image, resolve_source, source_name
 from tests.unit.data.helpers import encoded, noise
 
@@ -238,7 +241,7 @@ def test_where_a_video_is() -> None:
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_urls_need_the_setting(kind: Any) -> None:
     url = "HTTPS://example.org/a.png?b=c"
-    assert resolve_source({"url": url}, Path("/"), "f:1", kind=kind, allow_urls=True) == url
+    assert resolve_source({"url": url}, Path("/"), "f:1", kind=kind, access=PUBLIC_URLS) == url
     assert is_url(url)
     with pytest.raises(SampleError, match=r"^f:1: .*data\.allow_urls.*example") as caught:
         resolve_source(url, Path("/"), "f:1", kind=kind)
@@ -291,3 +294,46 @@ def test_damaged_bytes_never_give_another_error(format: str) -> None:
         except SampleError:
             refused += 1
     assert refused
+
+
+def test_media_root_confines_files(tmp_path: Path) -> None:
+    root, other = tmp_path / "media", tmp_path / "other"
+    (root / "frames").mkdir(parents=True)
+    other.mkdir()
+    for place in (root, root / "frames", other):
+        (place / "a.png").write_bytes(PNG)
+    (root / "link.png").symlink_to(other / "a.png")
+    (root / "inside.png").symlink_to(root / "a.png")
+    access = MediaAccess(root=os.path.realpath(root))
+    for value in (
+        "a.png",
+        "inside.png",
+        "frames/../a.png",
+        str(root / "a.png"),
+        f"file://{root}/a.png",
+        "none.png",
+    ):
+        assert resolve_source(value, root, "f:1", access=access)
+    assert resolve_source("frames", root, "f:1", kind="video", access=access) == str(root / "frames")
+    (root / "frames" / "b.png").symlink_to(other / "a.png")
+    for value in (
+        "../other/a.png",
+        str(other / "a.png"),
+        "link.png",
+        f"file://{other}/a.png",
+        "frames",
+        "..",
+    ):
+        with pytest.raises(SampleError, match=r"is not in data\.media_root") as caught:
+            resolve_source(value, root, "f:1", access=access)
+        assert caught.value.reason == "outside media_root"
+    with pytest.raises(SampleError, match="cannot open the image"):
+        resolve_source("a\0", root, "f:1", access=access)
+
+
+def test_access_of_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    data = DataConfig.without_sources(allow_urls=True, media_root=str(tmp_path / "link"))
+    assert MediaAccess.of(data) == MediaAccess("public", os.path.realpath(tmp_path))
+    data = DataConfig.without_sources(allow_urls=True, allow_private_urls=True)
+    assert MediaAccess.of(data) == MediaAccess("any")
