@@ -52,6 +52,15 @@ def _lora_is_off(config: Schema) -> Iterator[Conflict]:
             )
 
 
+def _quantized_weights_are_frozen(config: Schema) -> Iterator[Conflict]:
+    if config.model.quantize != "none" and not config.lora.enabled:
+        yield Conflict(
+            ("model.quantize", "lora.enabled"),
+            f"{config.model.quantize} needs adapters, since quantized weights cannot be trained; set lora.enabled: "
+            "true, or model.quantize: none",
+        )
+
+
 def _eval_has_data(config: Schema) -> Iterator[Conflict]:
     if config.train.eval_every is not None and not config.data.eval:
         yield Conflict(("train.eval_every", "data.eval"), "needs data.eval, which is empty")
@@ -326,6 +335,7 @@ def _dpo_reference_fits(config: Schema) -> Iterator[Conflict]:
 
 _RULES: tuple[Callable[[Schema], Iterator[Conflict]], ...] = (
     _lora_is_off,
+    _quantized_weights_are_frozen,
     _eval_has_data,
     _answers_have_data,
     _best_is_known,

@@ -34,6 +34,12 @@ class ModelConfig(Section):
     dtype: choices.Dtype = Field(
         "auto", description="Compute dtype. auto: bfloat16 on a GPU, float32 on a CPU."
     )
+    quantize: choices.Quantize = Field(
+        "none",
+        description="Quantize the frozen weights under LoRA adapters (QLoRA) while they are loaded. int8, int4: the "
+        "linear layers of decoder layers, with all experts; routers, norms, embeddings, output layer, vision tower and "
+        "resampler keep model.dtype. An export merges the adapters into the checkpoint's original weights.",
+    )
     resize_vocab: bool = Field(
         False,
         description="Add embedding and output rows for tokens that were added to the tokenizer, rounded up to a "

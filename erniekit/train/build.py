@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.names import by_parameter, hub_tensors
+from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import TrainerState, check_identity, read_state
 from erniekit.config import Config
@@ -255,7 +256,8 @@ def build_objective(
             # One process computes what is cached.
             mesh = None if config.dpo.reference == "cached" else dist.mesh
             directory, shard = Path(config.model.path), config.parallel.shard
-            return load_sharded(directory, dtype, mesh, shard, prepared.changes)[0]
+            quantizer = make_quantizer(config.model.quantize)
+            return load_sharded(directory, dtype, mesh, shard, prepared.changes, quantizer)[0]
 
         reference = build_reference(config, model, dtype, datasets, load_base, context.log, dist)
         return build_dpo_objective(config, model, reference)

@@ -113,7 +113,7 @@ def build_reference(
             with dist.mesh.long_operation("computing the reference"), unsharded_rows(model):
                 num_cached, num_computed = cache_references(
                     dataset,
-                    model_key(config.model.path, dtype, model.config.vocab_size),
+                    model_key(config.model.path, dtype, model.config.vocab_size, config.model.quantize),
                     load_reference,
                     max_length=config.data.max_length,
                     workers=config.data.workers,

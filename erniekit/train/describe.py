@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from erniekit.checkpoint.hub import spec_bytes
+from erniekit.checkpoint.quantizer import stored_bytes
 from erniekit.config import Config
-from erniekit.config.choices import Recompute
+from erniekit.config.choices import Quantize, Recompute
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.stats import DataStats
 from erniekit.display.text import counted
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch, group_matches
-from erniekit.models.specs import is_expert_tensor
+from erniekit.models.specs import TensorSpec, is_expert_tensor, is_quantized_tensor
 from erniekit.train.memory import USABLE, MemoryPlan
 from erniekit.train.plan import RunPlan
 from erniekit.train.recompute import BackwardPlan
@@ -162,11 +164,23 @@ def describe_lora(matches: Sequence[LoraMatch]) -> list[str]:
     return lines
 
 
+def describe_quantized(choice: Quantize, specs: Sequence[TensorSpec], error: float) -> str:
+    """The effect of model.quantize on the base model. error: see `relative_error`."""
+    base = [spec for spec in specs if ".lora_" not in spec.name]
+    count = sum(is_quantized_tensor(spec.name) for spec in base)
+    before, after = sum(map(spec_bytes, base)), sum(stored_bytes(spec, choice) for spec in base)
+    return (
+        f"base quantized to {choice}: {counted(count, 'tensor')}, relative error {error:.2%}, "
+        f"{format_bytes(after)} instead of {format_bytes(before)}"
+    )
+
+
 def describe_model(plan: MemoryPlan, processes: int = 1) -> list[str]:
     """Parameters, and memory of each process."""
     where = "memory" if processes == 1 else f"memory of each of {processes} processes"
     parts = [
         ("weights", plan.weight_bytes),
+        ("dequantized weights", plan.dequantized_bytes),
         ("reference model", plan.reference_bytes),
         ("gradients", plan.gradient_bytes),
         ("optimizer", plan.optimizer_bytes),

@@ -28,6 +28,7 @@ def run_identity(
         "data.share_prompt": config.data.share_prompt,
         "model.path": model_fingerprint(Path(config.model.path)),
         "model.dtype": dtype,
+        "model.quantize": config.model.quantize,
         "model.freeze": config.model.freeze,
         # The number of rows: tokens may have been added to the tokenizer since.
         "model.resize_vocab": changes.vocab_size if config.model.resize_vocab else False,

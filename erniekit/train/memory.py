@@ -4,7 +4,8 @@ Bytes, where b is the width of the compute dtype (2 for bfloat16), N the number 
 processes, or those with the same experts; 1 where parallel.shard does not shard it) and T the tokens of a packed row
 (data.max_length) over parallel.context:
 
-- weights: b / N per parameter; a reference model needs the same again;
+- weights: b / N per parameter, or what it is quantized to; a reference model needs the same again;
+- dequantized weights: b per weight of the largest matrix, or stack of a layer's experts, which one product uses;
 - gradients: b + 4 per trained parameter, since rows are summed in float32, or 4 / N where gradients are sharded;
 - optimizer: (8 + 4) / N per trained parameter, for the moments and the float32 master;
 - communication between several processes: b + 4 per trained parameter of the largest decoder layer and, with
@@ -21,8 +22,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from erniekit.checkpoint.hub import spec_bytes
+from erniekit.checkpoint.quantizer import stored_bytes
 from erniekit.config import Config
-from erniekit.config.choices import SHARDS, Shard
+from erniekit.config.choices import SHARDS, Quantize, Shard
 from erniekit.models.config import ErnieConfig, VisionConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
 from erniekit.parallel.data_parallel import REST, by_layer
@@ -75,6 +77,7 @@ class MemoryPlan:
 
     reference_bytes: the reference model of preference training. cached_bytes: the whole model that computes a cached
     reference in the main process, before the first step. communication_bytes: buffers of collectives.
+    dequantized_bytes: see the function of that name.
     """
 
     parameters: int
@@ -86,11 +89,12 @@ class MemoryPlan:
     communication_bytes: int
     activation_bytes: int = 0
     cached_bytes: int = 0
+    dequantized_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The peak of a step, or of computing a cached reference where that is more."""
-        always = self.weight_bytes + self.activation_bytes
+        always = self.weight_bytes + self.activation_bytes + self.dequantized_bytes
         training = (
             self.reference_bytes + self.gradient_bytes + self.optimizer_bytes + self.communication_bytes
         )
@@ -110,11 +114,13 @@ def plan_model(
     reference: bool = False,
     cached: bool = False,
     activations: int = 0,
+    quantize: Quantize = "none",
 ) -> MemoryPlan:
     """The memory for `specs`, all parameters of the model, of which those named in `trained` are trained.
 
     reference: a reference model, without adapters, is in memory too, sharded like the trained one; cached: one process
-    holds the whole reference model before the first step. activations: from `activation_bytes`.
+    holds the whole reference model before the first step. activations: from `activation_bytes`. quantize: of the
+    frozen weights, as in model.quantize.
     """
     # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
     sum_bytes = _SUM_BYTES if rows_per_step > 1 else 0
@@ -123,7 +129,7 @@ def plan_model(
     layers = by_layer(by_name)
     communication = max(
         (
-            _communication_bytes([by_name[name] for name in layer], names, sharding)
+            _communication_bytes([by_name[name] for name in layer], names, sharding, quantize)
             for number, layer in layers.items()
             if number != REST
         ),
@@ -131,7 +137,7 @@ def plan_model(
     )
     weights = reference_weights = gradients = optimizer = 0.0
     for spec in specs:
-        size = sharding.share(spec, "parameters") * spec_bytes(spec)
+        size = sharding.share(spec, "parameters") * stored_bytes(spec, quantize)
         weights += size
         if reference and ".lora_" not in spec.name:
             reference_weights += size
@@ -157,17 +163,29 @@ def plan_model(
         optimizer_bytes=round(optimizer),
         communication_bytes=round(communication),
         activation_bytes=activations,
-        cached_bytes=sum(spec_bytes(spec) for spec in specs if ".lora_" not in spec.name) if cached else 0,
+        cached_bytes=sum(stored_bytes(s, quantize) for s in specs if ".lora_" not in s.name) if cached else 0,
     )
 
 
-def _communication_bytes(layer: Sequence[TensorSpec], trained: set[str], sharding: ShardingPlan) -> float:
+def dequantized_bytes(architecture: ErnieConfig, expert: int, dtype_bytes: int) -> int:
+    """Memory of one weight that a product dequantizes: of all experts of this process at once, or of a dense layer."""
+    hidden, moe = architecture.hidden_size, architecture.moe
+    rows = max(architecture.intermediate_size, architecture.num_attention_heads * architecture.head_dim)
+    if moe is not None:
+        # Gate and up are one matrix.
+        rows = max(rows, moe.num_experts // expert * 2 * max(moe.intermediate_sizes))
+    return rows * hidden * dtype_bytes
+
+
+def _communication_bytes(
+    layer: Sequence[TensorSpec], trained: set[str], sharding: ShardingPlan, quantize: Quantize
+) -> float:
     """For a decoder layer: gradients in their own dtype and in float32, and whole weights of it and the next layer."""
     total = 0.0
     for spec in layer:
         share = 1 / sharding.experts if is_expert_tensor(spec.name) else 1.0
         if sharding.is_sharded(spec, "parameters"):
-            total += 2 * share * spec_bytes(spec)
+            total += 2 * share * stored_bytes(spec, quantize)
         if spec.name in trained and sharding.num_holders(spec) > 1:
             total += share * (spec_bytes(spec) + _SUM_BYTES * spec.size)
     return total

@@ -10,7 +10,8 @@ import numpy as np
 import paddle
 
 from erniekit.checkpoint.model_files import open_model
-from erniekit.checkpoint.names import by_parameter, hub_tensors
+from erniekit.checkpoint.names import hub_tensors
+from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.weights import load_fully_sharded, load_model
 from erniekit.config import Config, LoraConfig
@@ -41,10 +42,17 @@ from erniekit.train.describe import (
     describe_lora,
     describe_model,
     describe_parallel_dims,
+    describe_quantized,
     describe_vocab,
 )
 from erniekit.train.device_memory import device_memory
-from erniekit.train.memory import MemoryPlan, ShardingPlan, activation_bytes, plan_model
+from erniekit.train.memory import (
+    MemoryPlan,
+    ShardingPlan,
+    activation_bytes,
+    dequantized_bytes,
+    plan_model,
+)
 from erniekit.train.parameters import check_experts, check_routers, trained_names
 from erniekit.train.recompute import BackwardPlan, backward_plan
 
@@ -120,7 +128,11 @@ def prepare_model(
     # Before anything is loaded, so that all memory of a CPU is still free.
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, _shared_memory(mesh))
     log(f"model: loading {weights} in {dtype}")
-    model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes)
+    quantizer = make_quantizer(config.model.quantize)
+    model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes, quantizer)
+    if quantizer is not None:
+        sums = _summed(quantizer, mesh, of_all=fully_sharded is not None)
+        log(describe_quantized(config.model.quantize, selected.specs, relative_error(sums)))
     if dims.world == 1:
         plan.backward.apply(model)
     if image_spec is not None:
@@ -144,13 +156,11 @@ def prepare_model(
 
 def _mark_trained(model: ErnieModel, wanted: set[str]) -> list[tuple[str, paddle.Tensor]]:
     """Freeze all parameters but those that hold the `wanted` tensors of the Hub, which are returned by name."""
-    trained, tensors = [], by_parameter(hub_tensors(model))
+    # `check_experts`: all tensors of a parameter are wanted, or none.
+    holders = {tensor.parameter for tensor in hub_tensors(model) if tensor.name in wanted}
     for name, parameter in model.named_parameters():
-        # `check_experts`: all tensors of a parameter are wanted, or none.
-        parameter.stop_gradient = tensors[name][0].name not in wanted
-        if not parameter.stop_gradient:
-            trained.append((name, parameter))
-    return trained
+        parameter.stop_gradient = name not in holders
+    return [(name, parameter) for name, parameter in model.named_parameters() if name in holders]
 
 
 def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = True) -> None:
@@ -166,25 +176,42 @@ def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = 
 
 
 def load_sharded(
-    directory: Path, dtype: str, mesh: Mesh | None, shard: Shard, changes: ModelChanges = NO_CHANGES
+    directory: Path,
+    dtype: str,
+    mesh: Mesh | None,
+    shard: Shard,
+    changes: ModelChanges = NO_CHANGES,
+    quantizer: Quantizer | None = None,
 ) -> tuple[ErnieModel, FullyShardedLayers | None]:
     """Load this process's part of a model: its experts, and its shards of layers with parallel.shard parameters."""
     if mesh is None or mesh.world.size == 1:
-        return load_model(directory, dtype, changes=changes), None
+        return load_model(directory, dtype, changes=changes, quantizer=quantizer), None
     fully_sharded = None
     # Some processes may read much faster than others, from their own disk or from one that all share.
     with mesh.long_operation("loading the model"):
         if shard == "parameters":
-            model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes)
+            model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes, quantizer)
             model.model.run = CheckpointedLayers(fully_sharded)
         else:
             experts = mesh.expert
             model = load_model(
-                directory, dtype, expert_rank=experts.rank, expert_ranks=experts.size, changes=changes
+                directory,
+                dtype,
+                expert_rank=experts.rank,
+                expert_ranks=experts.size,
+                changes=changes,
+                quantizer=quantizer,
             )
     apply_expert_parallel(model, mesh.expert)
     apply_context_parallel(model, mesh.context)
     return model, fully_sharded
+
+
+def _summed(quantizer: Quantizer, mesh: Mesh | None, *, of_all: bool) -> np.ndarray:
+    """The quantizer's sums over the whole model. of_all: all processes share it, not an expert-parallel group."""
+    if mesh is None:
+        return quantizer.sums
+    return all_reduce_host(quantizer.sums, mesh.world if of_all else mesh.expert)
 
 
 def build_gradient_reducer(config: Config, prepared: PreparedModel, mesh: Mesh) -> GradientReducer | None:
@@ -292,9 +319,14 @@ def plan_training(
         sharding=sharding,
         reference=keeps_reference_copy(config),
         cached=caches_reference_with_copy(config),
+        quantize=config.model.quantize,
     )
     # The backward pass would keep the gathered weights of layers that are not recomputed.
     keeps_weights = config.parallel.shard == "parameters"
+    dtype_bytes = 2 if dtype == "bfloat16" else 4
+    if config.model.quantize != "none":
+        dequantized = dequantized_bytes(architecture, config.parallel.expert, dtype_bytes)
+        memory = replace(memory, dequantized_bytes=dequantized)
     counts = {
         "none": range(1),
         "layers": range(backward.size, backward.size + 1),
@@ -302,7 +334,6 @@ def plan_training(
     }[config.train.recompute]
     for count in counts:
         backward = replace(backward, num_recomputed=count)
-        dtype_bytes = 2 if dtype == "bfloat16" else 4
         activations = activation_bytes(architecture, config, dtype_bytes, selected.trained, backward)
         memory = replace(memory, activation_bytes=activations)
         if memory.fits(device_bytes):

@@ -16,6 +16,7 @@ from erniekit.checkpoint.hub import read_index, weight_files
 from erniekit.checkpoint.resize import read_rows
 from erniekit.checkpoint.state import model_fingerprint
 from erniekit.checkpoint.weights import assign
+from erniekit.config.choices import Quantize
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.stats import ErrorBudget
@@ -114,8 +115,8 @@ def cached_reference(batch: DeviceBatch) -> Tensor:
     return batch.reference
 
 
-def model_key(directory: str | Path, dtype: str, vocab_size: int) -> str:
-    """A digest of a checkpoint on disk and the dtype in which it computes.
+def model_key(directory: str | Path, dtype: str, vocab_size: int, quantize: Quantize = "none") -> str:
+    """A digest of a checkpoint on disk and of how it is computed: dtype and model.quantize.
 
     vocab_size: rows of the embedding in memory, over which probabilities are normalised. The digest includes the
     modification times of the weight files: `model_fingerprint` reads only their ends, and merging adapters may change
@@ -123,7 +124,7 @@ def model_key(directory: str | Path, dtype: str, vocab_size: int) -> str:
     """
     directory = Path(directory)
     times = [file.stat().st_mtime_ns for file in weight_files(directory)]
-    settings = (dtype, vocab_size, model_fingerprint(directory)["digest"], times)
+    settings = (dtype, quantize, vocab_size, model_fingerprint(directory)["digest"], times)
     return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
 

@@ -278,6 +278,7 @@ def test_another_model_has_a_cache_of_its_own(tmp_path: Path, model: Path, pairs
         (other / file.name).write_bytes(file.read_bytes())
     keys = {model_key(*one) for one in ((model, "float32", 9), (model, "bfloat16", 9), (other, "float32", 9))}
     assert model_key(model, "float32", 10) not in keys
+    assert model_key(model, "float32", 9, "int4") not in keys
     assert len(keys) == 3
     assert model_key(model, "float32", 9) in keys
 

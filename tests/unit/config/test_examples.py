@@ -17,7 +17,7 @@ NAMED_BY_THE_MODEL_CARD = [
 
 
 def test_paths_of_the_model_card_exist() -> None:
-    assert len(RUNS) == 18
+    assert len(RUNS) == 19
     for name in NAMED_BY_THE_MODEL_CARD:
         assert EXAMPLES / name in RUNS
 

@@ -446,6 +446,11 @@ def test_malformed_overrides(write: Write) -> None:
             "run.yaml:5: loss.z_weight: has no effect while model.freeze contains router; remove one of the two",
         ),
         (
+            "model:\n  quantize: int4",
+            "run.yaml:4: model.quantize: int4 needs adapters, since quantized weights cannot be trained; "
+            "set lora.enabled: true, or model.quantize: none",
+        ),
+        (
             "loss:\n  orthogonal_mode: decoupled",
             "run.yaml:4: loss.orthogonal_mode: has no effect unless loss.orthogonal_weight is above 0",
         ),

@@ -20,7 +20,8 @@ from erniekit.train.recompute import backward_plan
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))
-CARD = 80 * 2**30
+GIB = 2**30
+CARD = 80 * GIB
 MEDIA = (
     "im_patch_id", "image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"
 )  # fmt: skip
@@ -52,12 +53,15 @@ def family_of(path: Path) -> str:
     return path.relative_to(EXAMPLES).parts[0]
 
 
-def named_devices(path: Path) -> list[int]:
-    """The numbers of devices that a file says it is for, the one that it names first."""
+def named_devices(path: Path) -> tuple[list[int], int]:
+    """The numbers of devices that a file says it is for, the one that it names first, and the bytes of one."""
     text = path.read_text(encoding="utf-8")
-    nodes, cards = re.search(r"# For (?:(\d) nodes of )?(\d) x 80 GB", text).groups()  # type: ignore[union-attr]
+    found = re.search(r"# For (?:(\d) nodes of )?(\d) x (80|48) GB", text)
+    assert found is not None
+    nodes, cards, size = found.groups()
     others = re.search(r"; ([\d, or]+) GPUs [^\n]*work without changes", text)
-    return [int(nodes or 1) * int(cards), *map(int, re.findall(r"\d+", others[1]) if others else [])]
+    devices = [int(nodes or 1) * int(cards), *map(int, re.findall(r"\d+", others[1]) if others else [])]
+    return devices, int(size) * GIB
 
 
 def plan(config: Config, family: str, *processes: int) -> list[MemoryPlan]:
@@ -71,12 +75,12 @@ def plan(config: Config, family: str, *processes: int) -> list[MemoryPlan]:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_an_example_fits_and_starts_on_the_machines_that_it_names(path: Path) -> None:
     config, family = load_config(path), family_of(path)
-    devices = named_devices(path)
+    devices, card = named_devices(path)
     assert devices[0] in ({1, 8} if "300B" not in family and "424B" not in family else {16, 32})
     plans = plan(config, family, *devices)
     for processes, found in zip(devices, plans, strict=True):
         fit_parallel_dims(config, released(family), processes)
-        assert found.fits(CARD), f"{processes} processes: {found.total_bytes / 2**30:.1f} GiB"
+        assert found.fits(card), f"{processes} processes: {found.total_bytes / 2**30:.1f} GiB"
     stated = re.search(r"\(about (\d+) GiB", path.read_text(encoding="utf-8"))
     if stated is not None:
         assert int(stated[1]) == pytest.approx(plans[0].total_bytes / 2**30, abs=1)
@@ -112,6 +116,27 @@ def test_without_a_layout_the_large_ones_do_not_fit() -> None:
     assert not plan(copied, images, 8)[0].fits(CARD)
     lora = load_config(EXAMPLES / images / "sft" / "run_sft_lora_8k.yaml", ["parallel.expert=1"])
     assert not plan(lora, images, 1)[0].fits(CARD)
+
+
+def test_a_quantized_base_fits_smaller_cards() -> None:
+    """VL-28B with adapters of rank 32 on every expert and the resampler, packed sequences of 8,192 tokens, one card."""
+    family = "ERNIE-4.5-VL-28B-A3B"
+    file = EXAMPLES / family / "sft" / "run_sft_lora_8k.yaml"
+
+    def found(quantize: str, *overrides: str) -> MemoryPlan:
+        settings = ["parallel.expert=1", f"model.quantize={quantize}", *overrides]
+        return plan(load_config(file, settings), family, 1)[0]
+
+    none, int8, int4 = (found(choice) for choice in ("none", "int8", "int4"))
+    assert none.trained == int4.trained == pytest.approx(1.22e9, rel=0.01)
+    assert [round(p.weight_bytes / GIB, 1) for p in (none, int8, int4)] == [57.1, 31.1, 18.3]
+    assert [round(p.total_bytes / GIB) for p in (none, int8, int4)] == [82, 57, 44]
+    assert not none.fits(CARD) and int8.fits(CARD) and int4.fits(48 * GIB)
+    # 64 experts have 2 x 1536 rows of 2560 columns, in bfloat16.
+    assert int4.dequantized_bytes == 64 * 2 * 1536 * 2560 * 2 and none.dequantized_bytes == 0
+    # Gradients and optimizer take more than the base; half the rank of experts fits a card of 45 GiB.
+    assert int4.gradient_bytes + int4.optimizer_bytes > int4.weight_bytes
+    assert not int4.fits(45 * GIB) and found("int4", "lora.expert_rank=16").fits(45 * GIB)
 
 
 def test_activations_follow_what_decides_them() -> None:

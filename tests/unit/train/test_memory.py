@@ -1,5 +1,6 @@
 """Memory of training, by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,37 @@ def test_a_cached_reference_is_computed_with_the_whole_model_before_training() -
     # Little is trained: then the model beside the model is the peak.
     assert plan_model(SPECS, ["router"], rows_per_step=1, cached=True).total_bytes == 640
     assert plan.fits(10_000) and not plan.fits(1_000)
+
+
+def test_quantized_weights_are_counted_as_they_are_stored() -> None:
+    """int4: half a byte each, and a scale in bfloat16 for 64 columns; only linear layers of decoder layers."""
+    specs = [
+        TensorSpec("model.layers.0.self_attn.q_proj.weight", "BF16", (10, 96)),
+        TensorSpec("model.layers.0.mlp.experts.0.up_proj.weight", "BF16", (20, 64)),
+        TensorSpec("model.layers.0.mlp.gate.weight", "F32", (5, 96)),
+        TensorSpec("model.layers.0.self_attn.q_proj.lora_A.weight", "BF16", (2, 96)),
+        TensorSpec("lm_head.weight", "BF16", (100,)),
+    ]
+    adapter = specs[3].name
+    dense, expert = 10 * (48 + 2 * 2), 20 * (32 + 2)
+    others = 5 * 96 * 4 + 100 * 2
+    plan = plan_model(specs, [adapter], rows_per_step=1, reference=True, quantize="int4")
+    assert plan.weight_bytes == dense + expert + others + 2 * 96 * 2
+    assert plan.reference_bytes == dense + expert + others
+    assert plan.parameters == 10 * 96 + 20 * 64 + 5 * 96 + 2 * 96 + 100
+    assert plan_model(specs, [adapter], rows_per_step=1, cached=True, quantize="int4").cached_bytes == (
+        dense + expert + others
+    )
+    eight = plan_model(specs, [adapter], rows_per_step=1, quantize="int8").weight_bytes
+    assert eight == 10 * (96 + 2) + 20 * (64 + 2) + others + 2 * 96 * 2
+    # Fully sharded over two processes, each gathers two whole layers.
+    spread = ShardingPlan(1, 2, 2, "parameters")
+    shards = plan_model(specs, [adapter], rows_per_step=1, sharding=spread, quantize="int4")
+    assert shards.weight_bytes == (dense + expert) / 2 + others + 2 * 96 * 2
+    assert shards.communication_bytes == 2 * (dense + expert) + 2 * 96 * (2 + 4)
+    dequantized = replace(plan, dequantized_bytes=1000)
+    assert dequantized.total_bytes == plan.total_bytes + 1000
+    assert "dequantized weights 1000 B" in describe_model(dequantized)[1]
 
 
 def test_what_processes_send_each_other_is_counted() -> None:
