@@ -11,9 +11,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import paddle
 
 from erniekit.checkpoint.hub import (
     DEFAULT_SHARD_BYTES,
@@ -25,12 +27,14 @@ from erniekit.checkpoint.hub import (
     write_shards,
 )
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
+from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import STATE_FILE, read_state
 from erniekit.config import DataConfig
-from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
+from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype, Quantize
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
+from erniekit.display.text import counted
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,
@@ -44,13 +48,13 @@ from erniekit.export.files import (
 from erniekit.export.layouts import DTYPE_NAMES, hub_config, transformers_config
 from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
-from erniekit.generation.load import find_checkpoint, run_data, run_max_positions
+from erniekit.generation.load import find_checkpoint, run_data, run_max_positions, run_quantize
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
-from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
+from erniekit.models.specs import TensorSpec, is_quantized_tensor, is_router_tensor, parameter_specs
 
 _ELEMENT_TYPES = {name: element for element, name in DTYPE_NAMES.items()}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -62,7 +66,8 @@ class ExportSource:
 
     `checkpoint` is the directory that was found. `base` is the model that training started from, None where
     it is not known or not reachable; `trained` says whether the weights come from training, whose
-    section data is `data`; `max_positions` are those that it gave its model, None: the checkpoint's.
+    section data is `data`; `max_positions` are those that it gave its model, None: the checkpoint's. `quantize` and
+    `dtype` are those of the base model under the adapter during training.
     """
 
     checkpoint: Path
@@ -73,6 +78,8 @@ class ExportSource:
     trained: bool
     data: DataConfig
     max_positions: int | None
+    quantize: Quantize = "none"
+    dtype: str = "float32"
 
     @property
     def files(self) -> list[Path]:
@@ -82,7 +89,11 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of an export: `nbytes` of weights, `merged` adapters, `replaced` full tensors of the adapter."""
+    """The result of an export: `nbytes` of weights, `merged` adapters, `replaced` full tensors of the adapter.
+
+    `quantized` is the number of weights that were quantized in training, and `difference` how far they were from those
+    that the adapters are merged into, relative to these by norms.
+    """
 
     directory: Path
     source: ExportSource
@@ -93,6 +104,8 @@ class ExportReport:
     merged: int
     replaced: int
     warnings: tuple[str, ...]
+    quantized: int = 0
+    difference: float = 0.0
 
 
 def export_model(
@@ -121,7 +134,9 @@ def export_model(
     wanted = parameter_specs(source.config)
     check_tensors(tensors, _on_disk(source.config, source.weights), str(source.weights))
     specs = _output_specs(source, tensors, wanted, dtype)
-    merge = AdapterMerge(source.adapter) if source.adapter is not None else None
+    quantizer = make_quantizer(source.quantize)
+    read = read_array if quantizer is None else partial(_read_measured, quantizer, source.dtype)
+    merge = AdapterMerge(source.adapter, read) if source.adapter is not None else None
     if merge is not None:
         _check_whole(source, tensors, wanted, merge)
     aside: Path | None = None
@@ -153,6 +168,8 @@ def export_model(
         merged=merged,
         replaced=len(merge.whole) if merge is not None else 0,
         warnings=tuple(warnings),
+        quantized=0 if quantizer is None else sum(is_quantized_tensor(spec.name) for spec in specs),
+        difference=0.0 if quantizer is None else relative_error(quantizer.sums),
     )
 
 
@@ -174,7 +191,10 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
         refuse_undownloaded(base)
         changes = replace(changes, vocab_size=adapter_vocab_size(path))
         config = changes.apply(ErnieConfig.from_dir(base))
-        return ExportSource(path, base, config, path, base, True, data, max_positions)
+        source = ExportSource(path, base, config, path, base, True, data, max_positions)
+        if state is None or run_quantize(state) == "none":
+            return source
+        return replace(source, quantize=run_quantize(state), dtype=state.identity["model.dtype"])
     if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
         base = Path(state.base_model)
     for directory in (path, base):
@@ -194,6 +214,12 @@ def describe(report: ExportReport) -> list[str]:
     ]
     if report.source.adapter is not None:
         lines.append(f"  {report.merged} adapters merged into {report.source.weights} (all of them)")
+    if report.quantized:
+        weights = counted(report.quantized, "weight")
+        lines.append(
+            f"  {weights} had {report.source.quantize} values in training and have those of the base model now: a "
+            f"difference of {report.difference:.2%} of their norm"
+        )
     if report.replaced:
         lines.append(f"  {report.replaced} tensors of the base model replaced by trained ones")
     return lines + [f"  note: {warning}" for warning in report.warnings]
@@ -280,6 +306,15 @@ def _reader(
         return as_dtype(read_array(info), info.dtype, targets[name])
 
     return read
+
+
+def _read_measured(quantizer: Quantizer, dtype: str, info: TensorInfo) -> np.ndarray:
+    """A tensor of the base model; measures what quantizing it changed in training, where it computed in `dtype`."""
+    array = read_array(info)
+    if is_quantized_tensor(info.name):
+        weight = paddle.to_tensor(as_dtype(array, info.dtype, "F32")).astype(dtype)
+        quantizer.measure(weight, quantizer(weight))
+    return array
 
 
 def _vocabulary_warnings(source: ExportSource, target: Path) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME, best_checkpoint
 from erniekit.checkpoint.model_files import open_model
+from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import (
     STATE_FILE,
@@ -17,6 +18,7 @@ from erniekit.checkpoint.state import (
 )
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import DataConfig
+from erniekit.config.choices import Quantize
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
@@ -31,7 +33,7 @@ class ModelSource:
 
     `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (for an
     adapter, of its base model). `data` and `seed` are those of the training run, or the defaults without one.
-    `vocab_size` and `max_positions` are for an enlarged model.
+    `vocab_size` and `max_positions` are for an enlarged model; `quantize` is the model.quantize of the training run.
     """
 
     checkpoint: Path
@@ -40,6 +42,7 @@ class ModelSource:
     seed: int = 0
     vocab_size: int | None = None
     max_positions: int | None = None
+    quantize: Quantize = "none"
 
     def encoder(self, template: str | None = None) -> Encoder:
         """The model's encoder; `template` replaces the training run's template."""
@@ -55,7 +58,7 @@ class ModelSource:
     def load(self, dtype: str = "float32") -> ErnieModel:
         """The model in evaluation mode, computing in `dtype`. Raises CheckpointError."""
         changes = ModelChanges(self.vocab_size, self.max_positions)
-        model = load_model(self.directory, dtype, changes=changes)
+        model = load_model(self.directory, dtype, changes=changes, quantizer=make_quantizer(self.quantize))
         if self.checkpoint != self.directory:
             add_adapter(model, self.checkpoint)
         if model.config.vision is not None:
@@ -85,7 +88,11 @@ def find_model(path: str | Path) -> ModelSource:
     if (checkpoint / STATE_FILE).is_file():
         state = read_state(checkpoint)
         source = replace(
-            source, data=run_data(state), seed=state.seed, max_positions=run_max_positions(state)
+            source,
+            data=run_data(state),
+            seed=state.seed,
+            max_positions=run_max_positions(state),
+            quantize=run_quantize(state),
         )
     open_model(directory)
     return source
@@ -100,6 +107,12 @@ def run_max_positions(state: TrainerState) -> int | None:
     """Positions that a run gave its model; None: the checkpoint's."""
     positions: int | None = state.config.get("model", {}).get("max_position_embeddings")
     return positions
+
+
+def run_quantize(state: TrainerState) -> Quantize:
+    """How a run quantized its base model."""
+    choice: Quantize = state.config.get("model", {}).get("quantize", "none")
+    return choice
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ class AdapterMerge:
 
     `W' = W + scaling B A` (see `AdapterConfig.scaling`), computed in float32 and rounded once. Full tensors of the
     adapter file (trained routers) replace those of the base model. `finish` must be called at the end: it checks that
-    every adapter was merged.
+    every adapter was merged. read: returns the values of a base tensor, in the element type of its file.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, read: Callable[[TensorInfo], np.ndarray] = read_array) -> None:
         self.directory = Path(directory)
+        self._read = read
         self.config = read_adapter_config(directory)
         self._tensors = read_adapter_index(directory)
         self.modules = {name.partition(".lora_A.")[0] for name in self._tensors if ".lora_A." in name}
@@ -40,7 +42,7 @@ class AdapterMerge:
             self._merged.add(info.name)
             return as_dtype(read_array(self._tensors[info.name]), self._tensors[info.name].dtype, dtype)
         if module not in self.modules or not info.name.endswith(".weight"):
-            return as_dtype(read_array(info), info.dtype, dtype)
+            return as_dtype(self._read(info), info.dtype, dtype)
         down, up = (self._float32(f"{module}.lora_{half}.weight") for half in "AB")
         if (up.shape[0], down.shape[1]) != info.shape:
             raise CheckpointError(
@@ -48,7 +50,7 @@ class AdapterMerge:
                 f"{[up.shape[0], down.shape[1]]}, the base has {list(info.shape)}"
             )
         merged = (up * self.config.scaling(module, down.shape[0])) @ down
-        merged += as_dtype(read_array(info), info.dtype, "F32")
+        merged += as_dtype(self._read(info), info.dtype, "F32")
         self._merged.add(module)
         return as_dtype(merged, "F32", dtype)
 
