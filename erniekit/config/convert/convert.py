@@ -161,7 +161,9 @@ class _Read:
     def key(self, key: str, value: Any) -> None:
         rule = self.rules.get(key)
         if rule is None:
-            self._unconverted(key, NoEquivalent(f"{self.name} has no such key that this command knows"))
+            self._unconverted(
+                key, NoEquivalent(f"this command does not know the key; look up in {self.name} what it does")
+            )
         elif value is None or value == "":
             self._unconverted(key, NotNeeded("not set"))
         elif isinstance(rule, Key):

@@ -40,7 +40,6 @@ from erniekit.config.others.values import (
     zero_stage,
 )
 
-_QLORA = NoEquivalent("the base model stays in bfloat16 with LoRA")
 _ARCHITECTURE = "the checkpoint's config.json describes the architecture"
 _TENSOR = NotNeeded(
     "there is no tensor or pipeline parallelism; parallel.expert and parallel.shard spread the weights"
@@ -91,13 +90,13 @@ _MODEL: dict[str, Rule] = {
     "lora_plus_scale": Key("optimizer.groups", number, role="lora_plus", hint=LORA_PLUS_HINT),
     "freeze_config": Key("model.freeze", frozen_parts(_FROZEN), role="freeze"),
     "compute_type": Key(
-        "model.dtype",
+        "model.quantize",
         choice(
             {
-                **{"bf16": OFF, "bfloat16": OFF, "fp32": "float32", "float32": "float32"},
-                "fp16": NoEquivalent("a GPU trains in bfloat16, which needs no loss scaling"),
-                "fp8": NoEquivalent("a GPU trains in bfloat16"),
-                **dict.fromkeys(("wint8", "wint4", "wint4/8", "nf4"), _QLORA),
+                **{"bf16": OFF, "bfloat16": OFF},
+                **{"wint8": "int8", "wint4": "int4", "wint4/8": "int4", "nf4": "int4"},
+                **dict.fromkeys(("fp16", "fp8"), NoEquivalent("a GPU trains in bfloat16")),
+                "fp32": NoEquivalent("set model.dtype: float32"),
             }
         ),
     ),

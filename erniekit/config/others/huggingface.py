@@ -41,6 +41,10 @@ DTYPES: dict[str, Any] = {
 }
 
 
+BITS = {"8": "int8", "4": "int4"}
+"""Widths of a quantized base."""
+
+
 def _minimum_rate(value: Any) -> Any:
     """min_lr among a schedule's further arguments, a mapping."""
     if not isinstance(value, dict) or set(value) - {"min_lr"}:

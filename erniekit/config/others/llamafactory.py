@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from erniekit.config.others.huggingface import HF_DEFAULTS, TRAINER_RULES
+from erniekit.config.others.huggingface import BITS, HF_DEFAULTS, TRAINER_RULES
 from erniekit.config.others.table import (
     LORA_PLUS_HINT,
     RSLORA_HINT,
@@ -34,7 +34,6 @@ from erniekit.config.others.values import (
 
 _ADAPTERS = "adapters are LoRA; choose lora.enabled, or full fine-tuning"
 _OPTIMIZER = "the optimizer is AdamW"
-_QLORA = NoEquivalent("the base model stays in bfloat16 with LoRA")
 
 _MODEL: dict[str, Rule] = {
     "stage": Key(
@@ -65,7 +64,7 @@ _MODEL: dict[str, Rule] = {
     "freeze_multi_modal_projector": Key("model.freeze", boolean, role="freeze_resampler"),
     "freeze_language_model": Key("model.freeze", boolean, role="freeze_language"),
     "resize_vocab": Key("model.resize_vocab", boolean),
-    "quantization_bit": Dropped(_QLORA),
+    "quantization_bit": Key("model.quantize", choice(BITS)),
     "infer_dtype": Dropped(NotNeeded("model.dtype: auto is bfloat16 on a GPU")),
     **{
         f"{kind}_{end}_pixels": Key(f"data.{name}{end}_pixels", positive)
@@ -80,7 +79,8 @@ _MODEL: dict[str, Rule] = {
         "the fastest kernels are chosen automatically",
     ),
     **not_needed(
-        "quantization_method double_quantization quantization_type", "the base model is not quantized"
+        "quantization_method double_quantization quantization_type",
+        "model.quantize has one method for each width",
     ),
     **not_needed(
         "model_revision cache_dir use_fast_tokenizer low_cpu_mem_usage", "model.path names the checkpoint"

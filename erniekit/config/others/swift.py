@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from erniekit.config.others.huggingface import DTYPES, TRAINER_RULES
+from erniekit.config.others.huggingface import BITS, DTYPES, TRAINER_RULES
 from erniekit.config.others.table import (
     LORA_PLUS_HINT,
     OFF,
@@ -180,10 +180,10 @@ _RULES: dict[str, Rule] = {
         "freeze_parameters freeze_parameters_regex freeze_parameters_ratio trainable_parameters",
         "name parameters with patterns in model.freeze",
     ),
-    **no_equivalent("quant_method quant_bits", "the base model stays in bfloat16 with LoRA"),
+    "quant_bits": Key("model.quantize", choice(BITS)),
     **not_needed(
-        "bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant",
-        "the base model is not quantized",
+        "quant_method bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant",
+        "model.quantize has one method for each width",
     ),
     **no_equivalent(
         "new_special_tokens", "add the tokens to the tokenizer, and set model.resize_vocab: true"

@@ -231,6 +231,16 @@ def test_the_scale_of_adapters(values: dict[str, Any], alpha: float | None, tmp_
     assert (lora.enabled, lora.rank, lora.alpha) == (True, 16, alpha)
 
 
+@pytest.mark.parametrize(
+    ("compute_type", "quantize"),
+    [("bf16", "none"), ("wint8", "int8"), ("wint4/8", "int4"), ("nf4", "int4"), ("fp8", "none")],
+)
+def test_a_quantized_base(compute_type: str, quantize: str, tmp_path: Path) -> None:
+    assert converted({**DATA, "compute_type": compute_type}, tmp_path).model.quantize == quantize
+    full = {**DATA, "compute_type": compute_type, "fine_tuning": "Full"}
+    assert converted(full, tmp_path).model.quantize == "none"
+
+
 def test_full_fine_tuning_has_no_adapters(tmp_path: Path) -> None:
     values = {
         **DATA,
@@ -278,7 +288,7 @@ def test_settings_that_contradict_each_other_are_left_out(tmp_path: Path) -> Non
 def test_unknown_keys_and_wrong_types_are_reported() -> None:
     conversion = convert({**DATA, "colour": "red", "max_seq_len": "long"}, erniekit.SFT)
     found = advice(conversion)
-    assert found["colour"] == "ERNIEKit has no such key that this command knows"
+    assert found["colour"] == "this command does not know the key; look up in ERNIEKit what it does"
     assert found["max_seq_len"] == '"long" must be a number'
 
 
