@@ -129,7 +129,10 @@ def _train_sources(roles: Roles) -> Made:
     yield from _mix(roles, len(sources))
     used, comment = ["paths", "text_paths", "datasets", "dataset_dir"], ""
     weights = _weights(roles, len(paths), len(texts))
-    if weights is not None and len(sources) > 1 and _mix_of(roles) == "weighted":
+    if weights is None:
+        advice = f"not one probability for each of {len(sources)} paths; set the weights in data.train"
+        yield Unconverted(roles.old("weights", "text_weights"), NoEquivalent(advice))
+    elif len(sources) > 1 and _mix_of(roles) == "weighted":
         used += ["weights", "text_weights"]
         for source, weight in zip(sources, weights, strict=True):
             source |= {} if weight == 1 else {"weight": weight}
@@ -177,7 +180,7 @@ def _mix_of(roles: Roles) -> str:
 
 
 def _weights(roles: Roles, paths: int, texts: int) -> list[float] | None:
-    """The weight of each path, of texts after the others; None where the file has none."""
+    """The weight of each path, of texts after the others; None where their number is another."""
     weights, text_weights = roles.get("weights", [1.0] * paths), roles.get("text_weights", [1.0] * texts)
     if paths and texts:
         ratio = roles.get("modality_ratio", [1.0, 1.0])
@@ -289,9 +292,8 @@ def _parallel(roles: Roles) -> Made:
     if level is not None:
         yield Setting("parallel.shard", level, old, comment)
     if level == "parameters":
-        yield Setting(
-            "train.recompute", "layers", roles.old("recompute"), "parallel.shard: parameters needs it"
-        )
+        comment = "" if roles.get("recompute", False) else "parallel.shard: parameters needs it"
+        yield Setting("train.recompute", "layers", roles.old("recompute"), comment)
     elif roles.get("recompute") is not None:
         yield Setting(
             "train.recompute", "layers" if roles.get("recompute") else "none", roles.old("recompute")

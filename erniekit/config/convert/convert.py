@@ -29,7 +29,7 @@ from erniekit.config.others.table import (
     UnreadableError,
 )
 from erniekit.config.rules import CONFLICT
-from erniekit.config.source import parse_yaml, read_text
+from erniekit.config.source import dotted, parse_yaml, read_text
 from erniekit.errors import ConfigError
 
 _PLACEHOLDERS = {
@@ -256,11 +256,15 @@ def _problems(settings: Mapping[str, Setting]) -> Iterator[tuple[tuple[str, ...]
             if detail["type"] == CONFLICT:
                 yield from ((conflict.keys, conflict.message) for conflict in detail["ctx"]["conflicts"])
                 continue
-            path = detail["loc"][:2]
+            path = detail["loc"]
             target = target_of(path)
-            assert target is not None, "every setting has a key of the schema"
-            key = ".".join(map(str, path))
-            yield (key,), f"must be {allowed(target)}, got {shown(settings[key].value)}"
+            where = f"{dotted(path)} " if len(path) > 2 else ""
+            problem = (
+                detail["msg"]
+                if target is None
+                else f"must be {allowed(target)}, got {shown(detail['input'])}"
+            )
+            yield (dotted(path[:2]),), where + problem
 
 
 def _without(items: Iterable[Unconverted], keys: set[str]) -> Iterator[Unconverted]:

@@ -212,8 +212,14 @@ def test_mix_strategies(strategy: str, mix: str, stop: str, tmp_path: Path) -> N
 
 
 def test_probabilities_that_do_not_fit_the_paths(tmp_path: Path) -> None:
-    data = converted({**DATA, "train_dataset_path": "a,b", "train_dataset_prob": "1,2,3"}, tmp_path).data
-    assert [source.weight for source in data.train] == [1, 1]
+    values = {**DATA, "train_dataset_path": "a,b", "train_dataset_prob": "1,2,3"}
+    conversion = convert(values, erniekit.SFT)
+    assert [source.weight for source in loaded(conversion, tmp_path).data.train] == [1, 1]
+    assert advice(conversion)["train_dataset_prob"].startswith("not one probability for each of 2 paths")
+    conversion = convert({**values, "train_dataset_prob": "1,-2"}, erniekit.SFT)
+    assert advice(conversion)["train_dataset_path"] == (
+        "data.train: data.train[1].weight must be a number above 0, got -2.0"
+    )
 
 
 @pytest.mark.parametrize(
