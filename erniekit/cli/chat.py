@@ -93,5 +93,5 @@ def chat(
     encoder, detokenizer = source.encoder(template), Detokenizer.from_checkpoint(source.directory)
     session = Chat(source.load(computed), encoder, detokenizer, sampling, functions)
     session.set_system(system)
-    typer.echo(f"{source.checkpoint}: template {encoder.template.name}; /help lists the commands")
+    typer.echo(f"{source.title}: template {encoder.template.name}; /help lists the commands")
     ChatConsole(session, Console(), line_reader()).run()

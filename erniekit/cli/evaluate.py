@@ -126,7 +126,7 @@ def evaluate(
     samples = _samples(encoder, data or [], run, format, answers=generate, limit=limit, budget=budget)
     # Before loading the weights, so that errors in the data are reported at once.
     plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *minimums))
-    typer.echo(f"{source.checkpoint}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
+    typer.echo(f"{source.title}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
     typer.echo(describe_forms(computed))
     outputs = _Outputs(output, json_file, html)
     result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)

@@ -174,7 +174,7 @@ def serve(
     detokenizer = Detokenizer.from_checkpoint(source.directory)
     access = MediaAccess("any" if allow_private_urls else "public" if allow_urls else "none")
     service = ChatService(shown, source.load(computed), encoder, detokenizer, defaults, access=access)
-    typer.echo(f'{source.checkpoint} as "{shown}": template {encoder.template.name}')
+    typer.echo(f'{source.title} as "{shown}": template {encoder.template.name}')
     typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, key)}", *production]))
     visible = on_command_line(context, "api_key")
     for note in access_notes(listener.getsockname()[0], key, origins, on_command_line=visible):

@@ -44,6 +44,12 @@ class ModelSource:
     max_positions: int | None = None
     quantize: Quantize = "none"
 
+    @property
+    def title(self) -> str:
+        """The checkpoint, and how its base is quantized, for messages."""
+        base = "" if self.quantize == "none" else f" (base in {self.quantize}, as in training)"
+        return f"{self.checkpoint}{base}"
+
     def encoder(self, template: str | None = None) -> Encoder:
         """The model's encoder; `template` replaces the training run's template."""
         data = self.data if template is None else self.data.model_copy(update={"template": template})

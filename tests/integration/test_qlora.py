@@ -108,6 +108,8 @@ def test_a_checkpoint_is_loaded_as_it_was_trained(runs: dict[str, Path]) -> None
     """chat, eval and serve compute with what training computed with, in its memory."""
     quantized, plain = find_model(runs["int4"]), find_model(runs["none"])
     assert (quantized.quantize, plain.quantize) == ("int4", "none")
+    assert quantized.title == f"{quantized.checkpoint} (base in int4, as in training)"
+    assert plain.title == str(plain.checkpoint)
     model = quantized.load()
     weights = [layer for layer in model.sublayers() if isinstance(layer, QuantizedParameter)]
     assert len(weights) == 2 * 4 + 3 + 4 + 3
