@@ -7,6 +7,7 @@
 #   make test                  style, imports, types and all tests: everything that must pass before a commit
 #   make test-fast             unit tests that are not slow, for the edit loop
 #   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
+#   make peers                 transformers, PEFT and TRL into .venv-peers, for tools/bench/peers
 #
 # PYTHON=...      the Python for .venv (3.11 is tested)
 # TORCH_ARGS=...  arguments for installing PyTorch; its default Linux wheel includes several GB of CUDA libraries,
@@ -40,7 +41,7 @@ else \
 fi
 endef
 
-.PHONY: help quickstart example-dpo example-calls test test-fast fuzz lint clean
+.PHONY: help quickstart example-dpo example-calls test test-fast fuzz lint peers clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
@@ -72,8 +73,19 @@ lint: $(DEV_STAMP)
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
+# An environment of its own: the peers get the versions that they are measured with, whatever .venv has.
+PEERS_STAMP := .venv-peers/.stamp
+
+peers: $(CORE_STAMP) $(PEERS_STAMP)
+
+$(PEERS_STAMP): tools/bench/peers/requirements.txt
+	@echo "Installing transformers, PEFT and TRL into .venv-peers ..."
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -r $< $(TORCH_ARGS)
+	@touch $@
+
 clean:
-	rm -rf .venv runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Only where it is missing: the model stays when the installation changes.
 $(QUICKSTART): | $(CORE_STAMP)
