@@ -12,7 +12,7 @@
 # PYTHON=...      the Python for .venv (3.11 is tested)
 # TORCH_ARGS=...  arguments for installing PyTorch; its default Linux wheel includes several GB of CUDA libraries,
 #                 which `--index-url` with PyTorch's index of CPU wheels avoids
-# WORKERS=3       processes that run tests in parallel: for two cores, since tests of several processes often wait
+# WORKERS=2       processes that run tests in parallel, one for each core
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,7 +21,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VERIFY ?= 1
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 2
 INPUTS ?= 100000
 
 BIN := .venv/bin
@@ -53,7 +53,8 @@ example-dpo example-calls: $(CORE_STAMP) $(QUICKSTART)
 	@examples/digits/$(@:example-%=%).sh
 
 # A file stays in one process, as its tests share trained models; the folders with the longest files come first.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Bytecode is kept, whatever the environment says: to compile all tests anew takes longer than to import Paddle.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: lint
 	@echo "Running all tests ..."

@@ -13,12 +13,11 @@ from erniekit.runtime import prepare_environment
 prepare_environment()
 # Kernels for GPUs run on CPU tensors. Triton asks once, when it is first imported.
 os.environ["TRITON_INTERPRET"] = "1"
-# Each process of pytest-xdist computes on one core: with as many threads as cores they would wait for each other. The
-# first process, which begins with the longest file, has a core to itself; those that are too many share the last one.
+# Each process of pytest-xdist computes on one core: with as many threads as cores they would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     CORES = sorted(os.sched_getaffinity(0))
     WORKER = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-    os.sched_setaffinity(0, {CORES[min(WORKER, len(CORES) - 1)]})
+    os.sched_setaffinity(0, {CORES[WORKER % len(CORES)]})
 # A suite that was started in the background of a script ignores Ctrl-C, and so would the commands that it runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says nothing but how busy the machine is.
