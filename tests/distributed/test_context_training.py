@@ -16,7 +16,7 @@ from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
 from tests.integration.training_setup import chats, make_config, make_model, read_log, write_chats
 
-STEPS = 4
+STEPS = 3
 LOSSES = {"loss.balance_weight": 0.01, "loss.z_weight": 0.001, "loss.orthogonal_weight": 0.01}
 LORA = {"lora.enabled": True, "lora.rank": 4, "lora.train_router": True, "train.recompute": True}
 SPREAD = {"parallel.shard": "parameters"}
@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case by one process, in "name-1", and by two, in "name-2"."""
     directory = tmp_path_factory.mktemp("runs")
     samples = []
-    for number, sample in enumerate(chats(24)):
+    for number, sample in enumerate(chats(12)):
         question, answer = sample["messages"]
         samples.append({"messages": [question], "chosen": answer, "rejected": f"Say number {number}."})
     model = make_model(directory / "model")
