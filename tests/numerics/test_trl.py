@@ -13,12 +13,6 @@ import paddle
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("trl")
-
-from trl.experimental.cpo import CPOTrainer
-from trl.experimental.orpo import ORPOTrainer
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.kto_trainer import KTOTrainer
 
 from erniekit.config.choices import PER_TOKEN, REFERENCE_FREE, DpoLoss
 from erniekit.objectives.device_batch import answer_tokens
@@ -52,6 +46,12 @@ NOT_IN_TRL = {"dpop"}
 BETAS = (0.05, 0.5, 2.0)
 SMOOTHINGS = (0.0, 0.1, 0.4)
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def needs_trl() -> None:
+    """Its import takes longer than all of these tests; processes that do not run them are spared it."""
+    pytest.importorskip("trl")
 
 
 def _draw() -> tuple[np.ndarray, np.ndarray]:
@@ -139,6 +139,8 @@ def _dpo_trainer(
     policy: Any, reference: np.ndarray, tokens: np.ndarray, weights: dict[str, float], **settings: float
 ) -> Any:
     """DPOTrainer's loss of a batch [2, D]: the weighted sum of losses by TRL's names, each a mean over pairs."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
     trainer = _trainer(
         **settings,
         loss_types=list(weights),
@@ -159,6 +161,8 @@ def _dpo_trainer_of_part(policy: Any, at: slice, **arguments: Any) -> Any:
 
 def _kto_trainer(policy: Any, reference: Any, divergent: Any, label: bool, beta: float) -> Any:
     """KTOTrainer's mean loss of answers [D] of one label; `divergent` (policy, reference) estimate the divergence."""
+    from trl.trainer.kto_trainer import KTOTrainer
+
     trainer = _trainer(
         beta,
         loss_type="kto",
@@ -206,6 +210,8 @@ def test_dpo_trainer(beta: float, name: DpoLoss, normalize: bool, theirs: str, d
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
 @pytest.mark.parametrize("beta", BETAS)
 def test_simpo(beta: float, smoothing: float, dtype: str) -> None:
+    from trl.experimental.cpo import CPOTrainer
+
     trainer = _trainer(beta, loss_type="simpo", simpo_gamma=0.7, label_smoothing=smoothing, alpha=0.0)
 
     def losses(policy: Any, at: slice) -> Any:
@@ -218,6 +224,8 @@ def test_simpo(beta: float, smoothing: float, dtype: str) -> None:
 @DTYPES
 @pytest.mark.parametrize("beta", BETAS)
 def test_orpo(beta: float, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.experimental.orpo import ORPOTrainer
+
     if dtype == "float64":  # TRL casts to float32 here.
         monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
