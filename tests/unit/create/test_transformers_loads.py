@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 
 def nested_config(flat: dict[str, Any]) -> Any:
     """The flat VL config of the Hub as transformers' nested one (its convert_ernie4_5_vl_moe_to_hf says how)."""
+    from transformers import Ernie4_5_VLMoeConfig
+
     vision, first, last = flat["vision_config"], flat["moe_layer_start_index"], flat["moe_layer_end_index"]
     same = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -32,7 +31,7 @@ def nested_config(flat: dict[str, Any]) -> Any:
     tower = {key: vision[key] for key in same.split()}
     tower |= dict(intermediate_size=vision["hidden_size"] * vision["mlp_ratio"], rms_norm_eps=1e-6)
     tokens = {key: flat[key] for key in flat if key.endswith(("_start_token_id", "_end_token_id"))}
-    return transformers.Ernie4_5_VLMoeConfig(
+    return Ernie4_5_VLMoeConfig(
         text_config=text,
         vision_config=tower | dict(temporal_merge_size=flat["temporal_conv_size"]),
         image_token_id=flat["im_patch_id"],
@@ -51,6 +50,7 @@ def nested_config(flat: dict[str, Any]) -> Any:
     ],
 )
 def test_loading_info_is_empty(shape: str, model_class: str, tiny: Callable[[str], Path]) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     directory = tiny(shape)
     raw = json.loads((directory / "config.json").read_text())
     assert raw["architectures"] == [model_class]
