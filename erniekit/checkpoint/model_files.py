@@ -18,6 +18,7 @@ _READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".ttf")
 _BLOCK = 1 << 22
 # Prefixes and fused linear layers of the -Paddle files, see the table of layouts in ERNIEKit and FastDeploy.
 _PADDLE_PREFIXES = ("ernie.",)
+_PADDLE_SUFFIX = "-Paddle"
 _PADDLE_PARTS = (".qkv_proj.", ".up_gate_proj.")
 # (model_type, hidden_size, num_hidden_layers) -> the release in the supported layout.
 _RELEASES: dict[tuple[str, Any, Any], str] = {
@@ -27,6 +28,12 @@ _RELEASES: dict[tuple[str, Any, Any], str] = {
     ("ernie4_5_moe_vl", 2560, 28): "baidu/ERNIE-4.5-VL-28B-A3B-PT",
     ("ernie4_5_moe_vl", 8192, 54): "baidu/ERNIE-4.5-VL-424B-A47B-PT",
 }
+# The repositories that can be fine-tuned. Those without -PT in their names have the same layout.
+RELEASES = (
+    *_RELEASES.values(),
+    "baidu/ERNIE-4.5-21B-A3B-Thinking",
+    "baidu/ERNIE-4.5-VL-28B-A3B-Thinking",
+)
 
 
 def open_model(directory: str | Path) -> tuple[ErnieConfig, dict[str, TensorInfo]]:
@@ -65,20 +72,28 @@ def check_tensors(found: dict[str, TensorInfo], config: ErnieConfig, where: str)
         _check_output_matrix(found, config, where)
 
 
-def refuse_undownloaded(directory: Path) -> None:
+def refuse_undownloaded(directory: Path, name: str | None = None) -> None:
     """Raise CheckpointError for a directory that holds Git LFS pointers, or a `-Paddle` release.
 
     Runs first, because the config.json of such a directory may lack required keys. Reads names and first bytes only.
+    name: of the model in the message, None for the directory.
     """
+    where = name or str(directory)
     refuse_placeholders(directory, _READ)
     parameters = sorted(file.name for file in directory.glob("*.pdparams"))
     if parameters and not any(directory.glob("*.safetensors")):
-        raise _paddle_error(str(directory), f"it holds {parameters[0]}", _config_of(directory))
+        raise _paddle_error(where, f"it holds {parameters[0]}", _config_of(directory))
     index = directory / INDEX_FILE
     listed = read_json_object(index).get("weight_map") if index.is_file() else None
     foreign = [name for name in listed if _is_paddle(name)] if isinstance(listed, dict) else []
     if foreign:
-        raise _paddle_error(str(directory), f"it holds {foreign[0]}", _config_of(directory))
+        raise _paddle_error(where, f"it holds {foreign[0]}", _config_of(directory))
+
+
+def refuse_paddle_name(name: str) -> None:
+    """Raise CheckpointError for a repository of the hub that is named like a `-Paddle` release."""
+    if name.endswith(_PADDLE_SUFFIX):
+        raise _paddle_error(name, f"its name ends in {_PADDLE_SUFFIX}", {})
 
 
 def _is_paddle(name: str) -> bool:
@@ -94,11 +109,12 @@ def _paddle_error(where: str, sign: str, raw: dict[str, Any]) -> CheckpointError
     size = (str(raw.get("model_type")), raw.get("hidden_size"), raw.get("num_hidden_layers"))
     use = _RELEASES.get(size, "baidu/ERNIE-4.5-...-PT")
     name = Path(where).name
-    if name.endswith("-Paddle"):
-        use = f"baidu/{name.removesuffix('-Paddle')}-PT"
+    if name.endswith(_PADDLE_SUFFIX):
+        # Releases without -PT in their name are PyTorch's too: ERNIE-4.5-VL-28B-A3B-Thinking.
+        use = f"baidu/{name.removesuffix(_PADDLE_SUFFIX)}" + ("" if "Thinking" in name else "-PT")
     return CheckpointError(
         f"{where}: the weights are in the layout of the -Paddle releases, with transposed or fused linear layers "
-        f"({sign}). Use the release of the same model whose name ends in -PT: {use}"
+        f"({sign}). Use the release of the same model in the -PT layout: {use}"
     )
 
 

@@ -26,8 +26,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A checkpoint directory. Its tokenizer and template give lengths in tokens and find encoding errors; "
-        "its weights are not needed.",
+        help="A checkpoint directory, or a repository of the hub. Its tokenizer and template give lengths in tokens "
+        "and find encoding errors; its weights are not needed.",
     ),
 ]
 Run = Annotated[
@@ -136,6 +136,7 @@ def check(
 
 def _encoder(run: "Config | None", model: Path | None, template: str | None) -> "Encoder | None":
     """The encoder of the named model, else of the run's; None without either."""
+    from erniekit.checkpoint.download import local_model, locate_model, names_repository
     from erniekit.config import DataConfig
     from erniekit.data.encode.encoder import make_encoder, run_encoder
 
@@ -143,9 +144,13 @@ def _encoder(run: "Config | None", model: Path | None, template: str | None) -> 
     if template is not None:
         data = data.model_copy(update={"template": template})
     if model is not None:
+        if names_repository(model):
+            model = local_model(str(model), weights=False).directory
         # Not the model that the run may enlarge.
         return make_encoder(model, data, seed=0 if run is None else run.train.seed)
-    return None if run is None else run_encoder(run.model_copy(update={"data": data}))
+    if run is None:
+        return None
+    return run_encoder(locate_model(run, weights=False).model_copy(update={"data": data}))
 
 
 def _report(files: "list[CheckedFile]", options: "CheckOptions", json_file: Path | None) -> None:

@@ -71,6 +71,7 @@ def preview(
     if sample and skip:
         raise typer.BadParameter("it cannot be combined with --sample", param_hint="--skip")
 
+    from erniekit.checkpoint.download import locate_model
     from erniekit.config import load_config
     from erniekit.data.encode.encoder import run_encoder
     from erniekit.data.encode.samples import SampleReader, pair_mode
@@ -80,7 +81,7 @@ def preview(
     from erniekit.inspection.preview import Preview, preview_samples
     from erniekit.inspection.select import first_records, named_record, random_records
 
-    run = load_config(config, overrides or [])
+    run = locate_model(load_config(config, overrides or []), weights=False)
     if use_eval and not run.data.eval:
         raise ConfigError(f"{config}: data.eval is empty: there are no eval samples to show")
     find = eval_files if use_eval else training_files

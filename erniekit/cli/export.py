@@ -13,7 +13,8 @@ def export(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="A run (its newest complete checkpoint, or RUN/best), a checkpoint, or a model directory.",
+            help="A run (its newest complete checkpoint, or RUN/best), a checkpoint, a model directory, or a "
+            "repository of the hub.",
             show_default=False,
         ),
     ],
@@ -41,7 +42,9 @@ def export(
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", metavar="MODEL", help="Base model, if it is not at the path in the checkpoint."
+            "--base",
+            metavar="MODEL",
+            help="Base model (a directory or a repository), if it is not the one that the checkpoint names.",
         ),
     ] = None,
     chat_template: Annotated[

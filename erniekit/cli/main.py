@@ -41,6 +41,7 @@ class Group(NamedTuple):
 
 COMMANDS = {
     "init": Command("erniekit.cli.init", "init", "Create a small model with random weights and a tokenizer."),
+    "download": Command("erniekit.cli.download", "download", "Download a model from the Hugging Face hub."),
     "train": Command("erniekit.cli.train", "train", "Fine-tune a model from a YAML file."),
     "eval": Command(
         "erniekit.cli.evaluate", "evaluate", "Evaluate a model: loss, perplexity and generated answers."

@@ -25,7 +25,8 @@ Model = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="A base model, an export, a checkpoint (adapters too), or a run's output directory.",
+        help="A base model (a directory, or a repository of the hub), an export, a checkpoint (adapters too), or a "
+        "run's output directory.",
         show_default=False,
     ),
 ]

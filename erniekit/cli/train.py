@@ -55,6 +55,7 @@ def train(
         if given and not dry_run:
             raise typer.BadParameter("it can only be used with --dry-run", param_hint=option)
 
+    from erniekit.checkpoint.download import locate_model
     from erniekit.config import load_config
     from erniekit.launch import launch
 
@@ -64,12 +65,18 @@ def train(
         config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
     )
     worker = launch.launched_worker(places, chosen, settings.parallel.device)
+    settings = locate_model(settings, weights=not no_weights, download=not no_weights, resume=resume)
     processes = 1 if worker is None else worker.world
     if worker is None:
         plan = launch.plan_launch(chosen, places, settings.parallel.device)
         processes = plan.world
         if processes > 1 and not dry_run:
-            arguments = [str(config), *(overrides or []), *(["--devices", devices] if devices else [])]
+            commit = settings.model.revision
+            arguments = [
+                *(str(config), *(overrides or [])),
+                *([f"model.revision={commit}"] if commit else []),
+                *(["--devices", devices] if devices else []),
+            ]
             raise typer.Exit(_run_processes(plan, arguments, resume, Path(settings.train.output_dir)))
         launch.use_device(plan.devices)
 

@@ -8,7 +8,12 @@ import typer
 
 def verify(
     directory: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model directory, such as an export.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model directory, such as an export, or a repository of the hub.",
+            show_default=False,
+        ),
     ],
     base: Annotated[
         Path | None,
@@ -69,11 +74,13 @@ def verify(
       erniekit verify exports/digits --data heldout.jsonl --samples 32
       erniekit verify model --reference reference.npz --gradients gradients.safetensors --no-transformers
     """
+    from erniekit.checkpoint.download import model_directory
     from erniekit.display.text import counted
     from erniekit.export.verify import VerifyOptions, verify_model
     from erniekit.runtime import configure
 
     configure("cpu", None, seed=0)
+    directory, base = model_directory(directory), None if base is None else model_directory(base)
     options = VerifyOptions(base, transformers, data, samples, max_new_tokens, reference, gradients)
     failed = 0
     for check in verify_model(directory, options):

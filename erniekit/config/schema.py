@@ -4,9 +4,10 @@ Sections are frozen, reject unknown keys and convert types only without loss (`e
 fields are in `erniekit.config.rules`. The sections `data` and `eval` are in `data.py` and `evaluation.py`.
 """
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from erniekit.config import choices
 from erniekit.config.data import DataConfig
@@ -29,7 +30,14 @@ class ModelConfig(Section):
     """The checkpoint to start from."""
 
     path: PathText = Field(
-        description="Local directory of the checkpoint, in Hub layout. Relative to the working directory."
+        description="Directory of the checkpoint, in Hub layout, relative to the working directory; or a repository of "
+        "the Hugging Face hub, such as baidu/ERNIE-4.5-0.3B-PT, if there is no such directory. It is downloaded into "
+        "the hub's cache (HF_HOME) unless it is there; `erniekit download` updates it."
+    )
+    revision: Text | None = Field(
+        None,
+        description="Branch, tag or commit of a repository of the hub. null: its main branch; a resumed run uses the "
+        "commit that it began with. A run's config.yaml names the commit.",
     )
     dtype: choices.Dtype = Field(
         "auto", description="Compute dtype. auto: bfloat16 on a GPU, float32 on a CPU."
@@ -57,6 +65,18 @@ class ModelConfig(Section):
         description="Parts to freeze: vision, resampler, language, router, or fnmatch patterns over parameter "
         "names.",
     )
+    _directory: Path | None = PrivateAttr(None)
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the checkpoint: of a repository of the hub after `located`, else `path`."""
+        return self._directory or Path(self.path)
+
+    def located(self, directory: Path, commit: str | None) -> Self:
+        """A copy whose files are in a directory; commit: of its repository on the hub, as its revision."""
+        found = self.model_copy(update={"revision": commit})
+        found._directory = directory
+        return found
 
 
 def _as_targets(value: Any) -> Any:

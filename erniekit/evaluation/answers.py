@@ -46,7 +46,7 @@ class AnswerEvaluator:
         settings = config.eval
         self._run_dir = Path(config.train.output_dir)
         self._model, self._encoder, self._dist, self._log = model, encoder, dist, log
-        self._text = Detokenizer.from_checkpoint(config.model.path)
+        self._text = Detokenizer.from_checkpoint(config.model.directory)
         self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
         self._generator = DistributedGenerator(
             dist,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from erniekit.checkpoint.download import cached_model, model_directory, names_repository
 from erniekit.checkpoint.hub import (
     DEFAULT_SHARD_BYTES,
     TensorInfo,
@@ -29,7 +30,7 @@ from erniekit.checkpoint.hub import (
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.resize import ModelChanges
-from erniekit.checkpoint.state import STATE_FILE, read_state
+from erniekit.checkpoint.state import STATE_FILE, TrainerState, read_state
 from erniekit.config import DataConfig
 from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype, Quantize
 from erniekit.data.encode.limits import read_limits
@@ -48,10 +49,15 @@ from erniekit.export.files import (
 from erniekit.export.layouts import DTYPE_NAMES, hub_config, transformers_config
 from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
-from erniekit.generation.load import find_checkpoint, run_data, run_max_positions, run_quantize
+from erniekit.generation.load import (
+    base_directory,
+    find_checkpoint,
+    run_data,
+    run_max_positions,
+    run_quantize,
+)
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
-from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.specs import TensorSpec, is_quantized_tensor, is_router_tensor, parameter_specs
@@ -176,6 +182,7 @@ def export_model(
 def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     """Find the weights, the adapter and the base model of a path. Raises CheckpointError."""
     path = find_checkpoint(path)
+    base = None if base is None else model_directory(base)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
     data = DataConfig.without_sources() if state is None else run_data(state)
     max_positions = None if state is None else run_max_positions(state)
@@ -183,7 +190,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     if base is not None and not (base / "config.json").is_file():
         raise CheckpointError(f"--base {base}: not a model directory (no config.json)")
     if is_adapter_directory(path):
-        base = base or Path(read_adapter_config(path).base_path)
+        base = base or base_directory(path)
         if not (base / "config.json").is_file():
             raise CheckpointError(
                 f"{path}: its base model {base} does not exist (no config.json); give its path with --base"
@@ -195,13 +202,22 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
         if state is None or run_quantize(state) == "none":
             return source
         return replace(source, quantize=run_quantize(state), dtype=state.identity["model.dtype"])
-    if base is None and state is not None and (Path(state.base_model) / "config.json").is_file():
-        base = Path(state.base_model)
+    if base is None and state is not None:
+        base = _known_base(state)
     for directory in (path, base):
         if directory is not None:
             refuse_undownloaded(directory)
     config = changes.apply(ErnieConfig.from_dir(path))
     return ExportSource(path, path, config, None, base, state is not None, data, max_positions)
+
+
+def _known_base(state: TrainerState) -> Path | None:
+    """The base model of a full checkpoint, which export can do without: it is not downloaded."""
+    directory, revision = Path(state.base_model), state.config.get("model", {}).get("revision")
+    if names_repository(state.base_model):
+        found = cached_model(state.base_model, revision)
+        return None if found is None else found.directory
+    return directory if (directory / "config.json").is_file() else None
 
 
 def describe(report: ExportReport) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME, best_checkpoint
+from erniekit.checkpoint.download import local_model, names_repository
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
@@ -83,7 +84,7 @@ def find_model(path: str | Path) -> ModelSource:
     checkpoint = find_checkpoint(Path(path))
     directory, vocab_size = checkpoint, None
     if is_adapter_directory(checkpoint):
-        directory = Path(read_adapter_config(checkpoint).base_path)
+        directory = base_directory(checkpoint)
         if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"{checkpoint}: its base model {directory} does not exist (base_model_name_or_path in "
@@ -102,6 +103,20 @@ def find_model(path: str | Path) -> ModelSource:
         )
     open_model(directory)
     return source
+
+
+def base_directory(adapter: Path) -> Path:
+    """The directory of an adapter's base model, which is downloaded if it is a repository of the hub.
+
+    The directory need not exist. Raises CheckpointError for a repository that cannot be downloaded.
+    """
+    config = read_adapter_config(adapter)
+    if not names_repository(config.base_path):
+        return Path(config.base_path)
+    try:
+        return local_model(config.base_path, config.base_revision).directory
+    except CheckpointError as error:
+        raise CheckpointError(f"{adapter}: its base model: {error}") from error
 
 
 def run_data(state: TrainerState) -> DataConfig:
@@ -124,12 +139,13 @@ def run_quantize(state: TrainerState) -> Quantize:
 def find_checkpoint(path: Path) -> Path:
     """The directory that holds weights or an adapter: `path` itself, or a run's newest complete checkpoint.
 
-    RUN/best is the run's best checkpoint. Raises CheckpointError where there is none.
+    RUN/best is the run's best checkpoint. A repository of the hub is downloaded. Raises CheckpointError where there is
+    none.
     """
     if not path.is_dir():
         if path.name == BEST_NAME and path.parent.is_dir():
             return best_checkpoint(path.parent)
-        raise CheckpointError(f"{path}: no such directory; give a model, a checkpoint or a run's directory")
+        path = local_model(str(path)).directory
     if is_adapter_directory(path) or (path / "config.json").is_file() or (path / STATE_FILE).is_file():
         return path
     newest = newest_checkpoint(path)

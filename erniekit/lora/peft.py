@@ -33,8 +33,9 @@ _RESAMPLER = {"0": "fc1", "2": "fc2"}
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The configuration of an adapter. `base_path` is the directory of its base model.
+    """The configuration of an adapter. `base_path` is the directory of its base model, or its repository on the hub.
 
+    base_revision: branch, tag or commit of that repository.
     expert_rank: the rank of experts, None: `rank`. alpha_pattern: alpha by patterns over module names, matched as PEFT
     does. When an adapter is read, the rank of a module is that of its tensors. use_rslora: the output is scaled by
     alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
@@ -47,6 +48,7 @@ class AdapterConfig:
     expert_rank: int | None = None
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     use_rslora: bool = False
+    base_revision: str | None = None
 
     def scaling(self, module: str, rank: int) -> float:
         """The scaling factor of the adapter of a module, given its rank."""
@@ -68,6 +70,7 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
             dropout=float(raw.get("lora_dropout") or 0.0),
             alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
             use_rslora=bool(raw.get("use_rslora")),
+            base_revision=raw.get("revision"),
         )
     except KeyError as error:
         raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
@@ -85,6 +88,7 @@ def write_adapter_config(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_path,
+        "revision": adapter.base_revision,
         "r": rank,
         "lora_alpha": adapter.alpha,
         # PEFT refuses dropout on parameters.

@@ -218,7 +218,7 @@ def find_peak_flops(context: RunContext, dtype: str) -> float | None:
 
 def build_flop_counter(config: Config, dtype: str, changes: ModelChanges) -> Callable[[PackedBatch], float]:
     """Counts the FLOPs of rows, for the model of the run."""
-    before = ErnieConfig.from_dir(config.model.path)
+    before = ErnieConfig.from_dir(config.model.directory)
     selected = select_parameters(config, before, dtype, changes)
     return make_flop_counter(changes.apply(before), selected.specs, selected.trained)
 
@@ -255,7 +255,7 @@ def build_objective(
         def load_base() -> ErnieModel:
             # One process computes what is cached.
             mesh = None if config.dpo.reference == "cached" else dist.mesh
-            directory, shard = Path(config.model.path), config.parallel.shard
+            directory, shard = config.model.directory, config.parallel.shard
             quantizer = make_quantizer(config.model.quantize)
             return load_sharded(directory, dtype, mesh, shard, prepared.changes, quantizer)[0]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -97,7 +96,7 @@ def build_reference(
     @cache
     def load_reference() -> ReferenceModel:
         if config.lora.enabled and config.dpo.reference != "copy" and not caches_reference_with_copy(config):
-            return AdapterDisabledReference(model, config.loss.chunk_tokens, Path(config.model.path))
+            return AdapterDisabledReference(model, config.loss.chunk_tokens, config.model.directory)
         log(f"reference: loading a frozen copy of {config.model.path}")
         copy = load_base()
         copy.image_mean, copy.image_std = model.image_mean, model.image_std
@@ -113,7 +112,7 @@ def build_reference(
             with dist.mesh.long_operation("computing the reference"), unsharded_rows(model):
                 num_cached, num_computed = cache_references(
                     dataset,
-                    model_key(config.model.path, dtype, model.config.vocab_size, config.model.quantize),
+                    model_key(config.model.directory, dtype, model.config.vocab_size, config.model.quantize),
                     load_reference,
                     max_length=config.data.max_length,
                     workers=config.data.workers,

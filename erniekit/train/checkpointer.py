@@ -190,14 +190,21 @@ class Checkpointer:
         return None if self.reducer is None else self.reducer.shard_of(name.rpartition(".")[0])
 
     def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
-        lora, base = self.config.lora, self.config.model.path
+        lora, model = self.config.lora, self.config.model
         if lora.enabled:
             model_config = self.prepared.model.config
             expert_rank = lora_expert_rank(lora, model_config.moe)
-            adapter = AdapterConfig(base, lora.rank, lora_alpha(lora), lora.dropout, expert_rank)
+            adapter = AdapterConfig(
+                model.path,
+                lora.rank,
+                lora_alpha(lora),
+                lora.dropout,
+                expert_rank,
+                base_revision=model.revision,
+            )
             write_adapter(directory, weights.specs, weights.read, adapter, model_config)
         else:
-            copy_side_files(Path(base), directory)
+            copy_side_files(model.directory, directory)
             self.prepared.changes.write(directory / "config.json")
             write_shards(directory, weights.specs, weights.read)
 

@@ -13,7 +13,7 @@ from erniekit.models.config import ErnieConfig
 
 def plan_parallel_dims(config: Config, processes: int) -> ParallelDims:
     """As `fit_parallel_dims`, for the model's `config.json`."""
-    return fit_parallel_dims(config, ErnieConfig.from_dir(config.model.path), processes)
+    return fit_parallel_dims(config, ErnieConfig.from_dir(config.model.directory), processes)
 
 
 def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> ParallelDims:
@@ -35,6 +35,17 @@ def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> Par
             f"(--devices): use {below * dims.data}, {(below + 1) * dims.data} or another multiple of {dims.data}"
         )
     return dims
+
+
+def check_same_model(config: Config, dist: DistributedContext) -> None:
+    """Raise ConfigError where machines have downloaded different commits of the model. All processes call it."""
+    found = dist.all_gather_object(config.model.revision)
+    commits = {commit or "a directory" for commit in found}
+    if len(commits) > 1:
+        raise ConfigError(
+            f"the machines of this run have different commits of {config.model.path}: {', '.join(sorted(commits))}. "
+            "Set model.revision to one of them"
+        )
 
 
 def init_distributed(config: Config, worker: Worker | None) -> DistributedContext:

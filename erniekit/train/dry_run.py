@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from erniekit.checkpoint.download import names_repository
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.config import Config, SourceConfig, dump_config
 from erniekit.data.encode.limits import enlarged_limits
@@ -52,12 +53,12 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
     )
     dtype = compute_dtype(config.model.dtype, device)
     log(describe_forms(dtype))
-    model = Path(config.model.path)
+    model = config.model.directory
     if no_weights and not (model / "config.json").is_file():
-        return [f"the model ({model} has no config.json): lora.targets, model.freeze, memory"]
+        return [f"the model ({_absent(config, 'config.json')}): lora.targets, model.freeze, memory"]
     check_model(model, log, weights=not no_weights)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
-        return [f"the model ({model} has no tokenizer, which model.resize_vocab counts): memory"]
+        return [f"the model ({_absent(config, 'tokenizer')}, which model.resize_vocab counts): memory"]
     changes = ModelChanges(*enlarged_limits(config.model))
     describe_model_plan(config, dtype, log, plan_parallel_dims(config, processes), changes)
     return []
@@ -65,9 +66,9 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
 
 def _check_data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[str]:
     """Returns descriptions of the checks that were not possible."""
-    model, missing = Path(config.model.path), _missing_sources(config)
+    model, missing = config.model.directory, _missing_sources(config)
     if no_weights and not (model / "tokenizer_config.json").is_file():
-        return [f"the data ({model} has no tokenizer): samples, rows, steps"]
+        return [f"the data ({_absent(config, 'tokenizer')}): samples, rows, steps"]
     if no_weights and missing:
         return [f"the data ({', '.join(missing)} not there): samples, rows, steps"]
     inputs = load_inputs(config, log)
@@ -77,6 +78,14 @@ def _check_data(config: Config, log: Callable[[str], None], no_weights: bool) ->
     finally:
         inputs.close()
     return []
+
+
+def _absent(config: Config, what: str) -> str:
+    """Why a file of the model is missing."""
+    model = config.model
+    if names_repository(model.path) and model.directory == Path(model.path):
+        return f"{model.path} has no {what} here: `erniekit download {model.path} --no-weights` fetches it"
+    return f"{model.directory} has no {what}"
 
 
 def _missing_sources(config: Config) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
@@ -26,7 +25,7 @@ def run_identity(
         "task": config.task,
         "dpo.loss": config.dpo.loss,
         "data.share_prompt": config.data.share_prompt,
-        "model.path": model_fingerprint(Path(config.model.path)),
+        "model.path": model_fingerprint(config.model.directory),
         "model.dtype": dtype,
         "model.quantize": config.model.quantize,
         "model.freeze": config.model.freeze,

@@ -121,8 +121,8 @@ def prepare_model(
     lora.targets or model.freeze match nothing.
     """
     lora = config.lora
-    weights = Path(config.model.path) if lora.enabled or checkpoint is None else checkpoint
-    before = ErnieConfig.from_dir(config.model.path)
+    weights = config.model.directory if lora.enabled or checkpoint is None else checkpoint
+    before = ErnieConfig.from_dir(config.model.directory)
     selected = select_parameters(config, before, dtype, changes)
     dims = mesh.dims if mesh is not None else ParallelDims()
     # Before anything is loaded, so that all memory of a CPU is still free.
@@ -241,7 +241,7 @@ def describe_model_plan(
 
     Raises as `prepare_model` does.
     """
-    before = ErnieConfig.from_dir(config.model.path)
+    before = ErnieConfig.from_dir(config.model.directory)
     selected = select_parameters(config, before, dtype, changes)
     memory = device_memory(dims.world)
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from contextlib import ExitStack
-from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
 from erniekit.checkpoint.state import checkpoint_name, newest_checkpoint
@@ -17,7 +16,7 @@ from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import make_console
-from erniekit.train.distributed import init_distributed
+from erniekit.train.distributed import check_same_model, init_distributed
 from erniekit.train.model import check_model
 from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
 from erniekit.train.trainer import Trainer
@@ -40,7 +39,7 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     """
     console = make_console()
     worker = worker_from(os.environ)
-    check_model(Path(config.model.path), console.log)
+    check_model(config.model.directory, console.log)
     if worker is None or worker.rank == 0:
         check_run_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)
@@ -53,6 +52,7 @@ def run_training(config: Config, *, resume: bool = False) -> int:
         deterministic=config.train.deterministic,
     )
     dist = init_distributed(config, worker)
+    check_same_model(config, dist)
     console.log(describe_forms(compute_dtype(config.model.dtype, device)))
     try:
         status = train_together(RunContext(config, device, dist, console), resume=resume)

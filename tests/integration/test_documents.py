@@ -34,6 +34,7 @@ COMMANDS = [
     "export",
     "verify",
     "init",
+    "download",
     "data check",
     "data preview",
     "data convert",

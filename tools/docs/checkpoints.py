@@ -38,6 +38,27 @@ A model directory has the layout of the released `-PT` checkpoints. `train`, `ev
   `"tie_word_embeddings": false` in `config.json` to use and train `lm_head.weight` (checkpoints and exports then have
   the same value), or remove `lm_head.weight` from its file.
 
+## Models of the hub
+A model is a directory, or a repository of the Hugging Face hub, `owner/name`, if there is no such directory. This holds
+for `model.path`, for the arguments and `--base` options of `eval`, `chat`, `serve`, `export` and `verify`, for
+`data check --model`, and for the base model of an adapter.
+
+- **Files.** `*.safetensors`, their index, configurations, tokenizer, processor and licence, from the top folder of the
+  repository. `*.py` files come along, because vLLM needs those of a vision-language model and exports carry them;
+  erniekit does not run them. `data check` and `data preview` fetch no weights.
+- **Cache.** Files are in huggingface_hub's cache, which HF_HOME moves. A model that is in the cache is used without
+  asking the hub: nothing is fetched during a run that has started before. `erniekit download REPO` fetches the newest
+  commit of the main branch, or of `--revision`. With `--to DIR` the files are in a directory, for `model.path: DIR`.
+- **Commit.** `RUN/config.yaml`, checkpoints and adapters name the repository and the commit. A resumed run, and
+  `eval`, `chat` and `export` of an adapter, use this commit. `model.revision` chooses another branch, tag or commit.
+- **Interruptions.** A connection that breaks is continued. If a download ends early, its command continues it: complete
+  files are kept, and a file that is not complete starts again.
+- **Several processes.** One process downloads, and the others on the machine (or with the same cache) wait. With
+  several machines and no shared cache, run `erniekit download REPO` on each machine first: processes wait 5 minutes for
+  each other at the start of a run.
+- **Without a network.** Set HF_HUB_OFFLINE=1 to be sure that nothing is fetched. HF_ENDPOINT names a mirror of the hub.
+  Models on ModelScope and AI Studio are downloaded with the tools of those sites; `model.path` is then the directory.
+
 ## Positions after an image or video
 Text after an image or video continues at `start + max(t, h, w)`, with t in pairs of frames and h and w in tokens. The
 released code (`cur_position = max(position_ids) + 1`), ERNIEKit, FastDeploy, vLLM and SGLang do the same, and so do

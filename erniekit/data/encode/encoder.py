@@ -360,7 +360,7 @@ def run_encoder(config: Config) -> Encoder:
     """The Encoder for the model that a run trains. Raises as `make_encoder` and `enlarged_limits`."""
     vocab_size, max_positions = enlarged_limits(config.model)
     return make_encoder(
-        config.model.path,
+        config.model.directory,
         config.data,
         seed=config.train.seed,
         vocab_size=vocab_size,

@@ -143,13 +143,13 @@ def enlarged_limits(model: ModelConfig) -> tuple[int | None, int | None]:
     Raises CheckpointError, and ConfigError where model.max_position_embeddings is below the checkpoint's own.
     """
     wanted = model.max_position_embeddings
-    own = _integer(_text_config(Path(model.path)), "max_position_embeddings") if wanted is not None else None
+    own = _integer(_text_config(model.directory), "max_position_embeddings") if wanted is not None else None
     if wanted is not None and own is not None and wanted < own:
         raise ConfigError(
             f"model.max_position_embeddings: {wanted:,} is below the checkpoint's {own:,}; it only raises the limit. "
             "Use data.max_length for shorter samples"
         )
-    return resized_vocab_size(model.path) if model.resize_vocab else None, wanted
+    return resized_vocab_size(model.directory) if model.resize_vocab else None, wanted
 
 
 def _tokens_from(tokenizer: Tokenizer, rows: int) -> list[tuple[str, int]]:

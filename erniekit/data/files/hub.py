@@ -34,8 +34,8 @@ def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = 
 
     It is loaded through `datasets` once; the file, and beside it the images that the dataset holds, stay in
     cache_dir and are used from then on. Where no split is named, it is "train", and for `use` "eval" the validation
-    split, or the test split where there is none. Raises DataError without the extra "hub", offline, or where `datasets`
-    cannot load it.
+    split, or the test split where there is none. Raises DataError offline, or where `datasets` cannot
+    load it.
     """
     match = HUB_NAME.fullmatch(entry.removeprefix(HUB))
     if match is None:
@@ -87,11 +87,9 @@ def _eval_split(entry: str, name: str) -> str:
 
 @contextmanager
 def _hub(entry: str) -> Iterator[Any]:
-    """The package datasets; what it raises inside becomes a DataError."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f'{entry}: needs the package datasets: pip install "erniekit[hub]"') from error
+    """The package datasets, imported only where it is used; what it raises inside becomes a DataError."""
+    import datasets
+
     try:
         yield datasets
     except ConnectionError as error:

@@ -160,7 +160,9 @@ def fused(arrays: Arrays) -> None:
 @pytest.mark.parametrize("raw", [DENSE, MOE])
 @pytest.mark.parametrize("change", [transposed, fused])
 def test_the_layout_of_paddle_releases_is_named(write: Write, raw: dict[str, Any], change: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"-Paddle releases.*\(.*\)\. Use the release .* -PT: baidu/"):
+    with pytest.raises(
+        CheckpointError, match=r"-Paddle releases.*\(.*\)\. Use the release .* -PT layout: baidu/"
+    ):
         open_model(write(raw, change))
 
 
@@ -172,10 +174,10 @@ def test_the_release_to_take_instead_is_named(write: Write, tmp_path: Path) -> N
     (directory / "config.json").write_text(json.dumps(raw))
     index = {"weight_map": {"ernie.layers.0.self_attn.qkv_proj.weight": "model-00001-of-00012.safetensors"}}
     (directory / hub.INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"-PT: baidu/ERNIE-4\.5-VL-28B-A3B-PT$"):
+    with pytest.raises(CheckpointError, match=r"-PT layout: baidu/ERNIE-4\.5-VL-28B-A3B-PT$"):
         open_model(directory)
     directory = directory.rename(tmp_path / "downloaded")
-    with pytest.raises(CheckpointError, match=r"-PT: baidu/ERNIE-4\.5-VL-28B-A3B-PT$"):
+    with pytest.raises(CheckpointError, match=r"-PT layout: baidu/ERNIE-4\.5-VL-28B-A3B-PT$"):
         open_model(directory)
     old = write(name="old")
     for file in old.glob("model*"):

@@ -8,6 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from erniekit.checkpoint import download
+from erniekit.checkpoint.download import LocalModel
 from erniekit.cli.train import train
 from erniekit.cli.train_options import resume_as_flag
 from erniekit.distributed.worker import Worker, worker_environment, worker_from
@@ -71,6 +73,18 @@ def test_processes_are_started(started: list[dict[str, Any]], config: Path) -> N
     assert started[1]["again"] == (
         f"erniekit train {config} --devices 0 --nodes 2 --node-rank 1 --master h:5 --resume"
     )
+
+
+def test_processes_use_the_commit_that_was_found(
+    started: list[dict[str, Any]], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LocalModel(config.parent, "c0ffee")
+    monkeypatch.setattr(download, "local_model", lambda name, revision, weights: model)
+    invoke(config, "model.path=baidu/model", "--devices", "cpu:2")
+    assert started[0]["arguments"] == [
+        *("train", str(config), "model.path=baidu/model", "model.revision=c0ffee"),
+        *("--devices", "cpu:2"),
+    ]
 
 
 def test_every_gpu_is_used(

@@ -313,7 +313,7 @@ def test_unknown_key_of_a_list_item(write: Write) -> None:
 
 def test_missing_keys(write: Write) -> None:
     model, output = problems(write("run.yaml", "\nlog:\n  every: 1\ntrain:\n  epochs: 1\ndata: {train: a}\n"))
-    assert model.startswith("run.yaml:1: model.path: is required: a non-empty string. Local directory")
+    assert model.startswith("run.yaml:1: model.path: is required: a non-empty string. Directory of the")
     assert output.startswith("run.yaml:4: train.output_dir: is required: a non-empty string. Directory")
 
 

@@ -112,7 +112,7 @@ class FakeHub:
             yield pyarrow.Table.from_pylist(self.rows[start : start + batch_size])
 
 
-def install(monkeypatch: pytest.MonkeyPatch, hub: FakeHub | None) -> None:
+def install(monkeypatch: pytest.MonkeyPatch, hub: FakeHub) -> None:
     monkeypatch.setitem(sys.modules, "datasets", hub)  # type: ignore[arg-type]
 
 
@@ -178,14 +178,6 @@ def test_what_the_hub_cannot_give(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, None)
-    with pytest.raises(
-        DataError, match=r'hub:a/b: needs the package datasets: pip install "erniekit\[hub\]"'
-    ):
-        hub_file("hub:a/b", tmp_path)
-
-
 def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakeHub([{"text": "x"}]))
     (tmp_path / "cache").write_text("a file")
@@ -203,16 +195,15 @@ def test_a_half_written_file_is_not_left(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_real_package_says_that_it_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = pytest.importorskip("datasets.config", reason="needs the extra hub")
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="hub:nobody/nothing: the hub cannot be reached"):
         hub_file("hub:nobody/nothing", tmp_path)
 
 
 def test_the_real_package_hands_over_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+    import datasets
+
     png = encoded(noise(8, 8))
     features = datasets.Features({"query": datasets.Value("string"), "image": datasets.Image()})
     rows = {"query": ["<image>q"], "image": [{"bytes": png, "path": None}]}

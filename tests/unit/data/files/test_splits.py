@@ -164,7 +164,8 @@ def read(path: Path, after: Cursor | None = None) -> list[Record]:
 
 def test_a_dataset_that_was_saved_to_disk(tmp_path: Path) -> None:
     """By the real package: a directory a split, Arrow streams, and what `map` has left beside them."""
-    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+    import datasets
+
     made = datasets.DatasetDict(
         train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:7])
     )

@@ -1,0 +1,182 @@
+"""A small stand-in for the server of the Hugging Face hub: the requests that huggingface_hub makes for a download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Repository:
+    """Commits by revision, and the files of each commit. gated: files can be listed, not downloaded."""
+
+    revisions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    gated: bool = False
+
+    def commit(self, files: dict[str, bytes], revision: str = "main") -> str:
+        """Add a commit at a revision; returns its hash."""
+        name = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        self.revisions[revision] = self.revisions[name] = name
+        self.files[name] = files
+        return name
+
+
+class Hub:
+    """The repositories, and every download that was served: (path, first byte).
+
+    broken: paths of files whose download fails with an error of the server. cut: bytes after which the connection is
+    closed, once, by path.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[str] = []
+        self.downloads: list[tuple[str, int]] = []
+        self.broken: set[str] = set()
+        self.cut: dict[str, int] = {}
+        self.hold: threading.Event | None = None
+
+    def add(self, name: str, files: dict[str, bytes]) -> Repository:
+        """A repository with one commit on main."""
+        repository = self.repositories[name] = Repository()
+        repository.commit(files)
+        return repository
+
+    def downloaded(self) -> list[str]:
+        """The paths of the files that were downloaded, and forget them."""
+        paths = sorted(path for path, _ in self.downloads)
+        self.downloads.clear()
+        return paths
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    """The files of a directory as those of a commit."""
+    return {file.name: file.read_bytes() for file in sorted(directory.iterdir()) if file.is_file()}
+
+
+@contextmanager
+def serving(hub: Hub, cache: Path) -> Iterator[None]:
+    """Inside, huggingface_hub asks this hub, and its cache is `cache`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        # huggingface_hub reads HF_ENDPOINT and HF_HOME when it is imported.
+        address = f"http://127.0.0.1:{server.server_port}"
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        # Between attempts.
+        patch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            """Logs nothing."""
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            hub.requests.append(path)
+            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/([^/]+))?", path):
+                self._answer_api(match[1], match[2], match[3] or "main")
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                self._answer_file(match[1], match[2], match[3])
+            else:
+                self._fail(404, "EntryNotFound")
+
+        def _answer_api(self, name: str, kind: str | None, revision: str) -> None:
+            found = self._files(name, revision)
+            if found is None:
+                return
+            commit, files = found
+            if kind == "tree":
+                entries = [
+                    {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
+                    for path, content in files.items()
+                ]
+                self._send(200, json.dumps(entries).encode())
+            else:
+                info = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
+                self._send(200, json.dumps(info).encode())
+
+        def _answer_file(self, name: str, revision: str, path: str) -> None:
+            found = self._files(name, revision)
+            if found is None:
+                return
+            commit, files = found
+            if hub.repositories[name].gated:
+                self._fail(403, "GatedRepo")
+                return
+            if path not in files:
+                self._fail(404, "EntryNotFound", commit)
+                return
+            content, start = files[path], 0
+            if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+                start = int(match[1])
+            if self.command == "GET":
+                if path in hub.broken:
+                    self._fail(500, "")
+                    return
+                if hub.hold is not None:
+                    hub.hold.wait(20)
+                hub.downloads.append((path, start))
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(content)}"', "Accept-Ranges": "bytes"}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            cut = hub.cut.pop(path, None) if self.command == "GET" else None
+            self._send(206 if start else 200, content[start:], headers, cut)
+
+        def _files(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+            repository = hub.repositories.get(name)
+            if repository is None:
+                self._fail(404, "RepoNotFound")
+                return None
+            commit = repository.revisions.get(revision)
+            if commit is None:
+                self._fail(404, "RevisionNotFound")
+                return None
+            return commit, repository.files[commit]
+
+        def _fail(self, status: int, code: str, commit: str = "") -> None:
+            self._send(status, b"{}", {"X-Error-Code": code, "X-Repo-Commit": commit})
+
+        def _send(
+            self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None
+        ) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[:cut])
+            if cut is not None:
+                self.close_connection = True
+
+    return Handler
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
