@@ -51,6 +51,9 @@ COMMANDS = {
         "erniekit.cli.serve", "serve", "Serve a model through an OpenAI-compatible API, to try it out."
     ),
     "export": Command("erniekit.cli.export", "export", "Write a trained model for inference engines."),
+    "doctor": Command(
+        "erniekit.cli.doctor", "doctor", "Check this machine: installation, kernels, processes."
+    ),
     "verify": Command(
         "erniekit.cli.verify", "verify", "Verify that a model directory loads and computes correctly."
     ),

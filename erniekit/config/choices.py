@@ -76,4 +76,5 @@ BEST_METRICS = (EVAL_LOSS, *PAIR_METRICS, *ANSWER_METRICS)
 
 # Export.
 CheckpointLayout = Literal["hub", "transformers"]
+DoctorSection = Literal["system", "kernels", "attention", "step", "processes", "timings"]
 ChatTemplateSource = Literal["auto", "base", "trained"]

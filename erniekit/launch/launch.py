@@ -169,7 +169,7 @@ def run_processes(
     logs: directory of the files rank-N.log. resume_command: see `Supervisor`. Raises ConfigError if the directory
     cannot be created.
     """
-    master = plan.nodes.master or (LOCALHOST, _free_port())
+    master = plan.nodes.master or (LOCALHOST, free_port())
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -179,7 +179,7 @@ def run_processes(
         ProcessSpec(
             worker.rank,
             command,
-            _environment(worker, plan.devices.gpus[worker.local_rank]),
+            process_environment(worker, plan.devices.gpus[worker.local_rank]),
             logs / f"rank-{worker.rank}.log",
         )
         for worker in plan.workers(master)
@@ -205,7 +205,8 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["erniekit", *arguments])
 
 
-def _environment(worker: Worker, gpu: int | None) -> dict[str, str]:
+def process_environment(worker: Worker, gpu: int | None) -> dict[str, str]:
+    """The environment of a process that is a worker; gpu: its device, None for the CPU."""
     # Paddle prefers these to PADDLE_MASTER.
     inherited = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT")}
     # gloo listens at the address of the host name, which may not resolve; on one machine the loopback is enough.
@@ -228,7 +229,8 @@ def _python_flags() -> list[str]:
     return [] if "" in sys.path or os.getcwd() in sys.path else ["-P"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that no process listens on."""
     with socket.socket() as probe:
         probe.bind((LOCALHOST, 0))
         port: int = probe.getsockname()[1]

@@ -25,6 +25,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/checkpoints.md",
     "docs/configuration.md",
+    "docs/doctor.md",
     "docs/glossary.md",
     "docs/migration.md",
 ]
@@ -35,6 +36,7 @@ COMMANDS = [
     "verify",
     "init",
     "download",
+    "doctor",
     "data check",
     "data preview",
     "data convert",

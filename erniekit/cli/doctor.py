@@ -1,0 +1,76 @@
+"""`erniekit doctor`: checks this machine."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erniekit.cli.options import Device
+from erniekit.config import choices
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
+
+
+def doctor(
+    device: Device = "auto",
+    only: Annotated[
+        choices.DoctorSection | None,
+        typer.Option("--only", help="Only the checks of this section. Default: all.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Also write all results, tracebacks and the settings in the environment to this file, without "
+            "secrets, for a bug report.",
+        ),
+    ] = None,
+) -> None:
+    """Check this machine: what is installed, kernels, a training step, processes.
+
+    Every form of every kernel is compared with a formula in float64; a step of a small model with plain kernels in
+    float32; two processes with one. On a GPU also flash attention at real shapes, bfloat16, NCCL (with two GPUs) and
+    times. Exits with status 1 if a check fails. Takes a minute or two.
+
+    Examples:
+
+    \b
+      erniekit doctor
+      erniekit doctor --only kernels
+      erniekit doctor --report doctor.txt
+    """
+    import tempfile
+
+    from erniekit.doctor.check import run_check
+    from erniekit.doctor.doctor import all_checks
+    from erniekit.doctor.report import result_line, summary_line, write_report
+    from erniekit.launch.launch import visible_gpus
+    from erniekit.runtime import configure
+
+    chosen = configure(device, None, seed=0)
+    live, results = sys.stdout.isatty(), []
+    with tempfile.TemporaryDirectory(prefix="erniekit-doctor-") as work:
+        for section, checks in all_checks(chosen, visible_gpus(), Path(work)).items():
+            if only not in (None, section):
+                continue
+            typer.echo(section)
+            for check in checks:
+                if live:
+                    typer.echo(f"  {check.name} ...", nl=False)
+                result = run_check(check)
+                if live:
+                    typer.echo("\r\033[K", nl=False)
+                line = result_line(check, result)
+                typer.echo(
+                    line.replace(result.status, typer.style(result.status, _COLOURS[result.status]), 1)
+                )
+                results.append((check, result))
+    typer.echo(summary_line([result for _, result in results]))
+    if report is not None:
+        write_report(report, results, os.environ)
+        typer.echo(f"report written to {report}")
+    if any(result.status == "failed" for _, result in results):
+        raise typer.Exit(1)
