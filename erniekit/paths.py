@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from erniekit.display.text import clipped
 from erniekit.errors import ConfigError
 
 HUB = "hub:"
@@ -31,6 +32,8 @@ def expand_path(text: str) -> str:
     `hub:owner/name` is returned unchanged. Raises ConfigError for an unset or empty variable, an invalid name of a
     variable in `${...}`, and an unknown user.
     """
+    if "\0" in text:
+        raise ConfigError(f"{clipped(text)}: a path has no null characters")
     if text.startswith(HUB):
         return text
     path = os.path.expanduser(_MARK.sub(_value, text))

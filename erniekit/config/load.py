@@ -34,6 +34,8 @@ from erniekit.errors import ConfigError
 from erniekit.paths import expand_path
 
 _SECTIONS = hints.SECTIONS
+_MAX_CHAIN = 30
+_MAX_PROBLEMS = 100
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -45,7 +47,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     per problem.
     """
     origin = str(path)
-    settings = _read_file(origin, chain=())
+    settings = _read_file(origin, (), {})
     for text in overrides:
         override = parse_override(text)
         if "extends" in override.values:
@@ -64,8 +66,23 @@ def dump_config(config: Config, *, defaults: bool = True) -> str:
     return dump_yaml(config.model_dump(context=AS_WRITTEN, exclude_defaults=not defaults))
 
 
-def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:
-    """A file applied to the files that it extends. `chain`: the files that extend this one, outermost first."""
+def _read_file(origin: str, chain: tuple[str, ...], read: dict[str, LocatedValues]) -> LocatedValues:
+    """A file applied to the files that it extends.
+
+    chain: the files that extend this one, outermost first. read: what was read before, by real path, since several
+    files may extend one.
+    """
+    place = os.path.realpath(origin)
+    if place not in read:
+        read[place] = _read_new_file(origin, chain, read)
+    return copy.deepcopy(read[place])
+
+
+def _read_new_file(origin: str, chain: tuple[str, ...], read: dict[str, LocatedValues]) -> LocatedValues:
+    if len(chain) >= _MAX_CHAIN:
+        raise ConfigError(
+            f"{origin}: is extended by {len(chain)} files, one after the other, which is too many"
+        )
     own = parse_yaml(read_text(origin), origin)
     _check_trainer(own.values, origin)
     for name in _SECTIONS:
@@ -86,7 +103,7 @@ def _read_file(origin: str, chain: tuple[str, ...]) -> LocatedValues:
         if not os.path.isfile(base):
             own.problems.append(Problem(location or Location(origin, 1), "extends", f"no such file: {base}"))
             continue
-        settings.merge(_read_file(base, base_chain))
+        settings.merge(_read_file(base, base_chain, read))
     settings.merge(own)
     return settings
 
@@ -125,11 +142,11 @@ def _validated(settings: LocatedValues, origin: str) -> Config:
     for name in _SECTIONS:
         settings.values.setdefault(name, {})
     top = Location(origin, 1)
-    problems = list(settings.problems)
+    problems = list(settings.problems[:_MAX_PROBLEMS])
     try:
         config = Config.model_validate(settings.values)
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        details = error.errors(include_url=False)[:_MAX_PROBLEMS]
         problems += (_problem(detail, settings, top) for detail in details if detail["type"] != CONFLICT)
         for conflict in _conflicts(details) or _conflicts_beside(settings.values, details):
             location = settings.location_of(tuple(conflict.keys[0].split("."))) or top

@@ -13,13 +13,20 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from erniekit.display.text import clipped
 from erniekit.errors import ConfigError
+from erniekit.local_files import open_regular
 
 COMMAND_LINE = "command line"
 
 KeyPath = tuple[str | int, ...]
 _Entry = tuple[yaml.Node, yaml.Node]
 _MERGE = "<<"
+_MAX_BYTES = 256 << 10  # PyYAML takes seconds for as much
+# Aliases repeat what they name: a few lines may say more values than memory holds.
+_MAX_VALUES = 50_000
+_MAX_KEY, _MAX_MESSAGE = 200, 1000  # characters shown
+_MAX_DEPTH = 50
 
 
 class Location(NamedTuple):
@@ -40,9 +47,9 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.location}: {self.key}: {self.message}" if self.key else f"{self.location}: {self.message}"
-        )
+        message = clipped(self.message, _MAX_MESSAGE)
+        key = f"{clipped(self.key, _MAX_KEY)}: " if self.key else ""
+        return f"{self.location}: {key}{message}"
 
 
 @dataclass
@@ -59,7 +66,7 @@ class LocatedValues:
 
     def merge(self, over: "LocatedValues") -> None:
         """Apply `over`: mappings are merged key by key, everything else is replaced."""
-        self.problems += over.problems
+        self.problems = list(dict.fromkeys([*self.problems, *over.problems]))
         self._merge_mapping(self.values, over.values, over, ())
 
     def _merge_mapping(
@@ -71,10 +78,11 @@ class LocatedValues:
                 self.locations[here] = over.locations[here]
                 self._merge_mapping(values[key], value, over, here)
                 continue
-            self.locations = {p: location for p, location in self.locations.items() if p[: len(here)] != here}
-            self.locations |= {
-                p: location for p, location in over.locations.items() if p[: len(here)] == here
-            }
+            for replaced in _paths(values.get(key), here):
+                self.locations.pop(replaced, None)
+            for added in _paths(value, here):
+                if added in over.locations:
+                    self.locations[added] = over.locations[added]
             values[key] = value
 
     def location_of(self, path: KeyPath) -> Location | None:
@@ -84,6 +92,14 @@ class LocatedValues:
                 return self.locations[path]
             path = path[:-1]
         return None
+
+
+def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The path of a value, and of all that is in it."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield from _paths(each, (*path, key))
 
 
 def dotted(path: KeyPath) -> str:
@@ -96,6 +112,17 @@ def dotted(path: KeyPath) -> str:
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's name and type)
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self._depth >= _MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(None, None, f"nested more than {_MAX_DEPTH} levels", mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -144,9 +171,11 @@ def inline_yaml(value: Any) -> str:
 
 
 def read_text(origin: str) -> str:
-    """The text of a file. Raises ConfigError if it is not there, or not UTF-8 text."""
+    """The text of a file. Raises ConfigError if it is not there, too long, or not UTF-8 text."""
     try:
-        return Path(origin).read_text(encoding="utf-8-sig")
+        with open_regular(Path(origin)) as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{origin}: no such file") from None
     except IsADirectoryError:
@@ -155,6 +184,9 @@ def read_text(origin: str) -> str:
         raise ConfigError(f"{origin}: is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{origin}: cannot be read: {error.strerror}") from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{origin}: has more than {_MAX_BYTES:,} bytes, which no configuration has")
+    return text
 
 
 def parse_yaml(text: str, origin: str) -> LocatedValues:
@@ -177,13 +209,13 @@ def parse_override(text: str) -> LocatedValues:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        message = f"{text!r} is not KEY=VALUE, such as optimizer.learning_rate=1e-4"
+        message = f"{clipped(text)!r} is not KEY=VALUE, such as optimizer.learning_rate=1e-4"
         return LocatedValues(problems=[Problem(location, "", message)])
     try:
         node = _compose(value, COMMAND_LINE)
     except ConfigError as error:
         _, quotes, hint = str(error).partition("; inside")
-        message = f"its value is not valid YAML: {value}{quotes}{hint}"
+        message = f"its value is not valid YAML: {clipped(value, 200)}{quotes}{hint}"
         return LocatedValues(problems=[Problem(location, key, message)])
     reader = _Reader(COMMAND_LINE)
     inner: Any = None if node is None else reader.value(node, path)
@@ -202,13 +234,23 @@ def _compose(text: str, origin: str) -> yaml.Node | None:
         location = Location(origin, None if mark is None else mark.line + 1)
         written = "" if mark is None else "".join(text.splitlines()[mark.line : mark.line + 1])
         hint = '; inside { } or [ ], quote text with ${...}: "${HOME}/x"' if "${" in written else ""
-        raise ConfigError(f"{location}: not valid YAML: {error.problem or error.context}{hint}") from None
+        raise ConfigError(
+            f"{location}: not valid YAML: {clipped(str(error.problem or error.context), 300)}{hint}"
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise ConfigError(
             f"{Location(origin, line)}: not valid YAML: character {error.character!r} is not allowed"
         ) from None
     return node
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(node: yaml.Node) -> str:
@@ -222,6 +264,7 @@ class _Reader:
         self.origin = origin
         self.settings = LocatedValues()
         self._open: list[yaml.Node] = []
+        self._count = 0
         # By node: the top-level keys that contain it, "" for the top level.
         self._users: dict[int, set[str]] = {}
 
@@ -245,6 +288,11 @@ class _Reader:
         if any(node is outer for outer in self._open):
             self._problem(node, path, "contains itself")
             return False
+        self._count += 1 + (0 if isinstance(node, yaml.ScalarNode) else len(node.value))
+        if self._count > _MAX_VALUES:
+            raise ConfigError(
+                f"{self._location(node)}: the file has more than {_MAX_VALUES:,} values with its aliases"
+            )
         self._open.append(node)
         self._users.setdefault(id(node), set()).add(str(path[0]) if path else "")
         return True
@@ -264,6 +312,9 @@ class _Reader:
                 self._problem(key_node, path, f"a key must be a string, not {_kind(key_node)}")
                 continue
             key = key_node.value
+            if not _is_text(key):
+                self._problem(key_node, path, "a key has half a surrogate pair, which is no text")
+                continue
             if key in first_line:
                 self._problem(key_node, (*path, key), f"is set twice, first on line {first_line[key]}")
                 continue
@@ -293,6 +344,9 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
+        if not _is_text(text):
+            self._problem(node, path, "has half a surrogate pair, which is no text")
+            return None
         try:
             if kind == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))

@@ -49,7 +49,7 @@ def _check_message(message: str, target: Target, number: int) -> None:
         message.encode()
     except UnicodeEncodeError:
         raise FuzzError(f"{target.__name__} {number}: the message cannot be printed") from None
-    if not message or len(message) > 4000:
+    if not message or max(map(len, message.split("\n"))) > 2000:
         raise FuzzError(f"{target.__name__} {number}: a message of {len(message):,} characters")
 
 

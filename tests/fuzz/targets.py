@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.fuzz.driver import Target
+from tests.fuzz.files import configuration, data_file
 from tests.fuzz.requests import http_body
 from tests.fuzz.weights import safetensors_header, safetensors_index
 
-TARGETS: tuple[Target, ...] = (safetensors_header, safetensors_index, http_body)
+TARGETS: tuple[Target, ...] = (safetensors_header, safetensors_index, http_body, data_file, configuration)

@@ -17,7 +17,8 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,7 @@ from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop
 from erniekit.data.media.images import source_name
 from erniekit.data.media.item import Media, MediaSpec, measure
 from erniekit.data.media.patches import ImageSpec
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
 from erniekit.vl_checkpoint import MediaTokens
 
@@ -223,11 +225,11 @@ class Encoder:
         for string, trained in text_runs(spans):
             text = "".join([self._text_of(span, sample_id) for span in string])
             if trained:
-                chunk, target = self._answer(text, string)
+                chunk, target = self._answer(text, string, sample_id)
                 if not plain:
                     target[-1] = self._terminator_label
             else:
-                chunk, placed = self._place(self._ids(text), string, length, sample_id)
+                chunk, placed = self._place(self._ids(text, sample_id), string, length, sample_id)
                 media += placed
                 target = np.full(len(chunk), IGNORE, np.int32)
             ids.append(chunk)
@@ -239,18 +241,19 @@ class Encoder:
         self.limits.check_ids(input_ids, sample_id)
         return Document(input_ids, np.concatenate(targets)[1:], tuple(media), sample_id)
 
-    def _ids(self, text: str) -> Ids:
+    def _ids(self, text: str, sample_id: str) -> Ids:
         # A batch of one, since only batches can do without the offsets, which take a third of the time.
-        return np.asarray(
-            self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32
-        )
+        with _no_panic(sample_id):
+            encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        return np.asarray(encoding.ids, np.int32)
 
-    def _answer(self, text: str, spans: list[Span]) -> tuple[Ids, Ids]:
+    def _answer(self, text: str, spans: list[Span], sample_id: str) -> tuple[Ids, Ids]:
         """(ids, labels not shifted) of an answer of which anything is trained."""
         if all([isinstance(span, TextSpan) and span.trained for span in spans]):
-            ids = self._ids(text)
+            ids = self._ids(text, sample_id)
             return ids, ids.copy()
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with _no_panic(sample_id):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
         return ids, np.where(trained_tokens(spans, encoding.offsets), ids, np.int32(IGNORE))
 
@@ -296,6 +299,18 @@ class Encoder:
             found = self._reserved.search(json.dumps(conversation.tools, ensure_ascii=False))
             if found:
                 raise _reserved_error(conversation, "the list of tools", found.group())
+
+
+@contextmanager
+def _no_panic(sample_id: str) -> Iterator[None]:
+    """A panic of the tokenizer, which is written in Rust, as a SampleError: it is no Exception, and ends a process."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        detail = f"the tokenizer failed, which it does for texts of gigabytes: {clipped(str(error), 200)}"
+        raise SampleError(sample_id, "not tokenized", detail) from None
 
 
 def _reserved_error(conversation: Conversation, where: str, token: str) -> SampleError:

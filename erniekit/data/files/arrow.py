@@ -7,11 +7,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.files.records import Cursor, IsOwn, Passed, Record
+from erniekit.data.files.records import MAX_RECORD_BYTES, Cursor, IsOwn, Passed, Record
 from erniekit.errors import DataError
 
 ARROW = b"ARROW1"  # begins the file format; the stream format has no mark
 _ROWS = 128  # in memory as Python values at a time
+# A file of kilobytes may say that a text or a list is repeated without end.
+_BATCH_BYTES = 1 << 30
+_SMALL_BYTES, _SMALL_VALUES = 64 << 20, 1_000_000
+_MAX_ROW_VALUES = 4_000_000
+_MAX_GROUP_VALUES = 200_000_000  # of a column; row groups have a million rows at most
 
 
 def read_parquet(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Passed]:
@@ -30,9 +35,31 @@ def _parquet_batches(path: Path) -> Iterator[tuple[Any, int]]:
 
     file = pyarrow.parquet.ParquetFile(path)
     size, done = path.stat().st_size, 0
-    for batch in file.iter_batches(batch_size=_ROWS):
-        done += len(batch)
-        yield batch, size * done // file.metadata.num_rows
+    for number in range(file.num_row_groups):
+        # Opens the readers of all columns and reads no row: pyarrow ends the process where damaged metadata of a
+        # column are asked for, and raises an exception here.
+        list(file.reader.iter_batches(0, [number], column_indices=None, use_threads=False))
+        rows = _batch_rows(file.metadata.row_group(number))
+        for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
+            done += len(batch)
+            yield batch, size * done // max(file.metadata.num_rows, done)
+
+
+def _batch_rows(group: Any) -> int:
+    """Rows of a row group to read at a time. Raises ValueError for a group that memory would not hold.
+
+    Each row may repeat all of a column's dictionary, which the size of the column counts once.
+    """
+    columns = [group.column(number) for number in range(group.num_columns)]
+    values = max((column.num_values for column in columns), default=0)
+    if values > min(_MAX_GROUP_VALUES, _MAX_ROW_VALUES * max(group.num_rows, 1)):
+        raise ValueError(f"a row group of {group.num_rows:,} rows has {values:,} values in a column")
+    repeated = sum(
+        column.total_uncompressed_size
+        for column in columns
+        if any("DICTIONARY" in encoding for encoding in column.encodings)
+    )
+    return max(1, min(_ROWS, _BATCH_BYTES // max(repeated, 1)))
 
 
 def _arrow_batches(path: Path) -> Iterator[tuple[Any, int]]:
@@ -41,6 +68,7 @@ def _arrow_batches(path: Path) -> Iterator[tuple[Any, int]]:
 
     with pyarrow.OSFile(str(path)) as file:
         for batch in _stored_batches(file):
+            batch.validate(full=True)  # an offset beyond its buffer would be followed
             for start in range(0, len(batch), _ROWS):
                 yield batch.slice(start, _ROWS), file.tell()
 
@@ -81,11 +109,37 @@ def _records(
 def _own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] | None]:
     """The rows of an Arrow batch, None for those that are not one's own. first: the number of its first row."""
     own = [is_own(number) for number in range(first, first + len(batch))]
-    if all(own):
+    size, values = _size_of(batch.to_struct_array())
+    is_large = size > _SMALL_BYTES or values > _SMALL_VALUES
+    if all(own) and not is_large:
         yield from batch.to_pylist(maps_as_pydicts="strict")
         return
     for place, wanted in enumerate(own):
-        yield batch.slice(place, 1).to_pylist(maps_as_pydicts="strict")[0] if wanted else None
+        row = batch.slice(place, 1)
+        if wanted and is_large:
+            size, values = _size_of(row.to_struct_array())
+            if size > MAX_RECORD_BYTES or values > _MAX_ROW_VALUES:
+                raise ValueError(f"the row has {size:,} bytes and {values:,} values, which is too much")
+        yield row.to_pylist(maps_as_pydicts="strict")[0] if wanted else None
+
+
+def _size_of(array: Any) -> tuple[int, int]:
+    """(bytes, values) of an Arrow array as Python values; an upper bound where rows may share what they hold."""
+    from pyarrow import types
+
+    kind = array.type
+    if types.is_dictionary(kind):
+        return len(array) * array.dictionary.nbytes, len(array)
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return len(array) * array.nbytes, len(array)
+    if types.is_run_end_encoded(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
+        size, values = _size_of(array.values)
+        return len(array) * size, len(array) * (1 + values)
+    if types.is_nested(kind) and not types.is_union(kind):
+        inner = array.flatten()
+        parts = [_size_of(part) for part in (inner if types.is_struct(kind) else [inner])]
+        return sum(size for size, _ in parts), len(array) + sum(values for _, values in parts)
+    return array.nbytes, len(array)
 
 
 def plain(value: Any) -> Any:

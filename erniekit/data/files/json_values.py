@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.files.records import Cursor, Record, Stream
+from erniekit.data.files.records import MAX_RECORD_BYTES, Cursor, Record, Stream, check_values, too_large
 from erniekit.errors import DataError
 
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 _CHUNK = 1 << 20  # bytes
 # An error so close to the end of the window may be one of where it was cut: of a literal, a number, an escape.
 _CUT = 16  # characters
@@ -95,9 +96,13 @@ class _Window:
         return self._text[self.position : self.position + 1]
 
     def skip_space(self) -> None:
+        passed = 0
         while True:
-            while self.position < len(self._text) and self._text[self.position] in _SPACE:
-                self.position += 1
+            end = _SPACE.match(self._text, self.position).end()  # type: ignore[union-attr] # it matches nothing too
+            passed, self.position = passed + end - self.position, end
+            if passed > MAX_RECORD_BYTES:
+                line, _ = self.place(self.position)
+                raise DataError(f"{self._path}:{line}: {passed:,} spaces in a row: the file is damaged")
             if self.position < len(self._text) or not self._more():
                 return
 
@@ -149,7 +154,10 @@ class _Window:
         """Reads on, as much as the window holds, so that a large element is parsed few times. False at the end."""
         if self._ended:
             return False
-        self.place(self.position)
+        line, _ = self.place(self.position)
+        if len(self._text) - self.position > MAX_RECORD_BYTES:
+            raise too_large(f"{self._path}:{line}")
+        check_values(f"{self._path}:{line}", self._text)
         self._text, self.position, self._mark = self._text[self.position :], 0, 0
         data = self._stream.file.read(max(_CHUNK, len(self._text)))
         self._fed += len(data)

@@ -13,15 +13,25 @@ from pathlib import Path
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.files.arrow import ARROW, read_arrow, read_parquet
 from erniekit.data.files.json_values import read_array, read_objects
-from erniekit.data.files.records import BadLine, Cursor, IsOwn, Passed, Record, Stream
+from erniekit.data.files.records import (
+    BadLine,
+    Cursor,
+    IsOwn,
+    Passed,
+    Record,
+    Stream,
+    bounded_lines,
+    check_values,
+)
 from erniekit.data.files.tables import read_table
 from erniekit.data.formats.fields.columns import Columns, renamed
 from erniekit.errors import DataError
-from erniekit.local_files import placeholder_problem
+from erniekit.local_files import open_regular, placeholder_problem
 
 __all__ = ["BadLine", "Cursor", "Passed", "Record", "read_records", "read_share"]
 
 _HEAD = 1 << 16  # bytes that tell what a file is
+_MAX_TEXT_BYTES = 1 << 30
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _START = Cursor()
@@ -52,7 +62,7 @@ def read_share(
         raise DataError(f"{path}: {problem}")
     empty = True
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:
             magic = raw.read(len(_PARQUET))
             raw.seek(0)
             if magic == _PARQUET or path.suffix.lower() == ".parquet":
@@ -106,7 +116,7 @@ def _read_text(
         return read_table(path, stream, _DELIMITERS[suffix], after, columns)
     if first == b"[":
         return read_array(path, stream, after)
-    if first == b"{" and not _is_json(stream.file.readline()):
+    if first == b"{" and not _is_json(path, next(bounded_lines(path, stream), b"")):
         stream.file.seek(start)
         objects = read_objects(path, stream, after)
         if objects is not None:
@@ -114,7 +124,8 @@ def _read_text(
     return _lines(path, stream, after if after.records else Cursor(offset=start), is_own)
 
 
-def _is_json(line: bytes) -> bool:
+def _is_json(path: Path, line: bytes) -> bool:
+    check_values(f"{path}:1", line)
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -133,7 +144,10 @@ def _refuse_other_encodings(path: Path, head: bytes) -> None:
 def _whole(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
     if after.records:
         return
-    data = stream.file.read()
+    data = stream.file.read(_MAX_TEXT_BYTES + 1)
+    if len(data) > _MAX_TEXT_BYTES:
+        limit = f"{_MAX_TEXT_BYTES >> 20} MiB, the limit for one text"
+        raise DataError(f"{path}: has more than {limit}: split it into several files, or use JSON lines")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -146,7 +160,7 @@ def _whole(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
 def _lines(path: Path, stream: Stream, after: Cursor, is_own: IsOwn) -> Iterator[Record | BadLine | Passed]:
     records, offset = after.records, after.offset
     stream.file.seek(offset)
-    for number, line in enumerate(stream.file, after.line + 1):
+    for number, line in enumerate(bounded_lines(path, stream, after.line), after.line + 1):
         offset += len(line)
         if not line.strip():
             continue
@@ -156,6 +170,7 @@ def _lines(path: Path, stream: Stream, after: Cursor, is_own: IsOwn) -> Iterator
         if not is_own(records - 1):
             yield Passed(cursor)
             continue
+        check_values(place, line)
         try:
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from erniekit.data.chat.conversation import SampleError
+from erniekit.errors import DataError
+
+MAX_RECORD_BYTES = 256 << 20
+"""Of a record: a video in base64 is the largest that there is. Damaged and hostile files have no ends of lines."""
+_MAX_VALUES = 4_000_000
+_MANY_BYTES = 16 << 20
+_MAX_EMPTY_LINES = 1_000_000
 
 # Of a record, by its number in the file from 0: whether this process reads it.
 IsOwn = Callable[[int], bool]
@@ -65,3 +73,38 @@ class Stream:
     def bytes_read(self, position: int) -> int:
         """How far into the file on the disk a position in its content is."""
         return position if self.file is self.raw else self.raw.tell()
+
+
+def bounded_lines(path: Path, stream: Stream, number: int = 0) -> Iterator[bytes]:
+    """The lines of a file. number: of lines before.
+
+    Raises DataError for a line without end, and for empty lines without end.
+    """
+    empty = 0
+    while line := stream.file.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if len(line) > MAX_RECORD_BYTES:
+            raise too_large(f"{path}:{number}")
+        empty = empty + 1 if line.isspace() else 0
+        if empty > _MAX_EMPTY_LINES:
+            raise DataError(
+                f"{path}:{number}: {_MAX_EMPTY_LINES:,} empty lines in a row: the file is damaged"
+            )
+        yield line
+
+
+def too_large(place: str) -> DataError:
+    """The error for a record over the limit."""
+    return DataError(f"{place}: the record has more than {MAX_RECORD_BYTES >> 20} MiB, the limit")
+
+
+def check_values(place: str, text: bytes | str) -> None:
+    """Raise DataError for the JSON of a record of so many values that memory would not hold them."""
+    if len(text) <= _MANY_BYTES:
+        return
+    if isinstance(text, bytes):
+        marks = [text.count(mark) for mark in (b",", b"[", b"{")]
+    else:
+        marks = [text.count(mark) for mark in (",", "[", "{")]
+    if sum(marks) > _MAX_VALUES:
+        raise DataError(f"{place}: the record has more than {_MAX_VALUES:,} JSON values, the limit")

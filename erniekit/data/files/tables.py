@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.files.records import BadLine, Cursor, Record, Stream
+from erniekit.data.files.records import MAX_RECORD_BYTES, BadLine, Cursor, Record, Stream, bounded_lines
 from erniekit.data.formats import detect
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.display.text import counted
@@ -32,7 +31,9 @@ def read_table(
     A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
     are parsed as JSON, empty ones are null. Raises DataError where the rows cannot be separated.
     """
-    csv.field_size_limit(sys.maxsize)  # the limit is the module's; a cell may hold an image or a whole chat
+    csv.field_size_limit(
+        MAX_RECORD_BYTES
+    )  # the limit is the module's; a cell may hold an image or a whole chat
     lines = _Lines(path, stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = _next(path, rows)
@@ -69,13 +70,13 @@ class _Lines:
         self.offset = 0
         self._number = 0
         self._path = path
-        self._file = stream.file
+        self._lines = bounded_lines(path, stream)
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._file)
+        line = next(self._lines)
         self.offset += len(line)
         self._number += 1
         try:

@@ -32,6 +32,7 @@ from erniekit.data.load.packing import plan_rows
 from erniekit.data.load.rows import PlannedRow, State, mixture_settings
 from erniekit.data.store.dataset import SourceFiles
 from erniekit.errors import DataError
+from erniekit.local_files import open_regular
 
 _END = 1 << 14  # bytes of a file that tell it from others, at each end
 _BATCH = 64  # records that a worker encodes at a time
@@ -224,7 +225,7 @@ def files_digest(files: Sequence[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 digest.update(json.dumps([path.name, size]).encode())
                 digest.update(file.read(_END))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.errors import DataError
+from erniekit.local_files import open_regular
 
 # A file system's clock ticks in steps (2 s on the coarsest): of a file that was just written, the times do not tell
 # whether it is written again in the same step.
@@ -68,7 +69,7 @@ def _of_directory(parent: Path, files: Sequence[Path], directory: Path) -> dict[
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error

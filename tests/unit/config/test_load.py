@@ -1,5 +1,6 @@
 """Files, `extends` and overrides: merging, and every kind of error with file and line."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,88 @@ def test_replaced_values_lose_their_location(write: Write) -> None:
 )
 def test_invalid_files(write: Write, text: str, message: str) -> None:
     assert problems(write("run.yaml", text)) == [message]
+
+
+def test_aliases_do_not_multiply(write: Write) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    merges = ["b0: &b0 {k: 1}"] + [
+        f"b{n}: &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 9)}]}}" for n in range(1, 9)
+    ]
+    for text in (lines, merges):
+        with pytest.raises(
+            ConfigError, match=r"run\.yaml:\d+: the file has more than 50,000 values with its aliases"
+        ):
+            load_config(write("run.yaml", "\n".join(text)))
+
+
+@pytest.mark.parametrize("depth", [60, 400])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ("{a: ", "}")])
+def test_deep_values(write: Write, depth: int, begin: str, end: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: not valid YAML: nested more than 50 levels"):
+        load_config(write("run.yaml", f"data: {begin * depth}{end * depth}\n"))
+    (found,) = problems(write("run.yaml", MINIMAL), f"data.columns={begin * depth}{end * depth}")
+    assert found.startswith("command line: data.columns: its value is not valid YAML: ") and len(found) < 400
+
+
+def test_files_that_extend_each_other_in_many_ways(write: Write) -> None:
+    """Each is read once: 2 ** 20 paths lead to the first."""
+    write("a0.yaml", MINIMAL + "log: {every: 7, evry: 1}\n")
+    write("b0.yaml", "train: {max_steps: 5}\n")
+    for n in range(1, 21):
+        for name in "ab":
+            write(f"{name}{n}.yaml", f"extends: [a{n - 1}.yaml, b{n - 1}.yaml]\n")
+    assert problems(write("run.yaml", "extends: [a20.yaml, b20.yaml]\n")) == [
+        "a0.yaml:4: log.evry: unknown key; did you mean `log.every`?"
+    ]
+    write("a0.yaml", MINIMAL + "log: {every: 7}\n")
+    config = load_config(Path("run.yaml"))
+    assert (config.log.every, config.train.max_steps) == (7, 5)
+
+
+def test_a_file_extended_twice_wins_again(write: Write) -> None:
+    write("top.yaml", MINIMAL + "log: {every: 1}\n")
+    write("a.yaml", "extends: top.yaml\nlog: {every: 2}\n")
+    write("b.yaml", "extends: top.yaml\n")
+    assert load_config(write("run.yaml", "extends: [a.yaml, b.yaml]\n")).log.every == 1
+
+
+def test_a_long_chain(write: Write) -> None:
+    for n in range(40):
+        write(f"a{n}.yaml", f"extends: a{n + 1}.yaml\n")
+    write("a40.yaml", MINIMAL)
+    with pytest.raises(ConfigError, match=r"a30\.yaml: is extended by 30 files"):
+        load_config(Path("a0.yaml"))
+
+
+@pytest.mark.parametrize("name", ['"\\0"', '"a\\0b"'])
+def test_null_characters_in_paths(write: Write, name: str) -> None:
+    (found,) = problems(write("run.yaml", MINIMAL + f"extends: {name}\n"))
+    assert found.startswith("run.yaml:4: extends: ") and found.endswith(": a path has no null characters")
+    (found,) = problems(write("run.yaml", MINIMAL.replace("path: m", f"path: {name}")))
+    assert found.startswith("run.yaml:1: model.path: ") and found.endswith(": a path has no null characters")
+
+
+def test_text_that_cannot_be_printed(write: Write) -> None:
+    assert problems(write("run.yaml", MINIMAL + 'log: {"\\ud800": 1, every: "\\udfff"}\n')) == [
+        "run.yaml:4: log: a key has half a surrogate pair, which is no text",
+        "run.yaml:4: log.every: has half a surrogate pair, which is no text",
+        "run.yaml:4: log.every: must be a whole number above 0, got null",
+    ]
+
+
+def test_files_without_end(write: Write, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match=r"pipe\.yaml: cannot be read: it is a pipe or a device"):
+        load_config(Path("pipe.yaml"))
+    with pytest.raises(ConfigError, match=r"has more than 262,144 bytes"):
+        load_config(write("big.yaml", "#" * (256 << 10) + "\n"))
+
+
+def test_only_the_first_problems_are_listed(write: Write) -> None:
+    text = MINIMAL + "".join(f"k{n}: 1\n" for n in range(1000))
+    with pytest.raises(ConfigError, match="100 problems"):
+        load_config(write("run.yaml", text))
 
 
 def test_unreadable_files(write: Write, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from erniekit.data.chat.conversation import (
     ToolCallPart,
     VideoPart,
 )
+from erniekit.data.encode import encoder
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.errors import CheckpointError, DataError
@@ -438,3 +439,15 @@ def test_identity_is_equal_as_long_as_encoding_is(vl_checkpoint: Path, tmp_path:
 def test_an_unknown_template_is_an_error(text_checkpoint: Path) -> None:
     with pytest.raises(DataError, match=r"unknown data\.template 'llama'"):
         make_encoder(text_checkpoint, DataConfig.without_sources(template="llama"))
+
+
+def test_a_panic_of_the_tokenizer_is_an_error_of_the_sample() -> None:
+    class PanicException(BaseException):
+        """As Rust's, which tokenizers raises for texts of gigabytes."""
+
+    message = r"f:1: the tokenizer failed, .*: capacity overflow"
+    with pytest.raises(SampleError, match=message) as caught, encoder._no_panic("f:1"):
+        raise PanicException("capacity overflow")
+    assert caught.value.reason == "not tokenized"
+    with pytest.raises(KeyboardInterrupt), encoder._no_panic("f:1"):
+        raise KeyboardInterrupt

@@ -1,0 +1,149 @@
+"""Data files that would take all memory or time, or never end: bombs, endless lines, pipes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from erniekit.data.files import arrow, json_values, reader, records
+from erniekit.data.files.reader import read_records
+from erniekit.data.load.stream import files_digest
+from erniekit.data.store.digests import content_digests
+from erniekit.errors import DataError
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of kilobytes."""
+    for module in (records, json_values):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1 << 21)
+    monkeypatch.setattr(records, "_MANY_BYTES", 1000)
+    monkeypatch.setattr(records, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(records, "_MAX_EMPTY_LINES", 1000)
+    monkeypatch.setattr(reader, "_MAX_TEXT_BYTES", 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "' + b"x" * (1 << 22), "1: the record has more than 2 MiB"),
+        ("a.jsonl", b'{"text": "a"}\n' + b"x" * (1 << 22), "2: the record has more than 2 MiB"),
+        ("a.jsonl", b'{"text": "a"}\n' + b" \n" * 2000, "1002: 1,000 empty lines in a row"),
+        ("a.csv", b"text,a\n" + b"x" * (1 << 22), "2: the record has more than 2 MiB"),
+        ("a.csv", b"text,a\n" + b"\r\n" * 2000, "1002: 1,000 empty lines in a row"),
+        (
+            "a.jsonl",
+            b'{"text": [' + b"[]," * 2000 + b"[]]}\n",
+            "1: the record has more than 1,000 JSON values",
+        ),
+        ("a.json", b'[{"text": "' + b"x" * (1 << 23), "1: the record has more than 2 MiB"),
+        ("a.json", b'[{"text": [' + b"[]," * (1 << 19), "1: the record has more than 1,000 JSON values"),
+        ("a.json", b"[\n" + b" \n" * (1 << 21), r"\d+: [\d,]+ spaces in a row"),
+        ("a.txt", b"x" * 2000, "has more than 0 MiB, the limit for one text"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_records_without_end(
+    tmp_path: Path, small: None, name: str, content: bytes, message: str, packed: bool
+) -> None:
+    path = tmp_path / (name + ".gz" if packed else name)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match=message):
+        list(read_records(path))
+
+
+def test_a_text_with_many_commas_is_no_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "a, " * 100_000}) + "\n")
+    assert len(list(read_records(path))) == 1
+
+
+def test_a_list_that_is_repeated_in_a_parquet_file(tmp_path: Path) -> None:
+    """A kilobyte that says five million numbers."""
+    path, number = tmp_path / "a.parquet", 5_000_000
+    values = pa.ListArray.from_arrays(pa.array([0, number], pa.int32()), pa.array(np.zeros(number, np.int8)))
+    pyarrow.parquet.write_table(pa.table({"text": ["x"], "a": values}), path)
+    assert path.stat().st_size < 2000
+    with pytest.raises(DataError, match=r"row 1: .*a row group of 1 rows has 5,000,000 values in a column"):
+        list(read_records(path))
+
+
+def test_a_text_that_is_repeated_in_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, text = tmp_path / "a.parquet", "x" * 100_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([text]))
+    pyarrow.parquet.write_table(pa.table({"text": texts}), path)
+    assert [record.value["text"] for record in read_records(path)] == [text] * 300  # type: ignore[union-attr]
+    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(0)
+    for limit, rows in ((1 << 30, 128), (1_001_000, 10), (10, 1)):
+        monkeypatch.setattr(arrow, "_BATCH_BYTES", limit)
+        assert arrow._batch_rows(group) == rows
+    monkeypatch.setattr(arrow, "_SMALL_BYTES", 1000)
+    assert len(list(read_records(path))) == 300
+    monkeypatch.setattr(arrow, "MAX_RECORD_BYTES", 99_999)
+    with pytest.raises(DataError, match=r"row 1: .*the row has 100,00\d bytes"):
+        list(read_records(path))
+
+
+def test_damaged_metadata_of_a_parquet_file_do_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": ["a" * 9, "b"]}), path)
+    content = path.read_bytes()
+    for place in range(len(content) - 200, len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.unlink()
+            path.write_bytes(damaged)
+            with suppress(DataError):
+                list(read_records(path))
+
+
+@pytest.mark.parametrize(
+    ("column", "size", "values"),
+    [
+        (pa.array(["ab", "c"]), 3 + 8, 2),
+        (pa.array([[1, 2], [3]], pa.list_(pa.int64())), 24, 5),
+        (pa.array([{"a": 1}, {"a": 2}], pa.struct({"a": pa.int64()})), 16, 4),
+        (pa.array(["abc", "abc"]).dictionary_encode(), 2 * (3 + 4), 2),
+        (pa.array(["a" * 50] * 2, pa.string_view()), None, 2),
+        (pa.RunEndEncodedArray.from_arrays(pa.array([100], pa.int32()), pa.array([7])), 800, 200),
+    ],
+)
+def test_the_size_of_rows(column: pa.Array, size: int | None, values: int) -> None:
+    found = arrow._size_of(column)
+    assert found[1] == values and found[0] >= (size or 100)
+
+
+def test_an_arrow_file_with_offsets_beyond_its_buffers(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    table = pa.table({"text": ["ab", "cd"]})
+    with pa.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    content = path.read_bytes()
+    offsets = np.array([0, 2, 4], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, np.array([0, 2, 1 << 30], np.int32).tobytes()))
+    with pytest.raises(DataError, match="the Arrow file cannot be read"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.txt", "a.json.gz"])
+def test_pipes_are_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    for read in (
+        lambda: list(read_records(path)),
+        lambda: files_digest([path]),
+        lambda: content_digests([path], tmp_path / "digests"),
+    ):
+        with pytest.raises(DataError, match="cannot read the data file: it is a pipe or a device"):
+            read()
