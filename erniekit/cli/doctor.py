@@ -3,12 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from erniekit.cli.options import Device
 from erniekit.config import choices
+from erniekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from erniekit.doctor.check import Check
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
 
@@ -44,20 +48,20 @@ def doctor(
     """
     import tempfile
 
+    _import_paddle()
     from erniekit.doctor.check import run_check
     from erniekit.doctor.doctor import all_checks
     from erniekit.doctor.report import result_line, summary_line, write_report
     from erniekit.launch.launch import visible_gpus
-    from erniekit.runtime import configure
 
-    chosen = configure(device, None, seed=0)
+    chosen, problems = _configure(device)
     live, results = sys.stdout.isatty(), []
     with tempfile.TemporaryDirectory(prefix="erniekit-doctor-") as work:
         for section, checks in all_checks(chosen, visible_gpus(), Path(work)).items():
             if only not in (None, section):
                 continue
             typer.echo(section)
-            for check in checks:
+            for check in [*(problems if section == "system" else []), *checks]:
                 if live:
                     typer.echo(f"  {check.name} ...", nl=False)
                 result = run_check(check)
@@ -74,3 +78,26 @@ def doctor(
         typer.echo(f"report written to {report}")
     if any(result.status == "failed" for _, result in results):
         raise typer.Exit(1)
+
+
+def _import_paddle() -> None:
+    """Raise ConfigError where Paddle cannot be imported, for example without the libraries of CUDA."""
+    try:
+        import paddle  # noqa: F401
+    except (ImportError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"Paddle cannot be imported: {first}. Install it as the README says") from error
+
+
+def _configure(device: str) -> "tuple[str, list[Check]]":
+    """ "cpu" or "gpu", and a failed check where the kernels of this device cannot start: then Paddle's are used."""
+    from erniekit.doctor.check import Check, failed
+    from erniekit.runtime import configure
+
+    try:
+        return configure(device, None, seed=0), []
+    except ConfigError as error:
+        reason = str(error)
+    # Raises again where the device is the reason.
+    chosen = configure(device, None, seed=0, kernels="paddle")
+    return chosen, [Check("system", "kernels", lambda: failed(reason))]

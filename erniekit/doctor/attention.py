@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 import paddle
 
+from erniekit.doctor.cases import Case
 from erniekit.doctor.check import Check, Result, failed, ok
-from erniekit.doctor.kernels import TOLERANCE, Case, relative_error
+from erniekit.doctor.kernels import TOLERANCE, relative_error
 from erniekit.kernels.choice import FUSED_ATTENTION, use_forms
 from erniekit.models.attention import Attend, DocumentAttention
 from erniekit.models.branches import BranchAttention

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 
+from erniekit.doctor.cases import REAL, Sizes, attention_case, expert_mlp_case
 from erniekit.doctor.check import Check, Result, ok
-from erniekit.doctor.kernels import REAL, Sizes, attention_case, expert_mlp_case
 from erniekit.kernels.choice import form_of
 from erniekit.train.flops import device_peak_flops
 

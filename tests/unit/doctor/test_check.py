@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,31 @@ def test_the_command_shows_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "1 ok, 0 with a warning, 0 failed, 0 not checked",
     )
     assert command._COLOURS.keys() == {"ok", "warning", "failed", "skipped"}
+
+
+@pytest.mark.usefixtures("few_checks")
+def test_kernels_that_cannot_start_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def configure(device: str, threads: None, seed: int, *, kernels: str = "auto") -> str:
+        if kernels == "auto":
+            raise ConfigError("Triton is not installed")
+        return "gpu"
+
+    monkeypatch.setattr("erniekit.runtime.configure", configure)
+    done = erniekit("doctor", "--only", "system")
+    assert done.returncode == 1
+    assert done.stdout.startswith(
+        "system\n  failed   kernels: Triton is not installed\n  ok       disk: fast\n"
+    )
+
+
+def test_a_device_or_a_paddle_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paddle.is_compiled_with_cuda", lambda: False)
+    done = erniekit("doctor", "--device", "gpu")
+    assert (done.returncode, done.stderr.partition(";")[0]) == (
+        1,
+        "error: parallel.device is gpu, but the CPU wheel of Paddle is installed",
+    )
+    monkeypatch.setitem(sys.modules, "paddle", None)
+    done = erniekit("doctor")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Paddle cannot be imported: ")
