@@ -123,8 +123,12 @@ class DataParallelReducer:
 
     @paddle.no_grad()
     def _layer_done(self, number: int) -> None:
+        names = self._layers.get(number, ())
         if self._last:
-            self._reduce(self._layers.get(number, ()))
+            self._reduce(names)
+        else:
+            assert self._optimizer is not None
+            self._optimizer.collect_gradients(names)
 
     def _reduce(self, names: Collection[str]) -> None:
         """Start the all-reduce of gradients, after the previous one is complete: its buffers take as much memory."""
@@ -153,6 +157,13 @@ class BackwardHook(NoHooks):
 
     def done(self, number: int) -> None:
         self._function(number)
+
+
+def collect_by_layer(optimizer: Gradients, trained: Iterable[str]) -> LayerHooks:
+    """On one process: the gradients of a layer go to the sums of the step when its backward pass is done, not those of
+    all layers together after the row."""
+    layers = by_layer(trained)
+    return BackwardHook(lambda number: optimizer.collect_gradients(layers.get(number, ())))
 
 
 def by_layer(names: Iterable[str]) -> dict[int, list[str]]:

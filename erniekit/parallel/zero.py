@@ -46,6 +46,7 @@ class ZeroReducer:
         self._mesh, self._stage, self._fully_sharded = mesh, shard, fully_sharded
         self._trained = dict(trained)
         self._unsharded = [name for name in self._trained if not is_sharded(name, mesh)]
+        self._unsharded_by_layer = by_layer(self._unsharded)
         names = fully_sharded.names if fully_sharded is not None else set()
         self._shards = _shards_by_layer(
             mesh, [(n, p) for n, p in trained if n not in names | set(self._unsharded)]
@@ -83,7 +84,7 @@ class ZeroReducer:
         assert self._optimizer is not None
         self._optimizer.collect_gradients(self._unsharded)
         if self._stage == "optimizer":
-            self._upcast()
+            self._upcast(REST)
         else:
             self._reduce_scatter_async(REST)
 
@@ -118,7 +119,10 @@ class ZeroReducer:
 
     @paddle.no_grad()
     def _layer_done(self, number: int) -> None:
+        assert self._optimizer is not None
+        self._optimizer.collect_gradients(self._unsharded_by_layer.get(number, ()))
         if self._stage == "optimizer" and not self._last:
+            self._upcast(number)
             return
         self._wait()
         self._reduce_scatter_async(number)
@@ -155,9 +159,10 @@ class ZeroReducer:
             return upcast if gradient is None else gradient
         return upcast.add_(gradient.astype("float32"))
 
-    def _upcast(self) -> None:
-        """Add gradients that are not float32 to float32 sums: in bfloat16, the sum would lose the gradient of a row."""
-        names = [name for shards in self._shards.values() for shard in shards for name in shard.parts]
+    def _upcast(self, number: int) -> None:
+        """Add gradients of a layer that are not float32 to float32 sums: in bfloat16, the sum would lose the gradient
+        of a row."""
+        names = [name for shard in self._shards.get(number, ()) for name in shard.parts]
         found = {name: self._trained[name].grad for name in names}
         found = {
             name: gradient

@@ -25,7 +25,7 @@ from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
-from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.parallel.data_parallel import GradientReducer, collect_by_layer
 from erniekit.runtime import compute_dtype
 from erniekit.train.build_dpo import build_dpo_objective, build_reference
 from erniekit.train.checkpointer import Checkpointer, check_best
@@ -224,9 +224,12 @@ def build_flop_counter(config: Config, dtype: str, changes: ModelChanges) -> Cal
 
 
 def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientReducer | None = None) -> AdamW:
-    """AdamW over the trained parameters, or this process's shards of them, with the groups of the configuration."""
+    """AdamW over the trained parameters, or this process's shards of them, with the groups of the configuration.
+
+    On one process, whose steps have several rows, it also sums the gradients of each layer during the backward pass.
+    """
     settings, tensors = config.optimizer, by_parameter(hub_tensors(prepared.model))
-    return AdamW(
+    optimizer = AdamW(
         prepared.trained if reducer is None else reducer.parameters,
         weight_decay=settings.weight_decay,
         beta1=settings.beta1,
@@ -238,6 +241,10 @@ def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientRe
         all_names=prepared.all_trained,
         hub_names={name: [part.name for part in parts] for name, parts in tensors.items()},
     )
+    if reducer is None and config.train.rows_per_step > 1:
+        hooks = collect_by_layer(optimizer, [name for name, _ in prepared.trained])
+        prepared.backward.apply(prepared.model, hooks)
+    return optimizer
 
 
 def build_objective(

@@ -6,7 +6,8 @@ processes, or those with the same experts; 1 where parallel.shard does not shard
 
 - weights: b / N per parameter, or what it is quantized to; a reference model needs the same again;
 - dequantized weights: b per weight of the largest matrix, or stack of a layer's experts, which one product uses;
-- gradients: b + 4 per trained parameter, since rows are summed in float32, or 4 / N where gradients are sharded;
+- gradients: b per trained parameter; with several rows a step 4, in which they are summed, and b only of the largest
+  decoder layer and of what is outside of the layers; 4 / N where gradients are sharded;
 - optimizer: (8 + 4) / N per trained parameter, for the moments and the float32 master;
 - communication between several processes: b + 4 per trained parameter of the largest decoder layer and, with
   parallel.shard parameters, the whole weights of two layers;
@@ -122,8 +123,6 @@ def plan_model(
     holds the whole reference model before the first step. activations: from `activation_bytes`. quantize: of the
     frozen weights, as in model.quantize.
     """
-    # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
-    sum_bytes = _SUM_BYTES if rows_per_step > 1 else 0
     names = set(trained)
     by_name = {spec.name: spec for spec in specs}
     layers = by_layer(by_name)
@@ -136,6 +135,12 @@ def plan_model(
         default=0.0,
     )
     weights = reference_weights = gradients = optimizer = 0.0
+    if rows_per_step > 1:
+        waiting = {
+            number: sum(_waiting_bytes(by_name[name], sharding) for name in layer if name in names)
+            for number, layer in layers.items()
+        }
+        gradients = waiting.pop(REST, 0.0) + max(waiting.values(), default=0.0)
     for spec in specs:
         size = sharding.share(spec, "parameters") * stored_bytes(spec, quantize)
         weights += size
@@ -144,10 +149,11 @@ def plan_model(
         if spec.name not in names:
             continue
         wide = spec.dtype == "F32"
-        whole = spec_bytes(spec) + (0 if wide else spec.size * sum_bytes)
-        part = spec.size * _SUM_BYTES
-        is_sharded = sharding.is_sharded(spec, "gradients")
-        gradients += sharding.share(spec, "gradients") * (part if is_sharded else whole)
+        # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
+        summed = rows_per_step > 1 or sharding.is_sharded(spec, "gradients")
+        gradients += sharding.share(spec, "gradients") * (
+            spec.size * _SUM_BYTES if summed else spec_bytes(spec)
+        )
         optimizer += (
             sharding.share(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
         )
@@ -175,6 +181,14 @@ def dequantized_bytes(architecture: ErnieConfig, expert: int, dtype_bytes: int) 
         # Gate and up are one matrix.
         rows = max(rows, moe.num_experts // expert * 2 * max(moe.intermediate_sizes))
     return rows * hidden * dtype_bytes
+
+
+def _waiting_bytes(spec: TensorSpec, sharding: ShardingPlan) -> float:
+    """The gradient of a row before it is added to the sum of the step; 0 for float32, which is the sum itself, and
+    where it is reduced at once."""
+    if spec.dtype == "F32" or sharding.is_sharded(spec, "gradients"):
+        return 0.0
+    return sharding.share(spec, "gradients") * spec_bytes(spec)
 
 
 def _communication_bytes(

@@ -74,15 +74,23 @@ def _check_shards(mesh: Mesh, shapes: dict[str, list[int]], dtype: str) -> None:
 def _check_bfloat16(mesh: Mesh) -> None:
     """Gradients of bfloat16 weights are summed in float32, over rows and ranks, and the masters are spread."""
     start = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
-    for shard in ("optimizer", "gradients"):
+    layer = "model.layers.0.self_attn.q_proj.weight"
+    for shard, name in (
+        ("optimizer", "lm_head.weight"),
+        ("optimizer", layer),
+        ("gradients", "lm_head.weight"),
+    ):
         weight = paddle.to_tensor(start).astype("bfloat16")
         weight.stop_gradient = False
-        reducer = ZeroReducer(mesh, [("lm_head.weight", weight)], shard)
+        reducer = ZeroReducer(mesh, [(name, weight)], shard)
         optimizer = AdamW(reducer.parameters, weight_decay=0.0, shapes=reducer.shapes)
         # 256 + 1 is 256 in bfloat16, whose sums of these rows would forget every 1.
         for row, value in enumerate([256.0, 1.0, 1.0]):
             reducer.begin_row(optimizer, last=row == 2)
             (weight * paddle.to_tensor(value, dtype="bfloat16")).sum().backward()
+            reducer.hooks.done(0)
+            # Nothing of a layer is kept in its own dtype.
+            assert (weight.grad is None) == (name == layer)
             reducer.end_row()
         reducer.reduce()
         ((_, part),) = optimizer.named_gradients()

@@ -29,6 +29,18 @@ def test_memory(rows: int, gradients: int) -> None:
     assert plan.communication_bytes == 0 and plan.total_bytes == 320 + gradients + 1240
 
 
+def test_gradients_of_a_row_wait_for_the_sum_of_their_layer_only() -> None:
+    """By hand: the head and the larger one of two layers, 2 bytes each, beside 4 of all."""
+    sizes = {
+        "model.layers.0.mlp.up_proj.weight": 30,
+        "model.layers.1.mlp.up_proj.weight": 50,
+        "lm_head.weight": 7,
+    }
+    specs = [TensorSpec(name, "BF16", (size,)) for name, size in sizes.items()]
+    assert plan_model(specs, list(sizes), rows_per_step=1).gradient_bytes == 2 * (30 + 50 + 7)
+    assert plan_model(specs, list(sizes), rows_per_step=2).gradient_bytes == 4 * (30 + 50 + 7) + 2 * (7 + 50)
+
+
 def test_a_frozen_copy_for_the_reference_is_counted() -> None:
     adapter = TensorSpec("a.lora_A.weight", "F32", (25,))
     plan = plan_model([*SPECS, adapter], [adapter.name], rows_per_step=1, reference=True)
