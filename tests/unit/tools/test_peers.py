@@ -29,7 +29,7 @@ while goes_on:
 
 
 def turns_at(rates: dict[str, float], foreign: float = 0.0, loss: float = 2.0) -> Round:
-    return {side: Turn([Step(100, loss)], 100 / rate, foreign) for side, rate in rates.items()}
+    return {side: Turn([Step(100, loss)], 100 / rate, 50 / rate, foreign) for side, rate in rates.items()}
 
 
 def result(rounds: list[Round]) -> Result:
@@ -52,6 +52,14 @@ def test_disturbed_rounds_are_not_called_a_comparison() -> None:
     assert f"| {FIRST} | 300 / 100 | 3.00" in text
 
 
+def test_by_cpu_time_every_round_counts() -> None:
+    rounds = [turns_at({OURS: 300, FIRST: 100}, 1.5)] * 2
+    text = describe(Result(TEXT, rounds[0], rounds, {OURS: 1.0, FIRST: 2.0}, by_cpu_time=True))
+    assert "(2 rounds, by CPU time)" in text
+    assert f"| {FIRST} | 600 / 200 | 3.00" in text
+    assert run.Rounds(least=1, wanted=2, limit=float("inf"), by_cpu_time=True).are_enough(rounds)
+
+
 def test_erniekit_alone_has_a_line() -> None:
     assert "erniekit: 250 tokens/s (200 to 300), 1.2 GiB, mean loss 2.0000" in describe(
         result([turns_at({OURS: 200}), turns_at({OURS: 300})])
@@ -61,7 +69,7 @@ def test_erniekit_alone_has_a_line() -> None:
 def test_another_loss_is_reported() -> None:
     rounds = [turns_at({OURS: 300, FIRST: 100}, loss=2.0)]
     assert result(rounds).disagreements() == []
-    rounds[0][FIRST] = Turn([Step(100, 2.01)], 1.0, 0.0)
+    rounds[0][FIRST] = Turn([Step(100, 2.01)], 1.0, 1.0, 0.0)
     (problem,) = result(rounds).disagreements()
     assert problem == (
         f"text-full: the mean loss of {FIRST!r} is 2.01000, erniekit's 2.00000; they may differ by 0.1%"
@@ -84,7 +92,7 @@ def test_a_process_takes_its_turns(tmp_path: Path) -> None:
     side.wait_ready()
     turn = side.turn(3)
     assert turn.steps == [Step(10, 2.5)] * 3
-    assert turn.rate == pytest.approx(30 / turn.seconds)
+    assert turn.tokens == 30 and 0 < turn.seconds < 60
     assert 0.001 < side.peak_gib() < 1
     side.close()
     assert (tmp_path / "log").read_text() == "a line of a library\n"

@@ -1,6 +1,8 @@
 """erniekit's side: the trainer of `erniekit train`, with a hook that waits for its turns.
 
-python -m tools.bench.peers.ours DIRECTORY
+    python -m tools.bench.peers.ours DIRECTORY [--threads 2]
+
+DIRECTORY is what prepare.py made.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from erniekit.train.metrics import StepMetrics
 from erniekit.train.trainer import Hook, Trainer
 from tools.bench.peers.prepare import CONFIG, make_trainer
 from tools.bench.peers.turns import Turns
+from tools.bench.peers.workloads import THREADS
 
 
 class TurnHook(Hook):
@@ -44,11 +47,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--threads", type=int, default=THREADS)
     arguments = parser.parse_args()
     turns = Turns()
     with ExitStack() as stack:
         run = stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.directory))
-        config = load_config(arguments.directory / CONFIG, [f"train.output_dir={run}"])
+        overrides = [f"train.output_dir={run}", f"parallel.threads={arguments.threads}"]
+        config = load_config(arguments.directory / CONFIG, overrides)
         trainer = make_trainer(config, stack)
         trainer.hooks = [*trainer.hooks, TurnHook(turns)]
         trainer.train(stack.enter_context(InterruptGuard(print)))

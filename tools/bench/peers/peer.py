@@ -30,9 +30,11 @@ def start(description: str | None, hows: list[str]) -> tuple[argparse.Namespace,
     parser.add_argument("how", choices=hows)
     parser.add_argument("--checkpointing", action="store_true", help="TRL's default")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    torch.set_num_threads(THREADS)
+    parser.add_argument("--threads", type=int, default=THREADS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     set_seed(42)
-    return parser.parse_args(), turns
+    return arguments, turns
 
 
 def load_rows(directory: Path) -> list[Row]:

@@ -21,17 +21,21 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a workload's sides did: the warm-up, the rounds after it, and peak memory in GiB by side."""
+    """What a workload's sides did: the warm-up, the rounds after it, and peak memory in GiB by side.
+
+    by_cpu_time: rates are by the CPU time of a side instead of the clock, which other work does not disturb.
+    """
 
     workload: Workload
     warm_up: Round
     rounds: list[Round]
     memory: dict[str, float]
+    by_cpu_time: bool = False
 
     @property
     def quiet(self) -> list[Round]:
         """The rounds that other work on the machine did not disturb."""
-        return [turns for turns in self.rounds if is_quiet(turns)]
+        return [turns for turns in self.rounds if self.by_cpu_time or is_quiet(turns)]
 
     @property
     def counted(self) -> list[Round]:
@@ -40,7 +44,8 @@ class Result:
 
     def rates(self, side: str) -> list[float]:
         """Real tokens per second in each counted round."""
-        return [turns[side].rate for turns in self.counted]
+        found = [turns[side] for turns in self.counted]
+        return [turn.tokens / (turn.cpu_seconds if self.by_cpu_time else turn.seconds) for turn in found]
 
     def ratios(self, peer: str) -> list[float]:
         """erniekit's rate over the peer's, round by round."""
@@ -71,7 +76,7 @@ def is_quiet(turns: Round) -> bool:
 def describe(result: Result) -> str:
     """The title of a workload, its rounds, and a Markdown table with a line per peer."""
     quiet, count = len(result.quiet), len(result.rounds)
-    note = f"{count} rounds, {quiet} of them undisturbed"
+    note = f"{count} rounds, " + ("by CPU time" if result.by_cpu_time else f"{quiet} of them undisturbed")
     if result.counted is result.rounds and quiet < count:
         foreign = statistics.fmean(turn.foreign for turns in result.rounds for turn in turns.values())
         note += f": not a fair comparison, as other processes used {foreign:.1f} cores meanwhile"

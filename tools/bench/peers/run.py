@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.bench.peers.results import Result, Round, describe, is_quiet
@@ -32,17 +32,18 @@ COMMON = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 @dataclass(frozen=True)
 class Rounds:
     """How many rounds a workload takes: at least `least`, then until `wanted` of them were undisturbed, or another one
-    would pass `limit`, in seconds of `time.monotonic`."""
+    would pass `limit`, in seconds of `time.monotonic`. by_cpu_time: disturbed ones count too."""
 
     least: int
     wanted: int
     limit: float
+    by_cpu_time: bool = False
 
     def are_enough(self, done: list[Round]) -> bool:
         """Whether no further round is needed, or none has time."""
         if len(done) < self.least:
             return False
-        if sum(map(is_quiet, done)) >= self.wanted:
+        if sum(self.by_cpu_time or is_quiet(turns) for turns in done) >= self.wanted:
             return True
         longest = max(sum(turn.seconds for turn in turns.values()) for turns in done)
         return time.monotonic() + longest > self.limit
@@ -62,6 +63,11 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="WORKLOAD", choices=[w.name for w in WORKLOADS], help="these workloads"
     )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and tokens per second of CPU time: for a machine that others use",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: to try the scripts")
     parser.add_argument("--work", type=Path, help="directory of models and data (default: runs/peers)")
     parser.add_argument(
@@ -79,9 +85,10 @@ def main() -> None:
         prepare(workload, work / workload.name, quick=arguments.quick)
     for left, workload in zip(range(len(chosen), 0, -1), chosen, strict=True):
         now = time.monotonic()
-        rounds = Rounds(least=1, wanted=0, limit=now)
+        rounds = Rounds(least=1, wanted=0, limit=now, by_cpu_time=arguments.cpu_time)
         if not arguments.quick:
-            rounds = Rounds(least=2, wanted=arguments.rounds, limit=now + (end - now) / left)
+            limit = now + (end - now) / left
+            rounds = replace(rounds, least=2, wanted=arguments.rounds, limit=limit)
         try:
             result = measure(workload, work / workload.name, python, rounds)
         except SideError as error:
@@ -111,11 +118,14 @@ def measure(workload: Workload, directory: Path, peers_python: Path | None, plan
     Raises SideError.
     """
     peers = [] if peers_python is None else [p for p in workload.peers if has_bf16() or not p.needs_bf16]
+    threads = 1 if plan.by_cpu_time else THREADS
     sides: list[Side] = []
     try:
-        ours = [sys.executable, "-m", "tools.bench.peers.ours", str(directory)]
+        ours = [sys.executable, "-m", "tools.bench.peers.ours", str(directory), f"--threads={threads}"]
         sides.append(Side(OURS, ours, COMMON, directory / f"{OURS}.log"))
-        sides += [start_peer(peer, peers_python, directory) for peer in peers if peers_python is not None]
+        sides += [
+            start_peer(peer, peers_python, directory, threads) for peer in peers if peers_python is not None
+        ]
         for side in sides:
             side.wait_ready()
         warm_up = {side.name: side.turn(1) for side in sides}
@@ -124,16 +134,18 @@ def measure(workload: Workload, directory: Path, peers_python: Path | None, plan
             # There and back, so that a machine that gets slower or faster favours nobody.
             order = sides if len(rounds) % 2 else sides[::-1]
             rounds.append({side.name: side.turn(workload.steps) for side in order})
-        return Result(workload, warm_up, rounds, {side.name: side.peak_gib() for side in sides})
+        memory = {side.name: side.peak_gib() for side in sides}
+        return Result(workload, warm_up, rounds, memory, plan.by_cpu_time)
     finally:
         for side in sides:
             side.close()
 
 
-def start_peer(peer: Peer, python: Path, directory: Path) -> Side:
+def start_peer(peer: Peer, python: Path, directory: Path, threads: int) -> Side:
     """The process of a peer."""
-    command = [str(python), "-m", f"tools.bench.peers.{peer.script}", str(directory), *peer.options]
-    env = COMMON | {"OMP_NUM_THREADS": str(THREADS)} | (KEEP_MEMORY if peer.keep_memory else {})
+    script = f"tools.bench.peers.{peer.script}"
+    command = [str(python), "-m", script, str(directory), *peer.options, f"--threads={threads}"]
+    env = COMMON | {"OMP_NUM_THREADS": str(threads)} | (KEEP_MEMORY if peer.keep_memory else {})
     return Side(peer.name, command, env, directory / f"{peer.name.replace(' ', '-')}.log")
 
 

@@ -29,16 +29,18 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """Some steps and their seconds, data included. foreign: cores that other processes used meanwhile."""
+    """Some steps, data included. seconds: by the clock; cpu_seconds: of the side's processes; foreign: cores that other
+    processes used meanwhile."""
 
     steps: list[Step]
     seconds: float
+    cpu_seconds: float
     foreign: float
 
     @property
-    def rate(self) -> float:
-        """Real tokens per second."""
-        return sum(step.tokens for step in self.steps) / self.seconds
+    def tokens(self) -> int:
+        """Real tokens."""
+        return sum(step.tokens for step in self.steps)
 
 
 class Turns:
@@ -101,7 +103,7 @@ class Side:
         answer = self._read()
         busy, own = machine_seconds() - busy, session_seconds(self._process.pid) - own
         (seconds,) = answer["seconds"]
-        return Turn([Step(*step) for step in answer["steps"]], seconds, max(0.0, busy - own) / seconds)
+        return Turn([Step(*step) for step in answer["steps"]], seconds, own, max(0.0, busy - own) / seconds)
 
     def peak_gib(self) -> float:
         """Peak memory of the process, and what its workers hold now."""
