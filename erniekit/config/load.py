@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from erniekit.config import hints
 from erniekit.config.config import Config
-from erniekit.config.others.recognize import recognize
+from erniekit.config.others.recognize import check_trains, recognize
 from erniekit.config.rules import CONFLICT, Conflict
 from erniekit.config.section import AS_WRITTEN, BAD_PATH
 from erniekit.config.source import (
@@ -112,6 +112,7 @@ def _check_trainer(values: dict[str, Any], origin: str) -> None:
     """Raise ConfigError, with the command to convert it, for a configuration of another trainer."""
     trainer = recognize(values, _SECTIONS)
     if trainer is not None:
+        check_trains(values, trainer, origin)
         new = str(Path(origin).with_name(f"{Path(origin).stem}_converted.yaml"))
         command = shlex.join(["erniekit", "config", "convert", origin, "-o", new])
         raise ConfigError(

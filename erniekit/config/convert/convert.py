@@ -17,11 +17,9 @@ from erniekit.config.convert.datasets import name_sources
 from erniekit.config.convert.script import read_script
 from erniekit.config.hints import KNOWN_KEYS, SECTIONS, allowed, shown, target_of
 from erniekit.config.others import swift
-from erniekit.config.others.recognize import TABLES, TrainerName, recognize
+from erniekit.config.others.recognize import TABLES, TrainerName, check_trains, recognize
 from erniekit.config.others.table import (
     OFF,
-    SERVING,
-    Dropped,
     Key,
     KeyTable,
     NoEquivalent,
@@ -67,11 +65,7 @@ def convert_file(path: Path, trainer: TrainerName | None = None, gpus: int | Non
         return _convert(values, swift.variant(values), path, gpus or processes)
     values = _read(path)
     table = _table(values, path, trainer)
-    rules = [table.rules[key] for key in values if key in table.rules]
-    names = {rule.name for rule in rules if isinstance(rule, Key)}
-    serves = any(isinstance(rule, Dropped) and rule.outcome is SERVING for rule in rules)
-    if "data.train" not in names and (serves or "data.eval" in names):
-        raise ConfigError(f"{path}: has no training data: it is for another command. {SERVING.why}")
+    check_trains(values, table, str(path))
     return _convert(values, table, path, gpus)
 
 

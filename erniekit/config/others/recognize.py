@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from erniekit.config.others import erniekit, swift
 from erniekit.config.others.llamafactory import LLAMAFACTORY
-from erniekit.config.others.table import Key, KeyTable, Rule
+from erniekit.config.others.table import SERVING, Dropped, Key, KeyTable, Rule
+from erniekit.errors import ConfigError
 
 TrainerName = Literal["erniekit", "llamafactory", "swift"]
 
@@ -32,6 +33,17 @@ def recognize(values: Mapping[str, Any], sections: Collection[str]) -> KeyTable 
     known = {table.name: sum(key in table.rules for key in values) for table in tables}
     best = max(tables, key=lambda table: known[table.name])
     return best if known[best.name] >= max(_LEAST, len(values) / 2) else None
+
+
+def check_trains(values: Mapping[str, Any], table: KeyTable, origin: str) -> None:
+    """Raise ConfigError for a file with settings of other commands than train, and without training data."""
+    rules = [table.rules[key] for key in values if key in table.rules]
+    names = {rule.name for rule in rules if isinstance(rule, Key)}
+    serves = any(isinstance(rule, Dropped) and rule.outcome is SERVING for rule in rules)
+    if "data.train" not in names and (serves or "data.eval" in names):
+        raise ConfigError(
+            f"{origin}: is a configuration of {table.name} without training data, for another command. {SERVING.why}"
+        )
 
 
 def rule_of(key: str) -> Rule | None:

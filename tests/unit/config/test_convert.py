@@ -400,7 +400,7 @@ def test_the_keys_name_the_trainer() -> None:
         (
             "old.yaml",
             "model_name_or_path: m\neval_dataset_path: a\nmax_seq_len: 1\n",
-            "has no training data: it is for another command",
+            "is a configuration of ERNIEKit without training data",
         ),
         (
             "old.yaml",
@@ -430,7 +430,7 @@ def test_the_keys_name_the_trainer() -> None:
         (
             "old.yaml",
             "model_name_or_path: m\nport: 8188\nmax_num_seqs: 8\n",
-            "has no training data: it is for another command",
+            "is a configuration of ERNIEKit without training data",
         ),
     ],
 )

@@ -26,6 +26,15 @@ def test_a_file_of_another_trainer_is_one_line_with_the_conversion(name: str, tr
     )
 
 
+def test_a_file_for_another_command_is_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "run_eval.yaml"
+    path.write_text("model_name_or_path: m\neval_dataset_path: a.jsonl\nmax_seq_len: 64\nfine_tuning: LoRA\n")
+    with pytest.raises(
+        ConfigError, match=r"without training data, for another command\. `erniekit eval`, `serve`"
+    ):
+        load_config(path)
+
+
 def test_a_base_of_another_trainer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"extends: {OLD / 'swift_dpo.yaml'}\nmodel: {{path: m}}\n")
