@@ -38,9 +38,9 @@ def trainings(world: int, runs: list[dict[str, Any]], resume: bool = False) -> d
     return {"runs": len(runs)}
 
 
-def train_command(file: str, settings: dict[str, Any]) -> None:
+def train_command(file: str, settings: dict[str, Any], *options: str) -> None:
     """`erniekit train` as the launcher starts it in each process."""
-    with mock.patch.object(sys, "argv", ["erniekit", "train", file, *overrides(settings)]):
+    with mock.patch.object(sys, "argv", ["erniekit", "train", file, *overrides(settings), *options]):
         main()
 
 

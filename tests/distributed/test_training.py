@@ -44,15 +44,6 @@ def start(directory: Path, setting: Mapping[str, Any], world: int, *options: str
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def trained(directory: Path, setting: Mapping[str, Any], world: int, *options: str) -> Path:
-    """A run of the command."""
-    run = directory / "run"
-    process = start(directory, {**setting, "train.output_dir": str(run)}, world, *options)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output[-6000:]
-    return run
-
-
 def alone(directory: Path, setting: Mapping[str, Any]) -> Path:
     """The same run in one process."""
     output = directory / "alone"
@@ -61,10 +52,14 @@ def alone(directory: Path, setting: Mapping[str, Any]) -> Path:
 
 
 def test_the_command_trains_on_several_processes(setting: dict[str, Any], tmp_path: Path) -> None:
-    """All that `test_layouts` tries, in one."""
-    sharded = {"parallel.shard": "parameters", "train.recompute": True}
-    several = trained(tmp_path, setting | sharded | {"parallel.expert": 2, "parallel.context": 2}, 4)
-    assert_same(alone(tmp_path, setting), several)
+    """All that `test_layouts` tries on two processes, in one."""
+    run = tmp_path / "run"
+    chosen = {"parallel.expert": 2, "parallel.context": 2, "parallel.shard": "parameters"}
+    chosen |= {"train.recompute": True, "train.output_dir": str(run)}
+    process = start(tmp_path, setting | chosen, 2)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-6000:]
+    assert_same(alone(tmp_path, setting), run)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +113,11 @@ def test_an_interrupt_stops_all_processes_after_the_same_step(
     checkpoint = newest_checkpoint(tmp_path / "run")
     assert checkpoint is not None
     setting["train.max_steps"] = steps = read_state(checkpoint).step + 2
-    continued = trained(tmp_path, setting | {"parallel.expert": 2}, 2, "--resume")
-    assert_same(alone(tmp_path, setting), continued, steps)
+    run = tmp_path / "run"
+    chosen = setting | {"parallel.expert": 2, "train.output_dir": str(run)}
+    for rank in run_to_end(2, train_command, str(tmp_path / "run.yaml"), chosen, "--resume"):
+        assert rank.status == 0, rank.output[-6000:]
+    assert_same(alone(tmp_path, setting), run, steps)
 
 
 def test_a_scheduler_may_signal_every_process(setting: dict[str, Any], tmp_path: Path) -> None:
@@ -143,7 +141,7 @@ def test_a_second_interrupt_stops_all_processes_at_once(setting: dict[str, Any],
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)  # another signal is another request, however soon it comes
 
-    status, output = signalled(tmp_path, setting | LONG | {"train.rows_per_step": 64}, send)
+    status, output = signalled(tmp_path, setting | LONG | {"train.rows_per_step": 32}, send)
     assert status == 130, output
     assert output.rstrip().endswith("Stopped at once. Nothing was saved yet."), output
 
