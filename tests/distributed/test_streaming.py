@@ -13,7 +13,7 @@ from tests.distributed.processes import run, run_to_end
 from tests.distributed.settings import assert_same, vl_setting
 from tests.integration.training_setup import chats, write_chats
 
-STEPS = 6
+STEPS = 4
 # Processes, those that share the experts and each row: two with rows of their own in each.
 LAYOUTS = {"DP2": (2, 1, 1), "EP2": (2, 2, 1), "CP2-DP2": (4, 2, 2)}
 
@@ -71,7 +71,7 @@ def test_as_many_processes_with_rows_of_their_own_train_the_same(runs: Path, dim
     assert_same(runs / "DP2", runs / dims, STEPS)
 
 
-@pytest.mark.parametrize(("before", "after", "step"), [("DP2", "CP2-DP2", 3), ("CP2-DP2", "EP2", 4)])
+@pytest.mark.parametrize(("before", "after", "step"), [("DP2", "CP2-DP2", 2), ("CP2-DP2", "EP2", 3)])
 def test_a_stream_goes_on_where_each_process_stood(
     runs: Path, setting: dict[str, Any], tmp_path: Path, before: str, after: str, step: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_stream_goes_on_where_each_process_stood(
 def test_another_number_is_refused_before_the_model_is_loaded(
     runs: Path, setting: dict[str, Any], tmp_path: Path
 ) -> None:
-    part = copy_at(runs / "DP2", tmp_path / "run", 3)
+    part = copy_at(runs / "DP2", tmp_path / "run", 2)
     for rank in run_to_end(2, trainings, 2, [laid_out(setting, part, 1, 2)], True):
         assert rank.status == 1
         assert "cannot continue: the number of processes that share the stream" in rank.output
