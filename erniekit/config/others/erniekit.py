@@ -116,7 +116,11 @@ _MODEL: dict[str, Rule] = {
     **no_equivalent("num_nextn_predict_layers", "multi-token prediction is not trained"),
     **not_needed("multi_token_pred_lambda", "multi-token prediction is not trained"),
     **not_needed("tokenizer_name_or_path", "the tokenizer is read from model.path"),
-    **not_needed("download_hub", "model.path names the checkpoint"),
+    **no_equivalent(
+        "download_hub",
+        "repositories are of the Hugging Face hub; download others, and set model.path to the directory",
+        "huggingface",
+    ),
     **not_needed(
         "multimodal use_moe rope_3d vision_config moe_gate moe_group_experts moe_use_hard_gate moe_use_aux_free "
         "moe_with_send_router_loss add_tail_layers spatial_conv_size image_token_len tie_word_embeddings",

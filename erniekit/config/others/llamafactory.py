@@ -64,6 +64,7 @@ _MODEL: dict[str, Rule] = {
     "freeze_multi_modal_projector": Key("model.freeze", boolean, role="freeze_resampler"),
     "freeze_language_model": Key("model.freeze", boolean, role="freeze_language"),
     "resize_vocab": Key("model.resize_vocab", boolean),
+    "model_revision": Key("model.revision", text),
     "quantization_bit": Key("model.quantize", choice(BITS)),
     "infer_dtype": Dropped(NotNeeded("model.dtype: auto is bfloat16 on a GPU")),
     **{
@@ -82,9 +83,7 @@ _MODEL: dict[str, Rule] = {
         "quantization_method double_quantization quantization_type",
         "model.quantize has one method for each width",
     ),
-    **not_needed(
-        "model_revision cache_dir use_fast_tokenizer low_cpu_mem_usage", "model.path names the checkpoint"
-    ),
+    **not_needed("cache_dir use_fast_tokenizer low_cpu_mem_usage", "model.path names the checkpoint"),
     **not_needed("disable_gradient_checkpointing", "train.recompute: none is the default"),
     **not_needed("upcast_layernorm upcast_lmhead_output", "norm statistics and losses are float32"),
     **no_equivalent(

@@ -30,6 +30,7 @@ from erniekit.config.others.values import (
     positive,
     sources,
     targets,
+    text,
     when_true,
     whole,
     zero_stage,
@@ -85,6 +86,7 @@ _RULES: dict[str, Rule] = {
     "freeze_vit": Key("model.freeze", boolean, role="freeze_vision"),
     "freeze_aligner": Key("model.freeze", boolean, role="freeze_resampler"),
     "freeze_llm": Key("model.freeze", boolean, role="freeze_language"),
+    "model_revision": Key("model.revision", text),
     "torch_dtype": Key("model.dtype", choice(DTYPES)),
     "dataset": Key("data.train", sources, role="paths"),
     "val_dataset": Key("data.eval", sources, role="eval_paths"),
@@ -147,7 +149,7 @@ _RULES: dict[str, Rule] = {
         "the model's chat template applies (data.template); samples have their own system message",
     ),
     **not_needed("attn_impl tuner_backend", "the fastest kernels are chosen automatically"),
-    **not_needed("model_type model_revision use_hf", "model.path names the checkpoint"),
+    **not_needed("model_type use_hf", "model.path names the checkpoint, on the Hugging Face hub or on disk"),
     **not_needed(
         "dataset_num_proc load_from_cache_file lazy_tokenize", "data.workers processes encode samples, once"
     ),

@@ -463,3 +463,13 @@ def test_a_file_with_few_keys_converts_with_the_name_of_the_trainer(tmp_path: Pa
     path = tmp_path / "old.yaml"
     path.write_text("cutoff_len: 64\n")
     assert loaded(convert_file(path, "llamafactory"), tmp_path).data.max_length == 64
+
+
+def test_where_the_checkpoint_comes_from(tmp_path: Path) -> None:
+    swift = convert({"model": "owner/name", "model_revision": "v1"}, SWIFT)
+    model = loaded(swift, tmp_path).model
+    assert (model.path, model.revision) == ("owner/name", "v1")
+    assert not advice(convert({**DATA, "download_hub": "huggingface"}, erniekit.SFT))
+    assert (
+        "Hugging Face" in advice(convert({**DATA, "download_hub": "aistudio"}, erniekit.SFT))["download_hub"]
+    )
