@@ -94,7 +94,7 @@ OTHER_COMMANDS = {
     "webchat": "`erniekit chat MODEL` chats in the terminal; `erniekit serve MODEL --cors '*'` serves web pages",
     "split": "`erniekit export RUN --output DIR --max-shard-size 5GB` writes weight files of that size",
     "merge-lora": "`erniekit export RUN --output DIR` merges adapters",
-    "env": "`erniekit --version` prints the version; the log of a run names devices and kernels",
+    "env": "`erniekit doctor` reports versions, devices, drivers and what works on this machine",
     "sft": "`erniekit train run.yaml` trains; `erniekit config convert` converts a file of ms-swift",
     "rlhf": "`erniekit train run.yaml` with task: dpo trains on preferences",
     "infer": "`erniekit chat MODEL` chats with a model; `erniekit eval MODEL --data FILE` answers the chats of a file",
