@@ -138,7 +138,8 @@ def check_memory() -> Result:
 
 def check_disk(directory: Path) -> Result:
     """Free space, and the speed of writing a file. The nearest directory that exists is used."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    directory = directory.absolute()
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
