@@ -105,11 +105,17 @@ def run_pair(device: str, model: SmallModel, seconds: float = _SECONDS) -> list[
             processes.append(
                 subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
             )
-    _wait(processes, seconds)
-    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        if process.returncode:
-            tail = " / ".join(output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
-            raise ConfigError(f"process {rank} ended with status {process.returncode}: {tail}")
+    killed = _wait(processes, seconds)
+    # First the ones that ended by themselves: they are the cause.
+    for rank in sorted(range(PROCESSES), key=killed.__contains__):
+        if processes[rank].returncode:
+            said = outputs[rank].read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            end = (
+                f"was killed after {seconds} s"
+                if rank in killed
+                else f"ended with status {processes[rank].returncode}"
+            )
+            raise ConfigError(f"process {rank} {end}: {' / '.join(said[-3:])}")
     files = [directory / _RESULTS.format(rank=rank) for rank in range(PROCESSES)]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
@@ -123,19 +129,21 @@ def _on(settings: dict[str, Any], device: str) -> dict[str, Any]:
     return settings | {"parallel": settings.get("parallel", {}) | {"device": device}}
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Wait until all have ended. After one has failed, or the time is over, the others are killed."""
-    end = time.monotonic() + seconds
+def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> set[int]:
+    """Wait until all have ended. After one has failed, or the time is over, kills the others; returns their ranks."""
+    end, killed = time.monotonic() + seconds, set()
     try:
         while any(process.poll() is None for process in processes):
             if any(process.returncode for process in processes) or time.monotonic() > end:
                 break
             time.sleep(0.05)
     finally:
-        for process in processes:
+        for rank, process in enumerate(processes):
             if process.poll() is None:
                 process.kill()
                 process.wait()
+                killed.add(rank)
+    return killed
 
 
 def _losses(run: Path) -> list[float]:
