@@ -12,13 +12,14 @@ import difflib
 import fcntl
 import logging
 import re
+import shlex
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,11 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository of the hub at a revision; None: its main branch."""
+    """A repository of the hub at a revision, None: its main branch; `to`: a directory in the place of the cache."""
 
     name: str
     revision: str | None
+    to: Path | None = None
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name} at {self.revision}"
@@ -62,7 +64,9 @@ class _Repository:
     @property
     def command(self) -> str:
         """The command that downloads it."""
-        return f"erniekit download {self.name}" + (f" --revision {self.revision}" if self.revision else "")
+        options = {"--revision": self.revision, "--to": self.to}
+        given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return shlex.join(["erniekit", "download", self.name, *given])
 
 
 def names_repository(name: str | Path) -> bool:
@@ -158,7 +162,7 @@ def download_model(
 
     # Importing Paddle makes loggers print; the client that huggingface_hub uses logs every request.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    repository = _Repository(name, revision)
+    repository = _Repository(name, revision, to)
     silent = _bar_class(lambda count: None, threading.Event())
     snapshot: Any = partial(snapshot_download, name, local_dir=to, ignore_patterns=_BELOW, tqdm_class=silent)
     with _explaining_errors(repository):
@@ -178,7 +182,7 @@ def download_model(
             f"{repository}: the repository holds no safetensors weights (model.safetensors, or "
             "model-00001-of-...safetensors); use a release in the -PT layout"
         )
-    _fetch_weights(repository, found, files, to)
+    _fetch_weights(repository, found, files)
     return found
 
 
@@ -214,9 +218,7 @@ def _saved_revision(config: Config) -> str | None:
     return saved.get("revision") if saved.get("path") == config.model.path else None
 
 
-def _fetch_weights(
-    repository: _Repository, target: LocalModel, files: Sequence[DryRunFileInfo], to: Path | None
-) -> None:
+def _fetch_weights(repository: _Repository, target: LocalModel, files: Sequence[DryRunFileInfo]) -> None:
     """Download files, several at once, with progress. Other commits may have files of the same content."""
     from huggingface_hub import hf_hub_download
 
@@ -242,7 +244,7 @@ def _fetch_weights(
             hf_hub_download,
             repository.name,
             revision=target.commit,
-            local_dir=to,
+            local_dir=repository.to,
             tqdm_class=_bar_class(add, stop),
         )
         _run_all([partial(fetch, file.filename) for file in files], stop, repository)
@@ -292,7 +294,7 @@ def _check_space(repository: _Repository, needed: int, directory: Path) -> None:
         raise CheckpointError(
             f"{repository}: the download takes {_gigabytes(needed)}, but {directory} has {_gigabytes(free)} free. Free "
             "some space, set HF_HOME to a directory on a larger disk, or choose a directory:\n"
-            f"  {repository.command} --to DIR"
+            f"  {replace(repository, to=Path('DIR')).command}"
         )
 
 
@@ -308,7 +310,7 @@ def _download_lock(repository: _Repository) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f"{repository}: the cache {locks.parent} cannot be written: {error.strerror}; set HF_HOME to another "
-            f"directory, or choose one: {repository.command} --to DIR"
+            f"directory, or choose one:\n  {replace(repository, to=Path('DIR')).command}"
         ) from None
     with file:
         try:
@@ -327,6 +329,7 @@ def _explaining_errors(repository: _Repository) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
     name, hub = repository.name, constants.ENDPOINT
+    absent = "" if Path(name).is_dir() else "there is no directory with this name, and "
     try:
         yield
     except errors.GatedRepoError as error:
@@ -338,8 +341,8 @@ def _explaining_errors(repository: _Repository) -> Iterator[None]:
         close = difflib.get_close_matches(name, RELEASES, n=1)
         meant = f" Did you mean {close[0]}?" if close else ""
         raise CheckpointError(
-            f"{repository}: there is no directory with this name, and {hub} has no such repository, or it is private: "
-            f"check the name, or log in with `hf auth login` or HF_TOKEN.{meant}"
+            f"{repository}: {absent}{hub} has no such repository, or it is private: check the name, or log in "
+            f"with `hf auth login` or HF_TOKEN.{meant}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(
@@ -347,15 +350,15 @@ def _explaining_errors(repository: _Repository) -> Iterator[None]:
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise CheckpointError(
-            f"{repository}: not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set. Download it "
-            f"without HF_HUB_OFFLINE, or on a machine with the same cache:\n  {repository.command}"
+            f"{repository}: {absent}it is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set. "
+            f"Download it without HF_HUB_OFFLINE, or on a machine with the same cache:\n  {repository.command}"
         ) from error
     except Exception as error:  # of its many kinds some are of the libraries below huggingface_hub
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise CheckpointError(f"{error.filename}: cannot be written: {error.strerror}") from error
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{repository}: the download from {hub} failed: {detail}. Files that are complete are kept. Without a "
+            f"{repository}: {absent}the download from {hub} failed: {detail}. Complete files are kept. Without a "
             "network, use a machine that has one and the same cache (HF_HOME), or a mirror (HF_ENDPOINT). Continue "
             f"with:\n  {repository.command}"
         ) from error

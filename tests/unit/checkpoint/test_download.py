@@ -175,6 +175,19 @@ def test_a_directory_of_choice(hub: Hub, files: dict[str, bytes], tmp_path: Path
     assert hub.downloaded() == []
 
 
+def test_a_download_to_a_directory_continues_there(hub: Hub, tmp_path: Path) -> None:
+    hub.broken.add(SHARDS[1])
+    target = tmp_path / "my models"
+    with pytest.raises(
+        CheckpointError, match=rf"\n  erniekit download {NAME} --revision main --to '{target}'$"
+    ):
+        download_model(NAME, "main", to=target)
+    hub.broken.clear()
+    hub.downloads.clear()
+    download_model(NAME, "main", to=target)
+    assert hub.downloaded() == [SHARDS[1]]
+
+
 def test_offline_the_error_names_the_command(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
