@@ -221,7 +221,7 @@ def activation_bytes(
     # Images are not split: one process may hold all images of a row.
     tokens, image_tokens = -(-config.data.max_length // config.parallel.context), config.data.max_length
     layers = [
-        tokens * _layer_bytes(architecture, number, config.parallel.expert, dtype_bytes)
+        tokens * _layer_bytes(architecture, number, config, dtype_bytes)
         for number in range(architecture.num_hidden_layers)
     ]
     layer_input = tokens * architecture.hidden_size * dtype_bytes
@@ -234,7 +234,8 @@ def activation_bytes(
         step_input = image_tokens * dtype_bytes * vision.spatial_dim
         vision_kept = _kept(steps, step_input, plan.vision, plan.recomputed_vision)
         features = image_tokens * dtype_bytes * 2 * architecture.hidden_size
-    before = vision_kept + features
+    # Input and output of the final norm, the hidden states of loss tokens, and two gradients of them.
+    before = vision_kept + features + 5 * layer_input
     kept = before + _kept(layers, layer_input, plan.layers, plan.recomputed_layers)
     head = _head_gradient_bytes(architecture, trained)
     logits = config.loss.chunk_tokens * architecture.vocab_size * (2 * dtype_bytes + 2 * _WIDE)
@@ -257,22 +258,28 @@ def _kept(layers: Sequence[int], layer_input: int, backward: range, recomputed: 
     return sum(layer_input if number in recomputed else layers[number] for number in backward)
 
 
-def _layer_bytes(architecture: ErnieConfig, number: int, expert: int, b: int) -> int:
+def _layer_bytes(architecture: ErnieConfig, number: int, config: Config, b: int) -> int:
     """The activations of one decoder layer per token, kept for its backward pass."""
     hidden, moe = architecture.hidden_size, architecture.moe
     query = architecture.num_attention_heads * architecture.head_dim
     key = architecture.num_key_value_heads * architecture.head_dim
-    # Normalised input, projections, rotated queries and keys, output of attention, both residual sums; in float32 the
-    # inputs of the two norms and of the rotation.
+    # Normalised input, projections, rotated queries and keys, output of attention, both residual sums; where norms and
+    # rotation are composed, their inputs in float32.
     elements = 4 * hidden + (query + 2 * key) + (query + key) + 2 * query
-    wide = 4 * hidden + 2 * (query + key)
+    is_composed = config.kernels.backend in ("paddle", "plain")
+    wide = 4 * hidden + 2 * (query + key) if is_composed else 0
     if moe is None or number not in moe.sparse_layers:
         return b * (elements + hidden + 3 * architecture.intermediate_size) + _WIDE * wide
     wide += hidden + 4 * moe.num_experts
     elements += 3 * moe.shared_intermediate_size + 2 * hidden
-    # For each expert of a token: input, gate, up, their product, output, and the output in the order of tokens; with
-    # expert parallelism also the buffers received and sent back.
-    pair = 3 * hidden + 3 * max(moe.intermediate_sizes) + (2 * hidden if expert > 1 else 0)
+    # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters also its inputs,
+    # results and masks, and sums with adapters; with expert parallelism also the buffers received and sent back.
+    width = max(moe.intermediate_sizes)
+    pair = 2 * hidden + 2 * width
+    if config.lora.enabled and config.lora.dropout:
+        pair += 2 * hidden + 3 * width
+    if config.parallel.expert > 1:
+        pair += 2 * hidden
     return b * (elements + moe.top_k * pair) + _WIDE * wide
 
 
