@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from erniekit.config.choices import ChatTemplateSource, CheckpointLayout
 from erniekit.data.chat.conversation import Conversation, Message, Part, TextPart, ToolCallPart
-from erniekit.data.chat.families import resolve_template
+from erniekit.data.chat.families import rendered_chat, resolve_template
 from erniekit.data.chat.jinja import chat_template
+from erniekit.data.chat.render import RenderError
 from erniekit.data.chat.template import Template, TextSpan
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.errors import DataError
@@ -57,6 +58,8 @@ def settle_chat_template(
     except DataError as error:
         return [f"the chat template is that of the base model, whatever training used: {error}"]
     reason = "as requested"
+    if choice == "auto" and tokenizer.chat_template == _program(template, vl):
+        return []
     if choice == "auto":
         if not has_one:
             reason = "since the base model has none"
@@ -71,8 +74,12 @@ def settle_chat_template(
             ]
         else:
             return []
-    write_chat_template(target, chat_template(template, media=vl and template.takes_media), layout)
+    write_chat_template(target, _program(template, vl), layout)
     return [f"the chat template is that of training ({template.name}), {reason}"]
+
+
+def _program(template: Template, vl: bool) -> str:
+    return chat_template(template, media=vl and template.takes_media)
 
 
 def _is_other(template: Template, tokenizer: PreTrainedTokenizerFast, chat: Conversation) -> bool:
@@ -97,10 +104,6 @@ def _rendered(
             call = {"type": "function", "function": {"name": _CALL.name, "arguments": arguments}}
             messages[-1]["tool_calls"] = [call]
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tools=list(chat.tools) or None, add_generation_prompt=True, tokenize=False
-            )
-        )
-    except Exception:  # a Jinja program of the checkpoint runs here: it can fail in any way
+        return rendered_chat(tokenizer, messages, list(chat.tools) or None)
+    except RenderError:
         return None

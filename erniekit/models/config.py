@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
+from erniekit.json_fields import read_flag, read_integer, read_number, read_object
 from erniekit.local_files import read_json_object
 from erniekit.models.config_keys import (
     DECODER_ALIASES,
@@ -17,10 +19,6 @@ from erniekit.models.config_keys import (
     check_keys,
     decoder_keys,
     outer_keys,
-    read_flag,
-    read_integer,
-    read_number,
-    read_object,
     vision_keys,
 )
 from erniekit.moe.config import MoeConfig
@@ -35,6 +33,10 @@ FAMILY_OF_MODEL_TYPE: dict[str, Family] = {
 }
 VISION_ROPE_THETA = 10000.0
 VISION_NORM_EPS = 1e-6
+_SHOWN = 600  # characters of what is wrong
+_MLP = ("sparse", "dense")
+# Far above every model, and small enough that a list of the tensors is.
+_MOST_LAYERS, _MOST_EXPERTS, _MOST_SIDE = 1000, 200_000, 1024
 _ROPE_NAMES = ("rope_parameters", "rope_scaling")
 _PADDLE_HINT = (
     "; the file is like those of -Paddle releases, which are not read: use the release that ends in -PT"
@@ -114,7 +116,7 @@ class ErnieConfig:
         if family is None:
             known = ", ".join(FAMILY_OF_MODEL_TYPE)
             raise CheckpointError(
-                f"{where}: model_type {model_type!r} is not an ERNIE 4.5 model; known: {known}"
+                f"{where}: model_type {clipped(repr(model_type))} is not an ERNIE 4.5 model; known: {known}"
             )
         try:
             return _build(family, raw)
@@ -122,7 +124,7 @@ class ErnieConfig:
             hint = _PADDLE_HINT if is_paddle_config(raw) else ""
             raise CheckpointError(f"{where}: key {error.args[0]!r} is missing{hint}") from None
         except ValueError as error:
-            raise CheckpointError(f"{where}: {error}") from None
+            raise CheckpointError(f"{where}: {clipped(str(error), _SHOWN)}") from None
 
 
 def is_paddle_config(raw: Json) -> bool:
@@ -151,7 +153,7 @@ def _build(family: Family, raw: Json) -> ErnieConfig:
         unknown += check_keys(vision, vision_keys(), "vision_config.")
     rope = _rope(text, unknown)
     heads, hidden = read_integer(text, "num_attention_heads"), read_integer(text, "hidden_size")
-    layers = read_integer(text, "num_hidden_layers")
+    layers = read_integer(text, "num_hidden_layers", most=_MOST_LAYERS)
     head_dim = read_integer(text, "head_dim", hidden // heads)
     config = ErnieConfig(
         family=family,
@@ -162,7 +164,7 @@ def _build(family: Family, raw: Json) -> ErnieConfig:
         num_attention_heads=heads,
         num_key_value_heads=read_integer(text, "num_key_value_heads", heads),
         head_dim=head_dim,
-        rms_norm_eps=read_number(text, "rms_norm_eps", 1e-5),
+        rms_norm_eps=read_number(text, "rms_norm_eps", 1e-5, most=1.0),
         rope_theta=read_number(rope, "rope_theta", 500000.0),
         mrope_section=_mrope_section(text, rope, head_dim) if family == "vl" else None,
         tie_word_embeddings=read_flag(text, "tie_word_embeddings", True),
@@ -181,6 +183,12 @@ def _build(family: Family, raw: Json) -> ErnieConfig:
         )
     if head_dim % 2:
         raise ValueError(f"head_dim {head_dim}: rotary embedding needs an even one")
+    if config.moe is not None:
+        tensors = layers * config.moe.num_experts * len(config.moe.intermediate_sizes)
+        if tensors > _MOST_EXPERTS:
+            raise ValueError(
+                f"{layers} layers of {config.moe.num_experts} experts are more than any model has"
+            )
     return config
 
 
@@ -244,9 +252,9 @@ def _mrope_section(text: Json, rope: Json, head_dim: int) -> tuple[int, int, int
     if (
         not isinstance(section, list)
         or len(section) != 3
-        or not all(isinstance(part, int) for part in section)
+        or not all(type(part) is int and part >= 0 for part in section)
     ):
-        raise ValueError(f"mrope_section must be three whole numbers, it is {section!r}")
+        raise ValueError("mrope_section must be three whole numbers")
     height, width, time = section
     if height + width + time != head_dim // 2 or height != width:
         raise ValueError(
@@ -274,7 +282,7 @@ def _moe(family: Family, text: Json, layers: int) -> MoeConfig:
         top_k=top_k,
         intermediate_sizes=tuple(widths),
         num_shared_experts=read_integer(text, "moe_num_shared_experts", 0, least=0),
-        norm_min=read_number(text, "moe_norm_min", 1e-12),
+        norm_min=read_number(text, "moe_norm_min", 1e-12, most=1.0),
         sparse_layers=_sparse_layers(text, layers),
     )
 
@@ -291,7 +299,7 @@ def _per_modality(text: Json, key: str, default: int | None = None, least: int =
 def _sparse_layers(text: Json, layers: int) -> tuple[int, ...]:
     types = text.get("mlp_layer_types")
     if types is not None:
-        if not isinstance(types, list) or len(types) != layers or not set(types) <= {"sparse", "dense"}:
+        if not isinstance(types, list) or len(types) != layers or any(kind not in _MLP for kind in types):
             raise ValueError(f'mlp_layer_types must be "sparse" or "dense" for each of the {layers} layers')
         return tuple(index for index, kind in enumerate(types) if kind == "sparse")
     starts = _per_modality(text, "moe_layer_start_index", 1, least=0)
@@ -321,17 +329,22 @@ def _vision(outer: Json, vision: Json, nested: bool, unknown: list[str]) -> Visi
     patch = vision.get("patch_size")
     if isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1]:
         vision = vision | {"patch_size": patch[0]}
-    ratio = 0.0 if nested else read_number(vision, "mlp_ratio", 4.0)
+    ratio = 0.0 if nested else read_number(vision, "mlp_ratio", 4.0, most=1000.0)
     found = VisionConfig(
-        depth=read_integer(vision, "depth"),
+        depth=read_integer(vision, "depth", most=_MOST_LAYERS),
         hidden_size=width,
         intermediate_size=read_integer(vision, "intermediate_size") if nested else int(width * ratio),
         num_heads=read_integer(vision, "num_heads"),
-        patch_size=read_integer(vision, "patch_size"),
-        in_channels=read_integer(vision, "in_channels"),
-        spatial_merge_size=read_integer(vision, "spatial_merge_size"),
+        patch_size=read_integer(vision, "patch_size", most=_MOST_SIDE),
+        in_channels=read_integer(vision, "in_channels", most=_MOST_SIDE),
+        spatial_merge_size=read_integer(vision, "spatial_merge_size", most=_MOST_SIDE),
         temporal_merge_size=2,
     )
+    if found.intermediate_size < 1 or width % (4 * found.num_heads):
+        raise ValueError(
+            f"vision_config.hidden_size {width} must be a multiple of 4 x num_heads {found.num_heads} for the rotary "
+            "embedding over rows and columns, and mlp_ratio must give a width"
+        )
     same = (
         ("pixel_hidden_size", outer, "hidden_size", found.hidden_size),
         ("spatial_conv_size", outer, "spatial_merge_size", found.spatial_merge_size),

@@ -8,7 +8,6 @@ is implemented, and a file that asks for another one is refused, or has `no_effe
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -277,43 +276,6 @@ def unknown_keys_message(unknown: Sequence[str], where: object) -> str | None:
         return None
     keys = "this key is" if len(unknown) == 1 else "these keys are"
     return f"{where}: {keys} not known: {', '.join(unknown)}. Where one changes the computation, the results differ"
-
-
-def read_object(source: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """An object of a section. Raises KeyError if it is absent, ValueError if it is not an object."""
-    found = source.get(key)
-    if found is None:
-        raise KeyError(key)
-    if not isinstance(found, dict):
-        raise ValueError(f"{key} must be an object, it is {found!r}")
-    return found
-
-
-def read_integer(source: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
-    """A whole number >= `least`. Raises KeyError if it is absent without a default, ValueError otherwise."""
-    value = source.get(key, default)
-    if value is None:
-        raise KeyError(key)
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole or value < least:
-        raise ValueError(f"{key} must be a whole number of at least {least}, it is {value!r}")
-    return int(value)
-
-
-def read_number(source: Mapping[str, Any], key: str, default: float) -> float:
-    """A number above 0. Raises ValueError."""
-    value = source.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{key} must be a number above 0, it is {value!r}")
-    return float(value)
-
-
-def read_flag(source: Mapping[str, Any], key: str, default: bool) -> bool:
-    """true or false. Raises ValueError for anything else."""
-    value = source.get(key, default)
-    if not isinstance(value, bool):
-        raise ValueError(f"{key} must be true or false, it is {value!r}")
-    return value
 
 
 def _has_value(value: Any, accepted: tuple[Any, ...]) -> bool:

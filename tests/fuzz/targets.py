@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from tests.fuzz.driver import Target
 from tests.fuzz.files import configuration, data_file
+from tests.fuzz.models import model_files
 from tests.fuzz.requests import http_body
 from tests.fuzz.weights import safetensors_header, safetensors_index
 
-TARGETS: tuple[Target, ...] = (safetensors_header, safetensors_index, http_body, data_file, configuration)
+TARGETS: tuple[Target, ...] = (
+    safetensors_header,
+    safetensors_index,
+    model_files,
+    http_body,
+    data_file,
+    configuration,
+)

@@ -79,3 +79,10 @@ def test_downloads_that_have_not_ended(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.aria2").touch()
     (tmp_path / "b.part").touch()
     assert unfinished_downloads(tmp_path) == ["b.part", "model.safetensors.aria2"]
+
+
+def test_json_with_a_key_twice(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"a": {"b": 1, "b": 2}}')
+    with pytest.raises(CheckpointError, match=r"x\.json: not valid JSON: the key b is there twice"):
+        read_json_object(file)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
+from erniekit.data.chat.jinja import chat_template
+from erniekit.data.chat.render import RenderError, render_chat
 from erniekit.data.chat.template import Template
+from erniekit.display.text import clipped
 from erniekit.errors import DataError
 
 BEGIN = "<|begin_of_sentence|>"
@@ -78,19 +82,14 @@ _CHOICES = f"set data.template to one of {', '.join(TEMPLATES)}"
 class ChatTemplateTokenizer(Protocol):
     """What resolve_template needs of a transformers tokenizer."""
 
-    chat_template: str | None
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
-    ) -> str:
-        """The chat as text."""
-        ...
+    chat_template: str | dict[str, str] | None
+    special_tokens_map: dict[str, Any]
 
 
 def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -> Template:
     """The template of that name; for "auto", the one with which the tokenizer's own chat template agrees.
 
-    "auto" renders one question with apply_chat_template and compares the text; what the tokenizer's template
+    "auto" renders one question with the tokenizer's template and compares the text; what that template
     puts before the question (a default system prompt) is kept. A tokenizer without a chat template: ernie_vl
     when is_vl, else ernie. Raises DataError for a chat template that is none of these.
     """
@@ -100,14 +99,15 @@ def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -
         return TEMPLATES[name]
     if not tokenizer.chat_template:
         return TEMPLATES["ernie_vl" if is_vl else "ernie"]
+    for template in TEMPLATES.values():
+        if tokenizer.chat_template in (chat_template(template, media=media) for media in (True, False)):
+            return template
     question = "x"
     try:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-        )
-    except Exception as error:  # a Jinja program of the checkpoint runs here: it can fail in any way
+        rendered = rendered_chat(tokenizer, [{"role": "user", "content": question}])
+    except RenderError as error:
         raise DataError(
-            f"the tokenizer's chat template fails on a plain question: {error}; {_CHOICES}"
+            f"the tokenizer's chat template fails on a plain question: {clipped(str(error), 300)}; {_CHOICES}"
         ) from error
     # ernie_vl and ernie_vl_thinking end with more than ernie does, so an order of trial is not needed.
     for template in TEMPLATES.values():
@@ -116,8 +116,23 @@ def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -
         if found is not None:
             return found
     raise DataError(
-        f"the tokenizer's chat template is none that erniekit knows (it renders {rendered!r}); {_CHOICES}"
+        f"the tokenizer's chat template is none that erniekit knows (it renders {clipped(rendered, 300)!r}); {_CHOICES}"
     )
+
+
+def rendered_chat(
+    tokenizer: ChatTemplateTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """The prompt that the tokenizer's own chat template writes. Raises RenderError."""
+    program = tokenizer.chat_template
+    if isinstance(program, dict):
+        program = program.get("tool_use" if tools and "tool_use" in program else "default")
+    if not isinstance(program, str):
+        raise RenderError("there is no default template")
+    tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return render_chat(program, messages, tools, tokens)
 
 
 def _plain_frame(template: Template, rendered: str, question: str) -> Template | None:

@@ -352,7 +352,7 @@ def make_encoder(
 
     data: the section of a run, None for its defaults; seed: of the frames that data.video_sampling "random" picks;
     vocab_size, max_positions: of a model that a run has enlarged. Reads local files only and runs no code of the
-    checkpoint but its Jinja chat template, which transformers sandboxes. Raises CheckpointError, DataError,
+    checkpoint but its Jinja chat template, see `erniekit.data.chat.render`. Raises CheckpointError, DataError,
     ConfigError.
     """
     directory = Path(directory)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
+from erniekit.json_fields import MOST
 from erniekit.local_files import read_json_object, refuse_placeholders
 from erniekit.vl_checkpoint import MediaTokens, read_media_tokens
 
@@ -51,8 +53,11 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
     refuse_placeholders(Path(directory), _SUFFIXES)
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files the library raises nearly anything
+        what = clipped(f"{type(error).__name__}: {error}", 400)
+        raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {what}") from error
 
 
 def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:
@@ -79,7 +84,10 @@ def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[in
         file = Path(directory) / name
         found = read_json_object(file).get("eos_token_id") if file.is_file() else None
         if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
+            ids = found if isinstance(found, list) else [found]
+            if not all(type(each) is int and 0 <= each < MOST for each in ids):
+                raise CheckpointError(f"{file}: eos_token_id must be a token id or a list of them")
+            return tuple(ids)
     return () if tokenizer_eos is None else (tokenizer_eos,)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.json_fields import above_zero, read_integer, read_number, read_numbers, read_object
 from erniekit.local_files import read_json_object
 from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
@@ -29,6 +31,8 @@ PATCH_DIM = CHANNELS * PATCH_SIZE**2
 # Settings that have one implementation.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "resample": 3}
 _LARGEST_ASPECT = 200
+MAX_PATCH = 1024  # pixels a side of a patch, and patches a side of a token
+MAX_AREA = 1 << 40  # pixels
 # How far apart bounds of areas are when one of them gives way to the other.
 PIXELS_APART = 4
 
@@ -98,28 +102,30 @@ class ImageSpec:
         (areas, despite their names). min_pixels, max_pixels replace the checkpoint's. Raises CheckpointError.
         """
         path, found = read_processor(directory)
-        size = found.get("size") or {}
         try:
+            size = read_object(found, "size") if found.get("size") else {}
             for key, wanted in _FIXED.items():
                 if found.get(key, wanted) not in (wanted, None):
-                    raise CheckpointError(f"{path}: {key} is {found[key]!r}; only {wanted} is supported")
-            rescale = float(found.get("rescale_factor", 1 / 255))
+                    raise CheckpointError(
+                        f"{path}: {key} is {clipped(repr(found[key]))}; only {wanted} is supported"
+                    )
+            rescale = read_number(found, "rescale_factor", 1 / 255)
             if abs(rescale * 255 - 1) > 1e-6:
                 raise CheckpointError(f"{path}: rescale_factor is {rescale}; only 1/255 is supported")
-            mean, std = tuple(map(float, found["image_mean"])), tuple(map(float, found["image_std"]))
-            if len(mean) != CHANNELS or len(std) != CHANNELS:
-                raise CheckpointError(f"{path}: image_mean and image_std must have {CHANNELS} values each")
+            mean, std = (read_numbers(found, key, CHANNELS) for key in ("image_mean", "image_std"))
+            for value in std:
+                above_zero("image_std", value)
             return cls(
                 min_pixels=_area(min_pixels, found, size, "min_pixels", "shortest_edge"),
                 max_pixels=_area(max_pixels, found, size, "max_pixels", "longest_edge"),
-                patch_size=int(found.get("patch_size") or PATCH_SIZE),
-                merge_size=int(found.get("merge_size") or MERGE_SIZE),
+                patch_size=read_integer(found, "patch_size", PATCH_SIZE, most=MAX_PATCH),
+                merge_size=read_integer(found, "merge_size", MERGE_SIZE, most=MAX_PATCH),
                 image_mean=(mean[0], mean[1], mean[2]),
                 image_std=(std[0], std[1], std[2]),
             )
         except KeyError as error:
             raise CheckpointError(f"{path}: the key {error} is missing") from error
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
     def normalise(self, patches: Patches) -> npt.NDArray[np.float32]:
@@ -134,8 +140,8 @@ def _area(asked: int | None, found: dict[str, Any], size: dict[str, Any], flat: 
         return asked
     for section in (found, size):
         if section.get(flat) is not None:
-            return int(section[flat])
-    return int(size[edge])
+            return read_integer(section, flat, most=MAX_AREA)
+    return read_integer(size, edge, most=MAX_AREA)
 
 
 def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -144,7 +150,10 @@ def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
         path = Path(directory) / name
         if path.is_file():
             found = read_json_object(path)
-            return path, found.get("image_processor", found)
+            inner = found.get("image_processor", found)
+            if not isinstance(inner, dict):
+                raise CheckpointError(f"{path}: image_processor must be an object")
+            return path, inner
     raise CheckpointError(
         f"{directory}: no preprocessor_config.json, so it is unknown how this model processes images"
     )

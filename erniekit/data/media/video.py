@@ -23,6 +23,8 @@ from erniekit.data.media.frames import VideoInfo, VideoSource, load_frames, vide
 from erniekit.data.media.images import source_name
 from erniekit.data.media.patches import (
     CHANNELS,
+    MAX_AREA,
+    MAX_PATCH,
     MERGE_SIZE,
     PATCH_SIZE,
     PIXELS_APART,
@@ -34,6 +36,7 @@ from erniekit.data.media.patches import (
     read_processor,
 )
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.json_fields import read_flag, read_integer, read_number, read_object
 from erniekit.local_files import read_json_object
 
 FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
@@ -99,21 +102,27 @@ class VideoSpec:
         data = data or DataConfig.without_sources()
         usual = cls()
         path, found = _read_settings(Path(directory))
-        size = found.get("size") or {}
-        pixels = (size.get("shortest_edge", usual.min_pixels), size.get("longest_edge", usual.max_pixels))
         try:
+            size = read_object(found, "size") if found.get("size") else {}
             if found.get("temporal_patch_size", _TEMPORAL) != _TEMPORAL:
                 raise CheckpointError(f"{path}: temporal_patch_size must be {_TEMPORAL}")
             own_frames = (
-                int(_get(found, "min_frames", usual.min_frames)),
-                int(_get(found, "max_frames", usual.max_frames)),
+                read_integer(found, "min_frames", usual.min_frames),
+                read_integer(found, "max_frames", usual.max_frames),
             )
-            own_pixels = int(_get(found, "min_pixels", pixels[0])), int(_get(found, "max_pixels", pixels[1]))
-            own_fps = float(_get(found, "fps", usual.fps))
-            own_timestamps = bool(_get(found, "draw_on_frames", usual.timestamps))
-            patch_size = int(found.get("patch_size") or usual.patch_size)
-            merge_size = int(found.get("merge_size") or usual.merge_size)
-        except (TypeError, ValueError) as error:
+            least = read_integer(size, "shortest_edge", usual.min_pixels, most=MAX_AREA)
+            most = read_integer(size, "longest_edge", usual.max_pixels, most=MAX_AREA)
+            own_pixels = (
+                read_integer(found, "min_pixels", least, most=MAX_AREA),
+                read_integer(found, "max_pixels", most, most=MAX_AREA),
+            )
+            own_fps = read_number(found, "fps", usual.fps, most=1e6)
+            own_timestamps = usual.timestamps
+            if found.get("draw_on_frames") is not None:
+                own_timestamps = read_flag(found, "draw_on_frames", usual.timestamps)
+            patch_size = read_integer(found, "patch_size", usual.patch_size, most=MAX_PATCH)
+            merge_size = read_integer(found, "merge_size", usual.merge_size, most=MAX_PATCH)
+        except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         frames = limits(data.video_min_frames, data.video_max_frames, own_frames, apart=1)
         pixels = limits(data.video_min_pixels, data.video_max_pixels, own_pixels, PIXELS_APART)
@@ -129,11 +138,6 @@ class VideoSpec:
             merge_size=merge_size,
             seed=seed,
         )
-
-
-def _get(found: dict[str, Any], key: str, default: Any) -> Any:
-    value = found.get(key)
-    return default if value is None else value
 
 
 def _read_settings(directory: Path) -> tuple[Path, dict[str, Any]]:

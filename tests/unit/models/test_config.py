@@ -133,3 +133,48 @@ def test_broken_or_absent_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
     with pytest.raises(CheckpointError, match=r"config.json:2: not valid JSON"):
         ErnieConfig.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1,000"),
+        ({"hidden_size": 10**12}, "hidden_size must be a whole number from 1 to 16,777,216"),
+        ({"vocab_size": 10**5000}, "vocab_size must be .*a number of many digits"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be"),
+        ({"rope_theta": 0}, "rope_theta must be a number above 0"),
+        ({"rope_theta": 1e300}, "rope_theta must be a number above 0"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps must be a number above 0 and at most 1"),
+        ({"rms_norm_eps": 1e-300}, "rms_norm_eps must be a number above 0"),
+        ({"moe_num_experts": 10**6}, "4 layers of 1000000 experts are more than any model has"),
+        ({"mlp_layer_types": [["sparse"]] * 4}, 'mlp_layer_types must be "sparse" or "dense"'),
+        ({"model_type": ["ernie4_5"] * 1000}, "model_type .* is not an ERNIE 4.5 model"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_memory_is_asked_for(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        parameter_specs(ErnieConfig.from_json(MOE | change))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 0}, "num_heads must be a whole number"),
+        ({"num_heads": 3}, "hidden_size 8 must be a multiple of 4 x num_heads 3"),
+        ({"patch_size": -14}, "patch_size must be a whole number"),
+        ({"depth": 10**9}, "depth must be a whole number from 1 to 1,000"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio must give a width"),
+        ({"in_channels": 10**6}, "in_channels must be a whole number"),
+    ],
+)
+def test_absurd_vision_towers(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        ErnieConfig.from_json(FLAT | {"vision_config": FLAT["vision_config"] | change})
+
+
+def test_json_that_is_nested_deeply(tmp_path: Path) -> None:
+    for depth in (150, 100_000):
+        (tmp_path / "config.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON: nested"):
+            ErnieConfig.from_dir(tmp_path)

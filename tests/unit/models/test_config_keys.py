@@ -294,7 +294,7 @@ def test_other_rotary_embeddings_are_refused(rope: dict[str, Any], words: str) -
         (nested(tie_word_embeddings=False), "text_config.tie_word_embeddings is false"),
         (DENSE | dict(tie_word_embeddings="false"), "tie_word_embeddings must be true or false"),
         (DENSE | dict(hidden_size="1024"), "hidden_size must be a whole number"),
-        (DENSE | dict(num_hidden_layers=0), "num_hidden_layers must be a whole number of at least 1"),
+        (DENSE | dict(num_hidden_layers=0), "num_hidden_layers must be a whole number from 1 to 1,000"),
         (DENSE | dict(vocab_size=float("inf")), "vocab_size must be a whole number"),
         (DENSE | dict(hidden_size=1024.5), "hidden_size must be a whole number"),
         (DENSE | dict(rms_norm_eps=float("nan")), "rms_norm_eps must be a number above 0"),

@@ -2,8 +2,10 @@ import dataclasses
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from erniekit.data.chat.conversation import (
 from erniekit.data.encode import encoder
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.tokenizer import stop_token_ids
 from erniekit.errors import CheckpointError, DataError
 from tests.unit.data.helpers import (
     SHARED,
@@ -451,3 +454,24 @@ def test_a_panic_of_the_tokenizer_is_an_error_of_the_sample() -> None:
     assert caught.value.reason == "not tokenized"
     with pytest.raises(KeyboardInterrupt), encoder._no_panic("f:1"):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "1", '{"model": 1}', '{"a": ' + "[" * 100_000, "{}", '{"version": []}']
+)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_tokenizer_files_of_wrong_types(
+    text_checkpoint: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(text_checkpoint, directory)
+    (directory / name).write_text(content)
+    with suppress(CheckpointError, DataError):
+        make_encoder(directory)
+
+
+@pytest.mark.parametrize("found", ["2", -1, [2, "3"], {}, True, 10**30])
+def test_stop_tokens_of_wrong_types(tmp_path: Path, found: object) -> None:
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": found})
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id must be a token id"):
+        stop_token_ids(tmp_path, None)

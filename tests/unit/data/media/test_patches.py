@@ -148,13 +148,21 @@ def test_bad_specs(tmp_path: Path) -> None:
         ImageSpec.from_checkpoint(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"patch_size": "x"}, "invalid literal"),
+        ({"patch_size": "x"}, "patch_size must be a whole number"),
+        ({"patch_size": -14}, "patch_size must be a whole number from 1"),
+        ({"patch_size": 10**9}, "patch_size must be a whole number from 1 to 1,024"),
+        ({"merge_size": 2.5}, "merge_size must be a whole number"),
+        ({"image_std": [0, 0, 0]}, "image_std must be a number above 0"),
+        ({"image_std": [float("nan")] * 3}, "image_std must be numbers"),
+        ({"image_mean": "abc"}, "image_mean must be a list of 3 numbers"),
+        ({"size": [1]}, "size must be an object"),
+        ({"image_processor": []}, "image_processor must be an object"),
         ({"do_resize": False}, "do_resize is False; only True is supported"),
         ({"do_normalize": False}, "do_normalize is False"),
         ({"do_center_crop": True}, "do_center_crop is True"),
         ({"resample": 2}, "resample is 2; only 3 is supported"),
         ({"rescale_factor": 1.0}, "only 1/255"),
-        ({"image_mean": [0.5]}, "3 values"),
+        ({"image_mean": [0.5]}, "a list of 3 numbers"),
     ]
     for change, message in changes:
         write_json(path, {**PROCESSOR, **change})

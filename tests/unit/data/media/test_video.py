@@ -267,7 +267,10 @@ def test_bad_specs(tmp_path: Path) -> None:
         VideoSpec.from_checkpoint(tmp_path)
     path = tmp_path / "video_preprocessor_config.json"
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"patch_size": "x"}, "invalid literal"),
+        ({"patch_size": "x"}, "patch_size must be a whole number"),
+        ({"fps": -1}, "fps must be a number above 0"),
+        ({"size": 7}, "size must be an object"),
+        ({"max_frames": 1e300}, "max_frames must be a whole number"),
         ({"temporal_patch_size": 1}, "temporal_patch_size must be 2"),
     ]
     for change, message in changes:

@@ -1,0 +1,126 @@
+"""Renders chats with the Jinja program of a checkpoint, in a process that can take little time and memory.
+
+The program comes from others. Jinja's sandbox keeps it from Python's objects, but not from running forever or taking
+all memory: `10 ** (10 ** 9)`, or loops in loops. This file is run as that process, with only jinja2 imported: it reads
+JSON and writes JSON. What programs see is what transformers gives them in apply_chat_template.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+_CPU_SECONDS = 10
+_WALL_SECONDS = 600  # where the machine is busy
+_MEMORY = 1 << 30
+_MAX_CHARACTERS = 1 << 20
+_MAX_ERROR = 300
+
+
+class RenderError(Exception):
+    """The program failed, or took too much."""
+
+
+def render_chat(
+    program: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    tokens: Mapping[str, str] | None = None,
+) -> str:
+    """The prompt for the assistant's next answer. tokens: special tokens by name. Raises RenderError."""
+    values = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
+    request = {"program": program, "values": {**(tokens or {}), **values}, "seconds": _CPU_SECONDS}
+    return _render(json.dumps(request))
+
+
+@lru_cache(maxsize=64)
+def _render(request: str) -> str:
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-P", __file__],
+            input=request.encode(),
+            capture_output=True,
+            timeout=_WALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise RenderError("it takes too long") from None
+    if finished.returncode < 0:
+        raise RenderError(f"it takes more than {_CPU_SECONDS} s, or too much memory")
+    try:
+        answer: dict[str, str] = json.loads(finished.stdout)
+    except ValueError:
+        detail = finished.stderr.decode(errors="replace").strip()[-_MAX_ERROR:]
+        raise RenderError(f"the process that renders it failed: {detail}") from None
+    if "error" in answer:
+        raise RenderError(answer["error"])
+    return answer["text"]
+
+
+def _rendered(program: str, values: Mapping[str, Any]) -> str:
+    from datetime import datetime
+
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag around what the assistant writes, which changes nothing of the text."""
+
+        tags = {"generation"}  # noqa: RUF012 (Jinja's name and type)
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    pieces, length = [], 0
+    for piece in environment.from_string(program).generate(**values):
+        pieces.append(piece)
+        length += len(piece)
+        if length > _MAX_CHARACTERS:
+            raise ValueError(f"it writes more than {_MAX_CHARACTERS:,} characters")
+    return "".join(pieces)
+
+
+def _limit(seconds: int) -> None:
+    """Limits of this process, where the system has them."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+
+def _answer() -> dict[str, str]:
+    request = json.loads(sys.stdin.buffer.read())
+    _limit(request["seconds"])
+    try:
+        return {"text": _rendered(request["program"], request["values"])}
+    except MemoryError:
+        return {"error": "it takes too much memory"}
+    except Exception as error:  # a program can fail in any way
+        kind = type(error).__name__
+        # Of raise_exception, the message is what the program says.
+        return {"error": (str(error) if kind == "TemplateError" else f"{kind}: {error}")[:_MAX_ERROR]}
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(json.dumps(_answer()).encode())
