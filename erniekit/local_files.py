@@ -130,10 +130,12 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError with the file and the line of a syntax error."""
     try:
         with open_regular(file) as stream:
-            content = stream.read(_JSON_BYTES + 1)
+            # Not read(limit), which allocates the limit.
+            size = os.fstat(stream.fileno()).st_size
+            content = stream.read() if size <= _JSON_BYTES else b""
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
-    if len(content) > _JSON_BYTES:
+    if size > _JSON_BYTES:
         raise CheckpointError(
             f"{file}: has more than {_JSON_BYTES:,} bytes, the limit for JSON files of a model"
         )
