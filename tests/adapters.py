@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from erniekit.checkpoint.hub import write_safetensors
 from erniekit.checkpoint.names import hub_tensors
 from erniekit.checkpoint.weights import array_of, local_tensor
 from erniekit.lora import adapters
@@ -28,10 +29,12 @@ def write_adapter(
         for tensor in hub_tensors(model)
         if tensor.parameter in parameters
     }
-    adapters.write_adapter(
-        directory,
-        [tensor.spec for tensor in tensors.values()],
-        lambda name: array_of(tensors[name].read()),
-        AdapterConfig(base_path, rank, alpha, dropout, expert_rank),
-        model.config,
+    adapter = AdapterConfig(base_path, rank, alpha, dropout, expert_rank)
+    specs = adapters.begin_adapter(
+        directory, [tensor.spec for tensor in tensors.values()], adapter, model.config
+    )
+    write_safetensors(
+        directory / adapters.WEIGHTS_FILE,
+        specs,
+        lambda name: array_of(tensors[name.removeprefix(adapters.PREFIX)].read()),
     )

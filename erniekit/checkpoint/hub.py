@@ -8,15 +8,15 @@ of the file; bfloat16, which numpy lacks, is represented as uint16.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo, read_header
+from erniekit.checkpoint.manifest import FileRecord, RecordedFile
 from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
 from erniekit.local_files import read_json_object, unfinished_downloads
@@ -225,10 +225,10 @@ def write_safetensors(
     specs: Sequence[TensorSpec],
     get: Callable[[str], np.ndarray],
     metadata: dict[str, str] | None = None,
-) -> None:
-    """Write one safetensors file, calling `get(name)` for one array at a time.
+) -> FileRecord:
+    """Write one safetensors file, calling `get(name)` for one array at a time, in the order of `specs`.
 
-    Each array must have the shape of its spec and the numpy type of its element type.
+    Each array must have the shape of its spec and the numpy type of its element type. Returns size and checksum.
     """
     header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
     offset = 0
@@ -238,18 +238,17 @@ def write_safetensors(
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little"))
-        stream.write(encoded)
+    with RecordedFile(file) as output:
+        output.write(len(encoded).to_bytes(8, "little"))
+        output.write(encoded)
         for spec in specs:
             array = get(spec.name)
             if array.shape != spec.shape or array.dtype != NUMPY_TYPES[spec.dtype]:
                 raise ValueError(
                     f"{spec.name}: got {array.dtype} {list(array.shape)} for {spec.dtype} {list(spec.shape)}"
                 )
-            stream.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
-        stream.flush()
-        os.fsync(stream.fileno())
+            output.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+    return output.record
 
 
 def write_shards(
@@ -257,30 +256,46 @@ def write_shards(
     specs: Sequence[TensorSpec],
     get: Callable[[str], np.ndarray],
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> list[Path]:
-    """Write `model-0000i-of-0000n.safetensors` and their index, streaming; returns the shards.
+) -> dict[str, FileRecord]:
+    """Write `model-0000i-of-0000n.safetensors` and their index, streaming; returns the shards by name."""
+    directory = Path(directory)
+    shards = split_shards(specs, max_shard_bytes)
+    files, weight_map = {}, {}
+    for number, shard in enumerate(shards):
+        name = shard_name(number, len(shards))
+        files[name] = write_safetensors(directory / name, shard, get)
+        weight_map.update({spec.name: name for spec in shard})
+    write_index(directory, weight_map, sum(spec_bytes(spec) for spec in specs))
+    return files
+
+
+def split_shards(
+    specs: Iterable[TensorSpec], max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> list[list[TensorSpec]]:
+    """The tensors of each shard, in order.
 
     No shard exceeds `max_shard_bytes`, except for a larger tensor, which gets a separate shard.
     """
-    directory = Path(directory)
-    shards: list[list[TensorSpec]] = [[]]
+    shards: list[list[TensorSpec]] = []
     filled = 0
     for spec in specs:
-        if shards[-1] and filled + spec_bytes(spec) > max_shard_bytes:
+        if not shards or filled + spec_bytes(spec) > max_shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(spec)
         filled += spec_bytes(spec)
-    files, weight_map = [], {}
-    for number, shard in enumerate(shards, 1):
-        file = directory / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(file, shard, get)
-        files.append(file)
-        weight_map.update({spec.name: file.name for spec in shard})
-    total = sum(spec_bytes(spec) for spec in specs)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return shards
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file name of a shard. number: from 0."""
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_index(directory: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+    """Write the index of shards. weight_map: name of a tensor -> name of its shard."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return files
 
 
 def spec_bytes(spec: TensorSpec) -> int:

@@ -1,13 +1,13 @@
 """Training checkpoints, written atomically.
 
-A checkpoint is written as `.checkpoint-000123.tmp`, synced to disk and renamed to `checkpoint-000123`, where 123 is the
-number of optimizer steps. Its files:
+All processes write files to `.checkpoint-000123.tmp` and sync them to disk; 123 is the number of optimizer steps. When
+all are written, the main process adds the rest and renames the directory to `checkpoint-000123`. Its files:
 
 - the weights: shards and index in the Hub's layout beside `config.json`, tokenizer and processor files, so
   that the directory is a complete model; or `adapter_config.json` and `adapter_model.safetensors` in PEFT's
   form;
-- `optimizer.safetensors`: moments by parameter name;
-- `trainer_state.json`: everything else, and the size of every file, which reveals an incomplete copy.
+- `optimizer-00001-of-00002.safetensors`, ...: moments by the Hub's names, see `erniekit.checkpoint.optimizer_state`;
+- `trainer_state.json`: everything else, and size and checksum of every file, which reveal missing and damaged files.
 
 The state of random generators is not stored: the randomness of a row depends only on the seed of the run and the number
 of rows drawn, both in `trainer_state.json`.
@@ -20,21 +20,25 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from erniekit.checkpoint.hub import TensorInfo, read_header, weight_files, write_safetensors
+from erniekit.checkpoint.hub import weight_files
+from erniekit.checkpoint.manifest import (
+    FileRecord,
+    checksum_problems,
+    read_record,
+    records_from,
+    size_problem,
+)
 from erniekit.errors import CheckpointError
-from erniekit.local_files import placeholder_problem
-from erniekit.models.specs import TensorSpec
 
 STATE_FILE = "trainer_state.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
-FORMAT = 1
+FORMAT = 2
+# Format 1 has the optimizer's state in one file, and no checksums.
+_READABLE = (1, FORMAT)
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _SIDE_SUFFIXES = {".json", ".jinja", ".model", ".py", ".ttf", ".txt"}
 _NOT_SIDE_FILES = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json$")
@@ -81,38 +85,35 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint-{step:06d}"
 
 
-def write_checkpoint(
-    run: Path,
-    state: TrainerState,
-    *,
-    write_weights: Callable[[Path], None],
-    optimizer_specs: Sequence[TensorSpec],
-    optimizer_array: Callable[[str], np.ndarray],
-) -> Path:
-    """Write one checkpoint into the run directory and return its path.
+def checkpoint_step(name: str) -> int:
+    """The number of steps in the directory name of a checkpoint."""
+    return int(name.rpartition("-")[2])
 
-    `write_weights` writes the model files into a directory. The checkpoint gets its final name once it is complete on
-    disk. Raises CheckpointError if writing fails; earlier checkpoints are untouched.
+
+def unfinished_name(step: int) -> str:
+    """The directory name of a checkpoint that is being written."""
+    return f".{checkpoint_name(step)}.tmp"
+
+
+def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, FileRecord]) -> Path:
+    """Write `trainer_state.json` into a directory with all other files, and give it the name of a checkpoint.
+
+    files: records of the files that processes wrote; those of other files in the directory are added. Raises OSError.
     """
-    final = run / checkpoint_name(state.step)
-    aside = run / f".{final.name}.tmp"
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_weights(aside)
-        write_safetensors(aside / OPTIMIZER_FILE, optimizer_specs, optimizer_array)
-        files = {str(f.relative_to(aside)): f.stat().st_size for f in sorted(aside.rglob("*")) if f.is_file()}
-        content = {"format": FORMAT, **asdict(state), "files": files}
-        (aside / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for file in [*files, STATE_FILE]:
-            _sync(aside / file)
-        _sync(aside)
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
-        _sync(run)
-    except OSError as error:
-        raise CheckpointError(f"{aside}: the checkpoint cannot be written: {error.strerror}") from error
+    run, final = aside.parent, aside.parent / checkpoint_name(state.step)
+    records = dict(files)
+    for file in sorted(aside.rglob("*")):
+        if file.is_file() and file.name not in records:
+            records[str(file.relative_to(aside))] = read_record(file)
+            _sync(file)
+    content = {"format": FORMAT, **asdict(state), "files": records}
+    (aside / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _sync(aside / STATE_FILE)
+    _sync(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
+    _sync(run)
     return final
 
 
@@ -133,10 +134,12 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next((found.path for found in find_checkpoints(run) if found.problem is None), None)
 
 
-def prune_checkpoints(run: Path, keep: int, spare: Collection[int] = ()) -> None:
+def prune_checkpoints(
+    run: Path, keep: int, spare: Collection[int] = (), keep_every: int | None = None
+) -> None:
     """Remove all but the `keep` newest complete checkpoints, and unfinished `.tmp` directories.
 
-    spare: steps of further checkpoints to keep.
+    spare: steps of further checkpoints to keep. keep_every: checkpoints after multiples of this many steps stay, too.
     """
     found = find_checkpoints(run)
     complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
@@ -144,6 +147,7 @@ def prune_checkpoints(run: Path, keep: int, spare: Collection[int] = ()) -> None
         return
     for checkpoint in found:
         kept = checkpoint in complete or checkpoint.step in spare
+        kept = kept or (keep_every is not None and checkpoint.step % keep_every == 0)
         if not kept and checkpoint.step < complete[0].step:
             shutil.rmtree(checkpoint.path)
     for aside in run.glob(".checkpoint-*.tmp"):
@@ -156,7 +160,7 @@ def read_state(checkpoint: Path) -> TrainerState:
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: not a complete training checkpoint: {problem}")
     content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    if content.pop("format", None) != FORMAT:
+    if content.pop("format", None) not in _READABLE:
         raise CheckpointError(
             f"{checkpoint / STATE_FILE}: written by another version of erniekit; use that version"
         )
@@ -167,9 +171,28 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise CheckpointError(f"{checkpoint / STATE_FILE}: not a trainer state: {error}") from None
 
 
-def read_optimizer(checkpoint: Path) -> dict[str, TensorInfo]:
-    """The place of each float32 tensor of `optimizer.safetensors`, by name."""
-    return read_header(checkpoint / OPTIMIZER_FILE)
+def file_records(checkpoint: Path) -> dict[str, FileRecord]:
+    """Size and checksum of the files of a complete checkpoint, by name."""
+    content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return records_from(content["files"])
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Raise CheckpointError if a run wrote other weights into this directory. Reads them all.
+
+    Directories that no run wrote have no checksums, and are not read.
+    """
+    if not (checkpoint / STATE_FILE).is_file():
+        return
+    read_state(checkpoint)
+    records = file_records(checkpoint).items()
+    problems = checksum_problems(
+        checkpoint, [item for item in records if not item[0].startswith("optimizer")]
+    )
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint}: {problems[0]}; restore it, or use an older checkpoint of the run"
+        )
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:
@@ -227,20 +250,13 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 def _problem(checkpoint: Path) -> str | None:
     try:
-        content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        files = dict(content["files"])
+        records = file_records(checkpoint)
     except FileNotFoundError:
         return f"{STATE_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return f"{STATE_FILE} is damaged"
-    for name, size in files.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            pointer = placeholder_problem(file)
-            return f"{name} {pointer or f'has {file.stat().st_size} bytes instead of {size}'}"
-    return None
+    problems = (size_problem(checkpoint / name, record) for name, record in records.items())
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _short(value: Any) -> str:

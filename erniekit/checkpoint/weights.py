@@ -38,7 +38,7 @@ from erniekit.models.quantize import quantize_layers
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_vocab_tensor
 from erniekit.parallel.flat_shard import ShardSpan, TensorShard, shard_part
 from erniekit.parallel.fully_sharded import FullyShardedLayers
-from erniekit.parallel.gather import LocalTensor
+from erniekit.parallel.tensor_stream import LocalTensor
 
 DTYPE_NAMES = {paddle.float32: "F32", paddle.bfloat16: "BF16", paddle.float16: "F16", paddle.int64: "I64"}
 

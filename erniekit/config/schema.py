@@ -358,6 +358,19 @@ class CheckpointConfig(Section):
         2,
         description="Number of newest complete checkpoints to keep, in addition to the best one (eval.best_metric).",
     )
+    keep_every: Positive | None = Field(
+        None, description="Also keep the checkpoints after multiples of this number of steps."
+    )
+    background: bool = Field(
+        True,
+        description="Copy a checkpoint to the machine's memory and write it while training goes on. If memory is too "
+        "small for the copy, training waits, and the log says so.",
+    )
+    shared: bool = Field(
+        True,
+        description="Whether all machines see the same disk: then every process writes its own part. false: the main "
+        "process writes everything to the disk of its machine; to resume, copy the checkpoint to the other machines.",
+    )
 
 
 class LogConfig(Section):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from paddle import Tensor, nn
 
-from erniekit.checkpoint.hub import TensorInfo, read_header, write_safetensors
+from erniekit.checkpoint.hub import TensorInfo, read_header
 from erniekit.checkpoint.names import by_parameter, experts_path, hub_tensors, stacks_of
 from erniekit.checkpoint.weights import load_parameter
 from erniekit.errors import CheckpointError
@@ -47,24 +46,17 @@ def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
     }
 
 
-def write_adapter(
-    directory: str | Path,
-    specs: Sequence[TensorSpec],
-    read: Callable[[str], np.ndarray],
-    adapter: AdapterConfig,
-    base: ErnieConfig,
-) -> None:
-    """Write adapters into an existing directory.
+def begin_adapter(
+    directory: str | Path, specs: Sequence[TensorSpec], adapter: AdapterConfig, base: ErnieConfig
+) -> list[TensorSpec]:
+    """Write the configuration of adapters, and return the tensors of `WEIGHTS_FILE` under their names in the file.
 
-    specs: the tensors of `adapter_parameters`, under the Hub's names; read: returns one of them, called in this
-    order; base: configuration of the base model.
+    specs: the tensors of `adapter_parameters`, under the Hub's names; base: configuration of the base model.
     """
-    directory = Path(directory)
     modules = {_HALF.sub("", spec.name) for spec in specs if _HALF.search(spec.name)}
     whole = [spec.name for spec in specs if ".lora_" not in spec.name]
-    write_adapter_config(directory, adapter, modules, whole, base)
-    prefixed = [TensorSpec(PREFIX + spec.name, spec.dtype, spec.shape) for spec in specs]
-    write_safetensors(directory / WEIGHTS_FILE, prefixed, lambda name: read(name.removeprefix(PREFIX)))
+    write_adapter_config(Path(directory), adapter, modules, whole, base)
+    return [TensorSpec(PREFIX + spec.name, spec.dtype, spec.shape) for spec in specs]
 
 
 def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:

@@ -190,7 +190,7 @@ def build_hooks(
     evaluator = build_evaluator(context, inputs, model, objective)
     if evaluator is not None:
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
-    hooks.append(CheckpointHook(checkpointer.save, config.checkpoint.save_every, writer))
+    hooks.append(CheckpointHook(checkpointer, config.checkpoint.save_every, writer))
     return hooks
 
 
@@ -278,7 +278,8 @@ def build_objective(
 
 
 def _find_saved_run(context: RunContext) -> _SavedRun | None:
-    checkpoint = checkpoint_to_resume(context.run_dir, context.log)
+    shared = context.config.checkpoint.shared
+    checkpoint = checkpoint_to_resume(context.run_dir, context.dist, context.log, shared=shared)
     return None if checkpoint is None else _SavedRun(checkpoint, read_state(checkpoint))
 
 

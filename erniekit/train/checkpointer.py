@@ -2,100 +2,172 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from paddle import Tensor
 
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
-from erniekit.checkpoint.hub import read_span, write_shards
+from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
+from erniekit.checkpoint.manifest import FileRecord
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_tensors
+from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
 from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
     copy_side_files,
+    finish_checkpoint,
+    newest_checkpoint,
     prune_checkpoints,
-    read_optimizer,
-    write_checkpoint,
+    unfinished_name,
 )
 from erniekit.checkpoint.weights import array_of, local_tensor
+from erniekit.checkpoint.writer import FileWriter, PlannedFile
 from erniekit.config import Config
 from erniekit.data.load.loader import RowLoader, join_states
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import adapter_parameters, write_adapter
+from erniekit.lora.adapters import WEIGHTS_FILE, adapter_parameters, begin_adapter
 from erniekit.lora.peft import AdapterConfig
-from erniekit.models.specs import is_expert_tensor
+from erniekit.models.specs import TensorSpec, is_expert_tensor
 from erniekit.optim.adamw import STATES, AdamW
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.parallel.flat_shard import TensorShard
-from erniekit.parallel.gather import GatheredTensors
+from erniekit.parallel.tensor_stream import LocalTensor, TensorStream
+from erniekit.train.describe import format_bytes
+from erniekit.train.device_memory import host_memory
 from erniekit.train.metrics import MetricsAccumulator
 from erniekit.train.model import PreparedModel, lora_alpha, lora_expert_rank
 from erniekit.train.progress import BestTracker, TrainerProgress
 
 Log = Callable[[str], None]
 ShardOf = Callable[[str], TensorShard | None]
+# Of the free memory of the machine, the share that a copy of the checkpoint may take.
+_MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Checkpointer:
-    """Saves and loads everything that changes during a run.
+class _Save:
+    """A checkpoint that is being written. waited: seconds that training has waited for it; started: on the clock."""
 
-    identity: `run_identity` of the run.
+    state: TrainerState
+    directory: Path
+    writer: FileWriter
+    started: float
+    waited: float
+
+
+class Checkpointer:
+    """Saves and loads everything that changes during a run. All processes call its methods together.
+
+    Every process writes the tensors that it holds, or its share of those that several hold. With checkpoint.background,
+    `save` copies them to host memory, and a thread writes them while training goes on.
     """
 
-    config: Config
-    prepared: PreparedModel
-    optimizer: AdamW
-    loader: RowLoader
-    schedule: Schedule
-    identity: dict[str, Any]
-    log: Log
-    dist: DistributedContext
-    reducer: GradientReducer | None = None
+    def __init__(
+        self,
+        config: Config,
+        prepared: PreparedModel,
+        optimizer: AdamW,
+        loader: RowLoader,
+        schedule: Schedule,
+        identity: dict[str, Any],
+        log: Log,
+        dist: DistributedContext,
+        reducer: GradientReducer | None = None,
+    ) -> None:
+        """identity: `run_identity` of the run."""
+        self._config, self._prepared, self._optimizer, self._loader = config, prepared, optimizer, loader
+        self._schedule, self._identity, self._log = schedule, identity, log
+        self._dist, self._reducer = dist, reducer
+        self._run_dir = Path(config.train.output_dir)
+        self._unfinished: _Save | None = None
+        # Whether the last checkpoint could not be written.
+        self.has_failed = False
 
-    def save(self, progress: TrainerProgress) -> None:
-        """Write a checkpoint, and remove those that checkpoint.keep does not cover. All processes call it together.
-
-        Raises CheckpointError where the disk does not take it.
-        """
-        weights, optimizer = self._weights(), self._optimizer_state()
-        # Processes that share a row have the same state.
-        states = self.dist.all_gather_object(self.loader.state_dict())[:: self.dist.mesh.context.size]
-        if self.dist.is_main:
-            with self.dist.mesh.long_operation("writing a checkpoint"):
-                self._write(progress, weights, optimizer, join_states(states))
+    def save(self, progress: TrainerProgress, *, needed: bool = False) -> None:
+        """Write a checkpoint, or begin to write it in the background unless it is `needed`; see `wait`."""
+        self.wait()
+        started = time.perf_counter()
+        state = self._state(progress)
+        directory = self._run_dir / unfinished_name(progress.step)
+        files, arrays = self._files(directory)
+        in_background = self._config.checkpoint.background and self._fits_in_memory(files)
+        if in_background:
+            arrays = _drain(deque(_copied(arrays)))
+        writer = FileWriter(directory, files, arrays)
+        if in_background:
+            writer.start()
         else:
-            weights.serve()
-            optimizer.serve()
-        self.dist.barrier()
+            with self._dist.mesh.long_operation("writing a checkpoint"):
+                writer.run()
+        self._unfinished = _Save(state, directory, writer, started, time.perf_counter() - started)
+        if needed or not self._anywhere(in_background):
+            self.wait(needed=needed)
+
+    def poll(self) -> None:
+        """Finish the save in the background if all processes have written their files; see `wait`."""
+        save = self._unfinished
+        if save is not None and not self._anywhere(save.writer.is_running):
+            self.wait()
+
+    def wait(self, *, needed: bool = False) -> None:
+        """Wait for the save in the background, and give the checkpoint its name.
+
+        Raises CheckpointError where it could not be written, and it is needed or there is no earlier one.
+        """
+        save, self._unfinished = self._unfinished, None
+        if save is None:
+            return
+        started = time.perf_counter()
+        with self._dist.mesh.long_operation("writing a checkpoint"):
+            save.writer.join()
+        reports = self._dist.all_gather_object([save.writer.error, save.writer.records])
+        errors = [error for error, _ in reports if error is not None]
+        files = {name: FileRecord(*record) for _, records in reports for name, record in records.items()}
+        if self._dist.is_main:
+            try:
+                with self._dist.mesh.long_operation("writing a checkpoint"):
+                    if errors:
+                        shutil.rmtree(save.directory, ignore_errors=True)
+                    else:
+                        self._finish(save, files, started)
+            except (OSError, CheckpointError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                errors = [f"{save.directory}: the checkpoint cannot be written: {reason}"]
+        earlier = newest_checkpoint(self._run_dir)
+        errors, path = self._dist.all_gather_object([errors, None if earlier is None else str(earlier)])[0]
+        self.has_failed = bool(errors)
+        if errors and (needed or path is None):
+            raise CheckpointError(errors[0])
+        if errors:
+            self._log(f"{errors[0]}\n  Training continues; the last checkpoint is {path}")
 
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
-        tensors = read_optimizer(checkpoint)
+        saved = OptimizerState(checkpoint)
         states = by_parameter(self._optimizer_tensors())
         whole = {part.name for parts in states.values() for part in parts}
         # The state of experts held by other processes is read there.
         others = [
             name
-            for name in tensors
-            if name not in whole and (not is_expert_tensor(name) or self.dist.mesh.expert.size == 1)
+            for name in saved.names
+            if name not in whole and (not is_expert_tensor(name) or self._dist.mesh.expert.size == 1)
         ]
-        complete = [name for name, parts in states.items() if all(part.name in tensors for part in parts)]
+        names = set(saved.names)
+        complete = [name for name, parts in states.items() if all(part.name in names for part in parts)]
 
         def read_part(part: HubTensor, start: int, stop: int) -> tuple[np.ndarray, str]:
-            info = tensors[part.name]
-            if info.shape != part.shape:
-                raise CheckpointError(
-                    f"optimizer state {part.name}: shape {info.shape}, expected {part.shape}"
-                )
-            return read_span(info, start, stop), info.dtype
+            return saved.read(part.name, part.shape, start, stop)
 
         def read(name: str) -> np.ndarray:
             parts, shard = states[name], self._shard_of(name)
@@ -103,9 +175,9 @@ class Checkpointer:
                 return assemble(parts, read_part, "F32", (shard.span.start, shard.span.stop))
             return assemble(parts, read_part, "F32", (0, parts[-1].stop)).reshape(own[name].shape)
 
-        own = self.optimizer.state_tensors()
-        self.optimizer.load_state(state.step, [*complete, *others], read)
-        self.loader.load_state_dict(state.loader)
+        own = self._optimizer.state_tensors()
+        self._optimizer.load_state(state.step, [*complete, *others], read)
+        self._loader.load_state_dict(state.loader)
         return TrainerProgress(
             state.step,
             state.rows,
@@ -115,98 +187,162 @@ class Checkpointer:
             BestTracker(**state.best),
         )
 
-    def _write(
-        self,
-        progress: TrainerProgress,
-        weights: GatheredTensors,
-        optimizer: GatheredTensors,
-        loader: dict[str, Any],
-    ) -> None:
-        run_dir = Path(self.config.train.output_dir)
-        state = TrainerState(
+    def _finish(self, save: _Save, files: Mapping[str, FileRecord], started: float) -> None:
+        """Add what the main process writes, and remove checkpoints that need not be kept."""
+        state, directory, run_dir = save.state, save.directory, self._run_dir
+        if not self._config.lora.enabled:
+            copy_side_files(self._config.model.directory, directory)
+            self._prepared.changes.write(directory / "config.json")
+            shards = sorted(name for name in files if name.startswith("model-"))
+            tensors = {
+                name: info for shard in shards for name, info in read_header(directory / shard).items()
+            }
+            total = sum(info.nbytes for info in tensors.values())
+            write_index(directory, {name: info.file.name for name, info in tensors.items()}, total)
+        path = finish_checkpoint(directory, state, files)
+        best = BestTracker(**state.best)
+        if best.value is not None and best.is_at(state.step):
+            write_best(run_dir, best.step, best.metric, best.value)
+        keep = self._config.checkpoint
+        prune_checkpoints(run_dir, keep.keep, [best.step], keep.keep_every)
+        now = time.perf_counter()
+        waited = save.waited + now - started
+        size = format_bytes(sum(record.size for record in files.values()))
+        self._log(f"saved {path}: {size} in {now - save.started:.1f} s; training waited {waited:.1f} s")
+
+    def _state(self, progress: TrainerProgress) -> TrainerState:
+        config = self._config
+        # Processes that share a row have the same state.
+        states = self._dist.all_gather_object(self._loader.state_dict())[:: self._dist.mesh.context.size]
+        return TrainerState(
             step=progress.step,
             rows=progress.rows,
             tokens=progress.tokens,
             loss_tokens=progress.loss_tokens,
-            seed=self.config.train.seed,
-            loader=loader,
+            seed=config.train.seed,
+            loader=join_states(states),
             window=progress.window.as_dict(),
-            schedule=self.schedule.as_dict(),
-            identity=self.identity,
-            config=self.config.model_dump(),
-            base_model=self.config.model.path,
+            schedule=self._schedule.as_dict(),
+            identity=self._identity,
+            config=config.model_dump(),
+            base_model=config.model.path,
             erniekit_version=__version__,
             best=progress.best.as_dict(),
         )
-        path = write_checkpoint(
-            run_dir,
-            state,
-            write_weights=lambda directory: self._write_weights(directory, weights),
-            optimizer_specs=optimizer.specs,
-            optimizer_array=optimizer.read,
-        )
-        best = progress.best
-        if best.value is not None and best.is_at(progress.step):
-            write_best(run_dir, best.step, best.metric, best.value)
-        prune_checkpoints(run_dir, self.config.checkpoint.keep, [best.step])
-        self.log(f"saved {path}")
 
-    def _weights(self) -> GatheredTensors:
-        model, fully_sharded = self.prepared.model, self.prepared.fully_sharded
+    def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[np.ndarray]]:
+        """The files that this process writes, and the values of their tensors, file by file."""
+        shared, world = self._config.checkpoint.shared, self._dist.mesh.world
+        weights, optimizer = self._weights(), self._optimizer_state()
+        if self._dist.is_main:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+        self._dist.barrier()
+        if self._config.lora.enabled:
+            shards = [self._adapter_specs(directory, weights.specs)] if self._dist.is_main else []
+            names = [WEIGHTS_FILE] * len(shards)
+        else:
+            shards = split_shards(weights.specs)
+            counts = self._dist.all_gather_object(len(shards))
+            before = sum(counts[: world.rank])
+            names = [shard_name(before + number, sum(counts)) for number in range(len(shards))]
+        files = [PlannedFile(name, specs) for name, specs in zip(names, shards, strict=True)]
+        if optimizer.specs:
+            name = optimizer_file(world.rank, world.size) if shared else optimizer_file(0, 1)
+            files.append(PlannedFile(name, optimizer.specs))
+        return files, (array_of(tensor) for stream in (weights, optimizer) for _, tensor in stream)
+
+    def _weights(self) -> TensorStream:
+        model, fully_sharded = self._prepared.model, self._prepared.fully_sharded
         values: dict[str, Tensor] = dict(model.named_parameters())
         shard_of: ShardOf = _no_shard
-        if self.config.lora.enabled:
+        if self._config.lora.enabled:
             values = adapter_parameters(model)
         elif fully_sharded is not None:
             values |= fully_sharded.parts
             shard_of = fully_sharded.shard_of
         tensors = [tensor for tensor in hub_tensors(model) if tensor.parameter in values]
-        return self._gathered(tensors, values, shard_of)
+        # PEFT reads adapters from one file.
+        to_main = self._config.lora.enabled or not self._config.checkpoint.shared
+        return TensorStream(self._dist.mesh, _local_tensors(tensors, values, shard_of), to_main=to_main)
 
-    def _optimizer_state(self) -> GatheredTensors:
-        return self._gathered(self._optimizer_tensors(), self.optimizer.state_tensors(), self._shard_of)
+    def _optimizer_state(self) -> TensorStream:
+        state = self._optimizer.state_tensors()
+        tensors = _local_tensors(self._optimizer_tensors(), state, self._shard_of)
+        if not self._config.checkpoint.shared:
+            return TensorStream(self._dist.mesh, tensors, to_main=True)
+        return TensorStream(self._dist.mesh, [part for tensor in tensors if (part := _own_part(tensor))])
 
     def _optimizer_tensors(self) -> list[HubTensor]:
         """The tensors of the optimizer's state in a checkpoint, such as "lm_head.weight.moment1"."""
-        own = self.optimizer.state_tensors()
+        own = self._optimizer.state_tensors()
         return [
             replace(tensor, name=f"{tensor.name}.{state}", parameter=f"{tensor.parameter}.{state}")
-            for tensor in hub_tensors(self.prepared.model)
+            for tensor in hub_tensors(self._prepared.model)
             for state in STATES
             if f"{tensor.parameter}.{state}" in own
         ]
 
-    def _gathered(
-        self, tensors: Sequence[HubTensor], values: Mapping[str, Tensor], shard_of: ShardOf
-    ) -> GatheredTensors:
-        shards = {name: shard_of(name) for name in values}
-        local = [
-            local_tensor(tensor, values[tensor.parameter], shards[tensor.parameter]) for tensor in tensors
-        ]
-        return GatheredTensors(self.dist.mesh, local, array_of)
-
     def _shard_of(self, name: str) -> TensorShard | None:
         """The sharding of a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
-        return None if self.reducer is None else self.reducer.shard_of(name.rpartition(".")[0])
+        return None if self._reducer is None else self._reducer.shard_of(name.rpartition(".")[0])
 
-    def _write_weights(self, directory: Path, weights: GatheredTensors) -> None:
-        lora, model = self.config.lora, self.config.model
-        if lora.enabled:
-            model_config = self.prepared.model.config
-            expert_rank = lora_expert_rank(lora, model_config.moe)
-            adapter = AdapterConfig(
-                model.path,
-                lora.rank,
-                lora_alpha(lora),
-                lora.dropout,
-                expert_rank,
-                base_revision=model.revision,
+    def _adapter_specs(self, directory: Path, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+        lora, model, architecture = self._config.lora, self._config.model, self._prepared.model.config
+        adapter = AdapterConfig(
+            model.path,
+            lora.rank,
+            lora_alpha(lora),
+            lora.dropout,
+            lora_expert_rank(lora, architecture.moe),
+            base_revision=model.revision,
+        )
+        return begin_adapter(directory, specs, adapter, architecture)
+
+    def _fits_in_memory(self, files: Sequence[PlannedFile]) -> bool:
+        """Whether the files of this process fit into the memory of the machine; says so if they do not."""
+        needed = sum(file.size for file in files)
+        free = int(host_memory(self._dist.mesh.local_size) * _MEMORY_SHARE)
+        if needed > free:
+            self._log(
+                f"a checkpoint in the background needs {format_bytes(needed)} of memory per process, and "
+                f"{format_bytes(free)} are free: training waits while this one is written"
             )
-            write_adapter(directory, weights.specs, weights.read, adapter, model_config)
-        else:
-            copy_side_files(model.directory, directory)
-            self.prepared.changes.write(directory / "config.json")
-            write_shards(directory, weights.specs, weights.read)
+        return needed <= free
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether `flag` holds for any process."""
+        return bool(self._dist.all_reduce(np.array([flag], np.int64))[0])
+
+
+def _local_tensors(
+    tensors: Sequence[HubTensor], values: Mapping[str, Tensor], shard_of: ShardOf
+) -> list[LocalTensor]:
+    shards = {name: shard_of(name) for name in values}
+    return [local_tensor(tensor, values[tensor.parameter], shards[tensor.parameter]) for tensor in tensors]
+
+
+def _own_part(tensor: LocalTensor) -> LocalTensor | None:
+    """The part of a tensor that only this process holds, as a tensor; None if it holds no element."""
+    if tensor.shard is None:
+        return tensor
+    span = tensor.shard.span
+    if not span.size:
+        return None
+    spec = replace(tensor.spec, name=part_name(tensor.spec.name, span.start, span.stop), shape=(span.size,))
+    return LocalTensor(spec, tensor.read, unique=True)
+
+
+def _copied(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Arrays that training does not change: on a CPU they are views of tensors."""
+    on_cpu = paddle.get_device() == "cpu"
+    return (array.copy() if on_cpu else array for array in arrays)
+
+
+def _drain(arrays: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    """Each array in turn, which is free once it is written."""
+    while arrays:
+        yield arrays.popleft()
 
 
 def _no_shard(name: str) -> None:

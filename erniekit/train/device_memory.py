@@ -1,4 +1,4 @@
-"""The memory of the device that a process trains on."""
+"""The memory of the device that a process trains on, and of the machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ _CGROUPS = (
 
 
 def device_memory(processes: int = 1) -> int:
-    """Bytes that a process may use, of `processes` on this machine: its GPU's memory, or its share of what is free.
-
-    On a CPU this includes memory that is not used yet, and file caches that the kernel would give back.
-    """
+    """Bytes that a process may use, of `processes` on this machine: its GPU's memory, or on a CPU `host_memory`."""
     device = paddle.get_device()
     if device != "cpu":
         return int(paddle.device.cuda.get_device_properties(device).total_memory)
+    return host_memory(processes)
+
+
+def host_memory(processes: int = 1) -> int:
+    """Bytes of this machine's memory that a process may use, of `processes` on it: its share of what is free.
+
+    This includes file caches that the kernel would give back.
+    """
     free = [_machine_memory()]
     for limit, used in _CGROUPS:
         values = [_number(Path(limit)), _number(Path(used))]

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from erniekit.checkpoint.best import BEST_FILE
-from erniekit.checkpoint.state import find_checkpoints
+from erniekit.checkpoint.manifest import checksum_problems
+from erniekit.checkpoint.state import checkpoint_step, file_records, find_checkpoints
 from erniekit.config import Config, dump_config
+from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.hooks.profiler import PROFILE_DIR
 from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR
@@ -58,23 +60,42 @@ def check_run_directory(config: Config, *, resume: bool) -> None:
         )
 
 
-def checkpoint_to_resume(run: Path, log: Callable[[str], None]) -> Path | None:
-    """The newest complete checkpoint of a run; None where there is no checkpoint.
+def checkpoint_to_resume(
+    run: Path, dist: DistributedContext, log: Callable[[str], None], *, shared: bool
+) -> Path | None:
+    """The newest checkpoint of a run that is complete and undamaged; None where there is no checkpoint.
 
-    Raises CheckpointError where all checkpoints are incomplete: a new run would overwrite them.
+    All processes call it together and read their share of the files, to compare checksums. shared: as in
+    checkpoint.shared. Raises CheckpointError where no checkpoint can be used: a new run would overwrite them.
     """
-    found = find_checkpoints(run)
-    for checkpoint in found:
-        if checkpoint.problem is None:
-            return checkpoint.path
-        log(f"skipping {checkpoint.path}, which is incomplete: {checkpoint.problem}")
-    if found:
+    listings = dist.all_gather_object({found.path.name: found.problem for found in find_checkpoints(run)})
+    reasons = {}
+    names = sorted({name for listing in listings for name in listing}, key=checkpoint_step, reverse=True)
+    for name in names:
+        problems = [listing.get(name, "it is missing on another machine") for listing in listings]
+        problem = next((problem for problem in problems if problem is not None), None)
+        problem = problem or _find_damage(run / name, dist, shared)
+        if problem is None:
+            return run / name
+        log(f"skipping {run / name}: {problem}")
+        reasons[name] = problem
+    if names:
         raise CheckpointError(
-            f"{run}: there is no complete checkpoint to resume from. Restore the files of {found[0].path.name}, or "
-            "remove it to start again"
+            f"{run}: there is no complete checkpoint to resume from; {names[0]}: {reasons[names[0]]}. Restore its "
+            "files, or remove it to start again"
         )
     log(f"{run}: there is no checkpoint to resume from yet; the run starts at its first step")
     return None
+
+
+def _find_damage(checkpoint: Path, dist: DistributedContext, shared: bool) -> str | None:
+    """The first file whose checksum is not the one that was written. The processes of a disk share its files."""
+    mesh = dist.mesh
+    first, step = (mesh.rank, mesh.world.size) if shared else (mesh.rank - mesh.machine, mesh.local_size)
+    records = sorted(file_records(checkpoint).items(), key=lambda item: item[1].size)
+    with mesh.long_operation("reading the checkpoint"):
+        problems = checksum_problems(checkpoint, records[first::step])
+    return next((problem for found in dist.all_gather_object(problems) for problem in found), None)
 
 
 def begin_run(config: Config, log: Callable[[str], None]) -> None:

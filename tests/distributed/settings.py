@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.hub import read_array, read_header
-from erniekit.checkpoint.state import newest_checkpoint
+from erniekit.optim.adamw import STATES
+from tests.checkpoints import tensors
 from tests.closeness import MODEL, assert_all_close, assert_close
 from tests.integration.training_setup import chats, losses, make_model, write_chats
 
@@ -45,17 +45,6 @@ def vl_setting(directory: Path) -> dict[str, Any]:
     }
 
 
-def tensors(run: Path) -> dict[str, np.ndarray]:
-    """Everything in the newest checkpoint, by "model", "adapter_model" or "optimizer" and its name there."""
-    checkpoint = newest_checkpoint(run)
-    assert checkpoint is not None
-    return {
-        f"{file.name.split('.')[0].split('-')[0]} {name}": read_array(info)
-        for file in sorted(checkpoint.glob("*.safetensors"))
-        for name, info in read_header(file).items()
-    }
-
-
 def assert_same(one: Path, other: Path, steps: int = STEPS) -> None:
     """The loss of the first step, the losses and gradient norms of all, weights and the optimizer's state."""
     expected, found = (np.asarray(losses(run))[:, 1:3] for run in (one, other))
@@ -72,4 +61,5 @@ def assert_same(one: Path, other: Path, steps: int = STEPS) -> None:
 
 
 def _kind(name: str) -> str:
-    return name.rpartition(".")[2] if name.startswith("optimizer") else "weights"
+    state = name.rpartition(".")[2]
+    return state if state in STATES else "weights"

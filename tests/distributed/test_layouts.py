@@ -144,15 +144,29 @@ def test_every_pair_of_choices_is_among_the_cases() -> None:
 
 
 def test_a_checkpoint_continues_in_any_layout(runs: Path, setting: dict[str, Any], tmp_path: Path) -> None:
-    """Some steps in one layout, the rest in another: as if it had never changed."""
+    """Some steps in one layout, the rest in another: as if it had never changed. In the last, one process writes."""
     for case in CONTINUED:
         again = shutil.copytree(runs / SAVED.name, tmp_path / case.name)
         shutil.rmtree(again / f"checkpoint-{STEPS:06d}")
     for world in (1, 2, 4):
-        chosen = [settings_of(case, setting, tmp_path) for case in CONTINUED if case.world == world]
+        chosen = [
+            settings_of(case, setting, tmp_path) | {"checkpoint.shared": case != CONTINUED[-1]}
+            for case in CONTINUED
+            if case.world == world
+        ]
         run(world, trainings, world, chosen, True)
     for case in CONTINUED:
         assert_same(runs / SAVED.baseline.name, tmp_path / case.name)
+        files = sorted(
+            file.name for file in (tmp_path / case.name / f"checkpoint-{STEPS:06d}").glob("*.safetensors")
+        )
+        count = case.world if case != CONTINUED[-1] else 1
+        kinds = [
+            f"{kind}-{number:05d}-of-{count:05d}.safetensors"
+            for kind in ("model", "optimizer")
+            for number in range(1, count + 1)
+        ]
+        assert files == kinds
 
 
 def test_epochs_end_with_a_shorter_step_on_every_layout(setting: dict[str, Any], tmp_path: Path) -> None:

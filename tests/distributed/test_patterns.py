@@ -9,9 +9,10 @@ import pytest
 
 from erniekit.errors import ConfigError
 from erniekit.optim.adamw import AdamW, GroupRule
+from tests.checkpoints import tensors
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run
-from tests.distributed.settings import assert_same, tensors, vl_setting
+from tests.distributed.settings import assert_same, vl_setting
 
 FIRST = "*.mlp.experts.0.*"
 VISION = "*.mlp.experts.[4-7].*"

@@ -12,7 +12,7 @@ from erniekit.config import dump_config, load_config
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.run import run_training
 from erniekit.train.trainer import Trainer
-from tests.integration.test_resume import tensors
+from tests.checkpoints import tensors
 from tests.integration.training_setup import losses, make_config, read_log
 
 
@@ -87,7 +87,7 @@ def test_checkpoints_are_never_begun_over(tmp_path: Path, model: Path, data: Pat
         run_training(config)
     with pytest.raises(CheckpointError, match=r"no complete checkpoint to resume from.*checkpoint-000001"):
         run_training(config, resume=True)
-    assert (run / "checkpoint-000001" / "optimizer.safetensors").is_file()
+    assert (run / "checkpoint-000001" / "optimizer-00001-of-00001.safetensors").is_file()
 
 
 def test_a_finished_run_has_nothing_left_to_do(

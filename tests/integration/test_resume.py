@@ -7,24 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.hub import read_array, read_header
+from erniekit.checkpoint import writer
 from erniekit.checkpoint.state import newest_checkpoint
+from erniekit.checkpoint.writer import FileWriter
 from erniekit.errors import CheckpointError
+from erniekit.export.export import export_model
+from erniekit.train import checkpointer
 from erniekit.train.run import run_training
+from tests.checkpoints import tensors
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 FULL: dict[str, Any] = {}
 LORA = {"lora__enabled": True, "lora__dropout": 0.2, "lora__train_router": True}
-
-
-def tensors(run: Path) -> dict[str, np.ndarray]:
-    checkpoint = newest_checkpoint(run)
-    assert checkpoint is not None
-    return {
-        f"{file.name} {name}": read_array(info)
-        for file in sorted(checkpoint.glob("*.safetensors"))
-        for name, info in read_header(file).items()
-    }
 
 
 def copy_at(source: Path, target: Path, step: int) -> None:
@@ -97,7 +91,7 @@ def test_an_incomplete_checkpoint_is_passed_over(
     run_training(make_config(whole, model, data, **settings))
     shutil.copytree(whole, part)
     shutil.copytree(part / "checkpoint-000004", part / ".checkpoint-000004.tmp")
-    (part / "checkpoint-000004" / "optimizer.safetensors").write_bytes(b"cut off")
+    (part / "checkpoint-000004" / "optimizer-00001-of-00001.safetensors").write_bytes(b"cut off")
     (part / "checkpoint-000003" / "trainer_state.json").unlink()
     capsys.readouterr()
     run_training(make_config(part, model, data, **settings), resume=True)
@@ -164,8 +158,115 @@ def test_a_damaged_weight_file_is_an_error(tmp_path: Path, model: Path, data: Pa
     assert checkpoint is not None
     shard = next(checkpoint.glob("model-*.safetensors"))
     shard.write_bytes(b"\xff" * shard.stat().st_size)
-    with pytest.raises(CheckpointError, match=shard.name):
+    with pytest.raises(CheckpointError, match=f"{shard.name} is damaged: its checksum"):
         run_training(config, resume=True)
+
+
+@pytest.mark.parametrize("file", ["model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"])
+def test_a_flipped_bit_makes_the_run_continue_from_the_checkpoint_before(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=2, checkpoint__save_every=1)
+    run_training(config)
+    before = losses(run)
+    content = bytearray((run / "checkpoint-000002" / file).read_bytes())
+    content[-1] ^= 1
+    (run / "checkpoint-000002" / file).write_bytes(content)
+    capsys.readouterr()
+    assert run_training(config, resume=True) == 0
+    printed = capsys.readouterr().out
+    assert f"skipping {run / 'checkpoint-000002'}: {file} is damaged" in printed
+    assert "checkpoint-000001, after step 1" in printed
+    assert losses(run) == before
+
+
+def test_damaged_weights_are_not_exported(tmp_path: Path, model: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run_training(make_config(run, model, data, train__max_steps=1))
+    for file, damaged in (("optimizer-00001-of-00001", False), ("model-00001-of-00001", True)):
+        path = run / "checkpoint-000001" / f"{file}.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        if damaged:
+            with pytest.raises(CheckpointError, match=f"{path.name} is damaged.*use an older checkpoint"):
+                export_model(run, tmp_path / "export")
+        else:
+            export_model(run, tmp_path / "other")
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("background", [True, False], ids=["background", "waiting"])
+def test_a_save_that_fails_ends_nothing_while_an_older_checkpoint_stands(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    background: bool,
+) -> None:
+    written = writer.write_safetensors
+    full_at = {".checkpoint-000002.tmp", ".checkpoint-000003.tmp"}
+
+    def full(file: Path, *arguments: Any) -> Any:
+        if file.parent.name in full_at:
+            raise OSError(28, "No space left on device")
+        return written(file, *arguments)
+
+    monkeypatch.setattr(writer, "write_safetensors", full)
+    settings = {"train__max_steps": 4, "checkpoint__save_every": 1, "checkpoint__background": background}
+    run = tmp_path / "run"
+    assert run_training(make_config(run, model, data, **settings)) == 0
+    printed = capsys.readouterr().out
+    for step in (2, 3):
+        assert f".checkpoint-{step:06d}.tmp: the checkpoint cannot be written: No space left" in printed
+    assert f"Training continues; the last checkpoint is {run / 'checkpoint-000001'}" in printed
+    names = sorted(path.name for path in run.glob("*checkpoint-*"))
+    assert names == ["checkpoint-000001", "checkpoint-000004"]
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3, 4]
+    for step in (1, 4):
+        full_at = {f".checkpoint-{step:06d}.tmp"}
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            run_training(make_config(tmp_path / str(step), model, data, **settings))
+
+
+def test_a_checkpoint_in_the_background_is_the_one_that_was_begun(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"train__max_steps": 3, "checkpoint__save_every": 1, "checkpoint__keep": 9}
+    waiting, background = tmp_path / "waiting", tmp_path / "background"
+    run_training(make_config(waiting, model, data, checkpoint__background=False, **settings))
+    start, join = FileWriter.start, FileWriter.join
+    begun: list[FileWriter] = []
+
+    def start_and_join(writer: FileWriter) -> None:
+        start(writer)
+        join(writer)
+
+    # The thread writes only when the next checkpoint is wanted: after another step.
+    monkeypatch.setattr(FileWriter, "start", lambda writer: begun.append(writer))
+    monkeypatch.setattr(FileWriter, "is_running", property(lambda _: True))
+    monkeypatch.setattr(FileWriter, "join", start_and_join)
+    run_training(make_config(background, model, data, **settings))
+    assert len(begun) == 3
+    for step in (1, 2, 3):
+        for file in ("model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"):
+            name = f"checkpoint-{step:06d}/{file}"
+            assert (background / name).read_bytes() == (waiting / name).read_bytes()
+
+
+def test_without_memory_for_a_copy_training_waits(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpointer, "host_memory", lambda processes: 1 << 20)
+    monkeypatch.setattr(FileWriter, "start", lambda writer: pytest.fail("no thread may run"))
+    assert run_training(make_config(tmp_path / "run", model, data, train__max_steps=1)) == 0
+    assert "819.2 KiB are free: training waits while this one is written" in capsys.readouterr().out
 
 
 def _other_model(model: Path, target: Path) -> Path:

@@ -72,6 +72,8 @@ def _peak(
         "train.rows_per_step": processes,
         "train.recompute": "layers",
         "parallel.shard": shard,
+        # A copy of the checkpoint in memory is not part of the plan.
+        "checkpoint.background": False,
         "parallel.threads": 1,
     }
     (directory / "run.yaml").write_text("{}\n")

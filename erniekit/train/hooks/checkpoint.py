@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.metrics import StepMetrics
 from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.progress import TrainerProgress
@@ -16,10 +17,8 @@ class CheckpointHook(Hook):
     writer: flushed before each checkpoint, so that the log reaches at least as far as the checkpoint.
     """
 
-    def __init__(
-        self, save: Callable[[TrainerProgress], None], every: int | None, writer: MetricsWriter
-    ) -> None:
-        self._save_progress, self._every, self._writer = save, every, writer
+    def __init__(self, checkpointer: Checkpointer, every: int | None, writer: MetricsWriter) -> None:
+        self._checkpointer, self._every, self._writer = checkpointer, every, writer
         self._saved_at = 0
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -30,17 +29,17 @@ class CheckpointHook(Hook):
             self._save(trainer.progress)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        if self._every and trainer.progress.step % self._every == 0:
-            self._save_once(trainer.progress)
+        self._checkpointer.poll()
+        step = trainer.progress.step
+        if self._every and step % self._every == 0 and self._saved_at != step:
+            self._save(trainer.progress)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        self._save_once(trainer.progress)
+        self._checkpointer.wait()
+        if self._saved_at != trainer.progress.step or self._checkpointer.has_failed:
+            self._save(trainer.progress, needed=True)
 
-    def _save_once(self, progress: TrainerProgress) -> None:
-        if self._saved_at != progress.step:
-            self._save(progress)
-
-    def _save(self, progress: TrainerProgress) -> None:
+    def _save(self, progress: TrainerProgress, *, needed: bool = False) -> None:
         self._writer.flush()
-        self._save_progress(progress)
+        self._checkpointer.save(progress, needed=needed)
         self._saved_at = progress.step

@@ -3,36 +3,37 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from erniekit.checkpoint import state as module
-from erniekit.checkpoint.hub import read_array, read_span
+from erniekit.checkpoint import writer as writer_module
+from erniekit.checkpoint.hub import write_safetensors
+from erniekit.checkpoint.manifest import checksum_problems, read_record
+from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
 from erniekit.checkpoint.state import (
-    OPTIMIZER_FILE,
     STATE_FILE,
     TrainerState,
     check_identity,
     copy_side_files,
+    file_records,
     find_checkpoints,
     fingerprint,
     model_fingerprint,
     newest_checkpoint,
     prune_checkpoints,
-    read_optimizer,
     read_state,
-    write_checkpoint,
 )
+from erniekit.checkpoint.writer import FileWriter, PlannedFile
 from erniekit.errors import CheckpointError
 from erniekit.models.specs import TensorSpec
+from tests.checkpoints import OPTIMIZER_FILE, write_checkpoint
 
 MOMENTS = {
     "a.moment1": np.arange(6, dtype=np.float32).reshape(2, 3),
     "a.moment2": np.full((3,), 0.1, np.float32),
 }
-SPECS = [TensorSpec(name, "F32", array.shape) for name, array in MOMENTS.items()]
 
 
 def make_state(step: int = 3) -> TrainerState:
@@ -52,43 +53,103 @@ def make_state(step: int = 3) -> TrainerState:
     )
 
 
-def write(run: Path, step: int = 3, **changes: Any) -> Path:
+def write(run: Path, step: int = 3) -> Path:
     def weights(directory: Path) -> None:
         (directory / "model.safetensors").write_bytes(b"weights")
 
-    options = {
-        "write_weights": weights,
-        "optimizer_specs": SPECS,
-        "optimizer_array": MOMENTS.__getitem__,
-        **changes,
-    }
-    return write_checkpoint(run, make_state(step), **options)
+    return write_checkpoint(run, make_state(step), weights, MOMENTS)
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert path == tmp_path / "checkpoint-000003"
     assert read_state(path) == make_state()
-    tensors = read_optimizer(path)
-    assert list(tensors) == list(MOMENTS)
+    saved = OptimizerState(path)
+    assert list(saved.names) == list(MOMENTS)
     for name, array in MOMENTS.items():
-        assert np.array_equal(read_array(tensors[name]), array)
-        assert np.array_equal(read_span(tensors[name], 1, 3), array.reshape(-1)[1:3])
+        for start, stop in ((0, array.size), (1, 3)):
+            values, dtype = saved.read(name, array.shape, start, stop)
+            assert dtype == "F32" and np.array_equal(values, array.reshape(-1)[start:stop])
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-000003"]
+    records = file_records(path)
+    assert set(records) == {"model.safetensors", OPTIMIZER_FILE}
+    assert all(read_record(path / name) == record for name, record in records.items())
 
 
-def test_a_write_that_fails_leaves_earlier_checkpoints_and_no_name(tmp_path: Path) -> None:
-    write(tmp_path, 3)
+def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (path / OPTIMIZER_FILE).rename(path / "optimizer.safetensors")
+    content = json.loads((path / STATE_FILE).read_text())
+    content["format"] = 1
+    content["files"] = {
+        name: (path / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors")
+    }
+    (path / STATE_FILE).write_text(json.dumps(content))
+    assert newest_checkpoint(tmp_path) == path
+    assert read_state(path) == make_state()
+    assert np.array_equal(OptimizerState(path).read("a.moment1", (2, 3), 0, 6)[0], np.arange(6))
+    assert checksum_problems(path, file_records(path).items()) == []
 
-    def full(directory: Path) -> None:
-        (directory / "part").write_bytes(b"x")
+
+def test_damage_is_found_by_checksums(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    records = file_records(path)
+    assert checksum_problems(path, records.items()) == []
+    for name in records:
+        content = bytearray((path / name).read_bytes())
+        content[-1] ^= 1
+        (path / name).write_bytes(content)
+        assert newest_checkpoint(tmp_path) == path
+        assert checksum_problems(path, records.items()) == [
+            f"{name} is damaged: its checksum differs from the one that was written"
+        ]
+        content[-1] ^= 1
+        (path / name).write_bytes(content)
+    (path / "model.safetensors").unlink()
+    assert checksum_problems(path, records.items()) == ["model.safetensors is missing"]
+
+
+def test_parts_of_tensors_are_put_together(tmp_path: Path) -> None:
+    whole = np.arange(12, dtype=np.float32)
+    for rank, (start, stop) in enumerate(((0, 5), (5, 7), (7, 12))):
+        spec = TensorSpec(part_name("a.moment1", start, stop), "F32", (stop - start,))
+        write_safetensors(tmp_path / optimizer_file(rank, 3), [spec], lambda _: whole[start:stop])  # noqa: B023
+    saved = OptimizerState(tmp_path)
+    for start in range(12):
+        for stop in range(start + 1, 13):
+            assert np.array_equal(saved.read("a.moment1", (3, 4), start, stop)[0], whole[start:stop])
+    with pytest.raises(CheckpointError, match=r"a\.moment1: 12 elements, expected shape \[3, 5\]"):
+        saved.read("a.moment1", (3, 5), 0, 1)
+    (tmp_path / optimizer_file(1, 3)).unlink()
+    with pytest.raises(CheckpointError, match=r"a\.moment1: elements 5 to 7 are missing"):
+        OptimizerState(tmp_path)
+
+
+def test_a_full_disk_is_reported_and_the_arrays_are_read_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match=r"\.checkpoint-000004\.tmp.*No space left on device"):
-        write(tmp_path, 4, write_weights=full)
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
-    assert not (tmp_path / "checkpoint-000004").exists()
-    assert write(tmp_path, 4).is_dir()
+    monkeypatch.setattr(writer_module, "write_safetensors", full)
+    arrays = iter([np.zeros(2, np.float32)] * 3)
+    file = PlannedFile("x.safetensors", [TensorSpec(name, "F32", (2,)) for name in "abc"])
+    for in_thread in (False, True):
+        writer = FileWriter(tmp_path / "aside", [file], arrays)
+        writer.start() if in_thread else writer.run()
+        writer.join()
+        assert (
+            writer.error == f"{tmp_path / 'aside'}: the checkpoint cannot be written: No space left on device"
+        )
+        assert next(arrays, None) is None
+
+
+def test_an_error_of_the_program_in_the_thread_is_raised(tmp_path: Path) -> None:
+    file = PlannedFile("x.safetensors", [TensorSpec("a", "F32", (2,))])
+    writer = FileWriter(tmp_path, [file], iter([np.zeros(3, np.float32)]))
+    writer.start()
+    with pytest.raises(ValueError, match=r"a: got float32 \[3\]"):
+        writer.join()
 
 
 def test_the_same_step_may_be_written_again(tmp_path: Path) -> None:
@@ -111,9 +172,7 @@ def test_newest_ignores_what_is_incomplete(tmp_path: Path) -> None:
     problems = {found.step: found.problem for found in find_checkpoints(tmp_path)}
     assert list(problems) == [13, 12, 11, 10, 2]
     assert problems[13] == "model.safetensors is missing"
-    assert problems[12] is not None and problems[12].startswith(
-        "optimizer.safetensors has 5 bytes instead of"
-    )
+    assert problems[12] is not None and problems[12].startswith(f"{OPTIMIZER_FILE} has 5 bytes instead of")
     assert problems[11] == "trainer_state.json is missing"
     assert problems[10] is None
 
@@ -127,6 +186,14 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint-000003", "checkpoint-000004"]
     prune_checkpoints(tmp_path, keep=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-000004"]
+
+
+def test_prune_keeps_every_nth_and_the_best(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        write(tmp_path, step)
+    prune_checkpoints(tmp_path, keep=1, spare=[2], keep_every=3)
+    kept = sorted(int(entry.name[-6:]) for entry in tmp_path.iterdir())
+    assert kept == [2, 3, 6, 8]
 
 
 def test_damaged_states_are_errors(tmp_path: Path) -> None:
@@ -148,8 +215,8 @@ def test_a_damaged_optimizer_file_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path)
     size = (path / OPTIMIZER_FILE).stat().st_size
     (path / OPTIMIZER_FILE).write_bytes(b"\xff" * size)
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors"):
-        read_optimizer(path)
+    with pytest.raises(CheckpointError, match=OPTIMIZER_FILE):
+        OptimizerState(path)
 
 
 def test_identity_names_every_key_that_differs() -> None:

@@ -13,7 +13,6 @@ from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
     copy_side_files,
-    write_checkpoint,
 )
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import DataConfig
@@ -22,6 +21,7 @@ from erniekit.generation.load import find_model
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
 from tests.adapters import write_adapter
+from tests.checkpoints import write_checkpoint
 from tests.closeness import assert_close, relative_difference
 from tests.models import apply_lora, save_weights
 from tests.unit.generation.helpers import all_logits, make_model, prompt, seed_values
@@ -51,9 +51,7 @@ def _save(
         base_model=str(base),
         erniekit_version="0",
     )
-    return write_checkpoint(
-        run, state, write_weights=write, optimizer_specs=[], optimizer_array=lambda name: np.zeros(0)
-    )
+    return write_checkpoint(run, state, write, {})
 
 
 def _writer(base: Path, model: ErnieModel) -> Callable[[Path], None]:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import paddle
@@ -19,6 +19,7 @@ from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
+from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.evaluation import EvaluationHook
 from erniekit.train.hooks.logging import LoggingHook
@@ -156,6 +157,21 @@ class Log:
         self.ended += 1
 
 
+@dataclass(frozen=True)
+class Saves:
+    """Stands in for a Checkpointer."""
+
+    steps: list[int]
+    has_failed = False
+
+    def save(self, progress: TrainerProgress, *, needed: bool = False) -> None:
+        self.steps.append(progress.step)
+
+    def poll(self) -> None: ...
+
+    def wait(self, *, needed: bool = False) -> None: ...
+
+
 ROWS = [Row((1.0, 2.0, 3.0), "a:1"), Row((10.0,), "a:2"), Row((4.0, 4.0), "b:1")]
 
 
@@ -176,9 +192,7 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Trai
     evaluate, eval_every = changes.pop("evaluate", None), changes.pop("eval_every", None)
     if evaluate is not None:
         hooks.append(EvaluationHook(evaluate, eval_every, log, log))
-    hooks.append(
-        CheckpointHook(lambda progress: saved.append(progress.step), changes.pop("save_every", None), log)
-    )
+    hooks.append(CheckpointHook(cast(Checkpointer, Saves(saved)), changes.pop("save_every", None), log))
     parts: Any = {
         "model": model,
         "objective": model,

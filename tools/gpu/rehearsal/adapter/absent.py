@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 _ABSENT = (
     *("erniekit.data.media.item", "erniekit.data.media.patches", "erniekit.distributed.mesh"),
-    *("erniekit.parallel.flat_shard", "erniekit.parallel.fully_sharded", "erniekit.parallel.gather"),
+    *("erniekit.parallel.flat_shard", "erniekit.parallel.fully_sharded", "erniekit.parallel.tensor_stream"),
 )
 # Packages of which single modules are used, without what the package itself imports.
 _BARE = ("erniekit.config",)

@@ -1,0 +1,79 @@
+"""Writes the files of one process, at once or in a background thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from erniekit.checkpoint.hub import spec_bytes, write_safetensors
+from erniekit.checkpoint.manifest import FileRecord
+from erniekit.models.specs import TensorSpec
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A safetensors file to be written, and its tensors in order."""
+
+    name: str
+    specs: Sequence[TensorSpec]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(spec_bytes(spec) for spec in self.specs)
+
+
+class FileWriter:
+    """Writes files into a directory. `records` and `error` are valid after `run` or `join`.
+
+    arrays: the values of all tensors, file by file. They are read to the end also when the disk is full, since other
+    processes may take part in making them.
+    """
+
+    def __init__(self, directory: Path, files: Sequence[PlannedFile], arrays: Iterator[np.ndarray]) -> None:
+        self._directory, self._files, self._arrays = directory, files, arrays
+        self._thread: threading.Thread | None = None
+        self._bug: BaseException | None = None
+        self.records: dict[str, FileRecord] = {}
+        self.error: str | None = None
+
+    def run(self) -> None:
+        """Write the files."""
+        try:
+            # The process that makes the directory may be on another machine.
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for file in self._files:
+                path = self._directory / file.name
+                self.records[file.name] = write_safetensors(path, file.specs, lambda _: next(self._arrays))
+        except OSError as error:
+            self.error = f"{self._directory}: the checkpoint cannot be written: {error.strerror}"
+        finally:
+            for _ in self._arrays:
+                pass
+
+    def start(self) -> None:
+        """Write the files in a thread, which ends with the process."""
+        self._thread = threading.Thread(target=self._run_in_thread, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread still writes."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for the thread, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._bug is not None:
+            raise self._bug
+
+    def _run_in_thread(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            self._bug = error

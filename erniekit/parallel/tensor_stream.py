@@ -1,0 +1,124 @@
+"""Which process writes which tensor of a checkpoint, and bringing its complete values there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from erniekit.distributed.collectives import all_gather, all_gather_uneven, broadcast_
+from erniekit.distributed.mesh import Mesh
+from erniekit.models.specs import TensorSpec, is_expert_tensor
+from erniekit.parallel.flat_shard import TensorShard
+
+
+@dataclass(frozen=True)
+class LocalTensor:
+    """A tensor as this process holds it. `spec` is of the complete tensor.
+
+    read: returns the complete values, or with `shard` this process's part of them, 1-D. unique: no other process holds
+    these values.
+    """
+
+    spec: TensorSpec
+    read: Callable[[], Tensor]
+    shard: TensorShard | None = None
+    unique: bool = False
+
+
+class TensorStream:
+    """The tensors that this process writes, complete, one at a time.
+
+    Each tensor is written by one of the processes that hold it, so that they share the work; with `to_main` the main
+    process writes all of them. All processes create a stream together, each with the tensors that it holds in
+    the model's order, and iterate over it together to the end: sharded tensors are gathered on the way.
+    """
+
+    def __init__(self, mesh: Mesh, tensors: Sequence[LocalTensor], *, to_main: bool = False) -> None:
+        self._mesh = mesh
+        self._tensors = {tensor.spec.name: tensor for tensor in tensors}
+        # The rank inside the expert-parallel group that sends a tensor to the main process.
+        self._senders: dict[str, int] = {}
+        if to_main:
+            self._order = self._all_specs()
+            self.specs = self._order if mesh.is_main else []
+        else:
+            self._order = [tensor.spec for tensor in tensors]
+            self.specs = self._own_share()
+        self._own = {spec.name for spec in self.specs}
+
+    def __iter__(self) -> Iterator[tuple[TensorSpec, Tensor]]:
+        for spec in self._order:
+            complete = self._complete(spec.name) if spec.name in self._tensors else None
+            if spec.name in self._senders:
+                complete = self._to_main(spec, complete)
+            if spec.name in self._own and complete is not None:
+                yield spec, complete
+
+    def _own_share(self) -> list[TensorSpec]:
+        """The tensors that this process writes: each goes to the holder that has the fewest elements so far."""
+        mesh, own = self._mesh, []
+        elements: dict[tuple[int, ...], list[int]] = {}
+        for tensor in self._tensors.values():
+            spec = tensor.spec
+            group = mesh.replicas if is_expert_tensor(spec.name) else mesh.world
+            if tensor.unique or group.size == 1:
+                own.append(spec)
+                continue
+            loads = elements.setdefault(group.ranks, [0] * group.size)
+            writer = loads.index(min(loads))
+            loads[writer] += spec.size
+            if writer == group.rank:
+                own.append(spec)
+        return own
+
+    def _all_specs(self) -> list[TensorSpec]:
+        """The tensors of one model replica, over all processes that share its experts."""
+        specs: dict[str, TensorSpec] = {}
+        for rank, held in enumerate(self._all_gather_specs()):
+            for spec in held:
+                if spec.name not in specs:
+                    specs[spec.name] = spec
+                    if rank:
+                        self._senders[spec.name] = rank
+        return list(specs.values())
+
+    def _complete(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if tensor.shard is None:
+            return tensor.read()
+        shard = tensor.shard
+        return all_gather_uneven(tensor.read(), shard.counts, shard.group).reshape(list(shard.shape))
+
+    def _to_main(self, spec: TensorSpec, complete: Tensor | None) -> Tensor | None:
+        """Send a tensor that the main process does not hold to it, inside its expert-parallel group."""
+        group, sender = self._mesh.expert, self._senders[spec.name]
+        if 0 not in group.ranks:
+            return None
+        if group.rank == sender and complete is not None:
+            buffer = complete.detach().clone()
+        else:
+            buffer = paddle.empty(list(spec.shape), _PADDLE_TYPES[spec.dtype])
+        broadcast_(buffer, sender, group)
+        return buffer
+
+    def _all_gather_specs(self) -> list[list[TensorSpec]]:
+        """The specs of the tensors of each process of the expert-parallel group."""
+        group, own = self._mesh.expert, [tensor.spec for tensor in self._tensors.values()]
+        text = json.dumps([(spec.name, spec.dtype, spec.shape) for spec in own]).encode()
+        encoded = paddle.to_tensor(np.frombuffer(text, np.uint8).astype(np.int32))
+        counts = all_gather(paddle.to_tensor([len(text)], dtype="int64"), group).tolist()
+        gathered = all_gather_uneven(encoded, counts, group).numpy().astype(np.uint8).tobytes()
+        specs, offset = [], 0
+        for count in counts:
+            fields = json.loads(gathered[offset : offset + count])
+            specs.append([TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in fields])
+            offset += count
+        return specs
+
+
+_PADDLE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}

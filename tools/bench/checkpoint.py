@@ -1,0 +1,124 @@
+"""Measure saving a training checkpoint: bytes per second, how long training waits, and memory.
+
+    python tools/bench/checkpoint.py [--gigabytes 8] [--processes 1 4]
+
+A dense model with random weights is trained for four steps with full fine-tuning, and each step is saved: in the
+background, and while training waits. Several processes share weights and optimizer (parallel.shard: parameters). The
+rates are those of all processes together, beside that of a plain copy of the checkpoint to the same disk, which is
+synced as well. Steps are short, so that a save in the background usually waits for the one before; "training waited"
+counts the copy to memory, and what the log reports at the end. Memory is the peak of the largest process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from erniekit.create.create import create_model
+
+ROOT = Path(__file__).resolve().parents[2]
+# Weights and two moments in float32.
+_BYTES_PER_PARAMETER = 12
+_HIDDEN = 1024
+# Parameters of a layer, nearly: gate, up and down of four times the width.
+_LAYER = 12 * _HIDDEN**2
+_SAVED = re.compile(r"saved (\S+): .* in ([\d.]+) s; training waited ([\d.]+) s")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gigabytes", type=float, default=8, help="size of a checkpoint")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 4], help="CPU processes")
+    parser.add_argument("--directory", type=Path, help="where to write (default: the temporary directory)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        directory = Path(name)
+        data = directory / "chats.jsonl"
+        data.write_text("".join(json.dumps(_chat(number)) + "\n" for number in range(64)))
+        layers = max(1, round(arguments.gigabytes * 1e9 / _BYTES_PER_PARAMETER / _LAYER))
+        overrides = [
+            f"hidden_size={_HIDDEN}",
+            f"intermediate_size={4 * _HIDDEN}",
+            f"num_hidden_layers={layers}",
+        ]
+        create_model("tiny-dense", directory / "model", [data], seed=0, overrides=overrides)
+        for processes in arguments.processes:
+            for background in (False, True):
+                print(_measure(directory, data, processes, background=background), flush=True)
+
+
+def _chat(number: int) -> dict[str, object]:
+    question = {"role": "user", "content": f"What comes after {number}?"}
+    return {"messages": [question, {"role": "assistant", "content": f"{number + 1} comes after it."}]}
+
+
+def _measure(directory: Path, data: Path, processes: int, *, background: bool) -> str:
+    run = directory / f"run-{processes}-{background}"
+    settings = {
+        "model.path": str(directory / "model"),
+        "data.train": str(data),
+        "data.max_length": 64,
+        "data.workers": 0,
+        "train.output_dir": str(run),
+        "train.max_steps": 4,
+        "train.rows_per_step": processes,
+        "train.recompute": "layers",
+        "checkpoint.save_every": 1,
+        "checkpoint.keep": 1,
+        "checkpoint.background": background,
+        "parallel.shard": "parameters" if processes > 1 else "none",
+        "parallel.threads": 1,
+    }
+    (directory / "run.yaml").write_text("{}\n")
+    command = [sys.executable, "-m", "erniekit", "train", str(directory / "run.yaml")]
+    command += ["--devices", f"cpu:{processes}", *(f"{key}={json.dumps(v)}" for key, v in settings.items())]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise SystemExit(finished.stdout[-2000:] + finished.stderr[-2000:])
+    saves = _SAVED.findall(finished.stdout)
+    seconds, waited = (statistics.median(float(save[place]) for save in saves) for place in (1, 2))
+    logs = [run / "log.jsonl", *(run / "logs").glob("rank-*/log.jsonl")]
+    peak = max(
+        json.loads(line).get("memory/peak_gib", 0.0) for log in logs for line in log.read_text().splitlines()
+    )
+    checkpoint = Path(saves[-1][0])
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    copy_seconds = _copy(checkpoint, directory / "copy")
+    shutil.rmtree(run)
+    how = "background" if background else "waiting"
+    rate, copy_rate = size / seconds / 1e6, size / copy_seconds / 1e6
+    return (
+        f"{processes} processes, {how:10}  {size / 1e9:5.2f} GB saved in {seconds:5.1f} s: {rate:5.0f} MB/s, "
+        f"{rate / copy_rate:4.0%} of a copy ({copy_rate:.0f} MB/s); training waited {waited:5.1f} s; "
+        f"peak {peak:5.2f} GiB"
+    )
+
+
+def _copy(source: Path, target: Path) -> float:
+    """Seconds to copy a directory and sync the copies to disk."""
+    started = time.perf_counter()
+    target.mkdir()
+    for file in source.iterdir():
+        with file.open("rb") as reader, (target / file.name).open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 4 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+    seconds = time.perf_counter() - started
+    shutil.rmtree(target)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
