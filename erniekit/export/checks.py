@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from erniekit.checkpoint.header import read_metadata
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
+    as_dtype,
+    read_array,
     read_header,
     read_index,
     weight_files,
 )
+from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
+from erniekit.checkpoint.state import STATE_FILE
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
+from erniekit.display.text import counted
 from erniekit.errors import CheckpointError
 from erniekit.export.files import chat_template
 from erniekit.export.layouts import ARCHITECTURES, DTYPE_NAMES, HUB_MODEL_TYPES, NESTED_MODEL_TYPE
@@ -106,6 +113,8 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
         return
     yield from _check_tensors(directory, config, tensors)
     yield from _check_shards(directory)
+    yield from _check_checksums(directory)
+    yield from _check_values(tensors)
     if base is not None:
         yield from _check_base(tensors, base, config)
 
@@ -251,6 +260,43 @@ def _check_shards(directory: Path) -> Iterator[Check]:
         yield Check("FAIL", f"{INDEX_FILE} and the shards disagree on {_some(wrong)}")
     else:
         yield Check("ok", f"the index agrees with the shards ({len(set(where.values()))})")
+
+
+def _check_checksums(directory: Path) -> Iterator[Check]:
+    """Compare the shards with what the export or the run has written."""
+    file = next((directory / n for n in (CHECKSUMS_FILE, STATE_FILE) if (directory / n).is_file()), None)
+    if file is None:
+        yield Check("note", "no checksums: erniekit did not write this directory")
+        return
+    try:
+        records = records_from(read_json_object(file)["files"])
+    except (KeyError, ValueError, TypeError, IndexError):
+        yield Check("FAIL", f"{file.name} is damaged")
+        return
+    shards = {name: record for name, record in records.items() if not name.startswith("optimizer")}
+    problems = checksum_problems(directory, shards.items())
+    yield from (Check("FAIL", problem) for problem in problems)
+    if not problems:
+        yield Check("ok", f"the checksums of {counted(len(shards), 'file')} are those that were written")
+
+
+def _check_values(tensors: Mapping[str, TensorInfo]) -> Iterator[Check]:
+    """Look for weights that no training gives: NaN, infinity, and matrices of zeros."""
+    infinite, zero = [], []
+    for name, info in tensors.items():
+        if info.dtype not in DTYPE_NAMES:
+            continue
+        values = as_dtype(read_array(info), info.dtype, "F32")
+        if not np.isfinite(values).all():
+            infinite.append(name)
+        elif values.ndim > 1 and name.endswith(".weight") and not values.any():
+            zero.append(name)
+    if infinite:
+        yield Check("FAIL", f"NaN or infinity in {_some(infinite)}")
+    if zero:
+        yield Check("FAIL", f"all values are zero in {_some(zero)}")
+    if not infinite and not zero:
+        yield Check("ok", "all values are finite, and no matrix is all zeros")
 
 
 def _check_vocabulary(directory: Path, config: ErnieConfig) -> Iterator[Check]:

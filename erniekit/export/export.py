@@ -27,10 +27,11 @@ from erniekit.checkpoint.hub import (
     spec_bytes,
     write_shards,
 )
+from erniekit.checkpoint.manifest import write_checksums
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.resize import ModelChanges
-from erniekit.checkpoint.state import STATE_FILE, TrainerState, read_state
+from erniekit.checkpoint.state import STATE_FILE, TrainerState, check_weights, read_state
 from erniekit.config import DataConfig
 from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype, Quantize
 from erniekit.data.encode.limits import read_limits
@@ -136,6 +137,7 @@ def export_model(
             f"{output}: not an empty directory; choose another --output, or remove it first"
         )
     source = resolve_source(Path(path), None if base is None else Path(base))
+    check_weights(source.checkpoint)
     tensors = read_index(source.weights)
     wanted = parameter_specs(source.config)
     check_tensors(tensors, _on_disk(source.config, source.weights), str(source.weights))
@@ -152,6 +154,7 @@ def export_model(
         aside.chmod(0o755)
         warnings = _write_files(source, aside, layout, _main_dtype(specs), template)
         shards = write_shards(aside, specs, _reader(tensors, specs, merge), max_shard_bytes)
+        write_checksums(aside, shards)
         merged = merge.finish() if merge is not None else 0
         aside.replace(output)
     except OSError as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from erniekit.checkpoint.hub import INDEX_FILE, SINGLE_FILE, float32_to_bfloat16, read_array, read_index
@@ -94,6 +95,24 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         tensors(lambda n, i, a: ("BF16", float32_to_bfloat16(a)) if n == GATE else (i.dtype, a)),
         f"{GATE} is BF16: router tensors must be F32",
     ),
+    "NaN": (
+        "moe",
+        tensors(lambda n, i, a: (i.dtype, np.full_like(a, np.nan) if n == Q else a)),
+        f"NaN or infinity in {Q}",
+    ),
+    "infinity": (
+        "dense",
+        tensors(
+            lambda n, i, a: (i.dtype, np.where(a == a.max(), np.inf, a).astype(a.dtype) if n == Q else a)
+        ),
+        f"NaN or infinity in {Q}",
+    ),
+    "zeros": (
+        "vl",
+        tensors(lambda n, i, a: (i.dtype, np.zeros_like(a) if n == Q else a)),
+        f"all values are zero in {Q}",
+    ),
+    "checksums": ("dense", write("checksums.json", '{"files": 3}'), "checksums.json is damaged"),
     "no shard": ("dense", remove("model-00001-of-00001.safetensors"), "shards that are not there"),
     "metadata": ("dense", without_metadata, "format = pt"),
     "index": ("moe", wrong_index, "disagree on model.norm.weight"),
@@ -111,6 +130,19 @@ def test_exports_are_right(models: dict[str, Path], tmp_path: Path, family: str,
     texts = "\n".join(check.text for check in checks)
     assert "element types equal those of the base model" in texts
     assert ("vLLM, SGLang and FastDeploy" in texts) == (family == "vl")
+    assert "the checksums of 1 file are those that were written" in texts
+
+
+def test_a_flipped_bit_in_an_export(models: dict[str, Path], tmp_path: Path) -> None:
+    export_model(models["dense"], tmp_path / "out")
+    assert failures(tmp_path / "out") == []
+    shard = tmp_path / "out" / "model-00001-of-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert failures(tmp_path / "out") == [
+        f"{shard.name} is damaged: its checksum differs from the one that was written"
+    ]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
