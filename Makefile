@@ -7,6 +7,7 @@
 #   make test                  style, imports, types and all tests: everything that must pass before a commit
 #   make test-fast             unit tests that are not slow, for the edit loop
 #   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
+#   make soak                  runs that are killed at random moments and resumed, 50 times each (KILLS=...)
 #   make peers                 transformers, PEFT and TRL into .venv-peers, for tools/bench/peers
 #
 # PYTHON=...      the Python for .venv (3.11 is tested)
@@ -23,6 +24,7 @@ TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 WORKERS ?= 2
 INPUTS ?= 100000
+KILLS ?= 50
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -41,7 +43,7 @@ else \
 fi
 endef
 
-.PHONY: help quickstart example-dpo example-calls test test-fast fuzz lint peers clean
+.PHONY: help quickstart example-dpo example-calls test test-fast fuzz soak lint peers clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
@@ -66,6 +68,9 @@ test-fast: $(DEV_STAMP)
 
 fuzz: $(DEV_STAMP)
 	@$(BIN)/python -m tests.fuzz $(INPUTS)
+
+soak: $(DEV_STAMP)
+	@$(BIN)/python -m tests.soak $(KILLS)
 
 lint: $(DEV_STAMP)
 	@echo "Checking style, imports and types ..."

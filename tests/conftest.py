@@ -29,7 +29,7 @@ LONGEST = "test_documents.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder of a test is its marker: unit, numerics, distributed or integration.
+    """The folder of a test is its marker, such as unit or numerics.
 
     The longest file comes first, so that it does not run alone at the end.
     """

@@ -1,0 +1,1 @@
+"""A run that is killed at random moments, again and again."""

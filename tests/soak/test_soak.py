@@ -1,0 +1,49 @@
+"""Runs that are killed at random moments give what runs give that nobody killed. `make soak` kills more often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.config import dump_config
+from erniekit.train.run import run_training
+from tests.checkpoints import tensors
+from tests.integration.training_setup import chats, losses, make_config, make_model, write_chats
+from tests.soak.soak import Soak, kill_and_resume
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"lora__enabled": True, "lora__dropout": 0.2, "checkpoint__background": False},
+}
+
+
+def soak(directory: Path, method: str, kills: int, seed: int) -> Soak:
+    """Kill a run, and compare it with one that is not killed."""
+    model = make_model(directory / "model", "tiny-moe")
+    data = write_chats(directory / "chats.jsonl", chats(24, images=False))
+    settings = {
+        **METHODS[method],
+        # A kill may come several steps after the one that it waits for.
+        "train__max_steps": 4 + 8 * kills,
+        "checkpoint__save_every": 1,
+        "data__cache_dir": str(directory / "cache"),
+    }
+    run_training(make_config(directory / "whole", model, data, **settings))
+    config = make_config(directory / "killed", model, data, **settings)
+    file = directory / "killed.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    done = kill_and_resume(file, kills, seed)
+    expected, found = tensors(directory / "whole"), tensors(directory / "killed")
+    assert list(expected) == list(found)
+    assert all((expected[name] == found[name]).all() for name in expected)
+    assert losses(directory / "whole") == losses(directory / "killed")
+    assert not list((directory / "killed").glob(".checkpoint-*"))
+    return done
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_ends_like_one_that_nobody_killed(tmp_path: Path, method: str) -> None:
+    # A run that ends before its kill is not killed.
+    assert soak(tmp_path, method, 2, seed=1).attempts >= 1
