@@ -100,7 +100,7 @@ def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -
     if not tokenizer.chat_template:
         return TEMPLATES["ernie_vl" if is_vl else "ernie"]
     for template in TEMPLATES.values():
-        if tokenizer.chat_template in (chat_template(template, media=media) for media in (True, False)):
+        if tokenizer.chat_template in [chat_template(template, media=media) for media in (True, False)]:
             return template
     question = "x"
     try:
