@@ -133,6 +133,7 @@ def test_ctrl_c_stops_at_once_and_names_the_command(
         threading.Timer(0.05, hub.hold.set).start()
         download_model(NAME, "main")
     assert f"Continue with:\n  erniekit download {NAME} --revision main\n" in capsys.readouterr().err
+    assert cached_model(NAME, "main") is None
 
 
 def test_a_revision_is_pinned_to_its_commit(
