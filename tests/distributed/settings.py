@@ -14,14 +14,14 @@ from tests.integration.training_setup import chats, losses, make_model, write_ch
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "data" / "samples"
-STEPS = 3
+STEPS = 2
 
 
 def vl_setting(directory: Path) -> dict[str, Any]:
-    """A small VL model; text, images and videos. A step costs little but its collectives; an epoch has 2.3 steps."""
+    """A small VL model; text, images and videos. A step costs little but its collectives; an epoch has 1.4 steps."""
     return {
         "model.path": str(make_model(directory / "model")),
-        "data.train": [str(write_chats(directory / "chats.jsonl", chats(28))), str(SAMPLES / "video.jsonl")],
+        "data.train": [str(write_chats(directory / "chats.jsonl", chats(16))), str(SAMPLES / "video.jsonl")],
         "data.max_length": 160,
         "data.max_pixels": 3136,
         "data.video_max_frames": 4,
