@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from erniekit.checkpoint.hub import INDEX_FILE, TensorInfo, as_dtype, check_against, read_index, read_span
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
 from erniekit.local_files import read_json_object, refuse_placeholders
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import parameter_specs
 
+# Where transformers looks for classes in remote code, and what marks those of another repository.
+_WITH_AUTO_MAP = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+_REPOSITORY_MARK = "--"
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".ttf")
 _BLOCK = 1 << 22
@@ -94,6 +99,36 @@ def refuse_paddle_name(name: str) -> None:
     """Raise CheckpointError for a repository of the hub that is named like a `-Paddle` release."""
     if name.endswith(_PADDLE_SUFFIX):
         raise _paddle_error(name, f"its name ends in {_PADDLE_SUFFIX}", {})
+
+
+def remote_code_note(directory: Path) -> str | None:
+    """What to know of the Python code that a model directory carries or names; None without any.
+
+    erniekit runs none of it. Engines do with --trust-remote-code.
+    """
+    files = sorted(file.name for file in directory.glob("*.py"))
+    elsewhere: set[str] = set()
+    for name in _WITH_AUTO_MAP:
+        content = read_json_object(directory / name) if (directory / name).is_file() else {}
+        elsewhere.update(
+            reference for reference in _strings(content.get("auto_map")) if _REPOSITORY_MARK in reference
+        )
+    if not files and not elsewhere:
+        return None
+    carried = f"the Python files {', '.join(files)}" if files else ""
+    named = f"code of other repositories ({', '.join(sorted(map(clipped, elsewhere)))})" if elsewhere else ""
+    return (
+        f"the model has {' and '.join(filter(None, [carried, named]))}, of the base model: engines run this code with "
+        "--trust-remote-code, so read it first"
+    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(inner)
 
 
 def _is_paddle(name: str) -> bool:

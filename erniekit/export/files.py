@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from erniekit.checkpoint.model_files import remote_code_note
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec
@@ -287,6 +288,9 @@ def _warnings(target: Path, config: ErnieConfig, nested: bool) -> list[str]:
             "no remote code in the base model: vLLM, SGLang and FastDeploy need the released model's *.py files "
             "for the hub layout of VL models"
         )
+    code = remote_code_note(target)
+    if code is not None:
+        warnings.append(code)
     if nested:
         warnings.append("vLLM, SGLang and FastDeploy read the hub layout of VL models, not this one")
         if token_id(target, VIDEO_PLACEHOLDER) is None:

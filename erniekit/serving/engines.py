@@ -12,6 +12,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from erniekit.checkpoint.model_files import remote_code_note
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.data.chat.template import Template
 from erniekit.data.media.video import VideoSpec
@@ -46,9 +47,13 @@ def engine_commands(given: Path, source: ModelSource, template: Template) -> Eng
     fastdeploy += ["--max-model-len", str(config.max_position_embeddings), "--load-choices", "default_v1"]
     fastdeploy += _fastdeploy_parsers(vl, thinks)
     notes = []
+    code = remote_code_note(source.directory)
+    if code is not None:
+        notes.append(code)
     if vl and not list(source.directory.glob("processing_*.py")):
         notes.append(
-            "both need the *.py files of the released model, which are missing in the model directory"
+            "both need the *.py files of the released model, which are missing in the model directory; vLLM runs them "
+            "with --trust-remote-code"
         )
     if vl:
         # The frame rate of training: vLLM's default is 32 frames of every video, whatever its length.

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint import hub
-from erniekit.checkpoint.model_files import EMBEDDING, OUTPUT, open_model, refuse_undownloaded
+from erniekit.checkpoint.model_files import (
+    EMBEDDING,
+    OUTPUT,
+    open_model,
+    refuse_undownloaded,
+    remote_code_note,
+)
 from erniekit.errors import CheckpointError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, parameter_specs
@@ -256,3 +262,20 @@ def test_headers_that_say_nonsense_are_damaged(tmp_path: Path, entry: Any) -> No
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
     with pytest.raises(CheckpointError, match="damaged"):
         hub.read_header(file)
+
+
+def test_code_that_a_model_carries_or_names_is_listed(tmp_path: Path) -> None:
+    assert remote_code_note(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "here.C"}}))
+    assert remote_code_note(tmp_path) is None
+    (tmp_path / "b.py").write_text("")
+    (tmp_path / "a.py").write_text("")
+    assert remote_code_note(tmp_path) == (
+        "the model has the Python files a.py, b.py, of the base model: engines run this code with "
+        "--trust-remote-code, so read it first"
+    )
+    other = {"auto_map": {"AutoTokenizer": [None, "them/model--tokenization.T"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(other))
+    assert "a.py, b.py and code of other repositories (them/model--tokenization.T), of" in str(
+        remote_code_note(tmp_path)
+    )

@@ -92,7 +92,11 @@ def test_transformers_layout_and_back(copy: Copy, tmp_path: Path) -> None:
     (source / "processing_x.py").write_text("")
     change_json(source / "tokenizer_config.json", auto_map={"AutoTokenizer": ["processing_x.T", None]})
     nested, flat = tmp_path / "nested", tmp_path / "flat"
-    assert any("read the hub layout" in warning for warning in carry(source, nested, "transformers"))
+    warnings = carry(source, tmp_path / "hub")
+    assert any("the Python files processing_x.py, of the base model" in warning for warning in warnings)
+    warnings = carry(source, nested, "transformers")
+    assert any("read the hub layout" in warning for warning in warnings)
+    assert not any("Python files" in warning for warning in warnings)
     assert not list(nested.glob("*.py"))
     template = (nested / "chat_template.jinja").read_text()
     assert "<|IMAGE_PLACEHOLDER|>" in template and "@placeholder" not in template

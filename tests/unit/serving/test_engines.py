@@ -62,6 +62,10 @@ def test_each_family_has_its_parsers(
         (model / "processing_ernie4_5_vl.py").write_text("")
         notes = engine_commands(model, ModelSource(model, model), TEMPLATES[template]).notes
         assert not any("*.py files" in note for note in notes)
+    # The flag that runs code is only printed with a note that names the code, or says that it is missing.
+    assert any("--trust-remote-code" in note for note in found.notes) == ("--trust-remote-code" in found.vllm)
+    if family == "vl":
+        assert any("processing_ernie4_5_vl.py, of the base model" in note for note in notes)
 
 
 def test_vllm_picks_as_many_frames_as_the_run(tmp_path: Path) -> None:
