@@ -131,7 +131,8 @@ LORA = {"lora__enabled": True, "lora__dropout": 0.1}
 @pytest.mark.parametrize("lora", [True, False])
 def test_twenty_steps_teach_a_preference(tmp_path: Path, model: Path, pairs: Path, lora: bool) -> None:
     settings = LORA | {"optimizer__learning_rate": 3e-3} if lora else {}
-    run = Run(tmp_path, model, pairs, **settings)
+    # A few long rows a step, since each step is over all pairs.
+    run = Run(tmp_path, model, pairs, **settings, data__max_length=320)
     before = evaluate_pairs(run.prepared.model, run.objective(), run.rows())
     assert_close(before["eval/loss"], np.log(2), MODEL)
     assert_close(before["eval/rewards/margin"], 0, scale=abs(before["eval/logps/chosen"]))
@@ -292,7 +293,7 @@ def test_pairs_that_were_not_computed_are_an_error(tmp_path: Path, model: Path, 
 
 @pytest.mark.parametrize("loss", ["simpo", "orpo"])
 def test_losses_without_a_reference(tmp_path: Path, model: Path, pairs: Path, loss: str) -> None:
-    run = Run(tmp_path, model, pairs, dpo__loss=loss)
+    run = Run(tmp_path, model, pairs, dpo__loss=loss, data__max_length=320)
     steps = run.train(8)
     assert not any("reference" in line for line in run.said)
     assert steps[-1]["train/loss"] < steps[0]["train/loss"]
