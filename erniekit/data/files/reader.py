@@ -144,10 +144,12 @@ def _refuse_other_encodings(path: Path, head: bytes) -> None:
 def _whole(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
     if after.records:
         return
-    data = stream.file.read(_MAX_TEXT_BYTES + 1)
-    if len(data) > _MAX_TEXT_BYTES:
-        limit = f"{_MAX_TEXT_BYTES >> 20} MiB, the limit for one text"
-        raise DataError(f"{path}: has more than {limit}: split it into several files, or use JSON lines")
+    data = bytearray()
+    while piece := stream.file.read(_HEAD):  # read(limit) would allocate the limit
+        data += piece
+        if len(data) > _MAX_TEXT_BYTES:
+            limit = f"{_MAX_TEXT_BYTES >> 20} MiB, the limit for one text"
+            raise DataError(f"{path}: has more than {limit}: split it into several files, or use JSON lines")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
