@@ -23,15 +23,28 @@ _WEB_PAGE_HEADS = (b"<!doctype html", b"<html")
 _MANY = 4
 _JSON_BYTES = 256 << 20  # of a JSON file beside a model: tokenizers have tens of MB
 _JSON_DEPTH = 100
+_JSON_VALUES = 10_000_000
 # Left by huggingface_hub, aria2, wget-like tools and browsers during a download.
 _UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload", "*.tmp")
 
 
+def most_values(text: bytes | str) -> int:
+    """At most so many values are in JSON: a value of two bytes takes a hundred in memory.
+
+    Counts commas and brackets, in texts too. Few texts have many.
+    """
+    if isinstance(text, bytes):
+        return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    return sum(text.count(mark) for mark in (",", "[", "{"))
+
+
 def parse_json(content: bytes) -> Any:
-    """JSON of others: UTF-8, no key twice in an object, no half surrogate pairs, not nested deeply.
+    """JSON of others: UTF-8, no key twice in an object, no half surrogate pairs, neither deep nor of many values.
 
     Raises ValueError in words; a syntax error is a JSONDecodeError, with its line.
     """
+    if most_values(content) > _JSON_VALUES:
+        raise ValueError(f"more than {_JSON_VALUES:,} values")
     try:
         found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
         if b"\\u" in content:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from erniekit import local_files
+from erniekit.checkpoint.header import read_header
 from erniekit.data.files.reader import read_records
 from erniekit.errors import CheckpointError, DataError, ErnieKitError, VerifyError
 from erniekit.export.reference import compare_with_reference
-from erniekit.local_files import is_lfs_pointer, is_web_page, read_json_object, unfinished_downloads
+from erniekit.local_files import (
+    is_lfs_pointer,
+    is_web_page,
+    most_values,
+    read_json_object,
+    unfinished_downloads,
+)
 from erniekit.lora.adapters import read_adapter_config, read_adapter_index
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
@@ -86,3 +95,28 @@ def test_json_with_a_key_twice(tmp_path: Path) -> None:
     file.write_text('{"a": {"b": 1, "b": 2}}')
     with pytest.raises(CheckpointError, match=r"x\.json: not valid JSON: the key b is there twice"):
         read_json_object(file)
+
+
+def test_json_of_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "_JSON_VALUES", 1000)
+    file = tmp_path / "x.json"
+    file.write_text('{"a": [' + "[]," * 600 + "[]]}")
+    with pytest.raises(CheckpointError, match=r"x\.json: not valid JSON: more than 1,000 values"):
+        read_json_object(file)
+    with pytest.raises(CheckpointError, match="damaged: more than 1,000 values"):
+        read_header(write_header(tmp_path / "x.safetensors", file.read_bytes()))
+
+
+def write_header(file: Path, header: bytes) -> Path:
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    return file
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a": 1}', "[1, 2, 3]", '[[], {}, {"a": [1]}]', '"a, b"'])
+def test_most_values_is_an_upper_bound(text: str) -> None:
+    def values(value: object) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(map(values, inner))
+
+    assert most_values(text) == most_values(text.encode())
+    assert values(json.loads(text)) <= most_values(text) + 1  # the outermost

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from erniekit.data.chat.conversation import SampleError
 from erniekit.errors import DataError
+from erniekit.local_files import most_values
 
 MAX_RECORD_BYTES = 256 << 20
 """Of a record: a video in base64 is the largest that there is. Damaged and hostile files have no ends of lines."""
@@ -100,11 +101,7 @@ def too_large(place: str) -> DataError:
 
 def check_values(place: str, text: bytes | str) -> None:
     """Raise DataError for the JSON of a record of so many values that memory would not hold them."""
-    if len(text) <= _MANY_BYTES:
+    if len(text) <= _MANY_BYTES:  # most records, at no cost
         return
-    if isinstance(text, bytes):
-        marks = [text.count(mark) for mark in (b",", b"[", b"{")]
-    else:
-        marks = [text.count(mark) for mark in (",", "[", "{")]
-    if sum(marks) > _MAX_VALUES:
+    if most_values(text) > _MAX_VALUES:
         raise DataError(f"{place}: the record has more than {_MAX_VALUES:,} JSON values, the limit")
