@@ -39,7 +39,7 @@ _RATE = 1e-6
 def run(case: Case, layers: int, sizes: Sizes, *, steps: int, bits: int = 16) -> tuple[Figures, float]:
     """Figures of a step, and the FLOPs of its forward and backward pass. bits: of a frozen base, 16, 8 or 4."""
     model = _model(case, layers, sizes, bits)
-    batch = _batch(case, sizes)
+    batch = make_batch(case, sizes)
     trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
     specs = [TensorSpec(tensor.name, "BF16", tensor.shape) for tensor in hub_tensors(model)]
     wanted = {name for name, _ in trained}
@@ -74,8 +74,9 @@ def _objective(case: Case, model: ErnieModel, batch: PackedBatch) -> tuple[Any, 
     return DpoObjective(model, PreferenceSettings(beta=BETA), lambda found: found.reference), totals
 
 
-def _batch(case: Case, sizes: Sizes) -> PackedBatch:
-    row = make_row(case, sizes)
+def make_batch(case: Case, sizes: Sizes, seed: int = 0) -> PackedBatch:
+    """A row as erniekit packs it."""
+    row = make_row(case, sizes, seed)
     pairs = len(row["branches"])
     names = tuple(f"row:{number}" for number in range(len(row["cu_seqlens"]) - 1))
     reference = np.zeros((pairs, 2), np.float32) if pairs else None
@@ -101,13 +102,19 @@ def _model(case: Case, layers: int, sizes: Sizes, bits: int) -> ErnieModel:
                 raw.copy_(values(name, tuple(raw.shape), raw.device, raw.dtype))
     if case.method != "full":
         add_adapters(
-            model, _modules(model, case.method), rank=RANK, alpha=ALPHA, dropout=0.0, seed=0, expert_rank=RANK
+            model,
+            adapted_modules(model, case.method),
+            rank=RANK,
+            alpha=ALPHA,
+            dropout=0.0,
+            seed=0,
+            expert_rank=RANK,
         )
     model.train()
     return model
 
 
-def _modules(model: ErnieModel, method: str) -> list[str]:
+def adapted_modules(model: ErnieModel, method: str) -> list[str]:
     """The modules with adapters: attention of the decoder, and with `experts` all routed experts."""
     names = [tensor.name.removesuffix(".weight") for tensor in hub_tensors(model)]
     return [

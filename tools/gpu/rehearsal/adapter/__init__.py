@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import attention, autograd, device, functional, layers, operators
+from . import attention, autograd, device, distributed, functional, layers, operators
 from .absent import leave_out
 from .tensor import Tensor
 
@@ -55,6 +55,13 @@ def install(*, pretend_gpu: bool = False) -> None:
     for parent in ("paddle.incubate", "paddle.incubate.nn", "paddle.incubate.nn.functional"):
         _add(parent)
     _add("paddle.incubate.nn.functional.batched_gemm", batched_gemm=functional.batched_gemm)
+    stream = _add("paddle.distributed.stream", **_named(distributed.STREAM))
+    collectives = _add(
+        "paddle.distributed",
+        **_named(distributed.OFFERED),
+        stream=stream,
+        ReduceOp=distributed.ReduceOp,
+    )
     cuda = _add("paddle.device.cuda", device_count=device.device_count)
     _add(
         "paddle",
@@ -64,6 +71,7 @@ def install(*, pretend_gpu: bool = False) -> None:
         dtype=torch.dtype,
         nn=nn,
         autograd=steps,
+        distributed=collectives,
         _C_ops=_add("paddle._C_ops", **_named(functional.KERNELS)),
         base=_add("paddle.base", core=core),
         utils=_add("paddle.utils", dlpack=dlpack),

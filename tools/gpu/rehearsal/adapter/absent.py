@@ -1,6 +1,6 @@
 """Modules of erniekit that are not rehearsed. Others only name them, or need what the other machine may lack.
 
-They hold the configuration (pydantic), pictures (Pillow) and processes (paddle.distributed).
+They hold the configuration (pydantic), pictures (Pillow) and Paddle's processes on gloo.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-_ABSENT = (
-    *("erniekit.data.media.item", "erniekit.data.media.patches", "erniekit.distributed.mesh"),
-    *("erniekit.parallel.flat_shard", "erniekit.parallel.fully_sharded", "erniekit.parallel.tensor_stream"),
-)
+_ABSENT = ("erniekit.data.media.item", "erniekit.data.media.patches", "erniekit.distributed.gloo")
 # Packages of which single modules are used, without what the package itself imports.
 _BARE = ("erniekit.config",)
 

@@ -66,8 +66,8 @@ class Layer:
         self._sub_layers[name] = sublayer
         return sublayer
 
-    def sublayers(self) -> list[Layer]:
-        return [layer for _, layer in self.named_sublayers()]
+    def sublayers(self, include_self: bool = False) -> list[Layer]:
+        return [layer for _, layer in self.named_sublayers(include_self=include_self)]
 
     def children(self) -> Iterator[Layer]:
         return iter(self._sub_layers.values())

@@ -63,8 +63,8 @@ def ones_like(x: Tensor) -> Tensor:
     return Tensor(torch.ones(x.raw.shape, dtype=x.raw.dtype, device=x.raw.device))
 
 
-def arange(end: int) -> Tensor:
-    return Tensor(torch.arange(end, dtype=torch.int64, device=current_device()))
+def arange(end: int, dtype: str = "int64") -> Tensor:
+    return Tensor(torch.arange(end, dtype=dtype_of(dtype), device=current_device()))
 
 
 def eye(num_rows: int, dtype: str | torch.dtype | None = None) -> Tensor:
@@ -185,6 +185,10 @@ def index_put_(x: Tensor, indices: tuple[Tensor, ...], value: Tensor) -> Tensor:
 def topk(x: Tensor, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     values, indices = torch.topk(x.raw, k, axis)
     return Tensor(values), Tensor(indices)
+
+
+def searchsorted(sorted_sequence: Tensor, values: Tensor, right: bool = False) -> Tensor:
+    return Tensor(torch.searchsorted(sorted_sequence.raw, values.raw, right=right))
 
 
 def argsort(x: Tensor) -> Tensor:
@@ -322,6 +326,7 @@ OFFERED = (
         take_along_axis,
         index_put_,
         topk,
+        searchsorted,
         argsort,
         where,
         matmul,

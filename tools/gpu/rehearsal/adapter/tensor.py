@@ -78,6 +78,9 @@ class Tensor:
     def detach(self) -> Tensor:
         return Tensor(self.raw.detach())
 
+    def clone(self) -> Tensor:
+        return Tensor(self.raw.clone())
+
     def set_value(self, value: Tensor | np.ndarray) -> None:
         source = value.raw if isinstance(value, Tensor) else torch.tensor(value)
         if source.shape != self.raw.shape or source.dtype != self.raw.dtype:
