@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-_CPU_SECONDS = 10
+_CPU_SECONDS = 5
 _WALL_SECONDS = 600  # where the machine is busy
 _MEMORY = 1 << 30
 _MAX_CHARACTERS = 1 << 20
