@@ -27,6 +27,7 @@ DOCUMENTS = [
     "docs/configuration.md",
     "docs/doctor.md",
     "docs/glossary.md",
+    "docs/lora.md",
     "docs/migration.md",
 ]
 COMMANDS = [

@@ -132,6 +132,17 @@ def test_a_quantized_base_fits_smaller_cards() -> None:
     assert [round(p.weight_bytes / GIB, 1) for p in (none, int8, int4)] == [57.1, 31.1, 18.3]
     assert [round(p.total_bytes / GIB) for p in (none, int8, int4)] == [79, 54, 41]
     assert not none.fits(CARD) and int8.fits(CARD) and int4.fits(48 * GIB)
+    page = (EXAMPLES.parents[1] / "docs" / "lora.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (none|int8|int4) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M
+    )
+    assert len(rows) == 5
+    for quantize, rank, *stated in rows:
+        p = found(quantize, f"lora.expert_rank={rank}")
+        trained = p.gradient_bytes + p.optimizer_bytes
+        parts = p.weight_bytes, trained, p.activation_bytes + p.dequantized_bytes, p.total_bytes
+        assert list(map(float, stated)) == [round(part / GIB, 1) for part in parts], (quantize, rank)
+    assert round(found("int4", "train.rows_per_step=1").total_bytes / GIB, 1) == 39.5
     # 64 experts have 2 x 1536 rows of 2560 columns, in bfloat16.
     assert int4.dequantized_bytes == 64 * 2 * 1536 * 2560 * 2 and none.dequantized_bytes == 0
     # Gradients and optimizer take more than the base; half the rank of experts fits a card of 40 GiB.
