@@ -20,12 +20,13 @@ runtime.prepare_environment()
 
 import numpy as np
 
+from erniekit.checkpoint.hub import write_safetensors
 from erniekit.checkpoint.names import hub_tensors
 from erniekit.checkpoint.weights import array_of, local_tensor
 from erniekit.config import Config, load_config
 from erniekit.create.create import create_model
 from erniekit.export.export import export_model
-from erniekit.lora.adapters import adapter_parameters, write_adapter
+from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, adapter_parameters, begin_adapter
 from erniekit.lora.peft import AdapterConfig
 from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import PlainConsole
@@ -124,12 +125,14 @@ def write_first_adapter(config: Config, directory: Path) -> None:
             if tensor.parameter in parameters
         }
         (directory / ADAPTER).mkdir()
-        write_adapter(
-            directory / ADAPTER,
-            [tensor.spec for tensor in tensors.values()],
-            lambda name: array_of(tensors[name].read()),
-            AdapterConfig(config.model.path, workloads.LORA_RANK, workloads.LORA_ALPHA, 0.0),
-            model.config,
+        adapter = AdapterConfig(config.model.path, workloads.LORA_RANK, workloads.LORA_ALPHA, 0.0)
+        specs = begin_adapter(
+            directory / ADAPTER, [tensor.spec for tensor in tensors.values()], adapter, model.config
+        )
+        write_safetensors(
+            directory / ADAPTER / WEIGHTS_FILE,
+            specs,
+            lambda name: array_of(tensors[name.removeprefix(PREFIX)].read()),
         )
     shutil.rmtree(config.train.output_dir)
 
