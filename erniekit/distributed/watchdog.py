@@ -79,29 +79,33 @@ class CollectiveTracker:
         self.ranks = tuple(ranks)
         self.last = Collective("", 0, 0.0)
         self._pending: deque[Collective] = deque()
+        # The watchdog's thread drops completed calls.
+        self._lock = threading.Lock()
 
     def enter(self, name: str) -> Collective:
         """Count a call; it is pending until `exit`."""
         call = Collective(name, self.last.number + 1, time.monotonic())
-        self._pending.append(call)
+        with self._lock:
+            self._pending.append(call)
         self.last = call
         return call
 
     def exit(self, call: Collective) -> None:
         """Record that the call has returned; without a task it is complete."""
-        if call.task is None:
-            self._pending.pop()
+        with self._lock:
+            # On gloo the task was there until now, and the watchdog may have seen that it is complete.
+            if call.task is None and self._pending and self._pending[-1] is call:
+                self._pending.pop()
 
     def oldest_pending(self) -> Collective | None:
         """The first call that is not complete. Drops calls with completed tasks; only for the watchdog's thread."""
-        while True:
-            try:
+        with self._lock:
+            while self._pending:
                 call = self._pending[0]
-            except IndexError:
-                return None
-            if call.task is None or not call.task.is_completed():
-                return call
-            self._pending.popleft()
+                if call.task is None or not call.task.is_completed():
+                    return call
+                self._pending.popleft()
+        return None
 
     def status(self) -> list[Any]:
         """Number and name of the last call, whether a call is pending, and the seconds since the last was entered."""

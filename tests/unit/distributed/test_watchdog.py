@@ -186,6 +186,20 @@ def test_queued_collectives_are_pending_until_the_device_is_done(clock: Clock) -
     assert first.tracker.oldest_pending() is None
 
 
+def test_a_call_that_the_watchdog_has_dropped_may_still_return(clock: Clock) -> None:
+    """On gloo a call has a task until it returns, and the watchdog may look in between."""
+    first, _ = members(2, MemoryStore())
+    with track_collective("all_reduce", first) as call:
+        call.task = FakeTask()
+        call.task.done = True
+        assert first.tracker.oldest_pending() is None
+        with track_collective("broadcast", first) as inner:
+            call.task = None
+            first.tracker.exit(call)
+            assert first.tracker.oldest_pending() is inner
+    assert first.tracker.oldest_pending() is None
+
+
 def test_a_failure_of_another_machine_ends_this_rank() -> None:
     store = MemoryStore()
     first, _ = members(2, store)
