@@ -209,7 +209,7 @@ def _read_quantized(
     """A span of the codes or the scales (`half`) of a quantized parameter, 1-D.
 
     The rows that it touches are read whole, so that values do not depend on where a span begins. Codes are measured,
-    each row by the process whose span holds its first code.
+    each row by the process that holds its first code.
     """
     width = int(getattr(parameter, half).shape[-1])
     first, last = span.start // width, -(-span.stop // width) if span.size else span.start // width

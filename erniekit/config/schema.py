@@ -73,7 +73,7 @@ class ModelConfig(Section):
         return self._directory or Path(self.path)
 
     def located(self, directory: Path, commit: str | None) -> Self:
-        """A copy whose files are in a directory; commit: of its repository on the hub, as its revision."""
+        """A copy with its files in a directory; commit: of its repository on the hub, as its revision."""
         found = self.model_copy(update={"revision": commit})
         found._directory = directory
         return found

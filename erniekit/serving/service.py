@@ -85,7 +85,7 @@ class ChatService:
         self._numbers = itertools.count()
 
     def read(self, request: ChatRequest) -> Conversation:
-        """The conversation of a request, whose media may be URLs. Raises RequestError."""
+        """The conversation of a request. Its media may be URLs. Raises RequestError."""
         self.check_name(request.model)
         request.thinking.check(self._encoder.template)
         check_text(request.messages, request.tools, self._positions)

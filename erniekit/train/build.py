@@ -226,7 +226,7 @@ def build_flop_counter(config: Config, dtype: str, changes: ModelChanges) -> Cal
 def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientReducer | None = None) -> AdamW:
     """AdamW over the trained parameters, or this process's shards of them, with the groups of the configuration.
 
-    On one process, whose steps have several rows, it also sums the gradients of each layer during the backward pass.
+    One process with several rows a step also sums the gradients of each layer during the backward pass.
     """
     settings, tensors = config.optimizer, by_parameter(hub_tensors(prepared.model))
     optimizer = AdamW(

@@ -89,7 +89,7 @@ def checkpoint_to_resume(
 
 
 def _find_damage(checkpoint: Path, dist: DistributedContext, shared: bool) -> str | None:
-    """The first file whose checksum is not the one that was written. The processes of a disk share its files."""
+    """What is wrong with the first damaged file, by its checksum. The processes of a disk share the reading."""
     mesh = dist.mesh
     first, step = (mesh.rank, mesh.world.size) if shared else (mesh.rank - mesh.machine, mesh.local_size)
     records = sorted(file_records(checkpoint).items(), key=lambda item: item[1].size)
