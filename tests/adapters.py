@@ -30,9 +30,8 @@ def write_adapter(
         if tensor.parameter in parameters
     }
     adapter = AdapterConfig(base_path, rank, alpha, dropout, expert_rank)
-    specs = adapters.begin_adapter(
-        directory, [tensor.spec for tensor in tensors.values()], adapter, model.config
-    )
+    specs = adapters.stored_adapter([tensor.spec for tensor in tensors.values()])
+    adapters.write_adapter_settings(directory, specs, adapter, model.config)
     write_safetensors(
         directory / adapters.WEIGHTS_FILE,
         specs,

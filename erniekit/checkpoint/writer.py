@@ -35,7 +35,8 @@ class FileWriter:
     """
 
     def __init__(self, directory: Path, files: Sequence[PlannedFile], arrays: Iterator[np.ndarray]) -> None:
-        self._directory, self._files, self._arrays = directory, files, arrays
+        self.files = files
+        self._directory, self._arrays = directory, arrays
         self._thread: threading.Thread | None = None
         self._bug: BaseException | None = None
         self.records: dict[str, FileRecord] = {}
@@ -46,7 +47,7 @@ class FileWriter:
         try:
             # The process that makes the directory may be on another machine.
             self._directory.mkdir(parents=True, exist_ok=True)
-            for file in self._files:
+            for file in self.files:
                 path = self._directory / file.name
                 self.records[file.name] = write_safetensors(path, file.specs, lambda _: next(self._arrays))
         except OSError as error:

@@ -46,17 +46,19 @@ def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
     }
 
 
-def begin_adapter(
-    directory: str | Path, specs: Sequence[TensorSpec], adapter: AdapterConfig, base: ErnieConfig
-) -> list[TensorSpec]:
-    """Write the configuration of adapters, and return the tensors of `WEIGHTS_FILE` under their names in the file.
-
-    specs: the tensors of `adapter_parameters`, under the Hub's names; base: configuration of the base model.
-    """
-    modules = {_HALF.sub("", spec.name) for spec in specs if _HALF.search(spec.name)}
-    whole = [spec.name for spec in specs if ".lora_" not in spec.name]
-    write_adapter_config(Path(directory), adapter, modules, whole, base)
+def stored_adapter(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The tensors of `WEIGHTS_FILE`, which have other names there. specs: those of `adapter_parameters`."""
     return [TensorSpec(PREFIX + spec.name, spec.dtype, spec.shape) for spec in specs]
+
+
+def write_adapter_settings(
+    directory: str | Path, specs: Sequence[TensorSpec], adapter: AdapterConfig, base: ErnieConfig
+) -> None:
+    """Write `adapter_config.json`. specs: `stored_adapter`; base: configuration of the base model."""
+    names = [spec.name.removeprefix(PREFIX) for spec in specs]
+    modules = {_HALF.sub("", name) for name in names if _HALF.search(name)}
+    whole = [name for name in names if ".lora_" not in name]
+    write_adapter_config(Path(directory), adapter, modules, whole, base)
 
 
 def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:

@@ -35,7 +35,7 @@ from erniekit.config import Config
 from erniekit.data.load.loader import RowLoader, join_states
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import WEIGHTS_FILE, adapter_parameters, begin_adapter
+from erniekit.lora.adapters import WEIGHTS_FILE, adapter_parameters, stored_adapter, write_adapter_settings
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor
 from erniekit.optim.adamw import STATES, AdamW
@@ -190,7 +190,9 @@ class Checkpointer:
     def _finish(self, save: _Save, files: Mapping[str, FileRecord], started: float) -> None:
         """Add what the main process writes, and remove checkpoints that need not be kept."""
         state, directory, run_dir = save.state, save.directory, self._run_dir
-        if not self._config.lora.enabled:
+        if self._config.lora.enabled:
+            self._write_adapter_settings(directory, save.writer.files[0].specs)
+        else:
             copy_side_files(self._config.model.directory, directory)
             self._prepared.changes.write(directory / "config.json")
             shards = sorted(name for name in files if name.startswith("model-"))
@@ -236,10 +238,9 @@ class Checkpointer:
         weights, optimizer = self._weights(), self._optimizer_state()
         if self._dist.is_main:
             shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
         self._dist.barrier()
         if self._config.lora.enabled:
-            shards = [self._adapter_specs(directory, weights.specs)] if self._dist.is_main else []
+            shards = [stored_adapter(weights.specs)] if self._dist.is_main else []
             names = [WEIGHTS_FILE] * len(shards)
         else:
             shards = split_shards(weights.specs)
@@ -287,7 +288,7 @@ class Checkpointer:
         """The sharding of a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
         return None if self._reducer is None else self._reducer.shard_of(name.rpartition(".")[0])
 
-    def _adapter_specs(self, directory: Path, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    def _write_adapter_settings(self, directory: Path, specs: Sequence[TensorSpec]) -> None:
         lora, model, architecture = self._config.lora, self._config.model, self._prepared.model.config
         adapter = AdapterConfig(
             model.path,
@@ -297,7 +298,7 @@ class Checkpointer:
             lora_expert_rank(lora, architecture.moe),
             base_revision=model.revision,
         )
-        return begin_adapter(directory, specs, adapter, architecture)
+        write_adapter_settings(directory, specs, adapter, architecture)
 
     def _fits_in_memory(self, files: Sequence[PlannedFile]) -> bool:
         """Whether the files of this process fit into the memory of the machine; says so if they do not."""

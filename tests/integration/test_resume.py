@@ -231,6 +231,24 @@ def test_a_save_that_fails_ends_nothing_while_an_older_checkpoint_stands(
             run_training(make_config(tmp_path / str(step), model, data, **settings))
 
 
+@pytest.mark.parametrize("background", [True, False], ids=["background", "waiting"])
+def test_what_the_main_process_adds_may_fail_too(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    settings: dict[str, Any] = {"train__max_steps": 1, "checkpoint__background": background}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer, "write_adapter_settings", full)
+        with pytest.raises(CheckpointError, match=r"000001\.tmp: the checkpoint cannot be written: No space"):
+            run_training(make_config(tmp_path / "full", model, data, lora__enabled=True, **settings))
+    # A file where the directory should be.
+    monkeypatch.setattr(checkpointer, "unfinished_name", lambda step: "config.yaml/below")
+    with pytest.raises(CheckpointError, match="below: the checkpoint cannot be written: Not a directory"):
+        run_training(make_config(tmp_path / "file", model, data, **settings))
+
+
 def test_a_checkpoint_in_the_background_is_the_one_that_was_begun(
     tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

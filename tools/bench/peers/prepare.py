@@ -26,7 +26,13 @@ from erniekit.checkpoint.weights import array_of, local_tensor
 from erniekit.config import Config, load_config
 from erniekit.create.create import create_model
 from erniekit.export.export import export_model
-from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, adapter_parameters, begin_adapter
+from erniekit.lora.adapters import (
+    PREFIX,
+    WEIGHTS_FILE,
+    adapter_parameters,
+    stored_adapter,
+    write_adapter_settings,
+)
 from erniekit.lora.peft import AdapterConfig
 from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.console import PlainConsole
@@ -126,9 +132,8 @@ def write_first_adapter(config: Config, directory: Path) -> None:
         }
         (directory / ADAPTER).mkdir()
         adapter = AdapterConfig(config.model.path, workloads.LORA_RANK, workloads.LORA_ALPHA, 0.0)
-        specs = begin_adapter(
-            directory / ADAPTER, [tensor.spec for tensor in tensors.values()], adapter, model.config
-        )
+        specs = stored_adapter([tensor.spec for tensor in tensors.values()])
+        write_adapter_settings(directory / ADAPTER, specs, adapter, model.config)
         write_safetensors(
             directory / ADAPTER / WEIGHTS_FILE,
             specs,
