@@ -17,7 +17,7 @@ from paddle import Tensor
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
 from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
-from erniekit.checkpoint.manifest import FileRecord
+from erniekit.checkpoint.manifest import FileRecord, size_problem
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_tensors
 from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
 from erniekit.checkpoint.state import (
@@ -190,6 +190,12 @@ class Checkpointer:
     def _finish(self, save: _Save, files: Mapping[str, FileRecord], started: float) -> None:
         """Add what the main process writes, and remove checkpoints that need not be kept."""
         state, directory, run_dir = save.state, save.directory, self._run_dir
+        for name, record in files.items():
+            problem = size_problem(directory / name, record)
+            if problem is not None:
+                raise CheckpointError(
+                    f"{problem}; without a disk that all machines see, set checkpoint.shared: false"
+                )
         if self._config.lora.enabled:
             self._write_adapter_settings(directory, save.writer.files[0].specs)
         else:

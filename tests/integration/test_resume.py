@@ -249,6 +249,22 @@ def test_what_the_main_process_adds_may_fail_too(
         run_training(make_config(tmp_path / "file", model, data, **settings))
 
 
+def test_a_file_that_the_main_process_does_not_see_is_reported(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, name = FileWriter.run, "optimizer-00001-of-00001.safetensors"
+
+    def write_elsewhere(writer: FileWriter) -> None:
+        run(writer)
+        next(tmp_path.glob(f"run/.checkpoint-*/{name}")).unlink()
+
+    monkeypatch.setattr(FileWriter, "run", write_elsewhere)
+    with pytest.raises(
+        CheckpointError, match=f"{name} is missing; without a disk .* checkpoint.shared: false"
+    ):
+        run_training(make_config(tmp_path / "run", model, data, train__max_steps=1, lora__enabled=True))
+
+
 def test_a_checkpoint_in_the_background_is_the_one_that_was_begun(
     tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
