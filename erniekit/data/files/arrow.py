@@ -135,6 +135,10 @@ def _size_of(array: Any) -> tuple[int, int]:
     if types.is_run_end_encoded(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
         size, values = _size_of(array.values)
         return len(array) * size, len(array) * (1 + values)
+    if types.is_map(kind):
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        parts = [_size_of(part.slice(first, last - first)) for part in (array.keys, array.items)]
+        return sum(size for size, _ in parts), len(array) + sum(values for _, values in parts)
     if types.is_nested(kind) and not types.is_union(kind):
         inner = array.flatten()
         parts = [_size_of(part) for part in (inner if types.is_struct(kind) else [inner])]

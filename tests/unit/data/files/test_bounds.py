@@ -113,6 +113,7 @@ def test_damaged_metadata_of_a_parquet_file_do_not_end_the_process(tmp_path: Pat
         (pa.array(["ab", "c"]), 3 + 8, 2),
         (pa.array([[1, 2], [3]], pa.list_(pa.int64())), 24, 5),
         (pa.array([{"a": 1}, {"a": 2}], pa.struct({"a": pa.int64()})), 16, 4),
+        (pa.array([[("a", 1)], [("b", 2), ("c", 3)]], pa.map_(pa.string(), pa.int64()))[1:], 2 + 16, 5),
         (pa.array(["abc", "abc"]).dictionary_encode(), 2 * (3 + 4), 2),
         (pa.array(["a" * 50] * 2, pa.string_view()), None, 2),
         (pa.RunEndEncodedArray.from_arrays(pa.array([100], pa.int32()), pa.array([7])), 800, 200),
