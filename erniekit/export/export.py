@@ -236,8 +236,8 @@ def describe(report: ExportReport) -> list[str]:
     if report.quantized:
         weights = counted(report.quantized, "weight")
         lines.append(
-            f"  {weights} had {report.source.quantize} values in training and have those of the base model now: a "
-            f"difference of {report.difference:.2%} of their norm"
+            f"  {weights} quantized to {report.source.quantize} in training, exported from the base model's original "
+            f"values: relative difference {report.difference:.2%}"
         )
     if report.replaced:
         lines.append(f"  {report.replaced} tensors of the base model replaced by trained ones")

@@ -127,10 +127,10 @@ def test_an_export_merges_into_the_base_and_says_how_far_that_is(
         )
     quantized = [name for name in before if is_quantized_tensor(name)]
     assert report.quantized == report.merged == len(quantized) == 38
-    (line,) = [line for line in describe(report) if "int4 values" in line]
+    (line,) = [line for line in describe(report) if "quantized to int4" in line]
     assert re.fullmatch(
-        r"  38 weights had int4 values in training and have those of the base model now: a difference of "
-        rf"{report.difference:.2%} of their norm",
+        r"  38 weights quantized to int4 in training, exported from the base model's original values: "
+        rf"relative difference {report.difference:.2%}",
         line,
     )
     assert 0.09 < report.difference < 0.1

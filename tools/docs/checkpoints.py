@@ -44,7 +44,7 @@ for `model.path`, for the arguments and `--base` options of `eval`, `chat`, `ser
 `data check --model`, and for the base model of an adapter.
 
 - **Files.** `*.safetensors`, their index, configurations, tokenizer, processor and licence, from the top folder of the
-  repository. `*.py` files come along, because vLLM needs those of a vision-language model and exports carry them;
+  repository. `*.py` files are downloaded too: exports include them, and vLLM needs them for vision-language models.
   erniekit does not run them. `data check` and `data preview` fetch no weights.
 - **Cache.** Files are in huggingface_hub's cache, which HF_HOME moves. A model that is in the cache is used without
   asking the hub: nothing is fetched during a run that has started before. `erniekit download REPO` fetches the newest
