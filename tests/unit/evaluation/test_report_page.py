@@ -22,9 +22,9 @@ from tests.unit.evaluation.evaluations import BROKEN, answered, evaluation_of, i
 
 HOSTILE = "</ins></div></pre><script>alert(1)</script><img src=x onerror=alert(2)>\" onclick='x' &lt;b&gt; {{ 7 * 7 }}"
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "header", "main", "h1", "h2", "h3", "dl", "div", "dt", "dd",
-    "pre", "section", "span", "b", "p", "details", "summary", "figure", "figcaption", "img", "input", "label", "ins",
-    "del",
+    "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "h1", "h2", "h3", "dl", "div", "dt",
+    "dd", "pre", "section", "span", "b", "p", "details", "summary", "figure", "figcaption", "img", "input", "label",
+    "ins", "del",
 }  # fmt: skip
 ATTRIBUTES = {
     "lang", "charset", "name", "content", "http-equiv", "class", "src", "width", "height", "alt", "open", "type", "id",

@@ -19,8 +19,8 @@ from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 
 HOSTILE = "</span></div><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='x' &lt;b&gt; {{ 7 * 7 }}"
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "header", "main", "h1", "h2", "dl", "div", "dt", "dd", "ul", "li",
-    "section", "span", "b", "i", "p", "br", "details", "summary", "figure", "figcaption", "img",
+    "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "h1", "h2", "dl", "div", "dt", "dd",
+    "ul", "li", "section", "span", "b", "i", "p", "br", "details", "summary", "figure", "figcaption", "img",
 }  # fmt: skip
 ATTRIBUTES = {
     "lang", "charset", "name", "content", "http-equiv", "class", "aria-label", "style", "title", "src", "width",
