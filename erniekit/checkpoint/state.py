@@ -33,6 +33,7 @@ from erniekit.checkpoint.manifest import (
     records_from,
     size_problem,
 )
+from erniekit.checkpoint.parts import part_files
 from erniekit.errors import CheckpointError
 
 STATE_FILE = "trainer_state.json"
@@ -101,9 +102,9 @@ def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, File
     files: records of the files that processes wrote; those of other files in the directory are added. Raises OSError.
     """
     run, final = aside.parent, aside.parent / checkpoint_name(state.step)
-    records = dict(files)
+    records, parts = dict(files), part_files(aside)
     for file in sorted(aside.rglob("*")):
-        if file.is_file() and file.name not in records:
+        if file.is_file() and file.name not in records and file not in parts:
             records[str(file.relative_to(aside))] = read_record(file)
             _sync(file)
     content = {"format": FORMAT, **asdict(state), "files": records}
@@ -114,6 +115,9 @@ def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, File
         shutil.rmtree(final)
     aside.rename(final)
     _sync(run)
+    # Last: a launcher that ends the run waits for the locks on them.
+    for file in part_files(final):
+        file.unlink()
     return final
 
 

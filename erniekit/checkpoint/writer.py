@@ -11,6 +11,7 @@ import numpy as np
 
 from erniekit.checkpoint.hub import spec_bytes, write_safetensors
 from erniekit.checkpoint.manifest import FileRecord
+from erniekit.checkpoint.parts import PartFile
 from erniekit.models.specs import TensorSpec
 
 
@@ -31,12 +32,20 @@ class FileWriter:
     """Writes files into a directory. `records` and `error` are valid after `run` or `join`.
 
     arrays: the values of all tensors, file by file. They are read to the end also when the disk is full, since other
-    processes may take part in making them.
+    processes may take part in making them. rank: of this process, with a `PartFile` from `start` to `close`; None where
+    no other process waits for it.
     """
 
-    def __init__(self, directory: Path, files: Sequence[PlannedFile], arrays: Iterator[np.ndarray]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        files: Sequence[PlannedFile],
+        arrays: Iterator[np.ndarray],
+        rank: int | None = None,
+    ) -> None:
         self.files = files
-        self._directory, self._arrays = directory, arrays
+        self._directory, self._arrays, self._rank = directory, arrays, rank
+        self._part: PartFile | None = None
         self._thread: threading.Thread | None = None
         self._bug: BaseException | None = None
         self.records: dict[str, FileRecord] = {}
@@ -45,19 +54,24 @@ class FileWriter:
     def run(self) -> None:
         """Write the files."""
         try:
-            # The process that makes the directory may be on another machine.
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._make_directory()
             for file in self.files:
                 path = self._directory / file.name
                 self.records[file.name] = write_safetensors(path, file.specs, lambda _: next(self._arrays))
         except OSError as error:
-            self.error = f"{self._directory}: the checkpoint cannot be written: {error.strerror}"
+            self._fail(error)
         finally:
             for _ in self._arrays:
                 pass
 
     def start(self) -> None:
         """Write the files in a thread, which ends with the process."""
+        if self._rank is not None:
+            try:
+                self._make_directory()
+                self._part = PartFile(self._directory, self._rank)
+            except OSError as error:
+                self._fail(error)
         self._thread = threading.Thread(target=self._run_in_thread, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -73,8 +87,32 @@ class FileWriter:
         if self._bug is not None:
             raise self._bug
 
+    def wait(self, seconds: float) -> None:
+        """Wait for the thread, for at most this time."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def close(self) -> None:
+        """End the lock of the part file: this process does nothing more for the checkpoint."""
+        if self._part is not None:
+            self._part.close()
+
     def _run_in_thread(self) -> None:
         try:
-            self.run()
+            if self.error is None:
+                self.run()
         except BaseException as error:
             self._bug = error
+        if self._part is not None:
+            self._part.write(self.records, self.error if self._bug is None else str(self._bug))
+            # The main process is not done.
+            if self._rank:
+                self._part.close()
+
+    def _make_directory(self) -> None:
+        # The process that makes it first may be on another machine.
+        if self.files or self._rank is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = f"{self._directory}: the checkpoint cannot be written: {error.strerror}"

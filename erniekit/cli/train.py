@@ -91,6 +91,7 @@ def train(
 
 
 def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:
+    from erniekit.checkpoint.parts import is_saving
     from erniekit.launch import launch
 
     arguments = ["train", *arguments]
@@ -100,4 +101,5 @@ def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: 
         [*arguments, *(["--resume"] if resume else [])],
         run / "logs",
         lambda: resume_command if any(run.glob("checkpoint-*")) else None,
+        lambda: is_saving(run),
     )

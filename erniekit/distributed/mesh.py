@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,11 @@ class Mesh:
             return
         with self.connection.watchdog.long_operation(name):
             yield
+
+    def before_abort(self, callback: Callable[[], None]) -> None:
+        """Call this before the watchdog ends the process. It takes part in no collective."""
+        if self.connection is not None:
+            self.connection.watchdog.before_abort = callback
 
     def close(self) -> None:
         """Wait for all ranks and disconnect. Not for runs that end with an error: the other ranks would not come."""

@@ -143,6 +143,7 @@ class Watchdog:
 
     store: a connection for the watchdog alone. timeout: seconds that a collective may wait for other ranks. abort:
     called with an error message and the seconds to wait before the end of the process; does not return.
+    before_abort: called before that, in the watchdog's thread.
     """
 
     def __init__(
@@ -150,7 +151,8 @@ class Watchdog:
     ) -> None:
         self.rank, self.timeout = rank, timeout
         self._store = store
-        self._abort = abort or abort_process
+        self._abort_process = abort or abort_process
+        self.before_abort: Callable[[], None] = _nothing
         self._interval = min(timeout / 4, _LONGEST_INTERVAL)
         self._trackers: list[CollectiveTracker] = []
         self._operations: list[str] = []
@@ -219,6 +221,13 @@ class Watchdog:
             if not self._closing.is_set():
                 reason = f"rank 0, which serves the store of the run, has ended ({_first_line(error)})"
                 self._abort(f"{PEER_LOST}: {reason}", 0.0)
+
+    def _abort(self, message: str, delay: float) -> None:
+        try:
+            self.before_abort()
+        except Exception as error:
+            _write(f"{_first_line(error)}\n")
+        self._abort_process(message, delay)
 
     def _handle_timeout(
         self, tracker: CollectiveTracker, call: Collective, others: dict[int, dict[str, Any]]
@@ -312,6 +321,10 @@ def _write(text: str) -> None:
 
 def _key(rank: int) -> str:
     return f"erniekit/rank/{rank}"
+
+
+def _nothing() -> None:
+    """What is done before an abort unless a run sets something."""
 
 
 def _first_line(error: Exception) -> str:

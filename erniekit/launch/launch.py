@@ -163,11 +163,12 @@ def run_processes(
     arguments: Sequence[str],
     logs: Path,
     resume_command: Callable[[], str | None],
+    is_saving: Callable[[], bool],
 ) -> int:
     """Run `erniekit` with these arguments in each process of this machine; returns the exit status.
 
-    logs: directory of the files rank-N.log. resume_command: see `Supervisor`. Raises ConfigError if the directory
-    cannot be created.
+    logs: directory of the files rank-N.log. resume_command, is_saving: see `Supervisor`. Raises ConfigError if the
+    directory cannot be created.
     """
     master = plan.nodes.master or (LOCALHOST, free_port())
     try:
@@ -189,7 +190,7 @@ def run_processes(
         if plan.nodes.count > 1:
             end_other_nodes(master, reason)
 
-    return Supervisor(specs, resume_command, on_failure, DEFAULT_TIMEOUTS).run()
+    return Supervisor(specs, resume_command, on_failure, DEFAULT_TIMEOUTS, is_saving).run()
 
 
 def node_options(nodes: Nodes) -> list[str]:

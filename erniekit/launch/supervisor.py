@@ -42,12 +42,14 @@ class Timeouts:
     """Timeouts in seconds.
 
     settle: after a rank failed, for other failures at about the same time, which may be the cause. grace: for ranks
-    that were sent SIGTERM. linger: for the remaining ranks, after one has finished. same: a repeated signal within this
-    time is the same request; longer than in the ranks, so that a forwarded signal is a new request there, too.
+    that were sent SIGTERM. save: for ranks that write a checkpoint after another one has failed. linger: for the
+    remaining ranks, after one has finished. same: a repeated signal within this time is the same request; longer than
+    in the ranks, so that a forwarded signal is a new request there, too.
     """
 
     settle: float = 2.0
     grace: float = 10.0
+    save: float = 1800.0
     linger: float = 30.0
     same: float = SAME_REQUEST_SECONDS + 0.5
 
@@ -147,7 +149,8 @@ class Supervisor:
     """Runs processes until all have ended; shows the output of the first one.
 
     resume_command: returns the command that continues the run, None while no checkpoint exists. on_failure: called
-    with the reason as soon as the run is known to fail, to end it on other machines.
+    with the reason as soon as the run is known to fail, to end it on other machines. is_saving: whether a rank writes a
+    checkpoint.
     """
 
     def __init__(
@@ -156,8 +159,9 @@ class Supervisor:
         resume_command: Callable[[], str | None],
         on_failure: Callable[[str], None],
         timeouts: Timeouts,
+        is_saving: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._specs, self._resume_command = specs, resume_command
+        self._specs, self._resume_command, self._is_saving = specs, resume_command, is_saving
         self._on_failure, self._timeouts = on_failure, timeouts
         self._children: list[Child] = []
         self._failures: list[Child] = []
@@ -166,6 +170,8 @@ class Supervisor:
         self._forwarded = 0
         self._terminating = False
         self._settled_at = self._linger_until = self._kill_at = math.inf
+        # When ranks that write a checkpoint are killed after all.
+        self._save_until = -math.inf
 
     def run(self) -> int:
         """Start the processes, wait for them and report failures; returns the exit status of the run.
@@ -225,10 +231,12 @@ class Supervisor:
             for child in self._alive():
                 child.signal(signal.SIGTERM)
             self._kill_no_later_than(now + self._timeouts.grace)
+            self._save_until = now + self._timeouts.save
         if now >= self._linger_until and not self._failures and self._kill_at == math.inf:
             self._lingering = [child.spec.rank for child in self._alive()]
             self._kill_no_later_than(now)
-        if now >= self._kill_at:
+        is_waiting = self._forwarded < 2 and now < self._save_until and self._is_saving()
+        if now >= self._kill_at and not is_waiting:
             for child in self._alive():
                 child.signal(signal.SIGKILL)
 

@@ -88,7 +88,7 @@ class _SavedRun:
     state: TrainerState
 
 
-def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Trainer:
+def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tuple[Trainer, Checkpointer]:
     """Load data and model, lock the run's directory, and build a trainer that is ready to train.
 
     All processes of the run call it together. stack: closes what is opened here. resume: continue from the newest
@@ -133,7 +133,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Tra
     several = dist if dist.mesh.world.size > 1 else None
     peak_flops = find_peak_flops(context, dtype)
     hooks = build_hooks(context, inputs, prepared.model, objective, checkpointer, writer, peak_flops)
-    return Trainer(
+    trainer = Trainer(
         model=prepared.model,
         objective=objective,
         optimizer=optimizer,
@@ -153,6 +153,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> Tra
         count_flops=None if peak_flops is None else build_flop_counter(config, dtype, changes),
         progress=progress,
     )
+    return trainer, checkpointer
 
 
 def build_hooks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write
 from erniekit.checkpoint.manifest import FileRecord, size_problem
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_tensors
 from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
+from erniekit.checkpoint.parts import is_locked, part_file, read_part
 from erniekit.checkpoint.state import (
     TrainerState,
     checkpoint_name,
@@ -53,6 +55,7 @@ Log = Callable[[str], None]
 ShardOf = Callable[[str], TensorShard | None]
 # Of the free memory of the machine, the share that a copy of the checkpoint may take.
 _MEMORY_SHARE = 0.8
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ class Checkpointer:
         self._dist, self._reducer = dist, reducer
         self._run_dir = Path(config.train.output_dir)
         self._unfinished: _Save | None = None
+        # Finishing a save takes no messages; after an error the watchdog's thread may do it.
+        self._finishing = threading.Lock()
+        dist.mesh.before_abort(self.finish_after_error)
+        # The step of the checkpoint that is being written, in the background or not.
+        self.saving_step: int | None = None
         # Whether the last checkpoint could not be written.
         self.has_failed = False
 
@@ -98,13 +106,16 @@ class Checkpointer:
         """Write a checkpoint, or begin to write it in the background unless it is `needed`; see `wait`."""
         self.wait()
         started = time.perf_counter()
+        self.saving_step = progress.step
         state = self._state(progress)
         directory = self._run_dir / unfinished_name(progress.step)
         files, arrays = self._files(directory)
         in_background = self._config.checkpoint.background and self._fits_in_memory(files)
         if in_background:
             arrays = _drain(deque(_copied(arrays)))
-        writer = FileWriter(directory, files, arrays)
+        rank = self._dist.mesh.rank
+        waited_for = rank in self._writers()
+        writer = FileWriter(directory, files, arrays, rank if waited_for else None)
         if in_background:
             writer.start()
         else:
@@ -125,25 +136,22 @@ class Checkpointer:
 
         Raises CheckpointError where it could not be written, and it is needed or there is no earlier one.
         """
-        save, self._unfinished = self._unfinished, None
+        save = self._unfinished
         if save is None:
             return
         started = time.perf_counter()
         with self._dist.mesh.long_operation("writing a checkpoint"):
             save.writer.join()
+        # An error of another process ends the exchange: `finish_after_error` does what is left then.
         reports = self._dist.all_gather_object([save.writer.error, save.writer.records])
         errors = [error for error, _ in reports if error is not None]
         files = {name: FileRecord(*record) for _, records in reports for name, record in records.items()}
-        if self._dist.is_main:
-            try:
+        with self._finishing:
+            self._unfinished = None
+            if self._dist.is_main:
                 with self._dist.mesh.long_operation("writing a checkpoint"):
-                    if errors:
-                        shutil.rmtree(save.directory, ignore_errors=True)
-                    else:
-                        self._finish(save, files, started)
-            except (OSError, CheckpointError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                errors = [f"{save.directory}: the checkpoint cannot be written: {reason}"]
+                    errors = self._conclude(save, errors, files, started)
+        self.saving_step = None
         earlier = newest_checkpoint(self._run_dir)
         errors, path = self._dist.all_gather_object([errors, None if earlier is None else str(earlier)])[0]
         self.has_failed = bool(errors)
@@ -151,6 +159,56 @@ class Checkpointer:
             raise CheckpointError(errors[0])
         if errors:
             self._log(f"{errors[0]}\n  Training continues; the last checkpoint is {path}")
+
+    def finish_after_error(self) -> None:
+        """Finish the save in the background without a message to other processes, any of which may have ended.
+
+        Each process writes what it has in memory. The main process waits for the parts of the others, for as long as
+        they write, and gives the checkpoint its name; the others stop where the main process has ended.
+        """
+        with self._finishing:
+            save, self._unfinished = self._unfinished, None
+            if save is None:
+                return
+            started = time.perf_counter()
+            if not self._dist.is_main:
+                main = part_file(save.directory, 0)
+                while save.writer.is_running and is_locked(main):
+                    save.writer.wait(_POLL_SECONDS)
+                return
+            self._log(f"finishing the checkpoint of step {save.state.step}, which is being written")
+            save.writer.join()
+            parts = {0: (save.writer.records, save.writer.error)}
+            for rank in self._writers()[1:]:
+                part = _wait_for_part(save.directory, rank)
+                parts[rank] = part or ({}, f"rank {rank} ended before it had written its part")
+            errors = [error for _, error in parts.values() if error is not None]
+            files = {name: record for records, _ in parts.values() for name, record in records.items()}
+            errors = self._conclude(save, errors, files, started)
+            if errors:
+                self._log(f"the checkpoint of step {save.state.step} is lost: {errors[0]}")
+            else:
+                self.saving_step = None
+
+    def _writers(self) -> Sequence[int]:
+        """The ranks that write a checkpoint, the main process first."""
+        return range(self._dist.mesh.world.size if self._config.checkpoint.shared else 1)
+
+    def _conclude(
+        self, save: _Save, errors: list[str], files: Mapping[str, FileRecord], started: float
+    ) -> list[str]:
+        """Finish a save of which all files are written, or remove them after `errors`. Returns all errors."""
+        try:
+            if errors:
+                shutil.rmtree(save.directory, ignore_errors=True)
+            else:
+                self._finish(save, files, started)
+        except (OSError, CheckpointError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            errors = [f"{save.directory}: the checkpoint cannot be written: {reason}"]
+        finally:
+            save.writer.close()
+        return errors
 
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
@@ -216,7 +274,7 @@ class Checkpointer:
         now = time.perf_counter()
         waited = save.waited + now - started
         size = format_bytes(sum(record.size for record in files.values()))
-        self._log(f"saved {path}: {size} in {now - save.started:.1f} s; training waited {waited:.1f} s")
+        self._log(f"saved {path}: {size} in {now - save.started:.1f} s; training waited {waited:.2f} s")
 
     def _state(self, progress: TrainerProgress) -> TrainerState:
         config = self._config
@@ -338,6 +396,14 @@ def _own_part(tensor: LocalTensor) -> LocalTensor | None:
         return None
     spec = replace(tensor.spec, name=part_name(tensor.spec.name, span.start, span.stop), shape=(span.size,))
     return LocalTensor(spec, tensor.read, unique=True)
+
+
+def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], str | None] | None:
+    """The part of another process, once it is written; None if that process ends before."""
+    while (part := read_part(directory, rank)) is None and is_locked(part_file(directory, rank)):
+        time.sleep(_POLL_SECONDS)
+    # It may have written its part and ended between the two.
+    return part or read_part(directory, rank)
 
 
 def _copied(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

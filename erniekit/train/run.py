@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
+import signal
 from contextlib import ExitStack
+from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
 from erniekit.checkpoint.state import checkpoint_name, newest_checkpoint
@@ -15,6 +18,7 @@ from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.build import RunContext, build_trainer
+from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import check_same_model, init_distributed
 from erniekit.train.model import check_model
@@ -69,11 +73,11 @@ def train_together(context: RunContext, *, resume: bool) -> int:
     Raises StoppedAtOnce after a second signal.
     """
     with ExitStack() as stack:
-        trainer = build_trainer(context, resume=resume, stack=stack)
-        return _train(trainer, context)
+        trainer, checkpointer = build_trainer(context, resume=resume, stack=stack)
+        return _train(trainer, checkpointer, context)
 
 
-def _train(trainer: Trainer, context: RunContext) -> int:
+def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) -> int:
     log, run_dir = context.log, context.run_dir
     command = f"  erniekit train {shlex.quote(str(run_dir / CONFIG_FILE))} --resume{_device_option(context)}"
     hint = "finishing this step, then saving. Press Ctrl-C again a few seconds later to stop at once."
@@ -81,18 +85,47 @@ def _train(trainer: Trainer, context: RunContext) -> int:
         try:
             trainer.train(guard)
         except KeyboardInterrupt:
-            newest = newest_checkpoint(run_dir)
-            if newest is None:
-                log("Stopped at once. Nothing was saved yet.")
-            else:
-                log(f"Stopped at once; steps after {newest.name} are lost. Continue with:\n{command}")
+            log(f"Stopped at once. {_loss(checkpointer, run_dir)}")
+            if newest_checkpoint(run_dir) is not None:
+                log(f"Continue with:\n{command}")
             raise StoppedAtOnce(guard.exit_status) from None
+        except Exception:
+            _finish_saving(checkpointer, context)
+            raise
     if guard.requested is not None and not trainer.is_finished:
         done, total = trainer.progress.step, trainer.settings.total_steps
         log(f"Stopped after step {done} of {total}. Continue with:\n{command}")
     else:
         _log_end(trainer, context)
     return guard.exit_status
+
+
+def _finish_saving(checkpointer: Checkpointer, context: RunContext) -> None:
+    """After an error here or in another process: finish the checkpoint that is written in the background.
+
+    A launcher that ends the run sends SIGTERM, which is no reason to stop; Ctrl-C is one if it is pressed twice.
+    """
+    log = context.log
+    hint = "finishing the checkpoint. Press Ctrl-C again to stop at once."
+    with (
+        InterruptGuard(signals=[signal.SIGTERM], same_seconds=math.inf),
+        InterruptGuard(
+            lambda name: log(f"{name}: {hint}"), [signal.SIGINT], same_seconds=SAME_REQUEST_SECONDS
+        ),
+    ):
+        try:
+            checkpointer.finish_after_error()
+        except KeyboardInterrupt:
+            log(f"Stopped at once. {_loss(checkpointer, context.run_dir)}")
+
+
+def _loss(checkpointer: Checkpointer, run_dir: Path) -> str:
+    """What a stop at once loses, as sentences."""
+    step, newest = checkpointer.saving_step, newest_checkpoint(run_dir)
+    saving = "" if step is None else f"The checkpoint of step {step} was being written and is lost. "
+    if newest is None:
+        return f"{saving}There is no complete checkpoint."
+    return f"{saving}The newest complete checkpoint is {newest.name}; steps after it are lost."
 
 
 def _log_end(trainer: Trainer, context: RunContext) -> None:

@@ -107,6 +107,36 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "failed").read_text() == "rank 2 exited with status 7"
 
 
+@pytest.mark.parametrize(("seconds", "limit"), [(1, 1000.0), (100_000, 0.1)], ids=["waits", "limit"])
+def test_a_rank_that_writes_a_checkpoint_is_waited_for(tmp_path: Path, seconds: float, limit: float) -> None:
+    """Another one has failed; this one is killed when it has written its part, or after the time limit."""
+    saving = f"""
+import signal, sys, time
+from pathlib import Path
+from erniekit.checkpoint.parts import PartFile
+got = []
+signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+directory = Path({str(tmp_path)!r}) / ".checkpoint-000002.tmp"
+directory.mkdir()
+part = PartFile(directory, 0)
+print("ready", flush=True)
+while not got: time.sleep(0.01)
+time.sleep({seconds})
+print("saved", flush=True)
+part.close()
+{SLEEP}
+"""
+    failing = f"""
+import sys, time
+while "ready" not in open({str(tmp_path / "rank-0.log")!r}).read(): time.sleep(0.01)
+sys.exit(7)
+"""
+    short = TIMEOUTS | {"grace": 0.05, "settle": 0.1}
+    process = start([saving, failing], tmp_path, timeouts=short | {"save": limit})
+    assert process.wait() == 7
+    assert log(tmp_path, 0) == ("ready\nsaved\n" if seconds < limit else "ready\n")
+
+
 def test_the_cause_is_waited_for(tmp_path: Path) -> None:
     """Rank 0 ends because rank 1 does, but before it."""
     consequence = (

@@ -143,7 +143,7 @@ def test_a_second_interrupt_stops_all_processes_at_once(setting: dict[str, Any],
 
     status, output = signalled(tmp_path, setting | LONG | {"train.rows_per_step": 32}, send)
     assert status == 130, output
-    assert output.rstrip().endswith("Stopped at once. Nothing was saved yet."), output
+    assert output.rstrip().endswith("Stopped at once. There is no complete checkpoint."), output
 
 
 def test_rows_added_to_the_vocabulary_are_the_same_in_any_layout(

@@ -1,6 +1,10 @@
 """A resumed run is the run that never stopped: the same losses and weights, bit by bit; or it is refused."""
 
+import os
 import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,11 @@ import pytest
 from erniekit.checkpoint import writer
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.checkpoint.writer import FileWriter
-from erniekit.errors import CheckpointError
+from erniekit.errors import CheckpointError, ErnieKitError
 from erniekit.export.export import export_model
 from erniekit.train import checkpointer
 from erniekit.train.run import run_training
+from erniekit.train.trainer import Trainer
 from tests.checkpoints import tensors
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
@@ -301,6 +306,107 @@ def test_without_memory_for_a_copy_training_waits(
     monkeypatch.setattr(FileWriter, "start", lambda writer: pytest.fail("no thread may run"))
     assert run_training(make_config(tmp_path / "run", model, data, train__max_steps=1)) == 0
     assert "819.2 KiB are free: training waits while this one is written" in capsys.readouterr().out
+
+
+@pytest.fixture
+def writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """While this event is not set, the checkpoint of step 2 stays unwritten in the background."""
+    event, written = threading.Event(), writer.write_safetensors
+
+    def write_later(file: Path, *arguments: Any) -> Any:
+        if "000002" in str(file):
+            event.wait()
+        return written(file, *arguments)
+
+    monkeypatch.setattr(writer, "write_safetensors", write_later)
+    yield event
+    event.set()
+
+
+def at_step_3(monkeypatch: pytest.MonkeyPatch, call: Callable[[], None]) -> None:
+    """Call this in place of the third step."""
+    step = Trainer.train_step
+
+    def train_step(trainer: Trainer) -> Any:
+        if trainer.progress.step == 2:
+            call()
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+SAVES: dict[str, Any] = {"train__max_steps": 3, "checkpoint__save_every": 1, "checkpoint__keep": 9}
+
+
+def test_an_error_does_not_lose_the_checkpoint_in_the_background(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    writing: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        # The launcher sends SIGTERM while the checkpoint is being finished.
+        threading.Timer(0.1, lambda: (os.kill(os.getpid(), signal.SIGTERM), writing.set())).start()
+        raise ErnieKitError("the sample cannot be read")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step_3(patch, fail)
+        with pytest.raises(ErnieKitError, match="the sample cannot be read"):
+            run_training(make_config(run, model, data, **SAVES))
+    assert sorted(path.name for path in run.glob("*checkpoint-*")) == [
+        "checkpoint-000001",
+        "checkpoint-000002",
+    ]
+    assert "finishing the checkpoint of step 2, which is being written" in capsys.readouterr().out
+    assert run_training(make_config(run, model, data, **SAVES), resume=True) == 0
+    assert [step for step, *_ in losses(run)] == [1, 2, 3]
+
+
+def test_a_second_interrupt_says_what_is_lost(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    writing: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    run = tmp_path / "run"
+    at_step_3(monkeypatch, interrupt)
+    assert run_training(make_config(run, model, data, **SAVES)) == 130
+    lost = "The checkpoint of step 2 was being written and is lost. The newest complete checkpoint is"
+    assert f"{lost} checkpoint-000001; steps after it are lost.\nContinue with:\n" in capsys.readouterr().out
+
+
+def test_interrupts_stop_the_end_of_a_save_after_an_error(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    writing: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        monkeypatch.setattr("erniekit.train.run.SAME_REQUEST_SECONDS", 0.0)
+        monkeypatch.setattr(FileWriter, "join", interrupt)
+        raise ErnieKitError("the sample cannot be read")
+
+    def interrupt(writer: FileWriter) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    at_step_3(monkeypatch, fail)
+    with pytest.raises(ErnieKitError, match="the sample cannot be read"):
+        run_training(make_config(tmp_path / "run", model, data, **SAVES))
+    printed = capsys.readouterr().out
+    assert "SIGINT: finishing the checkpoint. Press Ctrl-C again to stop at once." in printed
+    assert "Stopped at once. The checkpoint of step 2 was being written and is lost." in printed
 
 
 def _other_model(model: Path, target: Path) -> Path:

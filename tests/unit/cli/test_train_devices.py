@@ -24,7 +24,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls that would start processes or train."""
     found: list[dict[str, Any]] = []
 
-    def run_processes(plan: launch.LaunchPlan, arguments: list[str], logs: Path, again: Any) -> int:
+    def run_processes(
+        plan: launch.LaunchPlan, arguments: list[str], logs: Path, again: Any, is_saving: Any
+    ) -> int:
         found.append({"world": plan.world, "arguments": arguments, "logs": logs, "again": again()})
         return 3
 

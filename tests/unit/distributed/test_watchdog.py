@@ -207,6 +207,23 @@ def test_a_failure_of_another_machine_ends_this_rank() -> None:
     assert verdict(first) == f"{PEER_LOST}: rank 1 was killed by SIGKILL"
 
 
+def test_what_a_run_does_before_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    store = MemoryStore()
+    first, second = members(2, store)
+    publish_failure(store, "rank 1 was killed by SIGKILL")
+    done: list[str] = []
+    first.watchdog.before_abort = lambda: done.append("saved")
+    assert verdict(first).startswith(PEER_LOST)
+    assert done == ["saved"]
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    second.watchdog.before_abort = fail
+    assert verdict(second).startswith(PEER_LOST)
+    assert "the disk is full" in capfd.readouterr().err
+
+
 def run_thread(store: MemoryStore, close: bool) -> list[str]:
     messages: list[str] = []
     watchdog = Watchdog(1, store, 0.04, lambda message, delay: messages.append(message))

@@ -117,7 +117,7 @@ def make_trainer(config: Config, stack: ExitStack) -> Trainer:
     """The trainer of `erniekit train`."""
     device = runtime.configure(config.parallel.device, config.parallel.threads, config.train.seed)
     context = RunContext(config, device, init_distributed(config, None), PlainConsole())
-    return build_trainer(context, resume=False, stack=stack)
+    return build_trainer(context, resume=False, stack=stack)[0]
 
 
 def write_first_adapter(config: Config, directory: Path) -> None:

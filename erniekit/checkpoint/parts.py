@@ -1,0 +1,82 @@
+"""What each process has written of a checkpoint in the background, on disk, where the others read it without messages.
+
+A process that has failed, or that lost the others, takes part in no collective any more. Each process therefore keeps
+a file beside what it writes, locked until it has written its part. The lock ends with the process, however the process
+ends, so that nobody waits for one that is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from erniekit.checkpoint.manifest import FileRecord, records_from
+
+_PATTERN = "part-*.json"
+
+
+class PartFile:
+    """The file of this process, from before it writes its part of a checkpoint until `close`.
+
+    Locks are those of a process: it must not open its own file a second time, which would end the lock.
+    """
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        """Create and lock the file. Raises OSError where it cannot be created."""
+        self._stream = part_file(directory, rank).open("w")
+        try:
+            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            # A disk without locks: the others do not wait for this process.
+            return
+
+    def write(self, records: Mapping[str, FileRecord], error: str | None) -> None:
+        """Say that the part is written, or that it cannot be."""
+        try:
+            self._stream.write(json.dumps({"files": records, "error": error}) + "\n")
+            self._stream.flush()
+        except OSError:
+            # What is not written is reported as missing.
+            return
+
+    def close(self) -> None:
+        """End the lock."""
+        self._stream.close()
+
+
+def part_file(directory: Path, rank: int) -> Path:
+    """The file of a process."""
+    return directory / _PATTERN.replace("*", f"{rank:05d}")
+
+
+def read_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], str | None] | None:
+    """(records of its files, error) of another process; None if it has not written its part."""
+    try:
+        content = json.loads(part_file(directory, rank).read_text(encoding="utf-8"))
+        return records_from(content["files"]), content["error"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def is_locked(file: Path) -> bool:
+    """Whether another process holds the lock of a part file."""
+    try:
+        with file.open("r+") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def part_files(directory: Path) -> list[Path]:
+    """The files of all processes in the directory of a checkpoint."""
+    return sorted(directory.glob(_PATTERN))
+
+
+def is_saving(run: Path) -> bool:
+    """Whether a process writes a checkpoint of a run in the background."""
+    return any(is_locked(file) for file in run.glob(f"*checkpoint-*/{_PATTERN}"))

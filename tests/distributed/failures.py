@@ -1,0 +1,56 @@
+"""A run of two processes, one of which fails while both still write a checkpoint in the background."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from erniekit.checkpoint import writer
+from erniekit.errors import DataError, ErnieKitError
+from erniekit.train.trainer import Trainer
+from tests.distributed.layouts import trainings
+from tests.distributed.processes import OTHERS_HANG
+
+
+def fails_while_saving(settings: dict[str, Any], how: str) -> None:
+    """Train, and fail in the step after the second one on rank 1: "error", or "killed".
+
+    Nothing of the checkpoint of the second step is written before that, and nothing of rank 1 where it is killed.
+    """
+    rank = int(os.environ["PADDLE_TRAINER_ID"])
+    failed = Path(f"{settings['train.output_dir']}.failed")
+    write, step = writer.write_safetensors, Trainer.train_step
+
+    def write_later(file: Path, *arguments: Any) -> Any:
+        end = time.monotonic() + OTHERS_HANG
+        while "000002" in str(file) and not failed.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return write(file, *arguments)
+
+    def fail(trainer: Trainer) -> Any:
+        if trainer.progress.step == 2 and rank == 1:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            failed.touch()
+            raise DataError("the sample cannot be read")
+        with suppress(ErnieKitError):
+            return step(trainer)
+        failed.touch()
+        raise ErnieKitError("the other process is lost")
+
+    with (
+        mock.patch.object(writer, "write_safetensors", write_later),
+        mock.patch.object(Trainer, "train_step", fail),
+    ):
+        try:
+            trainings(2, [settings])
+        except ErnieKitError as error:
+            print(f"error: {error}", flush=True)
+            # As the command does: without a word to the other process.
+            os._exit(1)
