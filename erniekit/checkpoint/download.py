@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniekit.checkpoint.hub import weight_files
-from erniekit.checkpoint.model_files import RELEASES, refuse_paddle_name, refuse_undownloaded
+from erniekit.checkpoint.model_files import RELEASES, refuse_undownloaded
 from erniekit.checkpoint.state import newest_checkpoint, read_state
 from erniekit.config import Config
 from erniekit.display.progress import log_progress, show_file_progress
@@ -95,7 +95,6 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
             f"{name}: no such directory; give the directory of a model, a checkpoint or a run, or a repository of the "
             "hub as owner/name"
         )
-    refuse_paddle_name(name)
     found = cached_model(name, revision, weights=weights)
     if found is not None:
         return found
@@ -157,7 +156,6 @@ def download_model(
     """
     if _REPOSITORY.fullmatch(name) is None:
         raise CheckpointError(f"{name}: a repository of the hub is named owner/name")
-    refuse_paddle_name(name)
     from huggingface_hub import HfApi, snapshot_download
 
     # Importing Paddle makes loggers print; the client that huggingface_hub uses logs every request.

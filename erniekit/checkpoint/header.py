@@ -39,8 +39,20 @@ _MAX_BYTES = 1 << 50  # of a tensor
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns from `first` on of a row-major matrix with `width` columns."""
+
+    first: int
+    width: int
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """The place of a tensor on disk. `offset` and `nbytes` are in bytes from the start of `file`."""
+    """The place of a tensor on disk. `offset` is in bytes from the start of `file`; `nbytes` is the tensor's own size.
+
+    columns: the tensor [out, in] is stored transposed, as columns of the matrix [in, width] at `offset`; None: its
+    values follow each other. parts: the tensor is these, one after the other along the first axis.
+    """
 
     name: str
     dtype: str
@@ -48,6 +60,8 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
+    columns: Columns | None = None
+    parts: tuple[TensorInfo, ...] = ()
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo, read_header
+from erniekit.checkpoint.header import NUMPY_TYPES, Columns, TensorInfo, read_header
 from erniekit.checkpoint.manifest import FileRecord, RecordedFile
 from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
@@ -33,6 +33,8 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".pdparams", ".gguf", ".h5", ".msgpack"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LINE = 200  # characters of a tensor in a list
 _BLOCK = 1 << 20
+# Rows that are transposed at a time, so that both matrices stay in the processor's cache.
+_TRANSPOSED_ROWS = 128
 # Tensors of the multi-token-prediction head, which neither fine-tuning nor inference uses.
 _NOT_TRAINED = re.compile(r"(^|\.)mtp_")
 
@@ -123,6 +125,10 @@ def read_index(directory: str | Path) -> dict[str, TensorInfo]:
 
 def read_array(info: TensorInfo) -> np.ndarray:
     """Read one tensor, in the element type of the file (BF16 as uint16). Raises CheckpointError."""
+    if info.parts:
+        return np.concatenate([read_array(part) for part in info.parts])
+    if info.columns is not None:
+        return _read_columns(info, info.columns, 0, info.shape[0])
     array = np.empty(info.shape, NUMPY_TYPES[info.dtype])
     _read_into(array, info, info.offset)
     return array
@@ -130,17 +136,49 @@ def read_array(info: TensorInfo) -> np.ndarray:
 
 def read_span(info: TensorInfo, start: int, stop: int) -> np.ndarray:
     """Elements `start` to `stop` of a tensor in row-major order, 1-D, in the element type of the file."""
+    if info.parts:
+        return read_array(info).reshape(-1)[start:stop]
+    if info.columns is not None:
+        inner = info.shape[1]
+        first = start // inner
+        rows = _read_columns(info, info.columns, first, -(-stop // inner))
+        return rows.reshape(-1)[start - first * inner : stop - first * inner]
     array = np.empty(stop - start, NUMPY_TYPES[info.dtype])
     _read_into(array, info, info.offset + start * array.itemsize)
     return array
 
 
+def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
+    """Copy the transpose of `source` [m, n] into `target` [n, m], in blocks that stay in the processor's cache."""
+    for start in range(0, len(source), _TRANSPOSED_ROWS):
+        block = source[start : start + _TRANSPOSED_ROWS]
+        target[:, start : start + len(block)] = block.T
+
+
+def _read_columns(info: TensorInfo, columns: Columns, start: int, stop: int) -> np.ndarray:
+    """Rows `start` to `stop` of a transposed tensor: columns of the stored matrix, which is read block by block."""
+    inner = info.shape[1]
+    array = np.empty((stop - start, inner), NUMPY_TYPES[info.dtype])
+    row_bytes = columns.width * array.itemsize
+    most = max(_TRANSPOSED_ROWS, _BLOCK // row_bytes // _TRANSPOSED_ROWS * _TRANSPOSED_ROWS)
+    for row in range(0, inner, most):
+        block = np.empty((min(most, inner - row), columns.width), array.dtype)
+        _read_into(block, info, info.offset + row * row_bytes)
+        wanted = block[:, columns.first + start : columns.first + stop]
+        transpose_into(array[:, row : row + len(block)], wanted)
+    return array
+
+
 def _read_into(array: np.ndarray, info: TensorInfo, offset: int) -> None:
     try:
-        with info.file.open("rb") as stream:
+        with info.file.open("rb", buffering=0) as stream:
             stream.seek(offset)
             # A 0-d array has no buffer view until it is reshaped.
-            read = stream.readinto(array.reshape(-1).data.cast("B"))
+            view = array.reshape(-1).data.cast("B")
+            read = 0
+            # One call reads less than 2 GiB on Linux.
+            while read < array.nbytes and (count := stream.readinto(view[read:])):
+                read += count
     except OSError as error:
         raise CheckpointError(f"{info.file}: cannot be read: {error.strerror or error}") from None
     if read != array.nbytes:
@@ -256,14 +294,18 @@ def write_shards(
     specs: Sequence[TensorSpec],
     get: Callable[[str], np.ndarray],
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    metadata: dict[str, str] | None = None,
 ) -> dict[str, FileRecord]:
-    """Write `model-0000i-of-0000n.safetensors` and their index, streaming; returns the shards by name."""
+    """Write `model-0000i-of-0000n.safetensors` and their index, streaming; returns the shards by name.
+
+    metadata: of each file, None: {"format": "pt"}.
+    """
     directory = Path(directory)
     shards = split_shards(specs, max_shard_bytes)
     files, weight_map = {}, {}
     for number, shard in enumerate(shards):
         name = shard_name(number, len(shards))
-        files[name] = write_safetensors(directory / name, shard, get)
+        files[name] = write_safetensors(directory / name, shard, get, metadata)
         weight_map.update({spec.name: name for spec in shard})
     write_index(directory, weight_map, sum(spec_bytes(spec) for spec in specs))
     return files

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
-from erniekit.models.config import ErnieConfig
+from erniekit.models.config import ErnieConfig, is_paddle_config
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,17 @@ class ModelChanges:
         )
 
     def write(self, file: Path) -> None:
-        """Update a `config.json`, flat or nested, in place."""
+        """Update a `config.json`, flat or nested, in place.
+
+        One of a `-Paddle` release then says that linear weights are [out, in], as checkpoints have them.
+        """
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        transposed = is_paddle_config(content)
+        if transposed:
+            content["torch_dtype"] = content.pop("dtype")
         section = content.get("text_config", content)
         changed = {k: v for k, v in vars(self).items() if v is not None and v > section.get(k, 0)}
-        if changed:
+        if changed or transposed:
             section.update(changed)
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -29,8 +29,8 @@ def export(
         typer.Option(
             "--layout",
             help="hub: the released layout, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: the nested "
-            "config.json of transformers, which loads vision-language models without remote code. Both are the same "
-            "for text models.",
+            "config.json of transformers, which loads vision-language models without remote code; the same as hub for "
+            "text models. paddle: the -Paddle layout, for FastDeploy and Baidu's ERNIEKit.",
         ),
     ] = "hub",
     dtype: Annotated[
@@ -73,16 +73,19 @@ def export(
       erniekit export runs/digits --output exports/digits
       erniekit export runs/lora/checkpoint-000500 --output out --layout transformers --dtype bfloat16
     """
+    from erniekit.display.progress import show_file_progress
     from erniekit.export.export import describe, export_model, parse_size
 
-    report = export_model(
-        source,
-        output,
-        layout=layout,
-        dtype=dtype,
-        base=base,
-        max_shard_bytes=parse_size(max_shard_size),
-        template=chat_template,
-    )
+    with show_file_progress() as progress:
+        report = export_model(
+            source,
+            output,
+            layout=layout,
+            dtype=dtype,
+            base=base,
+            max_shard_bytes=parse_size(max_shard_size),
+            template=chat_template,
+            progress=progress,
+        )
     for line in describe(report):
         typer.echo(line)

@@ -51,6 +51,7 @@ COMMANDS = {
         "erniekit.cli.serve", "serve", "Serve a model through an OpenAI-compatible API, to try it out."
     ),
     "export": Command("erniekit.cli.export", "export", "Write a trained model for inference engines."),
+    "convert": Command("erniekit.cli.convert", "convert", "Write a model in another layout of weights."),
     "doctor": Command(
         "erniekit.cli.doctor", "doctor", "Check this machine: installation, kernels, processes."
     ),

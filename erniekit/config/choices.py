@@ -75,6 +75,6 @@ BEST_METRICS = (EVAL_LOSS, *PAIR_METRICS, *ANSWER_METRICS)
 """What eval.best_metric may name."""
 
 # Export.
-CheckpointLayout = Literal["hub", "transformers"]
+CheckpointLayout = Literal["hub", "transformers", "paddle"]
 DoctorSection = Literal["system", "kernels", "attention", "step", "processes", "timings"]
 ChatTemplateSource = Literal["auto", "base", "trained"]

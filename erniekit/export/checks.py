@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,17 +21,26 @@ from erniekit.checkpoint.hub import (
     weight_files,
 )
 from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
-from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
+from erniekit.checkpoint.model_files import check_tensors, model_index, refuse_undownloaded
 from erniekit.checkpoint.state import STATE_FILE
+from erniekit.checkpoint.tensor_layouts import hub_index, layout_of
+from erniekit.config.choices import CheckpointLayout
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.display.text import counted
 from erniekit.errors import CheckpointError
 from erniekit.export.files import chat_template
-from erniekit.export.layouts import ARCHITECTURES, DTYPE_NAMES, HUB_MODEL_TYPES, NESTED_MODEL_TYPE
+from erniekit.export.layouts import (
+    ARCHITECTURES,
+    DTYPE_NAMES,
+    HUB_MODEL_TYPES,
+    NESTED_MODEL_TYPE,
+    PADDLE_ARCHITECTURES,
+)
+from erniekit.export.writer import FILE_FORMATS
 from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import is_adapter_directory
-from erniekit.models.config import ErnieConfig
+from erniekit.models.config import ErnieConfig, is_paddle_config
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.specs import is_router_tensor, parameter_specs
 
@@ -70,7 +79,7 @@ _TOKENIZER_ATTRIBUTES = (
     *("video_token", "video_start_token", "video_end_token"),
 )
 # Prefixes that other tools write for the vision tower and the language model; only transformers reads them.
-_FOREIGN_PREFIXES = ("ernie.", "model.vision_model.", "model.vision_tower.", "model.language_model.")
+_FOREIGN_PREFIXES = ("model.vision_model.", "model.vision_tower.", "model.language_model.")
 _SHOWN = 4
 
 
@@ -102,24 +111,27 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
     unknown = unknown_keys_message(config.unknown, directory / "config.json")
     if unknown is not None:
         yield Check("note", unknown)
-    yield from _check_files(directory, config)
-    yield from _check_config(directory, config)
-    if (directory / "tokenizer_config.json").is_file():
-        yield from _check_vocabulary(directory, config)
     try:
-        tensors = read_index(directory)
+        stored = read_index(directory)
+        layout, tensors = layout_of(stored, config), hub_index(stored, config)
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return
+    yield from _check_files(directory, config, layout)
+    yield from _check_config(directory, config, layout, stored)
+    if (directory / "tokenizer_config.json").is_file():
+        yield from _check_vocabulary(directory, config)
+    if layout != "paddle":
+        yield from _check_names(stored)
     yield from _check_tensors(directory, config, tensors)
-    yield from _check_shards(directory)
+    yield from _check_shards(directory, FILE_FORMATS[layout])
     yield from _check_checksums(directory)
     yield from _check_values(tensors)
     if base is not None:
         yield from _check_base(tensors, base, config)
 
 
-def _check_files(directory: Path, config: ErnieConfig) -> Iterator[Check]:
+def _check_files(directory: Path, config: ErnieConfig, layout: CheckpointLayout) -> Iterator[Check]:
     nested = config.raw["model_type"] == NESTED_MODEL_TYPE
     needed = ["generation_config.json", "tokenizer_config.json"]
     if config.family == "vl" and not (nested and (directory / "processor_config.json").is_file()):
@@ -139,14 +151,16 @@ def _check_files(directory: Path, config: ErnieConfig) -> Iterator[Check]:
         yield Check("note", "no tokenizer.model: FastDeploy and llama.cpp do not load the directory")
     if "tokenizer_config.json" not in missing and chat_template(directory) is None:
         yield Check("note", "no chat template: chat endpoints of engines need one")
-    if config.family == "vl" and not nested and not list(directory.glob("processing_*.py")):
+    if config.family == "vl" and layout == "hub" and not list(directory.glob("processing_*.py")):
         yield Check(
             "note", "no processing_*.py: vLLM, SGLang and FastDeploy need the released model's remote code"
         )
 
 
-def _check_config(directory: Path, config: ErnieConfig) -> Iterator[Check]:
-    problems = list(_config_problems(directory, config))
+def _check_config(
+    directory: Path, config: ErnieConfig, layout: CheckpointLayout, stored: Collection[str]
+) -> Iterator[Check]:
+    problems = list(_config_problems(directory, config, layout, stored))
     yield from (Check("FAIL", f"config.json: {problem}") for problem in problems)
     if not problems:
         yield Check("ok", "config.json has the keys that engines read")
@@ -154,20 +168,31 @@ def _check_config(directory: Path, config: ErnieConfig) -> Iterator[Check]:
         yield Check(
             "note", "transformers' nested config: vLLM, SGLang and FastDeploy read the hub layout only"
         )
+    if layout == "paddle":
+        yield Check(
+            "note", "the paddle layout: FastDeploy and Baidu's ERNIEKit read it, other engines do not"
+        )
 
 
-def _config_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
+def _config_problems(
+    directory: Path, config: ErnieConfig, layout: CheckpointLayout, stored: Collection[str]
+) -> Iterator[str]:
     raw = config.raw
     nested = raw["model_type"] == NESTED_MODEL_TYPE
-    wanted = ARCHITECTURES[config.family]
+    paddle = layout == "paddle"
+    wanted = (PADDLE_ARCHITECTURES if paddle else ARCHITECTURES)[config.family]
     if raw.get("architectures") != [wanted]:
-        yield f"architectures is {raw.get('architectures')}; vLLM knows {[wanted]}"
+        yield f"architectures is {raw.get('architectures')}; {'FastDeploy' if paddle else 'vLLM'} knows {[wanted]}"
     if not nested and raw["model_type"] != HUB_MODEL_TYPES[config.family]:
         yield f"model_type is {raw['model_type']!r}, not {HUB_MODEL_TYPES[config.family]!r}"
     if "torch_dtype" in raw and "dtype" in raw:
         yield "has both torch_dtype and dtype, which FastDeploy refuses"
-    elif "torch_dtype" not in raw and not ("dtype" in raw and raw.get("transformers_version")):
+    elif paddle and not is_paddle_config(raw):
+        yield "must have dtype alone: FastDeploy would treat linear weights as [out, in]"
+    elif not paddle and "torch_dtype" not in raw and not ("dtype" in raw and raw.get("transformers_version")):
         yield "has no torch_dtype: FastDeploy would treat linear weights as transposed"
+    if raw.get("num_nextn_predict_layers") and not any("mtp_" in name for name in stored):
+        yield "num_nextn_predict_layers is not 0, but the weights have no multi-token-prediction head"
     keys: tuple[str, ...] = _DECODER_KEYS
     if nested:
         keys = _NESTED_KEYS
@@ -181,19 +206,17 @@ def _config_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
     elif nested:
         yield from _nested_problems(directory)
     elif config.family != "dense":
-        yield from _flat_problems(directory, config)
+        yield from _flat_problems(directory, config, paddle)
 
 
-def _flat_problems(directory: Path, config: ErnieConfig) -> Iterator[str]:
+def _flat_problems(directory: Path, config: ErnieConfig, paddle: bool) -> Iterator[str]:
     raw = config.raw
     end = raw["moe_layer_end_index"]
     if -1 in (end if isinstance(end, list) else [end]):
         yield "moe_layer_end_index is -1, which FastDeploy does not resolve to the last layer"
-    if raw.get("num_nextn_predict_layers"):
-        yield "num_nextn_predict_layers is not 0, but exports have no multi-token-prediction head"
     if config.family != "vl":
         return
-    if "mrope_section" not in (raw["rope_scaling"] or {}):
+    if not paddle and "mrope_section" not in (raw["rope_scaling"] or {}):
         yield "rope_scaling has no mrope_section: vLLM would silently use 1-D positions for images"
     if raw["vision_config"].get("embed_dim") != raw["vision_config"].get("hidden_size"):
         yield "vision_config.embed_dim differs from hidden_size, which vLLM requires to be equal"
@@ -209,13 +232,16 @@ def _nested_problems(directory: Path) -> Iterator[str]:
         yield f"(tokenizer_config.json) has no {', '.join(missing)}, which transformers' processor reads"
 
 
-def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, TensorInfo]) -> Iterator[Check]:
-    specs = parameter_specs(config)
-    foreign = [name for name in tensors if name.startswith(_FOREIGN_PREFIXES)]
+def _check_names(stored: Collection[str]) -> Iterator[Check]:
+    foreign = [name for name in stored if name.startswith(_FOREIGN_PREFIXES)]
     if foreign:
         yield Check(
             "FAIL", f"{foreign[0]}: not a tensor name of the released checkpoints; vLLM does not find it"
         )
+
+
+def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, TensorInfo]) -> Iterator[Check]:
+    specs = parameter_specs(config)
     try:
         check_tensors(tensors, config, str(directory))
         yield Check("ok", f"{len(specs)} tensors have the names and shapes given by config.json")
@@ -244,11 +270,11 @@ def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, Tens
         yield Check("ok", f"element types: {kinds}; routers F32" if config.moe else f"element types: {kinds}")
 
 
-def _check_shards(directory: Path) -> Iterator[Check]:
+def _check_shards(directory: Path, wanted: str) -> Iterator[Check]:
     where: dict[str, str] = {}
     for file in weight_files(directory):
-        if read_metadata(file).get("format") != "pt":
-            yield Check("FAIL", f"{file.name}: its metadata has no format = pt, which loaders require")
+        if read_metadata(file).get("format") != wanted:
+            yield Check("FAIL", f"{file.name}: its metadata has no format = {wanted}, which loaders require")
         where |= dict.fromkeys(read_header(file), file.name)
     index = directory / INDEX_FILE
     if not index.is_file():
@@ -317,8 +343,9 @@ def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig)
     specs = parameter_specs(config)
     try:
         rows = ErnieConfig.from_dir(base).vocab_size
-        theirs = read_index(base)
-        check_tensors(theirs, replace(config, vocab_size=rows), f"{base} (the base model)")
+        before = replace(config, vocab_size=rows)
+        theirs = model_index(base, before)
+        check_tensors(theirs, before, f"{base} (the base model)")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return

@@ -6,8 +6,6 @@ Tensors are processed one at a time: read, merged with their adapter, converted,
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,33 +21,25 @@ from erniekit.checkpoint.hub import (
     TensorInfo,
     as_dtype,
     read_array,
-    read_index,
-    spec_bytes,
-    write_shards,
 )
-from erniekit.checkpoint.manifest import write_checksums
-from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
+from erniekit.checkpoint.model_files import check_tensors, model_index, refuse_undownloaded
 from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import STATE_FILE, TrainerState, check_weights, read_state
+from erniekit.checkpoint.tensor_layouts import stored_tensors
 from erniekit.config import DataConfig
 from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype, Quantize
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
+from erniekit.display.progress import OnProgress, no_progress
 from erniekit.display.text import counted
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.export.files import (
-    VIDEO_PLACEHOLDER,
-    carry_files,
-    drop_missing_code,
-    set_positions,
-    side_files,
-    token_id,
-    write_json,
-)
-from erniekit.export.layouts import DTYPE_NAMES, hub_config, transformers_config
+from erniekit.export.config_files import main_dtype, write_config
+from erniekit.export.files import carry_files, set_positions, side_files
+from erniekit.export.layouts import DTYPE_NAMES
 from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
+from erniekit.export.writer import WeightsWriter, check_output, replacing
 from erniekit.generation.load import (
     base_directory,
     find_checkpoint,
@@ -124,6 +114,7 @@ def export_model(
     base: str | Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     template: ChatTemplateSource = "auto",
+    progress: OnProgress = no_progress,
 ) -> ExportReport:
     """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
 
@@ -132,13 +123,10 @@ def export_model(
     is complete. Raises CheckpointError if the input is incomplete or does not fit, or the output is not empty.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(
-            f"{output}: not an empty directory; choose another --output, or remove it first"
-        )
+    check_output(output)
     source = resolve_source(Path(path), None if base is None else Path(base))
     check_weights(source.checkpoint)
-    tensors = read_index(source.weights)
+    tensors = model_index(source.weights, _on_disk(source.config, source.weights))
     wanted = parameter_specs(source.config)
     check_tensors(tensors, _on_disk(source.config, source.weights), str(source.weights))
     specs = _output_specs(source, tensors, wanted, dtype)
@@ -147,21 +135,11 @@ def export_model(
     merge = AdapterMerge(source.adapter, read) if source.adapter is not None else None
     if merge is not None:
         _check_whole(source, tensors, wanted, merge)
-    aside: Path | None = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        aside.chmod(0o755)
-        warnings = _write_files(source, aside, layout, _main_dtype(specs), template)
-        shards = write_shards(aside, specs, _reader(tensors, specs, merge), max_shard_bytes)
-        write_checksums(aside, shards)
+    writer = WeightsWriter(layout, stored_tensors(specs, layout, source.config), max_shard_bytes, progress)
+    with replacing(output, writer.nbytes) as target:
+        warnings = _write_files(source, target, layout, main_dtype(specs), template)
+        shards = writer.write(target, _reader(tensors, specs, merge))
         merged = merge.finish() if merge is not None else 0
-        aside.replace(output)
-    except OSError as error:
-        raise CheckpointError(f"{output}: the export cannot be written: {error.strerror or error}") from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
     dropped = len(set(tensors) - {spec.name for spec in wanted})
     if dropped:
         warnings.append(
@@ -170,10 +148,10 @@ def export_model(
     return ExportReport(
         directory=output,
         source=source,
-        tensors=len(specs),
-        shards=len(shards),
-        nbytes=sum(spec_bytes(spec) for spec in specs),
-        dtypes=dict(Counter(spec.dtype for spec in specs)),
+        tensors=len(writer.stored),
+        shards=shards,
+        nbytes=writer.nbytes,
+        dtypes=dict(Counter(tensor.spec.dtype for tensor in writer.stored)),
         merged=merged,
         replaced=len(merge.whole) if merge is not None else 0,
         warnings=tuple(warnings),
@@ -258,7 +236,7 @@ def _output_specs(
 ) -> list[TensorSpec]:
     base: dict[str, TensorInfo] = {}
     if source.base is not None and source.base != source.weights:
-        base = read_index(source.base)
+        base = model_index(source.base, _on_disk(source.config, source.base))
         check_tensors(
             base, _on_disk(source.config, source.base), f"{source.base} (the base of {source.weights})"
         )
@@ -302,15 +280,6 @@ def _check_whole(
                 f"{source.adapter}: the adapter does not fit {source.weights}: {spec.name} is "
                 f"{list(shapes[spec.name])}, the model expects {list(spec.shape)}"
             )
-
-
-def _main_dtype(specs: list[TensorSpec]) -> str:
-    """The most common element type, without routers: the one that `config.json` states."""
-    sizes: Counter[str] = Counter()
-    for spec in specs:
-        if not is_router_tensor(spec.name):
-            sizes[spec.dtype] += spec.size
-    return sizes.most_common(1)[0][0]
 
 
 def _reader(
@@ -366,20 +335,7 @@ def _write_files(
             warnings += set_videos(target, data)
     if source.trained and source.base is None:
         warnings.append("the base model is missing: element types and files are taken from the checkpoint")
-    if config.family == "vl" and layout == "transformers":
-        video = None if "text_config" in config.raw else token_id(target, VIDEO_PLACEHOLDER)
-        content = transformers_config(config, dtype, video)
-    else:
-        content = hub_config(config, dtype)
-        drop_missing_code(content, target)
-        if layout == "transformers":
-            warnings.append("the layouts hub and transformers are the same for text models")
-        if "text_config" in config.raw and config.media is not None:
-            warnings.append(
-                f"the hub layout has one placeholder for images and videos: video_token_id "
-                f"{config.media.video_placeholder} of the base model is lost"
-            )
-    write_json(target / "config.json", content)
+    warnings += write_config(target, config, layout, dtype)
     warnings += _vocabulary_warnings(source, target)
     return warnings + settle_chat_template(
         target,

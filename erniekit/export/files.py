@@ -93,7 +93,7 @@ def carry_files(
             content = read_json_object(target / name)
             if drop_missing_code(content, target):
                 write_json(target / name, content)
-    warnings = _warnings(target, config, nested_after)
+    warnings = _warnings(target, config, layout)
     if not (target / "generation_config.json").is_file():
         write_json(target / "generation_config.json", _generation_config(target, config))
         warnings.append(
@@ -275,7 +275,8 @@ def _with_placeholders(template: str, old: int, new: int) -> str:
     return template
 
 
-def _warnings(target: Path, config: ErnieConfig, nested: bool) -> list[str]:
+def _warnings(target: Path, config: ErnieConfig, layout: CheckpointLayout) -> list[str]:
+    nested = config.family == "vl" and layout == "transformers"
     warnings = []
     if not (target / "tokenizer.json").is_file():
         warnings.append(
@@ -283,10 +284,11 @@ def _warnings(target: Path, config: ErnieConfig, nested: bool) -> list[str]:
         )
     if not (target / "tokenizer.model").is_file():
         warnings.append("no tokenizer.model in the base model: FastDeploy and llama.cpp need it")
-    if config.family == "vl" and not nested and not list(target.glob("processing_*.py")):
+    if config.family == "vl" and layout == "hub" and not list(target.glob("processing_*.py")):
         warnings.append(
-            "no remote code in the base model: vLLM, SGLang and FastDeploy need the released model's *.py files "
-            "for the hub layout of VL models"
+            "no *.py files in the base model: vLLM, SGLang and FastDeploy need those of the released model for the hub "
+            "layout. Copy them from it, where they are after `erniekit download REPO --to DIR` (REPO such as "
+            "baidu/ERNIE-4.5-VL-28B-A3B-PT), or use --layout transformers, which needs none"
         )
     code = remote_code_note(target)
     if code is not None:

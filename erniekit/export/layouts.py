@@ -1,8 +1,9 @@
-"""`config.json` in the two forms that engines read: the Hub's flat form, and transformers' nested form for VL models.
+"""`config.json` in the forms that engines read: the Hub's flat form, the same with the keys of Paddle's tools, and
+transformers' nested form for VL models.
 
-Weights have the same names in both. vLLM and SGLang read the flat keys and know the architectures below. FastDeploy
-infers from `torch_dtype` that linear weights are [out, in]. transformers 5 has built-in code for the nested form, and
-runs the remote code of a checkpoint for the flat one.
+vLLM and SGLang read the flat keys and know the architectures below. FastDeploy infers from `torch_dtype` that linear
+weights are [out, in], and from `dtype` alone that they are [in, out]. transformers 5 has built-in code for the nested
+form, and runs the remote code of a checkpoint for the flat one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from erniekit.config.choices import CheckpointLayout
 from erniekit.errors import CheckpointError
 from erniekit.models.config import VISION_NORM_EPS, ErnieConfig, VisionConfig
 from erniekit.models.config_keys import DECODER_ALIASES
@@ -24,6 +26,8 @@ ARCHITECTURES = {
     "moe": "Ernie4_5_MoeForCausalLM",
     "vl": "Ernie4_5_VLMoeForConditionalGeneration",
 }
+# The spellings that ERNIEKit writes, and FastDeploy and SGLang know.
+PADDLE_ARCHITECTURES = ARCHITECTURES | {"dense": "Ernie4_5_ForCausalLM"}
 HUB_MODEL_TYPES = {"dense": "ernie4_5", "moe": "ernie4_5_moe", "vl": "ernie4_5_moe_vl"}
 NESTED_MODEL_TYPE = "ernie4_5_vl_moe"
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -31,6 +35,35 @@ DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NESTED_SINCE = "5.0.0"
 _REPLACED = frozenset(("torch_dtype", "dtype", "rope_parameters", "mlp_layer_types", "text_config"))
 _NESTED_ONLY = frozenset(("vision_config", "image_token_id", "video_token_id"))
+
+
+def layout_config(
+    config: ErnieConfig, layout: CheckpointLayout, dtype: str, video_token_id: int | None = None
+) -> Json:
+    """The `config.json` of a layout. Raises CheckpointError if it cannot express the architecture.
+
+    dtype: the safetensors element type of most weights; video_token_id: see `transformers_config`.
+    """
+    if layout == "transformers" and config.family == "vl":
+        return transformers_config(config, dtype, video_token_id)
+    return paddle_config(config, dtype) if layout == "paddle" else hub_config(config, dtype)
+
+
+def paddle_config(config: ErnieConfig, dtype: str) -> Json:
+    """The `config.json` of the released `-Paddle` checkpoints: the flat form, with `dtype` alone.
+
+    FastDeploy infers from it that linear weights are [in, out].
+    """
+    result = hub_config(config, dtype)
+    result["dtype"] = result.pop("torch_dtype")
+    result["architectures"] = [PADDLE_ARCHITECTURES[config.family]]
+    result.pop("transformers_version", None)
+    if config.family == "vl":
+        # FastDeploy takes the first number of mrope_section for that of time; without it, it reads freq_allocation.
+        result["rope_scaling"] = {
+            key: value for key, value in result["rope_scaling"].items() if key != "mrope_section"
+        }
+    return result
 
 
 def hub_config(config: ErnieConfig, dtype: str) -> Json:

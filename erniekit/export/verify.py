@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from erniekit.checkpoint.hub import read_index
+from erniekit.checkpoint.tensor_layouts import layout_of
 from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
 from erniekit.export.checks import Check, check_directory
+from erniekit.models.config import ErnieConfig
 
 _INSTALL = "in erniekit's checkout: pip install -e '.[verify]'"
 
@@ -49,6 +52,12 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
         yield from _catch(_check_reference(directory, options.reference, options.gradients))
     if options.transformers is False:
         yield Check("note", "not compared with transformers, as requested")
+    elif layout_of(read_index(directory), ErnieConfig.from_dir(directory)) == "paddle":
+        yield Check(
+            "note",
+            "not compared with transformers, which does not read the paddle layout: verify a conversion "
+            "(`erniekit convert --to hub`)",
+        )
     elif not has_torch():
         yield Check("note", f"not compared with transformers: torch is not installed ({_INSTALL})")
     else:

@@ -39,7 +39,8 @@ _MLP = ("sparse", "dense")
 _MOST_LAYERS, _MOST_EXPERTS, _MOST_SIDE = 1000, 200_000, 1024
 _ROPE_NAMES = ("rope_parameters", "rope_scaling")
 _PADDLE_HINT = (
-    "; the file is like those of -Paddle releases, which are not read: use the release that ends in -PT"
+    "; the file is like those of -Paddle releases, which may leave out a size: take config.json of the release of the "
+    "same model that ends in -PT"
 )
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.checkpoint.hub import read_index, weight_files
+from erniekit.checkpoint.hub import weight_files
+from erniekit.checkpoint.model_files import model_index
 from erniekit.checkpoint.resize import read_rows
 from erniekit.checkpoint.state import model_fingerprint
 from erniekit.checkpoint.weights import assign
@@ -30,6 +31,7 @@ from erniekit.data.store.store import DocumentStore
 from erniekit.errors import DataError
 from erniekit.lora.adapters import adapter_parameters
 from erniekit.lora.layers import Adapter
+from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.specs import is_vocab_tensor
 from erniekit.objectives.device_batch import DeviceBatch
@@ -70,7 +72,7 @@ class AdapterDisabledReference(ReferenceModel):
         self._adapters = [layer for layer in model.sublayers() if isinstance(layer, Adapter)]
         whole = {name: p for name, p in adapter_parameters(model).items() if ".lora_" not in name}
         self._whole: list[tuple[Tensor, Tensor]] = []
-        index = read_index(base) if whole else {}
+        index = model_index(base, ErnieConfig.from_dir(base)) if whole else {}
         for name, parameter in whole.items():
             value = paddle.empty_like(parameter)
             rows = int(parameter.shape[0]) if is_vocab_tensor(name) else None

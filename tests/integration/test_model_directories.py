@@ -13,6 +13,7 @@ import pytest
 
 from erniekit.checkpoint.hub import TensorSpec, read_array, read_index, write_shards
 from erniekit.errors import CheckpointError, DataError
+from erniekit.export.convert import convert_model
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.generation.load import find_model
@@ -44,16 +45,6 @@ def _second_output_matrix(directory: Path) -> str:
     return "is not equal to model.embed_tokens.weight"
 
 
-def _paddle(directory: Path) -> str:
-    def change(arrays: dict[str, np.ndarray]) -> None:
-        for name, array in arrays.items():
-            if name.endswith("_proj.weight"):
-                arrays[name] = array.T.copy()
-
-    rewrite(directory, change)
-    return "-Paddle releases"
-
-
 def _pointer_weights(directory: Path) -> str:
     next(directory.glob("*.safetensors")).write_bytes(POINTER)
     return "git lfs pull"
@@ -75,7 +66,7 @@ def _rope(directory: Path) -> str:
     return "rope_scaling is"
 
 
-FAULTS = [_second_output_matrix, _paddle, _pointer_weights, _pointer_tokenizer, _cut_off, _rope]
+FAULTS = [_second_output_matrix, _pointer_weights, _pointer_tokenizer, _cut_off, _rope]
 
 
 @pytest.fixture
@@ -139,6 +130,24 @@ def test_unknown_keys_are_reported(
     assert any("not known: logit_scale" in warning for warning in report.warnings)
     checks = list(verify_model(tmp_path / "out", VerifyOptions(transformers=False)))
     assert [check.status for check in checks if "not known: logit_scale" in check.text] == ["note"]
+
+
+def test_training_starts_from_the_paddle_layout(model: Path, data: Path, tmp_path: Path) -> None:
+    """The run and its export are those of the same model in the Hub's layout."""
+    convert_model(model, tmp_path / "paddle", "paddle")
+    checks = list(verify_model(tmp_path / "paddle", VerifyOptions(base=model)))
+    assert not [check for check in checks if check.status == "FAIL"], checks
+    assert any("does not read the paddle layout" in check.text for check in checks)
+    exports = []
+    for name, base in (("hub", model), ("paddle", tmp_path / "paddle")):
+        run_training(make_config(tmp_path / f"run-{name}", base, data, train__max_steps=2))
+        for layout in ("hub", "paddle"):
+            export_model(tmp_path / f"run-{name}", tmp_path / f"{name}-{layout}", layout=layout)
+            exports.append(tmp_path / f"{name}-{layout}")
+    checkpoint = json.loads(next((tmp_path / "run-paddle").glob("*/config.json")).read_text())
+    assert "torch_dtype" in checkpoint and "dtype" not in checkpoint
+    weights = [file.read_bytes() for path in exports for file in path.glob("*.safetensors")]
+    assert weights[0] == weights[2] and weights[1] == weights[3] and weights[0] != weights[1]
 
 
 def test_an_untied_model_stays_untied(model: Path, data: Path, tmp_path: Path) -> None:

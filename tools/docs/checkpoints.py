@@ -24,14 +24,15 @@ TARGET = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
 INTRODUCTION = """# Checkpoints
 <!-- Written by tools/docs/checkpoints.py. -->
 
-A model directory has the layout of the released `-PT` checkpoints. `train`, `eval`, `chat`, `serve`, `export` and
-`verify` first check file names and headers, before they read data or weights:
+A model directory has the layout of the released `-PT` or `-Paddle` checkpoints, or the one of transformers
+([export.md](export.md) describes them); which one is recognised from its files. `train`, `eval`, `chat`, `serve`,
+`export`, `convert` and `verify` first check file names and headers, before they read data or weights:
 
 - **Git LFS pointers** and web pages in place of files are reported, with the command that downloads the files; so are
   missing shards and truncated files. The check for pointers also covers data files, images and videos, adapters and
   stored references.
-- **`-Paddle` releases** are not supported, because their linear layers are transposed and fused. The message names
-  the `-PT` release.
+- **Pickles** (`*.pdparams`, `*.bin`) are not read. Some `-Paddle` releases leave the ids of media tokens out of
+  `config.json`: they are those of the released tokenizer.
 - **Tensors** that are missing, unexpected, or of a shape that does not fit `config.json` are listed.
 - **`tie_word_embeddings: true`** means that the embedding is also the output matrix. An `lm_head.weight` equal to the
   embedding is ignored. A different one is rejected, because one of the two would be lost: set

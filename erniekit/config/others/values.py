@@ -99,7 +99,7 @@ def path(value: Any) -> str:
 
 
 def checkpoint(value: Any) -> str:
-    """The path of a checkpoint. Checkpoints are read in the layout of the -PT repositories, not of -Paddle."""
+    """The path of a checkpoint: of two releases of a model the one that ends in -PT, which states all token ids."""
     return re.sub(r"-Paddle\Z", "-PT", path(value))
 
 

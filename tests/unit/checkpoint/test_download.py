@@ -221,11 +221,6 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "there is no directory with this name, and .* no such repository, or it is private: .*TOKEN.$",
         ),
         (NAME, "v9", f"{NAME}: the repository has no branch, tag or commit v9"),
-        (
-            "baidu/ERNIE-4.5-21B-A3B-Paddle",
-            None,
-            "layout of the -Paddle releases.*: baidu/ERNIE-4.5-21B-A3B-PT$",
-        ),
         ("a/b/c", None, "no such directory; give .* or a repository of the hub as owner/name"),
     ],
 )
@@ -255,14 +250,6 @@ def test_a_gated_repository(hub: Hub) -> None:
     hub.repositories[NAME].gated = True
     with pytest.raises(CheckpointError, match=rf"is gated: accept its terms at http.*/{NAME}, then log in"):
         local_model(NAME)
-
-
-def test_weights_in_the_layout_of_paddle(hub: Hub, files: dict[str, bytes]) -> None:
-    index = json.dumps({"weight_map": {"ernie.embed_tokens.weight": SHARDS[0]}}).encode()
-    hub.add("me/mine", files | {"model.safetensors.index.json": index})
-    with pytest.raises(CheckpointError, match=r"^me/mine: .* layout of the -Paddle releases"):
-        local_model("me/mine")
-    assert not set(SHARDS) & set(hub.downloaded())
 
 
 def test_a_repository_without_safetensors(hub: Hub) -> None:

@@ -326,12 +326,20 @@ def test_other_names_and_nulls_of_keys() -> None:
     assert ErnieConfig.from_json(full) == ErnieConfig.from_json(DENSE)
 
 
-def test_a_missing_key_of_a_paddle_release_says_so() -> None:
+def test_a_paddle_release_needs_no_token_ids() -> None:
+    """They are those of the released tokenizer, unless the vocabulary is another one."""
     raw = {
         key: value for key, value in FLAT.items() if not key.endswith("_token_id") and key != "im_patch_id"
     }
-    raw["dtype"] = raw.pop("torch_dtype")
-    with pytest.raises(CheckpointError, match=r"token ids im_patch_id, .*-Paddle.*-PT"):
+    raw = {key: value for key, value in raw.items() if key != "torch_dtype"} | {"dtype": "bfloat16"}
+    media = ErnieConfig.from_json(raw | {"vocab_size": 103424}).media
+    assert media is not None and (media.image_placeholder, media.video_end) == (100295, 101307)
+    with pytest.raises(CheckpointError, match=r"token ids im_patch_id"):
+        ErnieConfig.from_json(raw | {"vocab_size": 400})
+    with pytest.raises(CheckpointError, match=r"token ids image_start_token_id"):
+        ErnieConfig.from_json(raw | {"vocab_size": 103424, "im_patch_id": 9})
+    del raw["num_attention_heads"]
+    with pytest.raises(CheckpointError, match=r"'num_attention_heads' is missing; .*-Paddle.* ends in -PT"):
         ErnieConfig.from_json(raw)
 
 

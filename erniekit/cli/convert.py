@@ -1,0 +1,60 @@
+"""`erniekit convert`: writes a model in another layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erniekit.config.choices import CheckpointLayout
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model directory, a checkpoint of all weights, or a repository of the hub, in any layout.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Output directory. Must be new or empty.", show_default=False),
+    ],
+    to: Annotated[
+        CheckpointLayout,
+        typer.Option(
+            "--to",
+            help="hub: the layout of the -PT releases. transformers: the nested config.json of transformers for "
+            "vision-language models. paddle: the layout of the -Paddle releases.",
+            show_default=False,
+        ),
+    ],
+    max_shard_size: Annotated[
+        str,
+        typer.Option(
+            "--max-shard-size", metavar="SIZE", help="Maximum size of a weight file, such as 5GB or 512MiB."
+        ),
+    ] = "5GB",
+) -> None:
+    """Write a model in another layout, without training.
+
+    The layout of the model is recognised from its files. Values and element types stay as they are. Only a few tensors
+    are in memory at a time.
+
+    Examples:
+
+    \b
+      erniekit convert baidu/ERNIE-4.5-0.3B-Paddle models/ernie --to hub
+      erniekit convert exports/digits exports/digits-Paddle --to paddle
+    """
+    from erniekit.display.progress import show_file_progress
+    from erniekit.export.convert import convert_model, describe
+    from erniekit.export.export import parse_size
+
+    with show_file_progress() as progress:
+        report = convert_model(
+            source, output, to, max_shard_bytes=parse_size(max_shard_size), progress=progress
+        )
+    for line in describe(report):
+        typer.echo(line)

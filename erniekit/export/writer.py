@@ -1,0 +1,99 @@
+"""Writing a model directory in any layout: streamed, with checksums, and in place only when it is complete."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from erniekit.checkpoint.hub import spec_bytes, write_shards
+from erniekit.checkpoint.manifest import write_checksums
+from erniekit.checkpoint.tensor_layouts import StoredTensor
+from erniekit.config.choices import CheckpointLayout
+from erniekit.display.progress import OnProgress, no_progress
+from erniekit.errors import CheckpointError
+
+# FastDeploy and ERNIEKit read files that say so; the loaders of torch's layouts want "pt".
+FILE_FORMATS: dict[CheckpointLayout, str] = {"hub": "pt", "transformers": "pt", "paddle": "np"}
+# Tokenizer, configurations and the index of shards.
+_SIDE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class WeightsWriter:
+    """Writes the tensors `stored` as the weight files of a layout. `progress` gets bytes."""
+
+    layout: CheckpointLayout
+    stored: Sequence[StoredTensor]
+    max_shard_bytes: int
+    progress: OnProgress = no_progress
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec_bytes(tensor.spec) for tensor in self.stored)
+
+    def write(self, directory: Path, get: Callable[[str], np.ndarray]) -> int:
+        """Write shards, index and checksums; returns the number of shards. get: the values of a tensor of the Hub."""
+        shards = write_shards(
+            directory,
+            [tensor.spec for tensor in self.stored],
+            self._counted(get),
+            self.max_shard_bytes,
+            {"format": FILE_FORMATS[self.layout]},
+        )
+        write_checksums(directory, shards)
+        return len(shards)
+
+    def _counted(self, get: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+        tensors = {tensor.spec.name: tensor for tensor in self.stored}
+        total, done = self.nbytes, 0
+
+        def read(name: str) -> np.ndarray:
+            nonlocal done
+            array = tensors[name].read(get)
+            done += array.nbytes
+            self.progress("weights", done, total)
+            return array
+
+        return read
+
+
+def check_output(output: Path) -> None:
+    """Raise CheckpointError unless an output directory is new or empty."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(
+            f"{output}: not an empty directory; choose another --output, or remove it first"
+        )
+
+
+@contextmanager
+def replacing(output: Path, nbytes: int) -> Iterator[Path]:
+    """A directory beside `output` that takes its place at the end of the block, and is removed if the block fails.
+
+    nbytes: of the weights; checked against the free space of the disk. Raises CheckpointError.
+    """
+    check_output(output)
+    aside: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free, needed = shutil.disk_usage(output.parent).free, nbytes + _SIDE_BYTES
+        if free < needed:
+            raise CheckpointError(
+                f"{output}: the disk has {free / 1e9:,.1f} GB free and {needed / 1e9:,.1f} GB are needed; "
+                "free some, or choose a directory on another disk"
+            )
+        aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        aside.chmod(0o755)
+        yield aside
+        aside.replace(output)
+    except OSError as error:
+        raise CheckpointError(f"{output}: it cannot be written: {error.strerror or error}") from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
