@@ -1,6 +1,8 @@
 """Named shapes of ERNIE 4.5 models: the `config.json` of each, small ones for experiments and the released ones.
 
-Released sizes: ERNIE's model cards and the configuration classes of transformers and PaddleFormers.
+Released sizes: ERNIE's model cards and the configuration classes of transformers and PaddleFormers; of the 300B ERNIE's
+configuration for pretraining, and shapes in its `-Paddle` release. The 424B has the language model of the 300B, and
+vision experts of the width with which it has as many parameters as its name says; its `config.json` was not read.
 """
 
 from __future__ import annotations
@@ -8,10 +10,13 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from erniekit.errors import ConfigError
+from erniekit.models.config import ErnieConfig
 
 _COMMON: dict[str, Any] = {
     "bos_token_id": 1,
@@ -62,6 +67,7 @@ _VISION = {
     "spatial_merge_size": 2,
     "vit_first_fwd_bsz": 128,
 }
+_TOWER = {"depth": 32, "hidden_size": 1280, "num_heads": 16}
 
 
 def _sizes(hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int) -> dict[str, Any]:
@@ -85,8 +91,14 @@ def _experts(number: Any, top_k: int, intermediate: Any, start: Any) -> dict[str
 
 
 # hidden_size / num_attention_heads is 128 in every VL shape: the real mrope_section adds up to half of that.
-# In MoE shapes intermediate_size / num_key_value_heads is the width of the shared experts, as in 21B-A3B: llama.cpp's
-# converter computes it so.
+# In MoE shapes intermediate_size / num_key_value_heads is the width of the shared experts, if there are some, as in
+# 21B-A3B: llama.cpp's converter computes it so.
+_LARGE = {
+    **_RELEASED,
+    **_sizes(8192, 28672, 54, 64, 8),
+    "tie_word_embeddings": False,
+}
+_LARGE_EXPERTS = {"moe_num_shared_experts": 0}
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny-dense": {**_DENSE, **_SMALL, **_sizes(256, 512, 3, 4, 2), "head_dim": 64},
     "tiny-moe": {**_MOE, **_SMALL, **_sizes(256, 512, 3, 8, 4), **_experts(8, 2, 64, 1)},
@@ -104,9 +116,41 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_RELEASED,
         **_sizes(2560, 12288, 28, 20, 4),
         **_experts([64, 64], 6, [1536, 512], [1, 1]),
-        "vision_config": {**_VISION, "depth": 32, "hidden_size": 1280, "num_heads": 16},
+        "vision_config": {**_VISION, **_TOWER},
+    },
+    "300b-a47b": {**_MOE, **_LARGE, **_experts(64, 8, 3584, 3), **_LARGE_EXPERTS},
+    "vl-424b-a47b": {
+        **_VL,
+        **_LARGE,
+        **_experts([64, 64], 8, [3584, 1536], [3, 3]),
+        **_LARGE_EXPERTS,
+        "vision_config": {**_VISION, **_TOWER},
     },
 }
+# The ids of image and video tokens in released vocabularies, by the keys of `config.json`.
+_MEDIA_TOKENS = {
+    "im_patch_id": 100295,
+    "image_start_token_id": 101304,
+    "image_end_token_id": 101305,
+    "video_start_token_id": 101306,
+    "video_end_token_id": 101307,
+}
+_RELEASE_NAME = re.compile(
+    r"ernie-4\.5-((?:vl-)?[\d.]+b(?:-a\d+b)?)(?:-(?:pt|thinking|base-pt|base|paddle|base-paddle))?"
+)
+
+
+def released_architecture(path: str) -> ErnieConfig | None:
+    """The architecture of a released model by the last part of its path, such as baidu/ERNIE-4.5-0.3B-PT.
+
+    None for any other name.
+    """
+    match = _RELEASE_NAME.fullmatch(Path(path).name.lower())
+    if match is None or match[1] not in SHAPES:
+        return None
+    return ErnieConfig.from_json(
+        shape_config(match[1]) | (_MEDIA_TOKENS if match[1].startswith("vl-") else {})
+    )
 
 
 def shape_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

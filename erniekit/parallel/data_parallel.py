@@ -170,9 +170,14 @@ def by_layer(names: Iterable[str]) -> dict[int, list[str]]:
     """Names of parameters by the number of their decoder layer, REST for others."""
     layers: dict[int, list[str]] = {}
     for name in names:
-        match = _LAYER.match(name)
-        layers.setdefault(int(match[1]) if match else REST, []).append(name)
+        layers.setdefault(layer_number(name), []).append(name)
     return layers
+
+
+def layer_number(name: str) -> int:
+    """The number of a parameter's decoder layer; REST for others."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else REST
 
 
 def reduce_gradients(mesh: Mesh, gradients: Named) -> Callable[[], None]:

@@ -46,7 +46,6 @@ from erniekit.train.model import (
     build_gradient_reducer,
     load_sharded,
     prepare_model,
-    select_parameters,
 )
 from erniekit.train.plan import plan_run
 from erniekit.train.progress import TrainerProgress
@@ -57,6 +56,7 @@ from erniekit.train.run_directory import (
     make_run_directory,
     write_config,
 )
+from erniekit.train.selection import select_parameters
 from erniekit.train.trainer import Hook, Trainer, TrainerSettings
 
 

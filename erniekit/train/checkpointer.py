@@ -48,8 +48,9 @@ from erniekit.parallel.tensor_stream import LocalTensor, TensorStream
 from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
 from erniekit.train.metrics import MetricsAccumulator
-from erniekit.train.model import PreparedModel, lora_alpha, lora_expert_rank
+from erniekit.train.model import PreparedModel
 from erniekit.train.progress import BestTracker, TrainerProgress
+from erniekit.train.selection import lora_alpha, lora_expert_rank
 
 Log = Callable[[str], None]
 ShardOf = Callable[[str], TensorShard | None]

@@ -14,7 +14,6 @@ the forward and 4 in the backward pass, and the products of attention. Here:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -24,32 +23,9 @@ import paddle
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor, is_vocab_tensor
+from erniekit.train.planner.gpus import known_peak_tflops
 from erniekit.train.recompute import backward_plan
 
-# TFLOP/s of dense bfloat16 products with float32 accumulation, from the makers' data sheets. The first entry with all
-# of its words in the name of the device applies.
-_PEAK_TFLOPS = (
-    ("B200", 2250.0),
-    ("H100 PCIE", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.0),
-    ("H200 NVL", 835.0),
-    ("H200", 989.0),
-    ("GH200", 989.0),
-    ("H800 PCIE", 756.0),
-    ("H800", 989.0),
-    ("H20", 148.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("A40", 150.0),
-    ("A10", 125.0),
-    ("L40S", 362.0),
-    ("RTX 3090", 71.0),
-    ("RTX 4090", 165.0),
-    ("RTX 5090", 209.0),
-)
-# Parts of a device, and devices with less power under the same name.
-_OTHER_DEVICES = {"MIG", "LAPTOP", "D"}
 _VISION, _RESAMPLER, _DECODER, _HEAD = range(4)
 
 
@@ -143,14 +119,6 @@ def device_peak_flops(dtype: str, peak_tflops: float | None, device: str) -> tup
     if peak_tflops is None and dtype == "bfloat16":
         peak_tflops = known_peak_tflops(name)
     return None if peak_tflops is None else peak_tflops * 1e12, name
-
-
-def known_peak_tflops(name: str) -> float | None:
-    """TFLOP/s of dense bfloat16 products of a device such as "NVIDIA H100 80GB HBM3"; None for an unknown one."""
-    words = set(re.findall(r"[A-Z0-9]+", name.upper()))
-    if words & _OTHER_DEVICES:
-        return None
-    return next((peak for key, peak in _PEAK_TFLOPS if words.issuperset(key.split())), None)
 
 
 def _attention_pairs(batch: PackedBatch) -> int:

@@ -1,8 +1,7 @@
 """The memory that training needs in one process, computed from shapes alone: no weights are read.
 
 Bytes, where b is the width of the compute dtype (2 for bfloat16), N the number of processes that shard a tensor (all
-processes, or those with the same experts; 1 where parallel.shard does not shard it) and T the tokens of a packed row
-(data.max_length) over parallel.context:
+processes, or those with the same experts; 1 where parallel.shard does not shard it):
 
 - weights: b / N per parameter, or what it is quantized to; a reference model needs the same again;
 - dequantized weights: b per weight of the largest matrix, or stack of a layer's experts, which one product uses;
@@ -11,7 +10,7 @@ processes, or those with the same experts; 1 where parallel.shard does not shard
 - optimizer: (8 + 4) / N per trained parameter, for the moments and the float32 master;
 - communication between several processes: b + 4 per trained parameter of the largest decoder layer and, with
   parallel.shard parameters, the whole weights of two layers;
-- activations: see `activation_bytes`.
+- activations: see `erniekit.train.activations`.
 
 Not counted: fragmentation of the allocator, the CUDA context and NCCL's buffers, for which `USABLE` leaves room, and
 experts that receive more than an even share of the tokens.
@@ -19,18 +18,19 @@ experts that receive more than an even share of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from erniekit.checkpoint.hub import spec_bytes
-from erniekit.checkpoint.quantizer import stored_bytes
 from erniekit.config import Config
 from erniekit.config.choices import SHARDS, Quantize, Shard
-from erniekit.models.config import ErnieConfig, VisionConfig
-from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor
-from erniekit.parallel.data_parallel import REST, by_layer
-from erniekit.parallel.fully_sharded import is_fully_sharded
-from erniekit.train.recompute import BackwardPlan
+from erniekit.distributed.parallel_dims import ParallelDims
+from erniekit.models.config import ErnieConfig
+from erniekit.models.specs import TensorSpec
+from erniekit.parallel.data_parallel import REST
+from erniekit.train.activations import RowShape, activation_bytes, full_row
+from erniekit.train.build_dpo import caches_reference_with_copy, keeps_reference_copy
+from erniekit.train.recompute import BackwardPlan, backward_plan
+from erniekit.train.selection import ParameterSelection, TensorGroup, group_tensors
 
 USABLE = 0.92
 """The share of a device's memory that a plan may use."""
@@ -38,7 +38,6 @@ USABLE = 0.92
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
 _SUM_BYTES = 4
-_WIDE = 4
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,22 @@ class ShardingPlan:
     replicas: int = 1
     shard: Shard = "none"
 
-    def is_sharded(self, spec: TensorSpec, what: Shard) -> bool:
-        """Whether a tensor's optimizer state, gradient or values (`what`) are sharded."""
-        if is_router_tensor(spec.name) or SHARDS.index(self.shard) < SHARDS.index(what):
+    def is_sharded(self, group: TensorGroup, what: Shard) -> bool:
+        """Whether the optimizer state, gradients or values (`what`) of tensors are sharded."""
+        if group.is_router or SHARDS.index(self.shard) < SHARDS.index(what):
             return False
-        if what == "parameters" and not is_fully_sharded(spec.name):
+        if what == "parameters" and not group.is_fully_sharded:
             return False
-        return self.num_holders(spec) > 1
+        return self.num_holders(group) > 1
 
-    def share(self, spec: TensorSpec, what: Shard) -> float:
-        """The share of a tensor's optimizer state, gradient or values (`what`) in one process."""
-        share = 1 / self.experts if is_expert_tensor(spec.name) else 1.0
-        return share / self.num_holders(spec) if self.is_sharded(spec, what) else share
+    def share(self, group: TensorGroup, what: Shard) -> float:
+        """The share of the optimizer state, gradients or values (`what`) of tensors in one process."""
+        share = 1 / self.experts if group.is_expert else 1.0
+        return share / self.num_holders(group) if self.is_sharded(group, what) else share
 
-    def num_holders(self, spec: TensorSpec) -> int:
+    def num_holders(self, group: TensorGroup) -> int:
         """The number of processes that hold a tensor, or a shard of it."""
-        return self.replicas if is_expert_tensor(spec.name) else self.dense
+        return self.replicas if group.is_expert else self.dense
 
 
 @dataclass(frozen=True)
@@ -123,53 +122,56 @@ def plan_model(
     holds the whole reference model before the first step. activations: from `activation_bytes`. quantize: of the
     frozen weights, as in model.quantize.
     """
-    names = set(trained)
-    by_name = {spec.name: spec for spec in specs}
-    layers = by_layer(by_name)
-    communication = max(
-        (
-            _communication_bytes([by_name[name] for name in layer], names, sharding, quantize)
-            for number, layer in layers.items()
-            if number != REST
-        ),
-        default=0.0,
-    )
+    groups = group_tensors(specs, trained, quantize)
+    plan = _plan_groups(groups, rows_per_step, sharding, reference=reference, cached=cached)
+    return replace(plan, activation_bytes=activations)
+
+
+def _plan_groups(
+    groups: Sequence[TensorGroup],
+    rows_per_step: int,
+    sharding: ShardingPlan,
+    *,
+    reference: bool,
+    cached: bool,
+) -> MemoryPlan:
+    """As `plan_model`, without activations."""
     weights = reference_weights = gradients = optimizer = 0.0
-    if rows_per_step > 1:
-        waiting = {
-            number: sum(_waiting_bytes(by_name[name], sharding) for name in layer if name in names)
-            for number, layer in layers.items()
-        }
-        gradients = waiting.pop(REST, 0.0) + max(waiting.values(), default=0.0)
-    for spec in specs:
-        size = sharding.share(spec, "parameters") * stored_bytes(spec, quantize)
+    waiting: dict[int, float] = {REST: 0.0}
+    exchanged: dict[int, float] = {REST: 0.0}
+    for group in groups:
+        exchanged[group.layer] = exchanged.get(group.layer, 0.0) + _communication_bytes(group, sharding)
+        size = sharding.share(group, "parameters") * group.stored_bytes
         weights += size
-        if reference and ".lora_" not in spec.name:
+        if reference and not group.is_adapter:
             reference_weights += size
-        if spec.name not in names:
+        if not group.is_trained:
             continue
-        wide = spec.dtype == "F32"
+        is_sharded = sharding.is_sharded(group, "gradients")
+        gradient_share = sharding.share(group, "gradients")
         # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
-        summed = rows_per_step > 1 or sharding.is_sharded(spec, "gradients")
-        gradients += sharding.share(spec, "gradients") * (
-            spec.size * _SUM_BYTES if summed else spec_bytes(spec)
-        )
-        optimizer += (
-            sharding.share(spec, "optimizer") * spec.size * (_MOMENT_BYTES + (0 if wide else _MASTER_BYTES))
-        )
-        if sharding.is_sharded(spec, "optimizer") and not sharding.is_sharded(spec, "parameters"):
+        summed = rows_per_step > 1 or is_sharded
+        gradients += gradient_share * (group.size * _SUM_BYTES if summed else group.num_bytes)
+        if rows_per_step > 1 and not group.is_wide and not is_sharded:
+            # The gradient of a row before it is added to the sum of the step.
+            waiting[group.layer] = waiting.get(group.layer, 0.0) + gradient_share * group.num_bytes
+        state = _MOMENT_BYTES + (0 if group.is_wide else _MASTER_BYTES)
+        share = sharding.share(group, "optimizer")
+        optimizer += share * group.size * state
+        if sharding.is_sharded(group, "optimizer") and not sharding.is_sharded(group, "parameters"):
             # The optimizer has a copy of its shard of weights that are not sharded.
-            optimizer += sharding.share(spec, "optimizer") * spec_bytes(spec)
+            optimizer += share * group.num_bytes
+    gradients += waiting.pop(REST) + max(waiting.values(), default=0.0)
+    del exchanged[REST]
     return MemoryPlan(
-        parameters=sum(spec.size for spec in specs),
-        trained=sum(spec.size for spec in specs if spec.name in names),
+        parameters=sum(group.size for group in groups),
+        trained=sum(group.size for group in groups if group.is_trained),
         weight_bytes=round(weights),
         reference_bytes=round(reference_weights),
         gradient_bytes=round(gradients),
         optimizer_bytes=round(optimizer),
-        communication_bytes=round(communication),
-        activation_bytes=activations,
-        cached_bytes=sum(stored_bytes(s, quantize) for s in specs if ".lora_" not in s.name) if cached else 0,
+        communication_bytes=round(max(exchanged.values(), default=0.0)),
+        cached_bytes=sum(group.stored_bytes for group in groups if not group.is_adapter) if cached else 0,
     )
 
 
@@ -183,121 +185,64 @@ def dequantized_bytes(architecture: ErnieConfig, expert: int, dtype_bytes: int) 
     return rows * hidden * dtype_bytes
 
 
-def _waiting_bytes(spec: TensorSpec, sharding: ShardingPlan) -> float:
-    """The gradient of a row before it is added to the sum of the step; 0 for float32, which is the sum itself, and
-    where it is reduced at once."""
-    if spec.dtype == "F32" or sharding.is_sharded(spec, "gradients"):
-        return 0.0
-    return sharding.share(spec, "gradients") * spec_bytes(spec)
-
-
-def _communication_bytes(
-    layer: Sequence[TensorSpec], trained: set[str], sharding: ShardingPlan, quantize: Quantize
-) -> float:
-    """For a decoder layer: gradients in their own dtype and in float32, and whole weights of it and the next layer."""
-    total = 0.0
-    for spec in layer:
-        share = 1 / sharding.experts if is_expert_tensor(spec.name) else 1.0
-        if sharding.is_sharded(spec, "parameters"):
-            total += 2 * share * stored_bytes(spec, quantize)
-        if spec.name in trained and sharding.num_holders(spec) > 1:
-            total += share * (spec_bytes(spec) + _SUM_BYTES * spec.size)
+def _communication_bytes(group: TensorGroup, sharding: ShardingPlan) -> float:
+    """Gradients in their own dtype and in float32, and whole weights of two layers."""
+    share, total = 1 / sharding.experts if group.is_expert else 1.0, 0.0
+    if sharding.is_sharded(group, "parameters"):
+        total += 2 * share * group.stored_bytes
+    if group.is_trained and sharding.num_holders(group) > 1:
+        total += share * (group.num_bytes + _SUM_BYTES * group.size)
     return total
 
 
-def activation_bytes(
-    architecture: ErnieConfig, config: Config, dtype_bytes: int, trained: Collection[str], plan: BackwardPlan
-) -> int:
-    """Memory of activations at the peak of a row of image tokens only, for one process.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How the layers of a model are run, and the memory of each process. device_bytes: the memory of its device."""
 
-    Until the backward pass the model keeps the input of each recomputed layer, and all activations of the other layers
-    with a backward pass. The peak is the largest of:
-    - in the loss, what is kept, the logits of loss.chunk_tokens tokens and twice the gradient of the head;
-    - in the highest layer, what is kept, the gradients of that layer and of the head;
-    - in the highest recomputed layer of the decoder and of the vision tower, where the layers above keep nothing any
-      more, the activations of that layer as well;
-    - a layer or block without a backward pass.
+    backward: BackwardPlan
+    memory: MemoryPlan
+    device_bytes: int
+
+
+def plan_training(
+    config: Config,
+    architecture: ErnieConfig,
+    dtype: str,
+    selected: ParameterSelection,
+    dims: ParallelDims,
+    device_bytes: int,
+    row: RowShape | None = None,
+) -> TrainingPlan:
+    """The plan of a run that trains a model of this architecture. No file is read.
+
+    row: the largest packed sequence; None: `full_row`. train.recompute auto recomputes the fewest layers with which the
+    plan fits into `USABLE` of `device_bytes`, or all.
     """
-    # Images are not split: one process may hold all images of a row.
-    tokens, image_tokens = -(-config.data.max_length // config.parallel.context), config.data.max_length
-    layers = [
-        tokens * _layer_bytes(architecture, number, config, dtype_bytes)
-        for number in range(architecture.num_hidden_layers)
-    ]
-    layer_input = tokens * architecture.hidden_size * dtype_bytes
-    layer_gradient = tokens * _gradient_bytes(architecture, dtype_bytes)
-    steps: list[int] = []
-    vision_kept = features = step_input = 0
-    if (vision := architecture.vision) is not None:
-        block, resampler = _block_elements(vision), 12 * vision.spatial_dim
-        steps = [image_tokens * dtype_bytes * elements for elements in [*[block] * vision.depth, resampler]]
-        step_input = image_tokens * dtype_bytes * vision.spatial_dim
-        vision_kept = _kept(steps, step_input, plan.vision, plan.recomputed_vision)
-        features = image_tokens * dtype_bytes * 2 * architecture.hidden_size
-    # Input and output of the final norm, the hidden states of loss tokens, and two gradients of them.
-    before = vision_kept + features + 5 * layer_input
-    kept = before + _kept(layers, layer_input, plan.layers, plan.recomputed_layers)
-    head = _head_gradient_bytes(architecture, trained)
-    logits = config.loss.chunk_tokens * architecture.vocab_size * (2 * dtype_bytes + 2 * _WIDE)
-    again = [layers[number] for number in plan.recomputed_layers]
-    inputs = len(again) * layer_input
-    again_vision = [steps[number] for number in plan.recomputed_vision]
-    frozen = [*layers[: plan.layers.start], *steps[: plan.vision.start]]
-    return max(
-        kept + logits + 2 * head,
-        kept + layer_gradient + head,
-        before + inputs + max(again, default=0) + layer_gradient + head,
-        # The gradients of a block are less than its activations.
-        vision_kept + 2 * max(again_vision, default=0) + head,
-        before + max(frozen, default=0),
+    backward = backward_plan(architecture, selected.trained)
+    sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
+    memory = _plan_groups(
+        selected.groups(config.model.quantize),
+        config.train.rows_per_step,
+        sharding,
+        reference=keeps_reference_copy(config),
+        cached=caches_reference_with_copy(config),
     )
+    # The backward pass would keep the gathered weights of layers that are not recomputed.
+    keeps_weights = config.parallel.shard == "parameters"
+    dtype_bytes = 2 if dtype == "bfloat16" else 4
+    if config.model.quantize != "none":
+        dequantized = dequantized_bytes(architecture, config.parallel.expert, dtype_bytes)
+        memory = replace(memory, dequantized_bytes=dequantized)
+    row = full_row(config, architecture) if row is None else row
 
+    def with_recomputed(count: int) -> TrainingPlan:
+        chosen = replace(backward, num_recomputed=count)
+        activations = activation_bytes(architecture, config, dtype_bytes, selected.trained, chosen, row)
+        return TrainingPlan(chosen, replace(memory, activation_bytes=activations), device_bytes)
 
-def _kept(layers: Sequence[int], layer_input: int, backward: range, recomputed: range) -> int:
-    """What layers keep until the backward pass: all activations, or their input."""
-    return sum(layer_input if number in recomputed else layers[number] for number in backward)
-
-
-def _layer_bytes(architecture: ErnieConfig, number: int, config: Config, b: int) -> int:
-    """The activations of one decoder layer per token, kept for its backward pass."""
-    hidden, moe = architecture.hidden_size, architecture.moe
-    query = architecture.num_attention_heads * architecture.head_dim
-    key = architecture.num_key_value_heads * architecture.head_dim
-    # Normalised input, projections, rotated queries and keys, output of attention, both residual sums; where norms and
-    # rotation are composed, their inputs in float32.
-    elements = 4 * hidden + (query + 2 * key) + (query + key) + 2 * query
-    is_composed = config.kernels.backend in ("paddle", "plain")
-    wide = 4 * hidden + 2 * (query + key) if is_composed else 0
-    if moe is None or number not in moe.sparse_layers:
-        return b * (elements + hidden + 3 * architecture.intermediate_size) + _WIDE * wide
-    wide += hidden + 4 * moe.num_experts
-    elements += 3 * moe.shared_intermediate_size + 2 * hidden
-    # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters also its inputs,
-    # results and masks, and sums with adapters; with expert parallelism also the buffers received and sent back.
-    width = max(moe.intermediate_sizes)
-    pair = 2 * hidden + 2 * width
-    if config.lora.enabled and config.lora.dropout:
-        pair += 2 * hidden + 3 * width
-    if config.parallel.expert > 1:
-        pair += 2 * hidden
-    return b * (elements + moe.top_k * pair) + _WIDE * wide
-
-
-def _gradient_bytes(architecture: ErnieConfig, b: int) -> int:
-    """The gradients of one layer per token that exist at one time, for the widest kind of layer."""
-    hidden, moe = architecture.hidden_size, architecture.moe
-    dense = 2 * hidden + 3 * architecture.intermediate_size
-    routed = 0 if moe is None else moe.top_k * (2 * hidden + 3 * max(moe.intermediate_sizes))
-    return b * max(dense, routed)
-
-
-def _head_gradient_bytes(architecture: ErnieConfig, trained: Collection[str]) -> int:
-    """The float32 gradient of the head, or of the embedding where they are tied; 0 where it is frozen."""
-    head = "model.embed_tokens.weight" if architecture.tie_word_embeddings else "lm_head.weight"
-    return _WIDE * architecture.vocab_size * architecture.hidden_size if head in trained else 0
-
-
-def _block_elements(vision: VisionConfig) -> int:
-    """Activations of a block of the vision tower for the patches of a token: norms, queries, keys and values and their
-    rotation, attention, projections and residuals, and three activations of the MLP."""
-    return vision.spatial_merge_size**2 * (11 * vision.hidden_size + 3 * vision.intermediate_size)
+    if config.train.recompute == "none":
+        return with_recomputed(0)
+    if config.train.recompute == "layers" or keeps_weights:
+        return with_recomputed(backward.size)
+    plans = map(with_recomputed, range(backward.size + 1))
+    return next((plan for plan in plans if plan.memory.fits(device_bytes)), with_recomputed(backward.size))

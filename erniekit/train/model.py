@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +14,23 @@ from erniekit.checkpoint.names import hub_tensors
 from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.weights import load_fully_sharded, load_model
-from erniekit.config import Config, LoraConfig
+from erniekit.config import Config
 from erniekit.config.choices import Shard
-from erniekit.config.rules import router_settings
 from erniekit.data.media.patches import ImageSpec
 from erniekit.distributed.collectives import all_reduce_host
 from erniekit.distributed.mesh import Mesh
 from erniekit.distributed.parallel_dims import ParallelDims
-from erniekit.errors import ConfigError
 from erniekit.lora.adapters import load_adapter
-from erniekit.lora.targets import LoraMatch, add_adapters, linear_shapes, match_of, match_targets
+from erniekit.lora.targets import add_adapters
 from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.ernie import ErnieModel
-from erniekit.models.factory import parameter_specs
 from erniekit.models.layer_runner import CheckpointedLayers
-from erniekit.models.specs import TensorSpec, is_expert_tensor, is_vocab_tensor
-from erniekit.moe.config import MoeConfig
 from erniekit.parallel.context_parallel import apply_context_parallel
 from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
 from erniekit.parallel.expert_parallel import apply_expert_parallel
 from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.zero import ZeroReducer
-from erniekit.train.build_dpo import caches_reference_with_copy, keeps_reference_copy
 from erniekit.train.describe import (
     describe_backward,
     describe_lora,
@@ -46,17 +40,9 @@ from erniekit.train.describe import (
     describe_vocab,
 )
 from erniekit.train.device_memory import device_memory
-from erniekit.train.memory import (
-    MemoryPlan,
-    ShardingPlan,
-    activation_bytes,
-    dequantized_bytes,
-    plan_model,
-)
-from erniekit.train.parameters import check_experts, check_routers, trained_names
-from erniekit.train.recompute import BackwardPlan, backward_plan
-
-_DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
+from erniekit.train.memory import TrainingPlan, plan_training
+from erniekit.train.recompute import BackwardPlan
+from erniekit.train.selection import ParameterSelection, lora_alpha, lora_expert_rank, select_parameters
 
 
 @dataclass(frozen=True)
@@ -74,35 +60,6 @@ class PreparedModel:
     backward: BackwardPlan
     fully_sharded: FullyShardedLayers | None = None
     changes: ModelChanges = NO_CHANGES
-
-
-@dataclass(frozen=True)
-class ParameterSelection:
-    """The modules with adapters, and all parameters and trained parameters of the whole model over all processes.
-
-    rows_before, rows: rows of the embedding in the checkpoint and in memory.
-    """
-
-    matches: list[LoraMatch]
-    specs: list[TensorSpec]
-    trained: list[str]
-    rows_before: int
-    rows: int
-
-
-def lora_alpha(lora: LoraConfig) -> float:
-    """lora.alpha, or its default of twice the rank."""
-    return 2.0 * lora.rank if lora.alpha is None else lora.alpha
-
-
-def lora_expert_rank(lora: LoraConfig, moe: MoeConfig | None) -> int:
-    """The rank of adapters on experts: lora.expert_rank, "auto" for lora.rank over the experts of a token, at least 1.
-
-    Unset, experts have lora.rank. Schulman et al. 2025, "LoRA Without Regret".
-    """
-    if moe is None or lora.expert_rank is None:
-        return lora.rank
-    return max(1, lora.rank // moe.top_k) if lora.expert_rank == "auto" else lora.expert_rank
 
 
 def prepare_model(
@@ -246,99 +203,6 @@ def describe_model_plan(
     memory = device_memory(dims.world)
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory)
     _describe(config, selected, plan, dims, log)
-
-
-def select_parameters(
-    config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges = NO_CHANGES
-) -> ParameterSelection:
-    """Match the configuration against the parameters of the whole model: one process may hold none that match.
-
-    Raises ConfigError where lora.targets or model.freeze match nothing, and where model.freeze covers new rows.
-    """
-    architecture = changes.apply(before)
-    is_resized = architecture.vocab_size > before.vocab_size
-    specs = parameter_specs(architecture, _DTYPE_NAMES[dtype])
-    matches: list[LoraMatch] = []
-    if config.lora.enabled:
-        linears = linear_shapes(specs)
-        expert_rank = lora_expert_rank(config.lora, architecture.moe)
-        for module in match_targets(list(linears), config.lora.targets):
-            outer, inner = linears[module]
-            rank = expert_rank if is_expert_tensor(f"{module}.") else config.lora.rank
-            matches.append(match_of(module, inner, outer, rank))
-            specs.append(TensorSpec(f"{module}.lora_A.weight", _DTYPE_NAMES[dtype], (rank, inner)))
-            specs.append(TensorSpec(f"{module}.lora_B.weight", _DTYPE_NAMES[dtype], (outer, rank)))
-    names = [spec.name for spec in specs]
-    trained = trained_names(
-        names,
-        freeze=config.model.freeze,
-        adapters=config.lora.enabled,
-        train_router=config.lora.train_router,
-        # Adapters have no place for new rows: the tensors with new rows are trained and saved whole.
-        train_vocab=is_resized,
-    )
-    if is_resized:
-        untrained = [name for name in names if is_vocab_tensor(name) and name not in trained]
-        if untrained:
-            raise ConfigError(
-                f"model.freeze covers {untrained[0]}: its new rows (model.resize_vocab) would stay untrained"
-            )
-    check_routers(names, trained, router_settings(config))
-    if architecture.moe is not None:
-        check_experts(names, trained, architecture.moe.num_experts)
-    return ParameterSelection(matches, specs, trained, before.vocab_size, architecture.vocab_size)
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How the layers of a model are run, and the memory of each process. device_bytes: the memory of its device."""
-
-    backward: BackwardPlan
-    memory: MemoryPlan
-    device_bytes: int
-
-
-def plan_training(
-    config: Config,
-    architecture: ErnieConfig,
-    dtype: str,
-    selected: ParameterSelection,
-    dims: ParallelDims,
-    device_bytes: int,
-) -> TrainingPlan:
-    """The plan of a run that trains a model of this architecture. No file is read.
-
-    train.recompute auto recomputes the fewest layers with which the plan fits into `USABLE` of `device_bytes`, or all.
-    """
-    backward = backward_plan(architecture, selected.trained)
-    sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
-    memory = plan_model(
-        selected.specs,
-        selected.trained,
-        rows_per_step=config.train.rows_per_step,
-        sharding=sharding,
-        reference=keeps_reference_copy(config),
-        cached=caches_reference_with_copy(config),
-        quantize=config.model.quantize,
-    )
-    # The backward pass would keep the gathered weights of layers that are not recomputed.
-    keeps_weights = config.parallel.shard == "parameters"
-    dtype_bytes = 2 if dtype == "bfloat16" else 4
-    if config.model.quantize != "none":
-        dequantized = dequantized_bytes(architecture, config.parallel.expert, dtype_bytes)
-        memory = replace(memory, dequantized_bytes=dequantized)
-    counts = {
-        "none": range(1),
-        "layers": range(backward.size, backward.size + 1),
-        "auto": range(backward.size if keeps_weights else 0, backward.size + 1),
-    }[config.train.recompute]
-    for count in counts:
-        backward = replace(backward, num_recomputed=count)
-        activations = activation_bytes(architecture, config, dtype_bytes, selected.trained, backward)
-        memory = replace(memory, activation_bytes=activations)
-        if memory.fits(device_bytes):
-            break
-    return TrainingPlan(backward, memory, device_bytes)
 
 
 def _shared_memory(mesh: Mesh | None) -> int:

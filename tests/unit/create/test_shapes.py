@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from erniekit.create.shapes import SHAPES, shape_config
+from erniekit.create.shapes import SHAPES, released_architecture, shape_config
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import parameter_specs
@@ -31,6 +31,8 @@ def parse(raw: dict[str, Any]) -> ErnieConfig:
         ("0.3b", "dense", 360_748_032),
         ("21b-a3b", "moe", 21_825_437_888),
         ("vl-28b-a3b", "vl", 29_399_294_336),
+        ("300b-a47b", "moe", 299_484_163_264),
+        ("vl-424b-a47b", "vl", 423_526_285_184),
     ],
 )
 def test_shapes_are_valid_and_have_the_size_that_they_are_named_for(
@@ -42,7 +44,16 @@ def test_shapes_are_valid_and_have_the_size_that_they_are_named_for(
 
 
 def test_all_shapes_are_covered() -> None:
-    assert list(SHAPES) == ["tiny-dense", "tiny-moe", "tiny-vl", "0.3b", "21b-a3b", "vl-28b-a3b"]
+    assert list(SHAPES) == [
+        "tiny-dense",
+        "tiny-moe",
+        "tiny-vl",
+        "0.3b",
+        "21b-a3b",
+        "vl-28b-a3b",
+        "300b-a47b",
+        "vl-424b-a47b",
+    ]
 
 
 @pytest.mark.parametrize("shape", ["tiny-moe", "21b-a3b"])
@@ -99,3 +110,23 @@ def test_wrong_names_and_values_say_what_is_allowed(shape: str, override: str, m
     with pytest.raises(ConfigError) as caught:
         shape_config(shape, [override] if override else [])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("baidu/ERNIE-4.5-0.3B-PT", 360_748_032),
+        ("models/ERNIE-4.5-21B-A3B-Thinking", 21_825_437_888),
+        ("baidu/ERNIE-4.5-VL-28B-A3B-Thinking", 29_399_294_336),
+        ("ERNIE-4.5-300B-A47B-PT", 299_484_163_264),
+        ("baidu/ERNIE-4.5-VL-424B-A47B-Base-PT", 423_526_285_184),
+    ],
+)
+def test_released_models_are_known_by_name(path: str, parameters: int) -> None:
+    found = released_architecture(path)
+    assert found is not None and sum(spec.size for spec in parameter_specs(found)) == parameters
+
+
+@pytest.mark.parametrize("path", ["m", "baidu/ERNIE-4.5-7B-PT", "ERNIE-4.5-0.3B-PT-mine", "tiny-dense"])
+def test_other_names_are_not_released_models(path: str) -> None:
+    assert released_architecture(path) is None

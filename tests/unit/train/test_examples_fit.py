@@ -3,50 +3,31 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from erniekit.config import Config, load_config
-from erniekit.create.shapes import shape_config
+from erniekit.create.shapes import released_architecture
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
+from erniekit.train.activations import activation_bytes, full_row
 from erniekit.train.distributed import fit_parallel_dims
-from erniekit.train.memory import MemoryPlan, activation_bytes
-from erniekit.train.model import plan_training, select_parameters
+from erniekit.train.memory import MemoryPlan, plan_training
 from erniekit.train.recompute import backward_plan
+from erniekit.train.selection import select_parameters
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "configs"
 RUNS = sorted(EXAMPLES.glob("ERNIE-*/**/*.yaml"))
 GIB = 2**30
 CARD = 80 * GIB
-MEDIA = (
-    "im_patch_id", "image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"
-)  # fmt: skip
-LARGE = [
-    "hidden_size=8192", "intermediate_size=28672", "num_hidden_layers=54", "num_attention_heads=64",
-    "num_key_value_heads=8", "moe_k=8", "moe_num_shared_experts=0", "tie_word_embeddings=false",
-]  # fmt: skip
-# Of the 300B its released sizes; of the 424B those that make its parameters with the same language model.
-SHAPES: dict[str, tuple[str, list[str]]] = {
-    "ERNIE-4.5-0.3B": ("0.3b", []),
-    "ERNIE-4.5-21B-A3B": ("21b-a3b", []),
-    "ERNIE-4.5-VL-28B-A3B": ("vl-28b-a3b", []),
-    "ERNIE-4.5-VL-28B-A3B-Thinking": ("vl-28b-a3b", []),
-    "ERNIE-4.5-300B-A47B": ("21b-a3b", [*LARGE, "moe_intermediate_size=3584", "moe_layer_start_index=3"]),
-    "ERNIE-4.5-VL-424B-A47B": (
-        "vl-28b-a3b",
-        [*LARGE, "moe_intermediate_size=[3584,1536]", "moe_layer_start_index=[3,3]"],
-    ),
-}
 
 
 def released(family: str) -> ErnieConfig:
-    shape, overrides = SHAPES[family]
-    raw: dict[str, Any] = shape_config(shape, overrides)
-    return ErnieConfig.from_json(raw | dict.fromkeys(MEDIA, 0))
+    found = released_architecture(family)
+    assert found is not None
+    return found
 
 
 def family_of(path: Path) -> str:
@@ -158,7 +139,9 @@ def test_activations_follow_what_decides_them() -> None:
         *overrides: str, trained: tuple[str, ...] = ("model.layers.0.mlp.gate.weight",), recomputed: int = 99
     ) -> float:
         backward = replace(backward_plan(architecture, trained), num_recomputed=recomputed)
-        return activation_bytes(architecture, load_config(path, overrides), 2, trained, backward) / 2**30
+        config = load_config(path, overrides)
+        row = full_row(config, architecture)
+        return activation_bytes(architecture, config, 2, trained, backward, row) / 2**30
 
     usual = found()
     tokens = 8192

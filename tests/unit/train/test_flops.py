@@ -14,9 +14,9 @@ from erniekit.train.flops import (
     count_row,
     device_peak_flops,
     flop_rates,
-    known_peak_tflops,
     make_flop_counter,
 )
+from erniekit.train.planner.gpus import known_peak_tflops
 
 DENSE = ErnieConfig(
     family="dense",

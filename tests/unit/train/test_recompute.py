@@ -17,9 +17,9 @@ from erniekit.models.layer_runner import Run
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.describe import describe_backward
-from erniekit.train.memory import USABLE
-from erniekit.train.model import TrainingPlan, plan_training, select_parameters
+from erniekit.train.memory import USABLE, TrainingPlan, plan_training
 from erniekit.train.recompute import BackwardPlan, backward_plan
+from erniekit.train.selection import select_parameters
 from tests.closeness import assert_all_close
 from tests.models import apply_lora
 from tests.unit.models.test_config import FLAT
