@@ -42,6 +42,7 @@ from erniekit.config.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from erniekit.config import Config
+    from erniekit.data.chat.template import Template as ChatTemplate
     from erniekit.data.encode.encoder import Encoder
     from erniekit.data.encode.stats import ErrorBudget
     from erniekit.evaluation.dataset import EvalDataset, EvalPlan, EvalSample
@@ -128,7 +129,7 @@ def evaluate(
     plan = make_plan(samples, encoder.template, (*(chosen or defaults.metrics), *minimums))
     typer.echo(f"{source.title}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
     typer.echo(describe_forms(computed))
-    outputs = _Outputs(output, json_file, html)
+    outputs = _Outputs(output, json_file, html, encoder.template)
     result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
     settings = EvalSettings(str(source.checkpoint), encoder.template.name, sampling if generate else None)
     _report(result, settings, budget, outputs)
@@ -151,11 +152,13 @@ def _model_and_config(
 class _Outputs:
     """The output files: answers as JSON lines, metrics as JSON, and the HTML page."""
 
-    def __init__(self, answers: Path | None, metrics: Path | None, html: Path | None) -> None:
+    def __init__(
+        self, answers: Path | None, metrics: Path | None, html: Path | None, template: "ChatTemplate"
+    ) -> None:
         from erniekit.evaluation.report_page import ReportPage
 
         self.answers, self.metrics, self.html = answers, metrics, html
-        self.page = ReportPage()
+        self.page = ReportPage(template)
 
     def open(self, stack: ExitStack) -> "OnPrediction":
         """A function that takes each answer; the stack closes the file of answers."""

@@ -62,14 +62,19 @@ class LossSample:
 class EvalSample(LossSample):
     """A chat with its last answer split off.
 
-    prompt: the chat without the last answer; prompt_text: the same, with `<image>` and `<video>` for media; expected:
-    the last answer as the model would write it, without the end token; tools: as in `Conversation`.
+    prompt: the chat without the last answer; prompt_spans: the same, as the template writes it; expected: the last
+    answer as the model would write it, without the end token; tools: as in `Conversation`.
     """
 
     prompt: Document
-    prompt_text: str
+    prompt_spans: tuple[Span, ...]
     expected: str
     tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt, with `<image>` and `<video>` for media."""
+        return _text(self.prompt_spans)
 
 
 class EvalDataset:
@@ -224,14 +229,14 @@ def make_plan(samples: Iterable[LossSample], template: Template, metrics: Collec
 def _with_answer(conversation: Conversation, document: Document, source: str, encoder: Encoder) -> EvalSample:
     question = dataclasses.replace(conversation, messages=conversation.messages[:-1])
     template, policy = encoder.template, encoder.policy
-    prompt_text = _text(template.render_prompt(question, policy))
-    expected = _text(template.render(conversation, policy)).removeprefix(prompt_text)
+    prompt = tuple(template.render_prompt(question, policy))
+    expected = _text(template.render(conversation, policy)).removeprefix(_text(prompt))
     return EvalSample(
         conversation.sample_id,
         source,
         document,
         prompt=encoder.encode_prompt(question),
-        prompt_text=prompt_text,
+        prompt_spans=prompt,
         expected=expected.removesuffix(template.terminator),
         tools=conversation.tools,
     )

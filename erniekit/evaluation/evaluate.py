@@ -14,7 +14,7 @@ from erniekit.data.load.batch import pack
 from erniekit.data.media.item import decode
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.evaluation.dataset import EvalPlan, EvalSample, LossSample
-from erniekit.evaluation.metrics.choose import Pair, is_right, score
+from erniekit.evaluation.metrics.choose import Pair, Verdict, judge, score
 from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
 from erniekit.generation.detokenizer import Detokenizer
@@ -37,7 +37,7 @@ class Prediction:
 
     expected, answer: the texts, without reasoning if the template is a thinking one; reference, parsed: the same,
     parsed. ended: the model ended the answer before the limit of new tokens; match: it also equals the reference
-    exactly. scores: of the metrics that apply; right: see `is_right`.
+    exactly. scores: of the metrics that apply; verdict: see `judge`.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Prediction:
     answer: str
     ended: bool
     match: bool
-    right: bool
+    verdict: Verdict
     reference: Answer
     parsed: Answer
     scores: dict[str, float]
@@ -59,10 +59,15 @@ OnPrediction = Callable[[EvalSample, Prediction], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation. wrong: number of wrong answers; mistakes: the first of them."""
+    """The result of an evaluation.
+
+    wrong: number of wrong answers; differing: number of answers that differ from the reference and that no metric calls
+    wrong; mistakes: the first of both.
+    """
 
     scores: Scores
     wrong: int
+    differing: int
     mistakes: tuple[Prediction, ...]
 
     def scalars(self, prefix: str = "eval") -> dict[str, float]:
@@ -128,7 +133,7 @@ def _evaluate(
         for sample, prediction in zip(chats, run.add_answers(chats), strict=True):
             if on_prediction is not None:
                 on_prediction(sample, prediction)
-    return Evaluation(run.scores, run.wrong, tuple(run.mistakes))
+    return Evaluation(run.scores, run.wrong, run.differing, tuple(run.mistakes))
 
 
 class _EvalRun:
@@ -146,7 +151,7 @@ class _EvalRun:
     ) -> None:
         self.batch_size = generator.batch_size
         self.scores = Scores()
-        self.wrong = 0
+        self.wrong = self.differing = 0
         self.mistakes: list[Prediction] = []
         self._generator, self._encoder, self._text = generator, encoder, text
         self._plan, self._sampling, self._budget = plan, sampling, budget
@@ -236,15 +241,16 @@ class _EvalRun:
             answer,
             ended,
             match,
-            is_right(scores),
+            judge(scores, pair.reference),
             reference=pair.reference,
             parsed=pair.answer,
             scores=scores,
         )
         for group in self.scores.groups_of(sample):
             group.add_answer(ended, scores)
-        if not prediction.right:
-            self.wrong += 1
+        if prediction.verdict != "right":
+            self.wrong += prediction.verdict == "wrong"
+            self.differing += prediction.verdict == "differs"
             if len(self.mistakes) < _MISTAKES:
                 self.mistakes.append(prediction)
         return prediction

@@ -20,7 +20,7 @@ from erniekit.generation.sampling import Sampling
 from erniekit.local_files import replacing
 
 # Incremented when a key of the JSON report changes its meaning.
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def format_summary(evaluation: Evaluation, sampling: Sampling | None) -> list[st
 
 
 def format_mistakes(evaluation: Evaluation) -> list[str]:
-    """A line for each of the first wrong answers."""
+    """A line for each of the first answers that are wrong or differ from the reference."""
     lines = []
     for item in evaluation.mistakes:
         cut = "" if item.ended else " (cut off)"
         lines.append(f"  {item.id}: expected {_short(item.expected)}, answered {_short(item.answer)}{cut}")
-    more = evaluation.wrong - len(evaluation.mistakes)
-    return [*lines, f"  ... and {counted(more, 'more wrong answer')}"] if more else lines
+    more = evaluation.wrong + evaluation.differing - len(evaluation.mistakes)
+    return [*lines, f"  ... and {counted(more, 'more answer')} unlike the reference"] if more else lines
 
 
 def format_skipped(budget: ErrorBudget) -> list[str]:
@@ -113,6 +113,7 @@ def report_values(evaluation: Evaluation, settings: EvalSettings, budget: ErrorB
         "sampling": None if settings.sampling is None else asdict(settings.sampling),
         "skipped": skipped,
         "wrong": evaluation.wrong,
+        "differing": evaluation.differing,
         "all": _group_values(scores.overall),
         "sources": {name: _group_values(group) for name, group in scores.sources.items()},
         "modalities": {name: _group_values(group) for name, group in scores.modalities.items()},
@@ -156,7 +157,8 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
         "answer": prediction.answer,
         "ended": prediction.ended,
         "match": prediction.match,
-        "right": prediction.right,
+        "right": prediction.verdict == "right",
+        "verdict": prediction.verdict,
         "reasoning": prediction.parsed.reasoning,
         "text": prediction.parsed.text,
         "tool_calls": [_call(call) for call in prediction.parsed.tool_calls],

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
+from erniekit.data.chat.template import MediaSpan, Span, Template
+from erniekit.data.media.images import source_name
 from erniekit.data.media.item import Media
+from erniekit.display.difference import DiffPiece, difference
 from erniekit.display.page import render_page
 from erniekit.display.text import visible
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
+from erniekit.evaluation.metrics.choose import Verdict
 from erniekit.evaluation.report import EvalSettings, format_tables
 from erniekit.generation.answer import Answer, ToolCall
-from erniekit.inspection.preview import ShownMedia
-from erniekit.inspection.thumbnails import Thumbnail, thumbnails
+from erniekit.inspection.bubbles import Bubble, make_bubbles
+from erniekit.inspection.preview import Piece, ShownMedia
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 # Limits on the number of answers, to bound the size of the page.
-MOST_WRONG, MOST_RIGHT = 300, 100
+MOST_SHOWN: dict[Verdict, int] = {"wrong": 300, "differs": 300, "right": 100}
 _MOST_MEDIA = 6  # per sample
-_OPEN_CHARACTERS = 500  # longer prompts are folded
-# The units of a difference: a word, one character of Chinese or Japanese, white space, or any other character.
-_UNIT = re.compile(
-    r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3005-\u9fff]+|\s+|.", re.DOTALL
-)
-_MOST_UNITS = 2000  # longer texts are not compared: the time is quadratic
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a text. same: the other text has it too."""
-
-    text: str
-    same: bool
+_OPEN_CHARACTERS = 1500  # longer prompts are folded
 
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """An answer on the page. broken: errors of images that cannot be shown."""
+    """An answer on the page. prompt: the raw text; bubbles: the same as a chat."""
 
     name: str
-    right: bool
+    verdict: Verdict
     scores: list[tuple[str, str]]
-    figures: list[Thumbnail]
-    broken: list[str]
     prompt: str
-    expected: list[Piece]
-    answer: list[Piece]
+    bubbles: list[Bubble]
+    expected: list[DiffPiece]
+    answer: list[DiffPiece]
     reasoning: str
     notes: list[str]
 
@@ -61,51 +48,41 @@ class _Card:
 
 
 class ReportPage:
-    """Collects the first right and the first wrong answers, and renders them as an HTML page."""
+    """Collects the first answers of each verdict, and renders them as an HTML page. template: of the prompts."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: Template) -> None:
+        self._template = template
         self._cards: list[_Card] = []
-        self._room = {True: MOST_RIGHT, False: MOST_WRONG}
+        self._shown: dict[Verdict, int] = dict.fromkeys(MOST_SHOWN, 0)
 
     def add(self, sample: EvalSample, prediction: Prediction) -> None:
         """Adds an answer with thumbnails of the sample's images, unless the page has enough of its kind."""
-        if self._room[prediction.right]:
-            self._room[prediction.right] -= 1
-            self._cards.append(_card(sample, prediction))
+        if self._shown[prediction.verdict] < MOST_SHOWN[prediction.verdict]:
+            self._shown[prediction.verdict] += 1
+            self._cards.append(_card(sample, prediction, self._template))
 
     def render(self, evaluation: Evaluation, settings: EvalSettings) -> str:
         """The HTML page. Text from data and model is escaped, and control characters are replaced by symbols."""
-        answers = evaluation.scores.overall.answers
+        total = evaluation.scores.overall.answers
+        wrong, differing = evaluation.wrong, evaluation.differing
+        counts: dict[Verdict, int] = {
+            "wrong": wrong,
+            "differs": differing,
+            "right": total - wrong - differing,
+        }
         metrics = evaluation.scores.overall.metrics
         values = {
             "title": f"Evaluation of {visible(settings.model)}",
             "settings": list(_settings(settings)),
             "table": visible("\n".join(format_tables(evaluation)).strip("\n")),
-            "total": answers,
-            "wrong": evaluation.wrong,
-            "right": answers - evaluation.wrong,
-            "shown_wrong": MOST_WRONG - self._room[False],
-            "shown_right": MOST_RIGHT - self._room[True],
+            "total": total,
+            "counts": counts,
+            "shown": self._shown,
+            "complete": counts == self._shown,
             "metrics": [(name, f"{mean.value:.1%}") for name, mean in metrics.items()],
             "cards": self._cards,
         }
         return render_page(_TEMPLATE, values)
-
-
-def difference(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts in pieces, marked as common or different; texts that are too long to compare are one piece each."""
-    if first == second:
-        return [Piece(first, True)], [Piece(second, True)]
-    ours, theirs = _UNIT.findall(first), _UNIT.findall(second)
-    if max(len(ours), len(theirs)) > _MOST_UNITS:
-        return [Piece(first, False)], [Piece(second, False)]
-    left: list[Piece] = []
-    right: list[Piece] = []
-    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
-    for tag, start, end, other_start, other_end in matcher.get_opcodes():
-        left.append(Piece("".join(ours[start:end]), tag == "equal"))
-        right.append(Piece("".join(theirs[other_start:other_end]), tag == "equal"))
-    return [piece for piece in left if piece.text], [piece for piece in right if piece.text]
 
 
 def _settings(settings: EvalSettings) -> Iterator[tuple[str, str]]:
@@ -124,44 +101,39 @@ def _settings(settings: EvalSettings) -> Iterator[tuple[str, str]]:
             yield "repetition_penalty", f"{sampling.repetition_penalty:g}"
 
 
-def _card(sample: EvalSample, prediction: Prediction) -> _Card:
-    figures, broken = _figures(sample)
+def _card(sample: EvalSample, prediction: Prediction, template: Template) -> _Card:
     expected, answer = difference(visible(_words(prediction.reference)), visible(_words(prediction.parsed)))
     return _Card(
         name=visible(prediction.id),
-        right=prediction.right,
+        verdict=prediction.verdict,
         scores=[(name, _score(value)) for name, value in prediction.scores.items()],
-        figures=figures,
-        broken=broken,
-        prompt=visible(prediction.prompt.rstrip()),
+        prompt=visible(prediction.prompt),
+        bubbles=make_bubbles(_pieces(sample), template, sample.sample_id),
         expected=expected,
         answer=answer,
         reasoning=visible(prediction.parsed.reasoning),
-        notes=[visible(note) for note in _notes(prediction)],
+        notes=[visible(note) for note in _notes(sample, prediction)],
     )
 
 
-def _figures(sample: EvalSample) -> tuple[list[Thumbnail], list[str]]:
-    figures: list[Thumbnail] = []
-    broken: list[str] = []
-    media: Sequence[Media] = sample.prompt.media
-    for item in media[:_MOST_MEDIA]:
-        found = thumbnails(_shown(item), sample.sample_id)
-        if isinstance(found, SampleError):
-            broken.append(visible(found.detail))
-        else:
-            figures += found
-    if len(media) > _MOST_MEDIA:
-        broken.append(f"and {len(media) - _MOST_MEDIA} more")
-    return figures, broken
+def _pieces(sample: EvalSample) -> Iterator[Piece]:
+    """The prompt in pieces, with the first images and videos."""
+    media = iter(sample.prompt.media[:_MOST_MEDIA])
+    for span in sample.prompt_spans:
+        piece = _piece(span, media)
+        if piece is not None:
+            yield piece
 
 
-def _shown(item: Media) -> ShownMedia:
-    if isinstance(item.source, tuple):
-        part: ImagePart | VideoPart = VideoPart(item.source)
-    else:
-        part = VideoPart(item.source) if item.is_video else ImagePart(item.source)
-    return ShownMedia("", part, item, (0, 0))
+def _piece(span: Span, media: Iterator[Media]) -> Piece | None:
+    """The piece of a span, without its number of tokens; None for an image beyond the first ones."""
+    if not isinstance(span, MediaSpan):
+        return Piece(span.kind, span.text, 0, False)
+    item = next(media, None)
+    if item is None:
+        return None
+    name = source_name(span.part.source)
+    return Piece("media", name, 0, False, ShownMedia(name, span.part, item, (0, 0)))
 
 
 def _words(answer: Answer) -> str:
@@ -181,7 +153,10 @@ def _score(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _notes(prediction: Prediction) -> Iterator[str]:
+def _notes(sample: EvalSample, prediction: Prediction) -> Iterator[str]:
+    more = len(sample.prompt.media) - _MOST_MEDIA
+    if more > 0:
+        yield f"{more:,} of the {len(sample.prompt.media):,} images and videos are not shown"
     if not prediction.ended:
         yield "cut off at the limit of new tokens"
     for number, call in enumerate(prediction.parsed.tool_calls, 1):

@@ -36,6 +36,7 @@ KINDS: dict[PieceKind, str] = {
     "answer": "answer",
     "text": "plain text",
 }
+BRANCH_NOTE = "each branch begins with the token that predicts its first trained token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ class Preview:
                 "preference pair: only the chosen answer is shown and trained (task: dpo trains on both)"
             )
         elif sample.is_pair:
-            notes.append("each branch begins with the token that predicts its first trained token")
+            notes.append(BRANCH_NOTE)
         return notes
 
 

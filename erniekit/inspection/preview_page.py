@@ -1,85 +1,72 @@
-"""A preview of samples as an HTML page."""
+"""A preview of samples as an HTML page: chats as bubbles, the raw text on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from erniekit.data.chat.conversation import SampleError
 from erniekit.display.page import render_page
 from erniekit.display.text import counted, visible
-from erniekit.inspection.preview import KINDS, Piece, PieceKind, Preview, PreviewedDocument, PreviewedSample
-from erniekit.inspection.thumbnails import Thumbnail, thumbnails
+from erniekit.inspection.bubbles import Bubble, compare, make_bubbles
+from erniekit.inspection.preview import (
+    BRANCH_NOTE,
+    KINDS,
+    Piece,
+    PieceKind,
+    Preview,
+    PreviewedDocument,
+    PreviewedSample,
+)
 
 _TEMPLATE = Path(__file__).with_name("preview.html")
-# Kinds that are often long and repeated can be folded; longer ones than this are folded at first.
-_FOLDED = ("system", "tools")
-_OPEN_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
-    """A piece on the page. figures: thumbnails of an image or video, None for text; broken: why there are none."""
+class _RawPiece:
+    """A piece of the raw text. tip: its kind and tokens."""
 
     kind: PieceKind
-    text: str
-    tokens: int
+    lines: tuple[str, ...]
     trained: bool
     tip: str
-    figures: list[Thumbnail] | None = None
-    broken: str | None = None
-
-    @property
-    def lines(self) -> list[str]:
-        return self.text.split("\n")
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Adjacent pieces.
+class _RawStretch:
+    """The raw text of a branch. title: empty without branches."""
 
-    folded: they can be folded under `name`; heading: the line above them, for the branches of a pair.
-    """
-
-    name: str
-    pieces: list[_Text]
-    folded: bool
-    heading: str = ""
-
-    @property
-    def tokens(self) -> int:
-        return sum(piece.tokens for piece in self.pieces)
-
-    @property
-    def is_open(self) -> bool:
-        return sum(len(piece.text) for piece in self.pieces) <= _OPEN_CHARACTERS
+    title: str
+    pieces: tuple[_RawPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Bar:
-    """Tokens of a kind; shares are percentages of the document."""
+class _AnswerColumn:
+    """One answer of a pair. mark: the element around words that the other answer does not have."""
 
-    kind: PieceKind
-    tokens: int
-    trained: int
-    trained_share: float
-    context_share: float
+    title: str
+    mark: str
+    bubbles: tuple[Bubble, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """A document, or a sample that cannot be used and the reason. filled: length as a percentage of max_length."""
+    """A document, or a sample that cannot be used and the reason.
+
+    shared: the bubbles of a chat, or those before the two answers of a pair; counts: tokens by kind; raw_note: about
+    the raw text.
+    """
 
     name: str
     document: PreviewedDocument | None = None
     reason: str = ""
     detail: str = ""
-    blocks: tuple[_Block, ...] = ()
-    counts: tuple[_Bar, ...] = ()
+    shared: tuple[Bubble, ...] = ()
+    answers: tuple[_AnswerColumn, ...] = ()
+    stretches: tuple[_RawStretch, ...] = ()
+    counts: str = ""
     notes: tuple[str, ...] = ()
-    filled: float = 0.0
+    raw_note: str = ""
 
 
 def render_preview(preview: Preview) -> str:
@@ -97,7 +84,6 @@ def render_preview(preview: Preview) -> str:
         "title": f"Preview of {preview.title}",
         "settings": settings,
         "max_length": preview.max_length,
-        "kinds": KINDS,
         "cards": list(_cards(preview)),
     }
     return render_page(_TEMPLATE, values)
@@ -113,42 +99,38 @@ def _cards(preview: Preview) -> Iterator[_Card]:
 
 
 def _card(preview: Preview, sample: PreviewedSample, document: PreviewedDocument) -> _Card:
-    bars = []
-    for count in document.counts:
-        trained = 100 * count.trained / document.tokens
-        context = 100 * count.tokens / document.tokens - trained
-        bars.append(_Bar(count.kind, count.tokens, count.trained, round(trained, 2), round(context, 2)))
+    template = preview.encoder.template
+    stretches = document.stretches
+    bubbles = {
+        stretch.branch: make_bubbles(stretch.pieces, template, document.sample_id) for stretch in stretches
+    }
+    answers: list[_AnswerColumn] = []
+    if "chosen" in bubbles and "rejected" in bubbles:
+        titles = {stretch.branch: stretch.title for stretch in stretches}
+        chosen, rejected = compare(bubbles["chosen"], bubbles["rejected"])
+        answers.append(_AnswerColumn(titles["chosen"], "ins", tuple(chosen)))
+        answers.append(_AnswerColumn(titles["rejected"], "del", tuple(rejected)))
     return _Card(
         visible(document.sample_id),
         document,
-        blocks=tuple(_blocks(document)),
-        counts=tuple(bars),
-        notes=tuple(preview.notes(sample, document)),
-        filled=round(min(100.0, 100 * document.tokens / preview.max_length), 2),
+        shared=tuple(bubbles.get("shared" if answers else None, ())),
+        answers=tuple(answers),
+        stretches=tuple(
+            _RawStretch(stretch.title, tuple(map(_raw, stretch.pieces))) for stretch in stretches
+        ),
+        counts=", ".join(
+            f"{KINDS[count.kind]} {count.tokens:,}"
+            + (f" ({count.trained:,} trained)" if count.trained else "")
+            for count in document.counts
+        ),
+        notes=tuple(note for note in preview.notes(sample, document) if note != BRANCH_NOTE),
+        raw_note=BRANCH_NOTE if answers else "",
     )
 
 
-def _blocks(document: PreviewedDocument) -> Iterator[_Block]:
-    def fold(piece: Piece) -> str | None:
-        return KINDS[piece.kind] if piece.kind in _FOLDED else None
-
-    for stretch in document.stretches:
-        heading = stretch.title
-        for name, pieces in groupby(stretch.pieces, fold):
-            texts = [_text(piece, document.sample_id) for piece in pieces]
-            yield _Block(name or "", texts, folded=name is not None, heading=heading)
-            heading = ""
-
-
-def _text(piece: Piece, sample_id: str) -> _Text:
+def _raw(piece: Piece) -> _RawPiece:
     state = "trained" if piece.trained else "context"
     tip = f"{KINDS[piece.kind]}, {counted(piece.tokens, 'token')}, {state}"
-    if piece.shown is None:
-        return _Text(piece.kind, visible(piece.text), piece.tokens, piece.trained, tip)
-    found = thumbnails(piece.shown, sample_id)
-    source = piece.shown.part.source
-    # The tip has the whole path.
-    name = piece.text.replace(source, PurePath(source).name) if isinstance(source, str) else piece.text
-    figures, broken = ([], visible(found.detail)) if isinstance(found, SampleError) else (found, None)
-    tip = f"{visible(piece.text)} with its start and end tokens: {piece.tokens:,} tokens, context"
-    return _Text(piece.kind, visible(name).strip("[]"), piece.tokens, False, tip, figures, broken)
+    if piece.shown is not None:
+        tip = f"image or video with its start and end tokens: {counted(piece.tokens, 'token')}, context"
+    return _RawPiece(piece.kind, tuple(visible(piece.text).split("\n")), piece.trained, tip)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from erniekit.config.choices import METRICS
 from erniekit.errors import ConfigError
@@ -32,6 +32,8 @@ class Pair:
 
 
 Metric = Callable[[Pair], float | None]
+# "differs": the answer is not the reference, and no metric says that it is wrong.
+Verdict = Literal["right", "wrong", "differs"]
 
 
 def _of_text(metric: Callable[[str, str], float | None]) -> Metric:
@@ -66,14 +68,10 @@ FUNCTIONS: dict[str, Metric] = {
     "call_none": lambda pair: calls.call_none(pair.answer.tool_calls, pair.reference.tool_calls, pair.tools),
 }
 # Metrics that judge the whole answer: 1 means that it is right.
-_VERDICTS = (
-    "exact_match",
-    "normalized_match",
-    "numeric_match",
-    "json_equal",
-    "box_iou_50",
-    "call_match",
-)
+_COMPARED = ("exact_match", "normalized_match")
+_VERDICTS = (*_COMPARED, "numeric_match", "json_equal", "box_iou_50", "call_match")
+# These apply only to references of their kind, so that less than 1 means that the answer is wrong.
+_REFUTING = ("numeric_match", "json_equal", "box_iou_50", "call_match", "call_none")
 
 
 @dataclass(slots=True)
@@ -160,6 +158,14 @@ def score(pair: Pair, names: Sequence[str]) -> dict[str, float]:
     return {name: value for name, value in found if value is not None}
 
 
-def is_right(scores: Mapping[str, float]) -> bool:
-    """Whether at least one metric that judges the whole answer is 1."""
-    return any(scores.get(name) == 1 for name in _VERDICTS)
+def judge(scores: Mapping[str, float], reference: Answer) -> Verdict:
+    """The verdict of metrics on an answer.
+
+    Right if at least one metric that judges the whole answer is 1. Otherwise wrong if a metric for references of this
+    kind says so, or if the reference is a text of a few words, which leaves no room for other wording.
+    """
+    if any(scores.get(name) == 1 for name in _VERDICTS):
+        return "right"
+    short = not reference.tool_calls and len(words(reference.text)) < LONG_TEXT
+    refuting = (*_REFUTING, *_COMPARED) if short else _REFUTING
+    return "wrong" if any(scores.get(name, 1) < 1 for name in refuting) else "differs"

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from erniekit.data.chat.conversation import ImagePart
+from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.chat.template import MediaSpan, Span, TextSpan
 from erniekit.data.encode.document import Document
 from erniekit.data.media.item import Media
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Evaluation, Prediction
-from erniekit.evaluation.metrics.choose import is_right
+from erniekit.evaluation.metrics.choose import judge
 from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, ToolCall
 
@@ -28,7 +31,7 @@ def answered(
     expected: str,
     answer: str,
     *,
-    prompt: str = "User: Which?\nAssistant: ",
+    prompt: str = "Which?",
     reasoning: str = "",
     calls: tuple[ToolCall, ...] = (),
     expected_calls: tuple[ToolCall, ...] = (),
@@ -39,18 +42,27 @@ def answered(
     """A sample and its prediction."""
     document = Document(np.zeros(8, np.int32), np.zeros(8, np.int32), media, name)
     source = name.partition(":")[0]
-    sample = EvalSample(name, source, document, document, prompt, expected)
+    template = TEMPLATES["ernie_vl"]
+    labels = [
+        (TextSpan(f"Picture {n}:", "template"), MediaSpan(ImagePart(item.source)))
+        for n, item in enumerate(media, 1)
+        if not isinstance(item.source, tuple)
+    ]
+    spans: list[Span] = [TextSpan(template.user[0], "template"), *(span for pair in labels for span in pair)]
+    spans += [TextSpan(prompt, "user"), TextSpan(template.user[1] + template.answer_start, "template")]
+    sample = EvalSample(name, source, document, document, tuple(spans), expected)
     scores = {"exact_match": float(ended and answer == expected), **scores}
+    reference = Answer("", expected, expected_calls)
     prediction = Prediction(
         name,
         source,
-        prompt,
+        sample.prompt_text,
         expected,
         answer,
         ended,
         scores["exact_match"] == 1,
-        is_right(scores),
-        reference=Answer("", expected, expected_calls),
+        judge(scores, reference),
+        reference=reference,
         parsed=Answer(reasoning, answer, calls),
         scores=scores,
     )
@@ -68,5 +80,6 @@ def evaluation_of(*answers: tuple[EvalSample, Prediction], **losses: Any) -> Eva
             group.samples += samples
             group.loss_sum += loss_sum
             group.loss_tokens += tokens
-    wrong = [prediction for _, prediction in answers if not prediction.right]
-    return Evaluation(scores, len(wrong), tuple(wrong[:3]))
+    unlike = [prediction for _, prediction in answers if prediction.verdict != "right"]
+    wrong = sum(prediction.verdict == "wrong" for prediction in unlike)
+    return Evaluation(scores, wrong, len(unlike) - wrong, tuple(unlike[:3]))

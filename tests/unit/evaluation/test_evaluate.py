@@ -201,7 +201,7 @@ def test_calls_of_a_thinking_model_are_parsed_and_scored(
         "call_match": (1, 4),
         "call_none": (1, 2),
     }
-    assert [prediction.right for prediction in seen] == [True, False, False, False, True, False]
+    assert [prediction.verdict == "right" for prediction in seen] == [True, False, False, False, True, False]
     assert seen[2].parsed.tool_calls[0].error is not None
     assert result.wrong == 4 and [p.id for p in result.mistakes] == [f"{file}:{line}" for line in (2, 3, 4)]
     assert result.scalars()["eval/call_match"] == 0.25

@@ -68,7 +68,7 @@ def test_mistakes_are_named() -> None:
         "  b:1: expected 'two 数', answered 'two' (cut off)",
     ]
     many = format_mistakes(evaluation_of(*[TWO[1]] * 5, answered("a:9", "x" * 99, "")))
-    assert len(many) == 4 and many[3] == "  ... and 3 more wrong answers"
+    assert len(many) == 4 and many[3] == "  ... and 3 more answers unlike the reference"
     assert format_mistakes(evaluation_of(TWO[0])) == []
 
 
@@ -105,10 +105,11 @@ def test_the_report_is_json_with_a_schema(tmp_path: Path) -> None:
     result = evaluation_of(*TWO, **LOSSES)
     write_report(report_values(result, SETTINGS, budget), path)
     report = json.loads(path.read_text(encoding="utf-8"))
-    keys = ["version", "model", "template", "sampling", "skipped", "wrong", "all", "sources", "modalities"]
+    keys = ["version", "model", "template", "sampling", "skipped", "wrong", "differing", "all"]
+    keys += ["sources", "modalities"]
     assert list(report) == keys
     assert (report["version"], report["model"], report["template"], report["wrong"]) == (
-        1,
+        2,
         "runs/x",
         "ernie",
         2,
@@ -163,6 +164,7 @@ def test_answers_are_written_as_json_lines(tmp_path: Path) -> None:
         "ended": True,
         "match": True,
         "right": True,
+        "verdict": "right",
         "reasoning": "so",
         "text": "",
         "tool_calls": [

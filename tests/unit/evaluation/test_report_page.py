@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from erniekit.data.chat.families import TEMPLATES
 from erniekit.evaluation import report_page
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.evaluate import Prediction
 from erniekit.evaluation.report import EvalSettings
-from erniekit.evaluation.report_page import Piece, ReportPage, difference
+from erniekit.evaluation.report_page import ReportPage
 from erniekit.generation.answer import ToolCall
 from erniekit.generation.sampling import Sampling
 from tests.unit.data.helpers import encoded, noise
@@ -24,7 +25,7 @@ HOSTILE = "</ins></div></pre><script>alert(1)</script><img src=x onerror=alert(2
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "h1", "h2", "h3", "dl", "div", "dt",
     "dd", "pre", "section", "span", "b", "p", "details", "summary", "figure", "figcaption", "img", "input", "label",
-    "ins", "del",
+    "ins", "del", "br",
 }  # fmt: skip
 ATTRIBUTES = {
     "lang", "charset", "name", "content", "http-equiv", "class", "src", "width", "height", "alt", "open", "type", "id",
@@ -68,7 +69,7 @@ class Page(Elements):
 def page_of(
     *answers: tuple[EvalSample, Prediction], model: str = "runs/x", sampling: Sampling | None = None
 ) -> str:
-    page = ReportPage()
+    page = ReportPage(TEMPLATES["ernie_vl"])
     for sample, prediction in answers:
         page.add(sample, prediction)
     return page.render(evaluation_of(*answers), EvalSettings(model, "ernie", sampling or Sampling(64)))
@@ -117,7 +118,7 @@ def test_the_page_needs_nothing_else_and_has_no_script(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_shown_says_so_and_many_are_cut(tmp_path: Path) -> None:
     media = (image(tmp_path / "gone.png"), *[image(encoded(noise(40, 40)))] * 8)
     page = Page(page_of(answered("a:1", "x", "y", media=media)))
-    assert "no such image" in page.cards[0] and "and 3 more" in page.cards[0]
+    assert "no such image" in page.cards[0] and "3 of the 9 images and videos are not shown" in page.cards[0]
     assert len(page.images()) == 5
 
 
@@ -130,29 +131,6 @@ def test_what_differs_is_marked() -> None:
     )
     assert page.marked == [("ins", "red"), ("del", "blue"), ("ins", "七"), ("del", "八")]
     assert "It is a red circle." in page.cards[0] and "It is a blue circle." in page.cards[0]
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("", ""),
-        ("a b", "a b"),
-        ("", "a"),
-        ("a  b\n\tc", "a b c!"),
-        ("今天 day", "明天 days"),
-        ("x" * 9, "y"),
-    ],
-)
-def test_pieces_are_the_whole_texts_and_what_is_the_same_is_equal(first: str, second: str) -> None:
-    ours, theirs = difference(first, second)
-    assert "".join(piece.text for piece in ours) == first
-    assert "".join(piece.text for piece in theirs) == second
-    assert [piece.text for piece in ours if piece.same] == [piece.text for piece in theirs if piece.same]
-
-
-def test_very_long_texts_are_not_compared() -> None:
-    long = "word " * 5000
-    assert difference(long, long + "x") == ([Piece(long, False)], [Piece(long + "x", False)])
 
 
 def test_calls_notes_scores_and_settings_are_shown() -> None:
@@ -170,21 +148,33 @@ def test_calls_notes_scores_and_settings_are_shown() -> None:
 
 
 def test_right_and_wrong_answers_are_marked_and_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_page, "MOST_WRONG", 3)
-    monkeypatch.setattr(report_page, "MOST_RIGHT", 2)
+    monkeypatch.setattr(report_page, "MOST_SHOWN", {"wrong": 3, "differs": 1, "right": 2})
     answers = [answered(f"a:{n}", "x", "x" if n % 2 else "y") for n in range(10)]
+    long = "A sentence of more than a few words."
+    answers += [answered(f"b:{n}", long, "Another one.") for n in range(2)]
     html = page_of(*answers)
     page = Page(html)
     classes = [attributes["class"] for tag, attributes in page.elements if tag == "section"]
-    assert classes == ["card wrong", "card right", "card wrong", "card right", "card wrong"]
+    assert classes == ["card wrong", "card right", "card wrong", "card right", "card wrong", "card differs"]
     radios = [attributes["id"] for tag, attributes in page.elements if tag == "input"]
     labels = [attributes["for"] for tag, attributes in page.elements if tag == "label"]
-    assert radios == labels == ["show-all", "show-wrong", "show-right"]
-    assert (
-        "#show-wrong:checked ~ main .card.right" in html and "#show-right:checked ~ main .card.wrong" in html
-    )
-    assert "wrong 5" in html and "the first 3 wrong and 2 right answers" in html
+    assert radios == labels == ["show-all", "show-wrong", "show-differs", "show-right"]
+    assert "#show-differs:checked ~ main .card:not(.differs) { display: none; }" in html
+    assert "wrong 5" in html and "differs 2" in html and "right 5" in html
+    assert "the first 3 wrong, 1 differing and 2 right answers" in html
     assert "on this page" not in page_of(*answers[:3])
+
+
+def test_a_prompt_is_shown_as_a_chat_and_raw_on_demand() -> None:
+    media = (image(encoded(noise(40, 40))),)
+    page = Page(page_of(answered("a:1", "seven", "eight", prompt="Which digit?", media=media)))
+    bubbles = [
+        attributes["class"] for _, attributes in page.elements if "bubble" in (attributes.get("class") or "")
+    ]
+    assert bubbles == ["bubble user"]
+    raw = "raw promptUser: Picture 1:<image>Which digit?\nAssistant: "
+    assert page.cards[0].count("Which digit?") == 2 and page.cards[0].rstrip().endswith(raw.rstrip())
+    assert [attributes for tag, attributes in page.elements if tag == "details"] == [{"open": None}, {}]
 
 
 def test_control_characters_are_shown(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def test_both_answers_are_shown_and_what_they_share_once(tmp_path: Path, vl_enco
     assert chosen.partition("⟦")[0] == rejected.partition("⟦")[0] != ""
     assert lines[-1] == ("note: each branch begins with the token that predicts its first trained token")
     page = render_preview(preview)
-    assert page.count("<h3>") == 3 and f"<h3>chosen answer: {second - start:,} tokens" in page
+    # Both answers as bubbles, and all three branches in the raw text.
+    assert page.count("<h3>") == 5 and page.count(f"<h3>chosen answer: {second - start:,} tokens") == 2
+    assert "<ins>seven</ins>" in page and "<del>eight nine</del>" in page
 
 
 def test_without_sharing_each_answer_has_its_prompt(tmp_path: Path, vl_encoder: Encoder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from PIL import Image
 
 from erniekit.data.encode.encoder import Encoder
 from erniekit.inspection.preview_page import render_preview
-from tests.unit.data.helpers import encoded, noise, qa
+from tests.unit.data.helpers import data_uri, encoded, noise, qa
 from tests.unit.elements import Elements
 from tests.unit.inspection.samples import TOOL_CHAT, preview_of
 
 HOSTILE = "</span></div><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='x' &lt;b&gt; {{ 7 * 7 }}"
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "h1", "h2", "dl", "div", "dt", "dd",
-    "ul", "li", "section", "span", "b", "i", "p", "br", "details", "summary", "figure", "figcaption", "img",
+    "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "h1", "h2", "h3", "dl", "div", "dt",
+    "dd", "section", "span", "b", "p", "br", "details", "summary", "figure", "figcaption", "img", "ins", "del",
 }  # fmt: skip
 ATTRIBUTES = {
     "lang", "charset", "name", "content", "http-equiv", "class", "aria-label", "style", "title", "src", "width",
@@ -29,23 +30,33 @@ ATTRIBUTES = {
 
 
 class Page(Elements):
-    """A page's elements, and the text of each document."""
+    """A page's elements, the raw text of each document, its bubbles as (class, text), and the marked differences."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.words: list[str] = []
+        self.bubbles: list[tuple[str, str]] = []
+        self.marked: list[tuple[str, str]] = []
         self.read(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         super().handle_starttag(tag, attrs)
         if tag == "div" and dict(attrs).get("class") == "words":
             self.words.append("")
+        if "bubble" in (classes := (dict(attrs).get("class") or "").split()):
+            self.bubbles.append((classes[1], ""))
+        if tag in ("ins", "del"):
+            self.marked.append((tag, ""))
 
     def handle_data(self, data: str) -> None:
-        if ("div", "words") not in self.open:
-            return
-        if self.open[-1] != ("span", "n") and self.open[-1][0] not in ("summary", "figcaption"):
+        inside = {name for _, classes in self.open for name in classes.split()}
+        if "words" in inside and self.open[-1] != ("span", "n") and self.open[-1][0] != "h3":
             self.words[-1] += data
+        if "said" in inside:
+            role, text = self.bubbles[-1]
+            self.bubbles[-1] = (role, text + data)
+        if self.open and self.open[-1][0] in ("ins", "del"):
+            self.marked[-1] = (self.marked[-1][0], self.marked[-1][1] + data)
 
 
 def page_of(path: Path, records: list[Any], encoder: Encoder, **settings: Any) -> tuple[str, Page]:
@@ -75,6 +86,7 @@ def test_data_cannot_write_html(tmp_path: Path, thinking_encoder: Encoder, where
     assert "<script" not in html
     if where in ("user", "answer", "system", "result"):
         assert HOSTILE in page.words[0]
+        assert HOSTILE in "".join(text for _, text in page.bubbles)
 
 
 def test_the_text_is_what_the_model_sees(tmp_path: Path, thinking_encoder: Encoder) -> None:
@@ -82,6 +94,38 @@ def test_the_text_is_what_the_model_sees(tmp_path: Path, thinking_encoder: Encod
     page = Page(render_preview(preview))
     documents = [document for sample in preview.samples for document in sample.documents]
     assert page.words == ["".join(piece.text for piece in document.pieces) for document in documents]
+
+
+def test_a_chat_is_shown_as_bubbles_without_the_template(tmp_path: Path, thinking_encoder: Encoder) -> None:
+    _, page = page_of(tmp_path / "a.jsonl", [TOOL_CHAT, {"text": "plain"}], thinking_encoder)
+    tools, call = json.dumps(TOOL_CHAT["tools"]), '{"name": "add", "arguments": {"a": 1}}'
+    assert sorted(page.bubbles[:2]) == [("system", "Be brief."), ("tools", tools)]
+    assert page.bubbles[2:] == [
+        ("user", "one plus two?"),
+        ("assistant", "add\nthem" + call),
+        ("tool", "3"),
+        ("assistant", "seven"),
+        ("text", "plain"),
+    ]
+
+
+def test_messages_of_one_role_stay_apart_and_media_is_in_its_message(
+    tmp_path: Path, vl_encoder: Encoder
+) -> None:
+    image = {"type": "image", "image": data_uri(noise(60, 60))}
+    chat = {
+        "messages": [
+            {"role": "user", "content": [image]},
+            {"role": "user", "content": [{"type": "text", "text": "seven"}, image]},
+            {"role": "assistant", "content": "one"},
+            {"role": "assistant", "content": "two"},
+        ]
+    }
+    html, page = page_of(tmp_path / "a.jsonl", [chat], vl_encoder)
+    roles = [role for role, _ in page.bubbles]
+    assert roles == ["user", "user", "assistant", "assistant"]
+    assert [text for _, text in page.bubbles] == ["", "seven", "one", "two"]
+    assert html.count("<img") == 2
 
 
 def test_the_page_needs_nothing_else_and_has_no_script(tmp_path: Path, vl_encoder: Encoder) -> None:
@@ -127,7 +171,7 @@ def test_an_image_that_cannot_be_decoded_says_so(tmp_path: Path, vl_encoder: Enc
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     record = qa([{"type": "image", "image": "cut.png"}, {"type": "text", "text": "what?"}])
     html, page = page_of(tmp_path / "a.jsonl", [record], vl_encoder)
-    assert "damaged image" in page.words[0]
+    assert "damaged image" in html and not page.marked
     assert 'class="broken"' in html
 
 
@@ -138,30 +182,24 @@ def test_system_and_tools_can_be_folded_and_long_ones_are(tmp_path: Path, vl_enc
     }
     _, page = page_of(tmp_path / "a.jsonl", [chat], vl_encoder, max_length=5000)
     details = [attributes for tag, attributes in page.elements if tag == "details"]
-    assert ["open" in attributes for attributes in details] == [True, False]
+    # The last one is the raw text.
+    assert ["open" in attributes for attributes in details] == [True, False, False]
 
 
-def test_bars_are_shares_of_the_document(tmp_path: Path, vl_encoder: Encoder) -> None:
+def test_the_footer_counts_tokens_by_kind(tmp_path: Path, vl_encoder: Encoder) -> None:
     preview = preview_of(tmp_path / "a.jsonl", [qa("hello there")], vl_encoder)
     (document,) = preview.samples[0].documents
-    html = render_preview(preview)
-    rows = re.findall(
-        r'<span>([\w ]+)</span>\n<span class="bar"><i style="width: ([\d.]+)%;[^>]*></i>'
-        r'<i class="context" style="width: ([\d.]+)%;',
-        html,
-    )
-    shares = {name: (float(trained), float(context)) for name, trained, context in rows}
-    assert sum(map(sum, shares.values())) == pytest.approx(100, abs=0.1)
+    (counts,) = re.findall(r'<p class="counts">tokens: (.*)</p>', render_preview(preview))
+    assert sum(int(number) for number in re.findall(r"[a-z] (\d+)", counts)) == document.tokens
     answer = next(count for count in document.counts if count.kind == "answer")
-    assert shares["answer"] == (pytest.approx(100 * answer.tokens / document.tokens, abs=0.01), 0)
-    assert shares["user"][0] == 0
+    assert f"answer {answer.tokens} ({answer.tokens} trained)" in counts and "user" in counts
 
 
 def test_a_document_that_is_too_long_and_a_sample_that_fails(tmp_path: Path, vl_encoder: Encoder) -> None:
     html, page = page_of(
         tmp_path / "a.jsonl", [qa("seven " * 100), {"strange": 1}], vl_encoder, max_length=50
     )
-    assert 'class="fill over"><i style="width: 100.0%"' in html
+    assert 'class="length over"' in html
     assert "longer than data.max_length" in html
     assert "cannot be used: unknown format" in html
     assert len(page.words) == 1

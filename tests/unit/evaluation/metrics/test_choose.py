@@ -9,7 +9,7 @@ from erniekit.evaluation.metrics.choose import (
     Pair,
     References,
     choose,
-    is_right,
+    judge,
     parse_names,
     score,
 )
@@ -92,7 +92,27 @@ def test_metrics_see_the_text_the_calls_and_the_tools() -> None:
     )
 
 
-def test_an_answer_is_right_if_a_metric_of_the_whole_says_so() -> None:
-    assert is_right({"exact_match": 0, "numeric_match": 1})
-    assert not is_right({"exact_match": 0, "token_f1": 1, "json_valid": 1, "call_none": 1, "box_iou_50": 0.5})
-    assert not is_right({})
+LONG = Answer("", "The picture shows a red circle on white.", ())
+
+
+@pytest.mark.parametrize(
+    ("scores", "reference", "verdict"),
+    [
+        ({"exact_match": 0, "numeric_match": 1}, Answer("", "7", ()), "right"),
+        ({"exact_match": 0, "numeric_match": 0}, Answer("", "7", ()), "wrong"),
+        ({"exact_match": 0}, Answer("", "seven", ()), "wrong"),
+        ({"exact_match": 0, "token_f1": 0.1, "rouge_l": 0.1}, LONG, "differs"),
+        ({"exact_match": 1, "token_f1": 1}, LONG, "right"),
+        ({"exact_match": 0, "box_iou_50": 0.5}, LONG, "wrong"),
+        ({"exact_match": 0, "call_none": 1}, LONG, "differs"),
+        ({"exact_match": 0, "call_none": 0}, LONG, "wrong"),
+        # The order of arguments makes no difference, which only call_match knows.
+        ({"exact_match": 0}, Answer("", "", (CALL,)), "differs"),
+        ({"exact_match": 0, "call_match": 0}, Answer("", "", (CALL,)), "wrong"),
+        ({}, LONG, "differs"),
+    ],
+)
+def test_only_a_metric_that_can_say_so_calls_an_answer_wrong(
+    scores: dict[str, float], reference: Answer, verdict: str
+) -> None:
+    assert judge(scores, reference) == verdict
