@@ -18,7 +18,17 @@ def verify(
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", metavar="MODEL", help="Model directory to compare tensor names, shapes and dtypes with."
+            "--base",
+            metavar="MODEL",
+            help="Base model. Compares names, shapes and dtypes, and finds weights written to a wrong place.",
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--source",
+            metavar="MODEL",
+            help="The run or checkpoint that was exported. Compares its logits with those of the export.",
         ),
     ] = None,
     transformers: Annotated[
@@ -70,7 +80,7 @@ def verify(
     Examples:
 
     \b
-      erniekit verify exports/digits --base models/base
+      erniekit verify exports/digits --base models/base --source runs/digits
       erniekit verify exports/digits --data heldout.jsonl --samples 32
       erniekit verify model --reference reference.npz --gradients gradients.safetensors --no-transformers
     """
@@ -81,7 +91,7 @@ def verify(
 
     configure("cpu", None, seed=0)
     directory, base = model_directory(directory), None if base is None else model_directory(base)
-    options = VerifyOptions(base, transformers, data, samples, max_new_tokens, reference, gradients)
+    options = VerifyOptions(base, source, transformers, data, samples, max_new_tokens, reference, gradients)
     failed = 0
     for check in verify_model(directory, options):
         typer.echo(str(check))

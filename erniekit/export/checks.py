@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from erniekit.checkpoint.hub import (
     weight_files,
 )
 from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
-from erniekit.checkpoint.model_files import check_tensors, model_index, refuse_undownloaded
+from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.checkpoint.tensor_layouts import hub_index, layout_of
 from erniekit.config.choices import CheckpointLayout
@@ -29,6 +27,8 @@ from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.display.text import counted
 from erniekit.errors import CheckpointError
+from erniekit.export.base_check import check_base
+from erniekit.export.check import Check, some
 from erniekit.export.files import chat_template
 from erniekit.export.layouts import (
     ARCHITECTURES,
@@ -80,18 +80,6 @@ _TOKENIZER_ATTRIBUTES = (
 )
 # Prefixes that other tools write for the vision tower and the language model; only transformers reads them.
 _FOREIGN_PREFIXES = ("model.vision_model.", "model.vision_tower.", "model.language_model.")
-_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check. A note is informative and not a failure."""
-
-    status: Literal["ok", "note", "FAIL"]
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.status:<4} {self.text}"
 
 
 def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check]:
@@ -128,7 +116,7 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
     yield from _check_checksums(directory)
     yield from _check_values(tensors)
     if base is not None:
-        yield from _check_base(tensors, base, config)
+        yield from check_base(tensors, base, config)
 
 
 def _check_files(directory: Path, config: ErnieConfig, layout: CheckpointLayout) -> Iterator[Check]:
@@ -283,7 +271,7 @@ def _check_shards(directory: Path, wanted: str) -> Iterator[Check]:
     listed = read_json_object(index)["weight_map"]
     wrong = sorted(name for name in set(listed) | set(where) if listed.get(name) != where.get(name))
     if wrong:
-        yield Check("FAIL", f"{INDEX_FILE} and the shards disagree on {_some(wrong)}")
+        yield Check("FAIL", f"{INDEX_FILE} and the shards disagree on {some(wrong)}")
     else:
         yield Check("ok", f"the index agrees with the shards ({len(set(where.values()))})")
 
@@ -318,9 +306,9 @@ def _check_values(tensors: Mapping[str, TensorInfo]) -> Iterator[Check]:
         elif values.ndim > 1 and name.endswith(".weight") and not values.any():
             zero.append(name)
     if infinite:
-        yield Check("FAIL", f"NaN or infinity in {_some(infinite)}")
+        yield Check("FAIL", f"NaN or infinity in {some(infinite)}")
     if zero:
-        yield Check("FAIL", f"all values are zero in {_some(zero)}")
+        yield Check("FAIL", f"all values are zero in {some(zero)}")
     if not infinite and not zero:
         yield Check("ok", "all values are finite, and no matrix is all zeros")
 
@@ -337,37 +325,3 @@ def _check_vocabulary(directory: Path, config: ErnieConfig) -> Iterator[Check]:
         yield Check(
             "ok", f"every token of the tokenizer has a row in the embedding ({config.vocab_size:,} rows)"
         )
-
-
-def _check_base(tensors: dict[str, TensorInfo], base: Path, config: ErnieConfig) -> Iterator[Check]:
-    specs = parameter_specs(config)
-    try:
-        rows = ErnieConfig.from_dir(base).vocab_size
-        before = replace(config, vocab_size=rows)
-        theirs = model_index(base, before)
-        check_tensors(theirs, before, f"{base} (the base model)")
-    except CheckpointError as error:
-        yield Check("FAIL", str(error))
-        return
-    common = [spec.name for spec in specs if spec.name in tensors]
-    wrong = [
-        f"{name} ({tensors[name].dtype}, base {theirs[name].dtype})"
-        for name in common
-        if tensors[name].dtype != theirs[name].dtype and not is_router_tensor(name)
-    ]
-    if wrong:
-        yield Check(
-            "FAIL", f"{len(wrong)} tensors have a different element type in the base model: {_some(wrong)}"
-        )
-    else:
-        grown = (
-            f", except for {config.vocab_size - rows:+,} rows of the vocabulary"
-            if config.vocab_size != rows
-            else ""
-        )
-        yield Check("ok", f"names, shapes and element types equal those of the base model {base}{grown}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -10,7 +10,8 @@ from pathlib import Path
 from erniekit.checkpoint.hub import read_index
 from erniekit.checkpoint.tensor_layouts import layout_of
 from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
-from erniekit.export.checks import Check, check_directory
+from erniekit.export.check import Check
+from erniekit.export.checks import check_directory
 from erniekit.models.config import ErnieConfig
 
 _INSTALL = "in erniekit's checkout: pip install -e '.[verify]'"
@@ -20,12 +21,13 @@ _INSTALL = "in erniekit's checkout: pip install -e '.[verify]'"
 class VerifyOptions:
     """What to check besides the directory itself.
 
-    `base`: the base model. `transformers`: compare with transformers; None: if torch is
-    installed. `data`: a file of chats; both implementations answer the first `samples`, with `max_new_tokens` each.
-    `reference` and `gradients`: stored outputs, see `erniekit.export.reference`.
+    `base`: the base model. `source`: the run or checkpoint that was exported. `transformers`: compare with
+    transformers; None: if torch is installed. `data`: a file of chats; both implementations answer the first `samples`,
+    with `max_new_tokens` each. `reference` and `gradients`: stored outputs, see `erniekit.export.reference`.
     """
 
     base: Path | None = None
+    source: Path | None = None
     transformers: bool | None = None
     data: Path | None = None
     samples: int = 8
@@ -48,6 +50,10 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
     if failed:
         yield Check("note", "nothing was computed, because a check above failed")
         return
+    if options.source is not None:
+        from erniekit.export.source_check import check_source
+
+        yield from _catch(check_source(directory, options.source))
     if options.reference is not None:
         yield from _catch(_check_reference(directory, options.reference, options.gradients))
     if options.transformers is False:

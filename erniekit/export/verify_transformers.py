@@ -6,7 +6,6 @@ The only module that imports torch. One model is in memory at a time, in float32
 from __future__ import annotations
 
 import gc
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,17 @@ import numpy as np
 import paddle
 import torch
 import transformers
-from PIL import Image
 
-from erniekit.data.chat.conversation import Conversation, ImagePart, Message, TextPart
 from erniekit.data.encode.document import Document
-from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import load_row
 from erniekit.data.media.item import Media, MediaSpec
 from erniekit.evaluation.dataset import load_samples
-from erniekit.export.checks import Check
+from erniekit.export.check import Check
+from erniekit.export.engines.prompts import make_prompts
 from erniekit.export.layouts import NESTED_MODEL_TYPE, transformers_config
+from erniekit.export.reference import LOGITS_TOLERANCE
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generator
 from erniekit.generation.load import find_model
@@ -35,12 +34,8 @@ from erniekit.models.config import ErnieConfig
 from erniekit.objectives.device_batch import row_inputs
 from erniekit.runtime import usable_cores
 
-# Norm of the difference, relative to the norm of transformers' logits.
-LOGITS_TOLERANCE = 1e-4
 # Tokens count as equally probable if their logits differ by less than this share of the largest logit.
 _TIE = 1e-4
-_QUESTION = "What is in the picture? Describe it in one sentence. 图片里有什么 1 + 2 = ?"
-_IMAGE_SIDES = (84, 112)
 
 
 @dataclass(frozen=True)
@@ -61,12 +56,13 @@ def compare_with_transformers(
 ) -> Iterator[Check]:
     """Load a directory in transformers and in Paddle, and compare.
 
-    Prompts: a line of text and, for VL models, a generated image. `data`: a file of chats; both implementations answer
+    Prompts: those of `make_prompts`. `data`: a file of chats; both implementations answer
     the first `samples` greedily. Raises ErnieKitError if data or tokenizer cannot be used.
     """
     config = ErnieConfig.from_dir(directory)
     encoder = make_encoder(directory)
-    prompts = {name: load_row([document], encoder.media_spec) for name, document in _prompts(encoder)}
+    asked = make_prompts(encoder)
+    prompts = {prompt.name: load_row([prompt.document], encoder.media_spec) for prompt in asked}
     chats = load_samples([data], encoder, limit=samples) if data is not None else []
     questions = [chat.prompt for chat in chats]
     text = Detokenizer.from_checkpoint(directory)
@@ -133,26 +129,6 @@ def torch_inputs(batch: PackedBatch, spec: MediaSpec | None) -> dict[str, torch.
 def _is_long(item: Media) -> bool:
     times, rows, columns = item.token_grid
     return times > max(rows, columns)
-
-
-def _prompts(encoder: Encoder) -> Iterator[tuple[str, Document]]:
-    text = TextPart(_QUESTION)
-    yield "text", encoder.encode_prompt(Conversation((Message("user", (text,), False),), "text prompt"))
-    if encoder.image_spec is not None:
-        image = ImagePart(_image())
-        chat = Conversation((Message("user", (image, text), False),), "image prompt")
-        yield "image", encoder.encode_prompt(chat)
-
-
-def _image() -> bytes:
-    """A PNG with smooth and noisy parts."""
-    height, width = _IMAGE_SIDES
-    rows, columns = np.mgrid[0:height, 0:width]
-    smooth = np.stack([rows * 3, columns * 2, 255 - rows - columns], axis=-1)
-    noise = np.random.default_rng(0).integers(0, 64, (height, width, 3))
-    stream = io.BytesIO()
-    Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def _load(directory: Path, config: ErnieConfig) -> tuple[Any, dict[str, list[str]]]:

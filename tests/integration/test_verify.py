@@ -99,7 +99,7 @@ def test_a_difference_between_the_two_fails(
         verify(models["vl"], data=data, samples=2, max_new_tokens=4)
     assert ended.value.exit_code == 1
     printed = capsys.readouterr().out
-    assert "result: FAIL, 3 checks failed" in printed
+    assert "result: FAIL, 5 checks failed" in printed
     assert "1 of 2 greedy answers are the same" in printed and f"{data}:1" in printed
 
 

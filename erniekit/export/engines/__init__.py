@@ -1,0 +1,1 @@
+"""Comparison of a model directory with the engines that serve it."""
