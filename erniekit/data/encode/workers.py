@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,10 +25,16 @@ from erniekit.data.encode.samples import Sample, SampleReader
 from erniekit.data.files.reader import BadLine, Record
 from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
+from erniekit.display.text import counted
 from erniekit.errors import DataError
 
 # Tasks per worker that may be ready or in work: what bounds the memory.
 _AHEAD = 2
+# Seconds to wait for a worker before a line says so, and before a stopped one is an error; a run that is over waits
+# less. So many times as long, and a worker that is not stopped is an error too.
+_PATIENCE, _CLOSE_SECONDS, _MOST = 60.0, 10.0, 30
+
+_NAMED = 3
 
 Batch = tuple[Sequence[Record | BadLine], Path, str]  # records, directory of their file, format
 Decoded = list[list[Patches] | SampleError]
@@ -39,19 +47,30 @@ class Workers:
     """A pool of `count` processes that starts when it is first needed; 0: the work is done by the caller.
 
     reader: what encodes records, where records are to be encoded; spec: of images and videos, None for a
-    text model.
+    text model. log: prints a line while a process takes long. patience: seconds until then.
     """
 
-    def __init__(self, count: int, spec: MediaSpec | None, reader: SampleReader | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        spec: MediaSpec | None,
+        reader: SampleReader | None = None,
+        *,
+        log: Callable[[str], None] | None = None,
+        patience: float = _PATIENCE,
+    ) -> None:
         self.count = count
         self._spec, self._reader = spec, reader
+        self._log, self._patience = log, patience
         self._pool: ProcessPoolExecutor | None = None
 
     def encode(self, batches: Iterable[Batch]) -> Generator[list[Sample]]:
         """The samples of each batch of records, in order."""
         reader = self._reader
         assert reader is not None, "these workers were made to decode only"
-        return self._run(batches, lambda batch: _read(reader, batch), _encode_batch, lambda batch: True)
+        return self._run(
+            batches, lambda batch: _read(reader, batch), _encode_batch, lambda batch: True, _records_of
+        )
 
     def decode(
         self, rows: Iterable[Item], documents: Callable[[Item], Sequence[Document]]
@@ -70,6 +89,7 @@ class Workers:
             lambda row: decode_all(row, spec),
             _decode_row,
             lambda row: any(document.media for document in row),
+            _samples_of,
         )
         try:
             for decoded in results:
@@ -78,10 +98,24 @@ class Workers:
             results.close()
 
     def close(self) -> None:
-        """Stop the processes. They start anew when they are needed again."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """Stop the processes; those that do not end are killed. They start anew when they are needed again."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        # The thread ends when all processes have ended.
+        processes, thread = _processes(pool), pool._executor_manager_thread
+        pool.shutdown(wait=False, cancel_futures=True)
+        if thread is None:
+            return
+        thread.join(min(self._patience, _CLOSE_SECONDS))
+        if not thread.is_alive():
+            return
+        left = [process for process in processes if process.is_alive()]
+        names = ", ".join(str(process.pid) for process in left)
+        self._say(f"worker processes of the data do not end and are killed: {names}")
+        for process in left:
+            process.kill()
+        thread.join()
 
     def _run(
         self,
@@ -89,10 +123,11 @@ class Workers:
         here: Callable[[Input], Result],
         there: Callable[[Input], Result],
         worth: Callable[[Input], bool],
+        name: Callable[[Input], str],
     ) -> Generator[Result]:
         """Results in the order of inputs; `there` runs in a process, `here` does the same in this one.
 
-        worth: whether an input is worth sending.
+        worth: whether an input is worth sending; name: of an input, in messages.
         """
         pending: deque[tuple[Input, Result | Future[Result]]] = deque()
         try:
@@ -100,9 +135,9 @@ class Workers:
                 sent = self.count > 0 and worth(item)
                 pending.append((item, self._started().submit(there, item) if sent else here(item)))
                 if len(pending) > _AHEAD * self.count:
-                    yield _finished(*pending.popleft())
+                    yield self._finished(*pending.popleft(), name)
             while pending:
-                yield _finished(*pending.popleft())
+                yield self._finished(*pending.popleft(), name)
         except BrokenProcessPool as error:
             self._pool = None
             raise DataError(
@@ -114,6 +149,31 @@ class Workers:
             for _, result in pending:
                 if isinstance(result, Future):
                     result.cancel()
+
+    def _finished(
+        self, item: Input, result: Result | Future[Result], name: Callable[[Input], str]
+    ) -> Result:
+        """The result, waited for. Raises DataError where a worker is stopped, or takes far too long."""
+        if not isinstance(result, Future):
+            return result
+        started, said = time.monotonic(), self._patience
+        while not wait([result], self._patience).done:
+            seconds = time.monotonic() - started
+            stopped = [] if self._pool is None else _stopped(_processes(self._pool))
+            if stopped or seconds > self._patience * _MOST:
+                reason = f"process {stopped[0]} is stopped" if stopped else "it may wait for a disk or the network"
+                raise DataError(
+                    f"a worker process of the data gives no result for {name(item)} in {seconds:.0f} s: {reason}. "
+                    "Resume the run when that is mended; data.workers: 0 does the work in the main process"
+                )
+            if seconds >= said:
+                self._say(f"waiting for a worker process of the data for {seconds:.0f} s: {name(item)}")
+                said *= 2
+        return result.result()
+
+    def _say(self, text: str) -> None:
+        if self._log is not None:
+            self._log(text)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -137,8 +197,31 @@ def decode_all(documents: Sequence[Document], spec: MediaSpec | None) -> Decoded
     return decoded
 
 
-def _finished(item: Input, result: Result | Future[Result]) -> Result:
-    return result.result() if isinstance(result, Future) else result
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())
+
+
+def _stopped(processes: Iterable[BaseProcess]) -> list[int]:
+    """Ids of processes that a signal has stopped (SIGSTOP), where /proc tells."""
+    found = []
+    for process in processes:
+        try:
+            status = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        # The state follows the name, which may hold anything.
+        if process.pid is not None and status.rpartition(")")[2].split()[:1] == ["T"]:
+            found.append(process.pid)
+    return found
+
+
+def _samples_of(documents: Sequence[Document]) -> str:
+    names = [document.sample_id for document in documents if document.media]
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _records_of(batch: Batch) -> str:
+    return f"{counted(len(batch[0]), 'record')} of a file in {batch[1]}"
 
 
 def _read(reader: SampleReader, batch: Batch) -> list[Sample]:

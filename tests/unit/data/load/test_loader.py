@@ -325,6 +325,33 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(dataset: Dataset) -> None
     loader.close()
 
 
+def test_a_stopped_worker_is_an_error_and_not_a_hang(dataset: Dataset) -> None:
+    lines: list[str] = []
+    workers = Workers(1, dataset.spec, log=lines.append)
+    rows = workers.decode(rows_of(make_loader(dataset)).once(), lambda row: row)
+    next(rows)
+    workers._patience = 0.2
+    assert workers._pool is not None
+    (process,) = workers._pool._processes.values()
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match=rf"gives no result for .*\.jsonl:\d+.*: process {process.pid} is stopped"):
+        list(rows)
+    workers.close()
+    assert lines[-1] == f"worker processes of the data do not end and are killed: {process.pid}"
+    assert not process.is_alive()
+
+
+def test_a_slow_worker_is_named(dataset: Dataset) -> None:
+    lines: list[str] = []
+    workers = Workers(1, dataset.spec, log=lines.append, patience=0.05)
+    # As for a disk that does not answer.
+    rows = workers._run([10.0**6], time.sleep, time.sleep, lambda row: True, lambda row: "a.jsonl:7")
+    with pytest.raises(DataError, match="no result for a.jsonl:7 in .* it may wait for a disk or the network"):
+        list(rows)
+    assert [line[:47] for line in lines[:2]] == ["waiting for a worker process of the data for 0 "] * 2
+    workers.close()
+
+
 def test_workers_end_with_a_main_process_that_is_killed(vl_checkpoint: Path, tmp_path: Path) -> None:
     noise(8, 8).save(tmp_path / "p.png")
     path = write_lines(tmp_path / "a.jsonl", [qa("<image>", images=["p.png"])])
