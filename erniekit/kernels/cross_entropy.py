@@ -222,10 +222,12 @@ def _cpu_loss(logits: Tensor, labels: Tensor, again: Callable[[Tensor], Tensor])
     error = _C_ops.softmax_(logits, -1)
     probabilities = values[places]
     losses = -np.log(probabilities)
-    unlikely = np.flatnonzero(probabilities < _SMALLEST)
-    if len(unlikely):
-        few = again(paddle.to_tensor(unlikely)).numpy()
+    # Paddle's softmax of NaN or infinity is uniform, or anything else.
+    exact = np.flatnonzero(~(probabilities >= _SMALLEST) | ~np.isfinite(at_target))
+    if len(exact):
+        few = again(paddle.to_tensor(exact)).numpy()
         peak = few.max(1)
-        losses[unlikely] = np.log(np.exp(few - peak[:, None]).sum(1)) + (peak - at_target[unlikely])
+        with np.errstate(invalid="ignore"):
+            losses[exact] = np.log(np.exp(few - peak[:, None]).sum(1)) + (peak - at_target[exact])
     values[places] -= 1
     return paddle.to_tensor(losses), error

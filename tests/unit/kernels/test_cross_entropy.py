@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -121,6 +122,17 @@ def test_an_unlikely_token_has_its_exact_loss_and_nan_stays_nan() -> None:
         for label in (0, 1):
             one = paddle.to_tensor(values), paddle.ones([1, 1]), paddle.to_tensor([label])
             assert np.isnan(float(chunked_cross_entropy(one[1], one[0], one[2], 8)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_hidden_state_that_is_not_finite_gives_a_loss_that_is_not(value: float) -> None:
+    """Paddle's softmax on CPU makes a row of NaN uniform where the vocabulary is large."""
+    hidden = np.ones((3, 4), np.float32)
+    hidden[1] = value
+    weight = np.random.default_rng(0).standard_normal((4096, 4)).astype(np.float32)
+    arrays = (hidden, weight, np.array([5, 6, 7]))
+    log_probs = chunked_log_probs(*map(paddle.to_tensor, arrays), 8).numpy()
+    assert np.isfinite(log_probs).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("function", [chunked_cross_entropy, chunked_log_probs])
