@@ -43,6 +43,9 @@ COMMANDS = {
     "init": Command("erniekit.cli.init", "init", "Create a small model with random weights and a tokenizer."),
     "download": Command("erniekit.cli.download", "download", "Download a model from the Hugging Face hub."),
     "train": Command("erniekit.cli.train", "train", "Fine-tune a model from a YAML file."),
+    "replay": Command(
+        "erniekit.cli.replay", "replay", "Compute saved rows of a run again, to find what is not finite."
+    ),
     "eval": Command(
         "erniekit.cli.evaluate", "evaluate", "Evaluate a model: loss, perplexity and generated answers."
     ),

@@ -43,6 +43,7 @@ ScheduleType = Literal["cosine", "linear", "constant", "wsd"]
 KernelBackend = Literal["auto", "triton", "paddle", "plain"]
 AttentionKernel = Literal["auto", "flashmask", "flash"]
 Recompute = Literal["none", "layers", "auto"]
+OnNonFinite = Literal["stop", "skip"]
 Shard = Literal["none", "optimizer", "gradients", "parameters"]
 SHARDS: tuple[Shard, ...] = get_args(Shard)
 """ZeRO levels 0 to 3: each one shards what those before it do, and more."""

@@ -287,6 +287,13 @@ class TrainConfig(Section):
         "same results bit for bit. Attention's backward pass becomes slower and takes more memory. No effect on a CPU, "
         "where kernels are deterministic.",
     )
+    on_nonfinite: choices.OnNonFinite = Field(
+        "stop",
+        description="At a step with a loss or gradient that is NaN or infinite. stop: end with an error that names the "
+        "samples. skip: leave weights and optimizer as they are, count the step (train/skipped_steps), and go on with "
+        "the next rows and the next step of the schedule; the 10th such step in a row ends the run. Either saves the "
+        "rows for erniekit replay.",
+    )
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations on data.eval. null: only at the end."
     )

@@ -165,6 +165,14 @@ class AdamW:
         found = (slot.gradient() for slot in self._slots)
         return [gradient for gradient in found if gradient is not None]
 
+    @paddle.no_grad()
+    def nonfinite_gradients(self) -> list[str]:
+        """The names of parameters with a gradient that holds NaN or infinity."""
+        found = [(slot.name, gradient) for slot in self._slots if (gradient := slot.gradient()) is not None]
+        flags = [paddle.isfinite(gradient).all() for _, gradient in found]
+        finite = paddle.stack(flags).tolist() if flags else []
+        return [name for (name, _), is_finite in zip(found, finite, strict=True) if not is_finite]
+
     def clear_gradients(self) -> None:
         """Release all gradients."""
         for slot in self._slots:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from erniekit.checkpoint.state import TrainerState, check_identity, read_state
 from erniekit.config import Config
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.rows import StoredRows
+from erniekit.data.store.dataset import Dataset
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
 from erniekit.evaluation.answers import AnswerEvaluator
@@ -47,15 +48,16 @@ from erniekit.train.model import (
     load_sharded,
     prepare_model,
 )
+from erniekit.train.nonfinite import NONFINITE_DIR, NonFinitePolicy
 from erniekit.train.plan import plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
     begin_run,
     checkpoint_to_resume,
-    lock_run_directory,
     make_run_directory,
     write_config,
 )
+from erniekit.train.run_lock import lock_run_directory
 from erniekit.train.selection import select_parameters
 from erniekit.train.trainer import Hook, Trainer, TrainerSettings
 
@@ -120,7 +122,12 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         dist.mesh,
         changes,
     )
-    objective = build_objective(context, prepared, inputs, dtype)
+    datasets = [
+        rows.dataset
+        for rows in (inputs.rows, inputs.eval_rows and inputs.eval_rows.rows)
+        if isinstance(rows, StoredRows)
+    ]
+    objective = build_objective(context, prepared, datasets, dtype)
     reducer = build_gradient_reducer(config, prepared, dist.mesh)
     optimizer = build_optimizer(config, prepared, reducer)
     checkpointer = Checkpointer(
@@ -150,6 +157,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         dist=several,
         reducer=reducer,
         skipped_samples=None if several is None else SkippedSampleSync(inputs.train.budget, several),
+        nonfinite=NonFinitePolicy(config.train.on_nonfinite, context.run_dir / NONFINITE_DIR, log, several),
         count_flops=None if peak_flops is None else build_flop_counter(config, dtype, changes),
         progress=progress,
     )
@@ -249,16 +257,12 @@ def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientRe
 
 
 def build_objective(
-    context: RunContext, prepared: PreparedModel, inputs: Inputs, dtype: str
+    context: RunContext, prepared: PreparedModel, datasets: Sequence[Dataset], dtype: str
 ) -> SftObjective | DpoObjective:
-    """The loss of the run's task, with the reference model of preference training."""
+    """The loss of the run's task, with the reference model of preference training, which may be cached for all pairs
+    of `datasets`."""
     config, dist, model = context.config, context.dist, prepared.model
     if config.task == "dpo":
-        datasets = [
-            rows.dataset
-            for rows in (inputs.rows, inputs.eval_rows and inputs.eval_rows.rows)
-            if isinstance(rows, StoredRows)
-        ]
 
         def load_base() -> ErnieModel:
             # One process computes what is cached.

@@ -235,13 +235,15 @@ class Checkpointer:
             return assemble(parts, read_part, "F32", (0, parts[-1].stop)).reshape(own[name].shape)
 
         own = self._optimizer.state_tensors()
-        self._optimizer.load_state(state.step, [*complete, *others], read)
+        self._optimizer.load_state(state.step - state.skipped_steps, [*complete, *others], read)
         self._loader.load_state_dict(state.loader)
         return TrainerProgress(
             state.step,
             state.rows,
             state.tokens,
             state.loss_tokens,
+            state.skipped_steps,
+            state.skipped_in_row,
             MetricsAccumulator(**state.window),
             BestTracker(**state.best),
         )
@@ -295,6 +297,8 @@ class Checkpointer:
             base_model=config.model.path,
             erniekit_version=__version__,
             best=progress.best.as_dict(),
+            skipped_steps=progress.skipped_steps,
+            skipped_in_row=progress.skipped_in_row,
         )
 
     def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[np.ndarray]]:

@@ -93,7 +93,8 @@ def make_console() -> Console:
 
 def describe_step(scalars: Mapping[str, float]) -> str:
     """Loss and speed, such as "loss 0.6931  1,234 tokens/s  MFU 41.2%"."""
-    text = f"loss {scalars['train/loss']:.4f}  {scalars['train/tokens_per_second']:,.0f} tokens/s"
+    loss = f"loss {scalars['train/loss']:.4f}" if "train/loss" in scalars else "skipped"
+    text = f"{loss}  {scalars['train/tokens_per_second']:,.0f} tokens/s"
     return text + (f"  MFU {scalars['train/mfu']:.1%}" if "train/mfu" in scalars else "")
 
 

@@ -103,7 +103,7 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
         )
         budget = _budget(data)
         reader = _reader(config, encoder)
-        workers = Workers(data.workers, encoder.media_spec, reader)
+        workers = Workers(data.workers, encoder.media_spec, reader, log=log)
         stack.callback(workers.close)
         rows: StoredRows | StreamedRows
         if data.streaming:

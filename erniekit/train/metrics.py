@@ -21,7 +21,7 @@ class StepMetrics:
     modality; `expert_counts` maps "layer_1/text" to the number of tokens routed to each expert, int64 [experts];
     `router_sums` are sums over the tokens of the modality at the end of their names ("z_loss/text",
     "entropy/layer_1/vision"); `router_losses` are losses of the step ("orthogonal_loss/text"); `pair_sums` are sums
-    over preference pairs (`RowPairs.sums`).
+    over preference pairs (`RowPairs.sums`); `is_skipped`: the step had no update, and some losses are not finite.
     """
 
     loss_sum: float
@@ -37,6 +37,12 @@ class StepMetrics:
     router_sums: dict[str, float] = field(default_factory=dict)
     router_losses: dict[str, float] = field(default_factory=dict)
     pair_sums: dict[str, float] = field(default_factory=dict)
+    is_skipped: bool = False
+
+    @property
+    def loss(self) -> float:
+        """Mean over the loss tokens, or the preference pairs."""
+        return self.loss_sum / (self.pair_sums["pairs"] if self.pair_sums else self.loss_tokens)
 
 
 @dataclass
@@ -44,7 +50,7 @@ class MetricsAccumulator:
     """Sums over the steps since the last log line.
 
     A checkpoint keeps them, so that the log line after a resumed run is the one of a run that never stopped (except
-    for times).
+    for times). Steps without an update are in times, tokens and positions only.
     """
 
     steps: int = 0
@@ -61,18 +67,22 @@ class MetricsAccumulator:
     router_sums: dict[str, float] = field(default_factory=dict)
     router_losses: dict[str, float] = field(default_factory=dict)
     pair_sums: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
     def add(self, step: StepMetrics) -> None:
         """Add a step."""
         self.steps += 1
-        self.loss_sum += step.loss_sum
-        self.loss_tokens += step.loss_tokens
         self.tokens += step.tokens
         self.positions += step.positions
-        self.gradient_norm += step.gradient_norm
         self.seconds += step.seconds
         self.data_seconds += step.data_seconds
         self.flops += step.flops
+        if step.is_skipped:
+            self.skipped += 1
+            return
+        self.loss_sum += step.loss_sum
+        self.loss_tokens += step.loss_tokens
+        self.gradient_norm += step.gradient_norm
         for name, counts in step.expert_counts.items():
             before = np.asarray(self.expert_counts.get(name, 0), np.int64)
             self.expert_counts[name] = (before + counts).tolist()
@@ -88,16 +98,23 @@ class MetricsAccumulator:
         tokens and times are means over its steps. Unused positions are a share of all positions. The expert load is
         the load of the busiest expert over the mean load (1 is perfect balance); a dead expert had no token. Router
         losses are unweighted sums over all layers; they and the entropy (in nats) are means over the tokens of the
-        modality, and the orthogonal loss is a mean over the steps. For pairs see `pair_means`.
+        modality, and the orthogonal loss is a mean over the steps. For pairs see `pair_means`. Where all steps were
+        skipped there are no losses.
         """
         scalars = {
-            "train/loss": self.loss_sum / (self.pair_sums["pairs"] if self.pair_sums else self.loss_tokens),
-            "train/gradient_norm": self.gradient_norm / self.steps,
-            "train/loss_tokens": self.loss_tokens / self.steps,
             "train/tokens_per_second": self.tokens / self.seconds,
             "train/step_seconds": self.seconds / self.steps,
             "data/unused_positions": 1 - self.tokens / self.positions,
             "train/data_seconds": self.data_seconds / self.steps,
+        }
+        updates = self.steps - self.skipped
+        if not updates:
+            return scalars
+        scalars = {
+            "train/loss": self.loss_sum / (self.pair_sums["pairs"] if self.pair_sums else self.loss_tokens),
+            "train/gradient_norm": self.gradient_norm / updates,
+            "train/loss_tokens": self.loss_tokens / updates,
+            **scalars,
         }
         for name, counts in self.expert_counts.items():
             if sum(counts):
@@ -108,7 +125,7 @@ class MetricsAccumulator:
             if tokens:
                 scalars[f"router/{name}"] = total / tokens
         for name, total in self.router_losses.items():
-            scalars[f"router/{name}"] = total / self.steps
+            scalars[f"router/{name}"] = total / updates
         return scalars | pair_means(self.pair_sums)
 
     def expert_shares(self) -> dict[str, list[float]]:

@@ -36,6 +36,7 @@ class BestTracker:
 class TrainerProgress:
     """Optimizer steps done, rows drawn, tokens of all kinds and trained tokens, over all processes.
 
+    skipped_steps: steps without an update (train.on_nonfinite); skipped_in_row: those just before the next step.
     window: metrics of the steps that are not logged yet; best: the best evaluation so far.
     """
 
@@ -43,5 +44,7 @@ class TrainerProgress:
     rows: int = 0
     tokens: int = 0
     loss_tokens: int = 0
+    skipped_steps: int = 0
+    skipped_in_row: int = 0
     window: MetricsAccumulator = field(default_factory=MetricsAccumulator)
     best: BestTracker = field(default_factory=BestTracker)

@@ -1,14 +1,11 @@
-"""The directory of a run: checks before a run writes to it, its lock, and its configuration file."""
+"""The directory of a run: checks before a run writes to it, and its configuration file."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from erniekit.checkpoint.best import BEST_FILE
 from erniekit.checkpoint.manifest import checksum_problems
@@ -18,12 +15,16 @@ from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.hooks.profiler import PROFILE_DIR
 from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR
+from erniekit.train.nonfinite import NONFINITE_DIR
+from erniekit.train.run_lock import refuse_second_run
 
 CONFIG_FILE = "config.yaml"
 _PREVIOUS_CONFIG = "config.previous.yaml"
-_LOCK = ".run.lock"
 # Files that a run writes before its first checkpoint, and suffixes of files with the output of a command.
-_OWN = {CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE, PROFILE_DIR, "logs", "eval"}
+_OWN = {
+    *(CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE),
+    *(PROFILE_DIR, NONFINITE_DIR, "logs", "eval"),
+}
 _OUTPUTS = {".log", ".out", ".err"}
 
 
@@ -41,7 +42,7 @@ def check_run_directory(config: Config, *, resume: bool) -> None:
         raise ConfigError(f"train.output_dir: {existing} cannot be written to; choose another directory")
     if not run.exists():
         return
-    _refuse_second_run(run)
+    refuse_second_run(run)
     found = find_checkpoints(run)
     if found and not resume:
         raise ConfigError(
@@ -128,41 +129,6 @@ def make_run_directory(run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"train.output_dir: {run} cannot be created: {error.strerror}") from None
-
-
-@contextmanager
-def lock_run_directory(run: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Lock the directory while this run trains. The lock ends with the process, however the process ends.
-
-    Raises ConfigError where another process holds the lock.
-    """
-    with (run / _LOCK).open("a") as file:
-        try:
-            _lock(file, run)
-        except OSError as error:
-            log(f"note: the disk of {run} has no locks ({error.strerror}); do not start another run in it")
-        yield
-
-
-def _refuse_second_run(run: Path) -> None:
-    """Raise ConfigError where another process trains in a directory."""
-    try:
-        with (run / _LOCK).open("r+") as file:
-            _lock(file, run)
-    except OSError:
-        # No run has used the directory, or the disk has no locks, which `lock_run_directory` logs.
-        return
-
-
-def _lock(file: IO[str], run: Path) -> None:
-    """Lock for the process, not for the open file: worker processes that outlive the process do not hold it."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise ConfigError(
-            f"train.output_dir: another process trains in {run}; wait until it ends, or choose another directory "
-            "(train.output_dir=...)"
-        ) from None
 
 
 def _is_own(entry: Path, config: Config) -> bool:

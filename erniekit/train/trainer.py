@@ -16,7 +16,7 @@ from erniekit.data.load.batch import PackedBatch
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.failures import original_error
 from erniekit.distributed.skipped_samples import SkippedSampleSync
-from erniekit.errors import DataError, ErnieKitError
+from erniekit.errors import DataError
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.objective import Objective
 from erniekit.objectives.pairs import RowPairs
@@ -27,10 +27,10 @@ from erniekit.optim.clip import clip_scale, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.train.metrics import StepMetrics
+from erniekit.train.nonfinite import NonFinitePolicy, StepNumbers
 from erniekit.train.progress import TrainerProgress
 from erniekit.upload import AsyncUpload
 
-_NAMED_SAMPLES = 8
 _MAX_EMPTY_STEPS = 1000
 
 
@@ -113,7 +113,7 @@ class Trainer:
 
     dist: the processes of the run; reducer: reduces their gradients; skipped_samples: counts the samples that any of
     them could not use. All three are None for one process. count_flops: FLOPs of training on a row, None where nobody
-    asks.
+    asks. nonfinite: decides about steps with a loss or gradient that is not finite.
 
     progress: where training starts, updated by every step. is_interrupted: all processes stop after the current step.
     stop_reason: why training ends early; set by a hook.
@@ -129,6 +129,7 @@ class Trainer:
     dist: DistributedContext | None = None
     reducer: GradientReducer | None = None
     skipped_samples: SkippedSampleSync | None = None
+    nonfinite: NonFinitePolicy = field(default_factory=NonFinitePolicy)
     count_flops: Callable[[PackedBatch], float] | None = None
     progress: TrainerProgress = field(default_factory=TrainerProgress)
     is_interrupted: bool = field(default=False, init=False)
@@ -168,7 +169,7 @@ class Trainer:
     def train_step(self) -> StepMetrics:
         """One optimizer step. Losses are divided by the totals of all rows of the step, see `StepTotals`.
 
-        Raises ErnieKitError where a loss or a gradient is not finite: before the update, naming the samples.
+        Raises ErnieKitError where a loss or a gradient is not finite and `nonfinite` stops: before the update.
         """
         start = time.perf_counter()
         batches, num_rows, totals = self._next_batches()
@@ -192,20 +193,20 @@ class Trainer:
         for hook in self.hooks:
             router_losses |= hook.before_optimizer_step(self.optimizer)
         norm = gradient_norm(self.optimizer.gradients()) if self.reducer is None else self.reducer.norm()
-        self._check_finite(batches, losses, norm)
-        learning_rate = self.schedule.learning_rate(self.progress.step)
-        self.optimizer.step(learning_rate, clip_scale(norm, self.settings.max_grad_norm))
-        self.optimizer.clear_gradients()
-        if self.reducer is not None:
-            self.reducer.all_gather_params()
-        for hook in self.hooks:
-            router_losses |= hook.after_optimizer_step(self.optimizer, learning_rate, expert_counts)
+        numbers = StepNumbers(self.progress.step + 1, batches, losses, sums["loss"], norm)
+        is_applied = self.nonfinite.accepts(numbers, self.optimizer, self.progress.skipped_in_row)
+        if is_applied:
+            router_losses |= self._update(norm, expert_counts)
+        else:
+            self.optimizer.clear_gradients()
 
         num_tokens = sum(totals.modality_tokens)
         self.progress.step += 1
         self.progress.rows += num_rows
         self.progress.tokens += num_tokens
         self.progress.loss_tokens += totals.loss_tokens
+        self.progress.skipped_steps += not is_applied
+        self.progress.skipped_in_row = 0 if is_applied else self.progress.skipped_in_row + 1
         return StepMetrics(
             loss_sum=sums.pop("loss"),
             loss_tokens=totals.loss_tokens,
@@ -220,7 +221,20 @@ class Trainer:
             router_sums=sums,
             router_losses=router_losses,
             pair_sums={name: float(value) for name, value in pair_sums.items()},
+            is_skipped=not is_applied,
         )
+
+    def _update(self, norm: float, expert_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Clip the gradients and apply them. Returns the losses that hooks add."""
+        learning_rate = self.schedule.learning_rate(self.progress.step)
+        self.optimizer.step(learning_rate, clip_scale(norm, self.settings.max_grad_norm))
+        self.optimizer.clear_gradients()
+        if self.reducer is not None:
+            self.reducer.all_gather_params()
+        losses: dict[str, float] = {}
+        for hook in self.hooks:
+            losses |= hook.after_optimizer_step(self.optimizer, learning_rate, expert_counts)
+        return losses
 
     def end_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Pass the metrics of an evaluation to all hooks."""
@@ -323,22 +337,6 @@ class Trainer:
             for name, piece, array in zip(values, pieces, arrays, strict=True)
         }
 
-    def _check_finite(self, batches: Sequence[PackedBatch], losses: Sequence[float], norm: float) -> None:
-        where = f"step {self.progress.step + 1}"
-        advice = (
-            "The step was not applied and earlier checkpoints are untouched. Look at these samples, or lower "
-            "optimizer.learning_rate or optimizer.max_grad_norm."
-        )
-        bad = [batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)]
-        if bad:
-            raise ErnieKitError(
-                f"{where}: the loss is not a finite number in the samples {_sample_names(bad)}. {advice}"
-            )
-        if not math.isfinite(norm):
-            raise ErnieKitError(
-                f"{where}: the gradient norm is {norm} with the samples {_sample_names(batches)}. {advice}"
-            )
-
 
 class _RowResult(NamedTuple):
     """The output of an objective without the graph, and the upload of the row: its memory is in use until the host has
@@ -365,9 +363,3 @@ def _sum_by_name(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         for name, value in part.items():
             total[name] = total[name] + value if name in total else value
     return total
-
-
-def _sample_names(batches: Sequence[PackedBatch]) -> str:
-    names = list(dict.fromkeys(name for batch in batches for name in batch.sample_ids))
-    shown = ", ".join(names[:_NAMED_SAMPLES])
-    return shown if len(names) <= _NAMED_SAMPLES else f"{shown} and {len(names) - _NAMED_SAMPLES} more"

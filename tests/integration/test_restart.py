@@ -1,6 +1,7 @@
 """Runs that died before they saved anything, in directories of every state: they begin again, or are refused."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from erniekit.checkpoint.best import BEST_FILE
 from erniekit.config import dump_config, load_config
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.run import run_training
+from erniekit.train.run_lock import LOCK_FILE
 from erniekit.train.trainer import Trainer
 from tests.checkpoints import tensors
 from tests.integration.training_setup import losses, make_config, read_log
@@ -139,14 +141,16 @@ def test_what_a_dead_run_left_is_not_taken_for_this_one(tmp_path: Path, model: P
 HOLD = """
 import sys
 from pathlib import Path
-from erniekit.train.run_directory import lock_run_directory
+from erniekit.train.run_lock import lock_run_directory
 with lock_run_directory(Path(sys.argv[1]), print):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_two_runs_do_not_train_in_one_directory(tmp_path: Path, model: Path, data: Path) -> None:
+def test_two_runs_do_not_train_in_one_directory(
+    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     config = make_config(run, model, data, train__max_steps=1)
@@ -157,10 +161,13 @@ def test_two_runs_do_not_train_in_one_directory(tmp_path: Path, model: Path, dat
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         for resume in (False, True):
-            with pytest.raises(ConfigError, match=r"another process trains in .*run;"):
+            who = rf"another run, process {other.pid} on {socket.gethostname()}, since \d.*, trains in .*run;"
+            with pytest.raises(ConfigError, match=who):
                 run_training(config, resume=resume)
     finally:
         other.kill()
         other.communicate()
     # However it ended, the directory is free again.
     assert run_training(config) == 0
+    assert f"process {other.pid} on {socket.gethostname()}, since" in capsys.readouterr().out
+    assert (run / LOCK_FILE).read_text() == ""

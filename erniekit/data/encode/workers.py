@@ -150,9 +150,7 @@ class Workers:
                 if isinstance(result, Future):
                     result.cancel()
 
-    def _finished(
-        self, item: Input, result: Result | Future[Result], name: Callable[[Input], str]
-    ) -> Result:
+    def _finished(self, item: Input, result: Result | Future[Result], name: Callable[[Input], str]) -> Result:
         """The result, waited for. Raises DataError where a worker is stopped, or takes far too long."""
         if not isinstance(result, Future):
             return result
@@ -161,7 +159,9 @@ class Workers:
             seconds = time.monotonic() - started
             stopped = [] if self._pool is None else _stopped(_processes(self._pool))
             if stopped or seconds > self._patience * _MOST:
-                reason = f"process {stopped[0]} is stopped" if stopped else "it may wait for a disk or the network"
+                reason = (
+                    f"process {stopped[0]} is stopped" if stopped else "it may wait for a disk or the network"
+                )
                 raise DataError(
                     f"a worker process of the data gives no result for {name(item)} in {seconds:.0f} s: {reason}. "
                     "Resume the run when that is mended; data.workers: 0 does the work in the main process"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from erniekit.data.encode.document import IGNORE, Document
+from erniekit.data.media.images import source_name
 from erniekit.data.media.patches import PATCH_DIM, Patches
 
 
@@ -22,7 +24,8 @@ class PackedBatch:
     modality [T] int8, 1 for vision placeholders and their start and end markers; cu_seqlens [D + 1] int32,
     document boundaries; patches [P, patch_dim] uint8, see vision.patchify; grid_thw [N, 3] int32, in patches;
     media_positions [M] int64, the positions that take the vision features, in the order of grid_thw;
-    sample_ids, one per document. Of preference pairs also: branches [D, 2] int32, where the chosen and the
+    sample_ids, one per document; media_names, the paths or URLs of its images and videos, for
+    each document. Of preference pairs also: branches [D, 2] int32, where the chosen and the
     rejected answer of each document begin, [0, 2] elsewhere; reference [D, 2] float32, `Document.reference`, None
     where any lacks it.
     """
@@ -38,6 +41,7 @@ class PackedBatch:
     sample_ids: tuple[str, ...]
     branches: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     reference: npt.NDArray[np.float32] | None = None
+    media_names: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_loss_tokens(self) -> int:
@@ -74,7 +78,36 @@ def pack(documents: Sequence[Document], patches: Sequence[Patches]) -> PackedBat
         sample_ids=tuple(document.sample_id for document in documents),
         branches=np.asarray(branches, np.int32).reshape(-1, 2),
         reference=np.asarray(references, np.float32) if len(references) == len(documents) else None,
+        media_names=tuple(
+            tuple(source_name(item.source) for item in document.media) for document in documents
+        ),
     )
+
+
+def split(batch: PackedBatch) -> list[PackedBatch]:
+    """Each document of a row as a row: `pack` of it alone."""
+    rows, image = [], 0
+    patch_bounds = np.concatenate([[0], np.cumsum(batch.grid_thw.astype(np.int64).prod(1))])
+    for number, (start, stop) in enumerate(pairwise(batch.cu_seqlens.tolist())):
+        first, image = image, image + len(batch.media_names[number])
+        inside = (batch.media_positions >= start) & (batch.media_positions < stop)
+        rows.append(
+            PackedBatch(
+                input_ids=batch.input_ids[start:stop],
+                labels=batch.labels[start:stop],
+                position_ids=batch.position_ids[:, start:stop],
+                modality=batch.modality[start:stop],
+                cu_seqlens=np.array([0, stop - start], np.int32),
+                patches=batch.patches[patch_bounds[first] : patch_bounds[image]],
+                grid_thw=batch.grid_thw[first:image],
+                media_positions=batch.media_positions[inside] - start,
+                sample_ids=batch.sample_ids[number : number + 1],
+                branches=batch.branches[number : number + 1] - start,
+                reference=None if batch.reference is None else batch.reference[number : number + 1],
+                media_names=batch.media_names[number : number + 1],
+            )
+        )
+    return rows
 
 
 def filler() -> PackedBatch:

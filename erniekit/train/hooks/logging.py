@@ -50,6 +50,8 @@ class LoggingHook(Hook):
         if self._peak_flops is not None:
             scalars["train/mfu"] = window.flops / window.seconds / self._peak_flops
         scalars["train/learning_rate"] = trainer.schedule.learning_rate(progress.step - 1)
+        if progress.skipped_steps:
+            scalars["train/skipped_steps"] = float(progress.skipped_steps)
         scalars["train/tokens_seen"] = float(progress.tokens)
         for hook in trainer.hooks:
             scalars |= hook.scalars()

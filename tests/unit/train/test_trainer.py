@@ -23,6 +23,7 @@ from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.evaluation import EvaluationHook
 from erniekit.train.hooks.logging import LoggingHook
+from erniekit.train.nonfinite import NonFinitePolicy
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.trainer import Hook, Trainer, TrainerSettings, seed_row
 
@@ -200,7 +201,11 @@ def make(model: Model, rows: Sequence[Row] = ROWS, **changes: Any) -> tuple[Trai
         "schedule": Schedule("constant", 0.1, 0.0, 100),
         "rows": Rows(rows, changes.pop("epochs", None)),
         "hooks": hooks,
-        **{key: changes.pop(key) for key in ("count_flops", "dist", "progress") if key in changes},
+        **{
+            key: changes.pop(key)
+            for key in ("count_flops", "dist", "progress", "nonfinite")
+            if key in changes
+        },
     }
     settings = {
         "total_steps": 4, "rows_per_step": 2, "max_length": 8, "max_grad_norm": 0.0, "seed": 1
@@ -364,10 +369,71 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     model = Plain()
     trainer, _, saved = make(model)
     model.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(ErnieKitError, match=r"step 1: the gradient norm is inf with the samples a:1, a:2\."):
+    message = r"step 1: the gradient norm is inf, in the gradients of weight, with the samples a:1, a:2\."
+    with pytest.raises(ErnieKitError, match=message):
         run(trainer)
     assert model.weight.item() == 1.0
     assert saved == []
+
+
+def test_a_step_that_is_not_finite_is_skipped() -> None:
+    """Weight and optimizer are those of the other steps alone; the schedule and the rows go on."""
+    bad = Row((1.0, math.nan), "bad.jsonl:7")
+    lines: list[str] = []
+    skipping, log, _ = make(
+        Plain(),
+        [ROWS[0], ROWS[1], bad, ROWS[2], ROWS[2], ROWS[0]],
+        total_steps=3,
+        nonfinite=NonFinitePolicy("skip", log=lines.append),
+    )
+    run(skipping)
+    without, expected, _ = make(Plain(), [ROWS[0], ROWS[1], ROWS[2], ROWS[0]], total_steps=2)
+    run(without)
+    for trainer in (skipping, without):
+        assert trainer.optimizer.steps_done == 2
+    states = [trainer.optimizer.state_tensors() for trainer in (skipping, without)]
+    assert all(states[0][name].item() == states[1][name].item() for name in states[1])
+    assert skipping.model.weight.item() == without.model.weight.item() != 1.0
+    progress = skipping.progress
+    assert (progress.step, progress.rows, progress.skipped_steps, progress.skipped_in_row) == (3, 6, 1, 0)
+    assert lines == ["step 2 is skipped: the loss is not a finite number in the samples bad.jsonl:7"]
+    first, second, third = (line for _, line in log.written)
+    assert "train/loss" not in second and second["train/skipped_steps"] == third["train/skipped_steps"] == 1
+    same = ("train/loss", "train/gradient_norm")
+    assert [[line[key] for key in same] for line in (first, third)] == [
+        [line[key] for key in same] for _, line in expected.written
+    ]
+
+
+def test_hooks_do_not_see_the_update_of_a_skipped_step() -> None:
+    class Updates(Hook):
+        number = 0
+
+        def after_optimizer_step(self, *arguments: object) -> dict[str, float]:
+            self.number += 1
+            return {}
+
+    updates = Updates()
+    rows = [ROWS[0], Row((math.inf,), "bad.jsonl:7"), ROWS[1]]
+    policy = NonFinitePolicy("skip", log=lambda line: None)
+    trainer, _, _ = make(
+        Plain(), rows, hooks=[updates], rows_per_step=1, total_steps=3, log_every=3, nonfinite=policy
+    )
+    run(trainer)
+    assert updates.number == 2
+
+
+def test_a_run_that_does_not_recover_stops() -> None:
+    lines: list[str] = []
+    policy = NonFinitePolicy("skip", log=lines.append)
+    rows = [ROWS[0], *[Row((math.nan,), f"bad.jsonl:{number}") for number in range(20)]]
+    trainer, _, saved = make(Plain(), rows, rows_per_step=1, total_steps=20, nonfinite=policy)
+    with pytest.raises(
+        ErnieKitError, match=r"step 11: .*bad\.jsonl:9.*it is step 10 in a row that is not finite"
+    ):
+        run(trainer)
+    assert len(lines) == 9 and saved == []
+    assert trainer.optimizer.steps_done == 1
 
 
 def test_many_samples_are_named_in_part() -> None:

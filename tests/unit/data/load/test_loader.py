@@ -17,7 +17,7 @@ from erniekit.data.encode import workers as workers_module
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
-from erniekit.data.load.batch import PackedBatch
+from erniekit.data.load.batch import PackedBatch, split
 from erniekit.data.load.loader import RowLoader, load_row
 from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
@@ -94,6 +94,14 @@ def test_a_row_is_its_documents_side_by_side(dataset: Dataset) -> None:
         placeholder = row.input_ids[row.media_positions]
         assert len(set(placeholder.tolist())) <= 1
         assert (row.modality[row.media_positions] == 1).all()
+
+
+def test_a_row_can_be_split_into_its_documents(dataset: Dataset) -> None:
+    chosen = documents(dataset)[:6]
+    row = load_row(chosen, dataset.spec)
+    assert len(row.grid_thw) > 1
+    for document, part in zip(chosen, split(row), strict=True):
+        assert_same(part, load_row([document], dataset.spec))
 
 
 def test_every_document_once_an_epoch_and_another_order_in_the_next(dataset: Dataset) -> None:
@@ -334,7 +342,9 @@ def test_a_stopped_worker_is_an_error_and_not_a_hang(dataset: Dataset) -> None:
     assert workers._pool is not None
     (process,) = workers._pool._processes.values()
     os.kill(process.pid, signal.SIGSTOP)
-    with pytest.raises(DataError, match=rf"gives no result for .*\.jsonl:\d+.*: process {process.pid} is stopped"):
+    with pytest.raises(
+        DataError, match=rf"gives no result for .*\.jsonl:\d+.*: process {process.pid} is stopped"
+    ):
         list(rows)
     workers.close()
     assert lines[-1] == f"worker processes of the data do not end and are killed: {process.pid}"
@@ -346,7 +356,9 @@ def test_a_slow_worker_is_named(dataset: Dataset) -> None:
     workers = Workers(1, dataset.spec, log=lines.append, patience=0.05)
     # As for a disk that does not answer.
     rows = workers._run([10.0**6], time.sleep, time.sleep, lambda row: True, lambda row: "a.jsonl:7")
-    with pytest.raises(DataError, match="no result for a.jsonl:7 in .* it may wait for a disk or the network"):
+    with pytest.raises(
+        DataError, match=r"no result for a\.jsonl:7 in .* it may wait for a disk or the network"
+    ):
         list(rows)
     assert [line[:47] for line in lines[:2]] == ["waiting for a worker process of the data for 0 "] * 2
     workers.close()
