@@ -102,8 +102,7 @@ class Workers:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        # The thread ends when all processes have ended.
-        processes, thread = _processes(pool), pool._executor_manager_thread
+        processes, thread = _processes(pool), _manager(pool)
         pool.shutdown(wait=False, cancel_futures=True)
         if thread is None:
             return
@@ -199,6 +198,12 @@ def decode_all(documents: Sequence[Document], spec: MediaSpec | None) -> Decoded
 
 def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
     return list((pool._processes or {}).values())
+
+
+def _manager(pool: ProcessPoolExecutor) -> threading.Thread | None:
+    """The thread that ends when all processes have ended; None before the first task."""
+    thread: threading.Thread | None = vars(pool)["_executor_manager_thread"]
+    return thread
 
 
 def _stopped(processes: Iterable[BaseProcess]) -> list[int]:
