@@ -266,10 +266,17 @@ class TrainConfig(Section):
     max_steps: Positive | None = Field(
         None, description="Optimizer steps. Overrides epochs. null: epochs decides."
     )
-    rows_per_step: Positive = Field(
-        1,
+    rows_per_step: Positive | None = Field(
+        None,
         description="Packed sequences per optimizer step (over all devices). Must be a multiple of the "
-        "data-parallel ranks (devices / parallel.context). Each rank accumulates gradients over its share.",
+        "data-parallel ranks (devices / parallel.context). Each rank accumulates gradients over its share. null: "
+        "train.tokens_per_step decides.",
+    )
+    tokens_per_step: Positive | None = Field(
+        None,
+        description="Global batch size in tokens, for any number of devices: rows_per_step is then tokens_per_step / "
+        "data.max_length, rounded down, and up to a multiple of the data-parallel ranks. null: one packed sequence per "
+        "rank. A resumed run keeps its number. Not used if rows_per_step is set.",
     )
     seed: int = Field(
         42, ge=0, lt=2**32, description="Seed of the data order, the adapter weights and dropout."

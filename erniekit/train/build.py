@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from erniekit.train.build_dpo import build_dpo_objective, build_reference
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
 from erniekit.train.describe import describe_run
+from erniekit.train.distributed import fix_rows
 from erniekit.train.flops import device_peak_flops, make_flop_counter
 from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
@@ -97,8 +98,10 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     complete checkpoint, or start where there is none. Raises ErnieKitError for whatever is wrong with configuration,
     data or files.
     """
-    config, dist, log = context.config, context.dist, context.log
     saved = _find_saved_run(context) if resume else None
+    rows = None if saved is None else saved.state.identity.get("train.rows_per_step")
+    context = replace(context, config=fix_rows(context.config, context.dist.mesh.dims, rows))
+    config, dist, log = context.config, context.dist, context.log
     dtype = compute_dtype(config.model.dtype, context.device)
     # Released after everything else is closed.
     lock = stack.enter_context(ExitStack())
@@ -148,7 +151,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         rows=inputs.train,
         settings=TrainerSettings(
             total_steps=plan.total_steps,
-            rows_per_step=config.train.rows_per_step,
+            rows_per_step=config.num_rows(),
             max_length=config.data.max_length,
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=config.train.seed,
@@ -250,7 +253,7 @@ def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientRe
         all_names=prepared.all_trained,
         hub_names={name: [part.name for part in parts] for name, parts in tensors.items()},
     )
-    if reducer is None and config.train.rows_per_step > 1:
+    if reducer is None and config.num_rows() > 1:
         hooks = collect_by_layer(optimizer, [name for name, _ in prepared.trained])
         prepared.backward.apply(prepared.model, hooks)
     return optimizer

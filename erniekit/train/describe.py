@@ -74,7 +74,7 @@ def describe_skipped(errors: Sequence[SampleError]) -> list[str]:
 
 def describe_run(plan: RunPlan, config: Config, template: str) -> list[str]:
     """Rows, steps and learning rate, and notes on intervals that do not fit."""
-    per_step, schedule, length = config.train.rows_per_step, plan.schedule, config.data.max_length
+    per_step, schedule, length = config.num_rows(), plan.schedule, config.data.max_length
     until = "train.max_steps"
     if plan.epochs is not None:
         until = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"

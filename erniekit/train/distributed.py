@@ -21,20 +21,42 @@ def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> Par
 
     Raises ConfigError where the degrees in `parallel` do not fit the processes, the model or train.rows_per_step.
     """
-    parallel, rows = config.parallel, config.train.rows_per_step
+    parallel = config.parallel
     dims = ParallelDims(processes, parallel.expert, parallel.context)
     dims.validate(
         [] if model.moe is None else [model.moe.num_experts] * model.moe.num_modalities,
         (model.num_attention_heads, model.num_key_value_heads),
     )
+    rows, who = config.num_rows(dims.data), _ranks_text(dims.context)
     if rows % dims.data:
-        who = "processes" if dims.context == 1 else f"groups of {dims.context} processes"
         below = max(1, rows // dims.data)
         raise ConfigError(
             f"train.rows_per_step is {rows}, which is not a multiple of {dims.data}, the number of {who} in this run "
-            f"(--devices): use {below * dims.data}, {(below + 1) * dims.data} or another multiple of {dims.data}"
+            f"(--devices): use {below * dims.data}, {(below + 1) * dims.data} or another multiple of {dims.data}, or "
+            f"set train.rows_per_step: null and train.tokens_per_step: {rows * config.data.max_length}, which fits any "
+            "number"
         )
     return dims
+
+
+def fix_rows(config: Config, dims: ParallelDims, saved: int | None = None) -> Config:
+    """The configuration with train.rows_per_step as a number, for a run with these degrees.
+
+    saved: of the checkpoint that the run resumes from, which a configuration without train.rows_per_step keeps. Raises
+    ConfigError where the ranks cannot share that number.
+    """
+    if saved is None or config.train.rows_per_step is not None:
+        return config.with_rows(config.num_rows(dims.data))
+    if saved % dims.data:
+        raise ConfigError(
+            f"the run has {saved} packed sequences per step, which is not a multiple of {dims.data}, the number of "
+            f"{_ranks_text(dims.context)} that would resume it: use another number of --devices"
+        )
+    return config.with_rows(saved)
+
+
+def _ranks_text(context: int) -> str:
+    return "processes" if context == 1 else f"groups of {context} processes"
 
 
 def check_same_model(config: Config, dist: DistributedContext) -> None:

@@ -34,7 +34,9 @@ def dry_run_training(
     if not show_all:
         log("# All other settings are the default; --all prints them.")
     log("")
-    unchecked = [*_check_model(config, log, processes, no_weights), *_check_data(config, log, no_weights)]
+    unchecked = _check_model(config, log, processes, no_weights)
+    config = config.with_rows(config.num_rows(max(1, processes // config.parallel.context)))
+    unchecked += _check_data(config, log, no_weights)
     if no_weights:
         log("not checked: the weights")
     for line in unchecked:

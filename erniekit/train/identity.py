@@ -34,7 +34,7 @@ def run_identity(
         **{f"lora.{key}": value for key, value in config.lora.model_dump().items()},
         "data.train": {"digest": data_fingerprint},
         **{f"data.{key}": getattr(config.data, key) for key in _ROW_SETTINGS},
-        "train.rows_per_step": config.train.rows_per_step,
+        "train.rows_per_step": config.num_rows(),
         "train.seed": config.train.seed,
     }
 

@@ -134,7 +134,7 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
             rows,
             budget,
             workers,
-            rows_per_step=config.train.rows_per_step,
+            rows_per_step=config.num_rows(processes.size),
             epochs=config.train.epochs if config.train.max_steps is None else None,
             rank=processes.rank,
             ranks=processes.size,

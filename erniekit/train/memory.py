@@ -222,7 +222,7 @@ def plan_training(
     sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
     memory = _plan_groups(
         selected.groups(config.model.quantize),
-        config.train.rows_per_step,
+        config.num_rows(dims.data),
         sharding,
         reference=keeps_reference_copy(config),
         cached=caches_reference_with_copy(config),

@@ -32,7 +32,7 @@ class RunPlan:
 
 
 def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
-    """Count the steps: train.max_steps, or the rows of all epochs over train.rows_per_step, rounded up.
+    """Count the steps: train.max_steps, or the rows of all epochs over the rows of a step, rounded up.
 
     Raises ConfigError where the schedule does not fit into the steps.
     """
@@ -46,7 +46,7 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
         total = train.max_steps
     else:
         assert isinstance(rows, StoredRows), "a stream has max_steps: the schema asks for it"
-        total = math.ceil(rows_in_epochs(rows, train.epochs) / train.rows_per_step)
+        total = math.ceil(rows_in_epochs(rows, train.epochs) / config.num_rows())
     schedule = Schedule(
         type=settings.type,
         peak=config.optimizer.learning_rate,

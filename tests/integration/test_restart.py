@@ -103,8 +103,11 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert run_training(config, resume=True) == 0
     assert "Done: 2 steps" in capsys.readouterr().out
     assert (run / "checkpoint-000002" / "trainer_state.json").stat().st_mtime_ns == before
-    assert run_training(make_config(run, model, data, train__max_steps=3), resume=True) == 0
+    # A configuration with a number of tokens keeps the run's two packed sequences per step.
+    by_tokens = {"train__rows_per_step": None, "train__tokens_per_step": 160}
+    assert run_training(make_config(run, model, data, train__max_steps=3, **by_tokens), resume=True) == 0
     assert [line["step"] for line in read_log(run)] == [1, 2, 3]
+    assert load_config(run / "config.yaml").train.rows_per_step == 2
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["plain", "resume"])
