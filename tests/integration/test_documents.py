@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/glossary.md",
     "docs/lora.md",
     "docs/migration.md",
+    "docs/recipes.md",
 ]
 COMMANDS = [
     "train",

@@ -17,7 +17,7 @@ NAMED_BY_THE_MODEL_CARD = [
 
 
 def test_paths_of_the_model_card_exist() -> None:
-    assert len(RUNS) == 19
+    assert len(RUNS) == 51
     for name in NAMED_BY_THE_MODEL_CARD:
         assert EXAMPLES / name in RUNS
 
@@ -27,7 +27,9 @@ def test_example_loads(path: Path) -> None:
     config = load_config(path)
     family = path.relative_to(EXAMPLES).parts[0]
     assert family in config.model.path and family in config.train.output_dir
-    assert config.data.max_length == 8192
+    assert config.data.max_length == {"8k": 8192, "32k": 32768, "128k": 131072}[path.stem.split("_")[-1]]
+    assert config.data.loss_on == ("each_turn" if "function_call" in path.parent.name else "all")
+    assert config.model.quantize == ("int4" if "qlora" in path.stem else "none")
     assert config.lora.enabled == ("lora" in path.stem)
     assert config.task == path.stem.split("_")[1] == path.parent.name.split("_")[0]
     assert config.schedule.min_learning_rate == (1e-6 if config.task == "sft" else 0)

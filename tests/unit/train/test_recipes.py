@@ -1,0 +1,92 @@
+"""The shipped configurations fit and start on the GPUs that they name, by their shapes alone, and repeat nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erniekit.config import load_config
+from erniekit.train.distributed import fit_parallel_dims
+from tools.docs.recipes import CONFIGS, TARGET, Recipe, architecture_of, document, plan_memory, recipes
+
+pytestmark = pytest.mark.slow
+NODE = range(1, 9)
+
+
+def test_the_page_has_every_recipe() -> None:
+    assert TARGET.read_text(encoding="utf-8") == document(), "run python tools/docs/recipes.py"
+    assert {recipe.path for recipe in recipes()} == set(CONFIGS.glob("ERNIE-*/**/*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_a_recipe_fits_and_starts_on_the_machines_that_it_names(recipe: Recipe) -> None:
+    config, architecture = load_config(recipe.path), architecture_of(recipe)
+    for machines in recipe.machines:
+        fit_parallel_dims(config, architecture, machines.processes)
+        found = plan_memory(recipe, machines)
+        assert found.fits(machines.bytes), f"{machines}: {found.total_bytes / 2**30:.1f} GiB"
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_more_gpus_of_a_node_need_no_edit(recipe: Recipe) -> None:
+    config, fewest = load_config(recipe.path), recipe.machines[0].processes
+    parallel = config.parallel
+    counts = [n for n in NODE if n >= fewest and not n % parallel.expert and not n % parallel.context]
+    assert fewest in counts or fewest > max(NODE)
+    for count in counts:
+        fit_parallel_dims(config, architecture_of(recipe), count)
+
+
+@pytest.mark.parametrize("base", ["sft", "lora", "dpo", "dpo_lora"])
+@pytest.mark.parametrize("processes", [*NODE, 16])
+def test_a_base_starts_on_any_number_of_gpus(tmp_path: Path, base: str, processes: int) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"extends: {CONFIGS / 'base' / base}.yaml\nmodel: {{path: m}}\ntrain: {{output_dir: o}}\n"
+    )
+    config = load_config(file)
+    fit_parallel_dims(config, architecture_of(recipes()[0]), processes)
+    assert config.num_rows(processes) >= 8
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """The merged settings of a file, as they stand in it and in what it extends."""
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return merged(inherited(path, own), own)
+
+
+def inherited(path: Path, own: dict[str, Any]) -> dict[str, Any]:
+    names = own.pop("extends", [])
+    found: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        found = merged(found, settings(path.parent / name))
+    return found
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_a_recipe_is_short_and_repeats_nothing(recipe: Recipe) -> None:
+    own = yaml.safe_load(recipe.path.read_text(encoding="utf-8"))
+    below = leaves(inherited(recipe.path, own))
+    assert below and len(recipe.path.read_text(encoding="utf-8").splitlines()) < 40
+    assert not [key for key, value in leaves(own).items() if below.get(key, None) == value]
+
+
+def test_learning_rates_have_a_source() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in CONFIGS.rglob("*.yaml")]
+    with_rates = [text for text in texts if "learning_rate" in text]
+    assert len(with_rates) == 7 and all("ERNIEKit" in text for text in with_rates)
