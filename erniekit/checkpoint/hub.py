@@ -35,6 +35,14 @@ _LINE = 200  # characters of a tensor in a list
 _BLOCK = 1 << 20
 # Rows that are transposed at a time, so that both matrices stay in the processor's cache.
 _TRANSPOSED_ROWS = 128
+# Unsigned integers of an element type, and infinity among them; elements that stay in the processor's cache.
+_INFINITY: dict[str, tuple[Any, int]] = {
+    "F64": (np.uint64, 0x7FF << 52),
+    "F32": (np.uint32, 0xFF << 23),
+    "F16": (np.uint16, 0x1F << 10),
+    "BF16": (np.uint16, 0xFF << 7),
+}
+_FINITE_BLOCK = 1 << 17
 # Tensors of the multi-token-prediction head, which neither fine-tuning nor inference uses.
 _NOT_TRAINED = re.compile(r"(^|\.)mtp_")
 
@@ -123,28 +131,39 @@ def read_index(directory: str | Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_array(info: TensorInfo) -> np.ndarray:
-    """Read one tensor, in the element type of the file (BF16 as uint16). Raises CheckpointError."""
+def read_array(info: TensorInfo, *, finite: bool = True) -> np.ndarray:
+    """Read one tensor, in the element type of the file (BF16 as uint16).
+
+    Raises CheckpointError, also for NaN and infinity unless `finite` is False.
+    """
     if info.parts:
-        return np.concatenate([read_array(part) for part in info.parts])
+        return np.concatenate([read_array(part, finite=finite) for part in info.parts])
     if info.columns is not None:
-        return _read_columns(info, info.columns, 0, info.shape[0])
-    array = np.empty(info.shape, NUMPY_TYPES[info.dtype])
-    _read_into(array, info, info.offset)
+        array = _read_columns(info, info.columns, 0, info.shape[0])
+    else:
+        array = np.empty(info.shape, NUMPY_TYPES[info.dtype])
+        _read_into(array, info, info.offset)
+    if finite:
+        _refuse_not_finite(array, info)
     return array
 
 
 def read_span(info: TensorInfo, start: int, stop: int) -> np.ndarray:
-    """Elements `start` to `stop` of a tensor in row-major order, 1-D, in the element type of the file."""
+    """Elements `start` to `stop` of a tensor in row-major order, 1-D, in the element type of the file.
+
+    Raises CheckpointError, also for NaN and infinity.
+    """
     if info.parts:
         return read_array(info).reshape(-1)[start:stop]
     if info.columns is not None:
         inner = info.shape[1]
         first = start // inner
         rows = _read_columns(info, info.columns, first, -(-stop // inner))
-        return rows.reshape(-1)[start - first * inner : stop - first * inner]
-    array = np.empty(stop - start, NUMPY_TYPES[info.dtype])
-    _read_into(array, info, info.offset + start * array.itemsize)
+        array = rows.reshape(-1)[start - first * inner : stop - first * inner]
+    else:
+        array = np.empty(stop - start, NUMPY_TYPES[info.dtype])
+        _read_into(array, info, info.offset + start * array.itemsize)
+    _refuse_not_finite(array, info)
     return array
 
 
@@ -167,6 +186,33 @@ def _read_columns(info: TensorInfo, columns: Columns, start: int, stop: int) -> 
         wanted = block[:, columns.first + start : columns.first + stop]
         transpose_into(array[:, row : row + len(block)], wanted)
     return array
+
+
+def is_finite(array: np.ndarray, dtype: str) -> bool:
+    """Whether an array of element type `dtype` holds no NaN and no infinity.
+
+    Those have all bits of the exponent set, so that the largest magnitude is compared as an integer: a third of the
+    time of `numpy.isfinite`, and bfloat16 need not be widened.
+    """
+    if dtype not in _INFINITY or not array.size:
+        return True
+    kind, infinity = _INFINITY[dtype]
+    bits = np.ascontiguousarray(array).reshape(-1).view(kind)
+    magnitudes = np.empty(min(bits.size, _FINITE_BLOCK), kind)
+    for start in range(0, bits.size, _FINITE_BLOCK):
+        block = bits[start : start + _FINITE_BLOCK]
+        part = np.bitwise_and(block, np.iinfo(kind).max >> 1, out=magnitudes[: block.size])
+        if part.max() >= infinity:
+            return False
+    return True
+
+
+def _refuse_not_finite(array: np.ndarray, info: TensorInfo) -> None:
+    if not is_finite(array, info.dtype):
+        raise CheckpointError(
+            f"{info.file}: {clipped(info.name)} holds NaN or infinity: use an older checkpoint of the run, or download "
+            "the model again"
+        )
 
 
 def _read_into(array: np.ndarray, info: TensorInfo, offset: int) -> None:

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from erniekit.checkpoint.header import read_metadata
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
     as_dtype,
+    is_finite,
     read_array,
     read_header,
     read_index,
@@ -300,10 +299,10 @@ def _check_values(tensors: Mapping[str, TensorInfo]) -> Iterator[Check]:
     for name, info in tensors.items():
         if info.dtype not in DTYPE_NAMES:
             continue
-        values = as_dtype(read_array(info), info.dtype, "F32")
-        if not np.isfinite(values).all():
+        values = read_array(info, finite=False)
+        if not is_finite(values, info.dtype):
             infinite.append(name)
-        elif values.ndim > 1 and name.endswith(".weight") and not values.any():
+        elif values.ndim > 1 and name.endswith(".weight") and not as_dtype(values, info.dtype, "F32").any():
             zero.append(name)
     if infinite:
         yield Check("FAIL", f"NaN or infinity in {some(infinite)}")

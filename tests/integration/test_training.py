@@ -292,17 +292,30 @@ def test_a_second_ctrl_c_stops_at_once(
     saved: dict[str, Any] = {"checkpoint__save_every": 1, "checkpoint__background": False}
     assert run_training(make_config(run, model, data, train__max_steps=4, **saved)) == 130
     assert final(run).name == "checkpoint-000001"
-    assert "steps after checkpoint-000001 are lost" in capsys.readouterr().out
+    assert (
+        "The newest complete checkpoint is checkpoint-000001; steps after it are lost"
+        in capsys.readouterr().out
+    )
 
 
-def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path, model: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, r"safetensors: model\.norm\.weight holds NaN or infinity"),
+        (3e38, r"step 1: the (loss|gradient norm) is .*train\.jsonl:\d+"),
+    ],
+    ids=["in the model", "computed"],
+)
+def test_weights_that_are_not_finite_stop_the_run(
+    tmp_path: Path, model: Path, data: Path, value: float, message: str
+) -> None:
     broken = shutil.copytree(model, tmp_path / "base")
     info = read_index(broken)["model.norm.weight"]
     with info.file.open("r+b") as file:
         file.seek(info.offset)
-        file.write(np.full(1, np.nan, np.float32).tobytes())
+        file.write(np.full(info.nbytes // 4, value, np.float32).tobytes())
     run = tmp_path / "run"
-    with pytest.raises(ErnieKitError, match=r"step 1: the (loss|gradient norm) is .*train\.jsonl:\d+"):
+    with pytest.raises(ErnieKitError, match=message):
         run_training(make_config(run, broken, data, train__max_steps=2))
     assert newest_checkpoint(run) is None
 

@@ -140,3 +140,39 @@ def test_saving_and_loading_hold_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert figures["total"] > 2 * figures["limit"]
     assert figures["save"] < figures["limit"]
     assert figures["load"] < figures["limit"]
+
+
+_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+def test_values_that_are_not_finite(dtype: str) -> None:
+    def array(values: list[float]) -> np.ndarray:
+        if dtype == "BF16":
+            return hub.float32_to_bfloat16(np.array(values, np.float32))
+        return np.array(values, _TYPES[dtype])
+
+    limit = 3.3e38 if dtype == "BF16" else float(np.finfo(_TYPES[dtype]).max)
+    assert hub.is_finite(array([0.0, -0.0, limit, -limit, 1e-40]), dtype)
+    assert hub.is_finite(array([]), dtype)
+    assert hub.is_finite(array([1.0]).reshape(()), dtype)
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        assert not hub.is_finite(array([1.0, value]), dtype)
+        # Beyond the first block that is compared, and not contiguous.
+        many = array([1.0] * 300_000)
+        many[200_000] = array([value])[0]
+        assert not hub.is_finite(many.reshape(2, -1).T, dtype)
+    assert hub.is_finite(np.array([0x7FF0], np.uint16), "U16")
+
+
+def test_nan_is_refused_with_tensor_and_file(tmp_path: Path) -> None:
+    values = {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)}
+    values["b"][3] = np.nan
+    save_file(values, tmp_path / "model.safetensors")
+    found = hub.read_index(tmp_path)
+    assert hub.read_array(found["a"]).shape == (3, 4)
+    assert hub.read_span(found["b"], 0, 3).tolist() == [1, 1, 1]
+    for read in (lambda: hub.read_array(found["b"]), lambda: hub.read_span(found["b"], 2, 5)):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: b holds NaN or infinity"):
+            read()
+    assert np.isnan(hub.read_array(found["b"], finite=False)[3])

@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 from erniekit.checkpoint.hub import bfloat16_to_float32, float32_to_bfloat16, read_index
+from erniekit.checkpoint.quantizer import Quantizer
 from erniekit.checkpoint.weights import load_model
 from erniekit.errors import CheckpointError
 from erniekit.models.config import ErnieConfig
@@ -54,6 +55,18 @@ def test_a_bfloat16_checkpoint_comes_back_in_either_type(directory: Path, tmp_pa
     for dtype in ("float32", "bfloat16"):
         for name, value in _values(again, dtype).items():
             np.testing.assert_array_equal(value, rounded[name], err_msg=name)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_nan_is_not_loaded(directory: Path, bits: int | None) -> None:
+    """By all that computes: train, eval, chat, serve."""
+    name = "model.layers.1.self_attn.q_proj.weight"
+    info = read_index(directory)[name]
+    with info.file.open("r+b") as file:
+        file.seek(info.offset + info.nbytes - 4)
+        file.write(np.full(1, np.inf, np.float32).tobytes())
+    with pytest.raises(CheckpointError, match=f"{info.file.name}: {name} holds NaN or infinity"):
+        load_model(directory, quantizer=None if bits is None else Quantizer(bits))
 
 
 def test_what_does_not_fit_the_configuration_is_listed(directory: Path) -> None:

@@ -206,6 +206,14 @@ def test_wrong_weights_are_named(copy: Copy, tmp_path: Path, fault: str) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_nan_is_not_exported(copy: Copy, tmp_path: Path) -> None:
+    base, name = copy("dense"), "model.layers.1.mlp.up_proj.weight"
+    rewrite(base, lambda n, i, a: (i.dtype, np.full_like(a, np.nan) if n == name else a))
+    with pytest.raises(CheckpointError, match=rf"model-00001-of-00001\.safetensors: {name} holds NaN"):
+        export_model(base, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
 def test_images_are_resized_as_in_training(copy: Copy, models: dict[str, Path], tmp_path: Path) -> None:
     trained = copy("vl", "trained")
     write_state(trained, str(models["vl"]), min_pixels=784, template="ernie_vl_thinking")
