@@ -141,24 +141,25 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next((found.path for found in find_checkpoints(run) if found.problem is None), None)
 
 
-def prune_checkpoints(
+def outdated_checkpoints(
     run: Path, keep: int, spare: Collection[int] = (), keep_every: int | None = None
-) -> None:
-    """Remove all but the `keep` newest complete checkpoints, and unfinished `.tmp` directories.
+) -> list[Path]:
+    """All but the `keep` newest complete checkpoints, and unfinished `.tmp` directories; the oldest first.
 
+    Nothing is outdated without a newer checkpoint with all files in the sizes that were written and synced to disk.
     spare: steps of further checkpoints to keep. keep_every: checkpoints after multiples of this many steps stay, too.
     """
     found = find_checkpoints(run)
     complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
     if not complete:
-        return
-    for checkpoint in found:
+        return []
+    outdated = list(run.glob(".checkpoint-*.tmp"))
+    for checkpoint in reversed(found):
         kept = checkpoint in complete or checkpoint.step in spare
         kept = kept or (keep_every is not None and checkpoint.step % keep_every == 0)
         if not kept and checkpoint.step < complete[0].step:
-            shutil.rmtree(checkpoint.path)
-    for aside in run.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(aside)
+            outdated.append(checkpoint.path)
+    return outdated
 
 
 def read_state(checkpoint: Path) -> TrainerState:

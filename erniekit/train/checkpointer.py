@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from erniekit.checkpoint.state import (
     copy_side_files,
     finish_checkpoint,
     newest_checkpoint,
-    prune_checkpoints,
+    outdated_checkpoints,
     unfinished_name,
 )
 from erniekit.checkpoint.weights import array_of, local_tensor
@@ -57,6 +58,7 @@ ShardOf = Callable[[str], TensorShard | None]
 # Of the free memory of the machine, the share that a copy of the checkpoint may take.
 _MEMORY_SHARE = 0.8
 _POLL_SECONDS = 0.1
+_COPY_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Checkpointer:
         self._dist, self._reducer = dist, reducer
         self._run_dir = Path(config.train.output_dir)
         self._unfinished: _Save | None = None
+        self._removal: threading.Thread | None = None
         # Finishing a save takes no messages; after an error the watchdog's thread may do it.
         self._finishing = threading.Lock()
         dist.mesh.before_abort(self.finish_after_error)
@@ -211,6 +214,11 @@ class Checkpointer:
             save.writer.close()
         return errors
 
+    def close(self) -> None:
+        """Wait until old checkpoints are removed."""
+        if self._removal is not None:
+            self._removal.join()
+
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
         saved = OptimizerState(checkpoint)
@@ -273,11 +281,25 @@ class Checkpointer:
         if best.value is not None and best.is_at(state.step):
             write_best(run_dir, best.step, best.metric, best.value)
         keep = self._config.checkpoint
-        prune_checkpoints(run_dir, keep.keep, [best.step], keep.keep_every)
+        self._remove(outdated_checkpoints(run_dir, keep.keep, [best.step], keep.keep_every))
         now = time.perf_counter()
         waited = save.waited + now - started
         size = format_bytes(sum(record.size for record in files.values()))
         self._log(f"saved {path}: {size} in {now - save.started:.1f} s; training waited {waited:.2f} s")
+
+    def _remove(self, directories: Sequence[Path]) -> None:
+        """Remove old checkpoints in the background: disks take seconds to free hundreds of gigabytes."""
+
+        def remove() -> None:
+            for directory in directories:
+                try:
+                    shutil.rmtree(directory)
+                except OSError as error:
+                    self._log(f"{directory}: cannot be removed: {error.strerror}")
+
+        self.close()
+        self._removal = threading.Thread(target=remove, name="old checkpoints", daemon=True)
+        self._removal.start()
 
     def _state(self, progress: TrainerProgress) -> TrainerState:
         config = self._config
@@ -411,10 +433,12 @@ def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], s
     return part or read_part(directory, rank)
 
 
-def _copied(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Arrays that training does not change: on a CPU they are views of tensors."""
-    on_cpu = paddle.get_device() == "cpu"
-    return (array.copy() if on_cpu else array for array in arrays)
+def _copied(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Arrays that training does not change: on a CPU they are views of tensors, which threads copy."""
+    if paddle.get_device() != "cpu":
+        return list(arrays)
+    with ThreadPoolExecutor(_COPY_THREADS) as pool:
+        return list(pool.map(np.copy, arrays))
 
 
 def _drain(arrays: deque[np.ndarray]) -> Iterator[np.ndarray]:

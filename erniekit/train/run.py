@@ -115,6 +115,7 @@ def _finish_saving(checkpointer: Checkpointer, context: RunContext) -> None:
     ):
         try:
             checkpointer.finish_after_error()
+            checkpointer.close()
         except KeyboardInterrupt:
             log(f"Stopped at once. {_loss(checkpointer, context.run_dir)}")
 

@@ -38,6 +38,7 @@ class CheckpointHook(Hook):
         self._checkpointer.wait()
         if self._saved_at != trainer.progress.step or self._checkpointer.has_failed:
             self._save(trainer.progress, needed=True)
+        self._checkpointer.close()
 
     def _save(self, progress: TrainerProgress, *, needed: bool = False) -> None:
         self._writer.flush()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from erniekit.checkpoint.state import (
     fingerprint,
     model_fingerprint,
     newest_checkpoint,
-    prune_checkpoints,
+    outdated_checkpoints,
     read_state,
 )
 from erniekit.checkpoint.writer import FileWriter, PlannedFile
@@ -177,23 +178,33 @@ def test_newest_ignores_what_is_incomplete(tmp_path: Path) -> None:
     assert problems[10] is None
 
 
-def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+def outdated(run: Path, keep: int, **spare: Any) -> list[str]:
+    return [path.name for path in outdated_checkpoints(run, keep, **spare)]
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     (tmp_path / "checkpoint-000001" / STATE_FILE).unlink()
     (tmp_path / ".checkpoint-000003.tmp").mkdir()
-    prune_checkpoints(tmp_path, keep=2)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint-000003", "checkpoint-000004"]
-    prune_checkpoints(tmp_path, keep=1)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-000004"]
+    older = [".checkpoint-000003.tmp", "checkpoint-000001", "checkpoint-000002"]
+    assert outdated(tmp_path, 2) == older
+    assert outdated(tmp_path, 1) == [*older, "checkpoint-000003"]
 
 
-def test_prune_keeps_every_nth_and_the_best(tmp_path: Path) -> None:
+def test_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in range(1, 9):
         write(tmp_path, step)
-    prune_checkpoints(tmp_path, keep=1, spare=[2], keep_every=3)
-    kept = sorted(int(entry.name[-6:]) for entry in tmp_path.iterdir())
-    assert kept == [2, 3, 6, 8]
+    steps = [int(name[-6:]) for name in outdated(tmp_path, 1, spare=[2], keep_every=3)]
+    assert steps == [1, 4, 5, 7]
+
+
+def test_a_checkpoint_with_a_cut_file_replaces_none(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    file = tmp_path / "checkpoint-000003" / OPTIMIZER_FILE
+    file.write_bytes(file.read_bytes()[:-1])
+    assert outdated(tmp_path, 1) == ["checkpoint-000001"]
 
 
 def test_damaged_states_are_errors(tmp_path: Path) -> None:

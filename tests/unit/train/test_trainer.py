@@ -172,6 +172,8 @@ class Saves:
 
     def wait(self, *, needed: bool = False) -> None: ...
 
+    def close(self) -> None: ...
+
 
 ROWS = [Row((1.0, 2.0, 3.0), "a:1"), Row((10.0,), "a:2"), Row((4.0, 4.0), "b:1")]
 
