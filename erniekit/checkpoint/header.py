@@ -40,18 +40,20 @@ _MAX_BYTES = 1 << 50  # of a tensor
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns from `first` on of a row-major matrix with `width` columns."""
+    """Columns `first`, `first + step`, ... of a row-major matrix with `width` columns; transposed if `transposed`."""
 
     first: int
     width: int
+    step: int = 1
+    transposed: bool = True
 
 
 @dataclass(frozen=True)
 class TensorInfo:
     """The place of a tensor on disk. `offset` is in bytes from the start of `file`; `nbytes` is the tensor's own size.
 
-    columns: the tensor [out, in] is stored transposed, as columns of the matrix [in, width] at `offset`; None: its
-    values follow each other. parts: the tensor is these, one after the other along the first axis.
+    columns: the tensor is these columns of the matrix at `offset`; None: its values follow each other. parts: the
+    tensor is these, one after the other along the first axis.
     """
 
     name: str

@@ -175,16 +175,21 @@ def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _read_columns(info: TensorInfo, columns: Columns, start: int, stop: int) -> np.ndarray:
-    """Rows `start` to `stop` of a transposed tensor: columns of the stored matrix, which is read block by block."""
-    inner = info.shape[1]
-    array = np.empty((stop - start, inner), NUMPY_TYPES[info.dtype])
+    """Rows `start` to `stop` of a tensor that is columns of a stored matrix, which is read block by block."""
+    array = np.empty((stop - start, info.shape[1]), NUMPY_TYPES[info.dtype])
     row_bytes = columns.width * array.itemsize
+    # Rows of the stored matrix, and columns of it that are wanted.
+    first, last = (0, info.shape[1]) if columns.transposed else (start, stop)
+    wanted = slice(start, stop) if columns.transposed else slice(0, info.shape[1])
     most = max(_TRANSPOSED_ROWS, _BLOCK // row_bytes // _TRANSPOSED_ROWS * _TRANSPOSED_ROWS)
-    for row in range(0, inner, most):
-        block = np.empty((min(most, inner - row), columns.width), array.dtype)
+    for row in range(first, last, most):
+        block = np.empty((min(most, last - row), columns.width), array.dtype)
         _read_into(block, info, info.offset + row * row_bytes)
-        wanted = block[:, columns.first + start : columns.first + stop]
-        transpose_into(array[:, row : row + len(block)], wanted)
+        part = block[:, columns.first :: columns.step][:, wanted]
+        if columns.transposed:
+            transpose_into(array[:, row : row + len(block)], part)
+        else:
+            array[row - first : row - first + len(block)] = part
     return array
 
 

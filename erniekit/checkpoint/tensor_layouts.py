@@ -47,10 +47,16 @@ _PART_NAME = re.compile(
     rf"\.({'|'.join(part for parts in _FUSED.values() for part in parts)})\.(weight|bias)$"
 )
 
-# Names of transformers' classes -> the Hub's.
-TRANSFORMERS_NAMES = (
-    ("model.language_model.", "model."),
+# Where transformers' classes of vision-language models have the parts of the model: (transformers, Hub).
+TRANSFORMERS_CLASSES = (
+    ("model.language_model.layers.", "model.layers."),
+    ("model.language_model.embed_tokens.", "model.embed_tokens."),
+    ("model.language_model.norm.", "model.norm."),
     ("model.vision_tower.", "vision_model."),
+)
+# Names of transformers' classes and files -> the Hub's.
+TRANSFORMERS_NAMES = (
+    *TRANSFORMERS_CLASSES,
     ("model.vision_model.", "vision_model."),
     ("_linear.fc1.", "_linear.0."),
     ("_linear.fc2.", "_linear.2."),
@@ -163,6 +169,18 @@ def layout_of(stored: Mapping[str, TensorInfo], config: ErnieConfig) -> Checkpoi
         if spec.name in stored and spec.name.endswith("_proj.weight") and spec.shape != spec.shape[::-1]
     ]
     return "paddle" if linear and all(shape == wanted[::-1] for shape, wanted in linear) else "hub"
+
+
+def transformers_name(name: str, config: ErnieConfig) -> str:
+    """The name in transformers' classes of a module or tensor of the Hub, other than experts and routers."""
+    if config.family != "vl":
+        return name
+    for theirs, ours in TRANSFORMERS_CLASSES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    for number, leaf in ((0, "fc1"), (2, "fc2")):
+        name = re.sub(rf"(\.resampler_model\.\w+_linear)\.{number}(?=\.|$)", rf"\1.{leaf}", name)
+    return name
 
 
 def hub_index(stored: Mapping[str, TensorInfo], config: ErnieConfig) -> dict[str, TensorInfo]:

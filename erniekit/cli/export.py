@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
+from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout
+from erniekit.errors import ConfigError
 
 
 def export(
@@ -25,12 +26,13 @@ def export(
         ),
     ],
     layout: Annotated[
-        CheckpointLayout,
+        ExportLayout,
         typer.Option(
             "--layout",
             help="hub: the released layout, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: the nested "
             "config.json of transformers, which loads vision-language models without remote code; the same as hub for "
-            "text models. paddle: the -Paddle layout, for FastDeploy and Baidu's ERNIEKit.",
+            "text models. paddle: the -Paddle layout, for FastDeploy and Baidu's ERNIEKit. adapter: only the adapter, "
+            "for PEFT.",
         ),
     ] = "hub",
     dtype: Annotated[
@@ -64,7 +66,8 @@ def export(
 ) -> None:
     """Write a trained model for inference engines.
 
-    Adapters are merged into the base model. Tokenizer, processor and generation files are copied from the base model.
+    Adapters are merged into the base model, except with --layout adapter. Tokenizer, processor and generation files are
+    copied from the base model.
     Only a few tensors are in memory at a time.
 
     Examples:
@@ -74,8 +77,17 @@ def export(
       erniekit export runs/lora/checkpoint-000500 --output out --layout transformers --dtype bfloat16
     """
     from erniekit.display.progress import show_file_progress
+    from erniekit.export import adapter
     from erniekit.export.export import describe, export_model, parse_size
 
+    if layout == "adapter":
+        if dtype != "auto" or chat_template != "auto":
+            raise ConfigError(
+                "--layout adapter copies the adapter: it takes neither --dtype nor --chat-template"
+            )
+        for line in adapter.describe(adapter.export_adapter(source, output, base=base)):
+            typer.echo(line)
+        return
     with show_file_progress() as progress:
         report = export_model(
             source,

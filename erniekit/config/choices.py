@@ -77,5 +77,6 @@ BEST_METRICS = (EVAL_LOSS, *PAIR_METRICS, *ANSWER_METRICS)
 
 # Export.
 CheckpointLayout = Literal["hub", "transformers", "paddle"]
+ExportLayout = Literal["hub", "transformers", "paddle", "adapter"]
 DoctorSection = Literal["system", "kernels", "attention", "step", "processes", "timings"]
 ChatTemplateSource = Literal["auto", "base", "trained"]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paddle import Tensor, nn
 
 from erniekit.checkpoint.hub import TensorInfo, read_header
 from erniekit.checkpoint.names import by_parameter, experts_path, hub_tensors, stacks_of
+from erniekit.checkpoint.tensor_layouts import TRANSFORMERS_NAMES
 from erniekit.checkpoint.weights import load_parameter
 from erniekit.errors import CheckpointError
 from erniekit.layers import Linear
+from erniekit.local_files import read_json_object
 from erniekit.lora.layers import LoraLinear, LoraStackedLinear
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig, read_adapter_config, write_adapter_config
+from erniekit.lora.stacked import STACKED_NAME, adapted_parameter, pattern_value, read_patterns, unstack
 from erniekit.lora.targets import replace_layer, stacked_modules
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
@@ -23,13 +27,6 @@ from erniekit.models.specs import TensorSpec, is_expert_tensor
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _HALF = re.compile(r"\.lora_[AB]\.weight$")
-# Names of transformers' own classes -> the Hub's, in adapters that PEFT trained.
-_FOREIGN_NAMES = (
-    ("model.language_model.", "model."),
-    ("model.vision_tower.", "vision_model."),
-    ("_linear.fc1.", "_linear.0."),
-    ("_linear.fc2.", "_linear.2."),
-)
 
 
 def is_adapter_directory(directory: str | Path) -> bool:
@@ -61,26 +58,48 @@ def write_adapter_settings(
     write_adapter_config(Path(directory), adapter, modules, whole, base)
 
 
-def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
-    """The place of every tensor of an adapter file, under the model's name.
+def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, TensorInfo]]:
+    """The configuration of an adapter, and the place of every tensor of its file under the model's name.
 
-    Raises CheckpointError for a tensor that is neither lora_A or lora_B of a linear module nor a full tensor.
+    Files that PEFT wrote have the names of transformers' classes, with stacked experts: they become those of single
+    experts. Raises CheckpointError for unsupported settings, and for a tensor that is neither lora_A or lora_B of a
+    linear module nor a full tensor.
     """
-    file = Path(directory) / WEIGHTS_FILE
-    tensors = {}
-    for stored, info in read_header(file).items():
-        name = stored.removeprefix(PREFIX)
-        for theirs, ours in _FOREIGN_NAMES:
-            name = name.replace(theirs, ours)
-        fused = re.search(r"\.experts\.(base_layer\.)?lora_", name)
-        if fused or (".lora_" in name and not _HALF.search(name)):
-            what = "an adapter on fused experts" if fused else "no lora_A or lora_B of a linear module"
+    directory = Path(directory)
+    config, raw = read_adapter_config(directory), read_json_object(directory / CONFIG_FILE)
+    file = directory / WEIGHTS_FILE
+    ranks, alphas = (
+        read_patterns(directory / CONFIG_FILE, raw, f"{kind}_pattern") for kind in ("rank", "alpha")
+    )
+    stored = {name.removeprefix(PREFIX): info for name, info in read_header(file).items()}
+    tensors: dict[str, TensorInfo] = {}
+    exact: dict[str, float] = {}
+    for theirs, info in stored.items():
+        name = theirs
+        for old, new in TRANSFORMERS_NAMES:
+            name = name.replace(old, new)
+        module, _, _ = theirs.partition(".lora_")
+        found = [replace(info, name=name)]
+        if STACKED_NAME.match(name):
+            leaf = adapted_parameter(theirs, stored, raw.get("target_parameters") or ())
+            module = f"{module.removesuffix('.base_layer')}.{leaf}"
+            found = list(unstack(info, name, leaf, int(pattern_value(ranks, module, config.rank))))
+        elif ".lora_" in name and not _HALF.search(name):
             raise CheckpointError(
-                f"{file}: {stored} is {what}, which cannot be read; merge the adapter with PEFT (merge_and_unload) "
-                "and use the merged model"
+                f"{file}: {PREFIX}{theirs} is no lora_A or lora_B of a linear module, which cannot be read; merge the "
+                "adapter with PEFT (merge_and_unload) and use the merged model"
             )
-        tensors[name] = info
-    return tensors
+        for one in found:
+            if one.name in tensors:
+                raise CheckpointError(f"{file}: {PREFIX}{theirs} has the values of {one.name} a second time")
+            tensors[one.name] = one
+            exact[one.name.partition(".lora_")[0]] = float(pattern_value(alphas, module, config.alpha))
+    return replace(config, module_alphas=exact), tensors
+
+
+def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
+    """The place of every tensor of an adapter file, under the model's name. Raises as `read_adapter` does."""
+    return read_adapter(directory)[1]
 
 
 def adapter_vocab_size(directory: str | Path) -> int | None:
@@ -97,7 +116,7 @@ def _is_elsewhere(name: str, model: ErnieModel) -> bool:
 
 def add_adapter(model: ErnieModel, directory: str | Path) -> None:
     """Add the adapters of a directory to a model without adapters. Raises CheckpointError if they do not fit."""
-    adapter, found = read_adapter_config(directory), read_adapter_index(directory)
+    adapter, found = read_adapter(directory)
     for name, parameter in model.named_parameters():
         # Full tensors in the file were trained together with the adapters (routers), and are loaded like them.
         parameter.stop_gradient = name not in found

@@ -9,8 +9,7 @@ import numpy as np
 
 from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import read_adapter_index
-from erniekit.lora.peft import read_adapter_config
+from erniekit.lora.adapters import read_adapter
 
 
 class AdapterMerge:
@@ -24,8 +23,7 @@ class AdapterMerge:
     def __init__(self, directory: str | Path, read: Callable[[TensorInfo], np.ndarray] = read_array) -> None:
         self.directory = Path(directory)
         self._read = read
-        self.config = read_adapter_config(directory)
-        self._tensors = read_adapter_index(directory)
+        self.config, self._tensors = read_adapter(directory)
         self.modules = {name.partition(".lora_A.")[0] for name in self._tensors if ".lora_A." in name}
         # Name -> shape.
         self.whole = {name: info.shape for name, info in self._tensors.items() if ".lora_" not in name}

@@ -36,8 +36,8 @@ class AdapterConfig:
     """The configuration of an adapter. `base_path` is the directory of its base model, or its repository on the hub.
 
     base_revision: branch, tag or commit of that repository.
-    expert_rank: the rank of experts, None: `rank`. alpha_pattern: alpha by patterns over module names, matched as PEFT
-    does. When an adapter is read, the rank of a module is that of its tensors. use_rslora: the output is scaled by
+    expert_rank: the rank of experts, None: `rank`. When an adapter is read, the rank of a module is that of its
+    tensors, and its alpha is in `module_alphas`, by alpha_pattern of the file. use_rslora: the output is scaled by
     alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
     """
 
@@ -46,14 +46,13 @@ class AdapterConfig:
     alpha: float
     dropout: float
     expert_rank: int | None = None
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
     use_rslora: bool = False
     base_revision: str | None = None
+    module_alphas: dict[str, float] = field(default_factory=dict)
 
     def scaling(self, module: str, rank: int) -> float:
         """The scaling factor of the adapter of a module, given its rank."""
-        matching = (a for key, a in self.alpha_pattern.items() if re.match(rf"(.*\.)?({key})$", module))
-        alpha = next(matching, self.alpha)
+        alpha = self.module_alphas.get(module, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
@@ -68,7 +67,6 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
             rank=int(raw["r"]),
             alpha=float(raw["lora_alpha"]),
             dropout=float(raw.get("lora_dropout") or 0.0),
-            alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
             use_rslora=bool(raw.get("use_rslora")),
             base_revision=raw.get("revision"),
         )
@@ -97,7 +95,7 @@ def write_adapter_config(
         "target_parameters": target_parameters or None,
         "modules_to_save": _modules_to_save(whole, base) or None,
         "rank_pattern": rank_pattern,
-        "alpha_pattern": adapter.alpha_pattern,
+        "alpha_pattern": {},
         "use_rslora": adapter.use_rslora,
         "bias": "none",
         "fan_in_fan_out": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from erniekit.checkpoint.hub import TensorSpec, read_array, write_safetensors
 from erniekit.checkpoint.weights import load_model
 from erniekit.create.create import create_model
 from erniekit.errors import CheckpointError
+from erniekit.export.adapter import export_adapter
 from erniekit.export.export import export_model
 from erniekit.generation.load import find_model
 from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
@@ -171,7 +173,7 @@ def test_what_cannot_be_computed_is_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.layers.1.mlp.experts.base_layer.lora_A.weight", "an adapter on fused experts"),
+        ("model.layers.1.mlp.experts.lora_A.weight", "is no adapter of rank 4 on down_proj of experts"),
         ("model.embed_tokens.lora_embedding_A", "no lora_A or lora_B of a linear module"),
         ("model.layers.0.self_attn.q_proj.lora_B.bias", "no lora_A or lora_B of a linear module"),
     ],
@@ -217,20 +219,45 @@ def test_a_module_that_the_model_lacks(tmp_path: Path, models: dict[str, Path]) 
         add_adapter(load_model(models["dense"]), tmp_path / "adapter")
 
 
+def peft_inputs(base: Path) -> dict[str, Any]:
+    """A row of text for transformers, with an image if the model sees."""
+    ids = np.arange(5, 45)[None]
+    raw = json.loads((base / "config.json").read_text())
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if "text_config" in raw:
+        media, experts = np.zeros_like(ids), np.zeros_like(ids)
+        ids[0, 10], ids[0, 15] = raw["image_start_token_id"], raw["image_end_token_id"]
+        ids[0, 11:15] = raw["image_token_id"]
+        media[0, 11:15] = experts[0, 10:16] = 1
+        pixels = np.random.default_rng(0).standard_normal((16, 588)).astype(np.float32)
+        inputs |= {"mm_token_type_ids": media, "moe_mm_token_type_ids": experts}
+        inputs |= {"pixel_values": pixels, "image_grid_thw": np.array([[1, 4, 4]])}
+    return inputs
+
+
 @pytest.mark.parametrize(
-    ("family", "targets", "expert_rank"),
+    ("family", "targets", "expert_rank", "exported"),
     [
-        ("dense", PROJECTIONS, None),
-        ("dense", PATTERNS[:1], None),
-        ("moe", PROJECTIONS, None),
-        ("moe", PROJECTIONS, 2),
-        ("moe", PATTERNS[:3], None),
-        ("vl", PATTERNS[:3], None),
+        ("dense", PROJECTIONS, None, False),
+        ("dense", PATTERNS[:1], None, True),
+        ("moe", PROJECTIONS, None, False),
+        ("moe", PROJECTIONS, 2, False),
+        ("moe", PATTERNS[:3], None, False),
+        ("moe", PROJECTIONS, 2, True),
+        ("moe", ["q_proj", "model.layers.1.mlp.experts.1.up_proj"], None, True),
+        ("vl", PATTERNS[:3], None, False),
+        ("vl", [*PROJECTIONS, "vision_model.*", "model.resampler_model.*"], 2, True),
     ],
 )
 def test_peft_computes_what_the_merged_model_does(
-    tmp_path: Path, models: dict[str, Path], family: str, targets: list[str], expert_rank: int | None
+    tmp_path: Path,
+    models: dict[str, Path],
+    family: str,
+    targets: list[str],
+    expert_rank: int | None,
+    exported: bool,
 ) -> None:
+    """From a checkpoint, and with `--layout adapter`, which PEFT loads whole, and whose copy by PEFT reads back."""
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     import transformers
@@ -240,17 +267,21 @@ def test_peft_computes_what_the_merged_model_does(
         "moe": transformers.Ernie4_5_MoeForCausalLM,
         "vl": transformers.Ernie4_5_VLMoeForConditionalGeneration,
     }
-    base = models[family]
+    base, adapter = models[family], tmp_path / "adapter"
     chosen = [t for t in targets if family != "dense" or "shared" not in t]
-    write(base, tmp_path / "adapter", chosen, expert_rank=expert_rank)
-    layout = "transformers" if family == "vl" else "hub"
-    export_model(tmp_path / "adapter", tmp_path / "merged", layout=layout)  # type: ignore[arg-type]
+    write(base, adapter, chosen, expert_rank=expert_rank)
+    layout: Any = "transformers" if family == "vl" else "hub"
+    export_model(adapter, tmp_path / "merged", layout=layout)
+    if exported:
+        report = export_adapter(adapter, tmp_path / "peft")
+        assert report.adapters == sum(".lora_A." in name for name in read_adapter_index(adapter))
+        adapter = tmp_path / "peft"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(adapter))
+        assert len(tokenizer) <= 400
     if family == "vl":
-        export_model(base, tmp_path / "base", layout="transformers")
+        export_model(base, tmp_path / "base", layout=layout)
         base = tmp_path / "base"
-    ids = torch.arange(5, 45)[None]
-    kinds = {"mm_token_type_ids": torch.zeros_like(ids), "moe_mm_token_type_ids": torch.zeros_like(ids)}
-    inputs = {"input_ids": ids, **(kinds if family == "vl" else {})}
+    inputs = {key: torch.tensor(value) for key, value in peft_inputs(base).items()}
 
     def logits(model: Any) -> Any:
         with torch.no_grad():
@@ -260,9 +291,66 @@ def test_peft_computes_what_the_merged_model_does(
         return classes[family].from_pretrained(str(directory), dtype=torch.float32)
 
     before, wanted = logits(load(base)), logits(load(tmp_path / "merged"))
-    found = logits(peft.PeftModel.from_pretrained(load(base), str(tmp_path / "adapter")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = peft.PeftModel.from_pretrained(load(base), str(adapter))
+    assert not [each for each in caught if "missing adapter keys" in str(each.message)]
+    found = logits(model)
     assert float((wanted - before).norm() / before.norm()) > 1e-2
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+    if exported:
+        model.save_pretrained(str(tmp_path / "saved"))
+        export_model(tmp_path / "saved", tmp_path / "again", layout=layout, base=models[family])
+        for file in (tmp_path / "merged").glob("*.safetensors"):
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:The following")
+def test_an_adapter_that_peft_trained_on_stacked_experts(tmp_path: Path, models: dict[str, Path]) -> None:
+    """Gate and up share lora_A, which no adapter of ours does; rsLoRA and patterns scale them."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    load = transformers.Ernie4_5_MoeForCausalLM.from_pretrained
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["o_proj"],
+        target_parameters=targets,
+        rank_pattern={"experts.down_proj": 2},
+        alpha_pattern={r"experts\.gate_up_proj": 3, "o_proj": 5},
+        use_rslora=True,
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load(str(models["moe"]), dtype=torch.float32), config)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    export_model(tmp_path / "adapter", tmp_path / "merged", base=models["moe"])
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        wanted = model.eval()(input_ids=ids).logits
+        found = load(str(tmp_path / "merged"), dtype=torch.float32).eval()(input_ids=ids).logits
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_adapters_that_are_not_exported(tmp_path: Path, models: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"holds a whole model, no adapter; choose another --layout"):
+        export_adapter(models["moe"], tmp_path / "out")
+    model = load_model(models["moe"])
+    apply_lora(model, rank=2, alpha=4.0, dropout=0.0, targets=["q_proj"], seed=0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate.weight"):
+            parameter.stop_gradient = False
+    (tmp_path / "adapter").mkdir()
+    write_adapter(tmp_path / "adapter", model, base_path=str(models["moe"]), rank=2, alpha=4.0, dropout=0.0)
+    with pytest.raises(
+        CheckpointError, match=r"mlp\.gate\.weight was trained, too, .* export the merged model"
+    ):
+        export_adapter(tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_peft_says_which_adapters_of_experts_it_leaves_out(tmp_path: Path, models: dict[str, Path]) -> None:
