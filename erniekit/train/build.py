@@ -38,6 +38,7 @@ from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.hooks.evaluation import EvaluationHook
 from erniekit.train.hooks.logging import LoggingHook
+from erniekit.train.hooks.loss_spikes import LossSpikeHook
 from erniekit.train.hooks.profiler import ProfilerHook
 from erniekit.train.hooks.routers import RouterHook
 from erniekit.train.identity import changed_settings, run_identity, saved_identity, with_defaults
@@ -199,6 +200,8 @@ def build_hooks(
     if settings.best_metric is not None:
         hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta))
     hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done, peak_flops))
+    several = context.dist if context.dist.mesh.world.size > 1 else None
+    hooks.append(LossSpikeHook(writer, console.log, several))
     evaluator = build_evaluator(context, inputs, model, objective)
     if evaluator is not None:
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))

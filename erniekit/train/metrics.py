@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from erniekit.objectives.pairs import pair_means
+
+
+class RowLoss(NamedTuple):
+    """The mean loss of a row of this process over its loss tokens or preference pairs, and its samples."""
+
+    loss: float
+    sample_ids: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class StepMetrics:
     modality; `expert_counts` maps "layer_1/text" to the number of tokens routed to each expert, int64 [experts];
     `router_sums` are sums over the tokens of the modality at the end of their names ("z_loss/text",
     "entropy/layer_1/vision"); `router_losses` are losses of the step ("orthogonal_loss/text"); `pair_sums` are sums
-    over preference pairs (`RowPairs.sums`); `is_skipped`: the step had no update, and some losses are not finite.
+    over preference pairs (`RowPairs.sums`); `is_skipped`: the step had no update, and some losses are not finite;
+    `rows`: of this process, with a loss.
     """
 
     loss_sum: float
@@ -38,6 +46,7 @@ class StepMetrics:
     router_losses: dict[str, float] = field(default_factory=dict)
     pair_sums: dict[str, float] = field(default_factory=dict)
     is_skipped: bool = False
+    rows: Sequence[RowLoss] = ()
 
     @property
     def loss(self) -> float:

@@ -64,6 +64,12 @@ class MetricsWriter:
         values += [Summary.Value(tag=tag, histo=_bars(bars)) for tag, bars in (shares or {}).items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
+    def event(self, step: int, name: str, **values: Any) -> None:
+        """A line of `log.jsonl` about something that happened at a step: {"step", "time", "event": name, ...}."""
+        line = {"step": step, "time": round(time.time(), 3), "event": name, **values}
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+
     def flush(self) -> None:
         """Flush everything to disk."""
         self._log.flush()

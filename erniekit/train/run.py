@@ -22,6 +22,7 @@ from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import check_same_model, init_distributed
 from erniekit.train.model import check_model
+from erniekit.train.out_of_memory import explain_out_of_memory, is_out_of_memory
 from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
 from erniekit.train.trainer import Trainer
 
@@ -72,9 +73,15 @@ def train_together(context: RunContext, *, resume: bool) -> int:
 
     Raises StoppedAtOnce after a second signal.
     """
-    with ExitStack() as stack:
-        trainer, checkpointer = build_trainer(context, resume=resume, stack=stack)
-        return _train(trainer, checkpointer, context)
+    try:
+        with ExitStack() as stack:
+            trainer, checkpointer = build_trainer(context, resume=resume, stack=stack)
+            return _train(trainer, checkpointer, context)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = context.dist.mesh.world.size
+        raise explain_out_of_memory(error, context.config, context.device, size) from error
 
 
 def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) -> int:

@@ -26,8 +26,9 @@ from erniekit.optim.adamw import AdamW
 from erniekit.optim.clip import clip_scale, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
-from erniekit.train.metrics import StepMetrics
+from erniekit.train.metrics import RowLoss, StepMetrics
 from erniekit.train.nonfinite import NonFinitePolicy, StepNumbers
+from erniekit.train.out_of_memory import naming_rows
 from erniekit.train.progress import TrainerProgress
 from erniekit.upload import AsyncUpload
 
@@ -175,7 +176,8 @@ class Trainer:
         batches, num_rows, totals = self._next_batches()
         data_seconds = time.perf_counter() - start
 
-        results = self._forward_backward(batches, totals)
+        with naming_rows(self.progress.step + 1, batches):
+            results = self._forward_backward(batches, totals)
         data_seconds += self._prefetch()
         # The host waits for the device here for the first time in the step, and reads all figures of the rows.
         losses = [float(result.loss_sum.item()) for result in results]
@@ -222,6 +224,7 @@ class Trainer:
             router_losses=router_losses,
             pair_sums={name: float(value) for name, value in pair_sums.items()},
             is_skipped=not is_applied,
+            rows=_row_losses(batches, losses),
         )
 
     def _update(self, norm: float, expert_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -355,6 +358,15 @@ def seed_row(seed: int, row: int, part: int = 0) -> None:
     with the randomness of one that never stopped, from two numbers instead of the state of generators.
     """
     paddle.seed(int(np.random.SeedSequence((seed, row, part)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _row_losses(batches: Sequence[PackedBatch], losses: Sequence[float]) -> list[RowLoss]:
+    counts = [len(batch.branches) or batch.num_loss_tokens for batch in batches]
+    return [
+        RowLoss(loss / count, batch.sample_ids)
+        for batch, loss, count in zip(batches, losses, counts, strict=True)
+        if count
+    ]
 
 
 def _sum_by_name(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
