@@ -8,6 +8,8 @@
 #   make test-fast             unit tests that are not slow, for the edit loop
 #   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
 #   make soak                  runs that are killed at random moments and resumed, 50 times each (KILLS=...)
+#   make engines               vLLM into .venv-vllm, for `erniekit verify --engine`
+#   make test-engines          exports of fine-tuned models in these engines
 #   make peers                 transformers, PEFT and TRL into .venv-peers, for tools/bench/peers
 #
 # PYTHON=...      the Python for .venv (3.11 is tested)
@@ -43,7 +45,7 @@ else \
 fi
 endef
 
-.PHONY: help quickstart example-dpo example-calls test test-fast fuzz soak lint peers clean
+.PHONY: help quickstart example-dpo example-calls test test-fast fuzz soak lint peers engines test-engines clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
@@ -90,8 +92,22 @@ $(PEERS_STAMP): tools/bench/peers/requirements.txt
 	@.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet -r $< $(TORCH_ARGS)
 	@touch $@
 
+# Engines pin other versions of torch and transformers than .venv has. The wheels of torchvision, torchaudio and
+# torchcodec that come with vLLM are CUDA builds, which do not load without CUDA.
+engines: .venv-vllm/.stamp
+
+.venv-vllm/.stamp: requirements/engines-vllm.txt
+	@echo "Installing vLLM into .venv-vllm (1 GB to download, 3.5 GB on disk) ..."
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet -r $< $(TORCH_ARGS)
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-engines: $(DEV_STAMP) engines
+	@$(BIN)/python -m pytest -m engines tests/engines
+
 clean:
-	rm -rf .venv .venv-peers runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peers runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Only where it is missing: the model stays when the installation changes.
 $(QUICKSTART): | $(CORE_STAMP)

@@ -78,5 +78,6 @@ BEST_METRICS = (EVAL_LOSS, *PAIR_METRICS, *ANSWER_METRICS)
 # Export.
 CheckpointLayout = Literal["hub", "transformers", "paddle"]
 ExportLayout = Literal["hub", "transformers", "paddle", "adapter"]
+Engine = Literal["transformers", "vllm", "sglang", "fastdeploy", "paddleformers"]
 DoctorSection = Literal["system", "kernels", "attention", "step", "processes", "timings"]
 ChatTemplateSource = Literal["auto", "base", "trained"]

@@ -10,11 +10,10 @@ from pathlib import Path
 from erniekit.checkpoint.hub import read_index
 from erniekit.checkpoint.tensor_layouts import layout_of
 from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
-from erniekit.export.check import Check
+from erniekit.export.check import INSTALL_TORCH, Check
 from erniekit.export.checks import check_directory
+from erniekit.export.engines.options import EngineOptions
 from erniekit.models.config import ErnieConfig
-
-_INSTALL = "in erniekit's checkout: pip install -e '.[verify]'"
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class VerifyOptions:
     `base`: the base model. `source`: the run or checkpoint that was exported. `transformers`: compare with
     transformers; None: if torch is installed. `data`: a file of chats; both implementations answer the first `samples`,
     with `max_new_tokens` each. `reference` and `gradients`: stored outputs, see `erniekit.export.reference`.
+    `engines`: engines to compare with; transformers is compared then only if it is named or `transformers` is set.
     """
 
     base: Path | None = None
@@ -34,6 +34,7 @@ class VerifyOptions:
     max_new_tokens: int = 64
     reference: Path | None = None
     gradients: Path | None = None
+    engines: EngineOptions | None = None
 
 
 def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Check]:
@@ -56,6 +57,12 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
         yield from _catch(check_source(directory, options.source))
     if options.reference is not None:
         yield from _catch(_check_reference(directory, options.reference, options.gradients))
+    if options.engines is not None:
+        from erniekit.export.engines.verify import verify_engines
+
+        yield from _catch(verify_engines(directory, options.engines))
+        if not options.transformers and options.data is None:
+            return
     if options.transformers is False:
         yield Check("note", "not compared with transformers, as requested")
     elif layout_of(read_index(directory), ErnieConfig.from_dir(directory)) == "paddle":
@@ -65,7 +72,7 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
             "(`erniekit convert --to hub`)",
         )
     elif not has_torch():
-        yield Check("note", f"not compared with transformers: torch is not installed ({_INSTALL})")
+        yield Check("note", f"not compared with transformers: torch is not installed ({INSTALL_TORCH})")
     else:
         from erniekit.export.verify_transformers import compare_with_transformers
 
@@ -87,7 +94,7 @@ def _check_options(directory: Path, options: VerifyOptions) -> None:
     if options.data is not None and options.transformers is False:
         raise VerifyError("--data needs the comparison with transformers, which --no-transformers disables")
     if (options.transformers or options.data is not None) and not has_torch():
-        raise VerifyError(f"comparing with transformers needs torch: {_INSTALL}")
+        raise VerifyError(f"comparing with transformers needs torch: {INSTALL_TORCH}")
 
 
 def _catch(checks: Iterator[Check]) -> Iterator[Check]:

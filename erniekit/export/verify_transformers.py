@@ -70,7 +70,7 @@ def compare_with_transformers(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        model, problems = _load(directory, config)
+        model, problems = load_in_transformers(directory, config)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         yield Check("FAIL", f"transformers cannot load it: {type(error).__name__}: {str(error)[:500]}")
         return
@@ -131,7 +131,7 @@ def _is_long(item: Media) -> bool:
     return times > max(rows, columns)
 
 
-def _load(directory: Path, config: ErnieConfig) -> tuple[Any, dict[str, list[str]]]:
+def load_in_transformers(directory: Path, config: ErnieConfig) -> tuple[Any, dict[str, list[str]]]:
     """The model in float32, and the weights reported as missing, unexpected or misshapen."""
     classes = {
         "dense": transformers.Ernie4_5ForCausalLM,

@@ -132,7 +132,9 @@ def test_what_transformers_cannot_load_fails(
     pytest.importorskip("torch")
     from erniekit.export import verify_transformers
 
-    monkeypatch.setattr(verify_transformers, "_load", lambda *_: (None, {"missing_keys": ["a.weight"]}))
+    monkeypatch.setattr(
+        verify_transformers, "load_in_transformers", lambda *_: (None, {"missing_keys": ["a.weight"]})
+    )
     checks = list(verify_transformers.compare_with_transformers(models["dense"]))
     assert [check.status for check in checks] == ["FAIL"]
     assert "a.weight" in checks[0].text
@@ -169,6 +171,44 @@ def test_broken_weights_are_found_by_their_shapes(models: dict[str, Path], tmp_p
     with pytest.raises(typer.Exit):
         verify(model)
     assert any(name in check.text for check in verify_model(model, VerifyOptions()) if check.status == "FAIL")
+
+
+def test_engines_in_one_table(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(typer.Exit):
+        verify(models["nested"], engine=["transformers", "fastdeploy", "vllm"])
+    printed = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(printed) if line.startswith("engine "))
+    cells = [line.replace("tool call", "tool-call").split() for line in printed[start + 1 : start + 7]]
+    found = [(line[0], *line[-5:-3], line[-1]) for line in cells[:4]]
+    kinds = ("text", "tool-call", "image", "video")
+    assert [(line[0], line[2], line[3:6], line[-1]) for line in cells[:4]] == [
+        ("transformers", kind, ["16", "of", "16"], "ok") for kind in kinds
+    ], found
+    assert [line[:2] + line[-1:] for line in cells[4:]] == [
+        ["fastdeploy", "files", "FAIL"],
+        ["vllm", "files", "FAIL"],
+    ]
+    assert any("vllm: reads the flat config.json" in line for line in printed)
+    assert printed[-1] == "result: FAIL, 2 checks failed"
+
+
+def test_an_engine_that_is_another_model(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Paddle computes the source, the engine the export."""
+    pytest.importorskip("torch")
+    other = shutil.copytree(models["dense"], tmp_path / "other")
+    changed = json.loads((other / "config.json").read_text()) | {"rope_theta": 100.0}
+    (other / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(typer.Exit):
+        verify(models["dense"], source=other, engine=["transformers"])
+    assert "log-probabilities differ by" in capsys.readouterr().out
+
+
+def test_an_engine_that_does_not_exist(models: dict[str, Path]) -> None:
+    with pytest.raises(typer.BadParameter, match="'tensorrt' is not one of transformers, vllm"):
+        verify(models["dense"], engine=["tensorrt"])
 
 
 @NEEDS_SHARED
