@@ -321,6 +321,12 @@ def _dpo_reference_fits(config: Schema) -> Iterator[Conflict]:
             f"cannot be none with dpo.loss {dpo.loss}, which needs a reference model; "
             f"only {' and '.join(choices.REFERENCE_FREE)} do not",
         )
+    elif config.lora.path is not None:
+        yield Conflict(
+            ("lora.path", "dpo.loss"),
+            f"cannot be set with dpo.loss {dpo.loss}: the reference model is model.path without adapters, not the "
+            "model that training starts from; merge the adapter (`erniekit export`) and set model.path to the result",
+        )
     if dpo.reference == "cached" and data.streaming:
         yield Conflict(
             ("dpo.reference", "data.streaming"),

@@ -111,6 +111,12 @@ class LoraConfig(Section):
         "vision tower, the resampler and the output layer are not included.",
     )
     train_router: bool = Field(False, description="Also train the expert routers.")
+    path: PathText | None = Field(
+        None,
+        description="Adapter to start from: a directory that PEFT wrote, a checkpoint or a run (its newest complete "
+        "checkpoint). Its modules, ranks and scale must be those of lora.targets, lora.rank and lora.alpha. The "
+        "optimizer starts anew; --resume continues a run. null: new adapters, which change nothing at first.",
+    )
 
 
 class LossConfig(Section):

@@ -108,6 +108,11 @@ def adapter_vocab_size(directory: str | Path) -> int | None:
     return None if info is None else info.shape[0]
 
 
+def _is_whole(name: str) -> bool:
+    """Whether a tensor of an adapter file is a full tensor of the model."""
+    return ".lora_" not in name
+
+
 def _is_elsewhere(name: str, model: ErnieModel) -> bool:
     """Whether a tensor may belong to an expert of another process."""
     moe = model.config.moe
@@ -147,11 +152,19 @@ def add_adapter(model: ErnieModel, directory: str | Path) -> None:
     load_adapter(model, directory)
 
 
-def load_adapter(model: ErnieModel, directory: str | Path) -> None:
-    """Load the weights of existing adapters of a model. Raises CheckpointError if they do not fit."""
+def load_adapter(model: ErnieModel, directory: str | Path, *, partial: bool = False) -> None:
+    """Load the weights of existing adapters of a model. Raises CheckpointError if they do not fit.
+
+    partial: full tensors that the file lacks (routers, a vocabulary) keep their values.
+    """
     found = read_adapter_index(directory)
     parameters = adapter_parameters(model)
-    tensors = [tensor for tensor in hub_tensors(model) if tensor.parameter in parameters]
+    tensors = [
+        tensor
+        for tensor in hub_tensors(model)
+        if tensor.parameter in parameters
+        and not (partial and _is_whole(tensor.name) and tensor.name not in found)
+    ]
     names = {tensor.name for tensor in tensors}
     differing = sorted(name for name in set(found) ^ names if not _is_elsewhere(name, model))
     if differing:

@@ -17,7 +17,7 @@ from erniekit.train.console import make_console
 from erniekit.train.describe import describe_run
 from erniekit.train.distributed import plan_parallel_dims
 from erniekit.train.inputs import load_inputs
-from erniekit.train.model import check_model, describe_model_plan
+from erniekit.train.model import check_model, check_start, describe_model_plan
 from erniekit.train.plan import plan_run
 
 
@@ -59,6 +59,7 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
     if no_weights and not (model / "config.json").is_file():
         return [f"the model ({_absent(config, 'config.json')}): lora.targets, model.freeze, memory"]
     check_model(model, log, weights=not no_weights)
+    check_start(config)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({_absent(config, 'tokenizer')}, which model.resize_vocab counts): memory"]
     changes = ModelChanges(*enlarged_limits(config.model))

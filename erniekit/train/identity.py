@@ -31,7 +31,8 @@ def run_identity(
         "model.freeze": config.model.freeze,
         # The number of rows: tokens may have been added to the tokenizer since.
         "model.resize_vocab": changes.vocab_size if config.model.resize_vocab else False,
-        **{f"lora.{key}": value for key, value in config.lora.model_dump().items()},
+        # A resumed run has its adapters in the checkpoint, and not in lora.path.
+        **{f"lora.{key}": value for key, value in config.lora.model_dump(exclude={"path"}).items()},
         "data.train": {"digest": data_fingerprint},
         **{f"data.{key}": getattr(config.data, key) for key in _ROW_SETTINGS},
         "train.rows_per_step": config.num_rows(),

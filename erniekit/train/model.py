@@ -43,6 +43,7 @@ from erniekit.train.device_memory import device_memory
 from erniekit.train.memory import TrainingPlan, plan_training
 from erniekit.train.recompute import BackwardPlan
 from erniekit.train.selection import ParameterSelection, lora_alpha, lora_expert_rank, select_parameters
+from erniekit.train.start_adapter import find_start_adapter
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def prepare_model(
     weights = config.model.directory if lora.enabled or checkpoint is None else checkpoint
     before = ErnieConfig.from_dir(config.model.directory)
     selected = select_parameters(config, before, dtype, changes)
+    start = find_start_adapter(config, selected.matches, lora_alpha(lora)) if checkpoint is None else None
     dims = mesh.dims if mesh is not None else ParallelDims()
     # Before anything is loaded, so that all memory of a CPU is still free.
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, _shared_memory(mesh))
@@ -107,6 +109,9 @@ def prepare_model(
     trained = _mark_trained(model, set(selected.trained))
     if lora.enabled and checkpoint is not None:
         load_adapter(model, checkpoint)
+    elif start is not None:
+        log(f"adapters: starting from {start}")
+        load_adapter(model, start, partial=True)
     _describe(config, selected, plan, dims, log)
     return PreparedModel(model, trained, selected.trained, plan.backward, fully_sharded, changes)
 
@@ -118,6 +123,13 @@ def _mark_trained(model: ErnieModel, wanted: set[str]) -> list[tuple[str, paddle
     for name, parameter in model.named_parameters():
         parameter.stop_gradient = name not in holders
     return [(name, parameter) for name, parameter in model.named_parameters() if name in holders]
+
+
+def check_start(config: Config) -> None:
+    """Check the adapter of lora.path, if there is one. Raises as `find_start_adapter` does."""
+    if config.lora.path is not None:
+        selected = select_parameters(config, ErnieConfig.from_dir(config.model.directory), "float32")
+        find_start_adapter(config, selected.matches, lora_alpha(config.lora))
 
 
 def check_model(directory: Path, log: Callable[[str], None], *, weights: bool = True) -> None:

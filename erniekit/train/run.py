@@ -21,7 +21,7 @@ from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import check_same_model, init_distributed
-from erniekit.train.model import check_model
+from erniekit.train.model import check_model, check_start
 from erniekit.train.out_of_memory import explain_out_of_memory, is_out_of_memory
 from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
 from erniekit.train.trainer import Trainer
@@ -45,6 +45,8 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     console = make_console()
     worker = worker_from(os.environ)
     check_model(config.model.directory, console.log)
+    if not resume:
+        check_start(config)
     if worker is None or worker.rank == 0:
         check_run_directory(config, resume=resume)
     threads = config.parallel.threads or (worker.threads if worker is not None else None)

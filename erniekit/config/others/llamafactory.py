@@ -24,6 +24,7 @@ from erniekit.config.others.values import (
     choice,
     number,
     numbers,
+    path,
     positive,
     targets,
     text,
@@ -57,6 +58,7 @@ _MODEL: dict[str, Rule] = {
     "lora_rank": Key("lora.rank", positive, role="rank"),
     "lora_alpha": Key("lora.alpha", positive, role="alpha"),
     "lora_dropout": Key("lora.dropout", number),
+    "adapter_name_or_path": Key("lora.path", path),
     "lora_target": Key("lora.targets", targets),
     "use_rslora": Key("lora.alpha", boolean, role="rslora", hint=RSLORA_HINT),
     "loraplus_lr_ratio": Key("optimizer.groups", number, role="lora_plus", hint=LORA_PLUS_HINT),
@@ -86,9 +88,6 @@ _MODEL: dict[str, Rule] = {
     **not_needed("cache_dir use_fast_tokenizer low_cpu_mem_usage", "model.path names the checkpoint"),
     **not_needed("disable_gradient_checkpointing", "train.recompute: none is the default"),
     **not_needed("upcast_layernorm upcast_lmhead_output", "norm statistics and losses are float32"),
-    **no_equivalent(
-        "adapter_name_or_path", "merge the adapters with `erniekit export`, and set model.path to the result"
-    ),
     **no_equivalent("use_dora pissa_init create_new_adapter oft_rank", _ADAPTERS),
     **no_equivalent(
         "additional_target", "only adapters are trained; model.resize_vocab trains embeddings as well"
