@@ -203,8 +203,13 @@ def check_weights(checkpoint: Path) -> None:
         )
 
 
-def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:
-    """Raise CheckpointError with the configuration keys that changed since the checkpoint."""
+def check_identity(
+    saved: dict[str, Any], current: dict[str, Any], where: Path, changes: Mapping[str, str] | None = None
+) -> None:
+    """Raise CheckpointError with the configuration keys that changed since the checkpoint.
+
+    changes: what of some contents has changed, in words, by key.
+    """
     lines = []
     for key in sorted(set(saved) | set(current)):
         before, now = saved.get(key), current.get(key)
@@ -212,7 +217,7 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) 
             continue
         change = f"was {_short(before)}, is now {_short(now)}"
         if isinstance(now, dict) or isinstance(before, dict):
-            change = "the content has changed since the run began"
+            change = (changes or {}).get(key, "the content has changed since the run began")
         lines.append(f"  {key}: {change}")
     if lines:
         raise CheckpointError(

@@ -106,7 +106,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     dtype = compute_dtype(config.model.dtype, context.device)
     # Released after everything else is closed.
     lock = stack.enter_context(ExitStack())
-    inputs = load_inputs(config, log, dist)
+    inputs = load_inputs(config, log, dist, is_resumed=saved is not None)
     stack.callback(inputs.close)
     plan = plan_run(config, inputs.rows)
     for line in describe_run(plan, config, inputs.encoder.template.name):
@@ -296,7 +296,8 @@ def _find_saved_run(context: RunContext) -> _SavedRun | None:
 
 def _check_saved_run(saved: _SavedRun, identity: dict[str, Any], inputs: Inputs, context: RunContext) -> None:
     """Raise CheckpointError or DataError where the run cannot be resumed; log the settings that differ."""
-    check_identity(saved_identity(saved.state, identity), identity, saved.path)
+    contents = {"data.train": inputs.train.describe_change(saved.state.loader)}
+    check_identity(saved_identity(saved.state, identity), identity, saved.path, contents)
     inputs.train.check_state(saved.state.loader)
     context.log(f"resuming from {saved.path}, after step {saved.state.step}")
     changes = changed_settings(with_defaults(saved.state.config), context.config.model_dump())

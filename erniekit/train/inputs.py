@@ -84,10 +84,14 @@ class Inputs:
         self.cleanup.close()
 
 
-def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None) -> Inputs:
+def load_inputs(
+    config: Config, log: Log, processes: DataProcesses | None = None, *, is_resumed: bool = False
+) -> Inputs:
     """Read and encode all data, and log its statistics. Raises ErnieKitError for whatever is wrong in it.
 
     processes: the processes that share the rows. One of them encodes the data, and the others open the result.
+    is_resumed: a run goes on. With data.on_error skip, samples with images that are gone since are then skipped when
+    they are loaded, since the rows are those that the run began with.
     """
     data, processes = config.data, processes or _OneProcess()
     _check_sources(data)
@@ -96,7 +100,7 @@ def load_inputs(config: Config, log: Log, processes: DataProcesses | None = None
         log(f"note: {note}")
     with ExitStack() as stack:
         locations = processes.make_once(
-            "encoding the data", lambda: _prepare(config, encoder, log, stack), _are_visible
+            "encoding the data", lambda: _prepare(config, encoder, log, stack, is_resumed), _are_visible
         )
         mixture = Mixture(
             data.mix, data.stop, tuple(s.weight for s in data.train), data.shuffle, config.train.seed
@@ -173,7 +177,9 @@ def _eval_rows(
     return EvalRows(rows, RowLoader(rows, budget, workers, rank=rank, ranks=ranks), rank, ranks)
 
 
-def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> SourceLocations:
+def _prepare(
+    config: Config, encoder: Encoder, log: Log, stack: ExitStack, is_resumed: bool
+) -> SourceLocations:
     """Download datasets of the hub, and encode all samples, so that every process finds them.
 
     stack: removes encoded samples that are not kept.
@@ -192,7 +198,8 @@ def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack) -> So
             log(f"{_NAMES[use]}: streamed, {', '.join(source.path for source in sources)}")
         elif sources:
             cache = cache or _cache_dir(data, stack)
-            locations[use] = _encode(use, sources, paths, config, encoder, cache, log)
+            may_be_gone = is_resumed and data.on_error == "skip"
+            locations[use] = _encode(use, sources, paths, config, encoder, cache, log, may_be_gone)
     return locations
 
 
@@ -229,6 +236,7 @@ def _encode(
     encoder: Encoder,
     cache: Path,
     log: Log,
+    media_may_be_gone: bool,
 ) -> list[SourceLocation]:
     """Encode samples that are not encoded yet, and log statistics of all samples."""
     data, loaded = config.data, []
@@ -244,6 +252,7 @@ def _encode(
             cache,
             kept=data.cache,
             workers=data.workers,
+            media_may_be_gone=media_may_be_gone,
             progress=partial(log_progress(log, "bytes", _PROGRESS_SECONDS), f"  encoding {source.path}"),
         )
         found.store.close()

@@ -115,7 +115,7 @@ def test_another_run_is_refused_and_said_why(tmp_path: Path, model: Path, data: 
         "train.seed: was 42, is now 1": {"train__seed": 1},
         "data.max_length: was 160, is now 200": {"data__max_length": 200},
         "model.freeze: was [], is now": {"model__freeze": ["vision"]},
-        "data.train: the content has changed": {
+        f"data.train: {data} is not in data.train any more, {tmp_path / 'x.jsonl'} is new in data.train": {
             "data__train": str(write_chats(tmp_path / "x.jsonl", chats(16, 5)))
         },
         "model.path: the content has changed": {"model__path": str(_other_model(model, tmp_path / "other"))},

@@ -19,6 +19,7 @@ from erniekit.errors import DataError, ErnieKitError
 
 # Consecutive rows without anything decodable: more than a few broken images.
 _EMPTY_ROWS = 1000
+_NAMED = 5
 EPOCH_TOLERANCE = 1e-9
 """So much less than a fraction of an epoch counts as that fraction, which a sum of floats may miss."""
 # Settings of a source that have no key in the configuration, in words.
@@ -149,17 +150,30 @@ class RowLoader:
         """Raises DataError when data or settings have changed, or the state is not one."""
         before = saved.get("settings", {})
         for name, value in self.source.settings.items():
-            if name == "fingerprint" or before.get(name) == value:
+            if name in ("fingerprint", "files") or before.get(name) == value:
                 continue
             what = _SETTINGS.get(name, name)
             changed = f"{what} was {before.get(name)!r} and is now {value!r}, which changes every row"
             raise DataError(f"cannot continue: {changed}; set it back, or {NEW_RUN}")
         if before.get("fingerprint") != self.source.settings["fingerprint"]:
             raise DataError(
-                "cannot continue: the training data, its template or its tokenizer have changed since the "
-                f"checkpoint; put them back, or {NEW_RUN}"
+                f"cannot continue: {self.describe_change(saved)} since the checkpoint; put them back, or {NEW_RUN}"
             )
         self.source.check(self._place(saved))
+
+    def describe_change(self, saved: dict[str, Any]) -> str:
+        """What of the data differs from that of a state, in words: its files, by name, or what else it depends on."""
+        before = saved.get("settings", {}).get("files") or {}
+        now = self.source.settings["files"]
+        if not before or not now:
+            return "the training data, its template or its tokenizer have changed"
+        lines = [f"{name} has changed" for name in now if name in before and before[name] != now[name]]
+        lines += [f"{name} is not in data.train any more" for name in before if name not in now]
+        lines += [f"{name} is new in data.train" for name in now if name not in before]
+        if not lines:
+            return "the data files are the same, but images, the template or the tokenizer have changed"
+        more = [f"{len(lines) - _NAMED} more files"] if len(lines) > _NAMED else []
+        return ", ".join(lines[:_NAMED] + more)
 
     def close(self) -> None:
         """Stops the workers. The next row, if asked for, starts them anew."""

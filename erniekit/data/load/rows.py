@@ -47,7 +47,11 @@ class PlannedRows(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for a state to mean the same row, by name; JSON values."""
+        """What must be the same for a state to mean the same row, by name; JSON values.
+
+        "fingerprint": of the data. "files": digests of data files by name, which may differ where the fingerprint does
+        not.
+        """
 
     def start(self) -> State:
         """The place of the first row."""
@@ -81,7 +85,8 @@ class StoredRows:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**mixture_settings(self.mixture, self.max_length), "fingerprint": self.dataset.fingerprint}
+        settings = mixture_settings(self.mixture, self.max_length)
+        return {**settings, "fingerprint": self.dataset.fingerprint, "files": self.dataset.files}
 
     def rows_per_epoch(self, epoch: int) -> int:
         """Rows in that epoch; it may differ a little between epochs, as shuffling packs differently."""

@@ -113,7 +113,9 @@ class StreamedRows:
         files = [self._reader.encoder.identity, *zip(digests, formats, strict=True)]
         fingerprint = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
         shared = mixture_settings(self.mixture, self._max_length)
-        return {**shared, "buffer": self._buffer, "processes": self.ranks, "fingerprint": fingerprint}
+        named = {source.name: digest for source, digest in zip(self.sources, digests, strict=True)}
+        own = {"buffer": self._buffer, "processes": self.ranks, "fingerprint": fingerprint, "files": named}
+        return {**shared, **own}
 
     def start(self) -> State:
         count = len(self.sources)

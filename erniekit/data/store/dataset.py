@@ -6,8 +6,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from erniekit.errors import DataError
 Progress = Callable[[int, int], None]
 _BATCH = 64  # records that a worker encodes at a time
 _DIGESTS = "digests"  # directory of what is known of data files
+_MOST_FILES = 1000  # of which a checkpoint keeps digests
 _ALONE = 512  # records that are encoded before worker processes are worth their start
 
 
@@ -63,13 +64,15 @@ class SourceFiles:
 class Source:
     """An encoded source.
 
-    cached: it was found on disk, nothing was encoded.
+    cached: it was found on disk, nothing was encoded. files: a digest of each data file by name, to name those that
+    change; empty for very many files.
     """
 
     name: str
     store: DocumentStore
     stats: DataStats
     cached: bool
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ class Dataset:
             stats.merge(source.stats)
         return stats
 
+    @property
+    def files(self) -> dict[str, str]:
+        """`Source.files` of all sources."""
+        return {name: digest for source in self.sources for name, digest in source.files.items()}
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of tokens, labels, and names of images: what a plan of rows was made for."""
@@ -135,18 +143,21 @@ def load_source(
     kept: bool = True,
     workers: int = 0,
     progress: Progress | None = None,
+    media_may_be_gone: bool = False,
 ) -> Source:
     """A source as documents in a store below cache_dir; encoded only where it is not there yet.
 
     A store is used again as long as the content of the files, the tokenizer, the template and every setting
     that shapes a document are the same, and every image's file is the one that was measured. Files are read to know
-    their content only where size and times do not tell it. kept: whether cache_dir outlives the process. workers:
+    their content only where size and times do not tell it. media_may_be_gone: also where images are not there any
+    more, of which the samples then fail when they are loaded. kept: whether cache_dir outlives the process. workers:
     processes that help to encode. Raises DataError when a file cannot be read or no sample can be used, and
     what `budget` raises.
     """
-    directory = cache_dir / _key(source, reader, cache_dir if kept else None)
+    files = _contents(source, cache_dir if kept else None)
+    directory = cache_dir / _key(source, reader, files)
     store = DocumentStore.find(directory)
-    if store is not None and store.changed_media() is None:
+    if store is not None and store.changed_media(may_be_gone=media_may_be_gone) is None:
         return _found(source.name, store, budget)
     if store is not None:
         store.close()
@@ -165,8 +176,9 @@ def load_source(
             raise DataError(f"{source.name}: no sample can be used ({budget.by_reason()}){first}")
         stats.skipped.update(error.reason for error in errors)
         described = [[error.sample_id, error.reason, error.detail] for error in errors]
-        writer.finish({"stats": stats.as_dict(), "errors": described})
-    return Source(source.name, DocumentStore(directory), stats, cached=False)
+        named = {name: digest for name, _, digest in files} if len(files) <= _MOST_FILES else {}
+        writer.finish({"stats": stats.as_dict(), "errors": described, "files": named})
+    return Source(source.name, DocumentStore(directory), stats, cached=False, files=named)
 
 
 def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
@@ -217,16 +229,28 @@ def _samples(
 def _found(name: str, store: DocumentStore, budget: ErrorBudget) -> Source:
     for sample_id, reason, detail in store.summary["errors"]:
         budget.spend(SampleError(sample_id, reason, detail))
-    return Source(name, store, DataStats.from_dict(store.summary["stats"]), cached=True)
+    stats = DataStats.from_dict(store.summary["stats"])
+    return Source(name, store, stats, cached=True, files=store.summary.get("files", {}))
 
 
-def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> str:
-    """Name of the store: a digest of all that its documents depend on. cache_dir: None where it is not kept."""
-    places, contents = resolved(source.files), list[Any]()
+def _contents(source: SourceFiles, cache_dir: Path | None) -> list[tuple[str, str, str]]:
+    """Name, resolved path and digest of each file; its stamp where no cache is kept (None), so that it is not read.
+
+    Names are as written: sample ids carry them, and relative paths of images start at the resolved ones.
+    """
+    places = resolved(source.files)
     if cache_dir is None:
-        contents += [stamp(path) for path in places]
+        contents = [json.dumps(stamp(path)) for path in places]
     else:
-        contents += content_digests(places, cache_dir / _DIGESTS)
+        contents = content_digests(places, cache_dir / _DIGESTS)
+    return [
+        (str(path), str(place), text)
+        for path, place, text in zip(source.files, places, contents, strict=True)
+    ]
+
+
+def _key(source: SourceFiles, reader: SampleReader, files: Sequence[tuple[str, str, str]]) -> str:
+    """Name of the store: a digest of all that its documents depend on."""
     settings: dict[str, Any] = {
         "erniekit": __version__,
         "encoder": reader.encoder.identity,
@@ -236,11 +260,7 @@ def _key(source: SourceFiles, reader: SampleReader, cache_dir: Path | None) -> s
         "on_long": reader.on_long,
         "media": asdict(reader.access),
         "pairs": reader.pairs,
-        # As written and as meant: sample ids carry the one, relative paths of images the other.
-        "files": [
-            (str(path), str(place), content)
-            for path, place, content in zip(source.files, places, contents, strict=True)
-        ],
+        "files": files,
     }
     return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
 

@@ -191,13 +191,19 @@ class DocumentStore:
             None if self.references is None else tuple(self.references[index].tolist()),
         )
 
-    def changed_media(self) -> str | None:
-        """The path of an image or video that changed since it was encoded; None where none has."""
+    def changed_media(self, *, may_be_gone: bool = False) -> str | None:
+        """The path of an image or video that changed since it was encoded; None where none has.
+
+        may_be_gone: one that is not there any more has not changed.
+        """
         for index in np.flatnonzero(self.patches):
             for item in self._record(int(index))["media"]:
                 sources = item["source"] if isinstance(item["source"], list) else [item["source"]]
                 for source in sources:
-                    if "path" in source and _stamp(source["path"]) != source["stamp"]:
+                    if "path" not in source:
+                        continue
+                    stamp = _stamp(source["path"])
+                    if stamp != source["stamp"] and not (may_be_gone and stamp is None):
                         return str(source["path"])
         return None
 

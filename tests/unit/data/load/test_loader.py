@@ -152,6 +152,11 @@ def test_a_state_of_other_data_or_settings_is_refused(
     state = make_loader(dataset).state_dict()
     other = load(vl_encoder, write_lines(tmp_path / "b.jsonl", records(39)), max_length=ROOM)
     with pytest.raises(
+        DataError, match=r"cannot continue: .*a\.jsonl is not in data\.train any more, .*b\.jsonl is new"
+    ):
+        make_loader(other).load_state_dict(state)
+    state["settings"]["files"] = {}
+    with pytest.raises(
         DataError, match="cannot continue: the training data, its template or its tokenizer have changed"
     ):
         make_loader(other).load_state_dict(state)

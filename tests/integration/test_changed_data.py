@@ -1,0 +1,70 @@
+"""A run that is resumed with other data is refused with the files that differ; what it had skipped may be gone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniekit.errors import CheckpointError, ErnieKitError
+from erniekit.train.run import run_training
+from tests.integration.test_resume import assert_same_run, copy_at
+from tests.integration.training_setup import chats, make_config, write_chats
+from tests.unit.data.helpers import noise
+
+SETTINGS: dict[str, Any] = {"train__max_steps": 4, "checkpoint__save_every": 1, "checkpoint__keep": 9}
+
+
+def photo_chats(directory: Path) -> Path:
+    """Chats about files, of which one image is cut after its header."""
+    samples = chats(12, images=False)
+    for number, sample in enumerate(samples[:6]):
+        noise(56, 56).save(directory / f"{number}.png")
+        image = {"type": "image_url", "image_url": {"url": f"{number}.png"}}
+        sample["messages"][0]["content"] = [image, {"type": "text", "text": "Which colour?"}]
+    whole = (directory / "2.png").read_bytes()
+    (directory / "2.png").write_bytes(whole[:200])
+    return write_chats(directory / "photos.jsonl", samples)
+
+
+def test_a_skipped_image_may_be_gone_when_the_run_is_resumed(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = photo_chats(tmp_path)
+    cache = {"data__cache_dir": str(tmp_path / "cache"), "data__max_length": 60}
+    settings = {**SETTINGS, **cache, "data__on_error": "skip", "train__rows_per_step": 2}
+    whole, part, raising = tmp_path / "whole", tmp_path / "part", tmp_path / "raising"
+    run_training(make_config(whole, model, data, **settings))
+    assert capsys.readouterr().out.count("photos.jsonl:3") == 1
+    copy_at(whole, part, 2)
+    copy_at(whole, raising, 2)
+    (tmp_path / "2.png").unlink()
+    assert run_training(make_config(part, model, data, **settings), resume=True) == 0
+    assert_same_run(whole, part)
+    with pytest.raises(ErnieKitError, match=r"photos\.jsonl:3: .*2\.png"):
+        run_training(
+            make_config(raising, model, data, **{**settings, "data__on_error": "raise"}), resume=True
+        )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_differ_are_named(tmp_path: Path, model: Path, streaming: bool) -> None:
+    files = [write_chats(tmp_path / f"{name}.jsonl", chats(8, seed)) for seed, name in enumerate("abc")]
+    settings = {**SETTINGS, "data__streaming": streaming, "data__cache_dir": str(tmp_path / "cache")}
+
+    def config(*chosen: Path) -> Any:
+        return make_config(
+            tmp_path / "run", model, files[0], **settings, data__train=[str(file) for file in chosen]
+        )
+
+    run_training(config(files[0], files[1]))
+    write_chats(files[1], chats(8, 9))
+    with pytest.raises(CheckpointError) as error:
+        run_training(config(files[1], files[2]), resume=True)
+    expected = (
+        f"data.train: {files[1]} has changed, {files[0]} is not in data.train any more, {files[2]} is new"
+    )
+    assert expected in str(error.value)
+    # The same samples again, in other bytes.
+    write_chats(files[1], chats(8, 1))
+    settings["train__max_steps"] = 5
+    assert run_training(config(files[0], files[1]), resume=True) == 0
