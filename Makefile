@@ -4,8 +4,10 @@
 #   make quickstart VERIFY=0   the same without PyTorch and the comparison with transformers
 #   make example-dpo           preference training: flip the style of answers (runs quickstart first if needed)
 #   make example-calls         function calls: report the digit in an image (runs quickstart first if needed)
+#   make install               install into .venv
 #   make test                  style, imports, types and all tests: everything that must pass before a commit
 #   make test-fast             unit tests that are not slow, for the edit loop
+#   make docs                  the documentation as a site in build/site
 #   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
 #   make soak                  runs that are killed at random moments and resumed, 50 times each (KILLS=...)
 #   make engines               vLLM into .venv-vllm, for `erniekit verify --engine`
@@ -45,10 +47,12 @@ else \
 fi
 endef
 
-.PHONY: help quickstart example-dpo example-calls test test-fast fuzz soak lint peers engines test-engines clean
+.PHONY: help install quickstart example-dpo example-calls test test-fast docs fuzz soak lint peers engines test-engines clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
+
+install: $(CORE_STAMP)
 
 quickstart: $(CORE_STAMP) $(if $(filter-out 0,$(VERIFY)),$(TORCH_STAMP))
 	@examples/quickstart.sh $(VERIFY)
@@ -67,6 +71,10 @@ test: lint
 test-fast: $(DEV_STAMP)
 	@echo "Running the unit tests ..."
 	@$(PYTEST) -m "not slow" tests/unit
+
+docs: $(DEV_STAMP)
+	@$(BIN)/mkdocs build --quiet
+	@echo "The site is build/site/index.html."
 
 fuzz: $(DEV_STAMP)
 	@$(BIN)/python -m tests.fuzz $(INPUTS)

@@ -39,6 +39,6 @@ cat <<END
 The model is in $out/export. transformers can load it directly.
 Next:
   .venv/bin/tensorboard --logdir $out/run/tensorboard      view losses, learning rates and expert load
-  .venv/bin/erniekit train --help                          train on your own chats; data/README.md describes the formats
+  .venv/bin/erniekit train --help                          train on your own chats; docs/data.md describes the formats
   .venv/bin/erniekit train examples/configs/ERNIE-4.5-VL-28B-A3B-Thinking/sft/run_sft_lora_8k.yaml --dry-run --no-weights
 END

@@ -1,4 +1,8 @@
-"""What README, data/README and --help tell people to type works, in a clone with nothing else beside it."""
+"""What the documents and --help tell people to type works, in a clone with nothing else beside it.
+
+Blocks of language bash run, those of sh (for machines with GPUs, networks or containers) are checked: their commands,
+options and files exist. Blocks of yaml are configurations, whole or in part.
+"""
 
 import contextlib
 import importlib.util
@@ -15,22 +19,17 @@ from pathlib import Path
 import pytest
 
 from erniekit.cli.main import GROUPS
+from erniekit.config import load_config
 from tests.command import erniekit
 from tools.docs import checkpoints, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     "README.md",
+    "README_zh.md",
     "data/README.md",
     "CONTRIBUTING.md",
-    "docs/checkpoints.md",
-    "docs/configuration.md",
-    "docs/doctor.md",
-    "docs/export.md",
-    "docs/glossary.md",
-    "docs/lora.md",
-    "docs/migration.md",
-    "docs/recipes.md",
+    *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md")),
 ]
 COMMANDS = [
     "train",
@@ -45,14 +44,17 @@ COMMANDS = [
     "data preview",
     "data convert",
     "config convert",
+    "replay",
     "chat",
     "serve",
 ]
 # These make .venv, or run this very test; the scripts are what they run then.
 EXAMPLES = {"make example-dpo": "examples/digits/dpo.sh", "make example-calls": "examples/digits/calls.sh"}
 MAKE = {"make quickstart", "make test", "make lint", *EXAMPLES}
-# It does not end by itself: see test_the_client_in_the_readme_talks_to_the_server.
+# It does not end by itself: see test_the_client_of_the_documents_talks_to_the_server.
 SERVE = "erniekit serve runs/quickstart/run"
+# What a block of language sh may begin with, besides erniekit.
+PROGRAMS = ("pip", "python3.11", ".venv/bin/python", "source", "docker")
 
 
 @pytest.fixture(scope="module")
@@ -160,20 +162,27 @@ def test_make_runs_the_example_after_the_quickstart(command: str, clone: Path) -
     assert EXAMPLES[command] in shown.stdout.splitlines()[-1], shown.stderr
 
 
-def _blocks(text: str) -> Iterator[str]:
-    """Commands of all ```bash blocks, continuation lines joined."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+def _blocks(text: str, language: str = "bash") -> Iterator[str]:
+    """Commands of all blocks of a language, continuation lines joined."""
+    for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip() and not line.startswith("#"):
                 yield line.strip()
 
 
+@pytest.fixture(scope="module")
+def done() -> set[str]:
+    """Commands that a test has run already: several documents have some of them."""
+    return {*MAKE, SERVE}
+
+
 @pytest.mark.usefixtures("quickstart")
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_of_documents_run(document: str, clone: Path) -> None:
+def test_commands_of_documents_run(document: str, clone: Path, done: set[str]) -> None:
     for command in _blocks((ROOT / document).read_text(encoding="utf-8")):
-        if command in MAKE or command == SERVE:
+        if command in done:
             continue
+        done.add(command)
         words = shlex.split(command, comments=True)
         assert words[0] in ("erniekit", "python"), f"{document}: no test knows how to run {command!r}"
         finished = _run(words, clone)
@@ -181,8 +190,8 @@ def test_commands_of_documents_run(document: str, clone: Path) -> None:
 
 
 @pytest.mark.usefixtures("quickstart")
-def test_the_client_in_the_readme_talks_to_the_server(clone: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_client_of_the_documents_talks_to_the_server(clone: Path) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     assert SERVE in _blocks(text)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert code.count("http://127.0.0.1:8000") == 1
@@ -200,13 +209,38 @@ def test_the_client_in_the_readme_talks_to_the_server(clone: Path) -> None:
             server.kill()
 
 
-def test_the_configurations_in_the_readme_are_valid(clone: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        (clone / "run.yaml").write_text(block)
-        finished = _run(["erniekit", "train", "run.yaml", "--dry-run", "--no-weights"], clone)
-        assert finished.returncode == 0, finished.stderr
+def test_the_configuration_in_the_readme_passes_a_dry_run(clone: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (clone / "run.yaml").write_text(block)
+    finished = _run(["erniekit", "train", "run.yaml", "--dry-run", "--no-weights"], clone)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_configurations_of_documents_are_valid(
+    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a configuration is one together with a model, data and a directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "whole.yaml").write_text("model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: o}\n")
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL):
+        if "extends:" not in block:
+            block = f"extends: whole.yaml\n{block}"
+        (tmp_path / "run.yaml").write_text(block)
+        load_config(tmp_path / "run.yaml")
+
+
+def test_commands_for_other_machines_exist(help_texts: dict[str, str]) -> None:
+    for document in DOCUMENTS:
+        for command in _blocks((ROOT / document).read_text(encoding="utf-8"), "sh"):
+            words = command.split()
+            if words[0] != "erniekit":
+                assert words[0] in PROGRAMS, f"{document}: {command}"
+                continue
+            _assert_known(command, help_texts)
+            for word in words:
+                assert not word.startswith("examples/") or (ROOT / word).exists(), f"{document}: {word}"
 
 
 @pytest.mark.usefixtures("quickstart")
@@ -276,7 +310,7 @@ def test_commands_in_running_text_exist(help_texts: dict[str, str]) -> None:
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
         for command in re.findall(r"`(erniekit [a-z][^`]*)`", text):
-            _assert_known(command, help_texts)
+            _assert_known(" ".join(command.split()), help_texts)
 
 
 def test_the_page_of_keys_is_that_of_the_schema() -> None:

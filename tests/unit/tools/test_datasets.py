@@ -1,4 +1,4 @@
-"""The scripts in `tools/datasets` make what is in `data/`, and the data is what its README says."""
+"""The scripts in `tools/datasets` make what is in `data/`, and the data is what its documents say."""
 
 from __future__ import annotations
 
@@ -264,15 +264,15 @@ def test_the_readme_lists_every_sample_file_with_its_format_and_number() -> None
 
 
 def json_blocks() -> list[dict[str, Any]]:
-    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", readme, re.DOTALL)]
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
 
 
-def test_the_examples_in_the_readme_are_read_as_they_say() -> None:
+def test_the_examples_of_the_formats_are_read_as_they_say() -> None:
     formats: Counter[str | None] = Counter()
     for record in json_blocks():
         formats[detect(record)] += 1
-        chat = parse_record(record, format="auto", base_dir=SAMPLES, sample_id="README")
+        chat = parse_record(record, format="auto", base_dir=SAMPLES, sample_id="data.md")
         assert chat.messages[-1].trained
         assert chat.messages[-1].role in ("assistant", "text")
         for source in images_of(chat):
@@ -288,10 +288,10 @@ def test_the_examples_in_the_readme_are_read_as_they_say() -> None:
     }
 
 
-def test_the_readme_names_formats_and_keys_in_the_order_in_which_they_are_tried() -> None:
-    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## Format `(\w+)`", readme, re.MULTILINE) == list(FORMATS)
-    order = readme.split("first match in this list decides:")[1].split(".")[0]
+def test_the_page_names_formats_and_keys_in_the_order_in_which_they_are_tried() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## Format `(\w+)`", page, re.MULTILINE) == list(FORMATS)
+    order = page.split("first match in this list decides:")[1].split(".")[0]
     signs = ["messages", "conversations", "text_info", "src", "instruction", "query", "chosen", "tgt", "text"]
     assert [key for key in dict.fromkeys(re.findall(r"`(\w+)`", order)) if key in signs] == signs
     answers = {"query": "response", "chosen": "rejected"}

@@ -1,4 +1,4 @@
-"""The records that data/README.md shows are read, and nothing of them is passed over."""
+"""The records that docs/data.md shows are read, and nothing of them is passed over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from erniekit.data.formats import parse_record
 
 DATA = Path(__file__).resolve().parents[4] / "data"
-RECORDS = re.findall(r"```json\n(.*?)```", (DATA / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+RECORDS = re.findall(
+    r"```json\n(.*?)```", (DATA.parent / "docs" / "data.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 @pytest.mark.parametrize("text", RECORDS)
