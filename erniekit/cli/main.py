@@ -178,5 +178,5 @@ def main() -> None:
     try:
         build_app(arguments)(arguments, prog_name="erniekit")
     except ErnieKitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(1)

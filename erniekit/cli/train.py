@@ -58,12 +58,14 @@ def train(
     from erniekit.checkpoint.download import locate_model
     from erniekit.config import load_config
     from erniekit.launch import launch
+    from erniekit.train.trackers.installed import check_installed
 
     chosen = launch.parse_devices(devices) if devices is not None else None
     places = launch.parse_nodes(nodes, node_rank, master)
     settings = load_config(
         config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
     )
+    check_installed(settings.log)
     worker = launch.launched_worker(places, chosen, settings.parallel.device)
     settings = locate_model(settings, weights=not no_weights, download=not no_weights, resume=resume)
     processes = 1 if worker is None else worker.world

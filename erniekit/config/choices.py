@@ -44,6 +44,7 @@ KernelBackend = Literal["auto", "triton", "paddle", "plain"]
 AttentionKernel = Literal["auto", "flashmask", "flash"]
 Recompute = Literal["none", "layers", "auto"]
 OnNonFinite = Literal["stop", "skip"]
+TrackerMode = Literal["online", "offline"]
 Shard = Literal["none", "optimizer", "gradients", "parameters"]
 SHARDS: tuple[Shard, ...] = get_args(Shard)
 """ZeRO levels 0 to 3: each one shards what those before it do, and more."""

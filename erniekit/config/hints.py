@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from erniekit.config.data import SourceConfig
+from erniekit.config.logging import TrackerConfig
 from erniekit.config.others.recognize import rule_of
 from erniekit.config.others.table import Dropped, NotNeeded
 from erniekit.config.schema import Schema
@@ -142,6 +143,8 @@ def _allowed_type(kind: Any, constraints: tuple[Any, ...]) -> str:
         return ("a whole number" if kind is int else "a number") + (f" {bounds}" if bounds else "")
     if kind is SourceConfig:
         return "a path, or a section with `path`"
+    if isinstance(kind, type) and issubclass(kind, TrackerConfig):
+        return "true, false, a project, or a section with keys"
     return "a section with keys"
 
 

@@ -1,7 +1,8 @@
 """The schema of a run's configuration: sections, fields, units, defaults and ranges.
 
 Sections are frozen, reject unknown keys and convert types only without loss (`erniekit.config.section`). Rules between
-fields are in `erniekit.config.rules`. The sections `data` and `eval` are in `data.py` and `evaluation.py`.
+fields are in `erniekit.config.rules`. The sections `data`, `eval` and `log` are in `data.py`, `evaluation.py` and
+`logging.py`.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from erniekit.config import choices
 from erniekit.config.data import DataConfig
 from erniekit.config.evaluation import EvalConfig
+from erniekit.config.logging import LogConfig
 from erniekit.config.section import (
     BOOLEANS,
     NotNegative,
@@ -391,13 +393,6 @@ class CheckpointConfig(Section):
         description="Whether all machines see the same disk: then every process writes its own part. false: the main "
         "process writes everything to the disk of its machine; to resume, copy the checkpoint to the other machines.",
     )
-
-
-class LogConfig(Section):
-    """Logging."""
-
-    every: Positive = Field(1, description="Steps between log lines.")
-    tensorboard: bool = Field(True, description="Also write TensorBoard files to the run's directory.")
 
 
 class Schema(Section):

@@ -14,13 +14,13 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.media.access import MediaAccess
 from erniekit.data.media.item import decode
+from erniekit.display.progress import OnProgress, log_progress
 from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.evaluation.dataset import EvalDataset, EvalSample, find_files, make_plan
 from erniekit.evaluation.distributed_generator import DistributedGenerator
-from erniekit.evaluation.evaluate import Evaluation, OnPrediction, evaluate_generation
-from erniekit.evaluation.evaluator import eval_progress
+from erniekit.evaluation.evaluate import Evaluation, OnPrediction, Prediction, evaluate_generation
 from erniekit.evaluation.metrics.choose import Pair, score
 from erniekit.evaluation.report import writing_predictions
 from erniekit.generation.answer import parse_answer
@@ -30,22 +30,32 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.parallel.unsharded import unsharded_rows
 
 ANSWERS_DIR = "eval"
+_PROGRESS_SECONDS = 10.0
 Log = Callable[[str], None]
+# Called by the main process after `step` steps with all chats and their answers.
+OnAnswers = Callable[[int, Sequence[tuple[EvalSample, Prediction]]], None]
 
 
 class AnswerEvaluator:
     """Scores generated answers to the same chats of data.eval in every evaluation.
 
-    The answers are written to eval/step-000120.jsonl in the run's directory. Raises ConfigError if data.eval has no
-    chat, or eval.best_metric does not apply to any of its chats.
+    The answers are written to eval/step-000120.jsonl in the run's directory, and passed to `on_answers`. Raises
+    ConfigError if data.eval has no chat, or eval.best_metric does not apply to any of its chats.
     """
 
     def __init__(
-        self, config: Config, model: ErnieModel, encoder: Encoder, dist: DistributedContext, log: Log
+        self,
+        config: Config,
+        model: ErnieModel,
+        encoder: Encoder,
+        dist: DistributedContext,
+        log: Log,
+        on_answers: OnAnswers | None = None,
     ) -> None:
         settings = config.eval
         self._run_dir = Path(config.train.output_dir)
         self._model, self._encoder, self._dist, self._log = model, encoder, dist, log
+        self._on_answers = on_answers
         self._text = Detokenizer.from_checkpoint(config.model.directory)
         self._sampling = Sampling(settings.max_new_tokens, settings.temperature)
         self._generator = DistributedGenerator(
@@ -69,8 +79,17 @@ class AnswerEvaluator:
         """Metrics such as "eval/exact_match", the same in all processes, which call this together."""
         if not self._dist.is_main:
             return self._evaluate(None).scalars()
-        with writing_predictions(self._run_dir / ANSWERS_DIR / f"step-{step:06d}.jsonl") as write:
-            return self._evaluate(lambda sample, prediction: write(prediction)).scalars()
+        answered: list[tuple[EvalSample, Prediction]] = []
+        with writing_predictions(answers_file(self._run_dir, step)) as write:
+
+            def take(sample: EvalSample, prediction: Prediction) -> None:
+                write(prediction)
+                answered.append((sample, prediction))
+
+            metrics = self._evaluate(take).scalars()
+        if self._on_answers is not None:
+            self._on_answers(step, answered)
+        return metrics
 
     def _evaluate(self, on_prediction: OnPrediction | None) -> Evaluation:
         # Each process computes whole prompts, also where processes share the rows of training.
@@ -95,6 +114,16 @@ class AnswerEvaluator:
             f"eval.best_metric: {metric} does not apply to any of the {counted(len(self.samples), 'chat')} of "
             f"data.eval that are answered; these metrics do: {', '.join(self._plan.metrics)}"
         )
+
+
+def eval_progress(log: Log, unit: str) -> OnProgress:
+    """Logs lines such as "  eval loss: 4 of 8 rows, about 6 s left" during a long evaluation. unit: in the plural."""
+    return log_progress(lambda line: log(f"  eval {line}"), unit, _PROGRESS_SECONDS)
+
+
+def answers_file(run_dir: Path, step: int) -> Path:
+    """The file of the answers after `step` steps."""
+    return run_dir / ANSWERS_DIR / f"step-{step:06d}.jsonl"
 
 
 def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log: Log) -> list[EvalSample]:

@@ -12,9 +12,10 @@ from paddle import nn
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.rows import StoredRows
-from erniekit.display.progress import OnProgress, log_progress
+from erniekit.display.progress import OnProgress
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
+from erniekit.evaluation.answers import AnswerEvaluator, eval_progress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.objective import Objective
 from erniekit.objectives.pairs import pair_means
@@ -23,7 +24,6 @@ from erniekit.objectives.sft import SftObjective
 Log = Callable[[str], None]
 AllReduce = Callable[[np.ndarray], np.ndarray]
 """Sums a float64 array over all processes."""
-_PROGRESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class EvalRows:
 class Evaluator:
     """Computes the loss on all of data.eval, and scores generated answers to some of its chats.
 
-    evaluate_answers: metrics of generated answers, given the number of steps done; None: no answers. All processes
-    call the evaluator together and get the same metrics.
+    answers: scores generated answers; None: no answers. All processes call the evaluator together and get the same
+    metrics.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Evaluator:
         model: nn.Layer,
         objective: SftObjective | DpoObjective,
         eval_rows: EvalRows,
-        evaluate_answers: Callable[[int], dict[str, float]] | None,
+        answers: AnswerEvaluator | None,
         dist: DistributedContext,
         log: Log,
     ) -> None:
         self._model, self._objective, self._eval_rows = model, objective, eval_rows
-        self._evaluate_answers, self._dist, self._log = evaluate_answers, dist, log
+        self.answers, self._dist, self._log = answers, dist, log
         self._skipped_samples = SkippedSampleSync(eval_rows.loader.budget, dist)
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -75,8 +75,8 @@ class Evaluator:
         else:
             metrics = {"eval/loss": evaluate_loss(self._model, self._objective, rows, all_reduce)}
         self._skipped_samples.share()
-        if self._evaluate_answers is not None:
-            metrics |= self._evaluate_answers(step)
+        if self.answers is not None:
+            metrics |= self.answers(step)
         # Processes decide from the metrics when to stop and save, so they must be the same everywhere.
         values = self._dist.broadcast(np.asarray(list(metrics.values()), np.float64))
         return dict(zip(metrics, values.tolist(), strict=True))
@@ -126,11 +126,6 @@ def evaluate_pairs(
     means = pair_means(sums)
     loss = means["loss/preference"] + objective.sft_weight * means["loss/sft"]
     return {"eval/loss": loss} | {f"eval/{name}": value for name, value in means.items()}
-
-
-def eval_progress(log: Log, unit: str) -> OnProgress:
-    """Logs lines such as "  eval loss: 4 of 8 rows, about 6 s left" during a long evaluation. unit: in the plural."""
-    return log_progress(lambda line: log(f"  eval {line}"), unit, _PROGRESS_SECONDS)
 
 
 def _report_rows(rows: Iterable[PackedBatch], total: int, report: OnProgress) -> Iterator[PackedBatch]:

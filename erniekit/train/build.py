@@ -18,7 +18,6 @@ from erniekit.data.load.rows import StoredRows
 from erniekit.data.store.dataset import Dataset
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
-from erniekit.evaluation.answers import AnswerEvaluator
 from erniekit.evaluation.evaluator import Evaluator
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
@@ -29,6 +28,7 @@ from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer, collect_by_layer
 from erniekit.runtime import compute_dtype
 from erniekit.train.build_dpo import build_dpo_objective, build_reference
+from erniekit.train.build_log import build_evaluator, build_report_hook, open_writer
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
 from erniekit.train.describe import describe_run
@@ -61,6 +61,7 @@ from erniekit.train.run_directory import (
 )
 from erniekit.train.run_lock import lock_run_directory
 from erniekit.train.selection import select_parameters
+from erniekit.train.trackers.layout import run_layout
 from erniekit.train.trainer import Hook, Trainer, TrainerSettings
 
 
@@ -139,11 +140,18 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     )
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
     _take_run_directory(context, lock, is_new=saved is None)
-    writer = _open_writer(context, progress.step)
-    stack.callback(writer.close)
-    several = dist if dist.mesh.world.size > 1 else None
     peak_flops = find_peak_flops(context, dtype)
-    hooks = build_hooks(context, inputs, prepared.model, objective, checkpointer, writer, peak_flops)
+    layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
+    writer = open_writer(config, inputs, layout, dist, log, progress.step)
+    stack.push(lambda kind, *_: writer.close(failed=kind is not None))
+    evaluator = build_evaluator(config, inputs, prepared.model, objective, writer, dist, log)
+    several = dist if dist.mesh.world.size > 1 else None
+    hooks = build_hooks(context, inputs, prepared.model, evaluator, checkpointer, writer, peak_flops)
+    if config.log.report and dist.is_main:
+        report = build_report_hook(
+            config, inputs, plan, layout, evaluator, writer, dist, dtype, context.device, context.console
+        )
+        hooks.append(report)
     trainer = Trainer(
         model=prepared.model,
         objective=objective,
@@ -172,7 +180,7 @@ def build_hooks(
     context: RunContext,
     inputs: Inputs,
     model: ErnieModel,
-    objective: SftObjective | DpoObjective,
+    evaluator: Evaluator | None,
     checkpointer: Checkpointer,
     writer: MetricsWriter,
     peak_flops: float | None,
@@ -199,25 +207,22 @@ def build_hooks(
     )
     if settings.best_metric is not None:
         hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta))
-    hooks.append(LoggingHook(writer, console, config.log.every, lambda: inputs.train.epochs_done, peak_flops))
+    hooks.append(
+        LoggingHook(
+            writer,
+            console,
+            config.log.every,
+            lambda: inputs.train.epochs_done,
+            peak_flops,
+            router_detail=config.log.router_detail,
+        )
+    )
     several = context.dist if context.dist.mesh.world.size > 1 else None
     hooks.append(LossSpikeHook(writer, console.log, several))
-    evaluator = build_evaluator(context, inputs, model, objective)
     if evaluator is not None:
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
     hooks.append(CheckpointHook(checkpointer, config.checkpoint.save_every, writer))
     return hooks
-
-
-def build_evaluator(
-    context: RunContext, inputs: Inputs, model: ErnieModel, objective: SftObjective | DpoObjective
-) -> Evaluator | None:
-    """The evaluator of data.eval, with generated answers if eval.samples is not 0; None without data.eval."""
-    config, dist, log = context.config, context.dist, context.log
-    if inputs.eval_rows is None:
-        return None
-    answers = AnswerEvaluator(config, model, inputs.encoder, dist, log) if config.eval.samples else None
-    return Evaluator(model, objective, inputs.eval_rows, answers, dist, log)
 
 
 def find_peak_flops(context: RunContext, dtype: str) -> float | None:
@@ -325,13 +330,3 @@ def _take_run_directory(context: RunContext, lock: ExitStack, *, is_new: bool) -
             begin_run(context.config, context.log)
         else:
             write_config(context.config)
-
-
-def _open_writer(context: RunContext, start_step: int) -> MetricsWriter:
-    """The main process writes to the run's directory, every other process to a directory below its logs."""
-    if context.dist.is_main:
-        tensorboard = context.config.log.tensorboard
-        return MetricsWriter(context.run_dir, tensorboard=tensorboard, start_step=start_step)
-    directory = context.run_dir / "logs" / f"rank-{context.dist.mesh.rank}"
-    directory.mkdir(parents=True, exist_ok=True)
-    return MetricsWriter(directory, tensorboard=False, start_step=start_step)

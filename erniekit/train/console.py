@@ -12,7 +12,7 @@ from erniekit.display.progress import make_bar
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PLAIN_SECONDS = 5.0
+LINE_SECONDS = 5.0
 
 
 class Console(Protocol):
@@ -24,42 +24,59 @@ class Console(Protocol):
     def begin(self, done: int, total: int) -> None:
         """Training begins after `done` of `total` steps."""
 
-    def step(self, done: int, scalars: Mapping[str, float]) -> None:
-        """A step is logged: `done` steps are over. scalars: as in `MetricsWriter.write`."""
+    def step(self, done: int, scalars: Mapping[str, float], epoch: float) -> None:
+        """A step is logged: `done` steps and `epoch` epochs are over. scalars: as in `MetricsWriter.write`."""
 
     def end(self) -> None:
         """Training is over, also after an error."""
 
 
+class _Times:
+    """When to print a line, and the time left.
+
+    Printed are the first step, the last step, and at most one line per `LINE_SECONDS` between.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        self._first, self._total = done, total
+        self._began, self._last = time.monotonic(), 0.0
+
+    def is_due(self, done: int) -> bool:
+        """Whether the step is printed."""
+        now = time.monotonic()
+        if self._last and done < self._total and now - self._last < LINE_SECONDS:
+            return False
+        self._last = now
+        return True
+
+    def line(self, done: int, scalars: Mapping[str, float], epoch: float) -> str:
+        """A line about the step."""
+        seconds = (time.monotonic() - self._began) / (done - self._first) * (self._total - done)
+        return f"step {done}/{self._total}  {describe_step(scalars, epoch)}  {clock(seconds)} left"
+
+
 class PlainConsole:
-    """Lines on standard output: the first step, the last step, and at most one line per `PLAIN_SECONDS` between."""
+    """Lines on standard output."""
 
     def __init__(self) -> None:
-        self._total = 0
-        self._began = self._last = 0.0
-        self._first_step = 0
+        self._times = _Times(0, 0)
 
     def log(self, text: str) -> None:
         print(text, flush=True)
 
     def begin(self, done: int, total: int) -> None:
-        self._first_step, self._total = done, total
-        self._began = time.monotonic()
+        self._times = _Times(done, total)
 
-    def step(self, done: int, scalars: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if self._last and done < self._total and now - self._last < PLAIN_SECONDS:
-            return
-        self._last = now
-        left = (now - self._began) / (done - self._first_step) * (self._total - done)
-        self.log(f"step {done}/{self._total}  {describe_step(scalars)}  {clock(left)} left")
+    def step(self, done: int, scalars: Mapping[str, float], epoch: float) -> None:
+        if self._times.is_due(done):
+            self.log(self._times.line(done, scalars, epoch))
 
     def end(self) -> None:
         pass
 
 
 class TerminalConsole:
-    """A rich progress bar with the loss, the speed and the time left; lines of text go above it."""
+    """A rich progress bar with the loss and the time left; the same lines as elsewhere scroll above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -67,18 +84,23 @@ class TerminalConsole:
         self._console = Console(highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._times = _Times(0, 0)
 
     def log(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, done: int, total: int) -> None:
-        self._progress = make_bar(self._console)
+        self._times = _Times(done, total)
+        self._progress = make_bar(self._console, transient=True)
         self._task = self._progress.add_task("step", total=total, completed=done, text="")
         self._progress.start()
 
-    def step(self, done: int, scalars: Mapping[str, float]) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, text=describe_step(scalars))
+    def step(self, done: int, scalars: Mapping[str, float], epoch: float) -> None:
+        if self._progress is None or self._task is None:
+            return
+        if self._times.is_due(done):
+            self.log(self._times.line(done, scalars, epoch))
+        self._progress.update(self._task, completed=done, text=_describe_loss(scalars))
 
     def end(self) -> None:
         if self._progress is not None:
@@ -91,11 +113,22 @@ def make_console() -> Console:
     return TerminalConsole() if sys.stdout.isatty() else PlainConsole()
 
 
-def describe_step(scalars: Mapping[str, float]) -> str:
-    """Loss and speed, such as "loss 0.6931  1,234 tokens/s  MFU 41.2%"."""
-    loss = f"loss {scalars['train/loss']:.4f}" if "train/loss" in scalars else "skipped"
-    text = f"{loss}  {scalars['train/tokens_per_second']:,.0f} tokens/s"
-    return text + (f"  MFU {scalars['train/mfu']:.1%}" if "train/mfu" in scalars else "")
+def describe_step(scalars: Mapping[str, float], epoch: float) -> str:
+    """Such as "loss 0.6931  lr 1.00e-05  grad norm 2.31  epoch 0.40  1,234 tokens/s  MFU 41.2%"."""
+    parts = [_describe_loss(scalars)]
+    if "rewards/accuracy" in scalars:
+        parts += [f"accuracy {scalars['rewards/accuracy']:.1%}", f"margin {scalars['rewards/margin']:.3f}"]
+    parts.append(f"lr {scalars['train/learning_rate']:.2e}")
+    if "train/gradient_norm" in scalars:
+        parts.append(f"grad norm {scalars['train/gradient_norm']:.3g}")
+    parts += [f"epoch {epoch:.2f}", f"{scalars['train/tokens_per_second']:,.0f} tokens/s"]
+    if "train/mfu" in scalars:
+        parts.append(f"MFU {scalars['train/mfu']:.1%}")
+    return "  ".join(parts)
+
+
+def _describe_loss(scalars: Mapping[str, float]) -> str:
+    return f"loss {scalars['train/loss']:.4f}" if "train/loss" in scalars else "skipped"
 
 
 def clock(seconds: float) -> str:

@@ -19,6 +19,7 @@ from erniekit.train.distributed import plan_parallel_dims
 from erniekit.train.inputs import load_inputs
 from erniekit.train.model import check_model, check_start, describe_model_plan
 from erniekit.train.plan import plan_run
+from erniekit.train.trackers.installed import check_installed
 
 
 def dry_run_training(
@@ -30,6 +31,7 @@ def dry_run_training(
     ErnieKitError for whatever is wrong with configuration, data or files.
     """
     log = make_console().log
+    check_installed(config.log)
     log(dump_config(config, defaults=show_all).rstrip())
     if not show_all:
         log("# All other settings are the default; --all prints them.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from erniekit.objectives.pairs import pair_means
+
+_LAYER = re.compile(r"/layer_\d+(?=/)")
 
 
 class RowLoss(NamedTuple):
@@ -153,3 +157,22 @@ class MetricsAccumulator:
 def _add(sums: dict[str, Any], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         sums[name] = sums.get(name, 0) + value
+
+
+def summarize_layers(scalars: Mapping[str, float], *, detail: bool) -> dict[str, float]:
+    """Minimum, mean and maximum over the layers, by names such as "router/entropy/text/mean".
+
+    Names with a layer, such as "router/entropy/layer_1/text", are kept only with `detail`; all others always.
+    """
+    by_name: dict[str, list[float]] = {}
+    for name, value in scalars.items():
+        found = _LAYER.search(name)
+        if found is not None:
+            by_name.setdefault(name[: found.start()] + name[found.end() :], []).append(value)
+    summaries = {
+        f"{name}/{kind}": summarize(values)
+        for name, values in by_name.items()
+        for kind, summarize in (("min", min), ("mean", fmean), ("max", max))
+    }
+    kept = {name: value for name, value in scalars.items() if detail or _LAYER.search(name) is None}
+    return kept | summaries

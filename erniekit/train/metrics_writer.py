@@ -1,4 +1,4 @@
-"""Writes the metrics of a run to TensorBoard event files and `log.jsonl`, under the same names."""
+"""Writes the metrics of a run to `log.jsonl`, and passes them to trackers such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import paddle
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from erniekit.train.trackers.tracker import Guarded, ShownAnswer, Tracker
 
 LOG_FILE = "log.jsonl"
-TENSORBOARD_DIR = "tensorboard"
-_FLUSH_SECONDS = 10
 _GIB = float(1 << 30)
 
 
 class MetricsWriter:
-    """Writes the metrics of a run below `directory`.
+    """Writes the metrics of a run below `directory`, and passes them to its trackers.
 
-    start_step: the number of steps already done. When a run resumes or starts again in the directory, lines of later
-    steps are dropped from `log.jsonl`, and TensorBoard ignores its events of later steps: no step is logged twice.
+    trackers: one that fails is reported by `log`, and gets nothing more. start_step: the number of steps already done.
+    When a run resumes or starts again in the directory, lines of later steps are dropped from `log.jsonl`: no step is
+    logged twice.
     """
 
-    def __init__(self, directory: Path, *, tensorboard: bool, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        trackers: Sequence[Tracker] = (),
+        *,
+        start_step: int = 0,
+        log: Callable[[str], None] = print,
+    ) -> None:
         file = directory / LOG_FILE
         truncate_log(file, start_step)
         self._log = file.open("a", encoding="utf-8")
-        events = directory / TENSORBOARD_DIR
-        is_restart = start_step > 0 or events.exists()
-        self._events = EventFileWriter(str(events), flush_secs=_FLUSH_SECONDS) if tensorboard else None
-        if self._events is not None and is_restart:
-            start = SessionLog(status=SessionLog.START)
-            self._events.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=start))
+        self._trackers = [Guarded(tracker, log) for tracker in trackers]
 
     def write(
         self,
@@ -48,21 +48,27 @@ class MetricsWriter:
         epoch: float | None = None,
         shares: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """One line of `log.jsonl` and one TensorBoard event, after `step` steps.
+        """One line of `log.jsonl`, also for the trackers, after `step` steps.
 
-        scalars: by TensorBoard name, such as "train/loss". shares: drawn in TensorBoard as histograms with one bar
-        per entry (an expert); not written to `log.jsonl`.
+        scalars: by name, such as "train/loss" (`erniekit.train.metric_names`). shares: drawn in TensorBoard as
+        histograms with one bar per entry (an expert); not written to `log.jsonl`.
         """
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         if epoch is not None:
             line["epoch"] = round(epoch, 6)
         self._log.write(json.dumps({**line, **scalars}) + "\n")
         self._log.flush()
-        if self._events is None:
-            return
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        values += [Summary.Value(tag=tag, histo=_bars(bars)) for tag, bars in (shares or {}).items()]
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._call(lambda tracker: tracker.log_scalars(step, scalars, epoch))
+        if shares:
+            self._call(lambda tracker: tracker.log_shares(step, shares))
+
+    def write_text(self, step: int, name: str, html: str) -> None:
+        """A text for the trackers; see `Tracker.log_text`."""
+        self._call(lambda tracker: tracker.log_text(step, name, html))
+
+    def write_answers(self, step: int, answers: Sequence[ShownAnswer]) -> None:
+        """Answers of an evaluation for the trackers."""
+        self._call(lambda tracker: tracker.log_answers(step, answers))
 
     def event(self, step: int, name: str, **values: Any) -> None:
         """A line of `log.jsonl` about something that happened at a step: {"step", "time", "event": name, ...}."""
@@ -74,28 +80,16 @@ class MetricsWriter:
         """Flush everything to disk."""
         self._log.flush()
         os.fsync(self._log.fileno())
-        if self._events is not None:
-            self._events.flush()
+        self._call(lambda tracker: tracker.flush())
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close the files, and end the trackers; failed: the run ends with an error."""
         self._log.close()
-        if self._events is not None:
-            self._events.close()
+        self._call(lambda tracker: tracker.close(failed=failed))
 
-
-def _bars(values: Sequence[float]) -> HistogramProto:
-    """A histogram with a bar of height values[i] around x = i."""
-    total = float(sum(values))
-    return HistogramProto(
-        min=0.0,
-        max=float(len(values) - 1),
-        num=total,
-        sum=float(sum(i * value for i, value in enumerate(values))),
-        sum_squares=float(sum(i * i * value for i, value in enumerate(values))),
-        bucket_limit=[i + 0.5 for i in range(len(values))],
-        bucket=[float(value) for value in values],
-    )
+    def _call(self, call: Callable[[Tracker], None]) -> None:
+        for guarded in self._trackers:
+            guarded(call)
 
 
 def truncate_log(file: Path, last_step: int) -> None:

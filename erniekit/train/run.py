@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import signal
 from contextlib import ExitStack
 from pathlib import Path
 
-from erniekit.checkpoint.best import BEST_NAME
-from erniekit.checkpoint.state import checkpoint_name, newest_checkpoint
+from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.config import Config
-from erniekit.display.text import counted
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.kernels.choice import describe_forms
@@ -21,9 +18,11 @@ from erniekit.train.build import RunContext, build_trainer
 from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import check_same_model, init_distributed
+from erniekit.train.ending import describe_end, describe_failure, resume_command
 from erniekit.train.model import check_model, check_start
 from erniekit.train.out_of_memory import explain_out_of_memory, is_out_of_memory
-from erniekit.train.run_directory import CONFIG_FILE, check_run_directory
+from erniekit.train.run_directory import check_run_directory
+from erniekit.train.trackers.installed import check_installed
 from erniekit.train.trainer import Trainer
 
 
@@ -44,6 +43,7 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     """
     console = make_console()
     worker = worker_from(os.environ)
+    check_installed(config.log)
     check_model(config.model.directory, console.log)
     if not resume:
         check_start(config)
@@ -83,12 +83,14 @@ def train_together(context: RunContext, *, resume: bool) -> int:
         if not is_out_of_memory(error):
             raise
         size = context.dist.mesh.world.size
-        raise explain_out_of_memory(error, context.config, context.device, size) from error
+        explained = explain_out_of_memory(error, context.config, context.device, size)
+        for note in getattr(error, "__notes__", ()):
+            explained.add_note(note)
+        raise explained from error
 
 
 def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) -> int:
-    log, run_dir = context.log, context.run_dir
-    command = f"  erniekit train {shlex.quote(str(run_dir / CONFIG_FILE))} --resume{_device_option(context)}"
+    log, run_dir, devices = context.log, context.run_dir, _device_option(context)
     hint = "finishing this step, then saving. Press Ctrl-C again a few seconds later to stop at once."
     with InterruptGuard(lambda name: log(f"{name}: {hint}"), same_seconds=SAME_REQUEST_SECONDS) as guard:
         try:
@@ -96,16 +98,15 @@ def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) ->
         except KeyboardInterrupt:
             log(f"Stopped at once. {_loss(checkpointer, run_dir)}")
             if newest_checkpoint(run_dir) is not None:
-                log(f"Continue with:\n{command}")
+                log(f"Continue with:\n  {resume_command(run_dir, devices)}")
             raise StoppedAtOnce(guard.exit_status) from None
-        except Exception:
+        except Exception as error:
             _finish_saving(checkpointer, context)
+            if context.dist.mesh.world.size == 1:  # otherwise the launcher says it
+                error.add_note(describe_failure(run_dir, devices))
             raise
-    if guard.requested is not None and not trainer.is_finished:
-        done, total = trainer.progress.step, trainer.settings.total_steps
-        log(f"Stopped after step {done} of {total}. Continue with:\n{command}")
-    else:
-        _log_end(trainer, context)
+    for line in describe_end(trainer, context.config, devices):
+        log(line)
     return guard.exit_status
 
 
@@ -136,22 +137,6 @@ def _loss(checkpointer: Checkpointer, run_dir: Path) -> str:
     if newest is None:
         return f"{saving}There is no complete checkpoint."
     return f"{saving}The newest complete checkpoint is {newest.name}; steps after it are lost."
-
-
-def _log_end(trainer: Trainer, context: RunContext) -> None:
-    log, run_dir = context.log, context.run_dir
-    progress, best = trainer.progress, trainer.progress.best
-    if trainer.stop_reason is not None:
-        total = trainer.settings.total_steps
-        log(f"Stopped early, after step {progress.step} of {total}: {trainer.stop_reason}.")
-    newest = newest_checkpoint(run_dir)
-    done = f"{counted(progress.step, 'step')}, {counted(progress.tokens, 'token')}"
-    log(f"Done: {done}. The trained model is {newest}")
-    if best.value is not None:
-        log(
-            f"The best checkpoint by {best.metric} ({best.value:.4f}) is {run_dir / checkpoint_name(best.step)}. "
-            f"Chat with it:\n  erniekit chat {shlex.quote(str(run_dir / BEST_NAME))}"
-        )
 
 
 def _device_option(context: RunContext) -> str:

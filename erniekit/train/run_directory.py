@@ -13,17 +13,19 @@ from erniekit.checkpoint.state import checkpoint_step, file_records, find_checkp
 from erniekit.config import Config, dump_config
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.train.ending import CONFIG_FILE, REPORT_FILE
 from erniekit.train.hooks.profiler import PROFILE_DIR
-from erniekit.train.metrics_writer import LOG_FILE, TENSORBOARD_DIR
+from erniekit.train.metrics_writer import LOG_FILE
 from erniekit.train.nonfinite import NONFINITE_DIR
 from erniekit.train.run_lock import refuse_second_run
+from erniekit.train.trackers.hosted import SWANLAB_DIR, TRACKERS_FILE, WANDB_DIR
+from erniekit.train.trackers.tensorboard import TENSORBOARD_DIR
 
-CONFIG_FILE = "config.yaml"
 _PREVIOUS_CONFIG = "config.previous.yaml"
 # Files that a run writes before its first checkpoint, and suffixes of files with the output of a command.
 _OWN = {
-    *(CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, TENSORBOARD_DIR, BEST_FILE),
-    *(PROFILE_DIR, NONFINITE_DIR, "logs", "eval"),
+    *(CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, BEST_FILE, REPORT_FILE, TRACKERS_FILE),
+    *(TENSORBOARD_DIR, PROFILE_DIR, NONFINITE_DIR, WANDB_DIR, SWANLAB_DIR, "logs", "eval"),
 }
 _OUTPUTS = {".log", ".out", ".err"}
 
@@ -109,7 +111,8 @@ def begin_run(config: Config, log: Callable[[str], None]) -> None:
         log(f"{run}: the run in it ended before its first checkpoint; it starts again")
     for aside in run.glob(".checkpoint-*.tmp"):
         shutil.rmtree(aside)
-    (run / BEST_FILE).unlink(missing_ok=True)
+    for name in (BEST_FILE, TRACKERS_FILE, REPORT_FILE):
+        (run / name).unlink(missing_ok=True)
     file = run / CONFIG_FILE
     if file.exists() and file.read_bytes() != dump_config(config).encode():
         file.replace(run / _PREVIOUS_CONFIG)

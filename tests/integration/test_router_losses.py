@@ -53,6 +53,7 @@ def test_every_figure_is_logged_and_a_resumed_run_is_the_same(
         "checkpoint__save_every": 1,
         "checkpoint__keep": 99,
         "log__every": 2,
+        "log__router_detail": True,
     }
     whole, part = tmp_path / "whole", tmp_path / "part"
     run_training(make_config(whole, model, data, **settings))
@@ -63,6 +64,7 @@ def test_every_figure_is_logged_and_a_resumed_run_is_the_same(
     }
     for figure in ("router/entropy", "router/dead_experts", "router/mean_cosine", "expert_load"):
         names |= {f"{figure}/layer_1/{kind}" for kind in kinds}
+        names |= {f"{figure}/{kind}/{summary}" for kind in kinds for summary in ("min", "mean", "max")}
     assert [set(line) for line in lines] == [names] * 3
     for kind in kinds:
         # Tiny routers are nearly undecided: the least that balance can cost is top_k, the most entropy log(E).

@@ -52,7 +52,7 @@ def test_full_training_end_to_end(
     run = tmp_path / "run"
     config = make_config(
         run, model, data, train__epochs=6, data__eval=[str(eval_data)], train__eval_every=8, log__every=2,
-        data__workers=1, train__profile_steps=[3, 3], train__peak_tflops=0.1,
+        log__router_detail=True, data__workers=1, train__profile_steps=[3, 3], train__peak_tflops=0.1,
     )  # fmt: skip
     assert run_training(config) == 0
     printed = capsys.readouterr().out
@@ -232,7 +232,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     printed = capsys.readouterr().out
     assert "SIGINT: finishing this step" in printed
     assert (
-        f"Stopped after step 2 of 4. Continue with:\n  erniekit train {run}/config.yaml --resume" in printed
+        f"Stopped after step 2 of 4. The report is {run}/report.html\nThe checkpoint is {run}/checkpoint-000002. "
+        f"Continue with:\n  erniekit train {run}/config.yaml --resume\n" in printed
     )
     assert final(run).name == "checkpoint-000002"
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from erniekit.config import Config, load_config
 from erniekit.create.create import create_model
+from erniekit.train.metric_names import find_metric
 
 SHAPE_OVERRIDES = {
     "tiny-dense": ["num_hidden_layers=2"],
@@ -99,7 +100,11 @@ def make_config(directory: Path, model: Path, data: Path, **settings: Any) -> Co
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log."""
-    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = {name for line in lines if "event" not in line for name in line}
+    unknown = {name for name in names if find_metric(name) is None} - {"step", "time", "epoch"}
+    assert not unknown, f"not in the glossary of metrics: {unknown}"
+    return lines
 
 
 def losses(run: Path) -> list[tuple[int, float, float, float]]:

@@ -50,6 +50,9 @@ def document() -> str:
         section: Any = field.annotation
         parts.append(f"\n## {name}\n{_doc(section)}\n\n{_table(section.model_fields)}".replace("\\\n", "\n"))
         for key, field in section.model_fields.items():
+            inner = _inner(field.annotation)
+            if inner is not None:
+                parts.append(f"\nKeys of `{key}`: {_doc(inner)}\n\n{_table(inner.model_fields)}")
             item = _item(field.annotation)
             # One table per type of item: data.train and data.eval share theirs.
             if item is not None and item not in seen:
@@ -82,6 +85,11 @@ def _item(annotation: Any) -> Any:
         annotation = get_args(annotation)[0]
     items = get_args(annotation) if get_origin(annotation) is list else ()
     return items[0] if items and _is_section(items[0]) else None
+
+
+def _inner(annotation: Any) -> Any:
+    """The section type of a section that may be null; None for other annotations."""
+    return next((member for member in get_args(annotation) if _is_section(member)), None)
 
 
 def _choices(annotation: Any) -> str:

@@ -55,8 +55,13 @@ def _minimum_rate(value: Any) -> Any:
 def _report_to(value: Any) -> Any:
     """Where metrics go: a name or a list of names."""
     names = set(words(value))
-    if names & {"wandb", "swanlab", "mlflow", "trackio"}:
-        return NoEquivalent("a run writes TensorBoard files and JSON lines")
+    services = [name for name in ("wandb", "swanlab") if name in names]
+    if services:
+        return NoEquivalent(f"set {' and '.join(f'log.{name}: true' for name in services)}")
+    if names & {"mlflow", "trackio"}:
+        return NoEquivalent(
+            "a run writes TensorBoard files and JSON lines; log.wandb and log.swanlab are services"
+        )
     return OFF if names - {"none"} else False
 
 

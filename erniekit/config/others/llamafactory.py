@@ -149,7 +149,7 @@ _REST: dict[str, Rule] = {
     "simpo_gamma": Key("dpo.simpo_gamma", number),
     "predict_with_generate": Key("eval.samples", when_true(50)),
     "early_stopping_steps": Key("eval.patience", positive),
-    **not_needed("plot_loss", "TensorBoard files have the curves (log.tensorboard)"),
+    **not_needed("plot_loss", "report.html in the run's directory has the curves (log.report)"),
     **not_needed(
         "include_effective_tokens_per_second include_tokens_per_second compute_accuracy",
         "the log has tokens/s and MFU",
@@ -161,7 +161,7 @@ _REST: dict[str, Rule] = {
         "temperature top_p top_k do_sample",
         Dropped(SERVING),
     ),
-    **no_equivalent("use_swanlab swanlab_project", "a run writes TensorBoard files and JSON lines"),
+    **no_equivalent("use_swanlab swanlab_project", "set log.swanlab to the name of the project, or to true"),
 }
 
 LLAMAFACTORY = KeyTable(

@@ -1,11 +1,11 @@
-"""Logs the metrics of the steps: TensorBoard and `log.jsonl`, and the console."""
+"""Logs the metrics of the steps: `log.jsonl`, trackers such as TensorBoard, and the console."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from erniekit.train.console import Console
-from erniekit.train.metrics import MetricsAccumulator, StepMetrics
+from erniekit.train.metrics import MetricsAccumulator, StepMetrics, summarize_layers
 from erniekit.train.metrics_writer import MetricsWriter, memory
 from erniekit.train.trainer import Hook, Trainer
 
@@ -14,7 +14,7 @@ class LoggingHook(Hook):
     """Writes a line every `every` steps, at the last step, and where early stopping ends the run.
 
     epoch: epochs that are over, as a fraction. peak_flops: FLOP/s of all devices, None where it is not known and MFU is
-    not logged.
+    not logged. router_detail: also log the figures of every router layer.
     """
 
     def __init__(
@@ -24,9 +24,11 @@ class LoggingHook(Hook):
         every: int,
         epoch: Callable[[], float],
         peak_flops: float | None = None,
+        *,
+        router_detail: bool = False,
     ) -> None:
         self._writer, self._console, self._every, self._epoch = writer, console, every, epoch
-        self._peak_flops = peak_flops
+        self._peak_flops, self._router_detail = peak_flops, router_detail
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._console.begin(trainer.progress.step, trainer.settings.total_steps)
@@ -55,8 +57,9 @@ class LoggingHook(Hook):
         scalars["train/tokens_seen"] = float(progress.tokens)
         for hook in trainer.hooks:
             scalars |= hook.scalars()
-        scalars |= memory()
-        shares = window.expert_shares()
-        self._writer.write(progress.step, scalars, epoch=self._epoch(), shares=shares)
-        self._console.step(progress.step, scalars)
+        scalars = summarize_layers(scalars, detail=self._router_detail) | memory()
+        shares = window.expert_shares() if self._router_detail else None
+        epoch = self._epoch()
+        self._writer.write(progress.step, scalars, epoch=epoch, shares=shares)
+        self._console.step(progress.step, scalars, epoch)
         progress.window = MetricsAccumulator()

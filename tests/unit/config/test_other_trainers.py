@@ -52,7 +52,7 @@ def test_a_base_of_another_trainer_is_named(tmp_path: Path) -> None:
         ("rslora", "did you mean `lora.alpha`? rsLoRA scales by alpha / sqrt(rank)"),
         ("lora_path", "it has no equivalent here: merge the adapters with `erniekit export`"),
         ("dropout_warmup_steps", "it has no equivalent here: only adapters have dropout (lora.dropout)"),
-        ("plot_loss", "it is not needed here: TensorBoard files have the curves"),
+        ("plot_loss", "it is not needed here: report.html in the run's directory has the curves"),
         ("max_samples", "it has no equivalent here: set train.max_steps"),
         ("do_train", "it is not needed here: `erniekit train` trains"),
         ("unified_checkpoint", "it is not needed here: checkpoints are safetensors"),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from erniekit.train.metrics import MetricsAccumulator, StepMetrics
+from erniekit.train.metrics import MetricsAccumulator, StepMetrics, summarize_layers
 
 
 def step(loss_sum: float, loss_tokens: int, counts: list[int]) -> StepMetrics:
@@ -59,3 +59,17 @@ def test_a_window_survives_a_checkpoint() -> None:
     for each in (window, again):
         each.add(step(0.7, 5, [3, 1]))
     assert again == window
+
+
+def test_layers_are_summarized() -> None:
+    entropy = {
+        f"router/entropy/layer_{layer}/text": value for layer, value in ((1, 0.5), (2, 1.0), (10, 3.0))
+    }
+    scalars = {"train/loss": 1.0, "router/z_loss/text": 2.0, **entropy, "expert_load/layer_1/vision": 4.0}
+    summaries = {
+        **{"router/entropy/text/min": 0.5, "router/entropy/text/mean": 1.5, "router/entropy/text/max": 3.0},
+        **{f"expert_load/vision/{kind}": 4.0 for kind in ("min", "mean", "max")},
+    }
+    rest = {"train/loss": 1.0, "router/z_loss/text": 2.0}
+    assert summarize_layers(scalars, detail=False) == rest | summaries
+    assert summarize_layers(scalars, detail=True) == scalars | summaries

@@ -118,5 +118,6 @@ def test_hooks_are_called_before_and_after_the_update() -> None:
     assert line["train/gradient_norm"] == 8.0
     assert line["router/orthogonal_loss/text"] == 2.0
     assert line["router/orthogonal_loss/vision"] == 3.0
-    assert line["router/mean_cosine/layer_1/text"] == 0.25
+    assert line["router/mean_cosine/text/max"] == 0.25
+    assert "router/mean_cosine/layer_1/text" not in line
     assert line["router/z_loss/text"] == 0.5
