@@ -83,10 +83,7 @@ def train_together(context: RunContext, *, resume: bool) -> int:
         if not is_out_of_memory(error):
             raise
         size = context.dist.mesh.world.size
-        explained = explain_out_of_memory(error, context.config, context.device, size)
-        for note in getattr(error, "__notes__", ()):
-            explained.add_note(note)
-        raise explained from error
+        raise explain_out_of_memory(error, context.config, context.device, size) from error
 
 
 def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) -> int:
