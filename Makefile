@@ -74,7 +74,7 @@ test-fast: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	@$(BIN)/mkdocs build --quiet
-	@echo "The site is build/site/index.html."
+	@echo "The site is build/site/index.html. $(BIN)/mkdocs serve serves it, with its search."
 
 fuzz: $(DEV_STAMP)
 	@$(BIN)/python -m tests.fuzz $(INPUTS)
