@@ -40,6 +40,16 @@ def read_integer(
     return int(value)
 
 
+def read_text(source: Mapping[str, Any], key: str) -> str:
+    """A text that paths may hold. Raises KeyError if it is absent, ValueError for anything else."""
+    value = source.get(key)
+    if value is None:
+        raise KeyError(key)
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{key} must be text, it is {_shown(value)}")
+    return value
+
+
 def read_number(source: Mapping[str, Any], key: str, default: float, most: float = 1e12) -> float:
     """A number above 0; null is the default. Raises ValueError."""
     value = source.get(key)

@@ -17,8 +17,9 @@ from erniekit.errors import CheckpointError
 from erniekit.layers import Linear
 from erniekit.local_files import read_json_object
 from erniekit.lora.layers import LoraLinear, LoraStackedLinear
+from erniekit.lora.patterns import read_patterns
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig, read_adapter_config, write_adapter_config
-from erniekit.lora.stacked import STACKED_NAME, adapted_parameter, pattern_value, read_patterns, unstack
+from erniekit.lora.stacked import STACKED_NAME, adapted_parameter, unstack
 from erniekit.lora.targets import replace_layer, stacked_modules
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
@@ -71,6 +72,9 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
     ranks, alphas = (
         read_patterns(directory / CONFIG_FILE, raw, f"{kind}_pattern") for kind in ("rank", "alpha")
     )
+    targets = raw.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise CheckpointError(f"{directory / CONFIG_FILE}: target_parameters must be a list of names")
     stored = {name.removeprefix(PREFIX): info for name, info in read_header(file).items()}
     tensors: dict[str, TensorInfo] = {}
     exact: dict[str, float] = {}
@@ -81,9 +85,9 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
         module, _, _ = theirs.partition(".lora_")
         found = [replace(info, name=name)]
         if STACKED_NAME.match(name):
-            leaf = adapted_parameter(theirs, stored, raw.get("target_parameters") or ())
+            leaf = adapted_parameter(theirs, stored, targets)
             module = f"{module.removesuffix('.base_layer')}.{leaf}"
-            found = list(unstack(info, name, leaf, int(pattern_value(ranks, module, config.rank))))
+            found = list(unstack(info, name, leaf, int(ranks.value(module, config.rank))))
         elif ".lora_" in name and not _HALF.search(name):
             raise CheckpointError(
                 f"{file}: {PREFIX}{theirs} is no lora_A or lora_B of a linear module, which cannot be read; merge the "
@@ -93,7 +97,7 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
             if one.name in tensors:
                 raise CheckpointError(f"{file}: {PREFIX}{theirs} has the values of {one.name} a second time")
             tensors[one.name] = one
-            exact[one.name.partition(".lora_")[0]] = float(pattern_value(alphas, module, config.alpha))
+            exact[one.name.partition(".lora_")[0]] = float(alphas.value(module, config.alpha))
     return replace(config, module_alphas=exact), tensors
 
 

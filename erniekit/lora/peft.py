@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
+from erniekit.json_fields import above_zero, read_flag, read_integer, read_text
 from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import is_expert_tensor, is_router_tensor, is_vocab_tensor, parameter_specs
 
 CONFIG_FILE = "adapter_config.json"
+_MOST_RANK = 65_536
 # Settings that change the computation of an adapter and are not supported.
 _REFUSED = (
     *("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication"),
@@ -62,18 +65,23 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
     raw = read_json_object(file)
     try:
         _check_supported(file, raw)
+        dropout, revision = raw.get("lora_dropout") or 0.0, raw.get("revision")
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError("lora_dropout must be a number from 0 to 1")
+        if revision is not None and not isinstance(revision, str):
+            raise ValueError("revision must be text")
         return AdapterConfig(
-            base_path=str(raw["base_model_name_or_path"]),
-            rank=int(raw["r"]),
-            alpha=float(raw["lora_alpha"]),
-            dropout=float(raw.get("lora_dropout") or 0.0),
-            use_rslora=bool(raw.get("use_rslora")),
-            base_revision=raw.get("revision"),
+            base_path=read_text(raw, "base_model_name_or_path"),
+            rank=read_integer(raw, "r", most=_MOST_RANK),
+            alpha=above_zero("lora_alpha", raw["lora_alpha"]),
+            dropout=float(dropout),
+            use_rslora=read_flag(raw, "use_rslora", False),
+            base_revision=revision,
         )
     except KeyError as error:
         raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
-    except (ValueError, TypeError, AttributeError):
-        raise CheckpointError(f"{file}: not a valid adapter configuration") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def write_adapter_config(
@@ -201,16 +209,16 @@ def target_names(modules: Collection[str], linears: Sequence[str]) -> list[str]:
 def _check_supported(file: Path, raw: dict[str, Any]) -> None:
     kind = raw.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{file}: peft_type is {kind!r}; only LORA can be read")
+        raise CheckpointError(f"{file}: peft_type is {clipped(repr(kind))}; only LORA can be read")
     for key in _REFUSED:
         if raw.get(key):
             raise CheckpointError(
-                f"{file}: {key} is {raw[key]!r}, which is not supported; merge the adapter with PEFT "
+                f"{file}: {key} is {clipped(repr(raw[key]))}, which is not supported; merge the adapter with PEFT "
                 "(merge_and_unload) and use the merged model"
             )
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise CheckpointError(
-            f"{file}: init_lora_weights is {start!r}, which also changed the weights of the base model; save the "
-            "adapter with PEFT's path_initial_model_for_weight_conversion, or merge it with PEFT"
+            f"{file}: init_lora_weights is {clipped(repr(start))}, which also changed the weights of the base model; "
+            "save the adapter with PEFT's path_initial_model_for_weight_conversion, or merge it with PEFT"
         )

@@ -9,10 +9,8 @@ at e, e + experts, ...
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,14 +21,6 @@ STACKED_NAME = re.compile(
     r"^(?P<path>.*\.mlp\.)(?P<kind>text_moe\.|vision_moe\.|)experts\.(?P<inner>base_layer\.)?lora_(?P<half>[AB])\.weight$"
 )
 LEAVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-
-
-def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """The value of the first pattern that matches a name, as PEFT matches rank_pattern and alpha_pattern."""
-    return next(
-        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)),
-        default,
-    )
 
 
 def adapted_parameter(name: str, names: Collection[str], targets: Collection[str]) -> str:
@@ -102,16 +92,3 @@ def stack_b(parts: list[list[np.ndarray]]) -> np.ndarray:
             result[row : row + half.shape[0], column : column + half.shape[1], number] = half
             row, column = row + half.shape[0], column + half.shape[1]
     return result.reshape(rows, ranks * len(parts))
-
-
-def read_patterns(file: Path, raw: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """rank_pattern or alpha_pattern of an adapter's configuration. Raises CheckpointError."""
-    found = raw.get(key) or {}
-    if not isinstance(found, dict) or not all(isinstance(value, int | float) for value in found.values()):
-        raise CheckpointError(f"{file}: {key} must be an object of numbers")
-    for pattern in found:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{file}: {key}: {pattern!r} is no pattern: {error}") from None
-    return found
