@@ -10,7 +10,7 @@
 #   make docs                  the documentation as a site in build/site
 #   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
 #   make soak                  runs that are killed at random moments and resumed, 50 times each (KILLS=...)
-#   make engines               vLLM into .venv-vllm, for `erniekit verify --engine`
+#   make engines               vLLM and llama.cpp into .venv-vllm and .venv-llama, for `erniekit verify --engine`
 #   make test-engines          exports of fine-tuned models in these engines
 #   make peers                 transformers, PEFT and TRL into .venv-peers, for tools/bench/peers
 #
@@ -102,7 +102,7 @@ $(PEERS_STAMP): tools/bench/peers/requirements.txt
 
 # Engines pin other versions of torch and transformers than .venv has. The wheels of torchvision, torchaudio and
 # torchcodec that come with vLLM are CUDA builds, which do not load without CUDA.
-engines: .venv-vllm/.stamp
+engines: .venv-vllm/.stamp .venv-llama/.stamp
 
 .venv-vllm/.stamp: requirements/engines-vllm.txt
 	@echo "Installing vLLM into .venv-vllm (1 GB to download, 3.5 GB on disk) ..."
@@ -111,11 +111,17 @@ engines: .venv-vllm/.stamp
 	@.venv-vllm/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+.venv-llama/.stamp: requirements/engines-llama.txt
+	@echo "Compiling llama.cpp into .venv-llama (7 minutes on 2 cores) ..."
+	@$(PYTHON) -m venv .venv-llama
+	@.venv-llama/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 test-engines: $(DEV_STAMP) engines
 	@$(BIN)/python -m pytest -m engines tests/engines
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-llama .venv-peers runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Only where it is missing: the model stays when the installation changes.
 $(QUICKSTART): | $(CORE_STAMP)

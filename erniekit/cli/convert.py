@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.choices import CheckpointLayout
+from erniekit.config.choices import ConvertLayout, GgufType
 
 
 def convert(
@@ -22,14 +22,18 @@ def convert(
         typer.Argument(metavar="DIR", help="Output directory. Must be new or empty.", show_default=False),
     ],
     to: Annotated[
-        CheckpointLayout,
+        ConvertLayout,
         typer.Option(
             "--to",
             help="hub: the layout of the -PT releases. transformers: the nested config.json of transformers for "
-            "vision-language models. paddle: the layout of the -Paddle releases.",
+            "vision-language models. paddle: the layout of the -Paddle releases. gguf: one file for "
+            "llama.cpp, of text models.",
             show_default=False,
         ),
     ],
+    gguf_type: Annotated[
+        GgufType, typer.Option("--gguf-type", help="With --to gguf: the type of the matrices.")
+    ] = "f16",
     max_shard_size: Annotated[
         str,
         typer.Option(
@@ -47,11 +51,19 @@ def convert(
     \b
       erniekit convert baidu/ERNIE-4.5-0.3B-Paddle models/ernie --to hub
       erniekit convert exports/digits exports/digits-Paddle --to paddle
+      erniekit convert baidu/ERNIE-4.5-0.3B-PT models/ernie-gguf --to gguf --gguf-type q8_0
     """
     from erniekit.display.progress import show_file_progress
+    from erniekit.export import gguf
     from erniekit.export.convert import convert_model, describe
     from erniekit.export.export import parse_size
 
+    if to == "gguf":
+        with show_file_progress() as progress:
+            written = gguf.convert_to_gguf(source, output, gguf_type, progress)
+        for line in gguf.describe(written):
+            typer.echo(line)
+        return
     with show_file_progress() as progress:
         report = convert_model(
             source, output, to, max_shard_bytes=parse_size(max_shard_size), progress=progress

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout
+from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout, GgufType
 from erniekit.errors import ConfigError
 
 
@@ -32,9 +32,12 @@ def export(
             help="hub: the released layout, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: the nested "
             "config.json of transformers, which loads vision-language models without remote code; the same as hub for "
             "text models. paddle: the -Paddle layout, for FastDeploy and Baidu's ERNIEKit. adapter: only the adapter, "
-            "for PEFT.",
+            "for PEFT. gguf: one file for llama.cpp, of text models.",
         ),
     ] = "hub",
+    gguf_type: Annotated[
+        GgufType, typer.Option("--gguf-type", help="With --layout gguf: the type of the matrices.")
+    ] = "f16",
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -75,9 +78,10 @@ def export(
     \b
       erniekit export runs/digits --output exports/digits
       erniekit export runs/lora/checkpoint-000500 --output out --layout transformers --dtype bfloat16
+      erniekit export runs/text --output out --layout gguf --gguf-type q8_0
     """
     from erniekit.display.progress import show_file_progress
-    from erniekit.export import adapter
+    from erniekit.export import adapter, gguf
     from erniekit.export.export import describe, export_model, parse_size
 
     if layout == "adapter":
@@ -86,6 +90,16 @@ def export(
                 "--layout adapter copies the adapter: it takes neither --dtype nor --chat-template"
             )
         for line in adapter.describe(adapter.export_adapter(source, output, base=base)):
+            typer.echo(line)
+        return
+    if layout == "gguf":
+        if dtype != "auto":
+            raise ConfigError("--layout gguf has its own types: choose one with --gguf-type, not --dtype")
+        with show_file_progress() as progress:
+            merged, written = gguf.export_to_gguf(
+                source, output, gguf_type, base=base, template=chat_template, progress=progress
+            )
+        for line in [*describe(merged), *gguf.describe(written)]:
             typer.echo(line)
         return
     with show_file_progress() as progress:

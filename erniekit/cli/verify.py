@@ -47,8 +47,8 @@ def verify(
             "--engine",
             metavar="NAME",
             help="Compare greedy answers and log-probabilities with an engine; repeat it for several. transformers; "
-            "vllm, in the environment of `make engines`; sglang, fastdeploy and paddleformers are not run: "
-            "their loaders' rules are checked.",
+            "vllm and llama.cpp, in the environments of `make engines`; sglang, fastdeploy and paddleformers are not "
+            "run: their loaders' rules are checked.",
             show_default=False,
         ),
     ] = None,

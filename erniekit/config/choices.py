@@ -78,7 +78,9 @@ BEST_METRICS = (EVAL_LOSS, *PAIR_METRICS, *ANSWER_METRICS)
 
 # Export.
 CheckpointLayout = Literal["hub", "transformers", "paddle"]
-ExportLayout = Literal["hub", "transformers", "paddle", "adapter"]
-Engine = Literal["transformers", "vllm", "sglang", "fastdeploy", "paddleformers"]
+ExportLayout = Literal["hub", "transformers", "paddle", "adapter", "gguf"]
+ConvertLayout = Literal["hub", "transformers", "paddle", "gguf"]
+GgufType = Literal["f16", "q8_0", "f32"]
+Engine = Literal["transformers", "vllm", "llama.cpp", "sglang", "fastdeploy", "paddleformers"]
 DoctorSection = Literal["system", "kernels", "attention", "step", "processes", "timings"]
 ChatTemplateSource = Literal["auto", "base", "trained"]

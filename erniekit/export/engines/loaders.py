@@ -93,9 +93,15 @@ def _torch_layout(directory: Path, config: ErnieConfig) -> Iterator[Check]:
         yield Check("FAIL", "does not read the paddle layout: convert it with `erniekit convert --to hub`")
 
 
+def _text_only(directory: Path, config: ErnieConfig) -> Iterator[Check]:
+    if config.family == "vl":
+        yield Check("FAIL", "has no ERNIE vision-language models")
+
+
 _RULES: dict[Engine, tuple[Rule, ...]] = {
     "transformers": (_torch_layout,),
     "vllm": (_torch_layout, _flat, _remote_code),
+    "llama.cpp": (_text_only, _sentencepiece),
     "sglang": (_torch_layout, _flat, _remote_code, _fast_tokenizer, _dense_name),
     "fastdeploy": (_flat, _remote_code, _sentencepiece, _image_ids, _rotary_split),
     "paddleformers": (_sentencepiece,),

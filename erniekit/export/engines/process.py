@@ -49,6 +49,7 @@ class Environment:
 
 
 VLLM = Environment("vLLM", ".venv-vllm", "vllm_runner.py")
+LLAMA = Environment("llama.cpp", ".venv-llama", "llama_runner.py")
 
 
 @dataclass(frozen=True)

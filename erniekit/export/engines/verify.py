@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from erniekit.checkpoint.hub import read_index
 from erniekit.config.choices import Engine
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.media.item import MediaSpec
 from erniekit.display.text import format_table
-from erniekit.errors import VerifyError
+from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.export.check import INSTALL_TORCH, Check
 from erniekit.export.engines.answers import (
     ROUNDED_TOLERANCE,
@@ -27,8 +28,9 @@ from erniekit.export.engines.answers import (
 from erniekit.export.engines.faults import fault_notes, head_size_problem
 from erniekit.export.engines.loaders import check_loader
 from erniekit.export.engines.options import EngineOptions
-from erniekit.export.engines.process import VLLM, ask, find_python
+from erniekit.export.engines.process import LLAMA, VLLM, Environment, Response, ask, find_python
 from erniekit.export.engines.prompts import Prompt, make_prompts
+from erniekit.export.gguf import write_gguf
 from erniekit.generation.load import find_model
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import is_router_tensor
@@ -58,7 +60,7 @@ def verify_engines(directory: Path, options: EngineOptions) -> Iterator[Check]:
         else:
             try:
                 yield from comparison.run(engine, rows)
-            except VerifyError as error:
+            except ErnieKitError as error:
                 yield Check("FAIL", f"{engine}: {error}")
                 rows.append(Row(engine, "", "FAIL", "no answer", None))
     left_out = comparison.left_out
@@ -111,25 +113,38 @@ class _Comparison:
         if engine == "transformers":
             name, answers = _ask_transformers(self)
         else:
-            python = find_python(VLLM, self.options.python)
-            problem = head_size_problem(self.config)
-            if problem is not None:
-                yield Check("note", problem)
-            response = ask(
-                VLLM,
-                python,
-                self.directory,
-                self.prompts,
-                tokenizer=self.directory,
-                family=self.config.family,
-                max_new_tokens=_NEW_TOKENS,
-                trust_remote_code=self.options.trust_remote_code,
-                workarounds=self.options.workarounds,
-            )
+            if engine == "vllm":
+                problem = head_size_problem(self.config)
+                if problem is not None:
+                    yield Check("note", problem)
+                response = self._ask(VLLM, self.directory)
+            else:
+                response = self._ask_llama()
             yield from fault_notes(response.faults, self.options.workarounds)
             name, answers = response.engine, response.answers
         for prompt, expected in zip(self.prompts, self.expected, strict=True):
             rows.append(compare(name, prompt, expected, answers[prompt.name], self.tolerance))
+
+    def _ask_llama(self) -> Response:
+        """llama.cpp on a GGUF file with the values of the directory."""
+        # Before the file is written: without an environment there is nothing to do.
+        find_python(LLAMA, self.options.python)
+        with TemporaryDirectory(prefix="erniekit-gguf-") as folder:
+            written = write_gguf(self.directory, Path(folder) / "model.gguf", "f32")
+            return self._ask(LLAMA, written.file)
+
+    def _ask(self, environment: Environment, model: Path) -> Response:
+        return ask(
+            environment,
+            find_python(environment, self.options.python),
+            model,
+            self.prompts,
+            tokenizer=self.directory,
+            family=self.config.family,
+            max_new_tokens=_NEW_TOKENS,
+            trust_remote_code=self.options.trust_remote_code,
+            workarounds=self.options.workarounds,
+        )
 
 
 def _ask_transformers(comparison: _Comparison) -> tuple[str, dict[str, Answer]]:
