@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from erniekit.checkpoint.download import names_repository
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.config import Config, SourceConfig, dump_config
+from erniekit.create.shapes import released_architecture
 from erniekit.data.encode.limits import enlarged_limits
 from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
 from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.console import make_console
-from erniekit.train.describe import describe_run
-from erniekit.train.distributed import plan_parallel_dims
+from erniekit.train.describe import describe_lora, describe_run
+from erniekit.train.distributed import fit_parallel_dims, plan_parallel_dims
 from erniekit.train.inputs import load_inputs
 from erniekit.train.model import check_model, check_start, describe_model_plan
 from erniekit.train.plan import plan_run
+from erniekit.train.selection import select_parameters
 from erniekit.train.trackers.installed import check_installed
 
 
@@ -59,7 +62,7 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
     log(describe_forms(dtype))
     model = config.model.directory
     if no_weights and not (model / "config.json").is_file():
-        return [f"the model ({_absent(config, 'config.json')}): lora.targets, model.freeze, memory"]
+        return _check_released(config, dtype, log, processes)
     check_model(model, log, weights=not no_weights)
     check_start(config)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
@@ -67,6 +70,29 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
     changes = ModelChanges(*enlarged_limits(config.model))
     describe_model_plan(config, dtype, log, plan_parallel_dims(config, processes), changes)
     return []
+
+
+def _check_released(config: Config, dtype: str, log: Callable[[str], None], processes: int) -> list[str]:
+    """Checks a model without files here by the shape of its release, if it has the name of one.
+
+    Returns descriptions of the checks that were not possible.
+    """
+    absent, architecture = _absent(config, "config.json"), released_architecture(config.model.path)
+    if architecture is None:
+        return [f"the model ({absent}): lora.targets, model.freeze, parallel, memory"]
+    selected = select_parameters(config, architecture, dtype)
+    log(f"model: the shape of the released {Path(config.model.path).name}")
+    for line in describe_lora(selected.matches) if config.lora.enabled else []:
+        log(line)
+    # A configuration may be checked on a machine with fewer devices than it is for.
+    least = math.lcm(config.parallel.expert, config.parallel.context)
+    fit_parallel_dims(config, architecture, least * math.ceil(processes / least))
+    unchecked = [f"the files of the model ({absent}), memory"]
+    if processes % least:
+        unchecked.append(
+            f"the number of devices, {processes} here: parallel.expert and parallel.context need a multiple of {least}"
+        )
+    return unchecked
 
 
 def _check_data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[str]:

@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-from erniekit.config import load_config
+from erniekit.config import Config, load_config
+from erniekit.errors import ConfigError
+from erniekit.models.config import ErnieConfig
 from erniekit.train.distributed import fit_parallel_dims
+from erniekit.train.dry_run import dry_run_training
+from erniekit.train.selection import ParameterSelection, select_parameters
 from tools.docs.recipes import CONFIGS, TARGET, Recipe, architecture_of, document, plan_memory, recipes
 
 pytestmark = pytest.mark.slow
@@ -36,6 +40,36 @@ def test_more_gpus_of_a_node_need_no_edit(recipe: Recipe) -> None:
     assert fewest in counts or fewest > max(NODE)
     for count in counts:
         fit_parallel_dims(config, architecture_of(recipe), count)
+
+
+def test_the_dry_run_checks_all_recipes_without_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: dict[str, ParameterSelection] = {}
+
+    def select(config: Config, architecture: ErnieConfig, dtype: str) -> ParameterSelection:
+        key = f"{architecture} {config.lora} {config.model.freeze}"
+        if key not in found:
+            found[key] = select_parameters(config, architecture, dtype)
+        return found[key]
+
+    monkeypatch.setattr("erniekit.train.dry_run.select_parameters", select)
+    for recipe in recipes():
+        dry_run_training(load_config(recipe.path), no_weights=True)
+        printed = capsys.readouterr().out
+        assert "model: the shape of the released ERNIE-4.5" in printed
+        assert "The configuration is valid." in printed
+    assert len(found) < 12
+
+
+def test_the_dry_run_finds_mistakes_without_files(capsys: pytest.CaptureFixture[str]) -> None:
+    file = CONFIGS / "ERNIE-4.5-0.3B" / "sft" / "run_sft_lora_8k.yaml"
+    with pytest.raises(ConfigError, match=r"lora.targets: 'q_prj' matches no module .* mean 'q_proj'"):
+        dry_run_training(load_config(file, ["lora.targets=[q_prj]"]), no_weights=True)
+    with pytest.raises(ConfigError, match=r"the model has no experts"):
+        dry_run_training(load_config(file, ["parallel.expert=2"]), no_weights=True)
+    dry_run_training(load_config(file, ["parallel.context=2"]), no_weights=True, processes=3)
+    assert "not checked: the number of devices, 3 here: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("base", ["sft", "lora", "dpo", "dpo_lora"])
