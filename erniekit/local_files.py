@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -168,6 +169,28 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: must contain one JSON object")
     return found
+
+
+def require_model(directory: Path) -> None:
+    """Raise a CheckpointError, in words of `missing_model`, for a directory without a config.json."""
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(missing_model(directory))
+
+
+def missing_model(path: Path) -> str:
+    """Why a path that a user gives is no directory of a model, and what to do. For a path without a config.json."""
+    export = f"export it first:\n  {shlex.join(['erniekit', 'export', str(path), '--output', 'DIR'])}"
+    if path.is_file():
+        return f"{path}: is a file, not the directory of a model"
+    if (path / "adapter_config.json").is_file():
+        return f"{path}: holds an adapter, not a model; {export}"
+    # RUN/best is no directory: best.json names the checkpoint.
+    run = path.parent if path.name == "best" and not path.exists() else path
+    if any(run.glob("checkpoint-*")):
+        return f"{path}: is a run, not a model; {export}"
+    if not path.is_dir():
+        return f"{path}: no such directory"
+    return f"{path}/config.json: not found; a model directory holds config.json beside its weights"
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from erniekit.checkpoint.state import newest_checkpoint, read_state
 from erniekit.config import Config
 from erniekit.display.progress import log_progress, show_file_progress
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.local_files import missing_model
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
@@ -79,6 +80,8 @@ def model_directory(path: Path) -> Path:
 
     Raises CheckpointError, see `local_model`.
     """
+    if names_repository(path) and path.parent.is_dir() and any(path.parent.glob("checkpoint-*")):
+        raise CheckpointError(missing_model(path))
     return local_model(str(path)).directory if names_repository(path) else path
 
 
@@ -91,9 +94,10 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
     if Path(name).is_dir():
         return LocalModel(Path(name))
     if not names_repository(name):
+        found = "is a file" if Path(name).exists() else "no such directory"
         raise CheckpointError(
-            f"{name}: no such directory; give the directory of a model, a checkpoint or a run, or a repository of the "
-            "hub as owner/name"
+            f"{name}: {found}; give the directory of a model, a checkpoint or a run (its train.output_dir), or a "
+            "repository of the hub as owner/name"
         )
     found = cached_model(name, revision, weights=weights)
     if found is not None:

@@ -10,14 +10,14 @@ from erniekit.config.choices import DataFormat, OnError
 
 def convert(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="IN", help="Data files, directories or glob patterns to read.", show_default=False
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="JSON lines file to write.", show_default=False)
-    ],
+        Path | None, typer.Argument(metavar="OUT", help="JSON lines file to write.", show_default=False)
+    ] = None,
     to: Annotated[
         Literal["messages"],
         typer.Option("--to", help="Format to write. messages can represent every sample."),
@@ -48,6 +48,12 @@ def convert(
       erniekit data convert alpaca.json chats.jsonl
       erniekit data convert 'old/*.json' tools.parquet all.jsonl --on-error skip
     """
+    # Of a single argument the parser would say that IN is missing.
+    if output is None:
+        raise typer.BadParameter("name the data files to read", param_hint="IN")
+    if not sources:
+        raise typer.BadParameter(f"name the file to write, after {output}", param_hint="OUT")
+
     from erniekit.data.convert import convert as run
     from erniekit.data.files.find import expand
     from erniekit.data.media.access import NO_URLS, PUBLIC_URLS

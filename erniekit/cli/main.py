@@ -6,6 +6,7 @@ Anything else is a bug and keeps its traceback.
 
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -108,6 +109,10 @@ OTHER_COMMANDS = {
 """Commands of ERNIEKit, LLaMA-Factory and ms-swift that have other names here."""
 
 
+_COMPLETE = "_ERNIEKIT_COMPLETE"
+"""Set by the script of --install-completion."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"erniekit {__version__}")
@@ -128,7 +133,7 @@ def _not_loaded() -> None:
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The app for these arguments. Only the command that they name is imported."""
-    app = _new_app()
+    app = _new_app(completion=True)
     app.callback()(_root)
     _add_commands(app, COMMANDS, arguments)
     for name, group in GROUPS.items():
@@ -138,9 +143,9 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
-def _new_app() -> typer.Typer:
+def _new_app(*, completion: bool = False) -> typer.Typer:
     return typer.Typer(
-        add_completion=False,
+        add_completion=completion,
         no_args_is_help=True,
         rich_markup_mode=None,  # rich takes longer to import than the rest of `erniekit --help`
         pretty_exceptions_enable=False,
@@ -167,8 +172,18 @@ def _with_paths_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def words_to_complete(environment: Mapping[str, str]) -> list[str]:
+    """The words after `erniekit` of the line that a shell completes. Empty where it completes nothing."""
+    # Variables of typer's scripts, of bash and of other shells.
+    line = environment.get("COMP_WORDS") or environment.get("_TYPER_COMPLETE_ARGS", "")
+    return line.split()[1:] if _COMPLETE in environment else []
+
+
 def main() -> None:
     """Run the command line and exit."""
+    if _COMPLETE in os.environ:
+        # The shell's words are not in sys.argv, and a command has to be imported for its options.
+        build_app(words_to_complete(os.environ))(prog_name="erniekit")
     arguments = resume_as_flag(sys.argv[1:])
     if arguments[:1] and arguments[0] in OTHER_COMMANDS:
         print(f"error: there is no command {arguments[0]}: {OTHER_COMMANDS[arguments[0]]}", file=sys.stderr)

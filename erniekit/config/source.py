@@ -22,6 +22,8 @@ COMMAND_LINE = "command line"
 KeyPath = tuple[str | int, ...]
 _Entry = tuple[yaml.Node, yaml.Node]
 _MERGE = "<<"
+# Data files that no configuration has the name of; another trainer's may be .json.
+_DATA_SUFFIXES = (".jsonl", ".parquet", ".arrow", ".csv", ".tsv")
 _MAX_BYTES = 256 << 10  # PyYAML takes seconds for as much
 # Aliases repeat what they name: a few lines may say more values than memory holds.
 _MAX_VALUES = 50_000
@@ -172,6 +174,10 @@ def inline_yaml(value: Any) -> str:
 
 def read_text(origin: str) -> str:
     """The text of a file. Raises ConfigError if it is not there, too long, or not UTF-8 text."""
+    if Path(origin).suffix in _DATA_SUFFIXES:
+        raise ConfigError(
+            f"{origin}: is a data file; a configuration is a YAML file, with data.train: {origin} in it"
+        )
     try:
         with open_regular(Path(origin)) as file:
             content = file.read(_MAX_BYTES + 1)
@@ -179,7 +185,9 @@ def read_text(origin: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{origin}: no such file") from None
     except IsADirectoryError:
-        raise ConfigError(f"{origin}: is a directory, not a YAML file") from None
+        inside = Path(origin, "config.yaml")
+        meant = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise ConfigError(f"{origin}: is a directory, not a YAML file{meant}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{origin}: is not UTF-8 text (byte {error.start})") from None
     except OSError as error:

@@ -76,7 +76,10 @@ def create_model(
     config = ErnieConfig.from_json(raw, where=f"shape {shape}")
     specs = parameter_specs(config, dtype)
     nbytes = sum(spec_bytes(spec) for spec in specs)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be created: {error.strerror}") from None
     if weights:
         _check_space(output.parent, nbytes)
     # Written aside and renamed, so that a directory of that name is always whole.

@@ -37,7 +37,7 @@ from erniekit.export.layouts import (
     PADDLE_ARCHITECTURES,
 )
 from erniekit.export.writer import FILE_FORMATS
-from erniekit.local_files import read_json_object
+from erniekit.local_files import missing_model, read_json_object
 from erniekit.lora.adapters import is_adapter_directory
 from erniekit.models.config import ErnieConfig, is_paddle_config
 from erniekit.models.config_keys import unknown_keys_message
@@ -87,7 +87,7 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
     Continues after a failed check where possible.
     """
     if is_adapter_directory(directory):
-        yield Check("FAIL", "the directory holds an adapter, not a model: export it first")
+        yield Check("FAIL", missing_model(directory))
         return
     try:
         refuse_undownloaded(directory)

@@ -47,6 +47,7 @@ from erniekit.generation.load import (
     run_max_positions,
     run_quantize,
 )
+from erniekit.local_files import missing_model
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
 from erniekit.models.config import ErnieConfig
@@ -169,7 +170,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     max_positions = None if state is None else run_max_positions(state)
     changes = ModelChanges(max_position_embeddings=max_positions)
     if base is not None and not (base / "config.json").is_file():
-        raise CheckpointError(f"--base {base}: not a model directory (no config.json)")
+        raise CheckpointError(f"--base {missing_model(base)}")
     if is_adapter_directory(path):
         base = base or base_directory(path)
         if not (base / "config.json").is_file():

@@ -158,8 +158,10 @@ def _read(file: Path) -> Arrays:
     try:
         with np.load(file) as archive:
             stored = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise VerifyError(f"{file}: cannot be read as an .npz of plain arrays: {error}") from None
+    except OSError as error:
+        raise VerifyError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, zipfile.BadZipFile):
+        raise VerifyError(f"{file}: is not an .npz file of plain arrays") from None
     _of(stored, "logits", str(file))
     return stored
 

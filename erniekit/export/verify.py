@@ -13,6 +13,7 @@ from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
 from erniekit.export.check import INSTALL_TORCH, Check
 from erniekit.export.checks import check_directory
 from erniekit.export.engines.options import EngineOptions
+from erniekit.local_files import missing_model
 from erniekit.models.config import ErnieConfig
 
 
@@ -88,7 +89,7 @@ def has_torch() -> bool:
 
 def _check_options(directory: Path, options: VerifyOptions) -> None:
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+        raise CheckpointError(missing_model(directory))
     if options.gradients is not None and options.reference is None:
         raise VerifyError("--gradients needs --reference")
     if options.data is not None and options.transformers is False:

@@ -154,4 +154,8 @@ def find_checkpoint(path: Path) -> Path:
     broken = [f"{found.path.name}: {found.problem}" for found in find_checkpoints(path)]
     if broken:
         raise CheckpointError(f"{path}: no checkpoint of this run is complete ({'; '.join(broken)})")
+    if (path / "log.jsonl").is_file():
+        raise CheckpointError(
+            f"{path}: the run has no checkpoint yet; checkpoint.save_every sets how often it saves"
+        )
     raise CheckpointError(f"{path}: holds no model (config.json), no adapter and no checkpoint of a run")

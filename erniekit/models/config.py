@@ -9,7 +9,7 @@ from typing import Any
 from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
 from erniekit.json_fields import read_flag, read_integer, read_number, read_object
-from erniekit.local_files import read_json_object
+from erniekit.local_files import read_json_object, require_model
 from erniekit.models.config_keys import (
     DECODER_ALIASES,
     ROPE_KEYS,
@@ -99,11 +99,8 @@ class ErnieConfig:
     @classmethod
     def from_dir(cls, path: str | Path) -> ErnieConfig:
         """Read `config.json` of a checkpoint directory. Raises CheckpointError if it is missing or invalid."""
+        require_model(Path(path))
         file = Path(path) / "config.json"
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file}: not found; a model directory holds config.json beside its weights"
-            )
         return cls.from_json(read_json_object(file), where=str(file))
 
     @classmethod

@@ -48,6 +48,7 @@ from erniekit.data.media.item import Media, MediaSpec, measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
+from erniekit.local_files import require_model
 from erniekit.vl_checkpoint import MediaTokens
 
 if TYPE_CHECKING:
@@ -356,6 +357,7 @@ def make_encoder(
     ConfigError.
     """
     directory = Path(directory)
+    require_model(directory)
     data = data or DataConfig.without_sources()
     media_tokens = media_token_ids(directory)
     tokenizer = load_tokenizer(directory)

@@ -64,7 +64,8 @@ def test_help_of_a_command(name: str) -> None:
         (("preview",), "Missing argument"),
         (("preview", "run.yaml", "--shuffled", "--skip", "2"), "cannot be combined"),
         (("preview", "run.yaml", "--sample", "a:1", "--skip", "2"), "cannot be combined"),
-        (("convert", "only.jsonl"), "Missing argument"),
+        (("convert",), "Invalid value for IN: name the data files to read"),
+        (("convert", "only.jsonl"), "Invalid value for OUT: name the file to write, after only.jsonl"),
         (("convert", "a.jsonl", "b.jsonl", "--to", "alpaca"), "'alpaca' is not one of 'messages'"),
     ],
 )
