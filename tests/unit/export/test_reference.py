@@ -144,7 +144,7 @@ def test_references_that_do_not_belong(models: dict[str, Path], tmp_path: Path) 
     with pytest.raises(VerifyError, match="no array 'in_input_ids'"):
         compare_with_reference(models["dense"], tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(VerifyError, match="is not an .npz file of plain arrays"):
+    with pytest.raises(VerifyError, match=r"is not an \.npz file of plain arrays"):
         compare_with_reference(models["dense"], tmp_path / "text.npz")
     make_reference(models["dense"], tmp_path / "pictures.npz", in_image_grid_thw=np.array([[1, 4, 4]]))
     with pytest.raises(VerifyError, match="not a vision-language model"):
