@@ -94,9 +94,9 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
     if Path(name).is_dir():
         return LocalModel(Path(name))
     if not names_repository(name):
-        found = "is a file" if Path(name).exists() else "no such directory"
+        what = "is a file" if Path(name).exists() else "no such directory"
         raise CheckpointError(
-            f"{name}: {found}; give the directory of a model, a checkpoint or a run (its train.output_dir), or a "
+            f"{name}: {what}; give the directory of a model, a checkpoint or a run (its train.output_dir), or a "
             "repository of the hub as owner/name"
         )
     found = cached_model(name, revision, weights=weights)
