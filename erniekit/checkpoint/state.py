@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from erniekit.checkpoint.hub import weight_files
 from erniekit.checkpoint.manifest import (
     FileRecord,
@@ -34,7 +36,10 @@ from erniekit.checkpoint.manifest import (
     size_problem,
 )
 from erniekit.checkpoint.parts import part_files
+from erniekit.config import Config
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
+from erniekit.local_files import read_json_object
 
 STATE_FILE = "trainer_state.json"
 FORMAT = 2
@@ -75,6 +80,9 @@ class TrainerState:
     skipped_in_row: int = 0
 
 
+_EXAMPLE = asdict(TrainerState(0, 0, 0, 0, 0, {}, {}, {}, {}, {}, "", ""))
+
+
 @dataclass(frozen=True)
 class FoundCheckpoint:
     """A checkpoint directory. `problem` says why it is incomplete; None if it is complete."""
@@ -111,6 +119,7 @@ def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, File
             records[str(file.relative_to(aside))] = read_record(file)
             _sync(file)
     content = {"format": FORMAT, **asdict(state), "files": records}
+    content["checksum"] = _checksum(json.loads(json.dumps(content)))
     (aside / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _sync(aside / STATE_FILE)
     _sync(aside)
@@ -167,22 +176,28 @@ def read_state(checkpoint: Path) -> TrainerState:
     problem = _problem(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: not a complete training checkpoint: {problem}")
-    content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    content = read_json_object(checkpoint / STATE_FILE)
     if content.pop("format", None) not in _READABLE:
         raise CheckpointError(
             f"{checkpoint / STATE_FILE}: written by another version of erniekit; use that version"
         )
     del content["files"]
+    content.pop("checksum", None)
     try:
-        return TrainerState(**content)
+        state = TrainerState(**content)
     except TypeError as error:
-        raise CheckpointError(f"{checkpoint / STATE_FILE}: not a trainer state: {error}") from None
+        raise CheckpointError(
+            f"{checkpoint / STATE_FILE}: not a trainer state: {clipped(str(error))}"
+        ) from None
+    problem = _type_problem(state)
+    if problem is not None:
+        raise CheckpointError(f"{checkpoint / STATE_FILE}: not a trainer state: {problem}")
+    return state
 
 
 def file_records(checkpoint: Path) -> dict[str, FileRecord]:
     """Size and checksum of the files of a complete checkpoint, by name."""
-    content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    return records_from(content["files"])
+    return records_from(read_json_object(checkpoint / STATE_FILE)["files"])
 
 
 def check_weights(checkpoint: Path) -> None:
@@ -262,14 +277,57 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 
 def _problem(checkpoint: Path) -> str | None:
-    try:
-        records = file_records(checkpoint)
-    except FileNotFoundError:
+    file = checkpoint / STATE_FILE
+    if not file.exists():
         return f"{STATE_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+    try:
+        content = read_json_object(file)
+        records = records_from(content["files"])
+    except (CheckpointError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return f"{STATE_FILE} is damaged"
-    problems = (size_problem(checkpoint / name, record) for name, record in records.items())
-    return next((problem for problem in problems if problem is not None), None)
+    # Checkpoints of versions before it existed have none.
+    if content.get("checksum", _checksum(content)) != _checksum(content):
+        return f"{STATE_FILE} is damaged, or was edited: its checksum differs from the one that was written"
+    match = _NAME.fullmatch(checkpoint.name)
+    if match and content.get("step") != int(match[1]):
+        return f"{STATE_FILE} is of another checkpoint: it says step {clipped(repr(content.get('step')))}"
+    unlisted = [path.name for path in checkpoint.glob("*.safetensors") if path.name not in records]
+    if unlisted or not records:
+        return f"{STATE_FILE} lacks {min(unlisted, default='the files of the checkpoint')}"
+    problems = (
+        size_problem(checkpoint / name, record) for name, record in records.items() if _is_inside(name)
+    )
+    outside = next(
+        (f"{STATE_FILE} names {clipped(repr(name))}" for name in records if not _is_inside(name)), None
+    )
+    return outside or next((problem for problem in problems if problem is not None), None)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file is named that lies in the directory."""
+    parts = Path(name).parts
+    return 0 < len(name) < 256 and "\0" not in name and not Path(name).is_absolute() and ".." not in parts
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """XXH3 of a trainer state as JSON, without the checksum itself."""
+    values = {key: value for key, value in content.items() if key != "checksum"}
+    return xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _type_problem(state: TrainerState) -> str | None:
+    """The first value of another type than `TrainerState` says, of a count below 0, or of no section."""
+    for name, value in asdict(state).items():
+        wanted = type(_EXAMPLE[name])
+        if type(value) is not wanted:
+            return f"{name} is {clipped(repr(value))}, expected {wanted.__name__}"
+        if wanted is int and not 0 <= value < 1 << 62:
+            return f"{name} is {clipped(repr(value))}"
+    sections = (
+        name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
+    )
+    bad = next((name for name in sections if not isinstance(state.config.get(name, {}), dict)), None)
+    return None if bad is None else f"config.{bad} is no section"
 
 
 def _short(value: Any) -> str:

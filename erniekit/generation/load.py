@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
+
+from pydantic import ValidationError
 
 from erniekit.checkpoint.best import BEST_NAME, best_checkpoint
 from erniekit.checkpoint.download import local_model, names_repository
@@ -120,19 +123,29 @@ def base_directory(adapter: Path) -> Path:
 
 
 def run_data(state: TrainerState) -> DataConfig:
-    """The section data of a run; keys that a run of an older version lacks have their defaults."""
-    return DataConfig.without_sources(**state.config["data"])
+    """The section data of a run; keys that a run of an older version lacks have their defaults.
+
+    Raises CheckpointError for values that no run has.
+    """
+    try:
+        return DataConfig.without_sources(**state.config.get("data", {}))
+    except (ValidationError, TypeError):
+        raise CheckpointError(f"{STATE_FILE}: config.data is no section of a run") from None
 
 
 def run_max_positions(state: TrainerState) -> int | None:
     """Positions that a run gave its model; None: the checkpoint's."""
     positions: int | None = state.config.get("model", {}).get("max_position_embeddings")
+    if positions is not None and type(positions) is not int:
+        raise CheckpointError(f"{STATE_FILE}: config.model.max_position_embeddings is no number")
     return positions
 
 
 def run_quantize(state: TrainerState) -> Quantize:
     """How a run quantized its base model."""
     choice: Quantize = state.config.get("model", {}).get("quantize", "none")
+    if choice not in get_args(Quantize):
+        raise CheckpointError(f"{STATE_FILE}: config.model.quantize is no choice")
     return choice
 
 

@@ -24,6 +24,7 @@ from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_ten
 from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
 from erniekit.checkpoint.parts import is_locked, part_file, read_part
 from erniekit.checkpoint.state import (
+    STATE_FILE,
     TrainerState,
     checkpoint_name,
     copy_side_files,
@@ -50,7 +51,7 @@ from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
 from erniekit.train.metrics import MetricsAccumulator
 from erniekit.train.model import PreparedModel
-from erniekit.train.progress import BestTracker, TrainerProgress
+from erniekit.train.progress import BestTracker, TrainerProgress, restored
 from erniekit.train.selection import lora_alpha, lora_expert_rank
 
 Log = Callable[[str], None]
@@ -252,8 +253,8 @@ class Checkpointer:
             state.loss_tokens,
             state.skipped_steps,
             state.skipped_in_row,
-            MetricsAccumulator(**state.window),
-            BestTracker(**state.best),
+            restored(MetricsAccumulator, state.window, checkpoint / STATE_FILE),
+            restored(BestTracker, state.best, checkpoint / STATE_FILE),
         )
 
     def _finish(self, save: _Save, files: Mapping[str, FileRecord], started: float) -> None:

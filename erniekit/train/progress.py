@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from erniekit.errors import CheckpointError
 from erniekit.train.metrics import MetricsAccumulator
+
+T = TypeVar("T")
+
+
+def restored(kind: type[T], values: dict[str, Any], where: Path) -> T:
+    """A `MetricsAccumulator` or `BestTracker` from a checkpoint. Raises CheckpointError for values that are none."""
+    try:
+        kind(**values)
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except (TypeError, ValidationError):
+        raise CheckpointError(f"{where}: holds no {kind.__name__}") from None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz.checkpoints import adapter_files
+from tests.fuzz.checkpoints import adapter_files, trainer_state
 from tests.fuzz.driver import Target
 from tests.fuzz.files import configuration, data_file
 from tests.fuzz.models import model_files
@@ -14,6 +14,7 @@ TARGETS: tuple[Target, ...] = (
     safetensors_index,
     model_files,
     adapter_files,
+    trainer_state,
     http_body,
     data_file,
     configuration,

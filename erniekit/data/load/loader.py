@@ -148,7 +148,7 @@ class RowLoader:
 
     def check_state(self, saved: dict[str, Any]) -> None:
         """Raises DataError when data or settings have changed, or the state is not one."""
-        before = saved.get("settings", {})
+        before = _object(saved, "settings")
         for name, value in self.source.settings.items():
             if name in ("fingerprint", "files") or before.get(name) == value:
                 continue
@@ -163,7 +163,7 @@ class RowLoader:
 
     def describe_change(self, saved: dict[str, Any]) -> str:
         """What of the data differs from that of a state, in words: its files, by name, or what else it depends on."""
-        before = saved.get("settings", {}).get("files") or {}
+        before = _object(_object(saved, "settings"), "files")
         now = self.source.settings["files"]
         if not before or not now:
             return "the training data, its template or its tokenizer have changed"
@@ -186,7 +186,17 @@ class RowLoader:
     def _place(self, saved: dict[str, Any]) -> State:
         """This process's place in a state."""
         places = saved.get("places")
-        place: State = saved.get("place", {}) if places is None else places[self._rank]
+        if places is None:
+            return _object(saved, "place")
+        if (
+            not isinstance(places, list)
+            or self._rank >= len(places)
+            or not isinstance(places[self._rank], dict)
+        ):
+            raise DataError(
+                "cannot continue: the checkpoint has no place in the training data for this process"
+            )
+        place: State = places[self._rank]
         return place
 
     def _own(self, rows: Iterator[PlannedRow]) -> Iterator[_Row]:
@@ -232,6 +242,12 @@ class RowLoader:
                 kept.append(document)
                 patches += found
         return pack(kept, patches) if kept else None
+
+
+def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object in a state; empty where it is absent or none."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

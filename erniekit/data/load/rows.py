@@ -110,8 +110,11 @@ class StoredRows:
         return {"epoch": 0, "row": 0}
 
     def check(self, state: State) -> None:
-        epoch, row = state.get("epoch", -1), state.get("row", -1)
-        if epoch < 0 or not 0 <= row < self.rows_per_epoch(epoch):
+        epoch, row = state.get("epoch"), state.get("row")
+        if type(epoch) is not int or type(row) is not int:
+            raise DataError("cannot continue: the checkpoint's place in the training data is none")
+        # An epoch so late seeds no generator.
+        if not 0 <= epoch < 1 << 31 or not 0 <= row < self.rows_per_epoch(epoch):
             raise DataError(f"cannot continue: there is no row {row} in epoch {epoch} of the training data")
 
     def rows(self, state: State) -> Iterator[PlannedRow]:

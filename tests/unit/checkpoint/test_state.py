@@ -82,6 +82,7 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
     (path / OPTIMIZER_FILE).rename(path / "optimizer.safetensors")
     content = json.loads((path / STATE_FILE).read_text())
     content["format"] = 1
+    del content["checksum"]
     content["files"] = {
         name: (path / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors")
     }
@@ -210,12 +211,28 @@ def test_a_checkpoint_with_a_cut_file_replaces_none(tmp_path: Path) -> None:
 def test_damaged_states_are_errors(tmp_path: Path) -> None:
     path = write(tmp_path)
     content = json.loads((path / STATE_FILE).read_text())
-    for broken, message in (
-        ("{", "trainer_state.json is damaged"),
-        (json.dumps({**content, "format": 99}), "another version of erniekit"),
-        (json.dumps({**content, "unknown": 1}), "not a trainer state"),
+    edited = "trainer_state.json is damaged, or was edited: its checksum differs"
+    for broken, message in (("{", "trainer_state.json is damaged"), ({**content, "rows": 7}, edited)):
+        (path / STATE_FILE).write_text(broken if isinstance(broken, str) else json.dumps(broken))
+        with pytest.raises(CheckpointError, match=message):
+            read_state(path)
+    # Of a version without a checksum, or without it.
+    del content["checksum"]
+    files = content["files"]
+    for change, message in (
+        ({"format": 99}, "another version of erniekit"),
+        ({"unknown": 1}, "not a trainer state"),
+        ({"step": 2}, "is of another checkpoint: it says step 2"),
+        ({"files": {}}, "trainer_state.json lacks model.safetensors"),
+        ({"files": {"model.safetensors": files["model.safetensors"]}}, "lacks optimizer-00001-of-00001"),
+        ({"files": {**files, "../x": [1, "0"]}}, r"trainer_state\.json names '\.\./x'"),
+        ({"rows": "6"}, "rows is '6', expected int"),
+        ({"rows": True}, "rows is True, expected int"),
+        ({"tokens": -1}, "tokens is -1"),
+        ({"loader": []}, r"loader is \[\], expected dict"),
+        ({"config": {"data": 3}}, r"config\.data is no section"),
     ):
-        (path / STATE_FILE).write_text(broken)
+        (path / STATE_FILE).write_text(json.dumps({**content, **change}))
         with pytest.raises(CheckpointError, match=message):
             read_state(path)
     with pytest.raises(CheckpointError, match=r"trainer_state\.json is missing"):

@@ -52,8 +52,9 @@ def write_state(directory: Path, base: str, **data: Any) -> None:
     """Make a model directory a training checkpoint."""
     settings = DataConfig(train=["x"]).model_dump() | data
     files = {file.name: file.stat().st_size for file in directory.iterdir()}
-    keys = ("step", "rows", "tokens", "loss_tokens", "seed", "loader", "window", "schedule", "identity")
-    state = dict.fromkeys(keys, 0) | {
+    state = dict.fromkeys(("step", "rows", "tokens", "loss_tokens", "seed"), 0) | {
+        **{key: {} for key in ("loader", "window", "schedule", "identity")},
+        "step": int(number) if (number := directory.name.removeprefix("checkpoint-")).isdigit() else 0,
         "base_model": base,
         "config": {"data": settings},
         "erniekit_version": "0",
