@@ -11,6 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 28
 _MOST_POINTS = 240  # of a line; more are averaged
 _MOST_DOTS = 40  # a line with more points has no dots
 _TICKS = 5
+_LOG_RATIO = 50.0  # between largest and smallest value, from which a logarithmic axis shows more
 
 Point = tuple[float, float]
 
@@ -62,15 +63,22 @@ class LineChart:
     height: int = HEIGHT
 
 
-def line_chart(title: str, unit: str, series: Sequence[Series]) -> LineChart | None:
-    """A chart of the series that have a point; None if there are none."""
+def line_chart(
+    title: str, unit: str, series: Sequence[Series], *, may_be_log: bool = False
+) -> LineChart | None:
+    """A chart of the series that have a point; None if there are none.
+
+    may_be_log: values of several orders of magnitude get a logarithmic axis, which the unit says.
+    """
     finite = [Series(one.name, [point for point in one.points if math.isfinite(point[1])]) for one in series]
     shown = [one for one in finite if one.points]
     if not shown:
         return None
     xs = [x for one in shown for x, _ in one.points]
     ys = [y for one in shown for _, y in one.points]
-    x_ticks, y_ticks = _nice(min(xs), max(xs), whole=True), _nice(min(ys), max(ys))
+    is_log = may_be_log and min(ys) > 0 and max(ys) / min(ys) >= _LOG_RATIO
+    x_ticks = _nice(min(xs), max(xs), whole=True)
+    y_ticks = _powers(min(ys), max(ys)) if is_log else _nice(min(ys), max(ys))
     x_span = (min(xs), max(xs)) if min(xs) < max(xs) else (x_ticks[0], x_ticks[-1])
     y_span = (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
 
@@ -79,7 +87,10 @@ def line_chart(title: str, unit: str, series: Sequence[Series]) -> LineChart | N
         return round(_LEFT + share * (WIDTH - _RIGHT - _LEFT), 1)
 
     def y_at(value: float) -> float:
-        share = (value - y_span[0]) / (y_span[1] - y_span[0])
+        if is_log:
+            share = math.log(value / y_span[0]) / math.log(y_span[1] / y_span[0])
+        else:
+            share = (value - y_span[0]) / (y_span[1] - y_span[0])
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _BOTTOM - _TOP), 1)
 
     lines = []
@@ -97,7 +108,7 @@ def line_chart(title: str, unit: str, series: Sequence[Series]) -> LineChart | N
     inside = [tick for tick in x_ticks if x_span[0] <= tick <= x_span[1]]
     return LineChart(
         title,
-        unit,
+        ", ".join(part for part in (unit, "logarithmic" if is_log else "") if part),
         lines,
         [Tick(x_at(tick), short(tick)) for tick in inside],
         [Tick(y_at(tick), short(tick)) for tick in y_ticks],
@@ -139,6 +150,17 @@ def _nice(low: float, high: float, *, whole: bool = False) -> list[float]:
         step = max(1.0, step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Powers of ten from at most `low` to at least `high`; for few of them also twice and five times them."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    step = 1 + (last - first) // 8
+    powers = [factor * 10.0**power for power in range(first, last + step, step) for factor in factors]
+    start = max(index for index, value in enumerate(powers) if value <= low * (1 + 1e-9))
+    end = min(index for index, value in enumerate(powers) if value >= high * (1 - 1e-9))
+    return powers[start : end + 1]
 
 
 def _path(points: Sequence[Point]) -> str:

@@ -184,7 +184,9 @@ def _draw(log: Sequence[Mapping[str, Any]], layout: Sequence[Category]) -> list[
                 for name in chart.lines(names)
             ]
             metric = find_metric(series[0].name) if series else None
-            drawn = line_chart(chart.title, "" if metric is None else metric.unit, series)
+            drawn = line_chart(
+                chart.title, "" if metric is None else metric.unit, series, may_be_log=chart.may_be_log
+            )
             if drawn is not None:
                 charts.append(drawn)
         if charts:

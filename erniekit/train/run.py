@@ -78,12 +78,16 @@ def train_together(context: RunContext, *, resume: bool) -> int:
     try:
         with ExitStack() as stack:
             trainer, checkpointer = build_trainer(context, resume=resume, stack=stack)
-            return _train(trainer, checkpointer, context)
+            status = _train(trainer, checkpointer, context)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         size = context.dist.mesh.world.size
         raise explain_out_of_memory(error, context.config, context.device, size) from error
+    # Last, after what trackers print at their end.
+    for line in describe_end(trainer, context.config, _device_option(context)):
+        context.log(line)
+    return status
 
 
 def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) -> int:
@@ -102,8 +106,6 @@ def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) ->
             if context.dist.mesh.world.size == 1:  # otherwise the launcher says it
                 error.add_note(describe_failure(run_dir, devices))
             raise
-    for line in describe_end(trainer, context.config, devices):
-        log(line)
     return guard.exit_status
 
 

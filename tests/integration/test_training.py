@@ -21,7 +21,7 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.config import dump_config, load_config
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.distributed.context import DistributedContext
-from erniekit.errors import CheckpointError, ConfigError, ErnieKitError
+from erniekit.errors import CheckpointError, ConfigError
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
@@ -52,7 +52,8 @@ def test_full_training_end_to_end(
     run = tmp_path / "run"
     config = make_config(
         run, model, data, train__epochs=6, data__eval=[str(eval_data)], train__eval_every=8, log__every=2,
-        log__router_detail=True, data__workers=1, train__profile_steps=[3, 3], train__peak_tflops=0.1,
+        log__router_detail=True, eval__samples=2, eval__max_new_tokens=4, data__workers=1,
+        train__profile_steps=[3, 3], train__peak_tflops=0.1,
     )  # fmt: skip
     assert run_training(config) == 0
     printed = capsys.readouterr().out
@@ -87,6 +88,21 @@ def test_full_training_end_to_end(
     assert_close(scalars[0][1], steps[0][1])
     shares = events.Histograms("expert_share/layer_1/vision")[0].histogram_value
     assert_close(sum(shares.bucket), 1)
+
+    metadata = events.Tags()["tensors"]
+    assert {"config", "samples", "answers", "custom_scalars__config__"} <= set(metadata)
+    samples = events.Tensors("samples")[0].tensor_proto.string_val[0].decode()
+    assert re.search(r"Which colour\?.*<strong>It is \w+\.", samples, re.DOTALL)
+
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 8 and "train/loss <b>" in page and "router/entropy/vision/mean <b>" in page
+    assert f"Answers after step {steps[-1][0]}" in page and "data:image/jpeg;base64," in page
+    assert "training data: 16 samples" in page and "epochs: 6" in page
+    assert printed.endswith(
+        f"Done: {steps[-1][0]} steps, {int(lines[-2]['train/tokens_seen']):,} tokens. The report is {run}/report.html\n"
+        f"The trained model is {final(run)}. Next:\n  erniekit chat {run}\n"
+        f"  erniekit eval {run} --config {run}/config.yaml\n  erniekit export {run} --output {run}-export\n"
+    )
 
     assert load_config(run / "config.yaml") == config
     checkpoint = final(run)
@@ -236,9 +252,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
         f"Continue with:\n  erniekit train {run}/config.yaml --resume\n" in printed
     )
     assert final(run).name == "checkpoint-000002"
+    assert "interrupted after step 2 of 4" in (run / "report.html").read_text(encoding="utf-8")
 
     monkeypatch.setattr(Trainer, "train_step", step)
     assert run_training(load_config(run / "config.yaml"), resume=True) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<dd>finished</dd>" in page and "<dd>4 of 4</dd>" in page
+    assert page.count("<circle") % 4 == 0  # every chart has the steps before the interrupt, too
     assert losses(run) == losses(tmp_path / "whole")
 
 
@@ -316,9 +336,14 @@ def test_weights_that_are_not_finite_stop_the_run(
         file.seek(info.offset)
         file.write(np.full(info.nbytes // 4, value, np.float32).tobytes())
     run = tmp_path / "run"
-    with pytest.raises(ErnieKitError, match=message):
-        run_training(make_config(run, broken, data, train__max_steps=2))
+    config = make_config(run, broken, data, train__max_steps=2)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    ended = erniekit("train", tmp_path / "run.yaml")
+    assert ended.returncode == 1
+    assert re.search(message, ended.stderr)
     assert newest_checkpoint(run) is None
+    if run.exists():
+        assert ended.stderr.endswith("Nothing was saved yet.\n")
 
 
 def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) -> None:

@@ -1,4 +1,4 @@
-"""Answers of an evaluation with their images, made small, for trackers and the report."""
+"""Answers of an evaluation with their images, for trackers and the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from erniekit.train.trackers.tracker import ShownAnswer
 
 SHOWN_ANSWERS = 12
 _MOST_IMAGES = 4
-_LONGEST_SIDE = 224  # pixels
+_SHORTEST, _LONGEST = 96, 224  # pixels of the longest side
 
 
 def shown_answers(answered: Sequence[tuple[EvalSample, Prediction]]) -> list[ShownAnswer]:
@@ -35,7 +35,7 @@ def shown_answers(answered: Sequence[tuple[EvalSample, Prediction]]) -> list[Sho
 
 
 def sample_images(sample: EvalSample) -> list[Image.Image]:
-    """The first images of a sample, and the middle frames of its videos, made small."""
+    """The first images of a sample, and the middle frames of its videos, in a size to look at."""
     found = []
     for item in sample.prompt.media[:_MOST_IMAGES]:
         try:
@@ -47,7 +47,14 @@ def sample_images(sample: EvalSample) -> list[Image.Image]:
                 image = open_image(item.source, sample.sample_id)
         except SampleError:
             continue  # the evaluation has reported it
-        image = image.convert("RGB")
-        image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-        found.append(image)
+        found.append(_resized(image.convert("RGB")))
     return found
+
+
+def _resized(image: Image.Image) -> Image.Image:
+    """A smaller image, or whole multiples of the pixels of a tiny one."""
+    factor = _SHORTEST // max(image.size)
+    if factor > 1:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((_LONGEST, _LONGEST))
+    return image

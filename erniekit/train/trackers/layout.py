@@ -14,10 +14,14 @@ from erniekit.objectives.totals import MODALITIES
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines in one chart. patterns: regular expressions for whole names of metrics."""
+    """Lines in one chart.
+
+    patterns: regular expressions for whole names of metrics; may_be_log: the report may use a logarithmic axis.
+    """
 
     title: str
     patterns: tuple[str, ...]
+    may_be_log: bool = False
 
     def lines(self, names: Collection[str]) -> list[str]:
         """The metrics among `names` that are lines of the chart, in its order."""
@@ -37,13 +41,10 @@ def run_layout(config: Config, moe: MoeConfig | None, *, has_mfu: bool) -> list[
     """The charts of a run, without those that would stay empty. moe: of the model; has_mfu: MFU is logged."""
     evaluates, pairs = bool(config.data.eval), config.task == "dpo"
     modalities = () if moe is None else MODALITIES[: moe.num_modalities]
-    loss = _chart("train/loss", *(["eval/loss"] if evaluates else []))
-    found = [
-        Category(
-            "Loss",
-            (loss, _chart("train/gradient_norm"), _chart("train/learning_rate")),
-        )
-    ]
+    losses = ("train/loss", *(["eval/loss"] if evaluates else []))
+    loss = Chart("train/loss", losses, may_be_log=True)
+    norm = Chart("train/gradient_norm", ("train/gradient_norm",), may_be_log=True)
+    found = [Category("Loss", (loss, norm, _chart("train/learning_rate")))]
     if evaluates and config.eval.samples:
         found.append(Category("Answers", (Chart("scores of answers", ANSWER_METRICS),)))
     if pairs:

@@ -11,7 +11,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """A generated answer to an eval sample. images: its images, and frames of its videos, made small."""
+    """A generated answer to an eval sample. images: its images, and frames of its videos."""
 
     sample_id: str
     prompt: str

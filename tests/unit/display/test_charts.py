@@ -38,6 +38,28 @@ def test_ticks_are_round_and_larger_values_are_higher() -> None:
     assert [(line.name, line.last) for line in chart.lines] == [("a", "0.88"), ("b", "0.5")]
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([8.0, 0.1], ["0.1", "0.2", "0.5", "1", "2", "5", "10"]),
+        ([3000.0, 0.003], ["0.001", "0.01", "0.1", "1", "10", "100", "1000", "10k"]),
+        ([8.0, 0.2], ["0", "2", "4", "6", "8"]),  # less than a factor of 50
+        ([8.0, 0.0], ["0", "2", "4", "6", "8"]),
+    ],
+)
+def test_values_of_several_orders_of_magnitude_have_a_logarithmic_axis(
+    values: list[float], labels: list[str]
+) -> None:
+    chart = line_chart("", "nats", [Series("a", list(enumerate(values)))], may_be_log=True)
+    assert chart is not None
+    assert [tick.label for tick in chart.y_ticks] == labels
+    assert (chart.unit == "nats, logarithmic") == (labels[0] != "0")
+    marks = [tick.at for tick in chart.y_ticks]
+    assert marks == sorted(marks, reverse=True)
+    (_, high), (_, low) = points(chart.lines[0].path)
+    assert marks[-1] <= high < low <= marks[0]
+
+
 def test_many_points_are_averaged_in_a_band_of_their_range() -> None:
     series = Series("a", [(step, step % 2) for step in range(1, 10_001)])
     chart = line_chart("", "", [series])
