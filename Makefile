@@ -12,6 +12,8 @@
 #   make soak                  runs that are killed at random moments and resumed, 50 times each (KILLS=...)
 #   make engines               vLLM and llama.cpp into .venv-vllm and .venv-llama, for `erniekit verify --engine`
 #   make test-engines          exports of fine-tuned models in these engines
+#   make test-latest           all tests with the newest versions that setup.cfg allows, in .venv-latest
+#   make lock                  requirements/*.txt, the versions and hashes that are installed, from setup.cfg
 #   make peers                 transformers, PEFT and TRL into .venv-peers, for tools/bench/peers
 #
 # PYTHON=...      the Python for .venv (3.11 is tested)
@@ -26,6 +28,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VERIFY ?= 1
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
+UV ?= uv>=0.13,<0.14
 WORKERS ?= 2
 INPUTS ?= 100000
 KILLS ?= 50
@@ -38,6 +41,9 @@ TORCH_STAMP := .venv/.stamp-torch
 DEV_STAMP := .venv/.stamp-dev
 QUICKSTART := runs/quickstart/export/config.json
 
+# The files list all that is needed, but PyTorch.
+LOCKED := --require-hashes --no-deps -r
+
 # On a terminal one line shows what pip is at; elsewhere only errors are shown.
 define install
 @if [ -t 1 ]; then \
@@ -47,7 +53,8 @@ else \
 fi
 endef
 
-.PHONY: help install quickstart example-dpo example-calls test test-fast docs fuzz soak lint peers engines test-engines clean
+.PHONY: help install quickstart example-dpo example-calls test test-fast test-latest docs fuzz soak lint lock peers engines \
+	test-engines clean
 
 help:
 	@sed -n 's|^#   make|  make|p' Makefile
@@ -89,6 +96,21 @@ lint: $(DEV_STAMP)
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
+# Ranges instead of requirements/*.txt; TORCH=torch for the newest PyTorch, too.
+test-latest:
+	@echo "Installing the newest versions into .venv-latest ..."
+	@rm -rf .venv-latest
+	@$(PYTHON) -m venv .venv-latest
+	@.venv-latest/bin/python -m pip --disable-pip-version-check install --quiet '$(TORCH)' $(TORCH_ARGS)
+	@.venv-latest/bin/python -m pip --disable-pip-version-check install --quiet -e '.[dev]' $(TORCH_ARGS)
+	@echo "Running all tests ..."
+	@PYTHONDONTWRITEBYTECODE= .venv-latest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+lock:
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet '$(UV)'
+	@.venv-lock/bin/python tools/lock.py
+
 # An environment of its own: the peers get the versions that they are measured with, whatever .venv has.
 PEERS_STAMP := .venv-peers/.stamp
 
@@ -121,7 +143,8 @@ test-engines: $(DEV_STAMP) engines
 	@$(BIN)/python -m pytest -m engines tests/engines
 
 clean:
-	rm -rf .venv .venv-vllm .venv-llama .venv-peers runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-llama .venv-peers .venv-latest .venv-lock runs build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Only where it is missing: the model stays when the installation changes.
 $(QUICKSTART): | $(CORE_STAMP)
@@ -134,18 +157,20 @@ $(VENV_STAMP):
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-$(CORE_STAMP): $(VENV_STAMP) setup.cfg pyproject.toml
+$(CORE_STAMP): $(VENV_STAMP) setup.cfg pyproject.toml requirements/run.txt
 	@echo "Installing erniekit and PaddlePaddle into .venv (0.2 GB to download) ..."
-	$(call install,-e .)
+	$(call install,$(LOCKED) requirements/run.txt)
+	$(call install,--no-deps --no-build-isolation -e .)
 	@touch $@
 
-$(TORCH_STAMP): $(CORE_STAMP)
+# PyTorch has no hash: everybody chooses the build (TORCH, TORCH_ARGS). What it needs on a CPU has.
+$(TORCH_STAMP): $(CORE_STAMP) requirements/verify.txt
 	@echo "Installing PyTorch into .venv, to compare exports with transformers (VERIFY=0 leaves it out) ..."
+	$(call install,$(LOCKED) requirements/verify.txt)
 	$(call install,$(TORCH) $(TORCH_ARGS))
-	$(call install,-e '.[verify]')
 	@touch $@
 
-$(DEV_STAMP): $(TORCH_STAMP)
+$(DEV_STAMP): $(TORCH_STAMP) requirements/dev.txt
 	@echo "Installing the developers' tools into .venv ..."
-	$(call install,-e '.[dev]')
+	$(call install,$(LOCKED) requirements/dev.txt)
 	@touch $@
