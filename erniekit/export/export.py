@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from erniekit.checkpoint.base import check_base
 from erniekit.checkpoint.download import cached_model, model_directory, names_repository
 from erniekit.checkpoint.hub import (
     DEFAULT_SHARD_BYTES,
@@ -127,6 +128,8 @@ def export_model(
     check_output(output)
     source = resolve_source(Path(path), None if base is None else Path(base))
     check_weights(source.checkpoint)
+    if source.adapter is not None and base is None:
+        check_base(source.weights, source.adapter.resolve().parent)
     tensors = model_index(source.weights, _on_disk(source.config, source.weights))
     wanted = parameter_specs(source.config)
     check_tensors(tensors, _on_disk(source.config, source.weights), str(source.weights))

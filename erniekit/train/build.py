@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from erniekit.checkpoint.base import BaseChecksums, write_base_checksums
 from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
@@ -27,7 +28,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer, collect_by_layer
 from erniekit.runtime import compute_dtype
-from erniekit.train.build_dpo import build_dpo_objective, build_reference
+from erniekit.train.build_dpo import build_dpo_objective, build_reference, needs_base
 from erniekit.train.build_log import build_evaluator, build_report_hook, open_writer
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
@@ -118,6 +119,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     if saved is not None:
         # Before the model is loaded, which may take long.
         _check_saved_run(saved, identity, inputs, context)
+    base = BaseChecksums(config.model.directory, dist) if needs_base(config) else None
     prepared = prepare_model(
         config,
         dtype,
@@ -133,6 +135,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         if isinstance(rows, StoredRows)
     ]
     objective = build_objective(context, prepared, datasets, dtype)
+    records = None if base is None else base.check(context.run_dir if saved is not None else None)
     reducer = build_gradient_reducer(config, prepared, dist.mesh)
     optimizer = build_optimizer(config, prepared, reducer)
     checkpointer = Checkpointer(
@@ -140,6 +143,8 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     )
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
     _take_run_directory(context, lock, is_new=saved is None)
+    if records is not None and dist.is_main:
+        write_base_checksums(context.run_dir, records)
     peak_flops = find_peak_flops(context, dtype)
     layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
     writer = open_writer(config, inputs, layout, dist, log, progress.step)

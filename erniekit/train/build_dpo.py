@@ -75,6 +75,11 @@ def caches_reference_with_copy(config: Config) -> bool:
     return not config.lora.enabled or parallel.expert > 1 or parallel.shard == "parameters"
 
 
+def needs_base(config: Config) -> bool:
+    """Whether a run needs the weights of the base model again when it is resumed."""
+    return config.lora.enabled or (config.task == "dpo" and config.dpo.loss not in REFERENCE_FREE)
+
+
 def build_reference(
     config: Config,
     model: ErnieModel,

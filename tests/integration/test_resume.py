@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint import writer
+from erniekit.checkpoint import state, writer
+from erniekit.checkpoint.base import BASE_FILE, read_base_checksums
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.checkpoint.writer import FileWriter
 from erniekit.errors import CheckpointError, ErnieKitError
 from erniekit.export.export import export_model
 from erniekit.train import checkpointer
+from erniekit.train.build_dpo import needs_base
 from erniekit.train.run import run_training
 from erniekit.train.trainer import Trainer
 from tests.checkpoints import tensors
@@ -407,6 +409,46 @@ def test_interrupts_stop_the_end_of_a_save_after_an_error(
     printed = capsys.readouterr().out
     assert "SIGINT: finishing the checkpoint. Press Ctrl-C again to stop at once." in printed
     assert "Stopped at once. The checkpoint of step 2 was being written and is lost." in printed
+
+
+def test_a_base_that_changed_in_its_middle_is_named(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size and its ends, which are all that is compared before it is loaded, stay as they are."""
+    monkeypatch.setattr(state, "_FINGERPRINT_BYTES", 16)
+    base, run = shutil.copytree(model, tmp_path / "base"), tmp_path / "run"
+    settings: dict[str, Any] = {"train__max_steps": 1, "lora__enabled": True}
+    run_training(make_config(run, base, data, **settings))
+    shard = next(base.glob("*.safetensors"))
+    content = shard.read_bytes()
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    shard.write_bytes(changed)
+    message = f"{shard}: the file of the base model has changed since the run began"
+    longer = make_config(run, base, data, **settings | {"train__max_steps": 2})
+    with pytest.raises(CheckpointError, match=message):
+        run_training(longer, resume=True)
+    with pytest.raises(CheckpointError, match=message):
+        export_model(run, tmp_path / "export")
+    export_model(run, tmp_path / "chosen", base=base)
+    shard.write_bytes(content)
+    # As versions before left it.
+    (run / BASE_FILE).unlink()
+    assert run_training(longer, resume=True) == 0
+    assert list(read_base_checksums(run)) == [shard.name]
+    (run / BASE_FILE).write_text('{"files": 3}')
+    with pytest.raises(CheckpointError, match=f"{BASE_FILE}: damaged; remove it"):
+        run_training(longer, resume=True)
+
+
+def test_runs_that_need_their_base_again(tmp_path: Path, model: Path, data: Path) -> None:
+    for settings, needed in (
+        ({}, False),
+        ({"lora__enabled": True}, True),
+        ({"task": "dpo"}, True),
+        ({"task": "dpo", "dpo__loss": "simpo"}, False),
+    ):
+        assert needs_base(make_config(tmp_path / "run", model, data, **settings)) == needed
 
 
 def _other_model(model: Path, target: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_locked_versions_are_those_that_setup_cfg_allows(name: str) -> None:
 
 def test_each_file_holds_the_one_before() -> None:
     files = [locked(name).items() for name in EXTRAS]
-    assert all(small <= large for small, large in zip(files, files[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(files))
 
 
 @pytest.mark.parametrize("name", EXTRAS)
