@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from erniekit.data.files.parquet_pages import ColumnPages, read_pages
 from erniekit.data.files.records import MAX_RECORD_BYTES, Cursor, IsOwn, Passed, Record
 from erniekit.errors import DataError
 
@@ -14,6 +15,7 @@ ARROW = b"ARROW1"  # begins the file format; the stream format has no mark
 _ROWS = 128  # in memory as Python values at a time
 # A file of kilobytes may say that a text or a list is repeated without end.
 _BATCH_BYTES = 1 << 30
+_MAX_PAGE_BYTES = 4 << 30  # of one page and one dictionary of each column
 _SMALL_BYTES, _SMALL_VALUES = 64 << 20, 1_000_000
 _MAX_ROW_VALUES = 4_000_000
 _MAX_GROUP_VALUES = 200_000_000  # of a column; row groups have a million rows at most
@@ -39,26 +41,36 @@ def _parquet_batches(path: Path) -> Iterator[tuple[Any, int]]:
         # Opens the readers of all columns and reads no row: pyarrow ends the process where damaged metadata of a
         # column are asked for, and raises an exception here.
         list(file.reader.iter_batches(0, [number], column_indices=None, use_threads=False))
-        rows = _batch_rows(file.metadata.row_group(number))
-        for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
+        group = file.metadata.row_group(number)
+        columns = [group.column(index) for index in range(group.num_columns)]
+        with path.open("rb") as stream:
+            pages = [read_pages(stream, column) for column in columns]
+        rows = _batch_rows(group.num_rows, pages)
+        texts = [
+            column.path_in_schema
+            for index, (column, found) in enumerate(zip(columns, pages, strict=True))
+            if file.metadata.schema.column(index).max_repetition_level and found.most_bytes > _MAX_PAGE_BYTES
+        ]
+        # Lists that may repeat long texts are read as indices, and their size is known before they are expanded.
+        source = file if not texts else pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
+        for batch in source.iter_batches(batch_size=rows, row_groups=[number]):
             done += len(batch)
             yield batch, size * done // max(file.metadata.num_rows, done)
 
 
-def _batch_rows(group: Any) -> int:
+def _batch_rows(num_rows: int, pages: Sequence[ColumnPages]) -> int:
     """Rows of a row group to read at a time. Raises ValueError for a group that memory would not hold.
 
-    Each row may repeat all of a column's dictionary, which the size of the column counts once.
+    Sizes are those of the page headers, by which memory is allocated; the footer may state others. Each row may repeat
+    all of a column's dictionary, or of a page where texts begin as the ones before.
     """
-    columns = [group.column(number) for number in range(group.num_columns)]
-    values = max((column.num_values for column in columns), default=0)
-    if values > min(_MAX_GROUP_VALUES, _MAX_ROW_VALUES * max(group.num_rows, 1)):
-        raise ValueError(f"a row group of {group.num_rows:,} rows has {values:,} values in a column")
-    repeated = sum(
-        column.total_uncompressed_size
-        for column in columns
-        if any("DICTIONARY" in encoding for encoding in column.encodings)
-    )
+    values = max((found.values for found in pages), default=0)
+    if values > min(_MAX_GROUP_VALUES, _MAX_ROW_VALUES * max(num_rows, 1)):
+        raise ValueError(f"a row group of {num_rows:,} rows has {values:,} values in a column")
+    needed = sum(found.page + found.dictionary for found in pages)
+    if needed > _MAX_PAGE_BYTES:
+        raise ValueError(f"the pages of a row group need {needed:,} bytes at a time")
+    repeated = sum(found.dictionary + found.prefixed_page for found in pages)
     return max(1, min(_ROWS, _BATCH_BYTES // max(repeated, 1)))
 
 
@@ -129,7 +141,7 @@ def _size_of(array: Any) -> tuple[int, int]:
 
     kind = array.type
     if types.is_dictionary(kind):
-        return len(array) * array.dictionary.nbytes, len(array)
+        return _repeated_bytes(array), len(array)
     if types.is_string_view(kind) or types.is_binary_view(kind):
         return len(array) * array.nbytes, len(array)
     if types.is_run_end_encoded(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
@@ -144,6 +156,18 @@ def _size_of(array: Any) -> tuple[int, int]:
         parts = [_size_of(part) for part in (inner if types.is_struct(kind) else [inner])]
         return sum(size for size, _ in parts), len(array) + sum(values for _, values in parts)
     return array.nbytes, len(array)
+
+
+def _repeated_bytes(array: Any) -> int:
+    """Bytes of a dictionary array as Python values: exact for texts."""
+    from pyarrow import compute, types
+
+    kind = array.type.value_type
+    is_text = types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind)
+    if not is_text:
+        return len(array) * int(array.dictionary.nbytes)
+    lengths = compute.binary_length(array.dictionary).take(array.indices)
+    return 8 * len(array) + int(compute.sum(lengths.cast("int64")).as_py() or 0)
 
 
 def plain(value: Any) -> Any:

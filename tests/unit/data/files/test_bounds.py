@@ -7,6 +7,8 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from erniekit.data.files import arrow, json_values, reader, records
+from erniekit.data.files.parquet_pages import ColumnPages, read_pages
 from erniekit.data.files.reader import read_records
 from erniekit.data.load.stream import files_digest
 from erniekit.data.store.digests import content_digests
@@ -82,15 +85,96 @@ def test_a_text_that_is_repeated_in_a_parquet_file(tmp_path: Path, monkeypatch: 
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([text]))
     pyarrow.parquet.write_table(pa.table({"text": texts}), path)
     assert [record.value["text"] for record in read_records(path)] == [text] * 300  # type: ignore[union-attr]
-    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(0)
+    pages = [column_pages(path)]
     for limit, rows in ((1 << 30, 128), (1_001_000, 10), (10, 1)):
         monkeypatch.setattr(arrow, "_BATCH_BYTES", limit)
-        assert arrow._batch_rows(group) == rows
+        assert arrow._batch_rows(300, pages) == rows
     monkeypatch.setattr(arrow, "_SMALL_BYTES", 1000)
     assert len(list(read_records(path))) == 300
     monkeypatch.setattr(arrow, "MAX_RECORD_BYTES", 99_999)
     with pytest.raises(DataError, match=r"row 1: .*the row has 100,00\d bytes"):
         list(read_records(path))
+
+
+def column_pages(path: Path, column: int = 0) -> ColumnPages:
+    with path.open("rb") as file:
+        return read_pages(file, pyarrow.parquet.read_metadata(path).row_group(0).column(column))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "version 1": {"version": "1.0", "compression": "gzip"},
+    "page version 2": {"data_page_version": "2.0", "compression": "zstd"},
+    "prefixes": {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+    "many pages": {"data_page_size": 500, "write_batch_size": 50},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_pages_of_a_column(tmp_path: Path, options: dict[str, Any]) -> None:
+    path, texts = tmp_path / "a.parquet", [f"text {number % 70}" for number in range(2000)]
+    lists = [[{"a": text}] * (number % 4) for number, text in enumerate(texts)]
+    table = pa.table({"text": texts, "lists": lists, "number": [0.5] * 2000})
+    pyarrow.parquet.write_table(table, path, **options)
+    group = pyarrow.parquet.read_metadata(path).row_group(0)
+    for index in range(3):
+        assert column_pages(path, index).values == group.column(index).num_values
+    found = column_pages(path)
+    assert found.page < group.column(0).total_uncompressed_size
+    assert (found.indices, found.prefixed) == ((0, 2000) if "use_dictionary" in options else (2000, 0))
+    assert [record.value for record in read_records(path)] == table.to_pylist()  # type: ignore[union-attr]
+
+
+def varint(value: int, length: int) -> bytes:
+    """A number as Thrift writes it, in more bytes than it needs."""
+    groups = [(2 * value >> 7 * place) & 0x7F for place in range(length)]
+    return bytes([group | 0x80 for group in groups[:-1]] + groups[-1:])
+
+
+def test_a_footer_that_states_small_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a dictionary comes from its page, as the memory for it does."""
+    path, text = tmp_path / "a.parquet", "x" * 1_000_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([text]))
+    pyarrow.parquet.write_table(pa.table({"text": texts}), path, write_statistics=False)
+    column = pyarrow.parquet.read_metadata(path).row_group(0).column(0)
+    stated, content = varint(column.total_uncompressed_size, 3), path.read_bytes()
+    assert stated in content
+    path.unlink()
+    path.write_bytes(content.replace(stated, varint(1, 3)))
+    assert pyarrow.parquet.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 1
+    monkeypatch.setattr(arrow, "_BATCH_BYTES", 10_001_000)
+    assert arrow._batch_rows(300, [column_pages(path)]) == 10
+    monkeypatch.setattr(arrow, "_MAX_PAGE_BYTES", 1_000_000)
+    with pytest.raises(DataError, match=r"row 1: .*the pages of a row group need 1,000,\d+ bytes at a time"):
+        list(read_records(path))
+
+
+def test_a_list_that_repeats_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 KB that say 20 GB: as indices they are small, and refused before they are texts."""
+    path, text, number = tmp_path / "a.parquet", "x" * 10_000, 2_000_000
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(number, np.int32)), pa.array([text]))
+    lists = pa.ListArray.from_arrays(pa.array([0, number], pa.int32()), texts)
+    pyarrow.parquet.write_table(pa.table({"text": lists}), path)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(DataError, match=r"row 1: .*the row has 20,016,000,000 bytes and 2,000,002 values"):
+        list(read_records(path))
+    few = pa.ListArray.from_arrays(pa.array([0, 2, 3], pa.int32()), texts[:3])
+    pyarrow.parquet.write_table(pa.table({"text": few}), path)
+    monkeypatch.setattr(arrow, "_MAX_PAGE_BYTES", 25_000)
+    assert [record.value for record in read_records(path)] == [{"text": [text] * 2}, {"text": [text]}]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x15", b"\xff" * 40, b"\x1c" * 40, b"\x19\xfc" + b"\xff" * 20, b"\x15\x01\x00"]
+)
+def test_page_headers_that_are_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    column = SimpleNamespace(
+        data_page_offset=0, has_dictionary_page=False, total_compressed_size=100, num_values=3
+    )
+    with path.open("rb") as file, pytest.raises(ValueError, match="page"):
+        read_pages(file, column)
 
 
 def test_damaged_metadata_of_a_parquet_file_do_not_end_the_process(tmp_path: Path) -> None:
