@@ -73,6 +73,9 @@ def train(
         plan = launch.plan_launch(chosen, places, settings.parallel.device)
         processes = plan.world
         if processes > 1 and not dry_run:
+            from erniekit.train.preflight import check_before_launch
+
+            check_before_launch(settings, processes, resume=resume, is_main=places.rank == 0)
             commit = settings.model.revision
             arguments = [
                 *(str(config), *(overrides or [])),

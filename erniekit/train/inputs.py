@@ -94,7 +94,7 @@ def load_inputs(
     they are loaded, since the rows are those that the run began with.
     """
     data, processes = config.data, processes or _OneProcess()
-    _check_sources(data)
+    check_sources(data)
     encoder = run_encoder(config)
     for note in encoder.limits.notes():
         log(f"note: {note}")
@@ -155,7 +155,7 @@ def load_inputs(
         return Inputs(encoder, loader, rows, eval_rows, stack.pop_all())
 
 
-def _check_sources(data: DataConfig) -> None:
+def check_sources(data: DataConfig) -> None:
     """Raise ErnieKitError for unknown columns, missing files and files not downloaded, before anything is encoded."""
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:

@@ -37,6 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(launch, "run_processes", run_processes)
     monkeypatch.setattr("erniekit.train.run.run_training", run_training)
     monkeypatch.setattr("erniekit.train.dry_run.dry_run_training", run_training)
+    monkeypatch.setattr("erniekit.train.preflight.check_before_launch", lambda *arguments, **options: None)
     monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
     for name in ("PADDLE_TRAINERS_NUM", "SLURM_STEP_ID", GPU):
         monkeypatch.delenv(name, raising=False)
