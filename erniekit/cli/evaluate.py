@@ -194,7 +194,9 @@ def _budget(on_error: choices.OnError | None, run: "Config | None") -> "ErrorBud
     """The budget for samples that cannot be used; it may skip any number of them."""
     from erniekit.data.encode.stats import ErrorBudget
 
-    return ErrorBudget(on_error or ("raise" if run is None else run.data.on_error), sys.maxsize)
+    return ErrorBudget(
+        on_error or ("raise" if run is None else run.data.on_error), sys.maxsize, skip="--on-error skip"
+    )
 
 
 def _samples(

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Literal
 
 from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError, VideoPart
+from erniekit.data.chat.history import calls_as_history, untrained_reasoning
 from erniekit.data.chat.template import SpanKind
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder, Segment
@@ -202,7 +203,26 @@ def _preview(selected: SelectedRecord, reader: SampleReader) -> PreviewedSample:
     except SampleError as error:
         return PreviewedSample(record.sample_id, error=error)
     is_pair = bool(conversation.rejected)
-    return PreviewedSample(record.sample_id, documents, is_pair=is_pair, notices=conversation.notices)
+    notices = (*conversation.notices, *_untrained(conversation, reader))
+    return PreviewedSample(record.sample_id, documents, is_pair=is_pair, notices=notices)
+
+
+def _untrained(conversation: Conversation, reader: SampleReader) -> Iterator[str]:
+    """What data.loss_on: each_turn would train, or in another form, as `erniekit data check` counts it."""
+    if conversation.messages[0].role == "text":
+        return
+    template, policy = reader.encoder.template, reader.encoder.policy
+    if answers := untrained_reasoning(conversation, template, policy):
+        yield (
+            f"the reasoning of {counted(answers, 'earlier answer')} is not trained, since later turns do not see it "
+            "(data.loss_on: each_turn trains it)"
+        )
+    # each_turn does not apply to pairs.
+    if reader.pairs == "chosen" and (calls := calls_as_history(conversation, template, policy)):
+        yield (
+            f"{counted(calls, 'tool call')} trained in the form of history, not as the model is prompted for them "
+            "(data.loss_on: each_turn trains them as answers)"
+        )
 
 
 def _document(conversation: Conversation, reader: SampleReader) -> PreviewedDocument:

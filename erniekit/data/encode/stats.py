@@ -132,15 +132,25 @@ class Notices:
         ]
 
 
+_MEDIA_REASONS = ("missing image", "missing video", "bad image", "bad video", "not fetched")
+
+
 class ErrorBudget:
     """Raises wrong samples ("raise"), or skips and counts them ("skip"), up to max_errors samples.
 
     With on_long "drop", samples that are too long are left out and counted whatever their number, and do not
-    count as errors.
+    count as errors. skip: the setting that skips samples, for errors about images and videos.
     """
 
-    def __init__(self, on_error: OnError, max_errors: int, on_long: OnLong = "error") -> None:
+    def __init__(
+        self,
+        on_error: OnError,
+        max_errors: int,
+        on_long: OnLong = "error",
+        skip: str = "data.on_error: skip",
+    ) -> None:
         self.on_error = on_error
+        self._skip = skip
         self.max_errors = max_errors
         self.on_long = on_long
         # By sample id: a sample that fails in every epoch counts once.
@@ -155,7 +165,10 @@ class ErrorBudget:
             self.dropped.setdefault(error.sample_id, error)
             return
         if self.on_error == "raise":
-            raise error
+            if error.reason not in _MEDIA_REASONS:
+                raise error
+            detail = f"{error.detail}; {self._skip} leaves out samples with such errors"
+            raise SampleError(error.sample_id, error.reason, detail) from error
         if error.sample_id in self.errors:
             return
         self.errors[error.sample_id] = error

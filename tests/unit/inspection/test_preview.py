@@ -159,3 +159,14 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, vl_encoder
     text = "\n".join(preview_lines(preview))
     assert "red ␛[31m ␀" in text
     assert not {"\x1b", "\x00", "\x9b"} & set(text)
+
+
+def test_what_each_turn_would_train_is_a_note(tmp_path: Path, thinking_encoder: Encoder) -> None:
+    first = {"role": "assistant", "content": "three", "reasoning_content": "add"}
+    messages = [{"role": "user", "content": "1 + 2?"}, first, *qa("and 3?")["messages"]]
+    preview = preview_of(tmp_path / "a.jsonl", [{"messages": messages}, qa("q")], thinking_encoder)
+    seen, alone = preview.samples
+    (note,) = preview.notes(seen, seen.documents[0])
+    assert note.startswith("the reasoning of 1 earlier answer is not trained") and "each_turn" in note
+    assert any(note in line for line in preview_lines(preview))
+    assert not preview.notes(alone, alone.documents[0])

@@ -317,7 +317,7 @@ def test_tokens_of_another_template_are_plain_text(
 
 
 def test_bad_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json: not found"):
         make_encoder(tmp_path)
     write_json(tmp_path / "config.json", {"model_type": "ernie4_5"})
     with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):

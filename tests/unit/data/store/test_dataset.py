@@ -94,11 +94,13 @@ def test_each_bad_sample_is_an_error_that_names_its_line(vl_encoder: Encoder, tm
 
 def test_messages_name_path_and_length(vl_encoder: Encoder, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [qa([{"type": "image", "image": "images/none.png"}])])
-    with pytest.raises(DataError, match=rf"a\.jsonl:1: no such image: {tmp_path}/images/none\.png"):
+    missing = rf"a\.jsonl:1: no such image: {tmp_path}/images/none\.png; data\.on_error: skip leaves out"
+    with pytest.raises(DataError, match=missing):
         load(vl_encoder, path)
     path = write_lines(tmp_path / "b.jsonl", [qa("q")])
-    with pytest.raises(DataError, match=r"b\.jsonl:1: \d+ tokens, more than data\.max_length=5: "):
+    with pytest.raises(DataError, match=r"b\.jsonl:1: \d+ tokens, more than data\.max_length=5: ") as caught:
         load(vl_encoder, path, max_length=5)
+    assert "on_error" not in str(caught.value)
 
 
 def test_too_many_skipped_samples(vl_encoder: Encoder, tmp_path: Path) -> None:
