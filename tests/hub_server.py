@@ -1,7 +1,8 @@
-"""A small stand-in for the server of the Hugging Face hub: the requests that huggingface_hub makes for a download."""
+"""A small stand-in for the server of the Hugging Face hub: what huggingface_hub asks of it in downloads and uploads."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -35,8 +36,12 @@ class Hub:
     """The repositories, and every download that was served: (path, first byte).
 
     broken: paths of files whose download fails with an error of the server. cut: bytes after which the connection is
-    closed, once, by path.
+    closed, once, by path. token: the one that may write; visibility: of repositories that uploads created; objects:
+    uploaded contents of large files by their SHA-256; large: bytes from which a file is one.
     """
+
+    token = "hf_write"
+    large = 4096
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -45,6 +50,9 @@ class Hub:
         self.broken: set[str] = set()
         self.cut: dict[str, int] = {}
         self.hold: threading.Event | None = None
+        self.visibility: dict[str, str] = {}
+        self.objects: dict[str, bytes] = {}
+        self.messages: list[str] = []
 
     def add(self, name: str, files: dict[str, bytes]) -> Repository:
         """A repository with one commit on main."""
@@ -77,6 +85,8 @@ def serving(hub: Hub, cache: Path) -> Iterator[None]:
         patch.setattr("huggingface_hub.constants.ENDPOINT", address)
         patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        # Uploads by the protocol of LFS, which the server has.
+        patch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
         # Between attempts.
         patch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
         try:
@@ -106,6 +116,69 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._answer_file(match[1], match[2], match[3])
             else:
                 self._fail(404, "EntryNotFound")
+
+        def do_POST(self) -> None:
+            path = self.path.partition("?")[0]
+            hub.requests.append(path)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if path == "/api/validate-yaml":
+                self._send_json({"errors": [], "warnings": []})
+            elif self.headers.get("Authorization") != f"Bearer {hub.token}":
+                self._fail(401, "")
+            elif path == "/api/repos/create":
+                self._create(json.loads(body))
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+                files = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["size"] >= hub.large else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+                self._send_json({"files": files})
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+                address = f"http://{self.headers['Host']}/objects/"
+                objects = [
+                    {**entry, "actions": {"upload": {"href": address + entry["oid"]}}}
+                    for entry in json.loads(body)["objects"]
+                ]
+                self._send_json({"transfer": "basic", "objects": objects})
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+                self._commit(match[1], [json.loads(line) for line in body.splitlines()])
+            else:
+                self._fail(404, "EntryNotFound")
+
+        def do_PUT(self) -> None:
+            hub.objects[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(200, b"")
+
+        def _create(self, wanted: dict[str, str]) -> None:
+            name = f"{wanted['organization']}/{wanted['name']}"
+            if name in hub.repositories:
+                address = f"http://{self.headers['Host']}/{name}"
+                self._send_json({"error": "You already created this model repo", "url": address}, 409)
+                return
+            hub.repositories[name] = Repository()
+            hub.visibility[name] = wanted.get("visibility", "public")
+            self._send_json({"url": f"http://{self.headers['Host']}/{name}", "name": name})
+
+        def _commit(self, name: str, lines: list[dict[str, dict[str, str]]]) -> None:
+            files: dict[str, bytes] = {}
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "header":
+                    hub.messages.append(value["summary"])
+                elif line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                else:
+                    files[value["path"]] = hub.objects[value["oid"]]
+            commit = hub.repositories[name].commit(files)
+            address = f"http://{self.headers['Host']}/{name}/commit/{commit}"
+            self._send_json({"commitUrl": address, "commitOid": commit, "success": True})
+
+        def _send_json(self, content: object, status: int = 200) -> None:
+            self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
         def _answer_api(self, name: str, kind: str | None, revision: str) -> None:
             found = self._files(name, revision)
@@ -170,7 +243,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body[:cut])
             if cut is not None:
                 self.close_connection = True

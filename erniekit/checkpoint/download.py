@@ -70,9 +70,14 @@ class _Repository:
         return shlex.join(["erniekit", "download", self.name, *given])
 
 
+def is_repository_name(name: str) -> bool:
+    """Whether a text has the form of a repository of the hub, owner/name."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
 def names_repository(name: str | Path) -> bool:
     """Whether a model is named as a repository of the hub, owner/name, and no directory has this name."""
-    return _REPOSITORY.fullmatch(str(name)) is not None and not Path(name).is_dir()
+    return is_repository_name(str(name)) and not Path(name).is_dir()
 
 
 def model_directory(path: Path) -> Path:

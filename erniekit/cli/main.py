@@ -56,6 +56,7 @@ COMMANDS = {
     ),
     "export": Command("erniekit.cli.export", "export", "Write a trained model for inference engines."),
     "convert": Command("erniekit.cli.convert", "convert", "Write a model in another layout of weights."),
+    "push": Command("erniekit.cli.push", "push", "Upload a model to the Hugging Face hub."),
     "doctor": Command(
         "erniekit.cli.doctor", "doctor", "Check this machine: installation, kernels, processes."
     ),

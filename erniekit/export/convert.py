@@ -75,7 +75,7 @@ def convert_model(
         warnings += carry_files(side_files([source]), target, config, layout)
         extra = any("mtp_" in spec.name for spec in specs)
         warnings += write_config(target, config, layout, main_dtype(specs), has_mtp=extra)
-        shards = writer.write(target, lambda name: read_array(tensors[name]))
+        shards = writer.write(target, lambda name: read_array(tensors[name]), ahead=True)
     return ConversionReport(
         source=source,
         before=layout_of(on_disk, config),

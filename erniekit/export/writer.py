@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,25 +39,43 @@ class WeightsWriter:
         """Bytes of all tensors."""
         return sum(spec_bytes(tensor.spec) for tensor in self.stored)
 
-    def write(self, directory: Path, get: Callable[[str], np.ndarray]) -> int:
-        """Write shards, index and checksums; returns the number of shards. get: the values of a tensor of the Hub."""
-        shards = write_shards(
-            directory,
-            [tensor.spec for tensor in self.stored],
-            self._counted(get),
-            self.max_shard_bytes,
-            {"format": FILE_FORMATS[self.layout]},
-        )
+    def write(self, directory: Path, get: Callable[[str], np.ndarray], *, ahead: bool = False) -> int:
+        """Write shards, index and checksums; returns the number of shards. get: the values of a tensor of the Hub.
+
+        ahead: a thread calls `get` for the next tensor while one is written.
+        """
+        arrays = self._arrays_ahead(get) if ahead else (tensor.read(get) for tensor in self.stored)
+        with closing(arrays):
+            shards = write_shards(
+                directory,
+                [tensor.spec for tensor in self.stored],
+                self._counted(arrays),
+                self.max_shard_bytes,
+                {"format": FILE_FORMATS[self.layout]},
+            )
         write_checksums(directory, shards)
         return len(shards)
 
-    def _counted(self, get: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
-        tensors = {tensor.spec.name: tensor for tensor in self.stored}
+    def _arrays_ahead(self, get: Callable[[str], np.ndarray]) -> Generator[np.ndarray]:
+        """The values of `stored`, the next one being read while the caller works on one."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            coming: Future[np.ndarray] | None = None
+            for tensor in self.stored:
+                array = None if coming is None else coming.result()
+                coming = reader.submit(tensor.read, get)
+                if array is not None:
+                    yield array
+                    # Its memory, while the next one is waited for.
+                    del array
+            if coming is not None:
+                yield coming.result()
+
+    def _counted(self, arrays: Iterator[np.ndarray]) -> Callable[[str], np.ndarray]:
         total, done = self.nbytes, 0
 
-        def read(name: str) -> np.ndarray:
+        def read(_: str) -> np.ndarray:
             nonlocal done
-            array = tensors[name].read(get)
+            array = next(arrays)
             done += array.nbytes
             self.progress("weights", done, total)
             return array

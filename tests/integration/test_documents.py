@@ -36,6 +36,7 @@ COMMANDS = [
     "eval",
     "export",
     "convert",
+    "push",
     "verify",
     "init",
     "download",

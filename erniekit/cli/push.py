@@ -1,0 +1,86 @@
+"""`erniekit push`: uploads a model to the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erniekit.config.choices import PushLayout
+
+
+def push(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="An exported directory; or a run or checkpoint, which is exported to a temporary directory first.",
+            show_default=False,
+        ),
+    ],
+    repository: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPO",
+            help="A repository of the hub, owner/name. It is created if needed.",
+            show_default=False,
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the files and the model card, and upload nothing.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a repository that is created private.")
+    ] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN", help="The run that an exported directory is from, for its model card."
+        ),
+    ] = None,
+    layout: Annotated[
+        PushLayout | None,
+        typer.Option("--layout", help="Layout of the export of a run. Default: hub.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="REPO",
+            help="The base model on the hub, if the run names a directory of this machine.",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="Licence, such as apache-2.0. Default: that of the base model's files.",
+        ),
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")
+    ] = None,
+) -> None:
+    """Upload a model or an adapter to the Hugging Face hub, with a model card.
+
+    The card lists the base model, its licence, the data, the metrics and the configuration of the run, with names of
+    files instead of their paths. A README.md in the directory is uploaded as it is. All files are one commit. HF_TOKEN
+    and HF_ENDPOINT have the meaning that huggingface_hub gives them.
+
+    Examples:
+
+    \b
+      erniekit push exports/digits me/digits --run runs/digits --dry-run
+      erniekit push runs/lora me/lora --layout adapter --base baidu/ERNIE-4.5-0.3B-PT --private
+    """
+    from erniekit.export.push import prepare_upload, upload
+
+    with prepare_upload(source, repository, run=run, layout=layout, base=base, licence=licence) as found:
+        for line in found.lines():
+            typer.echo(line)
+        if dry_run:
+            if found.card is not None:
+                typer.echo(f"\n{found.card}")
+            typer.echo("Nothing was uploaded (--dry-run).")
+            return
+        typer.echo(f"uploaded: {upload(found, private=private, message=message)}")

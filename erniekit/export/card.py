@@ -1,0 +1,199 @@
+"""The model card of a pushed model: what it was made from, as far as the run and the files say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erniekit.checkpoint.state import TrainerState
+from erniekit.lora.adapters import is_adapter_directory
+from erniekit.models.config import ErnieConfig
+
+_SECTIONS = ("model", "lora", "loss", "dpo", "optimizer", "train")
+# Settings of the machine that trained.
+_LOCAL = ("output_dir", "directory", "revision", "peak_tflops", "profile_steps")
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+# The first words of licences -> their names on the hub.
+_LICENCES = (("Apache License", "apache-2.0"), ("MIT License", "mit"))
+_HUB_DATA = "hub:"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run: the state of its checkpoint, and the last metrics of each name that it logged, with their steps."""
+
+    state: TrainerState
+    metrics: Mapping[str, tuple[float, int]]
+
+    @property
+    def hub_base(self) -> str | None:
+        """The base model, if it is a repository of the hub: runs record its commit."""
+        return self.state.base_model if self.state.config["model"].get("revision") else None
+
+
+def read_metrics(log: Path) -> dict[str, tuple[float, int]]:
+    """The last value and its step of the loss and every eval metric in a run's log.jsonl, {} without a log."""
+    found: dict[str, tuple[float, int]] = {}
+    if log.is_file():
+        for line in _text(log).splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a line that a crash cut off
+                continue
+            for name, value in entry.items():
+                if name == "train/loss" or (name.startswith("eval/") and name != "eval/seconds"):
+                    found[name] = (float(value), int(entry["step"]))
+    return found
+
+
+def find_licence(directories: Iterable[Path]) -> str | None:
+    """The licence of a base model by its name on the hub, from its card or its licence file; None if neither says."""
+    for directory in directories:
+        card = directory / "README.md"
+        if card.is_file() and (front := _FRONT.match(_text(card))):
+            try:
+                stated = (yaml.safe_load(front[1]) or {}).get("license")
+            except (yaml.YAMLError, AttributeError):
+                stated = None
+            if isinstance(stated, str):
+                return stated
+        for file in sorted(directory.glob("LICENSE*")):
+            start = _text(file)[:400]
+            for words, name in _LICENCES:
+                if words in start:
+                    return name
+    return None
+
+
+def model_card(
+    name: str,
+    directory: Path,
+    config: ErnieConfig,
+    run: RunFacts | None,
+    base: str | None,
+    licence: str | None,
+) -> str:
+    """The text of README.md.
+
+    name: the repository; config: of the model; base: the base model on the hub, None: as the run names it.
+    """
+    from huggingface_hub import ModelCardData
+
+    adapter = is_adapter_directory(directory)
+    hub_base = base or (None if run is None else run.hub_base)
+    shown_base = hub_base or (None if run is None else _shown(run.state.base_model))
+    sources = [] if run is None else run.state.config["data"]["train"]
+    paths = [source["path"] if isinstance(source, dict) else source for source in sources]
+    datasets = [path.removeprefix(_HUB_DATA).split(":")[0] for path in paths if path.startswith(_HUB_DATA)]
+    tags = ["erniekit", config.raw["model_type"]]
+    if run is not None:
+        tags.append(str(run.state.config["task"]))
+    if adapter:
+        tags.append("lora")
+    data = ModelCardData(
+        base_model=hub_base,
+        base_model_relation=None if hub_base is None else "adapter" if adapter else "finetune",
+        license=licence,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text" if config.family == "vl" else "text-generation",
+        tags=tags,
+        datasets=datasets or None,
+    )
+    start = "" if shown_base is None else f" of {shown_base}"
+    kind = "An adapter" if adapter else "A fine-tuned model" if run is not None else "A copy"
+    lines = [f"# {name.partition('/')[2]}", "", f"{kind}{start}, made with erniekit."]
+    if run is not None:
+        lines += [
+            "",
+            *_training(run, adapter),
+            "",
+            *_data(run, paths),
+            *_evaluation(run),
+            "",
+            *_configuration(run),
+        ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def _training(run: RunFacts, adapter: bool) -> list[str]:
+    state, lora = run.state, run.state.config["lora"]
+    method = "all weights"
+    if lora["enabled"]:
+        method = f"LoRA of rank {lora['rank']}" + ("" if adapter else ", merged")
+        quantize = state.config["model"].get("quantize", "none")
+        method += "" if quantize == "none" else f"; the base was in {quantize} during training"
+    rows = [
+        ("task", state.config["task"]),
+        ("method", method),
+        ("steps", f"{state.step:,}"),
+        ("tokens", f"{state.tokens:,}, {state.loss_tokens:,} of them trained"),
+        ("erniekit", state.erniekit_version),
+    ]
+    return ["## Training", "", *_table(("", ""), rows)]
+
+
+def _data(run: RunFacts, paths: list[str]) -> list[str]:
+    weights = [
+        source.get("weight", 1.0) if isinstance(source, dict) else 1.0
+        for source in run.state.config["data"]["train"]
+    ]
+    rows = [(_shown(path), f"{weight:g}") for path, weight in zip(paths, weights, strict=True)]
+    return ["## Data", "", *_table(("source", "weight"), rows)]
+
+
+def _evaluation(run: RunFacts) -> list[str]:
+    if not run.metrics:
+        return []
+    rows = [(name, f"{value:.6g}", f"{step:,}") for name, (value, step) in sorted(run.metrics.items())]
+    return [
+        "",
+        "## Metrics",
+        "",
+        "The last values that the run logged.",
+        "",
+        *_table(("metric", "value", "step"), rows),
+    ]
+
+
+def _configuration(run: RunFacts) -> list[str]:
+    config = run.state.config
+    kept = {name: _portable(config[name]) for name in _SECTIONS if name in config}
+    if run.hub_base is not None:
+        kept["model"] |= {"path": run.hub_base, "revision": config["model"]["revision"]}
+    if not config["lora"]["enabled"]:
+        kept["lora"] = {"enabled": False}
+    if config["task"] != "dpo":
+        kept.pop("dpo", None)
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return ["## Configuration", "", "```yaml", text.rstrip(), "```"]
+
+
+def _portable(value: Any) -> Any:
+    """Settings without places of the machine that trained: names of files instead of their paths."""
+    if isinstance(value, dict):
+        return {
+            key: _portable(inner) for key, inner in value.items() if key not in _LOCAL and inner is not None
+        }
+    if isinstance(value, list):
+        return [_portable(inner) for inner in value]
+    return _shown(value) if isinstance(value, str) and "/" in value else value
+
+
+def _shown(path: str) -> str:
+    """A data set of the hub, or the name of a file or directory."""
+    return path if path.startswith(_HUB_DATA) else Path(path.rstrip("/")).name
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
