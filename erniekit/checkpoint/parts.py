@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from erniekit.checkpoint.manifest import FileRecord, records_from
@@ -43,7 +44,9 @@ class PartFile:
 
     def close(self) -> None:
         """End the lock."""
-        self._stream.close()
+        # A full disk: what `write` could not write.
+        with suppress(OSError):
+            self._stream.close()
 
 
 def part_file(directory: Path, rank: int) -> Path:

@@ -4,6 +4,7 @@
 Anything else is a bug and keeps its traceback.
 """
 
+import errno
 import functools
 import importlib
 import os
@@ -114,6 +115,12 @@ _COMPLETE = "_ERNIEKIT_COMPLETE"
 """Set by the script of --install-completion."""
 
 
+# A full disk or quota, a disk that is read-only, fails or has gone, too many open files: no traceback helps.
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+}
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"erniekit {__version__}")
@@ -195,4 +202,10 @@ def main() -> None:
         build_app(arguments)(arguments, prog_name="erniekit")
     except ErnieKitError as error:
         print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         sys.exit(1)

@@ -59,6 +59,7 @@ from erniekit.train.run_directory import (
     checkpoint_to_resume,
     make_run_directory,
     write_config,
+    writing_to,
 )
 from erniekit.train.run_lock import lock_run_directory
 from erniekit.train.selection import select_parameters
@@ -142,12 +143,14 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         config, prepared, optimizer, inputs.train, plan.schedule, identity, log, dist, reducer
     )
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
-    _take_run_directory(context, lock, is_new=saved is None)
-    if records is not None and dist.is_main:
-        write_base_checksums(context.run_dir, records)
+    with writing_to(context.run_dir):
+        _take_run_directory(context, lock, is_new=saved is None)
+        if records is not None and dist.is_main:
+            write_base_checksums(context.run_dir, records)
     peak_flops = find_peak_flops(context, dtype)
     layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
-    writer = open_writer(config, inputs, layout, dist, log, progress.step)
+    with writing_to(context.run_dir):
+        writer = open_writer(config, inputs, layout, dist, log, progress.step)
     stack.push(lambda kind, *_: writer.close(failed=kind is not None))
     evaluator = build_evaluator(config, inputs, prepared.model, objective, writer, dist, log)
     several = dist if dist.mesh.world.size > 1 else None

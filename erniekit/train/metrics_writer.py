@@ -7,7 +7,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ _GIB = float(1 << 30)
 class MetricsWriter:
     """Writes the metrics of a run below `directory`, and passes them to its trackers.
 
-    trackers: one that fails is reported by `log`, and gets nothing more. start_step: the number of steps already done.
+    A file that cannot be written, such as on a full disk, is reported once by `log`: the run goes on. trackers: one
+    that fails is reported by `log`, and gets nothing more. start_step: the number of steps already done.
     When a run resumes or starts again in the directory, lines of later steps are dropped from `log.jsonl`: no step is
     logged twice.
     """
@@ -38,6 +40,7 @@ class MetricsWriter:
         file = directory / LOG_FILE
         truncate_log(file, start_step)
         self._log = file.open("a", encoding="utf-8")
+        self._say, self._has_failed = log, False
         self._trackers = [Guarded(tracker, log) for tracker in trackers]
 
     def write(
@@ -56,8 +59,7 @@ class MetricsWriter:
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         if epoch is not None:
             line["epoch"] = round(epoch, 6)
-        self._log.write(json.dumps({**line, **scalars}) + "\n")
-        self._log.flush()
+        self._append({**line, **scalars})
         self._call(lambda tracker: tracker.log_scalars(step, scalars, epoch))
         if shares:
             self._call(lambda tracker: tracker.log_shares(step, shares))
@@ -72,20 +74,37 @@ class MetricsWriter:
 
     def event(self, step: int, name: str, **values: Any) -> None:
         """A line of `log.jsonl` about something that happened at a step: {"step", "time", "event": name, ...}."""
-        line = {"step": step, "time": round(time.time(), 3), "event": name, **values}
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
+        self._append({"step": step, "time": round(time.time(), 3), "event": name, **values})
 
     def flush(self) -> None:
         """Flush everything to disk."""
-        self._log.flush()
-        os.fsync(self._log.fileno())
+        with self._reported():
+            self._log.flush()
+            os.fsync(self._log.fileno())
         self._call(lambda tracker: tracker.flush())
 
     def close(self, *, failed: bool = False) -> None:
         """Flush and close the files, and end the trackers; failed: the run ends with an error."""
-        self._log.close()
+        with self._reported():
+            self._log.close()
         self._call(lambda tracker: tracker.close(failed=failed))
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._reported():
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._has_failed:
+                self._say(
+                    f"note: {self._log.name} cannot be written: {error.strerror}. The run goes on, and its metrics may "
+                    "be missing there"
+                )
+            self._has_failed = True
 
     def _call(self, call: Callable[[Tracker], None]) -> None:
         for guarded in self._trackers:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_FILE
@@ -124,6 +125,18 @@ def write_config(config: Config) -> None:
     """Write the resolved configuration into the run's directory."""
     file = Path(config.train.output_dir) / CONFIG_FILE
     file.write_text(dump_config(config), encoding="utf-8")
+
+
+@contextmanager
+def writing_to(run: Path) -> Iterator[None]:
+    """Inside, the first files of a run are written. Raises ConfigError where its disk does not take them."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or run
+        raise ConfigError(
+            f"train.output_dir: {where} cannot be written: {error.strerror}; make room, or choose another directory"
+        ) from None
 
 
 def make_run_directory(run: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -93,7 +94,9 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
+            # What is left in buffers: of a store that is complete, nothing.
+            with suppress(OSError):
+                file.close()
         if kind is not None:
             shutil.rmtree(self._draft, ignore_errors=True)
 

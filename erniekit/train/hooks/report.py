@@ -34,5 +34,9 @@ class ReportHook(Hook):
         )
         try:
             write_report(self._parts, status)
-        except ErnieKitError as error:  # the model is saved: a full disk must not fail the run
+        except (
+            ErnieKitError,
+            OSError,
+            ValueError,
+        ) as error:  # the model is saved: a full disk must not fail the run
             self._console.log(f"note: the report was not written: {error}")
