@@ -110,7 +110,8 @@ _MODEL: dict[str, Rule] = {
         ),
     ),
     **no_equivalent(
-        "lora_path", "merge the adapters with `erniekit export`, and set model.path to the result"
+        "lora_path",
+        "ERNIEKit's adapters have another layout: merge them with its own export, and set model.path to the result",
     ),
     **no_equivalent("rslora_plus", "set rslora: true, lora_alpha: 4 and lora_plus_scale: 4 in the old file"),
     **no_equivalent("num_nextn_predict_layers", "multi-token prediction is not trained"),

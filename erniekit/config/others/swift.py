@@ -27,6 +27,7 @@ from erniekit.config.others.values import (
     choice,
     number,
     numbers,
+    path,
     positive,
     sources,
     targets,
@@ -171,9 +172,8 @@ _RULES: dict[str, Rule] = {
         "eval.samples, eval.max_new_tokens and eval.temperature set them",
     ),
     **no_equivalent("split_dataset_ratio", "split the file, and name the part in data.eval"),
-    **no_equivalent(
-        "adapters ref_adapters", "merge the adapters with `erniekit export`, and set model.path to the result"
-    ),
+    "adapters": Key("lora.path", path),
+    **no_equivalent("ref_adapters", "the reference is the model with its adapters disabled"),
     **no_equivalent(
         "use_dora init_weights modules_to_save target_regex target_parameters", "name modules in lora.targets"
     ),
