@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from erniekit import __version__
-from erniekit.cli.train_options import resume_as_flag
+from erniekit.cli.train_options import explain_option, resume_as_flag
 from erniekit.errors import ErnieKitError
 from erniekit.paths import expand_argument
 from erniekit.runtime import prepare_environment
@@ -196,6 +196,11 @@ def main() -> None:
     if arguments[:1] and arguments[0] in OTHER_COMMANDS:
         print(f"error: there is no command {arguments[0]}: {OTHER_COMMANDS[arguments[0]]}", file=sys.stderr)
         sys.exit(2)
+    if arguments[:1] == ["train"]:
+        problem = explain_option(arguments[1:], COMMANDS["train"].load())
+        if problem is not None:
+            print(f"error: {problem}", file=sys.stderr)
+            sys.exit(2)
     if arguments[:1] and (arguments[0] in COMMANDS or arguments[0] in GROUPS):
         prepare_environment()
     try:

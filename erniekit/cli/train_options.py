@@ -1,10 +1,13 @@
 """Options of `erniekit train` and of other commands that read the YAML file of a run."""
 
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.models import OptionInfo
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)
@@ -80,6 +83,41 @@ ShowAll = Annotated[
         "--all", help="With --dry-run: print every setting, not only those that differ from the defaults."
     ),
 ]
+
+
+_DEVICES = "--devices 0,1,2,3 names the GPUs, one process each"
+_LAUNCHERS = {
+    **dict.fromkeys(("--gpus", "--num-gpus", "--num-processes", "--nproc-per-node"), _DEVICES),
+    "--nnodes": "--nodes is the number of machines",
+    "--master-addr": "--master HOST:PORT is the address of machine 0",
+}
+"""Options of other launchers."""
+
+
+def explain_option(arguments: Sequence[str], command: Callable[..., Any]) -> str | None:
+    """For arguments with a setting or another launcher's option instead of one of the command's, such as
+    --learning_rate 1e-4.
+
+    None without one, and for a misspelled option, which the parser explains.
+    """
+    annotations = (parameter.annotation for parameter in inspect.signature(command).parameters.values())
+    options = [info for each in annotations for info in get_args(each)[1:] if isinstance(info, OptionInfo)]
+    # In an Annotated, typer takes the first name for the default.
+    known = ["--help", *(name for info in options for name in (info.default, *(info.param_decls or ())))]
+    for argument in arguments:
+        given, _, value = argument.partition("=")
+        option = given.replace("_", "-")
+        if not given.startswith("--") or difflib.get_close_matches(option, known, n=1, cutoff=0.8):
+            continue
+        if option in _LAUNCHERS:
+            return f"there is no option {given}: {_LAUNCHERS[option]}"
+        from erniekit.config.hints import KNOWN_KEYS, meant
+
+        name = given.removeprefix("--").replace("-", "_")
+        if name in KNOWN_KEYS:
+            return f"there is no option {given}: settings are KEY=VALUE, here {name}={value or 'VALUE'}"
+        return f"there is no option {given}, and settings are KEY=VALUE: {meant(tuple(name.split('.')))}"
+    return None
 
 
 def resume_as_flag(arguments: Sequence[str]) -> list[str]:

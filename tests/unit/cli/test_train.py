@@ -9,6 +9,7 @@ import typer
 from erniekit.cli.train import train
 from erniekit.config import Config
 from erniekit.errors import ConfigError
+from tests.command import erniekit
 
 
 @pytest.fixture
@@ -54,3 +55,27 @@ def test_nothing_starts_with_a_wrong_configuration(calls: list[dict[str, Any]], 
     with pytest.raises(ConfigError, match="no such file"):
         train(tmp_path / "no.yaml")
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--learning_rate",
+            "no option --learning_rate, and settings are KEY=VALUE: did you mean `optimizer.learn",
+        ),
+        ("--epochs=3", "did you mean `train.epochs`?"),
+        ("--train.epochs=3", "settings are KEY=VALUE, here train.epochs=3"),
+        ("--max-steps", "did you mean `train.max_steps`?"),
+        ("--per_device_train_batch_size", "did you mean `train.rows_per_step`?"),
+        ("--do_train", "it is not needed here"),
+        ("--nproc_per_node=8", "--devices 0,1,2,3 names the GPUs"),
+        ("--gpus", "--devices 0,1,2,3 names the GPUs"),
+        ("--dryrun", "No such option: --dryrun (Possible options: --dry-run)"),
+        ("--frobnicate", "settings are KEY=VALUE: allowed here: task, model"),
+    ],
+)
+def test_options_of_other_trainers_are_explained(option: str, message: str) -> None:
+    result = erniekit("train", "run.yaml", option, "8")
+    assert result.returncode == 2
+    assert message in result.stderr
