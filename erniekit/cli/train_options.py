@@ -103,7 +103,7 @@ def explain_option(arguments: Sequence[str], command: Callable[..., Any]) -> str
     annotations = (parameter.annotation for parameter in inspect.signature(command).parameters.values())
     options = [info for each in annotations for info in get_args(each)[1:] if isinstance(info, OptionInfo)]
     # In an Annotated, typer takes the first name for the default.
-    known = ["--help", *(name for info in options for name in (info.default, *(info.param_decls or ())))]
+    known = ["--help", *(str(name) for info in options for name in (info.default, *(info.param_decls or ())))]
     for argument in arguments:
         given, _, value = argument.partition("=")
         option = given.replace("_", "-")
