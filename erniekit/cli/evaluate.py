@@ -85,9 +85,10 @@ def evaluate(
 ) -> None:
     """Evaluate a model: loss, perplexity and generated answers.
 
-    Loss and perplexity of the reference answers are reported by source and by modality (text, images, videos). The
-    last answer of each chat is also generated and scored. It is an exact match if the model ends it and it equals the
-    reference exactly; with a thinking template, after the reasoning.
+    Loss and perplexity of the reference answers are reported by source and by modality (text, images, videos), and for
+    preference pairs accuracy and margin, with the reference model of the run that trained the model. The last answer of
+    each chat is also generated and scored. It is an exact match if the model ends it and it equals the reference
+    exactly; with a thinking template, after the reasoning.
 
     Examples:
 
@@ -130,8 +131,10 @@ def evaluate(
     typer.echo(f"{source.title}: {counted(plan.samples, 'sample')}, template {encoder.template.name}")
     typer.echo(describe_forms(computed))
     outputs = _Outputs(output, json_file, html, encoder.template)
-    result = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
-    settings = EvalSettings(str(source.checkpoint), encoder.template.name, sampling if generate else None)
+    result, pairs = _run(source, computed, samples, plan, sampling, batch or defaults.batch, outputs)
+    settings = EvalSettings(
+        str(source.checkpoint), encoder.template.name, sampling if generate else None, pairs
+    )
     _report(result, settings, budget, outputs)
     check_minimums(result, minimums)
 
@@ -187,7 +190,9 @@ def _source(model: Path | None, config: Path | None) -> "tuple[ModelSource, Conf
         return find_model(model), None
     run = load_config(config)
     source = find_model(model or run.train.output_dir)
-    return dataclasses.replace(source, data=run.data, seed=run.train.seed), run
+    dpo = run.dpo if run.task == "dpo" else None
+    found = dataclasses.replace(source, data=run.data, seed=run.train.seed, base=run.model.path, dpo=dpo)
+    return found, run
 
 
 def _budget(on_error: choices.OnError | None, run: "Config | None") -> "ErrorBudget":
@@ -233,27 +238,35 @@ def _run(
     sampling: "Sampling",
     batch: int,
     outputs: _Outputs,
-) -> "Evaluation":
-    """Loads the model and evaluates the samples, with progress."""
+) -> "tuple[Evaluation, str]":
+    """Loads the model and evaluates the samples, with progress. Also returns how preference pairs are scored."""
     from erniekit.display.progress import show_progress
+    from erniekit.display.text import counted
     from erniekit.evaluation.evaluate import evaluate as run_evaluation
+    from erniekit.evaluation.pair_scoring import NO_REFERENCE, pair_scoring
     from erniekit.generation.detokenizer import Detokenizer
 
     text = Detokenizer.from_checkpoint(source.directory)
     model = source.load(dtype)
+    pairs = NO_REFERENCE
+    if plan.pairs:
+        pairs = pair_scoring(source, model, dtype)
+        typer.echo(f"{counted(plan.pairs, 'preference pair')}: {pairs.description}")
     with ExitStack() as stack:
-        return run_evaluation(
+        result = run_evaluation(
             model,
             samples.encoder,
             text,
             samples,
             plan,
             sampling,
+            pairs=pairs,
             batch_size=batch,
             budget=samples.budget,
             on_prediction=outputs.open(stack),
             on_progress=stack.enter_context(show_progress()),
         )
+    return result, pairs.description if plan.pairs else ""
 
 
 def _report(result: "Evaluation", settings: "EvalSettings", budget: "ErrorBudget", outputs: _Outputs) -> None:

@@ -14,6 +14,7 @@ from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.chat.template import MediaSpan, Span, Template, TextSpan
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
+from erniekit.data.encode.pairs import encode_pair
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.files.find import Log, expand
 from erniekit.data.files.reader import BadLine, Record, read_records
@@ -44,11 +45,15 @@ class EvalFile:
 
 @dataclass(frozen=True)
 class LossSample:
-    """A chat or plain text, encoded with labels."""
+    """A chat or plain text, encoded with labels.
+
+    pair: a preference pair with both answers, None for other samples; `whole` has the chosen answer then.
+    """
 
     sample_id: str
     source: str
     whole: Document
+    pair: Document | None = field(default=None, kw_only=True)
 
     @property
     def modality(self) -> Modality:
@@ -164,9 +169,12 @@ class EvalDataset:
     def _sample(self, conversation: Conversation, source: str) -> LossSample:
         # Before the answer is split off: encoding checks that the last message is one.
         document = self._encode(conversation)
+        pair = encode_pair(self.encoder, conversation) if conversation.rejected else None
+        if pair is not None:
+            self.encoder.limits.check_positions(pair)
         if not self.answers or conversation.messages[0].role == "text":
-            return LossSample(conversation.sample_id, source, document)
-        return _with_answer(conversation, document, source, self.encoder)
+            return LossSample(conversation.sample_id, source, document, pair=pair)
+        return dataclasses.replace(_with_answer(conversation, document, source, self.encoder), pair=pair)
 
 
 def find_files(
@@ -203,9 +211,13 @@ def load_samples(
 
 @dataclass
 class EvalPlan:
-    """The work of an evaluation. samples: with a loss; answers: to generate; metrics: in display order."""
+    """The work of an evaluation.
+
+    samples: with a loss; pairs: preference pairs; answers: to generate; metrics: in display order.
+    """
 
     samples: int = 0
+    pairs: int = 0
     answers: int = 0
     metrics: tuple[str, ...] = ()
     references: dict[str, References] = field(default_factory=dict)
@@ -216,6 +228,7 @@ def make_plan(samples: Iterable[LossSample], template: Template, metrics: Collec
     plan = EvalPlan()
     for sample in samples:
         plan.samples += 1
+        plan.pairs += sample.pair is not None
         if isinstance(sample, EvalSample):
             plan.answers += 1
             references = plan.references.setdefault(sample.source, References())

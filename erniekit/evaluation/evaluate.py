@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from erniekit.data.chat.conversation import SampleError
+from erniekit.data.encode.document import Document
 from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.stats import ErrorBudget
-from erniekit.data.load.batch import pack
+from erniekit.data.load.batch import PackedBatch, pack
 from erniekit.data.media.item import decode
+from erniekit.data.media.patches import Patches
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.evaluation.dataset import EvalPlan, EvalSample, LossSample
 from erniekit.evaluation.metrics.choose import Pair, Verdict, judge, score
+from erniekit.evaluation.pair_scoring import NO_REFERENCE, PairScoring
 from erniekit.evaluation.scores import Scores
 from erniekit.generation.answer import Answer, parse_answer
 from erniekit.generation.detokenizer import Detokenizer
 from erniekit.generation.generate import Generated, Generator, inference_mode, split_rows
 from erniekit.generation.sampling import Sampling, chat_sampling
 from erniekit.models.ernie import ErnieModel
+from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 
 GREEDY = Sampling(max_new_tokens=64)
@@ -87,22 +91,25 @@ def evaluate(
     plan: EvalPlan,
     sampling: Sampling = GREEDY,
     *,
+    pairs: PairScoring = NO_REFERENCE,
     losses: bool = True,
     batch_size: int = 128,
     budget: ErrorBudget | None = None,
     on_prediction: OnPrediction | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Evaluation:
-    """Computes the loss of all samples, and generates and scores answers to EvalSamples.
+    """Computes the losses of all samples and the rewards of preference pairs, and generates and scores answers.
 
-    plan: of the same samples. A few hundred samples are in memory at a time, and images only while the model sees them.
-    budget: counts samples with unreadable images; without a budget, they raise SampleError.
+    plan: of the same samples; pairs: how preference pairs are scored. Answers are generated to EvalSamples. A few
+    hundred samples are in memory at a time, and images only while the model sees them. budget: counts samples with
+    unreadable images; without a budget, they raise SampleError.
     """
     generator = Generator(
         model, text.eos_token_ids, encoder.media_spec, detokenizer=text, batch_size=batch_size
     )
     run = _EvalRun(generator, encoder, text, plan, sampling, budget or ErrorBudget("raise", 0), on_progress)
-    return _evaluate(run, samples, losses, on_prediction)
+    objective = DpoObjective(model, pairs.settings, pairs.reference) if plan.pairs else None
+    return _evaluate(run, samples, losses, on_prediction, objective)
 
 
 def evaluate_generation(
@@ -125,10 +132,16 @@ def evaluate_generation(
 
 
 def _evaluate(
-    run: _EvalRun, samples: Iterable[LossSample], losses: bool, on_prediction: OnPrediction | None
+    run: _EvalRun,
+    samples: Iterable[LossSample],
+    losses: bool,
+    on_prediction: OnPrediction | None,
+    objective: DpoObjective | None = None,
 ) -> Evaluation:
     for chunk in _chunks(samples, _CHUNK_BATCHES * run.batch_size):
         usable = run.add_losses(chunk) if losses else chunk
+        if objective is not None:
+            run.add_pairs(usable, objective)
         chats = [sample for sample in usable if isinstance(sample, EvalSample)]
         for sample, prediction in zip(chats, run.add_answers(chats), strict=True):
             if on_prediction is not None:
@@ -157,23 +170,18 @@ class _EvalRun:
         self._plan, self._sampling, self._budget = plan, sampling, budget
         self._report = on_progress
         self._objective = SftObjective(generator.model)
-        self._seen = self._answered = self._unanswered = 0
+        self._seen = self._paired = self._answered = self._unanswered = 0
 
     def add_losses(self, samples: Sequence[LossSample]) -> list[LossSample]:
         """Adds the losses of the samples; returns those with readable images, in order."""
         usable: set[int] = set()
         for sample in samples:
             self.scores.groups_of(sample)  # puts the groups in the order of the data
-        # The loss of a row is one sum, so a row has samples of one source and modality.
-        kinds = [(sample.source, sample.modality) for sample in samples]
-        order = sorted(range(len(samples)), key=kinds.__getitem__)
-        lengths = [len(sample.whole) for sample in samples]
         with inference_mode(self._generator.model):
-            for _, indices in groupby(order, kinds.__getitem__):
-                for row in split_rows(indices, lengths, self._generator.row_tokens):
-                    self._report("loss", self._seen, self._plan.samples)
-                    usable.update(self._add_row(samples, row))
-                    self._seen += len(row)
+            for row in self._rows(samples, [len(sample.whole) for sample in samples]):
+                self._report("loss", self._seen, self._plan.samples)
+                usable.update(self._add_row(samples, row))
+                self._seen += len(row)
         self._report("loss", self._seen, self._plan.samples)
         kept = []
         for index, sample in enumerate(samples):
@@ -183,21 +191,49 @@ class _EvalRun:
                 self._unanswered += isinstance(sample, EvalSample)
         return kept
 
-    def _add_row(self, samples: Sequence[LossSample], row: Sequence[int]) -> list[int]:
-        """Adds the loss of a row; returns the indices of the samples in it."""
-        kept, documents, patches = [], [], []
-        for index in row:
+    def add_pairs(self, samples: Sequence[LossSample], objective: DpoObjective) -> None:
+        """Adds the rewards of the preference pairs among the samples."""
+        paired = [(sample, sample.pair) for sample in samples if sample.pair is not None]
+        if not paired:
+            return
+        owners, pairs = [sample for sample, _ in paired], [pair for _, pair in paired]
+        with inference_mode(self._generator.model):
+            for row in self._rows(owners, [len(pair) for pair in pairs]):
+                self._report("pairs", self._paired, self._plan.pairs)
+                kept, batch = self._pack([pairs[index] for index in row])
+                self._paired += len(row)
+                if batch is not None:
+                    sums = objective(batch).pairs.sums()
+                    for group in self.scores.groups_of(owners[row[kept[0]]]):
+                        group.add_pairs(sums)
+        self._report("pairs", self._paired, self._plan.pairs)
+
+    def _rows(self, samples: Sequence[LossSample], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of samples of one source and modality in each row, since the figures of a row are sums."""
+        kinds = [(sample.source, sample.modality) for sample in samples]
+        order = sorted(range(len(samples)), key=kinds.__getitem__)
+        for _, indices in groupby(order, kinds.__getitem__):
+            yield from split_rows(indices, lengths, self._generator.row_tokens)
+
+    def _pack(self, documents: Sequence[Document]) -> tuple[list[int], PackedBatch | None]:
+        """The indices of the documents with readable images, and a row of them; None without any."""
+        kept: list[int] = []
+        patches: list[Patches] = []
+        for index, document in enumerate(documents):
             try:
-                patches += decode(
-                    samples[index].whole.media, samples[index].whole.sample_id, self._encoder.media_spec
-                )
+                patches += decode(document.media, document.sample_id, self._encoder.media_spec)
             except SampleError as error:
                 self._budget.spend(error)
                 continue
             kept.append(index)
-            documents.append(samples[index].whole)
-        if kept:
-            output = self._objective(pack(documents, patches))
+        return kept, pack([documents[index] for index in kept], patches) if kept else None
+
+    def _add_row(self, samples: Sequence[LossSample], row: Sequence[int]) -> list[int]:
+        """Adds the loss of a row; returns the indices of the samples in it."""
+        usable, batch = self._pack([samples[index].whole for index in row])
+        kept = [row[index] for index in usable]
+        if batch is not None:
+            output = self._objective(batch)
             for group in self.scores.groups_of(samples[kept[0]]):
                 group.samples += len(kept)
                 group.loss_sum += float(output.loss_sum.item())

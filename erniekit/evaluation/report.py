@@ -25,20 +25,29 @@ REPORT_VERSION = 2
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """The settings of an evaluation. model: the directory of the weights; sampling: None without answers."""
+    """The settings of an evaluation.
+
+    model: the directory of the weights; sampling: None without answers; pairs: how preference pairs are scored, empty
+    without pairs.
+    """
 
     model: str
     template: str
     sampling: Sampling | None
+    pairs: str = ""
 
 
 def format_tables(evaluation: Evaluation) -> list[str]:
-    """Tables of losses, and of metrics if there are several, for all samples and for each group."""
+    """Tables of losses, of preference pairs, and of metrics if there are several, for all samples and each group."""
     groups = _groups(evaluation)
     tables = []
     if evaluation.scores.overall.loss is not None:
         header = ("loss", "samples", "tokens", "loss", "perplexity")
         tables.append(format_table([header, *(_loss_row(name, group) for name, group in groups)]))
+    paired = [(name, group) for name, group in groups if group.pairs]
+    if paired:
+        columns = ("preference", "pairs", "accuracy", "margin", "logp chosen", "logp rejected")
+        tables.append(format_table([columns, *(_pairs_row(name, group) for name, group in paired)]))
     metrics = list(evaluation.scores.overall.metrics)
     answered = [(name, group) for name, group in groups if group.answers]
     if len(metrics) > 1 or len(answered) > 1:
@@ -60,6 +69,11 @@ def format_summary(evaluation: Evaluation, sampling: Sampling | None) -> list[st
         lines.append(f"{cut:,} of {answers} cut off at {counted(sampling.max_new_tokens, 'token')}")
     if overall.loss is not None:
         lines.append(f"loss {overall.loss:.4f} over {counted(overall.loss_tokens, 'token')}")
+    if overall.pairs:
+        accuracy, margin = (overall.preference[f"rewards/{name}"] for name in ("accuracy", "margin"))
+        lines.append(
+            f"preference accuracy {accuracy:.1%} over {counted(overall.pairs, 'pair')}, margin {margin:.4g}"
+        )
     exact = overall.metrics.get("exact_match")
     if exact is not None:
         lines.append(f"exact match {exact.total:.0f} of {exact.samples} ({exact.value:.1%})")
@@ -111,6 +125,7 @@ def report_values(evaluation: Evaluation, settings: EvalSettings, budget: ErrorB
         "model": settings.model,
         "template": settings.template,
         "sampling": None if settings.sampling is None else asdict(settings.sampling),
+        "pairs": settings.pairs,
         "skipped": skipped,
         "wrong": evaluation.wrong,
         "differing": evaluation.differing,
@@ -193,6 +208,11 @@ def _loss_row(name: str, group: GroupScores) -> tuple[str, ...]:
     return name, f"{group.samples:,}", f"{group.loss_tokens:,}", loss, perplexity
 
 
+def _pairs_row(name: str, group: GroupScores) -> tuple[str, ...]:
+    accuracy, *others = group.preference.values()
+    return name, f"{group.pairs:,}", f"{accuracy:.1%}", *(f"{value:,.4g}" for value in others)
+
+
 def _share_of(group: GroupScores, metric: str) -> str:
     mean = group.metrics.get(metric)
     if mean is None:
@@ -209,6 +229,8 @@ def _group_values(group: GroupScores) -> dict[str, Any]:
         "answers": group.answers,
         "cut_off": group.answers - group.ended,
         "metrics": {name: _mean(mean) for name, mean in group.metrics.items()},
+        "pairs": group.pairs,
+        "preference": {name: _finite(value) for name, value in group.preference.items()},
     }
 
 

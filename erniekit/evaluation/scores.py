@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from erniekit.evaluation.dataset import LossSample
+from erniekit.objectives.pairs import pair_means
+
+PREFERENCE = ("rewards/accuracy", "rewards/margin", "logps/chosen", "logps/rejected")
+"""Metrics of preference pairs, as training logs them."""
 
 
 @dataclass
@@ -27,7 +31,8 @@ class GroupScores:
     """Sums over a group of samples.
 
     samples: with a loss; loss_sum: over `loss_tokens` tokens; answers: generated ones; ended: those that the model
-    ended, the others are cut off; metrics: those that apply to at least one answer.
+    ended, the others are cut off; metrics: those that apply to at least one answer; pair_sums: over preference pairs,
+    see `RowPairs.sums`.
     """
 
     samples: int = 0
@@ -36,6 +41,18 @@ class GroupScores:
     answers: int = 0
     ended: int = 0
     metrics: dict[str, Mean] = field(default_factory=dict)
+    pair_sums: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> int:
+        """Number of preference pairs."""
+        return int(self.pair_sums.get("pairs", 0))
+
+    @property
+    def preference(self) -> dict[str, float]:
+        """Means over the preference pairs, by the names of PREFERENCE; empty without pairs."""
+        means = pair_means(self.pair_sums)
+        return {name: means[name] for name in PREFERENCE if name in means}
 
     @property
     def loss(self) -> float | None:
@@ -51,6 +68,11 @@ class GroupScores:
             return math.exp(self.loss)
         except OverflowError:
             return math.inf
+
+    def add_pairs(self, sums: Mapping[str, float]) -> None:
+        """Adds preference pairs. sums: from `RowPairs.sums`."""
+        for name, value in sums.items():
+            self.pair_sums[name] = self.pair_sums.get(name, 0.0) + value
 
     def add_answer(self, ended: bool, scores: Mapping[str, float]) -> None:
         """Adds an answer."""

@@ -23,6 +23,7 @@ from erniekit.checkpoint.state import (
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import DataConfig
 from erniekit.config.choices import Quantize
+from erniekit.config.schema import DpoConfig
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
@@ -38,6 +39,7 @@ class ModelSource:
     `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (for an
     adapter, of its base model). `data` and `seed` are those of the training run, or the defaults without one.
     `vocab_size` and `max_positions` are for an enlarged model; `quantize` is the model.quantize of the training run.
+    `base` is the model.path of the training run, and `dpo` its section if it trained on preferences.
     """
 
     checkpoint: Path
@@ -47,6 +49,8 @@ class ModelSource:
     vocab_size: int | None = None
     max_positions: int | None = None
     quantize: Quantize = "none"
+    base: str | None = None
+    dpo: DpoConfig | None = None
 
     @property
     def title(self) -> str:
@@ -103,6 +107,8 @@ def find_model(path: str | Path) -> ModelSource:
             seed=state.seed,
             max_positions=run_max_positions(state),
             quantize=run_quantize(state),
+            base=state.base_model,
+            dpo=run_dpo(state),
         )
     open_model(directory)
     return source
@@ -131,6 +137,16 @@ def run_data(state: TrainerState) -> DataConfig:
         return DataConfig.without_sources(**state.config.get("data", {}))
     except (ValidationError, TypeError):
         raise CheckpointError(f"{STATE_FILE}: config.data is no section of a run") from None
+
+
+def run_dpo(state: TrainerState) -> DpoConfig | None:
+    """The section dpo of a run of task dpo. Raises CheckpointError for values that no run has."""
+    if state.config.get("task") != "dpo":
+        return None
+    try:
+        return DpoConfig(**state.config.get("dpo", {}))
+    except (ValidationError, TypeError):
+        raise CheckpointError(f"{STATE_FILE}: config.dpo is no section of a run") from None
 
 
 def run_max_positions(state: TrainerState) -> int | None:

@@ -15,7 +15,9 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from erniekit.config.choices import DpoLoss
+from erniekit.config.schema import DpoConfig
 
+_SIMPO_BETA, _BETA = 2.0, 0.1
 # The largest mean log-probability with finite odds in float32.
 _CERTAIN = -1e-7
 
@@ -35,6 +37,14 @@ class PreferenceSettings:
     simpo_gamma: float = 0.5
     dpop_lambda: float = 50.0
     length_normalize: bool = False
+
+
+def preference_settings(dpo: DpoConfig) -> PreferenceSettings:
+    """The loss and its constants, with the defaults that depend on the loss."""
+    beta = dpo.beta if dpo.beta is not None else _SIMPO_BETA if dpo.loss == "simpo" else _BETA
+    return PreferenceSettings(
+        dpo.loss, beta, dpo.label_smoothing, dpo.simpo_gamma, dpo.dpop_lambda, dpo.length_normalize
+    )
 
 
 @dataclass(frozen=True)

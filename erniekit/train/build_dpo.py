@@ -17,29 +17,14 @@ from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective, Reference
-from erniekit.objectives.preference import PreferenceSettings
+from erniekit.objectives.preference import preference_settings
+from erniekit.objectives.reference_model import AdapterDisabledReference, ReferenceModel
 from erniekit.objectives.routing import RouterWeights
 from erniekit.parallel.unsharded import unsharded_rows
-from erniekit.train.reference_model import (
-    AdapterDisabledReference,
-    ReferenceModel,
-    cache_references,
-    cached_reference,
-    model_key,
-)
+from erniekit.train.reference_model import cache_references, cached_reference, model_key
 
 Log = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
-_SIMPO_BETA, _BETA = 2.0, 0.1
-
-
-def preference_settings(config: Config) -> PreferenceSettings:
-    """The loss and its constants, with the defaults that depend on the loss."""
-    dpo = config.dpo
-    beta = dpo.beta if dpo.beta is not None else _SIMPO_BETA if dpo.loss == "simpo" else _BETA
-    return PreferenceSettings(
-        dpo.loss, beta, dpo.label_smoothing, dpo.simpo_gamma, dpo.dpop_lambda, dpo.length_normalize
-    )
 
 
 def build_dpo_objective(config: Config, model: ErnieModel, reference: Reference | None) -> DpoObjective:
@@ -49,7 +34,7 @@ def build_dpo_objective(config: Config, model: ErnieModel, reference: Reference 
         weight = 1.0 if config.dpo.loss == "orpo" else 0.0
     return DpoObjective(
         model,
-        preference_settings(config),
+        preference_settings(config.dpo),
         reference,
         config.loss.chunk_tokens,
         sft_weight=weight,

@@ -204,7 +204,9 @@ GROUPS = (
     MetricGroup("Memory", "Logged with the training metrics.", _MEMORY),
     MetricGroup(
         "Preference pairs",
-        "Logged with `task: dpo`; those of a reference model only if the run has one.",
+        "Logged with `task: dpo`; those of a reference model only if the run has one. `erniekit eval` reports "
+        "accuracy, margin and log-probabilities for files of preference pairs: with beta and the reference model of "
+        "the run that trained the model, and otherwise with log-probabilities as rewards.",
         _PAIRS,
     ),
     MetricGroup(

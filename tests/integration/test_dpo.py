@@ -29,12 +29,13 @@ from erniekit.evaluation.evaluator import evaluate_pairs
 from erniekit.lora.layers import LoraLinear
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.pairs import pair_means
+from erniekit.objectives.reference_model import ReferenceModel
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.train.build import build_optimizer
 from erniekit.train.build_dpo import build_dpo_objective, build_reference
 from erniekit.train.metrics import MetricsAccumulator, StepMetrics
 from erniekit.train.model import PreparedModel, prepare_model
-from erniekit.train.reference_model import ReferenceModel, cached_reference
+from erniekit.train.reference_model import cached_reference
 from tests.closeness import MODEL, assert_close, relative_difference
 from tests.integration.training_setup import COLOURS, chats, image_uri, make_config, write_chats
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from erniekit.errors import CheckpointError, DataError
 from erniekit.train.run import run_training
 from tests.closeness import MODEL, assert_close
+from tests.command import erniekit
 from tests.integration.test_resume import assert_same_run, copy_at
 from tests.integration.training_setup import chats, make_config, read_log, write_chats
 
@@ -44,6 +46,21 @@ def test_a_run_learns_is_logged_and_can_be_resumed(
     assert steps[-1]["train/loss"] < 0.69
     (evaluation,) = [line for line in log if "eval/loss" in line]
     assert evaluation["eval/rewards/accuracy"] > 0.5
+    # The command finds the reference of the run, and gives what the run's evaluation has logged.
+    run = tmp_path / "whole"
+    for data in (["--data", pairs], ["--config", run / "config.yaml"]):
+        ended = erniekit(
+            "eval", run, *data, "--no-generate", "--json", tmp_path / "eval.json", "--device", "cpu"
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "12 preference pairs: rewards with beta 0.1; the reference is " in ended.stdout
+        assert f"reference is {'the model without its adapters' if lora else model}\n" in ended.stdout
+        assert "preference accuracy" in ended.stdout
+        figures = json.loads((tmp_path / "eval.json").read_text())["all"]
+        assert figures["pairs"] == 12
+        for name, value in figures["preference"].items():
+            scale = abs(evaluation["eval/logps/chosen"])
+            assert_close(value, evaluation[f"eval/{name}"], MODEL, scale=scale, what=name)
     copy_at(tmp_path / "whole", tmp_path / "part", 2)
     train(tmp_path / "part", model, pairs, resume=True, **settings)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
@@ -96,3 +113,34 @@ def test_a_run_with_another_goal_is_refused_and_an_older_one_goes_on(
     train(run, model, pairs, resume=True, **settings)
     with pytest.raises(CheckpointError, match=r"dpo\.loss: was"):
         train(run, model, pairs, resume=True, **settings, dpo__loss="hinge")
+
+
+def test_pairs_without_a_run_are_scored_by_log_probabilities(
+    tmp_path: Path, model: Path, pairs: Path
+) -> None:
+    def evaluate(*options: Any) -> tuple[dict[str, Any], str]:
+        file = tmp_path / "eval.json"
+        arguments = ("--data", pairs, "--json", file, "--device", "cpu", *options)
+        ended = erniekit("eval", model, *arguments)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(file.read_text()), ended.stdout
+
+    report, printed = evaluate("--no-generate")
+    assert "there is no reference model" in printed and "there is no reference model" in report["pairs"]
+    figures = report["all"]["preference"]
+    difference = figures["logps/chosen"] - figures["logps/rejected"]
+    assert_close(figures["rewards/margin"], difference, MODEL, scale=abs(figures["logps/chosen"]))
+    # Of a pair only the chosen answer counts for the loss, and is the reference of the generated one.
+    answered, printed = evaluate("--limit", 2, "--max-new-tokens", 2)
+    assert answered["all"]["samples"] == answered["all"]["answers"] == answered["all"]["pairs"] == 2
+    chosen = -answered["all"]["loss"] * answered["all"]["loss_tokens"] / 2
+    assert_close(answered["all"]["preference"]["logps/chosen"], chosen, MODEL)
+
+
+def test_a_reference_that_is_gone_is_named(tmp_path: Path, model: Path, pairs: Path) -> None:
+    base = shutil.copytree(model, tmp_path / "base")
+    train(tmp_path / "run", base, pairs, train__epochs=1, data__eval=[])
+    shutil.rmtree(base)
+    ended = erniekit("eval", tmp_path / "run", "--data", pairs, "--no-generate", "--device", "cpu")
+    assert ended.returncode == 1
+    assert "the reference model of its run" in ended.stderr and str(base) in ended.stderr

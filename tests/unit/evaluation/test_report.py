@@ -105,7 +105,7 @@ def test_the_report_is_json_with_a_schema(tmp_path: Path) -> None:
     result = evaluation_of(*TWO, **LOSSES)
     write_report(report_values(result, SETTINGS, budget), path)
     report = json.loads(path.read_text(encoding="utf-8"))
-    keys = ["version", "model", "template", "sampling", "skipped", "wrong", "differing", "all"]
+    keys = ["version", "model", "template", "sampling", "pairs", "skipped", "wrong", "differing", "all"]
     keys += ["sources", "modalities"]
     assert list(report) == keys
     assert (report["version"], report["model"], report["template"], report["wrong"]) == (
@@ -128,9 +128,28 @@ def test_the_report_is_json_with_a_schema(tmp_path: Path) -> None:
             "token_f1": {"value": 0.5, "samples": 2},
             "numeric_match": {"value": 1.0, "samples": 1},
         },
+        "pairs": 0,
+        "preference": {},
     }
     assert report["all"]["cut_off"] == 1 and list(report["modalities"]) == ["text"]
     assert report_values(result, EvalSettings("m", "ernie", None), budget)["sampling"] is None
+
+
+def test_preference_pairs_have_a_table_and_a_line() -> None:
+    result = evaluation_of(*TWO, **LOSSES)
+    sums = {"rewards/accuracy": 3.0, "rewards/margin": 2.0, "logps/chosen": -8.0, "logps/rejected": -10.0}
+    for group in (result.scores.overall, result.scores.sources["a"]):
+        group.add_pairs({"pairs": 1.0, **dict.fromkeys(sums, 0.0)})
+        group.add_pairs({"pairs": 3.0, **sums})
+    lines = format_tables(result)
+    start = lines.index("preference  pairs  accuracy  margin  logp chosen  logp rejected")
+    assert lines[start + 1].split() == ["all", "4", "75.0%", "0.5", "-2", "-2.5"]
+    assert lines[start + 2].split()[0] == "a" and lines[start + 3] == ""
+    assert "preference accuracy 75.0% over 4 pairs, margin 0.5" in format_summary(result, None)
+    values = report_values(result, EvalSettings("m", "ernie", None, "rewards"), ErrorBudget("skip", 1))
+    assert values["pairs"] == "rewards"
+    assert values["sources"]["a"]["preference"]["rewards/margin"] == 0.5
+    assert values["sources"]["b"]["pairs"] == 0 and values["sources"]["b"]["preference"] == {}
 
 
 @pytest.mark.parametrize("loss", [1e4, math.nan, math.inf])
