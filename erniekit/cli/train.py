@@ -67,7 +67,14 @@ def train(
     )
     check_installed(settings.log)
     worker = launch.launched_worker(places, chosen, settings.parallel.device)
-    settings = locate_model(settings, weights=not no_weights, download=not no_weights, resume=resume)
+    if dry_run:
+        found = locate_model(settings, weights=not no_weights, download=False, resume=resume)
+        if found is settings and not no_weights:
+            # Not the weights, which may be hundreds of GB.
+            found = locate_model(settings, weights=False, resume=resume)
+        settings = found
+    else:
+        settings = locate_model(settings, resume=resume)
     processes = 1 if worker is None else worker.world
     if worker is None:
         plan = launch.plan_launch(chosen, places, settings.parallel.device)

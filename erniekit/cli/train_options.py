@@ -67,14 +67,15 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run",
         help="Check everything and print the settings that differ from the defaults, data statistics and the training "
-        "plan, without training.",
+        "plan, without training. Of a model on the hub, weights that are not here are not downloaded.",
     ),
 ]
 NoWeights = Annotated[
     bool,
     typer.Option(
         "--no-weights",
-        help="With --dry-run: check only the configuration. Model and data need not exist.",
+        help="With --dry-run: download nothing, and check a released model that is not here by its shape. Data need "
+        "not exist.",
     ),
 ]
 ShowAll = Annotated[

@@ -44,6 +44,9 @@ def dry_run_training(
     unchecked += _check_data(config, log, no_weights)
     if no_weights:
         log("not checked: the weights")
+    elif not _has_weights(config):
+        download = f"`erniekit download {config.model.path}`"
+        log(f"not checked: the weights, which `erniekit train` downloads ({download} does it beforehand)")
     for line in unchecked:
         log(f"not checked: {line}")
     log("The configuration is valid. Nothing was trained (--dry-run).")
@@ -63,13 +66,19 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
     model = config.model.directory
     if no_weights and not (model / "config.json").is_file():
         return _check_released(config, dtype, log, processes)
-    check_model(model, log, weights=not no_weights)
+    check_model(model, log, weights=not no_weights and _has_weights(config))
     check_start(config)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({_absent(config, 'tokenizer')}, which model.resize_vocab counts): memory"]
     changes = ModelChanges(*enlarged_limits(config.model))
     describe_model_plan(config, dtype, log, plan_parallel_dims(config, processes), changes)
     return []
+
+
+def _has_weights(config: Config) -> bool:
+    """False for a repository of the hub of which only the small files are here."""
+    directory = config.model.directory
+    return directory == Path(config.model.path) or any(directory.glob("*.safetensors"))
 
 
 def _check_released(config: Config, dtype: str, log: Callable[[str], None], processes: int) -> list[str]:

@@ -68,6 +68,12 @@ def test_data_is_checked_without_weights(hub: Hub, config: Path, work: Path) -> 
     assert "not checked: the weights" in checked
     assert "not checked: the model" not in checked
     assert not hub.requests
+    planned = ok(erniekit("train", config, "--dry-run")).stdout
+    assert (
+        f"not checked: the weights, which `erniekit train` downloads (`erniekit download {NAME}`" in planned
+    )
+    assert "about" in planned and "steps: 1" in planned
+    assert not any(path.endswith(".safetensors") for path in hub.downloaded())
 
 
 def test_a_run_names_the_commit(hub: Hub, run: Path) -> None:
