@@ -105,7 +105,10 @@ def train(
 def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:
     from erniekit.checkpoint.parts import is_saving
     from erniekit.launch import launch
+    from erniekit.train.run_lock import refuse_second_run
 
+    # Before the logs of that run are written to.
+    refuse_second_run(run)
     arguments = ["train", *arguments]
     resume_command = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])
     return launch.run_processes(

@@ -1,14 +1,17 @@
 """Runs that died before they saved anything, in directories of every state: they begin again, or are refused."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from erniekit.checkpoint.best import BEST_FILE
+from erniekit.cli.main import build_app
 from erniekit.config import dump_config, load_config
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.train.run import run_training
@@ -165,6 +168,11 @@ def test_two_runs_do_not_train_in_one_directory(
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         for resume in (False, True):
             who = rf"another run, process {other.pid} on {socket.gethostname()}, since \d.*, trains in .*run;"
+            # The processes of a launcher would write to the logs of the first run.
+            several = [str(run / "config.yaml"), "--devices", "cpu:2", *(["--resume"] if resume else [])]
+            refused = CliRunner().invoke(build_app(["train"]), ["train", *several]).exception
+            assert isinstance(refused, ConfigError) and re.search(who, str(refused))
+            assert not (run / "logs").exists()
             with pytest.raises(ConfigError, match=who):
                 run_training(config, resume=resume)
     finally:

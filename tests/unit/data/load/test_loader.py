@@ -303,6 +303,27 @@ def test_no_image_at_all_does_not_turn_for_ever(vl_encoder: Encoder, tmp_path: P
         make_loader(dataset).next_row()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_during_a_run(vl_encoder: Encoder, tmp_path: Path, workers: int) -> None:
+    """An error that names sample and file, or with on_error skip a sample less."""
+    names = [f"{number}.png" for number in range(10)]
+    path = write_lines(tmp_path / "f.jsonl", [qa("<image>", images=[name]) for name in names])
+    for on_error in ("raise", "skip"):
+        for number, name in enumerate(names):
+            noise(60, 60, number).save(tmp_path / name)
+        loader = make_loader(load(vl_encoder, path, max_length=40, on_error=on_error), workers, max_length=40)
+        first = loader.next_row()
+        for name in names:
+            (tmp_path / name).unlink()
+        lost = (
+            r"f\.jsonl:\d+: .*\d\.png" if on_error == "raise" else "none of the last 1000 rows has a sample"
+        )
+        with pytest.raises(DataError if on_error == "skip" else SampleError, match=lost):
+            for _ in range(10):
+                assert len(loader.next_row().sample_ids) == len(first.sample_ids)
+        loader.close()
+
+
 def test_an_image_that_has_changed_since_loading(vl_encoder: Encoder, tmp_path: Path) -> None:
     dataset = broken_dataset(vl_encoder, tmp_path)
     noise(60, 400).save(tmp_path / "0.jpg")
