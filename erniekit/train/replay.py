@@ -10,6 +10,7 @@ from pathlib import Path
 import paddle
 from paddle import Tensor, nn
 
+from erniekit.checkpoint.download import locate_model
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import find_checkpoints, read_state
 from erniekit.config import Config, ParallelConfig, load_config
@@ -66,7 +67,7 @@ def replay_rows(
     run = directory.absolute().parents[1]
     if not (run / CONFIG_FILE).is_file():
         raise DataError(f"{directory}: the rows lie in no run: there is no {run / CONFIG_FILE}")
-    config = _for_one_process(load_config(run / CONFIG_FILE, []), device, threads)
+    config = _for_one_process(locate_model(load_config(run / CONFIG_FILE)), device, threads)
     log(f"step {saved.step}: {saved.reason}")
     checkpoint = checkpoint or _checkpoint_before(run, saved.step)
     log(f"weights: {_describe_weights(checkpoint, config)}")
