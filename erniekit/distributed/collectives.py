@@ -76,6 +76,15 @@ def all_gather_uneven(tensor: Tensor, counts: Sequence[int], group: ProcessGroup
     return paddle.concat([padded[i * longest : i * longest + count] for i, count in enumerate(counts)])
 
 
+def gather_uneven(tensor: Tensor, counts: Sequence[int], dst: int, group: ProcessGroup) -> Tensor | None:
+    """[counts[rank], ...] of each rank -> [sum(counts), ...] on rank `dst` within the group, None on the others."""
+    _check_rows(tensor, counts[group.rank], group, counts)
+    none = [0] * group.size
+    send = [*none[:dst], counts[group.rank], *none[dst + 1 :]]
+    gathered = all_to_all(tensor, send, counts if group.rank == dst else none, group)
+    return gathered if group.rank == dst else None
+
+
 def reduce_scatter(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """[size * n, ...] of each rank -> [n, ...], this rank's part of the sum over ranks."""
     if group.size == 1:

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.distributed.collectives import all_gather, all_gather_uneven, broadcast_
+from erniekit.distributed.collectives import all_gather, all_gather_uneven, broadcast_, gather_uneven
 from erniekit.distributed.mesh import Mesh
 from erniekit.models.specs import TensorSpec, is_expert_tensor
 from erniekit.parallel.flat_shard import TensorShard
@@ -43,6 +43,8 @@ class TensorStream:
         self._tensors = {tensor.spec.name: tensor for tensor in tensors}
         # The rank inside the expert-parallel group that sends a tensor to the main process.
         self._senders: dict[str, int] = {}
+        # The rank that writes a sharded tensor, inside the group that shares it; unknown with `to_main`.
+        self._writers: dict[str, int] = {}
         if to_main:
             self._order = self._all_specs()
             self.specs = self._order if mesh.is_main else []
@@ -72,6 +74,8 @@ class TensorStream:
             loads = elements.setdefault(group.ranks, [0] * group.size)
             writer = loads.index(min(loads))
             loads[writer] += spec.size
+            if tensor.shard is not None and tensor.shard.group.ranks == group.ranks:
+                self._writers[spec.name] = writer
             if writer == group.rank:
                 own.append(spec)
         return own
@@ -87,12 +91,17 @@ class TensorStream:
                         self._senders[spec.name] = rank
         return list(specs.values())
 
-    def _complete(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
+    def _complete(self, name: str) -> Tensor | None:
+        """The values of a tensor, where they are wanted."""
+        tensor, writer = self._tensors[name], self._writers.get(name)
         if tensor.shard is None:
             return tensor.read()
         shard = tensor.shard
-        return all_gather_uneven(tensor.read(), shard.counts, shard.group).reshape(list(shard.shape))
+        if writer is None:
+            values = all_gather_uneven(tensor.read(), shard.counts, shard.group)
+        else:
+            values = gather_uneven(tensor.read(), shard.counts, writer, shard.group)
+        return None if values is None else values.reshape(list(shard.shape))
 
     def _to_main(self, spec: TensorSpec, complete: Tensor | None) -> Tensor | None:
         """Send a tensor that the main process does not hold to it, inside its expert-parallel group."""

@@ -104,6 +104,11 @@ def check_moves(group: ProcessGroup, dtype: str) -> None:
         gathered = c.all_gather_uneven(part, own, group)
         expected = np.concatenate([rows_of(i, 0, own[i], dtype) for i in range(size)])
         np.testing.assert_array_equal(to_array(gathered), expected)
+        for target in range(size):
+            found = c.gather_uneven(part, own, target, group)
+            assert (found is None) == (me != target)
+            if found is not None:
+                np.testing.assert_array_equal(to_array(found), expected)
     for count in (0, 2):
         part = paddle.to_tensor(rows_of(me, 1, count, dtype)).astype(dtype)
         expected = np.concatenate([rows_of(i, 1, count, dtype) for i in range(size)])
@@ -151,6 +156,7 @@ def check_refusals(group: ProcessGroup) -> None:
         lambda: c.all_to_all(x, zeros, zeros, group),
         lambda: c.all_to_all(x, [3], [3], group),
         lambda: c.all_gather_uneven(x, zeros, group),
+        lambda: c.gather_uneven(x, zeros, 0, group),
         lambda: c.reduce_scatter(paddle.ones([group.size + 1]), group),
         lambda: c.all_reduce_host(np.ones(1, np.float32), group),
     ]
