@@ -8,20 +8,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
-from paddle import Tensor
 
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
 from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
 from erniekit.checkpoint.manifest import FileRecord, size_problem
-from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_tensors
-from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
+from erniekit.checkpoint.names import HubTensor, assemble, by_parameter
+from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file
 from erniekit.checkpoint.parts import is_locked, part_file, read_part
 from erniekit.checkpoint.state import (
     STATE_FILE,
@@ -33,20 +32,19 @@ from erniekit.checkpoint.state import (
     outdated_checkpoints,
     unfinished_name,
 )
-from erniekit.checkpoint.weights import array_of, local_tensor
+from erniekit.checkpoint.weights import array_of
 from erniekit.checkpoint.writer import FileWriter, PlannedFile
 from erniekit.config import Config
 from erniekit.data.load.loader import RowLoader, join_states
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import WEIGHTS_FILE, adapter_parameters, stored_adapter, write_adapter_settings
+from erniekit.lora.adapters import WEIGHTS_FILE, stored_adapter, write_adapter_settings
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor
-from erniekit.optim.adamw import STATES, AdamW
+from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
-from erniekit.parallel.flat_shard import TensorShard
-from erniekit.parallel.tensor_stream import LocalTensor, TensorStream
+from erniekit.train.checkpoint_tensors import CheckpointTensors
 from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
 from erniekit.train.metrics import MetricsAccumulator
@@ -55,7 +53,6 @@ from erniekit.train.progress import BestTracker, TrainerProgress, restored
 from erniekit.train.selection import lora_alpha, lora_expert_rank
 
 Log = Callable[[str], None]
-ShardOf = Callable[[str], TensorShard | None]
 # Of the free memory of the machine, the share that a copy of the checkpoint may take.
 _MEMORY_SHARE = 0.8
 _POLL_SECONDS = 0.1
@@ -95,7 +92,15 @@ class Checkpointer:
         """identity: `run_identity` of the run."""
         self._config, self._prepared, self._optimizer, self._loader = config, prepared, optimizer, loader
         self._schedule, self._identity, self._log = schedule, identity, log
-        self._dist, self._reducer = dist, reducer
+        self._dist = dist
+        self._tensors = CheckpointTensors(
+            prepared,
+            optimizer,
+            dist.mesh,
+            reducer,
+            adapters=config.lora.enabled,
+            shared=config.checkpoint.shared,
+        )
         self._run_dir = Path(config.train.output_dir)
         self._unfinished: _Save | None = None
         self._removal: threading.Thread | None = None
@@ -223,7 +228,7 @@ class Checkpointer:
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
         saved = OptimizerState(checkpoint)
-        states = by_parameter(self._optimizer_tensors())
+        states = by_parameter(self._tensors.optimizer_tensors())
         whole = {part.name for parts in states.values() for part in parts}
         # The state of experts held by other processes is read there.
         others = [
@@ -238,7 +243,7 @@ class Checkpointer:
             return saved.read(part.name, part.shape, start, stop)
 
         def read(name: str) -> np.ndarray:
-            parts, shard = states[name], self._shard_of(name)
+            parts, shard = states[name], self._tensors.shard_of(name)
             if shard is not None:
                 return assemble(parts, read_part, "F32", (shard.span.start, shard.span.stop))
             return assemble(parts, read_part, "F32", (0, parts[-1].stop)).reshape(own[name].shape)
@@ -327,7 +332,7 @@ class Checkpointer:
     def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[np.ndarray]]:
         """The files that this process writes, and the values of their tensors, file by file."""
         shared, world = self._config.checkpoint.shared, self._dist.mesh.world
-        weights, optimizer = self._weights(), self._optimizer_state()
+        weights, optimizer = self._tensors.weights(), self._tensors.optimizer_state()
         if self._dist.is_main:
             shutil.rmtree(directory, ignore_errors=True)
         self._dist.barrier()
@@ -344,41 +349,6 @@ class Checkpointer:
             name = optimizer_file(world.rank, world.size) if shared else optimizer_file(0, 1)
             files.append(PlannedFile(name, optimizer.specs))
         return files, (array_of(tensor) for stream in (weights, optimizer) for _, tensor in stream)
-
-    def _weights(self) -> TensorStream:
-        model, fully_sharded = self._prepared.model, self._prepared.fully_sharded
-        values: dict[str, Tensor] = dict(model.named_parameters())
-        shard_of: ShardOf = _no_shard
-        if self._config.lora.enabled:
-            values = adapter_parameters(model)
-        elif fully_sharded is not None:
-            values |= fully_sharded.parts
-            shard_of = fully_sharded.shard_of
-        tensors = [tensor for tensor in hub_tensors(model) if tensor.parameter in values]
-        # PEFT reads adapters from one file.
-        to_main = self._config.lora.enabled or not self._config.checkpoint.shared
-        return TensorStream(self._dist.mesh, _local_tensors(tensors, values, shard_of), to_main=to_main)
-
-    def _optimizer_state(self) -> TensorStream:
-        state = self._optimizer.state_tensors()
-        tensors = _local_tensors(self._optimizer_tensors(), state, self._shard_of)
-        if not self._config.checkpoint.shared:
-            return TensorStream(self._dist.mesh, tensors, to_main=True)
-        return TensorStream(self._dist.mesh, [part for tensor in tensors if (part := _own_part(tensor))])
-
-    def _optimizer_tensors(self) -> list[HubTensor]:
-        """The tensors of the optimizer's state in a checkpoint, such as "lm_head.weight.moment1"."""
-        own = self._optimizer.state_tensors()
-        return [
-            replace(tensor, name=f"{tensor.name}.{state}", parameter=f"{tensor.parameter}.{state}")
-            for tensor in hub_tensors(self._prepared.model)
-            for state in STATES
-            if f"{tensor.parameter}.{state}" in own
-        ]
-
-    def _shard_of(self, name: str) -> TensorShard | None:
-        """The sharding of a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
-        return None if self._reducer is None else self._reducer.shard_of(name.rpartition(".")[0])
 
     def _write_adapter_settings(self, directory: Path, specs: Sequence[TensorSpec]) -> None:
         lora, model, architecture = self._config.lora, self._config.model, self._prepared.model.config
@@ -408,24 +378,6 @@ class Checkpointer:
         return bool(self._dist.all_reduce(np.array([flag], np.int64))[0])
 
 
-def _local_tensors(
-    tensors: Sequence[HubTensor], values: Mapping[str, Tensor], shard_of: ShardOf
-) -> list[LocalTensor]:
-    shards = {name: shard_of(name) for name in values}
-    return [local_tensor(tensor, values[tensor.parameter], shards[tensor.parameter]) for tensor in tensors]
-
-
-def _own_part(tensor: LocalTensor) -> LocalTensor | None:
-    """The part of a tensor that only this process holds, as a tensor; None if it holds no element."""
-    if tensor.shard is None:
-        return tensor
-    span = tensor.shard.span
-    if not span.size:
-        return None
-    spec = replace(tensor.spec, name=part_name(tensor.spec.name, span.start, span.stop), shape=(span.size,))
-    return LocalTensor(spec, tensor.read, unique=True)
-
-
 def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], str | None] | None:
     """The part of another process, once it is written; None if that process ends before."""
     while (part := read_part(directory, rank)) is None and is_locked(part_file(directory, rank)):
@@ -446,10 +398,6 @@ def _drain(arrays: deque[np.ndarray]) -> Iterator[np.ndarray]:
     """Each array in turn, which is free once it is written."""
     while arrays:
         yield arrays.popleft()
-
-
-def _no_shard(name: str) -> None:
-    """The sharding of a parameter that every process holds."""
 
 
 def check_best(

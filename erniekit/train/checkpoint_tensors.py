@@ -1,0 +1,100 @@
+"""The tensors of a checkpoint: weights or adapters, and the optimizer's state, as this process holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from paddle import Tensor
+
+from erniekit.checkpoint.names import HubTensor, hub_tensors
+from erniekit.checkpoint.optimizer_state import part_name
+from erniekit.checkpoint.weights import local_tensor
+from erniekit.distributed.mesh import Mesh
+from erniekit.lora.adapters import adapter_parameters
+from erniekit.optim.adamw import STATES, AdamW
+from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.parallel.flat_shard import TensorShard
+from erniekit.parallel.tensor_stream import LocalTensor, TensorStream
+from erniekit.train.model import PreparedModel
+
+ShardOf = Callable[[str], TensorShard | None]
+
+
+class CheckpointTensors:
+    """The tensors that a checkpoint holds, and which process writes which of them. All processes call it together.
+
+    adapters: only those of the model are saved. shared: whether all processes write to one disk; if not, the main
+    process writes everything.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedModel,
+        optimizer: AdamW,
+        mesh: Mesh,
+        reducer: GradientReducer | None,
+        *,
+        adapters: bool,
+        shared: bool,
+    ) -> None:
+        self._prepared, self._optimizer, self._mesh, self._reducer = prepared, optimizer, mesh, reducer
+        self._adapters, self._shared = adapters, shared
+
+    def weights(self) -> TensorStream:
+        """The weights, or the adapters."""
+        model, fully_sharded = self._prepared.model, self._prepared.fully_sharded
+        values: dict[str, Tensor] = dict(model.named_parameters())
+        shard_of: ShardOf = _no_shard
+        if self._adapters:
+            values = adapter_parameters(model)
+        elif fully_sharded is not None:
+            values |= fully_sharded.parts
+            shard_of = fully_sharded.shard_of
+        tensors = [tensor for tensor in hub_tensors(model) if tensor.parameter in values]
+        # PEFT reads adapters from one file.
+        to_main = self._adapters or not self._shared
+        return TensorStream(self._mesh, _local_tensors(tensors, values, shard_of), to_main=to_main)
+
+    def optimizer_state(self) -> TensorStream:
+        """The state of the optimizer: with a shared disk, the part that this process holds."""
+        tensors = _local_tensors(self.optimizer_tensors(), self._optimizer.state_tensors(), self.shard_of)
+        if not self._shared:
+            return TensorStream(self._mesh, tensors, to_main=True)
+        return TensorStream(self._mesh, [part for tensor in tensors if (part := _own_part(tensor))])
+
+    def optimizer_tensors(self) -> list[HubTensor]:
+        """The tensors of the optimizer's state in a checkpoint, such as "lm_head.weight.moment1"."""
+        own = self._optimizer.state_tensors()
+        return [
+            replace(tensor, name=f"{tensor.name}.{state}", parameter=f"{tensor.parameter}.{state}")
+            for tensor in hub_tensors(self._prepared.model)
+            for state in STATES
+            if f"{tensor.parameter}.{state}" in own
+        ]
+
+    def shard_of(self, name: str) -> TensorShard | None:
+        """The sharding of a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""
+        return None if self._reducer is None else self._reducer.shard_of(name.rpartition(".")[0])
+
+
+def _local_tensors(
+    tensors: Sequence[HubTensor], values: Mapping[str, Tensor], shard_of: ShardOf
+) -> list[LocalTensor]:
+    shards = {name: shard_of(name) for name in values}
+    return [local_tensor(tensor, values[tensor.parameter], shards[tensor.parameter]) for tensor in tensors]
+
+
+def _own_part(tensor: LocalTensor) -> LocalTensor | None:
+    """The part of a tensor that only this process holds, as a tensor; None if it holds no element."""
+    if tensor.shard is None:
+        return tensor
+    span = tensor.shard.span
+    if not span.size:
+        return None
+    spec = replace(tensor.spec, name=part_name(tensor.spec.name, span.start, span.stop), shape=(span.size,))
+    return LocalTensor(spec, tensor.read, unique=True)
+
+
+def _no_shard(name: str) -> None:
+    """The sharding of a parameter that every process holds."""
