@@ -123,7 +123,7 @@ def test_check_that_cannot_write_its_report(data: Path, tmp_path: Path) -> None:
 def test_check_of_a_directory_without_a_tokenizer(data: Path, tmp_path: Path) -> None:
     result = run("check", data, "--model", tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {tmp_path / 'config.json'}: cannot be read")
+    assert result.stderr.startswith(f"error: {tmp_path / 'config.json'}: not found")
 
 
 def test_preview_is_plain_where_nobody_sees_colours(config: Path, data: Path) -> None:
@@ -172,7 +172,7 @@ def test_preview_chooses(config: Path, data: Path) -> None:
         (("--eval",), "data.eval is empty"),
         (("data.max_lenght=5",), "did you mean `data.max_length`?"),
         (("data.train=nowhere.jsonl",), "nowhere.jsonl: cannot read the data file"),
-        (("model.path=nowhere",), "nowhere/config.json: cannot be read"),
+        (("model.path=nowhere",), "nowhere: no such directory"),
         (("--html", "no/such/directory.html"), "cannot be written"),
     ],
 )
