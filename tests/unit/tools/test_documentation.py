@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from erniekit.cli.main import COMMANDS, GROUPS
 from tools.docs.site import without_outer_links
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,6 +57,11 @@ def test_links_out_of_the_site_become_paths() -> None:
     assert without_outer_links("[`z.sh`](../../examples/z.sh) [i](../index.md)", "tutorials/a.md") == (
         "`examples/z.sh` [i](../index.md)"
     )
+
+
+def test_every_command_is_on_the_page_of_commands() -> None:
+    named = set(re.findall(r"^\| `erniekit ((?:(?:data|config) )?[a-z]+)", text_of("docs/commands.md"), re.M))
+    assert named == {*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group].commands)}
 
 
 def messages_of_the_code() -> set[str]:
