@@ -75,7 +75,8 @@ def build_evaluator(
 
     answers = None
     if config.eval.samples:
-        answers = AnswerEvaluator(config, model, inputs.encoder, dist, log, show)
+        shows = show if writer.has_trackers else None
+        answers = AnswerEvaluator(config, model, inputs.encoder, dist, log, shows)
     return Evaluator(model, objective, inputs.eval_rows, answers, dist, log)
 
 

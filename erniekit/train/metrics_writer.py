@@ -43,6 +43,11 @@ class MetricsWriter:
         self._say, self._has_failed = log, False
         self._trackers = [Guarded(tracker, log) for tracker in trackers]
 
+    @property
+    def has_trackers(self) -> bool:
+        """Whether anything but `log.jsonl` is written, also by trackers that have failed since."""
+        return bool(self._trackers)
+
     def write(
         self,
         step: int,
