@@ -42,7 +42,7 @@ class MetricGroup:
 _STEPS = (
     Metric(
         "train/loss",
-        "nats per token",
+        "nats",
         "Mean loss over all trained tokens of the steps since the last line, without router losses. With task dpo: the "
         "mean over the preference pairs.",
     ),
@@ -186,7 +186,7 @@ _ANSWERS = {
     "call_none": "Answers without a call where the reference has none.",
 }
 _EVALUATION = (
-    Metric("eval/loss", "nats per token", "Loss on data.eval, as train/loss is defined."),
+    Metric("eval/loss", "nats", "Loss on data.eval, as train/loss is defined."),
     Metric("eval/seconds", "s", "Time of the evaluation."),
     *(
         Metric(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from erniekit.config.choices import PAIR_METRICS
+from erniekit.objectives.pairs import PER
 from erniekit.train.console import Console
 from erniekit.train.metrics import StepMetrics
 from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.trainer import Hook, Trainer
+
+# Of preference pairs the console shows accuracy and margin.
+_LOGGED_ONLY = {f"eval/{name}" for name in PER} - set(PAIR_METRICS)
 
 
 class EvaluationHook(Hook):
@@ -45,6 +50,8 @@ class EvaluationHook(Hook):
         metrics = self._evaluate(step)
         seconds = time.perf_counter() - start
         self._writer.write(step, metrics | {"eval/seconds": seconds})
-        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        values = "  ".join(
+            f"{name} {value:.4f}" for name, value in metrics.items() if name not in _LOGGED_ONLY
+        )
         self._console.log(f"step {step}: {values}  ({seconds:.1f} s)")
         trainer.end_evaluation(metrics)

@@ -45,7 +45,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
 def test_scalars_have_descriptions(events: EventAccumulator) -> None:
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
     described = events.SummaryMetadata("train/loss").summary_description
-    assert "Mean loss over all trained tokens" in described and "Unit: nats per token." in described
+    assert "Mean loss over all trained tokens" in described and "Unit: nats." in described
     assert "busiest expert" in events.SummaryMetadata("expert_load/text/max").summary_description
 
 
