@@ -25,7 +25,7 @@ def spikes(
     tmp_path: Path, steps: list[StepMetrics], dist: Any = None
 ) -> tuple[list[str], list[dict[str, Any]]]:
     lines: list[str] = []
-    writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer = MetricsWriter(tmp_path)
     hook = LossSpikeHook(writer, lines.append, dist)
     for number, metrics in enumerate(steps, 1):
         hook.on_step_end(SimpleNamespace(progress=SimpleNamespace(step=number)), metrics)  # type: ignore[arg-type]
