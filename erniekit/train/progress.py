@@ -19,7 +19,8 @@ def restored(kind: type[T], values: dict[str, Any], where: Path) -> T:
     """A `MetricsAccumulator` or `BestTracker` from a checkpoint. Raises CheckpointError for values that are none."""
     try:
         kind(**values)
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        found: T = _ADAPTERS[kind].validate_json(json.dumps(values), strict=True)
+        return found
     except (TypeError, ValidationError):
         raise CheckpointError(f"{where}: holds no {kind.__name__}") from None
 
@@ -64,3 +65,8 @@ class TrainerProgress:
     skipped_in_row: int = 0
     window: MetricsAccumulator = field(default_factory=MetricsAccumulator)
     best: BestTracker = field(default_factory=BestTracker)
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (MetricsAccumulator, BestTracker)
+}
