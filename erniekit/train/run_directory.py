@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from erniekit.checkpoint.base import BASE_FILE
 from erniekit.checkpoint.best import BEST_FILE
 from erniekit.checkpoint.manifest import checksum_problems
 from erniekit.checkpoint.state import checkpoint_step, file_records, find_checkpoints
@@ -25,7 +26,7 @@ from erniekit.train.trackers.tensorboard import TENSORBOARD_DIR
 _PREVIOUS_CONFIG = "config.previous.yaml"
 # Files that a run writes before its first checkpoint, and suffixes of files with the output of a command.
 _OWN = {
-    *(CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, BEST_FILE, REPORT_FILE, TRACKERS_FILE),
+    *(CONFIG_FILE, _PREVIOUS_CONFIG, LOG_FILE, BEST_FILE, BASE_FILE, REPORT_FILE, TRACKERS_FILE),
     *(TENSORBOARD_DIR, PROFILE_DIR, NONFINITE_DIR, WANDB_DIR, SWANLAB_DIR, "logs", "eval"),
 }
 _OUTPUTS = {".log", ".out", ".err"}

@@ -36,11 +36,12 @@ def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "train_step", step_or_die)
 
 
-@pytest.mark.parametrize("resume", [False, True], ids=["plain", "resume"])
+@pytest.mark.parametrize(("resume", "lora"), [(False, False), (True, True)], ids=["plain", "resume-lora"])
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(
-    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, resume: bool, lora: bool
 ) -> None:
     settings = {
+        "lora__enabled": lora,
         "train__max_steps": 3,
         "checkpoint__save_every": 9,
         "data__cache_dir": str(tmp_path / "run/cache"),
