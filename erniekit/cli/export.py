@@ -32,7 +32,8 @@ def export(
             help="hub: the released layout, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: the nested "
             "config.json of transformers, which loads vision-language models without remote code; the same as hub for "
             "text models. paddle: the -Paddle layout, for FastDeploy and Baidu's ERNIEKit. adapter: only the adapter, "
-            "for PEFT. gguf: one file for llama.cpp, of text models.",
+            "for PEFT. paddle-adapter: only the adapter, for Baidu's tools. gguf: one file for llama.cpp, "
+            "of text models.",
         ),
     ] = "hub",
     gguf_type: Annotated[
@@ -69,9 +70,8 @@ def export(
 ) -> None:
     """Write a trained model for inference engines.
 
-    Adapters are merged into the base model, except with --layout adapter. Tokenizer, processor and generation files are
-    copied from the base model.
-    Only a few tensors are in memory at a time.
+    Adapters are merged into the base model, except with --layout adapter and paddle-adapter. Tokenizer, processor and
+    generation files are copied from the base model. Only a few tensors are in memory at a time.
 
     Examples:
 
@@ -81,15 +81,19 @@ def export(
       erniekit export runs/text --output out --layout gguf --gguf-type q8_0
     """
     from erniekit.display.progress import show_file_progress
-    from erniekit.export import adapter, gguf
+    from erniekit.export import gguf
+    from erniekit.export.adapter import describe as describe_adapter
+    from erniekit.export.adapter import export_adapter
     from erniekit.export.export import describe, export_model, parse_size
+    from erniekit.export.paddle_adapter import export_paddle_adapter
 
-    if layout == "adapter":
+    if layout == "adapter" or layout == "paddle-adapter":
         if dtype != "auto" or chat_template != "auto":
             raise ConfigError(
-                "--layout adapter copies the adapter: it takes neither --dtype nor --chat-template"
+                f"--layout {layout} copies the adapter: it takes neither --dtype nor --chat-template"
             )
-        for line in adapter.describe(adapter.export_adapter(source, output, base=base)):
+        export_files = export_adapter if layout == "adapter" else export_paddle_adapter
+        for line in describe_adapter(export_files(source, output, base=base)):
             typer.echo(line)
         return
     if layout == "gguf":

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from erniekit.errors import CheckpointError
 from erniekit.export.export import ExportSource, resolve_source
 from erniekit.export.files import side_files
 from erniekit.export.writer import check_output, replacing
-from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter
+from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter, read_adapter_index
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig
 from erniekit.lora.stacked import LEAVES, stack_a, stack_b
 from erniekit.models.config import ErnieConfig
@@ -38,7 +38,10 @@ _TOKENIZER = re.compile(
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """The result: `adapters` of linear modules, of which `experts` belong to experts; `whole` full tensors."""
+    """The result: `adapters` of linear modules, of which `experts` belong to experts; `whole` full tensors.
+
+    loader: what loads it.
+    """
 
     directory: Path
     source: ExportSource
@@ -46,6 +49,7 @@ class AdapterReport:
     experts: int
     whole: int
     nbytes: int
+    loader: str
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,12 @@ def export_adapter(path: str | Path, output: str | Path, *, base: str | Path | N
     """
     output = Path(output)
     check_output(output)
-    source = resolve_source(Path(path), None if base is None else Path(base))
-    if source.adapter is None:
-        raise CheckpointError(
-            f"{source.checkpoint}: it holds a whole model, no adapter; choose another --layout"
-        )
+    source = resolve_adapter(path, base)
+    assert source.adapter is not None
     check_weights(source.checkpoint)
     adapter, tensors = read_adapter(source.adapter)
     modules = sorted({name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name})
     whole = sorted(name for name in tensors if ".lora_" not in name)
-    routers = [name for name in whole if not is_vocab_tensor(name)]
-    if routers:
-        raise CheckpointError(
-            f"{source.adapter}: {routers[0]} was trained, too, and PEFT has no adapter for a router: export the merged "
-            "model (--layout hub or transformers)"
-        )
     targets = [*_linear_targets(modules, tensors, adapter, source.config)]
     targets += _expert_targets(modules, tensors, adapter, source.config)
     written = [entry for target in targets for entry in target.tensors]
@@ -94,15 +89,42 @@ def export_adapter(path: str | Path, output: str | Path, *, base: str | Path | N
     specs = [TensorSpec(PREFIX + spec.name, spec.dtype, spec.shape) for spec, _ in written]
     nbytes = sum(spec.size * np.dtype(NUMPY_TYPES[spec.dtype]).itemsize for spec in specs)
     with replacing(output, nbytes) as directory:
-        for name, file in side_files(source.files).items():
-            if _TOKENIZER.search(name):
-                shutil.copyfile(file, directory / name)
+        copy_tokenizer(source, directory)
         config = _peft_config(adapter, targets, str(base or adapter.base_path))
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         record = write_safetensors(directory / WEIGHTS_FILE, specs, lambda name: reads[name]())
         write_checksums(directory, {WEIGHTS_FILE: record})
-    experts = sum(_EXPERT.match(module) is not None for module in modules)
-    return AdapterReport(output, source, len(modules), experts, len(whole), nbytes)
+    loader = f"PeftModel.from_pretrained on {source.base} in transformers 5"
+    return AdapterReport(output, source, len(modules), count_experts(modules), len(whole), nbytes, loader)
+
+
+def resolve_adapter(path: str | Path, base: str | Path | None) -> ExportSource:
+    """The source of an export of an adapter. Raises CheckpointError for a whole model, and for trained routers."""
+    source = resolve_source(Path(path), None if base is None else Path(base))
+    if source.adapter is None:
+        raise CheckpointError(
+            f"{source.checkpoint}: it holds a whole model, no adapter; choose another --layout"
+        )
+    names = read_adapter_index(source.adapter)
+    routers = [name for name in names if ".lora_" not in name and not is_vocab_tensor(name)]
+    if routers:
+        raise CheckpointError(
+            f"{source.adapter}: {min(routers)} was trained, too, and there is no adapter for a router: export the "
+            "merged model (--layout hub, transformers or paddle)"
+        )
+    return source
+
+
+def copy_tokenizer(source: ExportSource, directory: Path) -> None:
+    """Copy tokenizer, chat template and licence."""
+    for name, file in side_files(source.files).items():
+        if _TOKENIZER.search(name):
+            shutil.copyfile(file, directory / name)
+
+
+def count_experts(modules: Iterable[str]) -> int:
+    """The number of modules of experts."""
+    return sum(_EXPERT.match(module) is not None for module in modules)
 
 
 def describe(report: AdapterReport) -> list[str]:
@@ -110,9 +132,9 @@ def describe(report: AdapterReport) -> list[str]:
     lines = [
         f"exported the adapter of {report.source.checkpoint} to {report.directory}",
         f"  {report.adapters} adapters, {report.experts} of them on experts, {report.nbytes / 1e6:,.1f} MB, for "
-        f"PeftModel.from_pretrained on {report.source.base} in transformers 5",
+        f"{report.loader}",
     ]
-    if report.experts:
+    if report.experts and report.loader.startswith("Peft"):
         lines.append(
             "  note: PEFT 0.21 warns that keys of rank_pattern and alpha_pattern for experts were ignored; it uses them"
         )

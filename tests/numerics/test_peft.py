@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.checkpoint.hub import TensorSpec, read_array, write_safetensors
+from erniekit.checkpoint.header import read_header
+from erniekit.checkpoint.hub import TensorSpec, read_array, read_index, write_safetensors
 from erniekit.checkpoint.weights import load_model
 from erniekit.create.create import create_model
 from erniekit.errors import CheckpointError
 from erniekit.export.adapter import export_adapter
 from erniekit.export.export import export_model
+from erniekit.export.paddle_adapter import export_paddle_adapter
 from erniekit.generation.load import find_model
 from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
 from erniekit.lora.peft import linear_modules, read_adapter_config, targets_of
@@ -334,6 +337,40 @@ def test_an_adapter_that_peft_trained_on_stacked_experts(tmp_path: Path, models:
         wanted = model.eval()(input_ids=ids).logits
         found = load(str(tmp_path / "merged"), dtype=torch.float32).eval()(input_ids=ids).logits
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["dense", "moe", "vl"])
+def test_the_adapter_for_paddle_gives_the_merged_weights(
+    tmp_path: Path, models: dict[str, Path], family: str
+) -> None:
+    """W + alpha / r * lora_A @ lora_B, with one r and one alpha for all layers, as PaddleFormers computes it."""
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    if family == "vl":
+        targets += ["model.resampler_model.*", "vision_model.blocks.*"]
+    write(models[family], tmp_path / "adapter", targets, expert_rank=2)
+    report = export_paddle_adapter(tmp_path / "adapter", tmp_path / "paddle")
+    assert report.adapters == sum(".lora_A." in name for name in read_adapter_index(tmp_path / "adapter"))
+    export_model(tmp_path / "adapter", tmp_path / "merged", layout="paddle")
+    export_model(models[family], tmp_path / "base", layout="paddle")
+    config = json.loads((tmp_path / "paddle" / "lora_config.json").read_text())
+    base, merged = (read_index(tmp_path / name) for name in ("base", "merged"))
+    halves = read_header(tmp_path / "paddle" / "peft_model-00001-of-00001.safetensors")
+    index = json.loads((tmp_path / "paddle" / "peft_model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == halves.keys()
+    scaling = config["lora_alpha"] / config["r"]
+    adapted = 0
+    for name, info in base.items():
+        module, weight = name.removesuffix(".weight"), read_array(info)
+        named = any(re.fullmatch(target, module) for target in config["target_modules"])
+        assert named == (f"{module}.lora_A" in halves)
+        if named:
+            down, up = (read_array(halves[f"{module}.lora_{half}"]) for half in "AB")
+            assert down.shape[1] == up.shape[0] == config["r"]
+            weight = weight + scaling * down @ up
+            adapted += 1
+        wanted = read_array(merged[name])
+        assert np.linalg.norm(weight - wanted) <= 1e-5 * np.linalg.norm(wanted)
+    assert adapted == len(config["target_modules"])
 
 
 def test_adapters_that_are_not_exported(tmp_path: Path, models: dict[str, Path]) -> None:

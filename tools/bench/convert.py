@@ -42,16 +42,17 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 source, target, layout, shard = sys.argv[1:]
-before, began = peak(), time.perf_counter()
+before, began, work = peak(), time.perf_counter(), time.process_time()
 convert_model(source, target, layout, max_shard_bytes=int(shard))
-print(json.dumps([time.perf_counter() - began, peak() - before]))
+print(json.dumps([time.perf_counter() - began, time.process_time() - work, peak() - before]))
 """
 
 
 class Conversion(NamedTuple):
-    """Seconds of a conversion, and the peak of its memory above the interpreter, in bytes."""
+    """Seconds of a conversion, those of a processor in it, and its peak memory above the interpreter, in bytes."""
 
     seconds: float
+    cpu_seconds: float
     memory: int
 
 
@@ -68,20 +69,25 @@ def main() -> None:
         directory = Path(name)
         size = _make_checkpoint(directory / "hub", arguments.gigabytes)
         _convert(directory / "hub", directory / "paddle", "paddle")
-        copies: list[float] = []
+        copies: list[tuple[float, float]] = []
         found: dict[tuple[str, str], list[Conversion]] = {path: [] for path in _PATHS}
         for _ in range(arguments.repeats):
             copies.append(_copy(directory / "hub", directory / "copy"))
             for path in _PATHS:
                 found[path].append(_convert(directory / path[0], directory / "out", path[1]))
                 shutil.rmtree(directory / "out")
-        copy = statistics.median(copies)
-        print(f"{size / 1e9:.2f} GB copied in {copy:.1f} s: {size / copy / 1e6:.0f} MB/s")
+        copy = statistics.median(seconds for seconds, _ in copies)
+        work = statistics.median(cpu for _, cpu in copies)
+        print(
+            f"{size / 1e9:.2f} GB copied in {copy:.1f} s: {size / copy / 1e6:.0f} MB/s; {work:.1f} s of a processor"
+        )
         for path, runs in found.items():
-            seconds, memory = statistics.median(run.seconds for run in runs), max(run.memory for run in runs)
+            seconds = statistics.median(run.seconds for run in runs)
+            work = statistics.median(run.cpu_seconds for run in runs)
             print(
                 f"{path[0]:6} -> {path[1]:6} {seconds:6.1f} s: {size / seconds / 1e6:4.0f} MB/s, {copy / seconds:4.0%} "
-                f"of a copy; {memory / 1e6:4.0f} MB above the interpreter"
+                f"of a copy; {work:5.1f} s of a processor; {max(run.memory for run in runs) / 1e6:4.0f} MB above the "
+                "interpreter"
             )
 
 
@@ -123,19 +129,19 @@ def _drop_cache(directory: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _copy(source: Path, target: Path) -> float:
-    """Copy the shards of a directory, synced; returns seconds. The copy is removed."""
+def _copy(source: Path, target: Path) -> tuple[float, float]:
+    """Copy the shards of a directory, synced; returns seconds, and those of a processor. The copy is removed."""
     _drop_cache(source)
     target.mkdir()
-    began = time.perf_counter()
+    began, work = time.perf_counter(), time.process_time()
     for file in sorted(source.glob("*.safetensors")):
         with file.open("rb", buffering=0) as reader, (target / file.name).open("wb", buffering=0) as writer:
             while chunk := reader.read(_COPIED):
                 writer.write(chunk)
             os.fsync(writer.fileno())
-    seconds = time.perf_counter() - began
+    found = time.perf_counter() - began, time.process_time() - work
     shutil.rmtree(target)
-    return seconds
+    return found
 
 
 def _convert(source: Path, target: Path, layout: str) -> Conversion:
@@ -144,8 +150,7 @@ def _convert(source: Path, target: Path, layout: str) -> Conversion:
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(finished.stderr[-2000:])
-    seconds, memory = json.loads(finished.stdout.splitlines()[-1])
-    return Conversion(seconds, memory)
+    return Conversion(*json.loads(finished.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":
