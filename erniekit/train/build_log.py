@@ -49,8 +49,8 @@ def open_writer(
     trackers = open_trackers(config, layout, start_step, log)
     writer = MetricsWriter(run_dir, trackers, start_step=start_step, log=log)
     if trackers:
-        writer.write_text(start_step, "config", config_text(config))
-        writer.write_text(start_step, "samples", samples_text(config, inputs.encoder))
+        writer.write_text(start_step, "run/config", config_text(config))
+        writer.write_text(start_step, "run/samples", samples_text(config, inputs.encoder))
     return writer
 
 

@@ -90,8 +90,8 @@ def test_full_training_end_to_end(
     assert_close(sum(shares.bucket), 1)
 
     metadata = events.Tags()["tensors"]
-    assert {"config", "samples", "answers", "custom_scalars__config__"} <= set(metadata)
-    samples = events.Tensors("samples")[0].tensor_proto.string_val[0].decode()
+    assert {"run/config", "run/samples", "answers", "custom_scalars__config__"} <= set(metadata)
+    samples = events.Tensors("run/samples")[0].tensor_proto.string_val[0].decode()
     assert re.search(r"Which colour\?.*<strong>It is \w+\.", samples, re.DOTALL)
 
     page = (run / "report.html").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ def samples_text(config: Config, encoder: Encoder) -> str:
     reader = SampleReader(encoder, data.max_length, data.on_long, MediaAccess.of(data), pairs)
     samples = preview_samples(first_records(training_files(data), _SAMPLES), reader)
     parts = [part for sample in samples for part in _sample(sample)]
-    return "<p>Trained tokens are <strong>bold</strong>; the rest is context.</p>" + "".join(parts)
+    return "<p>Trained tokens are <strong>bold</strong>; ⏎ is a newline.</p>" + "".join(parts)
 
 
 def _sample(sample: PreviewedSample) -> Iterator[str]:
@@ -38,17 +38,18 @@ def _sample(sample: PreviewedSample) -> Iterator[str]:
         yield f"<p>{escape(visible(str(sample.error)))}</p>"
     for document in sample.documents:
         length = f"{counted(document.tokens, 'token')}, {document.loss_tokens:,} trained"
-        yield f"<p>{escape(visible(document.sample_id))}: {length}</p>"
+        yield f"<p><em>{escape(visible(document.sample_id))}: {length}</em></p>"
         for stretch in document.stretches:
             if stretch.title:
-                yield f"<p>{escape(stretch.title)}</p>"
-            yield f"<pre>{''.join(_marked(stretch))}</pre>"
+                yield f"<p><em>{escape(stretch.title)}</em></p>"
+            yield f"<p>{''.join(_marked(stretch))}</p>"
 
 
 def _marked(stretch: Stretch) -> Iterator[str]:
     room = _MOST_CHARACTERS
     for piece in stretch.pieces:
-        text = escape(visible(piece.text[:room]))
+        # Not <pre>, in which TensorBoard cuts long lines.
+        text = escape(visible(piece.text[:room])).replace("\n", "⏎<br>").replace("  ", "&nbsp; ")
         yield f"<strong>{text}</strong>" if piece.trained else text
         room -= len(piece.text)
         if room < 0:

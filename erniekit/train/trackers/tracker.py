@@ -38,7 +38,7 @@ class Tracker(Protocol):
         """Histograms with one bar per entry (an expert)."""
 
     def log_text(self, step: int, name: str, html: str) -> None:
-        """A text such as the configuration. html: only the tags p, pre, strong, table, tr, th and td."""
+        """A text such as the configuration. html: only the tags p, br, pre, em, strong, table, tr, th and td."""
 
     def log_answers(self, step: int, answers: Sequence[ShownAnswer]) -> None:
         """Answers of an evaluation, always to the same samples."""
