@@ -184,7 +184,8 @@ class Trainer:
         routings = [result.routing for result in results if result.routing is not None]
         pairs = [result.pairs for result in results if result.pairs is not None]
         expert_counts = self._all_reduce(_sum_by_name(routing.expert_counts() for routing in routings))
-        sums = {"loss": math.fsum(losses), "flops": self._flops(batches)}
+        is_finite = all(map(math.isfinite, losses))
+        sums = {"loss": math.fsum(losses) if is_finite else math.nan, "flops": self._flops(batches)}
         sums |= _sum_by_name(routing.router_sums() for routing in routings)
         sums = {name: float(value) for name, value in self._all_reduce(sums).items()}
         pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -30,8 +29,8 @@ from erniekit.errors import DataError
 
 # Tasks per worker that may be ready or in work: what bounds the memory.
 _AHEAD = 2
-# Seconds to wait for a worker before a line says so, and before a stopped one is an error; a run that is over waits
-# less. So many times as long, and a worker that is not stopped is an error too.
+# Seconds to wait for a worker before a line says so; a run that is over waits less. A stopped worker is an error after
+# twice as long, one that is not stopped after so many times as long.
 _PATIENCE, _CLOSE_SECONDS, _MOST = 60.0, 10.0, 30
 
 _NAMED = 3
@@ -153,13 +152,15 @@ class Workers:
         """The result, waited for. Raises DataError where a worker is stopped, or takes far too long."""
         if not isinstance(result, Future):
             return result
-        started, said = time.monotonic(), self._patience
+        # Counted, not measured, and seen twice: a job that is stopped as a whole (Ctrl-Z) goes on as a whole.
+        seconds, said, before = 0.0, self._patience, set[int]()
         while not wait([result], self._patience).done:
-            seconds = time.monotonic() - started
-            stopped = [] if self._pool is None else _stopped(_processes(self._pool))
-            if stopped or seconds > self._patience * _MOST:
+            seconds += self._patience
+            stopped = set() if self._pool is None else _stopped(_processes(self._pool))
+            still, before = sorted(stopped & before), stopped
+            if still or seconds > self._patience * _MOST:
                 reason = (
-                    f"process {stopped[0]} is stopped" if stopped else "it may wait for a disk or the network"
+                    f"process {still[0]} is stopped" if still else "it may wait for a disk or the network"
                 )
                 raise DataError(
                     f"a worker process of the data gives no result for {name(item)} in {seconds:.0f} s: {reason}. "
@@ -206,9 +207,9 @@ def _manager(pool: ProcessPoolExecutor) -> threading.Thread | None:
     return thread
 
 
-def _stopped(processes: Iterable[BaseProcess]) -> list[int]:
+def _stopped(processes: Iterable[BaseProcess]) -> set[int]:
     """Ids of processes that a signal has stopped (SIGSTOP), where /proc tells."""
-    found = []
+    found = set()
     for process in processes:
         try:
             status = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -216,7 +217,7 @@ def _stopped(processes: Iterable[BaseProcess]) -> list[int]:
             continue
         # The state follows the name, which may hold anything.
         if process.pid is not None and status.rpartition(")")[2].split()[:1] == ["T"]:
-            found.append(process.pid)
+            found.add(process.pid)
     return found
 
 

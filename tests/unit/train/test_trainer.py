@@ -407,6 +407,12 @@ def test_a_step_that_is_not_finite_is_skipped() -> None:
     ]
 
 
+def test_infinities_of_both_signs_are_not_finite() -> None:
+    trainer, _, _ = make(Plain(), [Row((math.inf,), "a:1"), Row((-math.inf,), "a:2")])
+    with pytest.raises(ErnieKitError, match="not a finite number in the samples a:1, a:2"):
+        trainer.train_step()
+
+
 def test_hooks_do_not_see_the_update_of_a_skipped_step() -> None:
     class Updates(Hook):
         number = 0
