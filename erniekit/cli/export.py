@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout, GgufType
+from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout, GgufType, Quantize
 from erniekit.errors import ConfigError
 
 
@@ -61,6 +61,33 @@ def export(
             "unless its prompts differ from training or it ignores tools.",
         ),
     ] = "auto",
+    quantize: Annotated[
+        Quantize,
+        typer.Option(
+            "--quantize",
+            help="Round the linear layers of decoder layers, experts included, to 8 or 4 bits, in the format of "
+            "compressed-tensors, for vLLM. Routers, embeddings, norms, vision tower and resampler stay as they are.",
+        ),
+    ] = "none",
+    quantize_group: Annotated[
+        int | None,
+        typer.Option(
+            "--quantize-group",
+            metavar="N",
+            min=0,
+            help="Columns that share a scale; 0: one scale for a row. Default: 128 for int4, 0 for int8.",
+            show_default=False,
+        ),
+    ] = None,
+    eval_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            help="With --quantize: print the loss on this data file before and after quantizing.",
+            show_default=False,
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str,
         typer.Option(
@@ -79,14 +106,22 @@ def export(
       erniekit export runs/digits --output exports/digits
       erniekit export runs/lora/checkpoint-000500 --output out --layout transformers --dtype bfloat16
       erniekit export runs/text --output out --layout gguf --gguf-type q8_0
+      erniekit export runs/text --output out --quantize int4 --eval heldout.jsonl
     """
     from erniekit.display.progress import show_file_progress
+    from erniekit.display.text import format_table
     from erniekit.export import gguf
     from erniekit.export.adapter import describe as describe_adapter
     from erniekit.export.adapter import export_adapter
     from erniekit.export.export import describe, export_model, parse_size
     from erniekit.export.paddle_adapter import export_paddle_adapter
+    from erniekit.export.quantization_loss import quantization_loss
+    from erniekit.export.quantized import chosen_quantization
 
+    if quantize == "none" and (quantize_group is not None or eval_files):
+        raise ConfigError("--quantize-group and --eval need --quantize int8 or int4")
+    if quantize != "none" and layout in ("adapter", "paddle-adapter", "gguf"):
+        raise ConfigError(f"--quantize does not apply to --layout {layout}; GGUF has --gguf-type q8_0")
     if layout == "adapter" or layout == "paddle-adapter":
         if dtype != "auto" or chat_template != "auto":
             raise ConfigError(
@@ -115,7 +150,11 @@ def export(
             base=base,
             max_shard_bytes=parse_size(max_shard_size),
             template=chat_template,
+            quantization=chosen_quantization(quantize, quantize_group),
             progress=progress,
         )
     for line in describe(report):
         typer.echo(line)
+    if eval_files:
+        for line in format_table(quantization_loss(report, eval_files, dtype), indent=2):
+            typer.echo(line)

@@ -36,6 +36,7 @@ from erniekit.export.layouts import (
     NESTED_MODEL_TYPE,
     PADDLE_ARCHITECTURES,
 )
+from erniekit.export.quantized import check_quantized, model_config, read_quantization
 from erniekit.export.writer import FILE_FORMATS
 from erniekit.local_files import missing_model, read_json_object
 from erniekit.lora.adapters import is_adapter_directory
@@ -91,7 +92,8 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
         return
     try:
         refuse_undownloaded(directory)
-        config = ErnieConfig.from_dir(directory)
+        quantization = read_quantization(directory)
+        config = model_config(directory)
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return
@@ -101,6 +103,9 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
     try:
         stored = read_index(directory)
         layout, tensors = layout_of(stored, config), hub_index(stored, config)
+        if quantization is not None:
+            check_quantized(directory, quantization)
+            yield Check("ok", f"linear layers are {quantization.title}, in the compressed-tensors format")
     except CheckpointError as error:
         yield Check("FAIL", str(error))
         return
@@ -110,11 +115,14 @@ def check_directory(directory: Path, base: Path | None = None) -> Iterator[Check
         yield from _check_vocabulary(directory, config)
     if layout != "paddle":
         yield from _check_names(stored)
-    yield from _check_tensors(directory, config, tensors)
+    if quantization is None:
+        yield from _check_tensors(directory, config, tensors)
     yield from _check_shards(directory, FILE_FORMATS[layout])
     yield from _check_checksums(directory)
     yield from _check_values(tensors)
-    if base is not None:
+    if base is not None and quantization is not None:
+        yield Check("note", "not compared with the base model: linear layers are quantized")
+    elif base is not None:
         yield from check_base(tensors, base, config)
 
 

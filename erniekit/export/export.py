@@ -33,13 +33,14 @@ from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype,
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.display.progress import OnProgress, no_progress
-from erniekit.display.text import counted
+from erniekit.display.text import counted, format_table
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.config_files import main_dtype, write_config
-from erniekit.export.files import carry_files, set_positions, side_files
+from erniekit.export.files import carry_files, set_positions, side_files, write_json
 from erniekit.export.layouts import DTYPE_NAMES
 from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
+from erniekit.export.quantized import CONFIG_KEY, Quantization, QuantizationError, quantized_tensors
 from erniekit.export.writer import WeightsWriter, check_output, replacing
 from erniekit.generation.load import (
     base_directory,
@@ -48,7 +49,7 @@ from erniekit.generation.load import (
     run_max_positions,
     run_quantize,
 )
-from erniekit.local_files import missing_model
+from erniekit.local_files import missing_model, read_json_object
 from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
 from erniekit.lora.merge import AdapterMerge
 from erniekit.models.config import ErnieConfig
@@ -91,7 +92,8 @@ class ExportReport:
     """The result of an export: `nbytes` of weights, `merged` adapters, `replaced` full tensors of the adapter.
 
     `quantized` is the number of weights that were quantized in training, and `difference` how far they were from those
-    that the adapters are merged into, relative to these by norms.
+    that the adapters are merged into, relative to these by norms. `quantization` is that of the export, and `error` its
+    table of relative errors by layer.
     """
 
     directory: Path
@@ -105,6 +107,8 @@ class ExportReport:
     warnings: tuple[str, ...]
     quantized: int = 0
     difference: float = 0.0
+    quantization: Quantization | None = None
+    error: tuple[tuple[str, ...], ...] = ()
 
 
 def export_model(
@@ -116,13 +120,16 @@ def export_model(
     base: str | Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     template: ChatTemplateSource = "auto",
+    quantization: Quantization | None = None,
     progress: OnProgress = no_progress,
 ) -> ExportReport:
     """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
 
     With `dtype` auto each tensor has the element type of the base model; router tensors are always float32. `base`
-    replaces the base model that the checkpoint names. `template`: see `settle_chat_template`. `output` appears when it
-    is complete. Raises CheckpointError if the input is incomplete or does not fit, or the output is not empty.
+    replaces the base model that the checkpoint names. `template`: see `settle_chat_template`. `quantization`:
+    of the linear layers of decoder layers, not in the paddle layout. `output` appears when it is complete. Raises
+    CheckpointError if the input is incomplete or does not fit, or the output is not empty; ConfigError for a
+    quantization that does not fit the weights.
     """
     output = Path(output)
     check_output(output)
@@ -139,9 +146,20 @@ def export_model(
     merge = AdapterMerge(source.adapter, read) if source.adapter is not None else None
     if merge is not None:
         _check_whole(source, tensors, wanted, merge)
-    writer = WeightsWriter(layout, stored_tensors(specs, layout, source.config), max_shard_bytes, progress)
+    stored = stored_tensors(specs, layout, source.config)
+    error = QuantizationError()
+    if quantization is not None:
+        if layout == "paddle":
+            raise ConfigError(
+                "--quantize needs --layout hub or transformers: no reader of the paddle layout has it"
+            )
+        stored = quantized_tensors(stored, quantization, error)
+    writer = WeightsWriter(layout, stored, max_shard_bytes, progress)
     with replacing(output, writer.nbytes) as target:
         warnings = _write_files(source, target, layout, main_dtype(specs), template)
+        if quantization is not None:
+            file = target / "config.json"
+            write_json(file, read_json_object(file) | {CONFIG_KEY: quantization.config()})
         shards = writer.write(target, _reader(tensors, specs, merge))
         merged = merge.finish() if merge is not None else 0
     dropped = len(set(tensors) - {spec.name for spec in wanted})
@@ -161,7 +179,18 @@ def export_model(
         warnings=tuple(warnings),
         quantized=0 if quantizer is None else sum(is_quantized_tensor(spec.name) for spec in specs),
         difference=0.0 if quantizer is None else relative_error(quantizer.sums),
+        quantization=quantization,
+        error=tuple(map(tuple, error.table())) if quantization is not None else (),
     )
+
+
+def merged_values(source: ExportSource, dtype: Dtype = "auto") -> Callable[[str], np.ndarray]:
+    """Reads a tensor of an export in float32, as `export_model` writes it: merged, and rounded to its element type."""
+    tensors = model_index(source.weights, _on_disk(source.config, source.weights))
+    specs = _output_specs(source, tensors, parameter_specs(source.config), dtype)
+    types = {spec.name: spec.dtype for spec in specs}
+    read = _reader(tensors, specs, None if source.adapter is None else AdapterMerge(source.adapter))
+    return lambda name: as_dtype(read(name), types[name], "F32")
 
 
 def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
@@ -221,6 +250,9 @@ def describe(report: ExportReport) -> list[str]:
             f"  {weights} quantized to {report.source.quantize} in training, exported from the base model's original "
             f"values: relative difference {report.difference:.2%}"
         )
+    if report.quantization is not None:
+        lines.append(f"  linear layers quantized: {report.quantization.title}, rounded to nearest")
+        lines += format_table(report.error, indent=4)
     if report.replaced:
         lines.append(f"  {report.replaced} tensors of the base model replaced by trained ones")
     return lines + [f"  note: {warning}" for warning in report.warnings]

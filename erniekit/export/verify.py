@@ -13,6 +13,7 @@ from erniekit.errors import CheckpointError, ErnieKitError, VerifyError
 from erniekit.export.check import INSTALL_TORCH, Check
 from erniekit.export.checks import check_directory
 from erniekit.export.engines.options import EngineOptions
+from erniekit.export.quantized import read_quantization
 from erniekit.local_files import missing_model
 from erniekit.models.config import ErnieConfig
 
@@ -52,18 +53,24 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
     if failed:
         yield Check("note", "nothing was computed, because a check above failed")
         return
-    if options.source is not None:
+    quantized = read_quantization(directory) is not None
+    if options.source is not None and not quantized:
         from erniekit.export.source_check import check_source
 
         yield from _catch(check_source(directory, options.source))
-    if options.reference is not None:
-        yield from _catch(_check_reference(directory, options.reference, options.gradients))
     if options.engines is not None:
         from erniekit.export.engines.verify import verify_engines
 
         yield from _catch(verify_engines(directory, options.engines))
-        if not options.transformers and options.data is None:
+        if quantized or (not options.transformers and options.data is None):
             return
+    if quantized:
+        yield Check(
+            "note", "nothing was computed: compare quantized weights in an engine, with --engine vllm"
+        )
+        return
+    if options.reference is not None:
+        yield from _catch(_check_reference(directory, options.reference, options.gradients))
     if options.transformers is False:
         yield Check("note", "not compared with transformers, as requested")
     elif layout_of(read_index(directory), ErnieConfig.from_dir(directory)) == "paddle":

@@ -22,7 +22,7 @@ from erniekit.objectives.device_batch import row_inputs
 TOLERANCE = 1e-3
 """Largest difference of log-probabilities between two float32 implementations on the same weights."""
 ROUNDED_TOLERANCE = 0.3
-"""The same if the engine has other weights than Paddle: rounded to 16 bits or quantized."""
+"""The same if the engine has weights that were rounded to 16 bits, or computes in bfloat16."""
 
 
 @dataclass(frozen=True)

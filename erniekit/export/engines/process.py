@@ -1,9 +1,9 @@
 """Answers of an engine that lives in an environment of its own, from a script that runs there.
 
 The script gets two files. REQUEST.json: {"model": path, "family": "dense" | "moe" | "vl", "max_new_tokens": n,
-"trust_remote_code": bool, "workarounds": bool, "prompts": [{"name", "input_ids": [T], "short_ids": the same with one
-placeholder for each image or video, "images": [PNG files], "videos": [[PNG files]]}]}. RESPONSE.json: {"engine": name
-and version, "faults": [names of known faults], "answers": {name: fields of `Answer`}}.
+"dtype": of the computation, "trust_remote_code": bool, "workarounds": bool, "prompts": [{"name", "input_ids": [T],
+"short_ids": the same with one placeholder for each image or video, "images": [PNG files], "videos": [[PNG files]]}]}.
+RESPONSE.json: {"engine": name and version, "faults": [names of known faults], "answers": {name: fields of `Answer`}}.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def ask(
     tokenizer: Path,
     family: str,
     max_new_tokens: int,
+    dtype: str = "float32",
     trust_remote_code: bool = False,
     workarounds: bool = True,
 ) -> Response:
@@ -95,6 +96,7 @@ def ask(
             "model": str(model.resolve()),
             "family": family,
             "max_new_tokens": max_new_tokens,
+            "dtype": dtype,
             "trust_remote_code": trust_remote_code,
             "workarounds": workarounds,
             "prompts": [_written(prompt, Path(folder), tokenizer) for prompt in prompts],

@@ -36,7 +36,7 @@ def main(request_file: str, response_file: str) -> None:
         media = {"limit_mm_per_prompt": {"image": 1, "video": 1}}
     model = vllm.LLM(
         model=request["model"],
-        dtype="float32",
+        dtype=request["dtype"],
         enforce_eager=True,
         max_model_len=longest,
         max_num_batched_tokens=max(longest, 512),
