@@ -65,8 +65,9 @@ def train(
     settings = load_config(
         config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
     )
-    check_installed(settings.log)
     worker = launch.launched_worker(places, chosen, settings.parallel.device)
+    if (places.rank if worker is None else worker.rank) == 0:
+        check_installed(settings.log)
     if dry_run:
         found = locate_model(settings, weights=not no_weights, download=False, resume=resume)
         if found is settings and not no_weights:

@@ -43,7 +43,8 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     """
     console = make_console()
     worker = worker_from(os.environ)
-    check_installed(config.log)
+    if worker is None or worker.rank == 0:
+        check_installed(config.log)
     check_model(config.model.directory, console.log)
     if not resume:
         check_start(config)
