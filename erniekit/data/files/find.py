@@ -17,6 +17,8 @@ from erniekit.errors import DataError
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
 Use = Literal["train", "eval"]
 Log = Callable[[str], None]
+# Files beside the weights of models, adapters and checkpoints, of which many are .json.
+_OF_MODELS = ("tokenizer_config.json", "adapter_config.json", "trainer_state.json")
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 _PACKED = ".gz"
 _NAMED = 3  # files that a note names
@@ -98,6 +100,8 @@ def _files(path: Path, use: Use, log: Log | None) -> list[Path]:
 
 
 def _in_directory(directory: Path, use: Use, log: Log | None) -> list[Path]:
+    if any((directory / name).is_file() for name in _OF_MODELS) or any(directory.glob("checkpoint-*")):
+        raise DataError(f"{directory}: holds a model or a run, not data files")
     data: list[Path] = []
     others: list[Path] = []
     for root, directories, names in os.walk(directory):

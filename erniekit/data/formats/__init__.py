@@ -124,7 +124,7 @@ def _unknown(record: dict[str, Any], format: str) -> str:
     expected = " or ".join(" + ".join(f'"{key}"' for key in sign) for sign in signs)
     named = "" if format == "auto" else f" (format {format})"
     found = ", ".join(json.dumps(key)[:_LONGEST_KEY] for key in list(record)[:_MOST_KEYS]) or "none"
-    return f"unknown sample format: expected the keys {expected}{named}; found: {found}"
+    return f"unknown sample format{named}; found: {found}; expected the keys {expected}"
 
 
 def _check(conversation: Conversation, sample: SampleContext) -> None:

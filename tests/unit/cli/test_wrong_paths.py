@@ -33,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "old.yaml").write_text(
         "stage: SFT\nmodel_name_or_path: m\ntrain_dataset_path: a\nfine_tuning: Full\n"
     )
+    (place / "old.json").write_text('{"stage": "SFT"}')
     (place / "emptydir").mkdir()
     (place / "run" / "checkpoint-000001").mkdir(parents=True)
     (place / "started").mkdir()
@@ -92,6 +93,9 @@ CASES = [
     ("config convert old.yaml -o PATH", "chats.jsonl/new.yaml", "chats.jsonl/new.yaml: cannot be written: "),
     ("data convert PATH out.jsonl", "empty.jsonl", "empty.jsonl: the data file has no samples"),
     ("data convert PATH out.jsonl", "emptydir", "the directory holds no data files"),
+    ("data check PATH", "model", "model: holds a model or a run, not data files"),
+    ("train run.yaml data.train=PATH", "run", "run: holds a model or a run, not data files"),
+    ("data check PATH", "old.json", "unknown sample format; found: \"stage\"; expected the keys \"messages\""),
     ("data convert chats.jsonl PATH", "emptydir", "emptydir: cannot be written: Is a directory"),
     ("train run.yaml train.output_dir=PATH", "chats.jsonl", "chats.jsonl is not a directory; choose another one"),
     ("init tiny-dense --tokenizer-text chats.jsonl --output PATH", "chats.jsonl/m", "m: cannot be created: "),
