@@ -51,6 +51,8 @@ def test_files_that_differ_are_named(tmp_path: Path, model: Path, streaming: boo
     files = [write_chats(tmp_path / f"{name}.jsonl", chats(8, seed)) for seed, name in enumerate("abc")]
     cache = {"data__streaming": streaming, "data__cache_dir": str(tmp_path / "cache")}
     settings = {**cache, "train__max_steps": 1, "train__rows_per_step": 1, "data__max_length": 60}
+    if streaming:
+        settings["data__buffer"] = 8
 
     def config(*chosen: Path) -> Any:
         return make_config(
