@@ -162,6 +162,18 @@ class _PlainAttention(PyLayer):
         return d_query, d_key, d_value
 
 
+def kept_weights(length: int, group: int, *, causal: bool) -> int:
+    """Softmax weights of one head that the plain form keeps for the backward pass over a document of that length.
+
+    group: the number of query heads per key head.
+    """
+    if length > _MAX_KEPT_KEYS:
+        return 0
+    return sum(
+        (rows[1] - rows[0]) // group * seen for rows, seen, _ in _chunks(length, length, group, causal)
+    )
+
+
 def _chunks(length: int, keys: int, group: int, causal: bool) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Rows of each chunk of queries, how many keys it sees, and how many of the last ones only partly."""
     size = max(_MIN_CHUNK, min(_CHUNK_ROWS // group, _MAX_CHUNK)) if causal else _MAX_CHUNK

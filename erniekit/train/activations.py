@@ -1,140 +1,232 @@
-"""The memory of activations at the peak of a packed sequence, computed from shapes alone.
+"""The memory of activations over a packed sequence, at each moment that may be the peak of a step.
 
-T: the tokens of a sequence over parallel.context. Images are not split: one process may hold all of a sequence.
+Computed from shapes alone: what the kernels keep for the backward pass follows from their code. Sizes are per process,
+in elements of the compute dtype unless they are float32. On a GPU, operators that Triton or flash attention fuse keep
+their inputs only; on a CPU, SwiGLU, the rotation of the vision tower and attention are composed, and keep more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from erniekit.config import Config
+from erniekit.kernels.attention import kept_weights
 from erniekit.models.config import ErnieConfig, VisionConfig
 from erniekit.train.recompute import BackwardPlan
 
 _WIDE = 4
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """A packed sequence: its tokens, those made from images and videos, and those with a loss."""
+    """A packed sequence.
+
+    tokens: all, those made from images and videos (`media`), and those with a `loss`. document, frame: the tokens of a
+    usual document and the patches of a usual image, of which only kernels for CPUs keep more.
+    """
 
     tokens: int
     media: int
     loss: int
+    document: int
+    frame: int
 
     def clipped(self, largest: RowShape) -> RowShape:
         """The sizes, where they are not above those of another sequence."""
         return RowShape(
-            min(self.tokens, largest.tokens),
-            min(self.media, largest.media),
-            min(self.loss, largest.loss),
+            tokens=min(self.tokens, largest.tokens),
+            media=min(self.media, largest.media),
+            loss=min(self.loss, largest.loss),
+            document=min(self.document, largest.document),
+            frame=min(self.frame, largest.frame),
         )
 
 
 def full_row(config: Config, architecture: ErnieConfig) -> RowShape:
-    """The largest sequence of data.max_length tokens: all have a loss, and all may be tokens of images."""
-    length = config.data.max_length
-    return RowShape(length, length if architecture.vision is not None else 0, length)
+    """The largest sequence of data.max_length tokens: one document, all of it with a loss, and all of it images."""
+    length, vision = config.data.max_length, architecture.vision
+    media = 0 if vision is None else length
+    patches = 0 if vision is None else media * vision.spatial_merge_size**2
+    return RowShape(length, media, length, length, patches)
 
 
-def activation_bytes(
-    architecture: ErnieConfig,
-    config: Config,
-    dtype_bytes: int,
-    trained: Collection[str],
-    plan: BackwardPlan,
-    row: RowShape,
-) -> int:
-    """Memory of activations at the peak of a row, for one process.
+class Moment(NamedTuple):
+    """Activations at one moment of a step, in bytes; the decoder layers whose gradients are there, from the lowest on,
+    and whether those of the vision tower are."""
 
-    Until the backward pass the model keeps the input of each recomputed layer, and all activations of the other layers
-    with a backward pass. The peak is the largest of:
-    - in the loss, what is kept, the logits of loss.chunk_tokens tokens and twice the gradient of the head;
-    - in the highest layer, what is kept, the gradients of that layer and of the head;
-    - in the highest recomputed layer of the decoder and of the vision tower, where the layers above keep nothing any
-      more, the activations of that layer as well;
-    - a layer or block without a backward pass.
+    activations: int
+    first_layer: int
+    has_vision: bool = False
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """What the activations of a row depend on.
+
+    on_cpu: the kernels' forms for CPUs; dtype_bytes: of the compute dtype.
     """
-    tokens = -(-row.tokens // config.parallel.context)
-    layers = [
-        tokens * _layer_bytes(architecture, number, config, dtype_bytes)
-        for number in range(architecture.num_hidden_layers)
-    ]
-    layer_input = tokens * architecture.hidden_size * dtype_bytes
-    layer_gradient = tokens * _gradient_bytes(architecture, dtype_bytes)
-    steps: list[int] = []
-    vision_kept = features = step_input = 0
-    if (vision := architecture.vision) is not None:
-        block, resampler = _block_elements(vision), 12 * vision.spatial_dim
-        steps = [row.media * dtype_bytes * elements for elements in [*[block] * vision.depth, resampler]]
-        step_input = row.media * dtype_bytes * vision.spatial_dim
-        vision_kept = _kept(steps, step_input, plan.vision, plan.recomputed_vision)
-        features = row.media * dtype_bytes * 2 * architecture.hidden_size
-    # Input and output of the final norm, the hidden states of loss tokens, and two gradients of them.
-    before = vision_kept + features + 5 * layer_input
-    kept = before + _kept(layers, layer_input, plan.layers, plan.recomputed_layers)
-    head = _head_gradient_bytes(architecture, trained)
-    logits = config.loss.chunk_tokens * architecture.vocab_size * (2 * dtype_bytes + 2 * _WIDE)
-    again = [layers[number] for number in plan.recomputed_layers]
-    inputs = len(again) * layer_input
-    again_vision = [steps[number] for number in plan.recomputed_vision]
-    frozen = [*layers[: plan.layers.start], *steps[: plan.vision.start]]
-    return max(
-        kept + logits + 2 * head,
-        kept + layer_gradient + head,
-        before + inputs + max(again, default=0) + layer_gradient + head,
-        # The gradients of a block are less than its activations.
-        vision_kept + 2 * max(again_vision, default=0) + head,
-        before + max(frozen, default=0),
-    )
+
+    architecture: ErnieConfig
+    config: Config
+    trained: Collection[str]
+    row: RowShape
+    dtype_bytes: int
+    on_cpu: bool = False
+
+    def moments(self, plan: BackwardPlan) -> list[Moment]:
+        """The moments that may be the peak: in the loss, in the backward pass of the highest layer, and in that of each
+        recomputed layer, where the layers above keep nothing any more; and in a layer without a backward pass.
+
+        Until its backward pass, the model keeps the input of a recomputed layer, and all activations of the others.
+        """
+        architecture, row, b = self.architecture, self.row, self.dtype_bytes
+        count = architecture.num_hidden_layers
+        # Images are not split: one process may hold all images of a row.
+        tokens = -(-row.tokens // self.config.parallel.context)
+        layers = [tokens * size for size in self.layer_sizes()]
+        layer_input = tokens * architecture.hidden_size * b
+        gradient = tokens * self._gradient_elements() * b
+        steps: list[int] = []
+        vision_kept = features = vision_gradient = step_input = 0
+        if (vision := architecture.vision) is not None and row.media:
+            patches = row.media * vision.spatial_merge_size**2
+            steps = [row.media * b * elements for elements in self._vision_elements(vision)]
+            step_input = row.media * b * vision.spatial_dim
+            vision_kept = _kept(steps, step_input, plan.vision, plan.recomputed_vision)
+            # Patches as they are read, and normalised.
+            vision_kept += patches * vision.patch_dim * (1 + b)
+            features = row.media * b * 2 * architecture.hidden_size
+            vision_gradient = patches * b * 2 * (vision.hidden_size + vision.intermediate_size)
+        # In the loss: input and output of the final norm, the hidden states of loss tokens, and two gradients of them.
+        # In a layer: its output and the gradient of that.
+        before = vision_kept + features
+        head = self._head_gradient_bytes()
+        if b != _WIDE:
+            # Rounded, too.
+            head += head * b // _WIDE
+        moments = [
+            Moment(
+                before + _kept(layers, layer_input, plan.layers, plan.recomputed_layers) + self._loss_bytes(),
+                count,
+            )
+        ]
+        for number in plan.layers:
+            below = range(plan.layers.start, number)
+            kept = (
+                _kept(layers, layer_input, below, plan.recomputed_layers) + layers[number] + 2 * layer_input
+            )
+            moments.append(Moment(before + kept + gradient + head, number + 1))
+        for number in plan.vision if steps else ():
+            below = range(plan.vision.start, number)
+            kept = _kept(steps, step_input, below, plan.recomputed_vision) + steps[number] + 2 * step_input
+            moments.append(Moment(kept + vision_gradient + head, 0, True))
+        frozen = [*layers[: plan.layers.start], *steps[: plan.vision.start]]
+        moments.append(Moment(before + 2 * layer_input + max(frozen, default=0), count))
+        if _EMBEDDING in self.trained:
+            # A tied embedding has two gradients, which are added.
+            gradient = architecture.vocab_size * architecture.hidden_size * b
+            moments.append(Moment(layer_input + head + gradient, 0, True))
+        return moments
+
+    def layer_sizes(self) -> list[int]:
+        """Bytes that each decoder layer keeps for a token."""
+        return [self._layer_bytes(number) for number in range(self.architecture.num_hidden_layers)]
+
+    def vision_sizes(self) -> list[int]:
+        """Elements that each block of the vision tower, and the resampler, keep for a token; none without a tower."""
+        vision = self.architecture.vision
+        return [] if vision is None else self._vision_elements(vision)
+
+    def _layer_bytes(self, number: int) -> int:
+        """The activations of one decoder layer per token, kept for its backward pass."""
+        architecture, config, b = self.architecture, self.config, self.dtype_bytes
+        hidden, moe = architecture.hidden_size, architecture.moe
+        query = architecture.num_attention_heads * architecture.head_dim
+        key = architecture.num_key_value_heads * architecture.head_dim
+        # Input, both normalised inputs, the sum of the first residual; queries, keys, values, and what attention makes.
+        elements = 4 * hidden + 2 * query + 2 * key
+        wide = 0
+        if config.kernels.backend in ("paddle", "plain"):
+            # Norms and rotation are composed: their inputs in float32.
+            wide = 4 * hidden + 2 * (query + key)
+        if b == _WIDE:
+            # Fused attention has only 16-bit types.
+            group = architecture.num_attention_heads // architecture.num_key_value_heads
+            length = self.row.document
+            weights = kept_weights(length, group, causal=True) if length else 0
+            wide += architecture.num_attention_heads * weights // max(1, length)
+        # Gate, up and their product; composed, also the bounded gate and its SiLU.
+        gates = 5 if self.on_cpu else 3
+        if moe is None or number not in moe.sparse_layers:
+            return b * (elements + gates * architecture.intermediate_size) + _WIDE * wide
+        # The router's input in float32, its logits, probabilities and what chooses.
+        wide += (0 if b == _WIDE else hidden) + 3 * moe.num_experts
+        elements += gates * moe.shared_intermediate_size
+        # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters also its
+        # inputs, results and masks, and sums with adapters; with expert parallelism also the buffers of rows received
+        # and sent back.
+        width = self._expert_width(moe.intermediate_sizes)
+        pair = 2 * hidden + 2 * width
+        if config.lora.enabled and config.lora.dropout:
+            pair += 2 * hidden + 3 * width
+        if config.parallel.expert > 1:
+            pair += 2 * hidden
+        return b * (elements + round(moe.top_k * pair)) + _WIDE * wide
+
+    def _expert_width(self, widths: Sequence[int]) -> float:
+        """The mean width of the experts of a row's tokens."""
+        share = self.row.media / max(1, self.row.tokens)
+        return widths[0] if len(widths) == 1 else widths[0] * (1 - share) + widths[1] * share
+
+    def _gradient_elements(self) -> int:
+        """The gradients of one layer per token that exist at one time, for the widest kind of layer.
+
+        On a CPU the experts' SwiGLU and its gradient are composed of copies.
+        """
+        architecture = self.architecture
+        hidden, moe = architecture.hidden_size, architecture.moe
+        dense = 2 * hidden + 2 * architecture.intermediate_size
+        if moe is None:
+            return dense
+        width = max(moe.intermediate_sizes)
+        pair = hidden + 8 * width if self.on_cpu else 2 * hidden + 3 * width
+        routed = 2 * hidden + moe.top_k * pair
+        return routed if len(moe.sparse_layers) == architecture.num_hidden_layers else max(dense, routed)
+
+    def _loss_bytes(self) -> int:
+        """The logits of loss.chunk_tokens tokens, and the float32 gradient of the head and that of a chunk."""
+        loss = -(-self.row.loss // self.config.parallel.context)
+        chunk = min(self.config.loss.chunk_tokens, loss)
+        chunks = 1 if chunk == loss else 2
+        # The loss overwrites the logits with their gradient.
+        logits = chunk * self.architecture.vocab_size * self.dtype_bytes
+        return logits + chunks * self._head_gradient_bytes()
+
+    def _head_gradient_bytes(self) -> int:
+        """The float32 gradient of the head, or of the embedding where they are tied; 0 where it is frozen."""
+        architecture = self.architecture
+        head = _EMBEDDING if architecture.tie_word_embeddings else _HEAD
+        return _WIDE * architecture.vocab_size * architecture.hidden_size if head in self.trained else 0
+
+    def _vision_elements(self, vision: VisionConfig) -> list[int]:
+        """Activations for the patches of a token of each block of the vision tower, and of the resampler.
+
+        A block: both norms' inputs and outputs, queries, keys, values, what attention makes, and three activations of
+        the MLP; composed, also the halves that are rotated.
+        """
+        merged = vision.spatial_merge_size**2
+        block = 8 * vision.hidden_size + 3 * vision.intermediate_size
+        if self.on_cpu:
+            block += 2 * vision.hidden_size
+        if self.dtype_bytes == _WIDE and self.row.frame:
+            weights = kept_weights(self.row.frame, 1, causal=False)
+            block += vision.num_heads * weights // self.row.frame
+        return [*[merged * block] * vision.depth, 12 * vision.spatial_dim]
 
 
 def _kept(layers: Sequence[int], layer_input: int, backward: range, recomputed: range) -> int:
     """What layers keep until the backward pass: all activations, or their input."""
     return sum(layer_input if number in recomputed else layers[number] for number in backward)
-
-
-def _layer_bytes(architecture: ErnieConfig, number: int, config: Config, b: int) -> int:
-    """The activations of one decoder layer per token, kept for its backward pass."""
-    hidden, moe = architecture.hidden_size, architecture.moe
-    query = architecture.num_attention_heads * architecture.head_dim
-    key = architecture.num_key_value_heads * architecture.head_dim
-    # Normalised input, projections, rotated queries and keys, output of attention, both residual sums; where norms and
-    # rotation are composed, their inputs in float32.
-    elements = 4 * hidden + (query + 2 * key) + (query + key) + 2 * query
-    is_composed = config.kernels.backend in ("paddle", "plain")
-    wide = 4 * hidden + 2 * (query + key) if is_composed else 0
-    if moe is None or number not in moe.sparse_layers:
-        return b * (elements + hidden + 3 * architecture.intermediate_size) + _WIDE * wide
-    wide += hidden + 4 * moe.num_experts
-    elements += 3 * moe.shared_intermediate_size + 2 * hidden
-    # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters also its inputs,
-    # results and masks, and sums with adapters; with expert parallelism also the buffers received and sent back.
-    width = max(moe.intermediate_sizes)
-    pair = 2 * hidden + 2 * width
-    if config.lora.enabled and config.lora.dropout:
-        pair += 2 * hidden + 3 * width
-    if config.parallel.expert > 1:
-        pair += 2 * hidden
-    return b * (elements + moe.top_k * pair) + _WIDE * wide
-
-
-def _gradient_bytes(architecture: ErnieConfig, b: int) -> int:
-    """The gradients of one layer per token that exist at one time, for the widest kind of layer."""
-    hidden, moe = architecture.hidden_size, architecture.moe
-    dense = 2 * hidden + 3 * architecture.intermediate_size
-    routed = 0 if moe is None else moe.top_k * (2 * hidden + 3 * max(moe.intermediate_sizes))
-    return b * max(dense, routed)
-
-
-def _head_gradient_bytes(architecture: ErnieConfig, trained: Collection[str]) -> int:
-    """The float32 gradient of the head, or of the embedding where they are tied; 0 where it is frozen."""
-    head = "model.embed_tokens.weight" if architecture.tie_word_embeddings else "lm_head.weight"
-    return _WIDE * architecture.vocab_size * architecture.hidden_size if head in trained else 0
-
-
-def _block_elements(vision: VisionConfig) -> int:
-    """Activations of a block of the vision tower for the patches of a token: norms, queries, keys and values and their
-    rotation, attention, projections and residuals, and three activations of the MLP."""
-    return vision.spatial_merge_size**2 * (11 * vision.hidden_size + 3 * vision.intermediate_size)

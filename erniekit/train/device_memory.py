@@ -15,10 +15,15 @@ _CGROUPS = (
 )
 
 
+def is_cpu() -> bool:
+    """Whether this process trains on a CPU."""
+    return bool(paddle.get_device() == "cpu")
+
+
 def device_memory(processes: int = 1) -> int:
     """Bytes that a process may use, of `processes` on this machine: its GPU's memory, or on a CPU `host_memory`."""
-    device = paddle.get_device()
-    if device != "cpu":
+    if not is_cpu():
+        device = paddle.get_device()
         return int(paddle.device.cuda.get_device_properties(device).total_memory)
     return host_memory(processes)
 

@@ -5,12 +5,14 @@ processes, or those with the same experts; 1 where parallel.shard does not shard
 
 - weights: b / N per parameter, or what it is quantized to; a reference model needs the same again;
 - dequantized weights: b per weight of the largest matrix, or stack of a layer's experts, which one product uses;
-- gradients: b per trained parameter; with several rows a step 4, in which they are summed, and b only of the largest
-  decoder layer and of what is outside of the layers; 4 / N where gradients are sharded;
+- gradients: b per trained parameter; with several processes, or several rows of one in a step, 4, in which they are
+  summed, and with several rows b only of the largest decoder layer and of what is outside of the layers; 4 / N where
+  gradients are sharded;
 - optimizer: (8 + 4) / N per trained parameter, for the moments and the float32 master;
 - communication between several processes: b + 4 per trained parameter of the largest decoder layer and, with
   parallel.shard parameters, the whole weights of two layers;
-- activations: see `erniekit.train.activations`.
+- activations: what the peak of a step takes beside all of these, see `erniekit.train.activations`: while the largest
+  activations are there, the gradients of the lower layers may not be.
 
 Not counted: fragmentation of the allocator, the CUDA context and NCCL's buffers, for which `USABLE` leaves room, and
 experts that receive more than an even share of the tokens.
@@ -18,7 +20,7 @@ experts that receive more than an even share of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from erniekit.config import Config
@@ -27,7 +29,7 @@ from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec
 from erniekit.parallel.data_parallel import REST
-from erniekit.train.activations import RowShape, activation_bytes, full_row
+from erniekit.train.activations import ActivationPlan, Moment, RowShape, full_row
 from erniekit.train.build_dpo import caches_reference_with_copy, keeps_reference_copy
 from erniekit.train.recompute import BackwardPlan, backward_plan
 from erniekit.train.selection import ParameterSelection, TensorGroup, group_tensors
@@ -105,11 +107,19 @@ class MemoryPlan:
         return self.total_bytes <= USABLE * device_bytes
 
 
+@dataclass(frozen=True)
+class _State:
+    """The memory of a model without activations. layer_gradients: by decoder layer, and REST."""
+
+    memory: MemoryPlan
+    layer_gradients: Mapping[int, float]
+
+
 def plan_model(
     specs: Sequence[TensorSpec],
     trained: Sequence[str],
     *,
-    rows_per_step: int,
+    rows: int,
     sharding: ShardingPlan = ShardingPlan(),
     reference: bool = False,
     cached: bool = False,
@@ -118,25 +128,21 @@ def plan_model(
 ) -> MemoryPlan:
     """The memory for `specs`, all parameters of the model, of which those named in `trained` are trained.
 
-    reference: a reference model, without adapters, is in memory too, sharded like the trained one; cached: one process
-    holds the whole reference model before the first step. activations: from `activation_bytes`. quantize: of the
-    frozen weights, as in model.quantize.
+    rows: packed sequences of this process in a step. reference: a reference model, without adapters, is in memory too,
+    sharded like the trained one; cached: one process holds the whole reference model before the first step.
+    activations: at the peak, beside all gradients. quantize: of the frozen weights, as in model.quantize.
     """
     groups = group_tensors(specs, trained, quantize)
-    plan = _plan_groups(groups, rows_per_step, sharding, reference=reference, cached=cached)
-    return replace(plan, activation_bytes=activations)
+    state = _plan_state(groups, rows, sharding, reference=reference, cached=cached)
+    return replace(state.memory, activation_bytes=activations)
 
 
-def _plan_groups(
-    groups: Sequence[TensorGroup],
-    rows_per_step: int,
-    sharding: ShardingPlan,
-    *,
-    reference: bool,
-    cached: bool,
-) -> MemoryPlan:
+def _plan_state(
+    groups: Sequence[TensorGroup], rows: int, sharding: ShardingPlan, *, reference: bool, cached: bool
+) -> _State:
     """As `plan_model`, without activations."""
-    weights = reference_weights = gradients = optimizer = 0.0
+    weights = reference_weights = optimizer = 0.0
+    gradients: dict[int, float] = {REST: 0.0}
     waiting: dict[int, float] = {REST: 0.0}
     exchanged: dict[int, float] = {REST: 0.0}
     for group in groups:
@@ -147,32 +153,33 @@ def _plan_groups(
             reference_weights += size
         if not group.is_trained:
             continue
-        is_sharded = sharding.is_sharded(group, "gradients")
-        gradient_share = sharding.share(group, "gradients")
-        # Gradients of several rows are summed in float32 (`AdamW.collect_gradients`).
-        summed = rows_per_step > 1 or is_sharded
-        gradients += gradient_share * (group.size * _SUM_BYTES if summed else group.num_bytes)
-        if rows_per_step > 1 and not group.is_wide and not is_sharded:
+        share = sharding.share(group, "gradients")
+        # Gradients of several rows or processes are summed in float32 (`AdamW.collect_gradients`).
+        is_summed = rows > 1 or sharding.dense > 1
+        found = share * (group.size * _SUM_BYTES if is_summed else group.num_bytes)
+        gradients[group.layer] = gradients.get(group.layer, 0.0) + found
+        if rows > 1 and not group.is_wide and not sharding.is_sharded(group, "gradients"):
             # The gradient of a row before it is added to the sum of the step.
-            waiting[group.layer] = waiting.get(group.layer, 0.0) + gradient_share * group.num_bytes
+            waiting[group.layer] = waiting.get(group.layer, 0.0) + share * group.num_bytes
         state = _MOMENT_BYTES + (0 if group.is_wide else _MASTER_BYTES)
         share = sharding.share(group, "optimizer")
         optimizer += share * group.size * state
         if sharding.is_sharded(group, "optimizer") and not sharding.is_sharded(group, "parameters"):
             # The optimizer has a copy of its shard of weights that are not sharded.
             optimizer += share * group.num_bytes
-    gradients += waiting.pop(REST) + max(waiting.values(), default=0.0)
     del exchanged[REST]
-    return MemoryPlan(
+    added = waiting.pop(REST) + max(waiting.values(), default=0.0)
+    memory = MemoryPlan(
         parameters=sum(group.size for group in groups),
         trained=sum(group.size for group in groups if group.is_trained),
         weight_bytes=round(weights),
         reference_bytes=round(reference_weights),
-        gradient_bytes=round(gradients),
+        gradient_bytes=round(sum(gradients.values()) + added),
         optimizer_bytes=round(optimizer),
         communication_bytes=round(max(exchanged.values(), default=0.0)),
         cached_bytes=sum(group.stored_bytes for group in groups if not group.is_adapter) if cached else 0,
     )
+    return _State(memory, gradients)
 
 
 def dequantized_bytes(architecture: ErnieConfig, expert: int, dtype_bytes: int) -> int:
@@ -212,37 +219,54 @@ def plan_training(
     dims: ParallelDims,
     device_bytes: int,
     row: RowShape | None = None,
+    *,
+    on_cpu: bool = False,
 ) -> TrainingPlan:
     """The plan of a run that trains a model of this architecture. No file is read.
 
-    row: the largest packed sequence; None: `full_row`. train.recompute auto recomputes the fewest layers with which the
-    plan fits into `USABLE` of `device_bytes`, or all.
+    row: the largest packed sequence; None: `full_row`. on_cpu: with the kernels of a CPU. train.recompute auto
+    recomputes the fewest layers with which the plan fits into `USABLE` of `device_bytes`, or all.
     """
     backward = backward_plan(architecture, selected.trained)
-    sharding = ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard)
-    memory = _plan_groups(
+    rows = max(1, config.num_rows(dims.data) // dims.data)
+    state = _plan_state(
         selected.groups(config.model.quantize),
-        config.num_rows(dims.data),
-        sharding,
+        rows,
+        ShardingPlan(dims.expert, dims.world, dims.replicas, config.parallel.shard),
         reference=keeps_reference_copy(config),
         cached=caches_reference_with_copy(config),
     )
-    # The backward pass would keep the gathered weights of layers that are not recomputed.
-    keeps_weights = config.parallel.shard == "parameters"
-    dtype_bytes = 2 if dtype == "bfloat16" else 4
+    memory, dtype_bytes = state.memory, 2 if dtype == "bfloat16" else 4
     if config.model.quantize != "none":
         dequantized = dequantized_bytes(architecture, config.parallel.expert, dtype_bytes)
         memory = replace(memory, dequantized_bytes=dequantized)
     row = full_row(config, architecture) if row is None else row
+    activations = ActivationPlan(architecture, config, set(selected.trained), row, dtype_bytes, on_cpu)
 
     def with_recomputed(count: int) -> TrainingPlan:
         chosen = replace(backward, num_recomputed=count)
-        activations = activation_bytes(architecture, config, dtype_bytes, selected.trained, chosen, row)
-        return TrainingPlan(chosen, replace(memory, activation_bytes=activations), device_bytes)
+        peak = max(_beside_gradients(moment, state, rows) for moment in activations.moments(chosen))
+        return TrainingPlan(chosen, replace(memory, activation_bytes=max(0, round(peak))), device_bytes)
 
     if config.train.recompute == "none":
         return with_recomputed(0)
-    if config.train.recompute == "layers" or keeps_weights:
+    # The backward pass would keep the gathered weights of layers that are not recomputed.
+    if config.train.recompute == "layers" or config.parallel.shard == "parameters":
         return with_recomputed(backward.size)
     plans = map(with_recomputed, range(backward.size + 1))
     return next((plan for plan in plans if plan.memory.fits(device_bytes)), with_recomputed(backward.size))
+
+
+def _beside_gradients(moment: Moment, state: _State, rows: int) -> float:
+    """The activations of a moment, less the gradients that are not there yet.
+
+    In the second row of a step all are, from the first one.
+    """
+    if rows > 1:
+        return moment.activations
+    missing = sum(
+        found
+        for layer, found in state.layer_gradients.items()
+        if (layer < moment.first_layer if layer != REST else not moment.has_vision)
+    )
+    return moment.activations - missing

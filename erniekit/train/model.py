@@ -31,6 +31,7 @@ from erniekit.parallel.data_parallel import DataParallelReducer, GradientReducer
 from erniekit.parallel.expert_parallel import apply_expert_parallel
 from erniekit.parallel.fully_sharded import FullyShardedLayers
 from erniekit.parallel.zero import ZeroReducer
+from erniekit.train.activations import RowShape
 from erniekit.train.describe import (
     describe_backward,
     describe_lora,
@@ -39,7 +40,7 @@ from erniekit.train.describe import (
     describe_quantized,
     describe_vocab,
 )
-from erniekit.train.device_memory import device_memory
+from erniekit.train.device_memory import device_memory, is_cpu
 from erniekit.train.memory import TrainingPlan, plan_training
 from erniekit.train.recompute import BackwardPlan
 from erniekit.train.selection import ParameterSelection, lora_alpha, lora_expert_rank, select_parameters
@@ -71,12 +72,13 @@ def prepare_model(
     log: Callable[[str], None],
     mesh: Mesh | None = None,
     changes: ModelChanges = NO_CHANGES,
+    row: RowShape | None = None,
 ) -> PreparedModel:
     """Load the model, add adapters, freeze what is not trained, and log a description.
 
     checkpoint: the training checkpoint to load weights or adapters from. mesh: the processes that share the model and
-    its rows. changes: to the base's `config.json`. Raises CheckpointError where files do not fit, ConfigError where
-    lora.targets or model.freeze match nothing.
+    its rows. changes: to the base's `config.json`. row: the largest packed sequence of the data. Raises CheckpointError
+    where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
     """
     lora = config.lora
     weights = config.model.directory if lora.enabled or checkpoint is None else checkpoint
@@ -85,7 +87,8 @@ def prepare_model(
     start = find_start_adapter(config, selected.matches, lora_alpha(lora)) if checkpoint is None else None
     dims = mesh.dims if mesh is not None else ParallelDims()
     # Before anything is loaded, so that all memory of a CPU is still free.
-    plan = plan_training(config, changes.apply(before), dtype, selected, dims, _shared_memory(mesh))
+    memory = _shared_memory(mesh)
+    plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, row, on_cpu=is_cpu())
     log(f"model: loading {weights} in {dtype}")
     quantizer = make_quantizer(config.model.quantize)
     model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes, quantizer)
@@ -213,7 +216,7 @@ def describe_model_plan(
     before = ErnieConfig.from_dir(config.model.directory)
     selected = select_parameters(config, before, dtype, changes)
     memory = device_memory(dims.world)
-    plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory)
+    plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, on_cpu=is_cpu())
     _describe(config, selected, plan, dims, log)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from erniekit.config import Config
 from erniekit.config.rules import tenth_of
 from erniekit.data.load.loader import EPOCH_TOLERANCE
@@ -13,6 +16,7 @@ from erniekit.data.load.stream import StreamedRows
 from erniekit.display.text import counted
 from erniekit.errors import ConfigError
 from erniekit.optim.schedule import Schedule, warmup_steps
+from erniekit.train.activations import RowShape
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,28 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
         tokens=tokens,
         schedule=schedule,
     )
+
+
+def largest_row(rows: StoredRows | StreamedRows, max_length: int, merge_size: int = 1) -> RowShape | None:
+    """The largest packed sequence that any order of the data may give; None for a stream, which is not known.
+
+    merge_size: patches a side of an image that become one token.
+    """
+    if not isinstance(rows, StoredRows):
+        return None
+    lengths, patches = rows.dataset.lengths, rows.dataset.patches
+    media = patches / merge_size**2
+    tokens = min(max_length, int(lengths.sum()))
+    # No sequence has a larger share of images than one of its documents.
+    most = min(float(media.sum()), tokens * float((media / np.maximum(1, lengths)).max(initial=0)))
+    return RowShape(tokens, math.ceil(min(tokens, most)), tokens, _usual(lengths), _usual(patches))
+
+
+def _usual(sizes: npt.NDArray[np.int64]) -> int:
+    """The size that half of the sum of all sizes does not exceed; 0 for none."""
+    ordered = np.sort(sizes)
+    sums = np.cumsum(ordered)
+    return int(ordered[np.searchsorted(sums, sums[-1] / 2)]) if len(ordered) and sums[-1] else 0
 
 
 def _check_schedule(schedule: Schedule) -> None:

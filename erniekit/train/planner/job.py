@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.config import Config
+from erniekit.config.rules import router_settings
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.train.activations import RowShape, full_row
 from erniekit.train.distributed import fit_parallel_dims
+from erniekit.train.flops import RowCounts
 from erniekit.train.memory import TrainingPlan, plan_training
 from erniekit.train.selection import ParameterSelection, select_parameters
 
@@ -28,7 +30,8 @@ class Job:
     """A run that is planned. No file is read.
 
     model: the architecture of the checkpoint, and `changes` to it; dtype: "bfloat16" or "float32"; device_bytes: the
-    memory of each device; row: the largest packed sequence of the data, None if the data is not known.
+    memory of each device; row: the largest packed sequence of the data, None if the data is not known; on_cpu: with the
+    kernels of a CPU. rates: FLOPs of parameters by `selection_key`, which jobs with other settings share.
     """
 
     config: Config
@@ -38,6 +41,8 @@ class Job:
     dtype: str = "bfloat16"
     changes: ModelChanges = NO_CHANGES
     row: RowShape | None = None
+    on_cpu: bool = False
+    rates: dict[str, tuple[RowCounts, RowCounts]] = field(default_factory=dict, repr=False, compare=False)
     _selections: dict[str, ParameterSelection] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -53,11 +58,16 @@ class Job:
     @property
     def selected(self) -> ParameterSelection:
         """The parameters. Raises ConfigError as `select_parameters` does."""
-        config = self.config
-        key = f"{config.lora.model_dump_json()} {config.model.freeze} {config.loss} {config.optimizer}"
+        key = self.selection_key
         if key not in self._selections:
-            self._selections[key] = select_parameters(config, self.model, self.dtype, self.changes)
+            self._selections[key] = select_parameters(self.config, self.model, self.dtype, self.changes)
         return self._selections[key]
+
+    @property
+    def selection_key(self) -> str:
+        """The settings on which the parameters depend."""
+        config = self.config
+        return f"{config.lora.model_dump_json()} {config.model.freeze} {router_settings(config)}"
 
     @property
     def largest_row(self) -> RowShape:
@@ -70,7 +80,14 @@ class Job:
         """The memory of each process. Raises ConfigError where the settings do not fit the model or the processes."""
         selected, dims = self.selected, self.dims
         return plan_training(
-            self.config, self.architecture, self.dtype, selected, dims, self.device_bytes, self.largest_row
+            self.config,
+            self.architecture,
+            self.dtype,
+            selected,
+            dims,
+            self.device_bytes,
+            self.largest_row,
+            on_cpu=self.on_cpu,
         )
 
     @property

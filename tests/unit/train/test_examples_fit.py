@@ -11,7 +11,7 @@ from erniekit.create.shapes import released_architecture
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
-from erniekit.train.activations import activation_bytes, full_row
+from erniekit.train.activations import ActivationPlan, full_row
 from erniekit.train.distributed import fit_parallel_dims
 from erniekit.train.memory import MemoryPlan, plan_training
 from erniekit.train.recompute import backward_plan
@@ -101,8 +101,8 @@ def test_activations_follow_what_decides_them() -> None:
     ) -> float:
         backward = replace(backward_plan(architecture, trained), num_recomputed=recomputed)
         config = load_config(path, overrides)
-        row = full_row(config, architecture)
-        return activation_bytes(architecture, config, 2, trained, backward, row) / 2**30
+        plan = ActivationPlan(architecture, config, trained, full_row(config, architecture), 2)
+        return max(moment.activations for moment in plan.moments(backward)) / 2**30
 
     usual = found()
     tokens = 8192

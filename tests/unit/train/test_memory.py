@@ -19,7 +19,7 @@ SPECS = [TensorSpec("a", "BF16", (10, 10)), TensorSpec("b", "BF16", (50,)), Tens
 
 @pytest.mark.parametrize(("rows", "gradients"), [(1, 200 + 20), (2, 200 + 400 + 20)])
 def test_memory(rows: int, gradients: int) -> None:
-    plan = plan_model(SPECS, ["a", "router"], rows_per_step=rows)
+    plan = plan_model(SPECS, ["a", "router"], rows=rows)
     assert (plan.parameters, plan.trained) == (155, 105)
     assert plan.weight_bytes == 200 + 100 + 20
     assert plan.gradient_bytes == gradients
@@ -37,13 +37,13 @@ def test_gradients_of_a_row_wait_for_the_sum_of_their_layer_only() -> None:
         "lm_head.weight": 7,
     }
     specs = [TensorSpec(name, "BF16", (size,)) for name, size in sizes.items()]
-    assert plan_model(specs, list(sizes), rows_per_step=1).gradient_bytes == 2 * (30 + 50 + 7)
-    assert plan_model(specs, list(sizes), rows_per_step=2).gradient_bytes == 4 * (30 + 50 + 7) + 2 * (7 + 50)
+    assert plan_model(specs, list(sizes), rows=1).gradient_bytes == 2 * (30 + 50 + 7)
+    assert plan_model(specs, list(sizes), rows=2).gradient_bytes == 4 * (30 + 50 + 7) + 2 * (7 + 50)
 
 
 def test_a_frozen_copy_for_the_reference_is_counted() -> None:
     adapter = TensorSpec("a.lora_A.weight", "F32", (25,))
-    plan = plan_model([*SPECS, adapter], [adapter.name], rows_per_step=1, reference=True)
+    plan = plan_model([*SPECS, adapter], [adapter.name], rows=1, reference=True)
     assert plan.reference_bytes == 200 + 100 + 20 == plan.weight_bytes - 100
     assert describe_model(plan)[1:] == [
         "memory: weights 420 B, reference model 320 B, gradients 100 B, optimizer 200 B; "
@@ -52,13 +52,13 @@ def test_a_frozen_copy_for_the_reference_is_counted() -> None:
 
 
 def test_a_cached_reference_is_computed_with_the_whole_model_before_training() -> None:
-    plan = plan_model(SPECS, ["b"], rows_per_step=1, cached=True, activations=50)
+    plan = plan_model(SPECS, ["b"], rows=1, cached=True, activations=50)
     training = plan.gradient_bytes + plan.optimizer_bytes
     assert (plan.cached_bytes, training) == (320, 100 + 600)
     assert plan.total_bytes == 320 + 50 + training
     assert "the whole model, 320 B, while it computes the reference" in describe_model(plan)[2]
     # Little is trained: then the model beside the model is the peak.
-    assert plan_model(SPECS, ["router"], rows_per_step=1, cached=True).total_bytes == 640
+    assert plan_model(SPECS, ["router"], rows=1, cached=True).total_bytes == 640
     assert plan.fits(10_000) and not plan.fits(1_000)
 
 
@@ -74,18 +74,18 @@ def test_quantized_weights_are_counted_as_they_are_stored() -> None:
     adapter = specs[3].name
     dense, expert = 10 * (48 + 2 * 2), 20 * (32 + 2)
     others = 5 * 96 * 4 + 100 * 2
-    plan = plan_model(specs, [adapter], rows_per_step=1, reference=True, quantize="int4")
+    plan = plan_model(specs, [adapter], rows=1, reference=True, quantize="int4")
     assert plan.weight_bytes == dense + expert + others + 2 * 96 * 2
     assert plan.reference_bytes == dense + expert + others
     assert plan.parameters == 10 * 96 + 20 * 64 + 5 * 96 + 2 * 96 + 100
-    assert plan_model(specs, [adapter], rows_per_step=1, cached=True, quantize="int4").cached_bytes == (
+    assert plan_model(specs, [adapter], rows=1, cached=True, quantize="int4").cached_bytes == (
         dense + expert + others
     )
-    eight = plan_model(specs, [adapter], rows_per_step=1, quantize="int8").weight_bytes
+    eight = plan_model(specs, [adapter], rows=1, quantize="int8").weight_bytes
     assert eight == 10 * (96 + 2) + 20 * (64 + 2) + others + 2 * 96 * 2
     # Fully sharded over two processes, each gathers two whole layers.
     spread = ShardingPlan(1, 2, 2, "parameters")
-    shards = plan_model(specs, [adapter], rows_per_step=1, sharding=spread, quantize="int4")
+    shards = plan_model(specs, [adapter], rows=1, sharding=spread, quantize="int4")
     assert shards.weight_bytes == (dense + expert) / 2 + others + 2 * 96 * 2
     assert shards.communication_bytes == 2 * (dense + expert) + 2 * 96 * (2 + 4)
     dequantized = replace(plan, dequantized_bytes=1000)
@@ -104,7 +104,7 @@ def test_what_processes_send_each_other_is_counted() -> None:
     names = [spec.name for spec in specs]
 
     def exchanged(spread: ShardingPlan, trained: list[str]) -> int:
-        return plan_model(specs, trained, rows_per_step=4, sharding=spread).communication_bytes
+        return plan_model(specs, trained, rows=4, sharding=spread).communication_bytes
 
     assert exchanged(ShardingPlan(), names) == 0
     assert exchanged(ShardingPlan(2, 4, 2, "gradients"), names) == 6 * 100 + 6 * 30
@@ -141,11 +141,9 @@ def test_memory_of_processes_that_share_a_model() -> None:
     found = []
     for shard in SHARDS:
         # Of 4 processes 2 share the experts, so that 2 have the same ones.
-        plan = plan_model(specs, names, rows_per_step=2, sharding=ShardingPlan(2, 4, 2, shard))
+        plan = plan_model(specs, names, rows=2, sharding=ShardingPlan(2, 4, 2, shard))
         # A copy is spread as the model is.
-        copied = plan_model(
-            specs, names, rows_per_step=2, sharding=ShardingPlan(2, 4, 2, shard), reference=True
-        )
+        copied = plan_model(specs, names, rows=2, sharding=ShardingPlan(2, 4, 2, shard), reference=True)
         assert copied.reference_bytes == plan.weight_bytes - 240 * 4  # the adapter's, which is whole
         found.append((plan.weight_bytes / 4, plan.gradient_bytes / 4, plan.optimizer_bytes / 4))
         assert (plan.parameters, plan.trained) == (1200, 1200)
@@ -161,7 +159,6 @@ def test_experts_of_one_process_alone_are_not_spread() -> None:
     """Nobody else has them: parallel.shard changes nothing."""
     spec = TensorSpec("model.layers.0.mlp.experts.0.up_proj.weight", "BF16", (240,))
     plans = [
-        plan_model([spec], [spec.name], rows_per_step=1, sharding=ShardingPlan(2, 2, 1, shard))
-        for shard in SHARDS
+        plan_model([spec], [spec.name], rows=1, sharding=ShardingPlan(2, 2, 1, shard)) for shard in SHARDS
     ]
     assert plans == [plans[0]] * 4
