@@ -168,18 +168,13 @@ class ActivationPlan:
         # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters also its
         # inputs, results and masks, and sums with adapters; with expert parallelism also the buffers of rows received
         # and sent back.
-        width = self._expert_width(moe.intermediate_sizes)
+        width = max(moe.intermediate_sizes)
         pair = 2 * hidden + 2 * width
         if config.lora.enabled and config.lora.dropout:
             pair += 2 * hidden + 3 * width
         if config.parallel.expert > 1:
             pair += 2 * hidden
-        return b * (elements + round(moe.top_k * pair)) + _WIDE * wide
-
-    def _expert_width(self, widths: Sequence[int]) -> float:
-        """The mean width of the experts of a row's tokens."""
-        share = self.row.media / max(1, self.row.tokens)
-        return widths[0] if len(widths) == 1 else widths[0] * (1 - share) + widths[1] * share
+        return b * (elements + moe.top_k * pair) + _WIDE * wide
 
     def _gradient_elements(self) -> int:
         """The gradients of one layer per token that exist at one time, for the widest kind of layer.
@@ -201,8 +196,9 @@ class ActivationPlan:
         loss = -(-self.row.loss // self.config.parallel.context)
         chunk = min(self.config.loss.chunk_tokens, loss)
         chunks = 1 if chunk == loss else 2
-        # The loss overwrites the logits with their gradient.
-        logits = chunk * self.architecture.vocab_size * self.dtype_bytes
+        # The loss overwrites the logits with their gradient; composed, it has them in float32, too.
+        is_composed = self.config.kernels.backend in ("paddle", "plain") and not self.on_cpu
+        logits = chunk * self.architecture.vocab_size * (self.dtype_bytes + 2 * _WIDE * is_composed)
         return logits + chunks * self._head_gradient_bytes()
 
     def _head_gradient_bytes(self) -> int:

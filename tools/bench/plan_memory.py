@@ -82,7 +82,8 @@ CASES = (
     Case("moe/full/2/expert", "tiny-moe", _MOE, {"train.rows_per_step": 2, "parallel.expert": 2}, 2),
     Case("vl/lora/2/gradients", "tiny-vl", _VL, {**_LORA, "train.rows_per_step": 2, "parallel.shard": "gradients"}, 2),
     Case(
-        "dense/full/4/parameters", "tiny-dense", _DENSE, {**_LAYERS, "train.rows_per_step": 4, "parallel.shard": "parameters"}, 4
+        "dense/full/4/parameters", "tiny-dense", _DENSE,
+        {**_LAYERS, "train.rows_per_step": 4, "parallel.shard": "parameters"}, 4,
     ),
     Case("dense/lora/2/context", "tiny-dense", _DENSE, {**_LORA, "parallel.context": 2}, 2),
 )  # fmt: skip

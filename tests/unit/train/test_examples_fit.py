@@ -84,7 +84,7 @@ def test_a_quantized_base_fits_smaller_cards() -> None:
         trained = p.gradient_bytes + p.optimizer_bytes
         parts = p.weight_bytes, trained, p.activation_bytes + p.dequantized_bytes, p.total_bytes
         assert list(map(float, stated)) == [round(part / GIB, 1) for part in parts], (quantize, rank)
-    assert round(found("int4", "train.rows_per_step=1").total_bytes / GIB, 1) == 38.9
+    assert round(found("int4", "train.rows_per_step=1").total_bytes / GIB, 1) == 37.6
     # 64 experts have 2 x 1536 rows of 2560 columns, in bfloat16.
     assert int4.dequantized_bytes == 64 * 2 * 1536 * 2560 * 2 and none.dequantized_bytes == 0
     # Gradients and optimizer take more than the base; half the rank of experts fits a card of 40 GiB.
@@ -122,9 +122,10 @@ def test_activations_follow_what_decides_them() -> None:
     assert found(trained=("model.norm.weight",), recomputed=0) < found()
     assert found("data.max_length=16384") > 1.8 * usual
     assert found("parallel.context=4") < 0.6 * usual
-    assert found("loss.chunk_tokens=8192") > usual + 2
+    plain = "kernels.backend=plain"
+    assert found("loss.chunk_tokens=8192", plain) > found(plain) + 2
     tower = ("vision_model.patch_embed.proj.weight",)
-    assert found(trained=tower, recomputed=0) > found(recomputed=0) + 55
+    assert found(trained=tower, recomputed=0) > found(recomputed=0) + 45
     assert usual < found(trained=tower) < usual + 8
     head = 103424 * 2560 * 4 / 2**30
     assert found(trained=("model.embed_tokens.weight",)) == pytest.approx(usual + head, rel=0.05)
