@@ -44,6 +44,7 @@ class Group(NamedTuple):
 COMMANDS = {
     "init": Command("erniekit.cli.init", "init", "Create a small model with random weights and a tokenizer."),
     "download": Command("erniekit.cli.download", "download", "Download a model from the Hugging Face hub."),
+    "plan": Command("erniekit.cli.plan", "plan", "Plan memory and time of a run, without GPUs and weights."),
     "train": Command("erniekit.cli.train", "train", "Fine-tune a model from a YAML file."),
     "replay": Command(
         "erniekit.cli.replay", "replay", "Compute saved rows of a run again, to find what is not finite."

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 import typer
 
 from erniekit.cli.train_options import (
+    DEFAULT_GPU,
     ConfigFile,
     Devices,
     DryRun,
+    Force,
     Master,
     NodeRank,
     Nodes,
     NoWeights,
     Overrides,
+    PlannedGpuKind,
+    PlannedGpus,
     Resume,
     ShowAll,
 )
@@ -33,6 +37,9 @@ def train(
     dry_run: DryRun = False,
     no_weights: NoWeights = False,
     show_all: ShowAll = False,
+    force: Force = False,
+    gpus: PlannedGpus = None,
+    gpu: PlannedGpuKind = None,
 ) -> None:
     """Fine-tune a model from a YAML file.
 
@@ -45,13 +52,15 @@ def train(
 
     \b
       erniekit train run.yaml --dry-run
+      erniekit train run.yaml --dry-run --gpus 8 --gpu h100-80gb
       erniekit train run.yaml optimizer.learning_rate=1e-4 data.train=[a.jsonl,b.jsonl]
       erniekit train run.yaml --resume
       erniekit train run.yaml --devices 0,1,2,3 parallel.expert=4
       erniekit train run.yaml --devices cpu:4
       erniekit train run.yaml --nodes 2 --node-rank 0 --master 10.0.0.1:6170    (--node-rank 1 on the other machine)
     """
-    for option, given in (("--no-weights", no_weights), ("--all", show_all)):
+    needs_dry_run = {"--no-weights": no_weights, "--all": show_all, "--gpus": gpus or gpu}
+    for option, given in needs_dry_run.items():
         if given and not dry_run:
             raise typer.BadParameter("it can only be used with --dry-run", param_hint=option)
 
@@ -90,17 +99,26 @@ def train(
                 *([f"model.revision={commit}"] if commit else []),
                 *(["--devices", devices] if devices else []),
             ]
+            if force:
+                arguments.append("--force")
             raise typer.Exit(_run_processes(plan, arguments, resume, Path(settings.train.output_dir)))
         launch.use_device(plan.devices)
 
     if dry_run:
         from erniekit.train.dry_run import dry_run_training
 
-        dry_run_training(settings, processes=processes, no_weights=no_weights, show_all=show_all)
+        target = None
+        if gpus is not None or gpu is not None:
+            from erniekit.train.planner.gpus import find_gpu
+
+            target = (gpus or 1, find_gpu(gpu or DEFAULT_GPU))
+        dry_run_training(
+            settings, processes=processes, no_weights=no_weights, show_all=show_all, target=target
+        )
         return
     from erniekit.train.run import run_training
 
-    raise typer.Exit(run_training(settings, resume=resume))
+    raise typer.Exit(run_training(settings, resume=resume, force=force))
 
 
 def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:

@@ -85,6 +85,32 @@ ShowAll = Annotated[
     ),
 ]
 
+DEFAULT_GPU = "h100-80gb"
+Force = Annotated[
+    bool, typer.Option("--force", help="Start even if the memory plan says that the run cannot fit.")
+]
+Gpus = Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs, one process each.")]
+GpuKind = Annotated[
+    str,
+    typer.Option("--gpu", metavar="NAME", help="Kind of GPU, such as h200-141gb, h100-80gb or l40s-48gb."),
+]
+PlannedGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        min=1,
+        help="With --dry-run: plan memory and time for N GPUs, which need not be here. See erniekit plan.",
+        show_default=False,
+    ),
+]
+PlannedGpuKind = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", metavar="NAME", help="With --gpus: kind of GPU, such as h100-80gb.", show_default=False
+    ),
+]
+
 
 _DEVICES = "--devices 0,1,2,3 names the GPUs, one process each"
 _LAUNCHERS = {

@@ -70,12 +70,16 @@ from erniekit.train.trainer import Hook, Trainer, TrainerSettings
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every part of a run is built from: the configuration, "cpu" or "gpu", the processes, and the console."""
+    """What every part of a run is built from: the configuration, "cpu" or "gpu", the processes, and the console.
+
+    force: start even if the run cannot fit into memory.
+    """
 
     config: Config
     device: str
     dist: DistributedContext
     console: Console
+    force: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -131,6 +135,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         dist.mesh,
         changes,
         _largest_row(config, inputs),
+        force=context.force,
     )
     datasets = [
         rows.dataset

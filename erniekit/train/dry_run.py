@@ -21,17 +21,26 @@ from erniekit.train.distributed import fit_parallel_dims, plan_parallel_dims
 from erniekit.train.inputs import load_inputs
 from erniekit.train.model import check_model, check_start, describe_model_plan
 from erniekit.train.plan import plan_run
+from erniekit.train.planner.command import plan_job
+from erniekit.train.planner.gpus import Gpu
+from erniekit.train.planner.report import plan_lines
 from erniekit.train.selection import select_parameters
 from erniekit.train.trackers.installed import check_installed
 
 
 def dry_run_training(
-    config: Config, *, processes: int = 1, no_weights: bool = False, show_all: bool = False
+    config: Config,
+    *,
+    processes: int = 1,
+    no_weights: bool = False,
+    show_all: bool = False,
+    target: tuple[int, Gpu] | None = None,
 ) -> None:
     """Check configuration, model and data, and print the plan of `run_training` with `processes` processes.
 
-    no_weights: skip checks of files that are missing; show_all: print also settings that are the default. Raises
-    ErnieKitError for whatever is wrong with configuration, data or files.
+    no_weights: skip checks of files that are missing; show_all: print also settings that are the default; target: plan
+    memory and time for this number of GPUs of one kind instead of the devices here. Raises ErnieKitError for whatever
+    is wrong with configuration, data or files.
     """
     log = make_console().log
     check_installed(config.log)
@@ -39,7 +48,10 @@ def dry_run_training(
     if not show_all:
         log("# All other settings are the default; --all prints them.")
     log("")
-    unchecked = _check_model(config, log, processes, no_weights)
+    unchecked = (
+        _check_model(config, log, processes, no_weights) if target is None else _plan(config, log, *target)
+    )
+    processes = processes if target is None else target[0]
     config = config.with_rows(config.num_rows(max(1, processes // config.parallel.context)))
     unchecked += _check_data(config, log, no_weights)
     if no_weights:
@@ -50,6 +62,15 @@ def dry_run_training(
     for line in unchecked:
         log(f"not checked: {line}")
     log("The configuration is valid. Nothing was trained (--dry-run).")
+
+
+def _plan(config: Config, log: Callable[[str], None], gpus: int, gpu: Gpu) -> list[str]:
+    """Memory and time on GPUs that need not be here."""
+    if (config.model.directory / "config.json").is_file():
+        check_model(config.model.directory, log, weights=False)
+    for line in plan_lines(plan_job(config, gpus, gpu), gpu):
+        log(line)
+    return []
 
 
 def _check_model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:

@@ -42,6 +42,8 @@ from erniekit.train.describe import (
 )
 from erniekit.train.device_memory import device_memory, is_cpu
 from erniekit.train.memory import TrainingPlan, plan_training
+from erniekit.train.planner.job import Job
+from erniekit.train.planner.refuse import refuse_what_cannot_fit
 from erniekit.train.recompute import BackwardPlan
 from erniekit.train.selection import ParameterSelection, lora_alpha, lora_expert_rank, select_parameters
 from erniekit.train.start_adapter import find_start_adapter
@@ -73,12 +75,15 @@ def prepare_model(
     mesh: Mesh | None = None,
     changes: ModelChanges = NO_CHANGES,
     row: RowShape | None = None,
+    *,
+    force: bool = False,
 ) -> PreparedModel:
     """Load the model, add adapters, freeze what is not trained, and log a description.
 
     checkpoint: the training checkpoint to load weights or adapters from. mesh: the processes that share the model and
-    its rows. changes: to the base's `config.json`. row: the largest packed sequence of the data. Raises CheckpointError
-    where files do not fit, ConfigError where lora.targets or model.freeze match nothing.
+    its rows. changes: to the base's `config.json`. row: the largest packed sequence of the data. force: load it even if
+    it cannot fit into memory. Raises CheckpointError where files do not fit, ConfigError where lora.targets or
+    model.freeze match nothing, and where the model cannot fit.
     """
     lora = config.lora
     weights = config.model.directory if lora.enabled or checkpoint is None else checkpoint
@@ -89,6 +94,8 @@ def prepare_model(
     # Before anything is loaded, so that all memory of a CPU is still free.
     memory = _shared_memory(mesh)
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, row, on_cpu=is_cpu())
+    if not force:
+        refuse_what_cannot_fit(Job(config, before, dims.world, memory, dtype, changes, row, on_cpu=is_cpu()))
     log(f"model: loading {weights} in {dtype}")
     quantizer = make_quantizer(config.model.quantize)
     model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes, quantizer)

@@ -34,12 +34,13 @@ class StoppedAtOnce(Exception):
         self.status = status
 
 
-def run_training(config: Config, *, resume: bool = False) -> int:
+def run_training(config: Config, *, resume: bool = False, force: bool = False) -> int:
     """Train with the given configuration; returns the process's exit status.
 
     The status is 0, or after an interrupt 130 (Ctrl-C) or 143 (SIGTERM); the run was saved then and can be resumed.
-    resume: continue from the newest complete checkpoint in train.output_dir, or begin where there is none. Raises
-    ErnieKitError for whatever is wrong with configuration, data or files.
+    resume: continue from the newest complete checkpoint in train.output_dir, or begin where there is none. force:
+    start even if the run cannot fit into memory. Raises ErnieKitError for whatever is wrong with configuration, data or
+    files.
     """
     console = make_console()
     worker = worker_from(os.environ)
@@ -63,7 +64,7 @@ def run_training(config: Config, *, resume: bool = False) -> int:
     check_same_model(config, dist)
     console.log(describe_forms(compute_dtype(config.model.dtype, device)))
     try:
-        status = train_together(RunContext(config, device, dist, console), resume=resume)
+        status = train_together(RunContext(config, device, dist, console, force), resume=resume)
     except StoppedAtOnce as stopped:
         return stopped.status
     # Not after a stop at once or an error: other processes may be in the middle of a step. The launcher ends them.

@@ -33,19 +33,19 @@ def test_configuration_and_switches_arrive(calls: list[dict[str, Any]], tmp_path
     path = tmp_path / "run.yaml"
     path.write_text("model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out}\n")
     with pytest.raises(typer.Exit) as ended:
-        train(path, ["optimizer.learning_rate=1e-4"], resume=True)
+        train(path, ["optimizer.learning_rate=1e-4"], resume=True, force=True)
     assert ended.value.exit_code == 130
     train(path, dry_run=True, no_weights=True, show_all=True, devices="cpu:4")
     assert calls[0]["config"].optimizer.learning_rate == 1e-4
     assert [call.keys() - {"config"} for call in calls] == [
-        {"resume"},
-        {"processes", "no_weights", "show_all"},
+        {"resume", "force"},
+        {"processes", "no_weights", "show_all", "target"},
     ]
-    assert calls[0]["resume"]
+    assert calls[0]["resume"] and calls[0]["force"] and calls[1]["target"] is None
     assert (calls[1]["processes"], calls[1]["no_weights"], calls[1]["show_all"]) == (4, True, True)
 
 
-@pytest.mark.parametrize("option", ["no_weights", "show_all"])
+@pytest.mark.parametrize("option", ["no_weights", "show_all", "gpus"])
 def test_options_of_the_dry_run_need_it(option: str, tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="only be used with --dry-run"):
         train(tmp_path / "run.yaml", **{option: True})

@@ -97,7 +97,7 @@ def test_every_gpu_is_used(
     invoke(config)
     assert (started[0]["world"], started[0]["arguments"]) == (8, ["train", str(config)])
     invoke(config, "parallel.device=cpu")
-    assert started[1] == {"device": "cpu", "resume": False}
+    assert started[1] == {"device": "cpu", "resume": False, "force": False}
 
 
 def test_one_process_trains_by_itself(
@@ -119,7 +119,7 @@ def test_a_worker_starts_nothing(
     for name, value in worker_environment(Worker(1, 4, 1, 4, ("127.0.0.1", 5)), None).items():
         monkeypatch.setenv(name, value)
     invoke(config, "--devices", "cpu:4", "--resume")
-    assert started == [{"device": "cpu", "resume": True}]
+    assert started == [{"device": "cpu", "resume": True, "force": False}]
 
 
 def test_a_slurm_task_starts_nothing(
@@ -139,7 +139,7 @@ def test_a_slurm_task_starts_nothing(
         invoke(config, "--devices", "cpu:2")
     assert started == []
     invoke(config, "--resume")
-    assert started == [{"device": "auto", "resume": True}]
+    assert started == [{"device": "auto", "resume": True, "force": False}]
     assert worker_from(os.environ) == Worker(3, 4, 1, 2, ("gpu3", 15007))
     assert os.environ[GPU] == "1"
 

@@ -1,0 +1,37 @@
+"""Refuses a run that cannot fit into memory, before its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from erniekit.errors import ConfigError
+from erniekit.train.describe import format_bytes
+from erniekit.train.planner.job import Job
+from erniekit.train.planner.remedies import find_remedies
+from erniekit.train.planner.report import memory_parts, remedy_lines
+
+
+def refuse_what_cannot_fit(job: Job) -> None:
+    """Raise ConfigError where what a run takes for certain is more than all memory of its device.
+
+    Certain are weights, the reference model, gradients, the optimizer's state, and the activations of the data's
+    largest sequence as if it were text; of data that is not known, none. Buffers of collectives and the share of memory
+    that is kept in reserve are not: a run that is only expected not to fit may try.
+    """
+    memory = job.plan.memory
+    activations = 0
+    if job.row is not None:
+        text = replace(job, row=replace(job.row, media=0, frame=0))
+        activations = text.plan.memory.activation_bytes
+    state = memory.weight_bytes + memory.reference_bytes + memory.gradient_bytes + memory.optimizer_bytes
+    certain = state + activations
+    if certain <= job.device_bytes:
+        return
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory_parts(memory).items())
+    lines = [
+        f"the run does not fit: a process takes about {format_bytes(memory.total_bytes)} of memory ({parts}), at least "
+        f"{format_bytes(certain)}, and has {format_bytes(job.device_bytes)}. Nothing was loaded; --force starts it all "
+        "the same",
+        *remedy_lines(find_remedies(job)),
+    ]
+    raise ConfigError("\n".join(lines))
