@@ -62,7 +62,8 @@ def train(
     needs_dry_run = {"--no-weights": no_weights, "--all": show_all, "--gpus": gpus or gpu}
     for option, given in needs_dry_run.items():
         if given and not dry_run:
-            raise typer.BadParameter("it can only be used with --dry-run", param_hint=option)
+            instead = "; --devices 0,1,2,3 names the GPUs of a run" if option == "--gpus" else ""
+            raise typer.BadParameter(f"it can only be used with --dry-run{instead}", param_hint=option)
 
     from erniekit.checkpoint.download import locate_model
     from erniekit.config import load_config

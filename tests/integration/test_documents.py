@@ -32,6 +32,7 @@ DOCUMENTS = [
     *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md")),
 ]
 COMMANDS = [
+    "plan",
     "train",
     "eval",
     "export",

@@ -2,7 +2,7 @@
 
     python -m tools.bench.plan_memory [--cases NAME ...] [--list]
 
-Each case is a model with random weights, trained for two steps in processes that `erniekit train` would start. Measured
+Each case is a model with random weights, trained for a step in processes that `erniekit train` would start. Measured
 is the peak of a process's resident memory, minus what it held before it built the model: the kernel's own high-water
 mark, which is reset there. So the interpreter, the libraries and the data are not part of it, and load on the machine
 does not change it. The plan is that of `erniekit plan` for float32 on a CPU.
@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _MIB = 2**20
-_STEPS = 2
+_STEPS = 1
 _PORT = 29950
 _RESET_PEAK = "5"  # of /proc/PID/clear_refs, see proc(5)
 
@@ -49,7 +49,7 @@ class Case:
 _DENSE = (
     "hidden_size=512",
     "intermediate_size=1536",
-    "num_hidden_layers=12",
+    "num_hidden_layers=10",
     "num_attention_heads=8",
     "num_key_value_heads=2",
 )
@@ -112,8 +112,6 @@ def main() -> None:
                 f"{found['measured'] / _MIB:.0f} | {found['predicted'] / found['measured']:.2f} |",
                 flush=True,
             )
-            if os.environ.get("PLAN_MEMORY_PARTS"):
-                print(found)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -139,8 +137,7 @@ def _prepare(case: Case, directory: Path) -> None:
     create_model(case.shape, directory / "model", [text], vocab_size=case.vocab, overrides=case.sizes)
     data = directory / "data.jsonl"
     samples = [
-        _chat(seed, case) if case.has_images else {"text": _text(case.documents * 8, seed)}
-        for seed in range(64)
+        _chat(seed, case) if case.has_images else {"text": _text(case.length * 2, seed)} for seed in range(8)
     ]
     data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     settings = {
@@ -190,7 +187,7 @@ def _chat(seed: int, case: Case) -> dict[str, Any]:
 def _start(case: Case, directory: Path, rank: int) -> subprocess.Popen[str]:
     from erniekit.distributed.worker import Worker, worker_environment
 
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "131072"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "1000000"}
     if case.processes > 1:
         worker = Worker(rank, case.processes, rank, case.processes, ("127.0.0.1", _PORT + os.getpid() % 1000))
         environment |= worker_environment(worker, None)
@@ -220,11 +217,11 @@ def _train(file: str, run: str, result: str) -> None:
     prepare, plan = build.prepare_model, model.plan_training
     found: dict[str, Any] = {}
 
-    def prepared(*arguments: Any) -> Any:
+    def prepared(*arguments: Any, **options: Any) -> Any:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
         before["resident"] = _status("VmRSS")
         before["tensors"] = core.host_memory_stat_current_value("Allocated", 0)
-        return prepare(*arguments)
+        return prepare(*arguments, **options)
 
     def planned(*arguments: Any, **options: Any) -> Any:
         found["plan"] = plan(*arguments, **options)
