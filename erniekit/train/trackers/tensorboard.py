@@ -10,10 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, HistogramProto, Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -88,7 +89,8 @@ class TensorBoardTracker:
         if name in self._described:
             return Summary.Value(tag=name, simple_value=value)
         self._described.add(name)
-        metadata = SummaryMetadata(summary_description=describe_metric(name))
+        metadata = create_summary_metadata(display_name=name, description=describe_metric(name))
+        metadata.data_class = DATA_CLASS_SCALAR  # else TensorBoard's fast loader drops the description
         return Summary.Value(tag=name, simple_value=value, metadata=metadata)
 
     def _add(self, step: int, values: Sequence[Summary.Value]) -> None:

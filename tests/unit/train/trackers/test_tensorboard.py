@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.text.text_plugin import text_array_to_html
@@ -44,6 +45,8 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
 
 def test_scalars_have_descriptions(events: EventAccumulator) -> None:
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
+    # The loader that TensorBoard uses by default drops descriptions of other classes.
+    assert events.SummaryMetadata("train/loss").data_class == DATA_CLASS_SCALAR
     described = events.SummaryMetadata("train/loss").summary_description
     assert "Mean loss over all trained tokens" in described and "Unit: nats." in described
     assert "busiest expert" in events.SummaryMetadata("expert_load/text/max").summary_description
