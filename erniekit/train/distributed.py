@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from erniekit.config import Config
+from erniekit.display.text import counted
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import connect, local_mesh
 from erniekit.distributed.parallel_dims import ParallelDims
@@ -49,8 +50,8 @@ def fix_rows(config: Config, dims: ParallelDims, saved: int | None = None) -> Co
         return config.with_rows(config.num_rows(dims.data))
     if saved % dims.data:
         raise ConfigError(
-            f"the run has {saved} packed sequences per step, which is not a multiple of {dims.data}, the number of "
-            f"{_ranks_text(dims.context)} that would resume it: use another number of --devices"
+            f"the run has {counted(saved, 'packed sequence')} per step, which is not a multiple of {dims.data}, "
+            f"the number of {_ranks_text(dims.context)} that would resume it: use another number of --devices"
         )
     return config.with_rows(saved)
 

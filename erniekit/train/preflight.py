@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from erniekit.checkpoint.state import newest_checkpoint, read_state
 from erniekit.config import Config
 from erniekit.models.config import ErnieConfig
-from erniekit.train.distributed import fit_parallel_dims
+from erniekit.train.distributed import fit_parallel_dims, fix_rows
 from erniekit.train.inputs import check_sources
 from erniekit.train.model import check_model, check_start
 from erniekit.train.run_directory import check_run_directory
@@ -19,7 +22,10 @@ def check_before_launch(config: Config, processes: int, *, resume: bool, is_main
     # The main process logs notes.
     check_model(config.model.directory, lambda line: None)
     model = ErnieConfig.from_dir(config.model.directory)
-    fit_parallel_dims(config, model, processes)
+    dims = fit_parallel_dims(config, model, processes)
+    checkpoint = newest_checkpoint(Path(config.train.output_dir)) if resume else None
+    if checkpoint is not None:
+        fix_rows(config, dims, read_state(checkpoint).identity.get("train.rows_per_step"))
     if not config.model.resize_vocab:
         # Otherwise the tokenizer decides which matrices are trained.
         select_parameters(config, model, "float32")

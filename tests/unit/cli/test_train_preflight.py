@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,3 +58,16 @@ def test_an_error_comes_once_before_anything_starts(
 def test_the_processes_start_where_nothing_is_wrong(started: list[Any]) -> None:
     assert erniekit("train", "run.yaml", "--devices", "cpu:4", "parallel.expert=2").returncode == 0
     assert started[0][0].world == 4
+
+
+def test_a_resumed_run_keeps_its_packed_sequences(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = SimpleNamespace(identity={"train.rows_per_step": 1})
+    monkeypatch.setattr("erniekit.train.preflight.newest_checkpoint", lambda run: run / "checkpoint-000001")
+    monkeypatch.setattr("erniekit.train.preflight.read_state", lambda checkpoint: state)
+    result = erniekit("train", "run.yaml", "--resume", "--devices", "cpu:2")
+    assert result.returncode == 1 and not started
+    assert "the run has 1 packed sequence per step, which is not a multiple of 2" in result.stderr
+    state.identity["train.rows_per_step"] = 6
+    assert erniekit("train", "run.yaml", "--resume", "--devices", "cpu:2").returncode == 0
