@@ -181,7 +181,7 @@ def _read_columns(info: TensorInfo, columns: Columns, start: int, stop: int) -> 
     # Rows of the stored matrix, and columns of it that are wanted.
     first, last = (0, info.shape[1]) if columns.transposed else (start, stop)
     wanted = slice(start, stop) if columns.transposed else slice(0, info.shape[1])
-    most = max(_TRANSPOSED_ROWS, _BLOCK // row_bytes // _TRANSPOSED_ROWS * _TRANSPOSED_ROWS)
+    most = max(_TRANSPOSED_ROWS, _BLOCK // max(row_bytes, 1) // _TRANSPOSED_ROWS * _TRANSPOSED_ROWS)
     for row in range(first, last, most):
         block = np.empty((min(most, last - row), columns.width), array.dtype)
         _read_into(block, info, info.offset + row * row_bytes)

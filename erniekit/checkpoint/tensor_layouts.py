@@ -250,7 +250,8 @@ def _from_transformers(name: str, info: TensorInfo, config: ErnieConfig) -> list
     for theirs, ours in TRANSFORMERS_NAMES:
         name = name.replace(theirs, ours)
     stacked = _STACKED.search(name)
-    if stacked is not None and len(info.shape) == 3 and config.moe is not None:
+    # A shape without values may name any number of experts.
+    if stacked is not None and len(info.shape) == 3 and info.nbytes and config.moe is not None:
         first = config.moe.num_experts if stacked[1].startswith("vision") else 0
         path = f"{name[: stacked.start(1)]}experts"
         leaves = ("gate_proj", "up_proj") if stacked[2] == "gate_up_proj" else ("down_proj",)

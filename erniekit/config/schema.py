@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """The checkpoint to start from."""
 
     path: PathText = Field(
-        description="Directory of the checkpoint, in Hub layout, relative to the working directory; or a repository of "
+        description="Directory of the checkpoint, in any layout, relative to the working directory; or a repository of "
         "the Hugging Face hub, such as baidu/ERNIE-4.5-0.3B-PT, if there is no such directory. It is downloaded into "
         "the hub's cache (HF_HOME) unless it is there; `erniekit download` updates it."
     )

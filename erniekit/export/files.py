@@ -288,7 +288,7 @@ def _warnings(target: Path, config: ErnieConfig, layout: CheckpointLayout) -> li
         warnings.append(
             "no *.py files in the base model: vLLM, SGLang and FastDeploy need those of the released model for the hub "
             "layout. Copy them from it, where they are after `erniekit download REPO --to DIR` (REPO such as "
-            "baidu/ERNIE-4.5-VL-28B-A3B-PT), or use --layout transformers, which needs none"
+            "baidu/ERNIE-4.5-VL-28B-A3B-PT), or choose the layout transformers, which needs none"
         )
     code = remote_code_note(target)
     if code is not None:

@@ -46,9 +46,10 @@ def unstack(info: TensorInfo, name: str, leaf: str, rank: int) -> Iterator[Tenso
     found = STACKED_NAME.match(name)
     assert found is not None
     half, leaves = found["half"], LEAVES[leaf]
-    total = info.shape[0 if half == "A" else -1] if len(info.shape) == 2 else 0
-    experts, remainder = divmod(total, rank)
-    if not experts or remainder or (half == "B" and info.shape[0] % len(leaves)):
+    # A shape without values may name any number of experts.
+    total = info.shape[0 if half == "A" else -1] if len(info.shape) == 2 and info.nbytes else 0
+    experts, remainder = divmod(total, max(rank, 1))
+    if rank < 1 or not experts or remainder or (half == "B" and info.shape[0] % len(leaves)):
         raise CheckpointError(
             f"{info.file}: {name} is {list(info.shape)}, which is no adapter of rank {rank} on {leaf} of experts"
         )

@@ -195,6 +195,18 @@ def test_tensors_that_are_no_adapter_of_a_linear_module(
         find_model(tmp_path / "adapter").load()
 
 
+@pytest.mark.parametrize("shape", [(1 << 20, 0), (6, 2)])
+def test_stacked_experts_of_impossible_shapes(
+    tmp_path: Path, models: dict[str, Path], shape: tuple[int, int]
+) -> None:
+    write(models["moe"], tmp_path / "adapter", ["q_proj"])
+    name = f"{PREFIX}model.layers.1.mlp.experts.lora_A.weight"
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    write_safetensors(file, [TensorSpec(name, "F32", shape)], lambda _: np.zeros(shape, np.float32))
+    with pytest.raises(CheckpointError, match="which is no adapter of rank 4"):
+        read_adapter_index(tmp_path / "adapter")
+
+
 def test_names_of_transformers_classes_are_read(tmp_path: Path, models: dict[str, Path]) -> None:
     directory = tmp_path / "adapter"
     write(
