@@ -7,8 +7,10 @@ destructor it is swallowed, and the signal is lost.
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -66,3 +68,23 @@ class InterruptGuard:
         self.requested, self._received_at = signal.Signals(number), now
         if self._on_signal is not None:
             self._on_signal(self.requested.name)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises SystemExit with status 143, so that files which are not complete are removed.
+
+    Has no effect outside the main thread, where signals are not handled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -18,6 +18,7 @@ from erniekit.checkpoint.tensor_layouts import StoredTensor
 from erniekit.config.choices import CheckpointLayout
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError
+from erniekit.interrupt import exit_on_sigterm
 
 # FastDeploy and ERNIEKit read files that say so; the loaders of torch's layouts want "pt".
 FILE_FORMATS: dict[CheckpointLayout, str] = {"hub": "pt", "transformers": "pt", "paddle": "np"}
@@ -107,10 +108,11 @@ def replacing(output: Path, nbytes: int) -> Iterator[Path]:
                 f"{output}: the disk has {free / 1e9:,.1f} GB free and {needed / 1e9:,.1f} GB are needed; "
                 "free some, or choose a directory on another disk"
             )
-        aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        aside.chmod(0o755)
-        yield aside
-        aside.replace(output)
+        with exit_on_sigterm():
+            aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+            aside.chmod(0o755)
+            yield aside
+            aside.replace(output)
     except OSError as error:
         raise CheckpointError(f"{output}: it cannot be written: {error.strerror or error}") from error
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,20 @@ def test_a_disk_that_is_too_small(
     with pytest.raises(CheckpointError, match=r"the disk has 0\.0 GB free and 0\.1 GB are needed"):
         convert_model(models["dense"], tmp_path / "out", "hub")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_conversion_that_is_terminated_leaves_nothing(models: dict[str, Path], tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        convert_model(
+            models["dense"],
+            tmp_path / "out",
+            "hub",
+            progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM),
+        )
+    assert stopped.value.code == 143
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_interrupted_conversion_leaves_nothing(models: dict[str, Path], tmp_path: Path) -> None:
