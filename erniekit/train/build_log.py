@@ -16,6 +16,7 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.train.console import Console
+from erniekit.train.flops import device_peak_flops
 from erniekit.train.hooks.report import ReportHook
 from erniekit.train.inputs import Inputs
 from erniekit.train.metrics_writer import MetricsWriter
@@ -98,7 +99,9 @@ def build_report_hook(
         config,
         layout,
         data_lines(inputs, plan, config),
-        environment_lines(device, dist.mesh.world.size, describe_forms(dtype)),
+        environment_lines(
+            device_peak_flops(dtype, None, device)[1], dist.mesh.world.size, describe_forms(dtype)
+        ),
         [] if answers is None else answers.samples,
     )
     return ReportHook(parts, writer, console)

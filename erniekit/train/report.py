@@ -134,7 +134,7 @@ def data_lines(inputs: Inputs, plan: RunPlan, config: Config) -> list[str]:
 
 
 def environment_lines(device: str, processes: int, kernels: str) -> list[str]:
-    """Versions, machine and devices."""
+    """Versions, machine and devices. device: its name."""
     versions = [f"erniekit {__version__}", f"Python {platform.python_version()}"]
     for package in ("paddlepaddle-gpu", "paddlepaddle", "transformers", "numpy"):
         try:

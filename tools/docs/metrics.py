@@ -23,6 +23,7 @@ A run writes its metrics, under the names below, to
 - TensorBoard (`log.tensorboard`): `tensorboard --logdir RUN/tensorboard`. The tab Custom Scalars has the charts by
   subject, with `train/loss` first. The tab Text has the settings and the first training samples with their trained
   tokens in bold. With `eval.samples`, the tab Images has answers under their images, and the tab Text all of them.
+  Chinese characters in Images need a font such as Noto Sans CJK on the machine.
 - `report.html` in the run's directory (`log.report`), at the end and after an interrupt: one page with curves, answers,
   data, settings and the next commands.
 - Weights & Biases and SwanLab, see below.

@@ -10,6 +10,7 @@ from erniekit.display.text import clipped
 from erniekit.train.trackers.tracker import ShownAnswer
 
 _WIDTH, _GAP, _FONT_SIZE, _MOST_LINES = 320, 8, 15, 4
+_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf")
 _INK, _SOFT, _PAPER = "#1b1f24", "#5c6470", "#ffffff"
 
 
@@ -32,6 +33,12 @@ def draw_answer(answer: ShownAnswer) -> Image.Image:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font of this machine with Chinese characters if there is one, else Pillow's own."""
+    for name in _FONTS:
+        try:
+            return ImageFont.truetype(name, _FONT_SIZE)
+        except OSError:
+            continue
     return ImageFont.load_default(_FONT_SIZE)
 
 
