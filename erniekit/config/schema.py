@@ -385,8 +385,8 @@ class CheckpointConfig(Section):
     )
     background: bool = Field(
         True,
-        description="Copy a checkpoint to the machine's memory and write it while training goes on. If memory is too "
-        "small for the copy, training waits, and the log says so.",
+        description="Copy a checkpoint to the machine's memory and write it while training goes on; the memory is kept "
+        "for the next one. If memory is too small for the copy, training waits, and the log says so.",
     )
     shared: bool = Field(
         True,

@@ -6,8 +6,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import paddle
 
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
+from erniekit.checkpoint.host_copy import HostCopy
 from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
 from erniekit.checkpoint.manifest import FileRecord, size_problem
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter
@@ -56,7 +56,6 @@ Log = Callable[[str], None]
 # Of the free memory of the machine, the share that a copy of the checkpoint may take.
 _MEMORY_SHARE = 0.8
 _POLL_SECONDS = 0.1
-_COPY_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ class Checkpointer:
         )
         self._run_dir = Path(config.train.output_dir)
         self._unfinished: _Save | None = None
+        self._copy = HostCopy()
         self._removal: threading.Thread | None = None
         # Finishing a save takes no messages; after an error the watchdog's thread may do it.
         self._finishing = threading.Lock()
@@ -122,7 +122,9 @@ class Checkpointer:
         files, arrays = self._files(directory)
         in_background = self._config.checkpoint.background and self._fits_in_memory(files)
         if in_background:
-            arrays = _drain(deque(_copied(arrays)))
+            # On a GPU they are copies already.
+            on_cpu = paddle.get_device() == "cpu"
+            arrays = iter(self._copy.copy(arrays)) if on_cpu else _drain(deque(arrays))
         rank = self._dist.mesh.rank
         waited_for = rank in self._writers()
         writer = FileWriter(directory, files, arrays, rank if waited_for else None)
@@ -364,7 +366,7 @@ class Checkpointer:
 
     def _fits_in_memory(self, files: Sequence[PlannedFile]) -> bool:
         """Whether the files of this process fit into the memory of the machine; says so if they do not."""
-        needed = sum(file.size for file in files)
+        needed = sum(file.size for file in files) - self._copy.nbytes
         free = int(host_memory(self._dist.mesh.local_size) * _MEMORY_SHARE)
         if needed > free:
             self._log(
@@ -384,14 +386,6 @@ def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], s
         time.sleep(_POLL_SECONDS)
     # It may have written its part and ended between the two.
     return part or read_part(directory, rank)
-
-
-def _copied(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Arrays that training does not change: on a CPU they are views of tensors, which threads copy."""
-    if paddle.get_device() != "cpu":
-        return list(arrays)
-    with ThreadPoolExecutor(_COPY_THREADS) as pool:
-        return list(pool.map(np.copy, arrays))
 
 
 def _drain(arrays: deque[np.ndarray]) -> Iterator[np.ndarray]:

@@ -2,10 +2,11 @@
 
     python tools/bench/checkpoint.py [--gigabytes 8] [--processes 1 4]
 
-A dense model with random weights is trained with full fine-tuning, and saved three times while training waits, and
-three times in the background. Several processes share weights and optimizer (parallel.shard: parameters). In the
+A dense model with random weights is trained with full fine-tuning, and saved four times while training waits, and
+four times in the background. Several processes share weights and optimizer (parallel.shard: parameters). In the
 background, saves are as many steps apart as take twice the time of a save that training waits for: each save has ended
-before the next one begins, and overlaps only with steps. The last one is left out, since the run waits for it.
+before the next one begins, and overlaps only with steps. The last one is left out, since the run waits for it, and so
+is the first one, which allocates the memory of the copy; its time is in parentheses.
 
 The rates are those of all processes together, beside that of a plain copy of the checkpoint to the same disk, which is
 synced as well. "Training waited" counts the copy to memory and the work of the main process at the end. Memory is the
@@ -76,6 +77,7 @@ class Saves:
     size: int
     save_seconds: float
     waited: float
+    first_waited: float
     step_seconds: float
     copy_seconds: float
     peak: float
@@ -87,7 +89,8 @@ class Saves:
         return (
             f"{self.processes} processes, {how:10}  {self.size / 1e9:5.2f} GB saved in {self.save_seconds:5.1f} s: "
             f"{rate:5.0f} MB/s, {rate / copy_rate:4.0%} of a copy ({copy_rate:.0f} MB/s); a step takes "
-            f"{self.step_seconds:4.1f} s; peak {self.peak:5.2f} GiB; training waited {self.waited:5.2f} s"
+            f"{self.step_seconds:4.1f} s; peak {self.peak:5.2f} GiB; training waited {self.waited:5.2f} s "
+            f"({self.first_waited:.2f} s)"
         )
 
 
@@ -104,7 +107,7 @@ def _measure(directory: Path, data: Path, processes: int, *, every: int, backgro
         "data.max_length": 64,
         "data.workers": 0,
         "train.output_dir": str(run),
-        "train.max_steps": 3 * every,
+        "train.max_steps": 4 * every,
         "train.rows_per_step": processes,
         "train.recompute": "layers",
         "checkpoint.save_every": every,
@@ -121,7 +124,7 @@ def _measure(directory: Path, data: Path, processes: int, *, every: int, backgro
     if finished.returncode:
         raise SystemExit(finished.stdout[-2000:] + finished.stderr[-2000:])
     saves = _SAVED.findall(finished.stdout)
-    counted = saves[:-1] if background else saves
+    counted = saves[1:-1]
     seconds, waited = (statistics.median(float(save[place]) for save in counted) for place in (1, 2))
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     logs = [run / "log.jsonl", *(run / "logs").glob("rank-*/log.jsonl")]
@@ -133,7 +136,8 @@ def _measure(directory: Path, data: Path, processes: int, *, every: int, backgro
     copy_seconds = statistics.median(_copy(checkpoint, directory / "copy") for _ in range(3))
     shutil.rmtree(run)
     step_seconds = statistics.median(line["train/step_seconds"] for line in lines)
-    return Saves(processes, background, size, seconds, waited, step_seconds, copy_seconds, peak)
+    first = float(saves[0][2])
+    return Saves(processes, background, size, seconds, waited, first, step_seconds, copy_seconds, peak)
 
 
 def _copy(source: Path, target: Path) -> float:
