@@ -11,7 +11,7 @@ import typer
 from erniekit.checkpoint.weights import load_model
 from erniekit.cli.verify import verify
 from erniekit.errors import VerifyError
-from erniekit.export.engines.process import VLLM, Environment, find_python
+from erniekit.export.engines.process import LLAMA, VLLM, Environment, find_python
 from erniekit.export.export import export_model
 from tests.adapters import write_adapter
 from tests.models import apply_lora
@@ -55,6 +55,16 @@ def test_vllm_answers_as_the_run(tuned: tuple[Path, Path], capsys: pytest.Captur
     verify(export, source=adapter, engine=["transformers", "vllm"], trust_remote_code=True)
     printed = capsys.readouterr().out
     assert "FAIL" not in printed and "vLLM 0.32" in printed
+
+
+def test_llama_cpp_answers_as_the_run(tuned: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    needs(LLAMA)
+    adapter, export = tuned
+    if "vl" in export.parent.name:
+        pytest.skip("llama.cpp has no ERNIE vision-language models")
+    verify(export, source=adapter, engine=["llama.cpp"])
+    printed = capsys.readouterr().out
+    assert "FAIL" not in printed and "llama.cpp (0.3" in printed
 
 
 def test_the_fault_of_the_cpu_router_shows(

@@ -86,6 +86,15 @@ def compare(engine: str, prompt: Prompt, expected: PaddleAnswer, found: Answer, 
             remark = "reads other tokens than training"
         return Row(engine, prompt.name, "FAIL", "other prompt", None, f"its processor {remark}")
     total = len(wanted.tokens)
+    if len(found.tokens) != total:
+        return Row(
+            engine,
+            prompt.name,
+            "FAIL",
+            f"{len(found.tokens)} tokens",
+            None,
+            f"its answer has not {total} tokens",
+        )
     pairs = zip(wanted.tokens, found.tokens, strict=True)
     same = next((place for place, (own, theirs) in enumerate(pairs) if own != theirs), total)
     mine = np.array(wanted.prompt_logprobs + wanted.logprobs[:same])

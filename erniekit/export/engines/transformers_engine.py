@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -39,9 +40,9 @@ def transformers_answers(
 
 
 def _answers(
-    model: torch.nn.Module, prompts: Sequence[Prompt], spec: MediaSpec | None, max_new_tokens: int
+    model: Any, prompts: Sequence[Prompt], spec: MediaSpec | None, max_new_tokens: int
 ) -> Iterator[tuple[str, Answer]]:
-    # Explicit settings, so that the generation_config.json of the directory has no effect.
+    # Explicit settings: what is None here, such as the end tokens, is taken from the model otherwise.
     greedy = transformers.GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -50,6 +51,7 @@ def _answers(
         return_dict_in_generate=True,
         output_logits=True,
     )
+    model.generation_config = greedy
     for prompt in prompts:
         inputs = torch_inputs(load_row([prompt.document], spec), spec)
         ids = inputs["input_ids"][0]

@@ -77,6 +77,7 @@ def test_differences_between_two_answers(prompts: dict[str, Prompt]) -> None:
     ) and remark == "log-probabilities differ by 0.01, allowed 0.001"
     nan = compared(dataclasses.replace(own.answer, logprobs=[float("nan"), -0.25]))
     assert nan[0] == "FAIL"
+    assert compared(answer([4], -0.5))[1:] == ("1 tokens", "its answer has not 2 tokens")
     assert compared(Answer(error="no room"))[2] == "no room"
     longer = compared(dataclasses.replace(own.answer, input_ids=[1, 2, 3, 3]))
     assert longer[2] == "its processor reads 4 tokens, training 3"
