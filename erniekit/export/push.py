@@ -19,6 +19,7 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.adapter import export_adapter
 from erniekit.export.card import RunFacts, find_licence, model_card, read_metrics
 from erniekit.export.export import export_model, resolve_source
+from erniekit.export.quantized import check_quantized, model_config, read_quantization
 from erniekit.generation.load import base_directory, find_checkpoint
 from erniekit.local_files import read_json_object, refuse_placeholders
 from erniekit.lora.adapters import is_adapter_directory, read_adapter
@@ -141,6 +142,9 @@ def _upload(
             )
         else:
             base = stated
+    elif (quantization := read_quantization(directory)) is not None:
+        check_quantized(directory, quantization)
+        config = model_config(directory)
     else:
         config, _ = open_model(directory)
     card = None

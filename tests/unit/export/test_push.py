@@ -7,14 +7,18 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from erniekit.checkpoint.download import download_model
+from erniekit.checkpoint.hub import read_array, read_index, write_shards
 from erniekit.checkpoint.model_files import open_model
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import export_model
 from erniekit.export.push import prepare_upload, upload
+from erniekit.export.quantized import Quantization
+from erniekit.models.specs import TensorSpec
 from tests.command import erniekit
 from tests.hub_server import Hub, files_of, serving
 from tests.unit.export.conftest import Copy, write_state
@@ -110,6 +114,19 @@ def test_a_dry_run_uploads_nothing(hub: Hub, models: dict[str, Path], run: Path)
     assert "README.md (new)" in finished.stdout and "model-00001-of-00001.safetensors" in finished.stdout
     assert "pipeline_tag: image-text-to-text" in finished.stdout
     assert not hub.requests
+
+
+def test_a_quantized_export_is_checked_and_uploaded(models: dict[str, Path], tmp_path: Path) -> None:
+    export_model(models["dense"], tmp_path / "out", quantization=Quantization(8))
+    with prepare_upload(tmp_path / "out", NAME) as found:
+        assert {"config.json", "model-00001-of-00001.safetensors", "README.md"} <= found.files.keys()
+    tensors = {name: read_array(info) for name, info in read_index(tmp_path / "out").items()}
+    del tensors[next(name for name in tensors if name.endswith("weight_scale"))]
+    types = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
+    specs = [TensorSpec(name, types[array.dtype], array.shape) for name, array in tensors.items()]
+    write_shards(tmp_path / "out", specs, tensors.__getitem__)
+    with pytest.raises(CheckpointError, match="weight_scale"), prepare_upload(tmp_path / "out", NAME):
+        pass
 
 
 def test_an_adapter_and_a_card_that_is_there(hub: Hub, models: dict[str, Path], tmp_path: Path) -> None:
