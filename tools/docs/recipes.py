@@ -18,12 +18,12 @@ from erniekit.config import load_config
 from erniekit.create.shapes import released_architecture
 from erniekit.models.config import ErnieConfig
 from erniekit.train.memory import MemoryPlan
+from erniekit.train.planner.gpus import GIB, GPUS
 from erniekit.train.planner.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "recipes.md"
 CONFIGS = ROOT / "examples" / "configs"
-GIB = 2**30
 MODELS = (
     "ERNIE-4.5-0.3B",
     "ERNIE-4.5-21B-A3B",
@@ -49,7 +49,8 @@ erniekit train examples/configs/ERNIE-4.5-0.3B/sft/run_sft_lora_8k.yaml data.tra
   `parallel.context` of the file divide: `train.tokens_per_step` is rounded up to one packed sequence per data-parallel
   rank. With `N nodes`, run the command on every node with `--nodes N --node-rank R --master HOST:PORT`.
 - **Memory** is what the memory plan of `--dry-run` expects per GPU, in GiB, with packed sequences of image tokens only
-  for vision-language models. The plan may use 92% of a GPU.
+  for vision-language models. It may use 92% of the memory that a GPU of the size has: 79.1 GiB of 80 GB, 44.4 GiB of
+  48 GB, 139.8 GiB of 141 GB. `erniekit plan FILE --gpus 8 --gpu h100-80gb` shows the parts.
 - **Learning rates** are those of ERNIEKit's configurations or documentation; the comment beside each says which.
 - Long variants use `parallel.context`, so that several GPUs share each packed sequence.
 - The layouts are tested with small models on CPU processes. None of these files was run with released weights on the
@@ -59,7 +60,7 @@ erniekit train examples/configs/ERNIE-4.5-0.3B/sft/run_sft_lora_8k.yaml data.tra
 
 @dataclass(frozen=True)
 class Machines:
-    """Nodes of GPUs of one size. size: GB of a GPU, as its name says, which are GiB."""
+    """Nodes of GPUs of one size. size: GB of a GPU, as its name says."""
 
     nodes: int
     gpus: int
@@ -72,8 +73,8 @@ class Machines:
 
     @property
     def bytes(self) -> int:
-        """The memory of a GPU."""
-        return self.size * GIB
+        """The memory of the smallest GPU of this size, which is less than the size."""
+        return min(gpu.memory for gpu in GPUS if gpu.name.endswith(f"-{self.size}gb"))
 
     def __str__(self) -> str:
         nodes = "" if self.nodes == 1 else f"{self.nodes} nodes of "
