@@ -150,6 +150,11 @@ def test_what_a_dockerfile_uses_exists(name: str) -> None:
     known = {target for group in targets for target in group.split()}
     for target in re.findall(r"\bmake ([\w-]+)", "\n".join(lines)):
         assert target in known, target
+    # What make reads to install is copied before it runs.
+    (needed,) = re.findall(r"^\$\(CORE_STAMP\): (.*)$", text_of("Makefile"), re.M)
+    early = " ".join(lines[: lines.index("RUN make install")]).split()
+    for file in needed.split():
+        assert file.startswith("$") or file in early or file.split("/")[0] in early, file
     (version,) = set(re.findall(r"paddlepaddle(?:-gpu)?==([\d.]+)", text_of("setup.cfg")))
     for pinned in re.findall(r"paddlepaddle(?:-gpu)?==([\d.]+)", "\n".join(lines)):
         assert pinned == version
