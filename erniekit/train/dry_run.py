@@ -117,7 +117,7 @@ def _check_released(config: Config, dtype: str, log: Callable[[str], None], proc
     # A configuration may be checked on a machine with fewer devices than it is for.
     least = math.lcm(config.parallel.expert, config.parallel.context)
     fit_parallel_dims(config, architecture, least * math.ceil(processes / least))
-    unchecked = [f"the files of the model ({absent}), memory"]
+    unchecked = [f"the files of the model ({absent})", "memory, which `erniekit plan` plans for any GPUs"]
     if processes % least:
         unchecked.append(
             f"the number of devices, {processes} here: parallel.expert and parallel.context need a multiple of {least}"
