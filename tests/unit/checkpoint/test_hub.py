@@ -43,6 +43,7 @@ def test_one_file_without_index_is_read(tmp_path: Path) -> None:
     assert set(hub.read_index(tmp_path)) == set(ARRAYS)
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_to_nearest_even_and_widens_exactly() -> None:
     torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).standard_normal(5000).astype(np.float32) * 1e3

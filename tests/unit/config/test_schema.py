@@ -74,6 +74,7 @@ PATHS = TEXTS.filter(
 ) | st.sampled_from(["$$a", "${HOME}/b", "~/c"])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     path=PATHS,

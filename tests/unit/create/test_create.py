@@ -155,6 +155,7 @@ def test_a_full_disk_is_noticed_before_it_is_full(
         create_model("tiny-dense", tmp_path / "new", [text_file])
 
 
+@pytest.mark.slow
 def test_images_are_read_as_transformers_reads_them(tiny: Callable[[str], Path]) -> None:
     module = pytest.importorskip(
         "transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe",

@@ -45,6 +45,7 @@ def tokens(trained: TrainedTokenizer, text: str) -> list[str]:
 LIKE_TRAINING = st.text(alphabet=st.sampled_from("aban xyc-.\n01 the图片红\u2581\té"), max_size=60)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(text=st.one_of(LIKE_TRAINING, st.text(max_size=40)))
 def test_both_forms_give_the_same_ids(

@@ -41,6 +41,7 @@ def nested_config(flat: dict[str, Any]) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "model_class"),
     [

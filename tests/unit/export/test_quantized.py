@@ -137,6 +137,7 @@ def test_what_cannot_be_quantized(models: dict[str, Path], copy: Copy, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_the_loss_before_and_after(
     models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

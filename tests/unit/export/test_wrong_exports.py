@@ -165,6 +165,7 @@ BY_VALUES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BY_VALUES)
 def test_found_by_the_base_model(bases: dict[str, Path], tmp_path: Path, fault: str) -> None:
     family, edit, words = BY_VALUES[fault]
@@ -195,6 +196,7 @@ def source_checks(directory: Path, source: Path) -> list[str]:
     return [check.status for check in check_source(directory, source)]
 
 
+@pytest.mark.slow
 def test_found_by_the_source(bases: dict[str, Path], tmp_path: Path) -> None:
     """Faults that names, shapes and a comparison of two engines on the export cannot show."""
     train_adapter(bases["moe"], tmp_path / "adapter", ["q_proj", "down_proj"])

@@ -21,6 +21,7 @@ def text_of(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="MkDocs is not installed")
 def test_the_site_has_every_page_and_fetches_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -36,6 +36,7 @@ def test_programs_see_what_transformers_gives_them() -> None:
         assert render_chat(PROGRAM, messages, given, tokenizer.special_tokens_map) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "message"),
     [
