@@ -29,7 +29,6 @@ MEDIA = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
-    "attention": {"enabled": True, "rank": 32, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
     "experts": {"enabled": True, "rank": 32},
 }
 
@@ -48,10 +47,8 @@ class Measured(NamedTuple):
 
 CASES = [
     Measured("full", 421, 17.1, 11265),
-    Measured("attention", 57.8, None, 19875),
     Measured("experts", 74.6, 15.1, 18368),
     Measured("experts", 99.7, None, 23354, recompute="none"),
-    Measured("experts", 49.5, None, 16066, quantize="int8"),
     Measured("experts", 36.7, None, 16172, quantize="int4"),
     Measured("full", 446, None, 7634, images=IMAGES),
     Measured("experts", 76.5, None, 14759, images=IMAGES),
