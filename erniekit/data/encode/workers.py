@@ -164,7 +164,7 @@ class Workers:
                 )
                 raise DataError(
                     f"a worker process of the data gives no result for {name(item)} in {seconds:.0f} s: {reason}. "
-                    "Resume the run when that is mended; data.workers: 0 does the work in the main process"
+                    "Resume the run once it is fixed; data.workers: 0 does the work in the main process"
                 )
             if seconds >= said:
                 self._say(f"waiting for a worker process of the data for {seconds:.0f} s: {name(item)}")
