@@ -101,7 +101,8 @@ def _read_new_file(origin: str, chain: tuple[str, ...], read: dict[str, LocatedV
             names = " -> ".join((*base_chain, base))
             raise ConfigError(f"{location}: extends: circular reference: {names}")
         if not os.path.isfile(base):
-            own.problems.append(Problem(location or Location(origin, 1), "extends", f"no such file: {base}"))
+            detail = f"no such file: {base}; a relative path starts at the directory of the file that has it"
+            own.problems.append(Problem(location or Location(origin, 1), "extends", detail))
             continue
         settings.merge(_read_file(base, base_chain, read))
     settings.merge(own)

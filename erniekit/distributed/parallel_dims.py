@@ -41,7 +41,8 @@ class ParallelDims:
             if self.world % degree:
                 raise ConfigError(
                     f"parallel.{name} is {degree}, which does not divide the {processes_text(self.world)} of this run "
-                    f"(--devices); use {_choices(_divisors(self.world))}, or another number of --devices"
+                    f"(--devices); use {_choices(_divisors(self.world))}, or another number of --devices (of a plan: "
+                    "--gpus)"
                 )
         if heads is not None and not _divides_heads(self.context, *heads):
             fitting = [degree for degree in _divisors(self.world) if _divides_heads(degree, *heads)]

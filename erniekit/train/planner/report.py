@@ -78,7 +78,10 @@ def plan_json(job: Job, gpu: Gpu, *, search: bool = False) -> dict[str, Any]:
 def remedy_lines(remedies: Sequence[Remedy]) -> list[str]:
     """The smallest changes that fit, cheapest first."""
     if not remedies:
-        return ["No setting makes it fit: use more or larger GPUs."]
+        return [
+            "None of the changes that were tried makes it fit. Several together may (LoRA, model.quantize,",
+            "lora.expert_rank, data.max_length); otherwise use more or larger GPUs.",
+        ]
     lines = ["The smallest changes that fit, cheapest first:"]
     for remedy in remedies:
         peak = format_bytes(remedy.job.plan.memory.total_bytes)

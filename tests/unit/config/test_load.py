@@ -108,7 +108,7 @@ def test_extends_must_name_files(write: Write) -> None:
         "a.yaml:4: extends: must be a file or a list of files, got a list"
     ]
     assert problems(write("a.yaml", MINIMAL + "extends: no.yaml\n")) == [
-        "a.yaml:4: extends: no such file: no.yaml"
+        "a.yaml:4: extends: no such file: no.yaml; a relative path starts at the directory of the file that has it"
     ]
     assert problems(write("b.yaml", MINIMAL), "extends=a.yaml") == [
         "command line: extends: can only be set in a file"
