@@ -98,7 +98,7 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
     """
     if Path(name).is_dir():
         return LocalModel(Path(name))
-    if not names_repository(name):
+    if Path(name).exists() or not names_repository(name):
         what = "is a file" if Path(name).exists() else "no such directory"
         raise CheckpointError(
             f"{name}: {what}; give the directory of a model, a checkpoint or a run (its train.output_dir), or a "

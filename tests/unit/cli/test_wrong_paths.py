@@ -52,7 +52,11 @@ CASES = [
     *(
         (command, path, f"{path}: {found}; {MODEL}")
         for command in ("chat PATH", "serve PATH", "export PATH --output out", "eval PATH --data chats.jsonl")
-        for path, found in (("chats.jsonl", "is a file"), ("nothing", "no such directory"))
+        for path, found in (
+            ("chats.jsonl", "is a file"),
+            ("started/log.jsonl", "is a file"),  # named as owner/name
+            ("nothing", "no such directory"),
+        )
     ),
     *(
         (command, path, message)
