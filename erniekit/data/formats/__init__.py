@@ -123,8 +123,10 @@ def _unknown(record: dict[str, Any], format: str) -> str:
     signs = [sign for owner, sign in _SIGNS if format in ("auto", owner)]
     expected = " or ".join(" + ".join(f'"{key}"' for key in sign) for sign in signs)
     named = "" if format == "auto" else f" (format {format})"
+    other = None if format == "auto" else detect(record)
+    hint = "" if other is None else f"; it looks like {other}: leave out data.format, to detect it"
     found = ", ".join(json.dumps(key)[:_LONGEST_KEY] for key in list(record)[:_MOST_KEYS]) or "none"
-    return f"unknown sample format{named}; found: {found}; expected the keys {expected}"
+    return f"unknown sample format{named}; found: {found}; expected the keys {expected}{hint}"
 
 
 def _check(conversation: Conversation, sample: SampleContext) -> None:
