@@ -94,7 +94,7 @@ def export_adapter(path: str | Path, output: str | Path, *, base: str | Path | N
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         record = write_safetensors(directory / WEIGHTS_FILE, specs, lambda name: reads[name]())
         write_checksums(directory, {WEIGHTS_FILE: record})
-    loader = f"PeftModel.from_pretrained on {source.base} in transformers 5"
+    loader = f"PeftModel.from_pretrained on {source.base} in a layout that transformers 5 loads"
     return AdapterReport(output, source, len(modules), count_experts(modules), len(whole), nbytes, loader)
 
 

@@ -131,7 +131,7 @@ def export_to_gguf(
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         merged = Path(folder) / (source.base or source.weights).resolve().name
         exported = export_model(path, merged, base=base, template=template, progress=progress)
-        return exported, _write_directory(merged, output, kind, progress)
+        return replace(exported, directory=output), _write_directory(merged, output, kind, progress)
 
 
 def describe(report: GgufReport) -> list[str]:

@@ -12,8 +12,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from erniekit.checkpoint.hub import read_index
 from erniekit.checkpoint.model_files import remote_code_note
 from erniekit.checkpoint.state import STATE_FILE
+from erniekit.checkpoint.tensor_layouts import layout_of
 from erniekit.data.chat.template import Template
 from erniekit.data.media.video import VideoSpec
 from erniekit.generation.load import ModelSource
@@ -47,6 +49,10 @@ def engine_commands(given: Path, source: ModelSource, template: Template) -> Eng
     fastdeploy += ["--max-model-len", str(config.max_position_embeddings), "--load-choices", "default_v1"]
     fastdeploy += _fastdeploy_parsers(vl, thinks)
     notes = []
+    if not export and _in_paddle_layout(source.directory, config):
+        notes.append(
+            "vLLM does not read the paddle layout: convert it with `erniekit convert MODEL DIR --to hub`"
+        )
     code = remote_code_note(source.directory)
     if code is not None:
         notes.append(code)
@@ -79,6 +85,11 @@ def _needs_export(source: ModelSource, config: ErnieConfig) -> bool:
     """True for adapters, training checkpoints and transformers' nested layout, which neither engine loads."""
     trained = (source.checkpoint / STATE_FILE).is_file()
     return trained or source.checkpoint != source.directory or "text_config" in config.raw
+
+
+def _in_paddle_layout(directory: Path, config: ErnieConfig) -> bool:
+    has_weights = any(directory.glob("*.safetensors"))
+    return has_weights and layout_of(read_index(directory), config) == "paddle"
 
 
 def _fastdeploy_parsers(vl: bool, thinks: bool) -> list[str]:
