@@ -405,7 +405,11 @@ VL = replace(
     SFT,
     rules={
         **SFT.rules,
-        "lr_scheduler": Key("schedule.type", _schedule),
+        "lr_scheduler": Key(
+            "schedule.type",
+            _schedule,
+            comment="check: with wsd:STEPS, set schedule.decay_ratio to the fraction of the steps after STEPS",
+        ),
         **not_needed(
             "lr_scheduler_type", "ERNIEKit ignores it for VL-SFT, where lr_scheduler counts (default: cosine)"
         ),
