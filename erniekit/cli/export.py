@@ -91,7 +91,9 @@ def export(
     max_shard_size: Annotated[
         str,
         typer.Option(
-            "--max-shard-size", metavar="SIZE", help="Maximum size of a weight file, such as 5GB or 512MiB."
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Maximum size of a weight file, such as 5GB or 512MiB. A number without a unit is bytes.",
         ),
     ] = "5GB",
 ) -> None:

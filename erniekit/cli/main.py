@@ -104,6 +104,7 @@ OTHER_COMMANDS = {
     "merge-lora": "`erniekit export RUN --output DIR` merges adapters",
     "env": "`erniekit doctor` reports versions, devices, drivers and what works on this machine",
     "sft": "`erniekit train run.yaml` trains; `erniekit config convert` converts a file of ms-swift",
+    "pt": "`erniekit train run.yaml` trains on plain text, too; `erniekit config convert` converts a file of ms-swift",
     "rlhf": "`erniekit train run.yaml` with task: dpo trains on preferences",
     "infer": "`erniekit chat MODEL` chats with a model; `erniekit eval MODEL --data FILE` answers the chats of a file",
     "help": "`erniekit --help` lists the commands",
