@@ -180,6 +180,11 @@ def require_model(directory: Path) -> None:
 def missing_model(path: Path) -> str:
     """Why a path that a user gives is no directory of a model, and what to do. For a path without a config.json."""
     export = f"export it first:\n  {shlex.join(['erniekit', 'export', str(path), '--output', 'DIR'])}"
+    if path.suffix == ".gguf" or any(path.glob("*.gguf")):
+        return (
+            f"{path}: is GGUF for llama.cpp, which erniekit writes and does not read: name the model that it was "
+            "written from. `erniekit verify` with --engine llama.cpp compares that in llama.cpp"
+        )
     if path.is_file():
         return f"{path}: is a file, not the directory of a model"
     if (path / "adapter_config.json").is_file():

@@ -66,7 +66,9 @@ def verify_model(directory: str | Path, options: VerifyOptions) -> Iterator[Chec
             return
     if quantized:
         yield Check(
-            "note", "nothing was computed: compare quantized weights in an engine, with --engine vllm"
+            "note",
+            "nothing was computed: compare quantized weights in an engine, with --engine transformers (where "
+            "compressed-tensors is installed) or --engine vllm",
         )
         return
     if options.reference is not None:

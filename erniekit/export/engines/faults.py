@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from erniekit.export.check import Check
+from erniekit.export.quantized import Quantization
 from erniekit.models.config import ErnieConfig
 
 # By the name that the engine's script reports. Each was found in vLLM for CPUs 0.32.0, by trying it out.
@@ -26,6 +27,14 @@ def fault_notes(faults: tuple[str, ...], corrected: bool) -> list[Check]:
     return [
         Check("note", f"{_FAULTS[name][0]}; {compared}. Workaround: {_FAULTS[name][1]}") for name in faults
     ]
+
+
+def quantized_problem(config: ErnieConfig, quantization: Quantization | None) -> str | None:
+    """Why vLLM cannot serve a quantized export on a CPU; None if it can."""
+    if quantization is None or (quantization.bits == 4 and config.moe is None):
+        return None
+    what = "quantized experts" if config.moe is not None else "weights of 8 bits"
+    return f"vLLM on CPUs has no kernel for {what}: verify it on a GPU, or with --engine transformers"
 
 
 def head_size_problem(config: ErnieConfig) -> str | None:

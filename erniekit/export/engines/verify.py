@@ -25,7 +25,7 @@ from erniekit.export.engines.answers import (
     paddle_answers,
     table,
 )
-from erniekit.export.engines.faults import fault_notes, head_size_problem
+from erniekit.export.engines.faults import fault_notes, head_size_problem, quantized_problem
 from erniekit.export.engines.loaders import check_loader
 from erniekit.export.engines.options import EngineOptions
 from erniekit.export.engines.process import LLAMA, VLLM, Environment, Response, ask, find_python
@@ -76,7 +76,7 @@ class _Comparison:
     def __init__(self, directory: Path, options: EngineOptions) -> None:
         self.directory, self.options = directory, options
         self.config = model_config(directory)
-        self._quantized = read_quantization(directory) is not None
+        self._quantization = read_quantization(directory)
         self._encoder = make_encoder(directory)
         self.prompts: Sequence[Prompt] = make_prompts(self._encoder)
         if not self.prompts:
@@ -98,7 +98,7 @@ class _Comparison:
     @cached_property
     def expected(self) -> list[PaddleAnswer]:
         """Paddle's answers."""
-        if self._quantized:
+        if self._quantization is not None:
             # Of the values that engines compute with: what rounding costs is in the report of the export.
             return paddle_answers(read_quantized_model(self.directory), self.prompts, self.spec, _NEW_TOKENS)
         source = self.options.source
@@ -108,7 +108,7 @@ class _Comparison:
     @property
     def tolerance(self) -> float:
         """Allowed difference of log-probabilities."""
-        if self._quantized:
+        if self._quantization is not None:
             return ROUNDED_TOLERANCE
         tensors = read_index(self.directory)
         narrow = any(info.dtype != "F32" for info in tensors.values() if not is_router_tensor(info.name))
@@ -120,9 +120,11 @@ class _Comparison:
             name, answers = _ask_transformers(self)
         else:
             if engine == "vllm":
-                problem = head_size_problem(self.config)
-                if problem is not None:
-                    yield Check("note", problem)
+                problems = (
+                    head_size_problem(self.config),
+                    quantized_problem(self.config, self._quantization),
+                )
+                yield from (Check("note", problem) for problem in problems if problem is not None)
                 response = self._ask(VLLM, self.directory)
             else:
                 response = self._ask_llama()
@@ -149,7 +151,7 @@ class _Comparison:
             family=self.config.family,
             max_new_tokens=_NEW_TOKENS,
             # vLLM has no kernels for packed weights in float32.
-            dtype="bfloat16" if self._quantized else "float32",
+            dtype="bfloat16" if self._quantization is not None else "float32",
             trust_remote_code=self.options.trust_remote_code,
             workarounds=self.options.workarounds,
         )

@@ -18,10 +18,11 @@ from erniekit.errors import VerifyError
 from erniekit.export.check import Check
 from erniekit.export.engines import process
 from erniekit.export.engines.answers import Answer, PaddleAnswer, compare, table
-from erniekit.export.engines.faults import fault_notes, head_size_problem
+from erniekit.export.engines.faults import fault_notes, head_size_problem, quantized_problem
 from erniekit.export.engines.loaders import check_loader
 from erniekit.export.engines.process import VLLM, Environment, ask, find_python
 from erniekit.export.engines.prompts import Prompt, make_prompts
+from erniekit.export.quantized import Quantization
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy, change_json
 
@@ -194,3 +195,11 @@ def test_faults_are_named_with_what_to_do(models: dict[str, Path]) -> None:
     config = ErnieConfig.from_dir(models["dense"])
     assert head_size_problem(dataclasses.replace(config, head_dim=128)) is None
     assert "heads of 20" in str(head_size_problem(dataclasses.replace(config, head_dim=20)))
+
+
+def test_quantized_exports_that_vllm_cannot_serve_on_cpus(models: dict[str, Path]) -> None:
+    dense, moe = (ErnieConfig.from_dir(models[family]) for family in ("dense", "moe"))
+    assert quantized_problem(dense, None) is None and quantized_problem(moe, None) is None
+    assert quantized_problem(dense, Quantization(4, 32)) is None
+    assert "weights of 8 bits" in str(quantized_problem(dense, Quantization(8)))
+    assert "quantized experts" in str(quantized_problem(moe, Quantization(4, 32)))

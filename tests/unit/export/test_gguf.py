@@ -13,8 +13,10 @@ from erniekit.cli.convert import convert
 from erniekit.cli.export import export
 from erniekit.config.choices import GgufType
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.export.checks import check_directory
 from erniekit.export.export import export_model
 from erniekit.export.gguf import convert_to_gguf, write_gguf
+from erniekit.local_files import missing_model
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy
 from tests.unit.export.test_export import train_adapter
@@ -178,3 +180,11 @@ def test_the_commands(models: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
         convert_to_gguf(tmp_path / "moe", tmp_path / "out", "f16")
     with pytest.raises(ConfigError, match="--gguf-type"):
         export(tmp_path / "moe", tmp_path / "again", layout="gguf", dtype="bfloat16")
+
+
+def test_a_gguf_directory_is_no_model_to_verify(tmp_path: Path) -> None:
+    file = tmp_path / "model-f16.gguf"
+    file.write_bytes(b"GGUF")
+    (check,) = check_directory(tmp_path)
+    assert check.status == "FAIL" and "name the model that it was written from" in check.text
+    assert "is GGUF for llama.cpp" in missing_model(file)
