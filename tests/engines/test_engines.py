@@ -10,9 +10,16 @@ import typer
 
 from erniekit.checkpoint.weights import load_model
 from erniekit.cli.verify import verify
+from erniekit.config.choices import GgufType
+from erniekit.data.encode.encoder import make_encoder
 from erniekit.errors import VerifyError
-from erniekit.export.engines.process import LLAMA, VLLM, Environment, find_python
+from erniekit.export.engines.process import LLAMA, VLLM, Environment, ask, find_python
+from erniekit.export.engines.prompts import make_prompts
+from erniekit.export.engines.transformers_engine import transformers_answers
 from erniekit.export.export import export_model
+from erniekit.export.gguf import write_gguf
+from erniekit.export.quantized import Quantization
+from erniekit.models.config import ErnieConfig
 from tests.adapters import write_adapter
 from tests.models import apply_lora
 
@@ -65,6 +72,45 @@ def test_llama_cpp_answers_as_the_run(tuned: tuple[Path, Path], capsys: pytest.C
     verify(export, source=adapter, engine=["llama.cpp"])
     printed = capsys.readouterr().out
     assert "FAIL" not in printed and "llama.cpp (0.3" in printed
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_rounded_gguf_files_answer_as_transformers(
+    tuned: tuple[Path, Path], tmp_path: Path, kind: GgufType
+) -> None:
+    needs(LLAMA)
+    export = tuned[1]
+    if "vl" in export.parent.name:
+        pytest.skip("llama.cpp has no ERNIE vision-language models")
+    config, prompts = ErnieConfig.from_dir(export), make_prompts(make_encoder(export))
+    expected = transformers_answers(export, config, prompts, None, 16)
+    file = write_gguf(export, tmp_path / "model.gguf", kind).file
+    found = ask(
+        LLAMA,
+        find_python(LLAMA, None),
+        file,
+        prompts,
+        tokenizer=export,
+        family=config.family,
+        max_new_tokens=16,
+    ).answers
+    for name, wanted in expected.items():
+        # Random weights give nearly equal probabilities: q8_0 may exchange two tokens, so its losses are compared.
+        assert kind == "q8_0" or found[name].tokens == wanted.tokens
+        assert abs(np.mean(found[name].prompt_logprobs) - np.mean(wanted.prompt_logprobs)) < 0.05
+
+
+def test_vllm_loads_dense_models_of_4_bits(
+    tuned: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs(VLLM)
+    if "dense" not in tuned[1].parent.name:
+        pytest.skip("vLLM on CPUs has no quantized experts")
+    verify(
+        export_model(tuned[0], tmp_path / "int4", quantization=Quantization(4, 32)).directory, engine=["vllm"]
+    )
+    printed = capsys.readouterr().out
+    assert "FAIL" not in printed and "vLLM 0.32" in printed
 
 
 def test_the_fault_of_the_cpu_router_shows(
