@@ -33,9 +33,9 @@ def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> Par
         below = max(1, rows // dims.data)
         raise ConfigError(
             f"train.rows_per_step is {rows}, which is not a multiple of {dims.data}, the number of {who} in this run "
-            f"(--devices): use {below * dims.data}, {(below + 1) * dims.data} or another multiple of {dims.data}, or "
-            f"set train.rows_per_step: null and train.tokens_per_step: {rows * config.data.max_length}, which fits any "
-            "number"
+            f"(--devices, or --gpus of a plan): use {below * dims.data}, {(below + 1) * dims.data} or another multiple "
+            f"of {dims.data}, or set train.rows_per_step: null and train.tokens_per_step: "
+            f"{rows * config.data.max_length}, which fits any number"
         )
     return dims
 
