@@ -24,9 +24,10 @@ _NAMED_SAMPLES = 8
 class LossSpikeHook(Hook):
     """Logs the first of several such steps in a row, on the console and in `log.jsonl`, and never stops a run.
 
-    A loss is a spike if it is above the median of the last 100 steps by 8 standard deviations, estimated from the
-    median absolute deviation, and by a quarter of the median. A run that is resumed begins with no steps. dist: the
-    processes of the run, None for one: all of them see the same loss.
+    A loss is a spike if it is above every loss of the last 100 steps, and above their median by 8 standard deviations,
+    estimated from the median absolute deviation, and by a quarter of the median. So a row that is hard in every epoch
+    is reported once. A run that is resumed begins with no steps. dist: the processes of the run, None for one: all of
+    them see the same loss.
     """
 
     def __init__(
@@ -65,4 +66,4 @@ def spike_limit(losses: np.ndarray) -> float:
         return float("inf")
     median = float(np.median(losses))
     deviation = _SCALE * float(np.median(np.abs(losses - median)))
-    return median + _DEVIATIONS * max(deviation, _SHARE * abs(median))
+    return max(float(losses.max()), median + _DEVIATIONS * max(deviation, _SHARE * abs(median)))
