@@ -28,7 +28,6 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer, collect_by_layer
 from erniekit.runtime import compute_dtype
-from erniekit.train.activations import RowShape
 from erniekit.train.build_dpo import build_dpo_objective, build_reference, needs_base
 from erniekit.train.build_log import build_evaluator, build_report_hook, open_writer
 from erniekit.train.checkpointer import Checkpointer, check_best
@@ -53,7 +52,7 @@ from erniekit.train.model import (
     prepare_model,
 )
 from erniekit.train.nonfinite import NONFINITE_DIR, NonFinitePolicy
-from erniekit.train.plan import largest_row, plan_run
+from erniekit.train.plan import plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
     begin_run,
@@ -134,7 +133,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         log,
         dist.mesh,
         changes,
-        _largest_row(config, inputs),
+        inputs.largest_row(config.data.max_length),
         force=context.force,
     )
     datasets = [
@@ -189,12 +188,6 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         progress=progress,
     )
     return trainer, checkpointer
-
-
-def _largest_row(config: Config, inputs: Inputs) -> RowShape | None:
-    """The largest packed sequence of the training data."""
-    spec = inputs.encoder.image_spec
-    return largest_row(inputs.rows, config.data.max_length, 1 if spec is None else spec.merge_size)
 
 
 def build_hooks(

@@ -15,6 +15,7 @@ from erniekit.data.files.find import Use, expand
 from erniekit.errors import DataError
 from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
+from erniekit.train.activations import RowShape
 from erniekit.train.console import make_console
 from erniekit.train.describe import describe_lora, describe_run
 from erniekit.train.distributed import fit_parallel_dims, plan_parallel_dims
@@ -48,12 +49,13 @@ def dry_run_training(
     if not show_all:
         log("# All other settings are the default; --all prints them.")
     log("")
-    unchecked = (
-        _check_model(config, log, processes, no_weights) if target is None else _plan(config, log, *target)
-    )
-    processes = processes if target is None else target[0]
-    config = config.with_rows(config.num_rows(max(1, processes // config.parallel.context)))
-    unchecked += _check_data(config, log, no_weights)
+    if target is None:
+        dtype = _check_device_and_files(config, log, no_weights)
+        unchecked, row = _check_data(config, processes, log, no_weights)
+        unchecked = [*_check_model(config, dtype, row, log, processes, no_weights), *unchecked]
+    else:
+        _plan(config, log, *target)
+        unchecked, _ = _check_data(config, target[0], log, no_weights)
     if no_weights:
         log("not checked: the weights")
     elif not _has_weights(config):
@@ -64,17 +66,16 @@ def dry_run_training(
     log("The configuration is valid. Nothing was trained (--dry-run).")
 
 
-def _plan(config: Config, log: Callable[[str], None], gpus: int, gpu: Gpu) -> list[str]:
+def _plan(config: Config, log: Callable[[str], None], gpus: int, gpu: Gpu) -> None:
     """Memory and time on GPUs that need not be here."""
     if (config.model.directory / "config.json").is_file():
         check_model(config.model.directory, log, weights=False)
     for line in plan_lines(plan_job(config, gpus, gpu), gpu):
         log(line)
-    return []
 
 
-def _check_model(config: Config, log: Callable[[str], None], processes: int, no_weights: bool) -> list[str]:
-    """Returns descriptions of the checks that were not possible."""
+def _check_device_and_files(config: Config, log: Callable[[str], None], no_weights: bool) -> str:
+    """Configures the device, and checks the files of the model that are here. Returns the dtype of the weights."""
     device = configure(
         config.parallel.device,
         config.parallel.threads,
@@ -84,15 +85,28 @@ def _check_model(config: Config, log: Callable[[str], None], processes: int, no_
     )
     dtype = compute_dtype(config.model.dtype, device)
     log(describe_forms(dtype))
+    if not no_weights or (config.model.directory / "config.json").is_file():
+        check_model(config.model.directory, log, weights=not no_weights and _has_weights(config))
+        check_start(config)
+    return dtype
+
+
+def _check_model(
+    config: Config,
+    dtype: str,
+    row: RowShape | None,
+    log: Callable[[str], None],
+    processes: int,
+    no_weights: bool,
+) -> list[str]:
+    """row: the largest packed sequence, if it is known. Returns descriptions of the checks that were not possible."""
     model = config.model.directory
     if no_weights and not (model / "config.json").is_file():
         return _check_released(config, dtype, log, processes)
-    check_model(model, log, weights=not no_weights and _has_weights(config))
-    check_start(config)
     if no_weights and config.model.resize_vocab and not (model / "tokenizer_config.json").is_file():
         return [f"the model ({_absent(config, 'tokenizer')}, which model.resize_vocab counts): memory"]
     changes = ModelChanges(*enlarged_limits(config.model))
-    describe_model_plan(config, dtype, log, plan_parallel_dims(config, processes), changes)
+    describe_model_plan(config, dtype, log, plan_parallel_dims(config, processes), changes, row)
     return []
 
 
@@ -125,20 +139,23 @@ def _check_released(config: Config, dtype: str, log: Callable[[str], None], proc
     return unchecked
 
 
-def _check_data(config: Config, log: Callable[[str], None], no_weights: bool) -> list[str]:
-    """Returns descriptions of the checks that were not possible."""
+def _check_data(
+    config: Config, processes: int, log: Callable[[str], None], no_weights: bool
+) -> tuple[list[str], RowShape | None]:
+    """Returns descriptions of the checks that were not possible, and the largest packed sequence if it is known."""
     model, missing = config.model.directory, _missing_sources(config)
     if no_weights and not (model / "tokenizer_config.json").is_file():
-        return [f"the data ({_absent(config, 'tokenizer')}): samples, rows, steps"]
+        return [f"the data ({_absent(config, 'tokenizer')}): samples, rows, steps"], None
     if no_weights and missing:
-        return [f"the data ({', '.join(missing)} not there): samples, rows, steps"]
+        return [f"the data ({', '.join(missing)} not there): samples, rows, steps"], None
+    config = config.with_rows(config.num_rows(max(1, processes // config.parallel.context)))
     inputs = load_inputs(config, log)
     try:
         for line in describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name):
             log(line)
+        return [], inputs.largest_row(config.data.max_length)
     finally:
         inputs.close()
-    return []
 
 
 def _absent(config: Config, what: str) -> str:

@@ -37,7 +37,9 @@ from erniekit.errors import DataError
 from erniekit.evaluation.evaluator import EvalRows
 from erniekit.local_files import placeholder_problem
 from erniekit.paths import HUB, data_cache_dir
+from erniekit.train.activations import RowShape
 from erniekit.train.describe import describe_data, describe_skipped
+from erniekit.train.plan import largest_row
 
 Log = Callable[[str], None]
 # Where another process finds a source: the directory and the id of its encoded samples ("store", "id"), or the streamed
@@ -78,6 +80,11 @@ class Inputs:
     rows: StoredRows | StreamedRows
     eval_rows: EvalRows | None
     cleanup: ExitStack
+
+    def largest_row(self, max_length: int) -> RowShape | None:
+        """The largest packed sequence of the training data; see `largest_row`."""
+        spec = self.encoder.image_spec
+        return largest_row(self.rows, max_length, 1 if spec is None else spec.merge_size)
 
     def close(self) -> None:
         """Stop the worker processes, close files, and remove samples that were encoded for this run only."""

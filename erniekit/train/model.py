@@ -215,15 +215,16 @@ def describe_model_plan(
     log: Callable[[str], None],
     dims: ParallelDims,
     changes: ModelChanges = NO_CHANGES,
+    row: RowShape | None = None,
 ) -> None:
     """Log the description that `prepare_model` logs, from `config.json` alone, without memory for parameters.
 
-    Raises as `prepare_model` does.
+    row: the largest packed sequence; None: one of data.max_length tokens. Raises as `prepare_model` does.
     """
     before = ErnieConfig.from_dir(config.model.directory)
     selected = select_parameters(config, before, dtype, changes)
     memory = device_memory(dims.world)
-    plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, on_cpu=is_cpu())
+    plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, row, on_cpu=is_cpu())
     _describe(config, selected, plan, dims, log)
 
 

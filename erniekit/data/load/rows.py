@@ -112,7 +112,7 @@ class StoredRows:
     def check(self, state: State) -> None:
         epoch, row = state.get("epoch"), state.get("row")
         if type(epoch) is not int or type(row) is not int:
-            raise DataError("cannot continue: the checkpoint's place in the training data is none")
+            raise DataError("cannot continue: the checkpoint has no valid place in the training data")
         # An epoch so late seeds no generator.
         if not 0 <= epoch < 1 << 31 or not 0 <= row < self.rows_per_epoch(epoch):
             raise DataError(f"cannot continue: there is no row {row} in epoch {epoch} of the training data")

@@ -167,8 +167,12 @@ def test_a_state_of_other_data_or_settings_is_refused(
     ):
         with pytest.raises(DataError, match=f"cannot continue: {name} was "):
             loader.load_state_dict(state)
-    for place in ({"epoch": 0, "row": 999}, {"epoch": -1, "row": 0}, {}):
-        with pytest.raises(DataError, match="cannot continue: there is no row"):
+    for place, problem in (
+        ({"epoch": 0, "row": 999}, "there is no row"),
+        ({"epoch": -1, "row": 0}, "there is no row"),
+        ({}, "the checkpoint has no valid place"),
+    ):
+        with pytest.raises(DataError, match=f"cannot continue: {problem}"):
             make_loader(dataset).load_state_dict({**state, "place": place})
 
 

@@ -50,8 +50,12 @@ def test_a_spike_is_reported_once_with_the_row(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     calm = [step(2 + float(noise)) for noise in rng.standard_normal(40) * 0.05]
     rows = [RowLoss(2.1, ["a.jsonl:1"]), RowLoss(9.5, [f"bad.jsonl:{number}" for number in range(1, 11)])]
-    lines, logged = spikes(tmp_path, [*calm[:30], step(6.0, rows), step(7.0), *calm[30:], step(6.5), step(7.5)])
-    assert [line["step"] for line in logged] == [31, 44], "the first of two in a row, then the first above all"
+    lines, logged = spikes(
+        tmp_path, [*calm[:30], step(6.0, rows), step(7.0), *calm[30:], step(6.5), step(7.5)]
+    )
+    assert [line["step"] for line in logged] == [31, 44], (
+        "the first of two in a row, then the first above all"
+    )
     assert len(lines) == 2
     assert lines[0].startswith("step 31: loss 6.0000 is far above the median of the steps before, 1.9935; ")
     assert lines[0].endswith("bad.jsonl:7, bad.jsonl:8 and 2 more")

@@ -11,7 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-_ABSENT = ("erniekit.data.media.item", "erniekit.data.media.patches", "erniekit.distributed.gloo")
+_ABSENT = (
+    "erniekit.data.media.images",
+    "erniekit.data.media.item",
+    "erniekit.data.media.patches",
+    "erniekit.distributed.gloo",
+)
 # Packages of which single modules are used, without what the package itself imports.
 _BARE = ("erniekit.config",)
 
