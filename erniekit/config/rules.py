@@ -52,6 +52,16 @@ def _lora_is_off(config: Schema) -> Iterator[Conflict]:
             )
 
 
+def _keep_every_is_saved(config: Schema) -> Iterator[Conflict]:
+    every, keep = config.checkpoint.save_every, config.checkpoint.keep_every
+    if keep is not None and (every is None or keep % every):
+        yield Conflict(
+            ("checkpoint.keep_every", "checkpoint.save_every"),
+            f"{keep} keeps checkpoints that are never saved; it must be a multiple of checkpoint.save_every, which is "
+            f"{'null' if every is None else every}",
+        )
+
+
 def _quantized_weights_are_frozen(config: Schema) -> Iterator[Conflict]:
     if config.model.quantize != "none" and not config.lora.enabled:
         yield Conflict(
@@ -340,6 +350,7 @@ def _dpo_reference_fits(config: Schema) -> Iterator[Conflict]:
 
 
 _RULES: tuple[Callable[[Schema], Iterator[Conflict]], ...] = (
+    _keep_every_is_saved,
     _lora_is_off,
     _quantized_weights_are_frozen,
     _eval_has_data,

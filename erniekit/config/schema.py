@@ -381,7 +381,9 @@ class CheckpointConfig(Section):
         description="Number of newest complete checkpoints to keep, in addition to the best one (eval.best_metric).",
     )
     keep_every: Positive | None = Field(
-        None, description="Also keep the checkpoints after multiples of this number of steps."
+        None,
+        description="Also keep the checkpoints after multiples of this number of steps, itself a multiple of "
+        "save_every.",
     )
     background: bool = Field(
         True,

@@ -58,6 +58,7 @@ from erniekit.models.specs import TensorSpec, is_quantized_tensor, is_router_ten
 
 _ELEMENT_TYPES = {name: element for element, name in DTYPE_NAMES.items()}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_SMALLEST_SIZE = 1000
 
 
 @dataclass(frozen=True)
@@ -259,12 +260,17 @@ def describe(report: ExportReport) -> list[str]:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in "5GB" (10^9 each), "512MiB" (2^20 each) or "1000000". Raises ConfigError."""
+    """Bytes in "5GB" (10^9 each), "512MiB" (2^20 each) or "5000000", at least 1000. Raises ConfigError."""
     match = _SIZE.fullmatch(text.strip())
-    value = float(match[1]) if match else 0.0
-    if match is None or value <= 0:
-        raise ConfigError(f"{text!r} is not a size; write it as 5GB, 512MiB or a number of bytes")
-    return int(value * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+    size = 0
+    if match is not None:
+        unit = 1024 if match[3] else 1000
+        size = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+    if size < _SMALLEST_SIZE:
+        raise ConfigError(
+            f"{text!r} is not a size of at least {_SMALLEST_SIZE:,} bytes; write it as 5GB, 512MiB or a number of bytes"
+        )
+    return size
 
 
 def _output_specs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from erniekit.config.others.table import OFF, Off, Reader, UnreadableError
@@ -99,8 +100,12 @@ def path(value: Any) -> str:
 
 
 def checkpoint(value: Any) -> str:
-    """The path of a checkpoint: of two releases of a model the one that ends in -PT, which states all token ids."""
-    return re.sub(r"-Paddle\Z", "-PT", path(value))
+    """The path of a checkpoint: of two releases of a model the one that ends in -PT, which states all token ids.
+
+    A directory that is here keeps its name.
+    """
+    found = path(value)
+    return found if Path(text(value)).is_dir() else re.sub(r"-Paddle\Z", "-PT", found)
 
 
 def sources(value: Any) -> list[str]:

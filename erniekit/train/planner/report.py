@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from erniekit.display.text import counted
+from erniekit.errors import ConfigError
 from erniekit.train.describe import format_bytes
 from erniekit.train.memory import USABLE, MemoryPlan
 from erniekit.train.planner.gpus import Gpu
@@ -32,8 +33,16 @@ def memory_parts(memory: MemoryPlan) -> dict[str, int]:
 
 
 def plan_lines(job: Job, gpu: Gpu, *, search: bool = False) -> list[str]:
-    """The plan of a run on GPUs of one kind, with what makes it fit, or with the fastest layouts."""
-    lines = [*_memory_lines(job, gpu), *_time_lines(job, gpu)]
+    """The plan of a run on GPUs of one kind, with what makes it fit, or with the fastest layouts.
+
+    Raises ConfigError where the layout of the run is not possible on these GPUs, unless another one is searched for.
+    """
+    try:
+        lines = [*_memory_lines(job, gpu), *_time_lines(job, gpu)]
+    except ConfigError as error:
+        if not search:
+            raise
+        lines = [f"the layout of the configuration: {error}"]
     if search:
         return [*lines, *_search_lines(search_layouts(job, gpu), job, gpu)]
     if not job.fits:

@@ -529,6 +529,11 @@ def test_malformed_overrides(write: Write) -> None:
             "run.yaml:5: loss.z_weight: has no effect while model.freeze contains router; remove one of the two",
         ),
         (
+            "checkpoint: {save_every: 50, keep_every: 70}",
+            "run.yaml:3: checkpoint.keep_every: 70 keeps checkpoints that are never saved; it must be a multiple of "
+            "checkpoint.save_every, which is 50",
+        ),
+        (
             "model:\n  quantize: int4",
             "run.yaml:4: model.quantize: int4 needs adapters, since quantized weights cannot be trained; "
             "set lora.enabled: true, or model.quantize: none",

@@ -263,6 +263,6 @@ def test_sizes() -> None:
     assert parse_size("512 MiB") == 512 << 20
     assert parse_size("1.5kb") == 1500
     assert parse_size("1000") == 1000
-    for wrong in ("", "GB", "5 apples", "-1GB", "0"):
+    for wrong in ("", "GB", "5 apples", "-1GB", "0", "5", "999"):
         with pytest.raises(ConfigError, match="not a size"):
             parse_size(wrong)

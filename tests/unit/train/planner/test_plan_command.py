@@ -56,6 +56,13 @@ def test_the_search_prints_overrides(run: Path, capsys: pytest.CaptureFixture[st
     plan(run, None, gpus=2, gpu="l40s-48gb", search=True)
     printed = capsys.readouterr().out
     assert "The fastest layouts of 2 GPUs that fit:" in printed and "train.recompute=" in printed
+    # The search is for users whose configuration has another number of GPUs, too.
+    plan(run, ["parallel.context=4"], gpus=2, gpu="l40s-48gb", search=True)
+    printed = capsys.readouterr().out
+    assert (
+        "the layout of the configuration: " in printed
+        and "The fastest layouts of 2 GPUs that fit:" in printed
+    )
 
 
 def test_the_dry_run_plans_for_other_gpus(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
