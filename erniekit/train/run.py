@@ -80,6 +80,8 @@ def train_together(context: RunContext, *, resume: bool) -> int:
     try:
         with ExitStack() as stack:
             trainer, checkpointer = build_trainer(context, resume=resume, stack=stack)
+            if trainer.is_finished:
+                context.log("nothing is left to train: the checkpoint is that of the last step")
             status = _train(trainer, checkpointer, context)
     except Exception as error:
         if not is_out_of_memory(error):

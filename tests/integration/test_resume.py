@@ -1,5 +1,6 @@
 """A resumed run is the run that never stopped: the same losses and weights, bit by bit; or it is refused."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from erniekit.checkpoint import state, writer
 from erniekit.checkpoint.base import BASE_FILE, read_base_checksums
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.checkpoint.writer import FileWriter
+from erniekit.config import load_config
 from erniekit.errors import CheckpointError, ErnieKitError
 from erniekit.export.export import export_model
 from erniekit.train import checkpointer
@@ -88,6 +90,15 @@ def test_a_checkpoint_between_two_log_lines(tmp_path: Path, model: Path, data: P
     assert_same_run(whole, part)
     loads = [[v for k, v in line.items() if k.startswith("expert_load")] for line in read_log(whole)]
     assert loads == [[v for k, v in line.items() if k.startswith("expert_load")] for line in read_log(part)]
+
+
+def test_a_finished_run_has_nothing_left_to_train(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    config = load_config(run / "config.yaml", [f"train.output_dir={json.dumps(str(run))}"])
+    assert run_training(config, resume=True) == 0
+    assert "nothing is left to train" in capsys.readouterr().out
 
 
 def test_an_incomplete_checkpoint_is_passed_over(
