@@ -25,6 +25,7 @@ def convert(
         ConvertLayout,
         typer.Option(
             "--to",
+            "--layout",
             help="hub: the layout of the -PT releases. transformers: the nested config.json of transformers for "
             "vision-language models. paddle: the layout of the -Paddle releases. gguf: one file for "
             "llama.cpp, of text models.",

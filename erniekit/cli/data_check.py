@@ -101,6 +101,9 @@ def check(
     """
     if not files and config is None:
         raise typer.BadParameter("name data files, or a run with --config", param_hint="FILE")
+    for name in files or ():
+        if Path(name).suffix in (".yaml", ".yml"):
+            raise typer.BadParameter(f"{name} is a configuration; give it with --config", param_hint="FILE")
     if model is None and config is None:
         for name, value in (("--template", template), ("--max-length", max_length), ("--on-long", on_long)):
             if value is not None:

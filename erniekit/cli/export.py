@@ -29,6 +29,7 @@ def export(
         ExportLayout,
         typer.Option(
             "--layout",
+            "--to",
             help="hub: the released layout, for vLLM, SGLang, FastDeploy and llama.cpp. transformers: the nested "
             "config.json of transformers, which loads vision-language models without remote code; the same as hub for "
             "text models. paddle: the -Paddle layout, for FastDeploy and Baidu's ERNIEKit. adapter: only the adapter, "

@@ -28,8 +28,8 @@ class SourceConfig(Section):
 
 
 def _as_sources(value: Any) -> Any:
-    """A plain path as a source with that path."""
-    listed = [value] if isinstance(value, str | dict) else value
+    """A plain path as a source with that path; null as no sources."""
+    listed = [value] if isinstance(value, str | dict) else [] if value is None else value
     if not isinstance(listed, list):
         return listed
     return [{"path": item} if isinstance(item, str) else item for item in listed]

@@ -142,7 +142,8 @@ def _nice(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Round numbers from at most `low` to at least `high`, in steps of 1, 2 or 5 times a power of ten."""
     if low == high:
         margin = 1.0 if whole else abs(low) * 0.1 or 1.0
-        low, high = low - margin, high + margin
+        # Counts and shares are never below 0.
+        low, high = max(low - margin, min(low, 0.0)), high + margin
     raw = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))

@@ -57,6 +57,7 @@ def test_help_of_a_command(name: str) -> None:
         ((), "Usage: erniekit data"),
         (("chek",), "No such command 'chek'. Did you mean 'check'?"),
         (("check",), "name data files, or a run with --config"),
+        (("check", "run.yaml"), "run.yaml is a configuration; give it with --config"),
         (("check", "a.jsonl", "--max-length", "5"), "it needs --model or --config"),
         (("check", "a.jsonl", "--on-long", "drop"), "it needs --model or --config"),
         (("check", "a.jsonl", "--template", "ernie"), "it needs --model or --config"),

@@ -558,6 +558,10 @@ def test_conflicts(write: Write, text: str, message: str) -> None:
     assert problems(write("run.yaml", f"extends: base.yaml\n\n{text}\n")) == [message]
 
 
+def test_no_eval_data(write: Write) -> None:
+    assert load_config(write("run.yaml", MINIMAL), ["data.eval=null"]).data.eval == []
+
+
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [

@@ -38,6 +38,12 @@ def test_ticks_are_round_and_larger_values_are_higher() -> None:
     assert [(line.name, line.last) for line in chart.lines] == [("a", "0.88"), ("b", "0.5")]
 
 
+@pytest.mark.parametrize(("value", "lowest"), [(0.0, "0"), (3.0, "2.6"), (-2.0, "-2")])
+def test_an_axis_of_one_value_goes_no_lower_than_0_without_need(value: float, lowest: str) -> None:
+    chart = line_chart("", "", [Series("a", [(1, value), (2, value)])])
+    assert chart is not None and chart.y_ticks[0].label == lowest
+
+
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
