@@ -41,11 +41,13 @@ def _default(section: Section, key: str) -> object:
 
 
 def _lora_is_off(config: Schema) -> Iterator[Conflict]:
-    # A value equal to the default is no conflict: a saved, fully resolved configuration contains every key.
     if config.lora.enabled:
         return
+    # A saved, fully resolved configuration contains every key: with lora.enabled, a default is no conflict.
+    stated = config.lora.model_fields_set
     for name in type(config.lora).model_fields:
-        if getattr(config.lora, name) != _default(config.lora, name):
+        is_default = getattr(config.lora, name) == _default(config.lora, name)
+        if not is_default or (name in stated and "enabled" not in stated):
             yield Conflict(
                 (f"lora.{name}", "lora.enabled"),
                 "has no effect while lora.enabled is false; remove it, or set lora.enabled: true",

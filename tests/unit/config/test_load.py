@@ -534,6 +534,11 @@ def test_malformed_overrides(write: Write) -> None:
             "checkpoint.save_every, which is 50",
         ),
         (
+            # The default, by someone who wants adapters.
+            "lora: {rank: 8}",
+            "run.yaml:3: lora.rank: has no effect while lora.enabled is false; remove it, or set lora.enabled: true",
+        ),
+        (
             "model:\n  quantize: int4",
             "run.yaml:4: model.quantize: int4 needs adapters, since quantized weights cannot be trained; "
             "set lora.enabled: true, or model.quantize: none",
