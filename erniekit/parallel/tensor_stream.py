@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -20,14 +21,22 @@ from erniekit.parallel.flat_shard import TensorShard
 class LocalTensor:
     """A tensor as this process holds it. `spec` is of the complete tensor.
 
-    read: returns the complete values, or with `shard` this process's part of them, 1-D. unique: no other process holds
-    these values.
+    read: returns the complete values, or with `shard` this process's part of them, 1-D, in the memory that training
+    uses. unique: no other process holds these values.
     """
 
     spec: TensorSpec
     read: Callable[[], Tensor]
     shard: TensorShard | None = None
     unique: bool = False
+
+
+class CompleteTensor(NamedTuple):
+    """A tensor that this process writes. is_live: the values are memory that training uses, not a copy."""
+
+    spec: TensorSpec
+    values: Tensor
+    is_live: bool
 
 
 class TensorStream:
@@ -53,13 +62,15 @@ class TensorStream:
             self.specs = self._own_share()
         self._own = {spec.name for spec in self.specs}
 
-    def __iter__(self) -> Iterator[tuple[TensorSpec, Tensor]]:
+    def __iter__(self) -> Iterator[CompleteTensor]:
         for spec in self._order:
-            complete = self._complete(spec.name) if spec.name in self._tensors else None
+            tensor = self._tensors.get(spec.name)
+            complete = None if tensor is None else self._complete(tensor)
+            is_live = tensor is not None and tensor.shard is None
             if spec.name in self._senders:
-                complete = self._to_main(spec, complete)
+                complete, is_live = self._to_main(spec, complete), False
             if spec.name in self._own and complete is not None:
-                yield spec, complete
+                yield CompleteTensor(spec, complete, is_live)
 
     def _own_share(self) -> list[TensorSpec]:
         """The tensors that this process writes: each goes to the holder that has the fewest elements so far."""
@@ -91,9 +102,9 @@ class TensorStream:
                         self._senders[spec.name] = rank
         return list(specs.values())
 
-    def _complete(self, name: str) -> Tensor | None:
+    def _complete(self, tensor: LocalTensor) -> Tensor | None:
         """The values of a tensor, where they are wanted."""
-        tensor, writer = self._tensors[name], self._writers.get(name)
+        writer = self._writers.get(tensor.spec.name)
         if tensor.shard is None:
             return tensor.read()
         shard = tensor.shard

@@ -5,18 +5,17 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 
 from erniekit import __version__
 from erniekit.checkpoint.best import BEST_FILE, write_best
-from erniekit.checkpoint.host_copy import HostCopy
+from erniekit.checkpoint.host_copy import host_copy
 from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
 from erniekit.checkpoint.manifest import FileRecord, size_problem
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter
@@ -44,6 +43,7 @@ from erniekit.models.specs import TensorSpec, is_expert_tensor
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
+from erniekit.parallel.tensor_stream import CompleteTensor
 from erniekit.train.checkpoint_tensors import CheckpointTensors
 from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
@@ -58,7 +58,7 @@ _MEMORY_SHARE = 0.8
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Save:
     """A checkpoint that is being written. waited: seconds that training has waited for it; started: on the clock."""
 
@@ -73,7 +73,7 @@ class Checkpointer:
     """Saves and loads everything that changes during a run. All processes call its methods together.
 
     Every process writes the tensors that it holds, or its share of those that several hold. With checkpoint.background,
-    `save` copies them to host memory, and a thread writes them while training goes on.
+    they are copied to host memory while the next gradients are computed, and a thread writes the copies.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Checkpointer:
         )
         self._run_dir = Path(config.train.output_dir)
         self._unfinished: _Save | None = None
-        self._copy = HostCopy()
+        self._copy = host_copy()
         self._removal: threading.Thread | None = None
         # Finishing a save takes no messages; after an error the watchdog's thread may do it.
         self._finishing = threading.Lock()
@@ -119,12 +119,10 @@ class Checkpointer:
         self.saving_step = progress.step
         state = self._state(progress)
         directory = self._run_dir / unfinished_name(progress.step)
-        files, arrays = self._files(directory)
+        files, tensors = self._files(directory)
         in_background = self._config.checkpoint.background and self._fits_in_memory(files)
-        if in_background:
-            # On a GPU they are copies already.
-            on_cpu = paddle.get_device() == "cpu"
-            arrays = iter(self._copy.copy(arrays)) if on_cpu else _drain(deque(arrays))
+        values = (array_of(tensor.values) for tensor in tensors)
+        arrays = self._copy.start(tensors) if in_background else values
         rank = self._dist.mesh.rank
         waited_for = rank in self._writers()
         writer = FileWriter(directory, files, arrays, rank if waited_for else None)
@@ -136,6 +134,13 @@ class Checkpointer:
         self._unfinished = _Save(state, directory, writer, started, time.perf_counter() - started)
         if needed or not self._anywhere(in_background):
             self.wait(needed=needed)
+
+    def before_update(self) -> None:
+        """Wait until the tensors of the save in the background are copied: an update changes them."""
+        if self._unfinished is not None:
+            started = time.perf_counter()
+            self._copy.wait()
+            self._unfinished.waited += time.perf_counter() - started
 
     def poll(self) -> None:
         """Finish the save in the background if all processes have written their files; see `wait`."""
@@ -331,8 +336,8 @@ class Checkpointer:
             skipped_in_row=progress.skipped_in_row,
         )
 
-    def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[np.ndarray]]:
-        """The files that this process writes, and the values of their tensors, file by file."""
+    def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[CompleteTensor]]:
+        """The files that this process writes, and their tensors, file by file."""
         shared, world = self._config.checkpoint.shared, self._dist.mesh.world
         weights, optimizer = self._tensors.weights(), self._tensors.optimizer_state()
         if self._dist.is_main:
@@ -350,7 +355,7 @@ class Checkpointer:
         if optimizer.specs:
             name = optimizer_file(world.rank, world.size) if shared else optimizer_file(0, 1)
             files.append(PlannedFile(name, optimizer.specs))
-        return files, (array_of(tensor) for stream in (weights, optimizer) for _, tensor in stream)
+        return files, chain(weights, optimizer)
 
     def _write_adapter_settings(self, directory: Path, specs: Sequence[TensorSpec]) -> None:
         lora, model, architecture = self._config.lora, self._config.model, self._prepared.model.config
@@ -386,12 +391,6 @@ def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], s
         time.sleep(_POLL_SECONDS)
     # It may have written its part and ended between the two.
     return part or read_part(directory, rank)
-
-
-def _drain(arrays: deque[np.ndarray]) -> Iterator[np.ndarray]:
-    """Each array in turn, which is free once it is written."""
-    while arrays:
-        yield arrays.popleft()
 
 
 def check_best(

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint import state, writer
+from erniekit.checkpoint import host_copy, state, writer
 from erniekit.checkpoint.base import BASE_FILE, read_base_checksums
+from erniekit.checkpoint.host_copy import CpuCopy
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.checkpoint.writer import FileWriter
 from erniekit.config import load_config
@@ -293,15 +294,33 @@ def test_a_checkpoint_in_the_background_is_the_one_that_was_begun(
     begun: list[FileWriter] = []
 
     def start_and_join(writer: FileWriter) -> None:
+        copying.set()
         start(writer)
         join(writer)
 
+    # Tensors are copied as late as possible: when the next update waits for it, or the end of the run.
+    copy, wait, copying = np.copyto, CpuCopy.wait, threading.Event()
+    waited: list[bool] = []
+
+    def copy_late(target: np.ndarray, source: np.ndarray) -> None:
+        assert copying.wait(60)
+        copy(target, source)
+
+    def copy_and_wait(memory: CpuCopy) -> None:
+        copying.set()
+        wait(memory)
+        copying.clear()
+        waited.append(True)
+
+    monkeypatch.setattr(host_copy.np, "copyto", copy_late)
+    monkeypatch.setattr(CpuCopy, "wait", copy_and_wait)
     # The thread writes only when the next checkpoint is wanted: after another step.
     monkeypatch.setattr(FileWriter, "start", lambda writer: begun.append(writer))
     monkeypatch.setattr(FileWriter, "is_running", property(lambda _: True))
     monkeypatch.setattr(FileWriter, "join", start_and_join)
     run_training(make_config(background, model, data, **settings))
     assert len(begun) == 3
+    assert len(waited) == 2
     for step in (1, 2, 3):
         for file in ("model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"):
             name = f"checkpoint-{step:06d}/{file}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from erniekit.optim.adamw import AdamW
 from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.metrics import StepMetrics
 from erniekit.train.metrics_writer import MetricsWriter
@@ -27,6 +28,10 @@ class CheckpointHook(Hook):
     def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if trainer.progress.best.is_at(trainer.progress.step):
             self._save(trainer.progress)
+
+    def before_optimizer_step(self, optimizer: AdamW) -> dict[str, float]:
+        self._checkpointer.before_update()
+        return {}
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         self._checkpointer.poll()

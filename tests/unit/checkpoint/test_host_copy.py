@@ -2,27 +2,151 @@
 
 from __future__ import annotations
 
-import numpy as np
+import threading
+from collections.abc import Iterator
+from typing import Any
 
-from erniekit.checkpoint.host_copy import HostCopy
+import numpy as np
+import paddle
+import pytest
+
+from erniekit.checkpoint import host_copy as module
+from erniekit.checkpoint.host_copy import host_copy
+from erniekit.checkpoint.weights import array_of
+from erniekit.models.specs import TensorSpec
+from erniekit.parallel.tensor_stream import CompleteTensor
+
+_SHAPES = ((3, 4), (), (0, 2), (5,))
+
+
+def _complete(values: Any, *, is_live: bool = True) -> CompleteTensor:
+    return CompleteTensor(TensorSpec("weight", "F32", tuple(values.shape)), values, is_live)
+
+
+def _tensors() -> list[CompleteTensor]:
+    return [_complete(paddle.full(shape, number, "float32")) for number, shape in enumerate(_SHAPES)]
 
 
 def test_a_copy_keeps_its_values_and_the_next_one_uses_its_memory() -> None:
-    shapes = [((3, 4), np.float32), ((), np.float32), ((0, 2), np.uint16), ((5,), np.uint16)]
-    arrays = [np.full(shape, number, dtype) for number, (shape, dtype) in enumerate(shapes)]
-    memory = HostCopy()
-    first = memory.copy(iter(arrays))
+    tensors, memory = _tensors(), host_copy()
+    first = list(memory.start(tensors))
+    memory.wait()
     size = memory.nbytes
-    assert size == sum(array.nbytes for array in arrays)
-    for array in arrays:
-        array += 10
-    for number, (copy, (shape, dtype)) in enumerate(zip(first, shapes, strict=True)):
-        np.testing.assert_array_equal(copy, np.full(shape, number, dtype))
-        assert copy.dtype == dtype
-    second = memory.copy(iter(arrays))
+    assert size == 4 * (12 + 1 + 0 + 5)
+    for tensor in tensors:
+        array_of(tensor.values)[...] += 10
+    for number, (copy, shape) in enumerate(zip(first, _SHAPES, strict=True)):
+        np.testing.assert_array_equal(copy, np.full(shape, number, np.float32))
+    second = list(memory.start(tensors))
     assert memory.nbytes == size
-    for one, other, array in zip(first, second, arrays, strict=True):
-        np.testing.assert_array_equal(other, array)
+    for one, other, tensor in zip(first, second, tensors, strict=True):
+        np.testing.assert_array_equal(other, array_of(tensor.values))
         assert not one.size or np.shares_memory(one, other)
-    third = memory.copy([np.ones(7), *arrays[1:], np.ones(2)])
-    assert [copy.size for copy in third] == [7, 1, 0, 5, 2]
+    others = [_complete(paddle.ones([7])), *tensors[1:], _complete(paddle.ones([2]))]
+    assert [copy.size for copy in memory.start(others)] == [7, 1, 0, 5, 2]
+
+
+def test_live_tensors_are_copied_later_and_others_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_copy, copied = threading.Event(), []
+
+    def copy(target: np.ndarray, source: np.ndarray) -> None:
+        if source[0] < 0:
+            assert may_copy.wait(60)
+        target[...] = source
+        copied.append(float(source[0]))
+
+    monkeypatch.setattr(module.np, "copyto", copy)
+    made = []
+
+    def tensors() -> Iterator[CompleteTensor]:
+        yield _complete(paddle.full([2], -1.0))
+        for number in (1.0, 2.0):
+            made.append((number, list(copied)))
+            yield _complete(paddle.full([2], number), is_live=False)
+
+    memory = host_copy()
+    arrays = memory.start(tensors())
+    # The first one is still copied: training goes on, until it changes the tensor.
+    assert made == [(1.0, []), (2.0, [1.0])]
+    assert copied == [1.0, 2.0]
+    may_copy.set()
+    memory.wait()
+    assert copied == [1.0, 2.0, -1.0]
+    assert [float(array[0]) for array in arrays] == [-1.0, 1.0, 2.0]
+
+
+class _Stream:
+    """A stream of a GPU, whose work ends when `run` is called."""
+
+    def __init__(self) -> None:
+        self.work: list[Any] = []
+        self.order: list[str] = []
+
+    def wait_stream(self, other: str) -> None:
+        self.order.append(f"after {other}")
+
+    def record_event(self) -> _Stream:
+        return self
+
+    def query(self) -> bool:
+        return not self.work
+
+    def run(self) -> None:
+        while self.work:
+            self.work.pop(0)()
+
+
+class _GpuTensor:
+    """A tensor in the memory of a GPU, or its copy in pinned memory."""
+
+    def __init__(self, stream: _Stream, values: list[float]) -> None:
+        self.stream, self.values, self.shape, self.size = stream, values, [len(values)], len(values)
+
+    def element_size(self) -> int:
+        return 4
+
+    def pin_memory(self, *, blocking: bool) -> _GpuTensor:
+        assert not blocking
+        assert self.stream.order[-1] == "entered"
+        pinned = _GpuTensor(self.stream, [])
+        pinned.size = self.size
+        self.stream.work.append(lambda: pinned.values.extend(self.values))
+        return pinned
+
+    def numpy(self) -> np.ndarray:
+        return np.array(self.values)
+
+
+def test_on_a_gpu_a_stream_copies_to_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _Stream()
+
+    class Guard:
+        def __init__(self, guarded: _Stream) -> None:
+            assert guarded is stream
+
+        def __enter__(self) -> None:
+            stream.order.append("entered")
+
+        def __exit__(self, *_: object) -> None:
+            stream.order.append("left")
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.device, "Stream", lambda: stream)
+    monkeypatch.setattr(paddle.device, "current_stream", lambda: "the kernels")
+    monkeypatch.setattr(paddle.device, "stream_guard", Guard)
+    polls: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: (polls.append(seconds), stream.run()))
+
+    live, gathered = _GpuTensor(stream, [1.0, 2.0]), _GpuTensor(stream, [3.0])
+    memory = host_copy()
+    arrays = memory.start([_complete(live), _complete(gathered, is_live=False), _complete(live)])
+    guarded = ["entered", "left"]
+    assert stream.order == ["after the kernels", *guarded, "after the kernels", *guarded, *guarded]
+    # The gathered tensor was waited for, and the live one behind it is in flight.
+    assert len(polls) == 1
+    assert len(stream.work) == 1
+    assert memory.nbytes == 4 * 5
+    memory.wait()
+    assert not stream.work
+    live.values[:] = [9.0, 9.0]
+    assert [array.tolist() for array in arrays] == [[1.0, 2.0], [3.0], [1.0, 2.0]]
