@@ -9,8 +9,11 @@ before the next one begins, and overlaps only with steps. The last one is left o
 is the first one, which allocates the memory of the copy; its time is in parentheses.
 
 The rates are those of all processes together, beside that of a plain copy of the checkpoint to the same disk, which is
-synced as well. "Training waited" counts the copy to memory and the work of the main process at the end. Memory is the
-peak of the largest process; all of them need about 2.5 times the size of a checkpoint.
+synced as well. "Training waited" is what the log states: the start of a save, the wait for the copy before the next
+update, and the work of the main process at the end. A save in the background also takes processor time and memory
+bandwidth from the steps beside it: "slower" is the time of the steps up to the next save beyond that of steps beside
+which nothing is written, with the wait before the update. Memory is the peak of the largest process; all of them need
+about 2.5 times the size of a checkpoint.
 """
 
 from __future__ import annotations
@@ -78,6 +81,7 @@ class Saves:
     save_seconds: float
     waited: float
     first_waited: float
+    slower: float
     step_seconds: float
     copy_seconds: float
     peak: float
@@ -91,6 +95,7 @@ class Saves:
             f"{rate:5.0f} MB/s, {rate / copy_rate:4.0%} of a copy ({copy_rate:.0f} MB/s); a step takes "
             f"{self.step_seconds:4.1f} s; peak {self.peak:5.2f} GiB; training waited {self.waited:5.2f} s "
             f"({self.first_waited:.2f} s)"
+            + (f", steps were {self.slower:.2f} s slower" if self.background else "")
         )
 
 
@@ -135,9 +140,16 @@ def _measure(directory: Path, data: Path, processes: int, *, every: int, backgro
     size = sum(file.stat().st_size for file in checkpoint.iterdir())
     copy_seconds = statistics.median(_copy(checkpoint, directory / "copy") for _ in range(3))
     shutil.rmtree(run)
-    step_seconds = statistics.median(line["train/step_seconds"] for line in lines)
-    first = float(saves[0][2])
-    return Saves(processes, background, size, seconds, waited, first, step_seconds, copy_seconds, peak)
+    steps = [line["train/step_seconds"] for line in lines if "train/step_seconds" in line]
+    # A save overlaps about half of the steps up to the next one.
+    step_seconds = statistics.median(steps[every - max(1, every // 4) : every])
+    slower = statistics.median(
+        sum(steps[first : first + every]) - every * step_seconds for first in (every, 2 * every)
+    )
+    first_waited = float(saves[0][2])
+    return Saves(
+        processes, background, size, seconds, waited, first_waited, slower, step_seconds, copy_seconds, peak
+    )
 
 
 def _copy(source: Path, target: Path) -> float:
