@@ -33,8 +33,9 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".pdparams", ".gguf", ".h5", ".msgpack"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LINE = 200  # characters of a tensor in a list
 _BLOCK = 1 << 20
-# Rows that are transposed at a time, so that both matrices stay in the processor's cache.
-_TRANSPOSED_ROWS = 128
+# Rows that are transposed at a time. Rows that are multiples of 2 KiB long share two sets of a first-level cache, which
+# hold 16 of their lines.
+_TRANSPOSED_ROWS = 16
 # Unsigned integers of an element type, and infinity among them; elements that stay in the processor's cache.
 _INFINITY: dict[str, tuple[Any, int]] = {
     "F64": (np.uint64, 0x7FF << 52),
@@ -337,6 +338,8 @@ def write_safetensors(
                     f"{spec.name}: got {array.dtype} {list(array.shape)} for {spec.dtype} {list(spec.shape)}"
                 )
             output.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+            # Its memory, before `get` makes the next one.
+            del array
     return output.record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -19,11 +20,14 @@ from erniekit.config.choices import CheckpointLayout
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError
 from erniekit.interrupt import exit_on_sigterm
+from erniekit.runtime import usable_cores
 
 # FastDeploy and ERNIEKit read files that say so; the loaders of torch's layouts want "pt".
 FILE_FORMATS: dict[CheckpointLayout, str] = {"hub": "pt", "transformers": "pt", "paddle": "np"}
 # Tokenizer, configurations and the index of shards.
 _SIDE_BYTES = 64 << 20
+# Tensors that are read ahead: by how many threads, and how much.
+_READERS, _AHEAD_BYTES = 4, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class WeightsWriter:
     def write(self, directory: Path, get: Callable[[str], np.ndarray], *, ahead: bool = False) -> int:
         """Write shards, index and checksums; returns the number of shards. get: the values of a tensor of the Hub.
 
-        ahead: a thread calls `get` for the next tensor while one is written.
+        ahead: threads call `get` for the next tensors while one is written.
         """
         arrays = self._arrays_ahead(get) if ahead else (tensor.read(get) for tensor in self.stored)
         with closing(arrays):
@@ -58,18 +62,24 @@ class WeightsWriter:
         return len(shards)
 
     def _arrays_ahead(self, get: Callable[[str], np.ndarray]) -> Generator[np.ndarray]:
-        """The values of `stored`, the next one being read while the caller works on one."""
-        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            coming: Future[np.ndarray] | None = None
-            for tensor in self.stored:
-                array = None if coming is None else coming.result()
-                coming = reader.submit(tensor.read, get)
-                if array is not None:
-                    yield array
-                    # Its memory, while the next one is waited for.
-                    del array
-            if coming is not None:
-                yield coming.result()
+        """The values of `stored`, the next ones being read while the caller works on one."""
+        waiting = deque(self.stored)
+        coming: deque[tuple[Future[np.ndarray], int]] = deque()
+        held = 0
+        readers = ThreadPoolExecutor(min(usable_cores(), _READERS), thread_name_prefix="read")
+        try:
+            while waiting or coming:
+                while waiting and (not coming or held + spec_bytes(waiting[0].spec) <= _AHEAD_BYTES):
+                    tensor = waiting.popleft()
+                    held += spec_bytes(tensor.spec)
+                    coming.append((readers.submit(tensor.read, get), spec_bytes(tensor.spec)))
+                future, size = coming.popleft()
+                yield future.result()
+                # Its memory, before further tensors are read.
+                del future
+                held -= size
+        finally:
+            readers.shutdown(cancel_futures=True)
 
     def _counted(self, arrays: Iterator[np.ndarray]) -> Callable[[str], np.ndarray]:
         total, done = self.nbytes, 0

@@ -31,6 +31,7 @@ from erniekit.models.specs import parameter_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 _COPIED = 4 << 20  # bytes at a time
+_VOCABULARY = 103424
 _SHARD = 1_000_000_000
 _PATHS = (("hub", "hub"), ("hub", "paddle"), ("paddle", "hub"))
 _CHILD = """
@@ -101,6 +102,8 @@ def _make_checkpoint(directory: Path, gigabytes: float) -> int:
         shutil.rmtree(directory, ignore_errors=True)
         overrides = [f"num_hidden_layers={layers}"]
         create_model("21b-a3b", directory, [text], vocab_size=512, overrides=overrides, weights=False)
+        settings = json.loads((directory / "config.json").read_text()) | {"vocab_size": _VOCABULARY}
+        (directory / "config.json").write_text(json.dumps(settings))
         config = ErnieConfig.from_dir(directory)
         tensors = parameter_specs(config, "BF16")
         size = sum(spec.size * (4 if spec.dtype == "F32" else 2) for spec in tensors)
