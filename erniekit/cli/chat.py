@@ -26,7 +26,7 @@ def chat(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="A base model (a directory, or a repository of the hub), an export, a checkpoint (adapters too), or a "
+            help="A base model (a directory, or a repository of the Hub), an export, a checkpoint (adapters too), or a "
             "run's output directory (its newest checkpoint; RUN/best: its best).",
             show_default=False,
         ),

@@ -13,7 +13,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="A model directory, a checkpoint of all weights, or a repository of the hub, in any layout.",
+            help="A model directory, a checkpoint of all weights, or a repository of the Hub, in any layout.",
             show_default=False,
         ),
     ],
@@ -46,8 +46,8 @@ def convert(
 ) -> None:
     """Write a model in another layout, without training.
 
-    The layout of the model is recognised from its files. Values and element types stay as they are. Only a few tensors
-    are in memory at a time.
+    The layout of the model is detected from its files. Values and dtypes are unchanged. Only a few tensors are in
+    memory at a time.
 
     Examples:
 

@@ -26,8 +26,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A checkpoint directory, or a repository of the hub. Its tokenizer and template give lengths in tokens "
-        "and find encoding errors; its weights are not needed.",
+        help="A checkpoint directory, or a repository of the Hub. Its tokenizer and template give lengths in tokens "
+        "and find encoding errors. Weights are not needed.",
     ),
 ]
 Run = Annotated[
@@ -52,7 +52,7 @@ MaxLength = Annotated[
         "--max-length",
         metavar="N",
         min=2,
-        help="Largest number of tokens in a sample, and in a packed row. Default: the run's, else 8192.",
+        help="Maximum number of tokens in a sample and in a packed sequence. Default: the run's, else 8192.",
     ),
 ]
 OnLong = Annotated[
@@ -88,9 +88,9 @@ def check(
 ) -> None:
     """Check data files: contents, lengths and errors.
 
-    Formats, roles, contents, duplicates, lengths, and each sample that training would refuse, with file and line. With
-    a model, also tokens and the fill of packed rows. Exits with status 1 if any sample has an error; a sample that
-    --on-long drop skips is not an error.
+    Reports formats, roles, contents, duplicates, lengths, and each sample that training would reject, with file and
+    line. With a model, also token counts and packing efficiency. Exits with status 1 if a sample has an error; a sample
+    that --on-long drop skips is not an error.
 
     Examples:
 

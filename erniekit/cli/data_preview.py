@@ -36,7 +36,7 @@ Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="No colours: mark trained text with brackets. The default if the output is not a terminal.",
+        help="No colors: mark trained text with brackets. The default if the output is not a terminal.",
     ),
 ]
 

@@ -21,7 +21,7 @@ def doctor(
     device: Device = "auto",
     only: Annotated[
         choices.DoctorSection | None,
-        typer.Option("--only", help="Only the checks of this section. Default: all.", show_default=False),
+        typer.Option("--only", help="Run only this section. Default: all.", show_default=False),
     ] = None,
     report: Annotated[
         Path | None,
@@ -35,9 +35,9 @@ def doctor(
 ) -> None:
     """Check this machine: what is installed, kernels, a training step, processes.
 
-    Every form of every kernel is compared with a formula in float64; a step of a small model with plain kernels in
-    float32; two processes with one. On a GPU also flash attention at real shapes, bfloat16, NCCL (with two GPUs) and
-    times. Exits with status 1 if a check fails. Takes a minute or two.
+    Compares every form of every kernel with a float64 formula, a step of a small model with plain kernels in float32,
+    and two processes with one. On a GPU, it also checks flash attention at real shapes, bfloat16 and NCCL (with two
+    GPUs), and measures speed. Takes a minute or two. Exits with status 1 if a check fails.
 
     Examples:
 

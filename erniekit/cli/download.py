@@ -1,4 +1,4 @@
-"""`erniekit download`: downloads a model from the Hugging Face hub."""
+"""`erniekit download`: downloads a model from the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ def download(
         str,
         typer.Argument(
             metavar="REPO",
-            help="A repository of the hub, such as baidu/ERNIE-4.5-0.3B-PT.",
+            help="A repository of the Hub, such as baidu/ERNIE-4.5-0.3B-PT.",
             show_default=False,
         ),
     ],
@@ -22,7 +22,7 @@ def download(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", metavar="DIR", help="Directory for the files. Default: the hub's cache (HF_HOME)."
+            "--to", metavar="DIR", help="Directory for the files. Default: the Hub's cache (HF_HOME)."
         ),
     ] = None,
     no_weights: Annotated[
@@ -34,12 +34,11 @@ def download(
         ),
     ] = False,
 ) -> None:
-    """Download a model from the Hugging Face hub, or update it.
+    """Download a model from the Hugging Face Hub, or update it.
 
-    Only the files of the model are fetched: safetensors, configuration, tokenizer, processor and licence. Python files
-    come along for engines, and are not run. The same command continues a download that was interrupted: complete files
-    are kept. HF_TOKEN, HF_HOME and HF_ENDPOINT (a mirror) have the meaning that huggingface_hub
-    gives them.
+    Downloads the files of the model: safetensors, configuration, tokenizer, processor and license, and Python files,
+    which engines need and erniekit does not run. Repeat the command to continue an interrupted download: complete files
+    are kept. huggingface_hub reads HF_TOKEN, HF_HOME and HF_ENDPOINT (a mirror).
 
     Examples:
 

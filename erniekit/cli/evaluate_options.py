@@ -11,7 +11,7 @@ Model = Annotated[
     Path | None,
     typer.Argument(
         metavar="MODEL",
-        help="A base model (a directory, or a repository of the hub), an export, a checkpoint, the output "
+        help="A base model (a directory, or a repository of the Hub), an export, a checkpoint, the output "
         "directory of a run (its newest checkpoint; RUN/best: its best one), or the config of a run. Optional with "
         "--config.",
         show_default=False,

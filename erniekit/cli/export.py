@@ -15,7 +15,7 @@ def export(
         typer.Argument(
             metavar="MODEL",
             help="A run (its newest complete checkpoint, or RUN/best), a checkpoint, a model directory, or a "
-            "repository of the hub.",
+            "repository of the Hub.",
             show_default=False,
         ),
     ],
@@ -66,8 +66,8 @@ def export(
         Quantize,
         typer.Option(
             "--quantize",
-            help="Round the linear layers of decoder layers, experts included, to 8 or 4 bits, in the format of "
-            "compressed-tensors, for vLLM. Routers, embeddings, norms, vision tower and resampler stay as they are.",
+            help="Round the linear layers of the decoder, including experts, to 8 or 4 bits, in the format of "
+            "compressed-tensors, for vLLM. Routers, embeddings, norms, vision tower and resampler are unchanged.",
         ),
     ] = "none",
     quantize_group: Annotated[

@@ -43,11 +43,13 @@ class Group(NamedTuple):
 
 COMMANDS = {
     "init": Command("erniekit.cli.init", "init", "Create a small model with random weights and a tokenizer."),
-    "download": Command("erniekit.cli.download", "download", "Download a model from the Hugging Face hub."),
-    "plan": Command("erniekit.cli.plan", "plan", "Plan memory and time of a run, without GPUs and weights."),
+    "download": Command("erniekit.cli.download", "download", "Download a model from the Hugging Face Hub."),
+    "plan": Command(
+        "erniekit.cli.plan", "plan", "Predict memory and time of a run, without GPUs or weights."
+    ),
     "train": Command("erniekit.cli.train", "train", "Fine-tune a model from a YAML file."),
     "replay": Command(
-        "erniekit.cli.replay", "replay", "Compute saved rows of a run again, to find what is not finite."
+        "erniekit.cli.replay", "replay", "Recompute the saved rows of a step, to find the source of NaN."
     ),
     "eval": Command(
         "erniekit.cli.evaluate", "evaluate", "Evaluate a model: loss, perplexity and generated answers."
@@ -58,7 +60,7 @@ COMMANDS = {
     ),
     "export": Command("erniekit.cli.export", "export", "Write a trained model for inference engines."),
     "convert": Command("erniekit.cli.convert", "convert", "Write a model in another layout of weights."),
-    "push": Command("erniekit.cli.push", "push", "Upload a model to the Hugging Face hub."),
+    "push": Command("erniekit.cli.push", "push", "Upload a model to the Hugging Face Hub."),
     "doctor": Command(
         "erniekit.cli.doctor", "doctor", "Check this machine: installation, kernels, processes."
     ),

@@ -1,4 +1,4 @@
-"""`erniekit plan`: memory and time of a run on GPUs that need not be here."""
+"""`erniekit plan`: memory and time of a run, on any kind and number of GPUs."""
 
 import json
 from typing import Annotated
@@ -14,15 +14,15 @@ def plan(
     gpus: Gpus = 1,
     gpu: GpuKind = DEFAULT_GPU,
     search: Annotated[
-        bool, typer.Option("--search", help="Also search the fastest layouts of these GPUs that fit.")
+        bool, typer.Option("--search", help="Also search for the fastest layouts that fit these GPUs.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Plan memory and time of a run from the shape of its model.
+    """Predict memory and time of a run from the shape of its model.
 
-    Neither weights, data nor GPUs are needed: the shapes of the released models are known by name. If the run does not
-    fit, the smallest changes that fit are printed, cheapest first. docs/plan.md says what is counted, and how far
-    measurements differ.
+    No weights, data or GPUs are needed: the shapes of the released models are known by name. If the run does not fit,
+    the smallest changes that make it fit are printed, cheapest first. docs/plan.md explains the figures and compares
+    them with measurements.
 
     Examples:
 

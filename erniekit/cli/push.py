@@ -1,4 +1,4 @@
-"""`erniekit push`: uploads a model to the Hugging Face hub."""
+"""`erniekit push`: uploads a model to the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def push(
         str,
         typer.Argument(
             metavar="REPO",
-            help="A repository of the hub, owner/name. It is created if needed.",
+            help="A repository of the Hub, owner/name. It is created if needed.",
             show_default=False,
         ),
     ],
@@ -29,24 +29,24 @@ def push(
         bool, typer.Option("--dry-run", help="Print the files and the model card, and upload nothing.")
     ] = False,
     private: Annotated[
-        bool, typer.Option("--private", help="Make a repository that is created private.")
+        bool, typer.Option("--private", help="If the repository is created, make it private.")
     ] = False,
     run: Annotated[
         Path | None,
         typer.Option(
-            "--run", metavar="RUN", help="The run that an exported directory is from, for its model card."
+            "--run", metavar="RUN", help="Run that the exported directory comes from, for the model card."
         ),
     ] = None,
     layout: Annotated[
         PushLayout | None,
-        typer.Option("--layout", help="Layout of the export of a run. Default: hub.", show_default=False),
+        typer.Option("--layout", help="With a run: layout of the export. Default: hub.", show_default=False),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
             metavar="REPO",
-            help="The base model on the hub, if the run names a directory of this machine.",
+            help="Base model on the Hub, if the run used a local directory.",
         ),
     ] = None,
     licence: Annotated[
@@ -54,18 +54,18 @@ def push(
         typer.Option(
             "--license",
             metavar="ID",
-            help="Licence, such as apache-2.0. Default: that of the base model's files.",
+            help="License, such as apache-2.0. Default: the base model's.",
         ),
     ] = None,
     message: Annotated[
         str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")
     ] = None,
 ) -> None:
-    """Upload a model or an adapter to the Hugging Face hub, with a model card.
+    """Upload a model or an adapter to the Hugging Face Hub, with a model card.
 
-    The card lists the base model, its licence, the data, the metrics and the configuration of the run, with names of
-    files instead of their paths. A README.md in the directory is uploaded as it is. All files are one commit. HF_TOKEN
-    and HF_ENDPOINT have the meaning that huggingface_hub gives them.
+    The card lists the base model, its license, the data, the metrics and the configuration of the run, with names of
+    files instead of paths. A README.md in the directory is uploaded unchanged. All files are one commit.
+    huggingface_hub reads HF_TOKEN and HF_ENDPOINT.
 
     Examples:
 

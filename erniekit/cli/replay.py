@@ -1,4 +1,4 @@
-"""`erniekit replay`: computes rows that a run has saved again."""
+"""`erniekit replay`: recomputes the rows that a run saved."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ def replay(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="Saved rows of a step, such as RUN/nonfinite/step-000012.",
+            help="Directory of a step, such as RUN/nonfinite/step-000012.",
             show_default=False,
         ),
     ],
@@ -22,18 +22,18 @@ def replay(
         typer.Option(
             "--checkpoint",
             metavar="DIR",
-            help="Checkpoint of the run to compute with. Default: the newest one before the step, or the base model.",
+            help="Checkpoint to use. Default: the newest one before the step, or the base model.",
             show_default=False,
         ),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Compute saved rows of a run again, to find what is not finite.
+    """Recompute the saved rows of a step, to find the source of NaN.
 
-    A run saves the rows of a step with a loss or gradient that is NaN or infinite. Prints loss and gradient norm of
-    each row and of each sample alone, and the first module with an output that is not finite. One process computes,
-    without dropout.
+    A run saves the rows (packed sequences) of a step with a loss or gradient that is NaN or infinite. Prints loss and
+    gradient norm of each row and of each sample alone, and the first module with an output that is not finite. Runs in
+    one process, without dropout.
 
     Examples:
 

@@ -25,7 +25,7 @@ Model = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="A base model (a directory, or a repository of the hub), an export, a checkpoint (adapters too), or a "
+        help="A base model (a directory, or a repository of the Hub), an export, a checkpoint (adapters too), or a "
         "run's output directory.",
         show_default=False,
     ),
@@ -72,7 +72,7 @@ AllowPrivateUrls = Annotated[
     bool,
     typer.Option(
         "--allow-private-urls",
-        help="As --allow-urls, and from this machine and private networks: clients reach what this machine reaches.",
+        help="Like --allow-urls, but also from this machine and private networks, which clients can then reach.",
     ),
 ]
 Cors = Annotated[
@@ -123,10 +123,11 @@ def serve(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Serve a model with OpenAI's API, to try it: /v1/chat/completions, one answer at a time.
+    """Serve a model through an OpenAI-compatible API (/v1/chat/completions), to try it out.
 
-    Supports streaming, images and videos as data: URIs, tools, reasoning and usage. The options below are the
-    defaults for requests. Ctrl-C stops the server. For production, use the vLLM and FastDeploy commands it prints.
+    Supports streaming, images and videos as data: URIs, tools, reasoning and usage. Generates one answer at a time.
+    The sampling options are defaults for requests. Ctrl-C stops the server. For production, use the vLLM and FastDeploy
+    commands that it prints.
 
     Examples:
 

@@ -67,15 +67,15 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run",
         help="Check everything and print the settings that differ from the defaults, data statistics and the training "
-        "plan, without training. Of a model on the hub, weights that are not here are not downloaded.",
+        "plan, without training. Does not download the weights of a Hub model.",
     ),
 ]
 NoWeights = Annotated[
     bool,
     typer.Option(
         "--no-weights",
-        help="With --dry-run: download nothing, and check a released model that is not here by its shape. Data need "
-        "not exist.",
+        help="With --dry-run: download nothing. A released model is checked by its known shape, and data may be "
+        "missing.",
     ),
 ]
 ShowAll = Annotated[
@@ -86,9 +86,7 @@ ShowAll = Annotated[
 ]
 
 DEFAULT_GPU = "h100-80gb"
-Force = Annotated[
-    bool, typer.Option("--force", help="Start even if the memory plan says that the run cannot fit.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Start even if the run cannot fit by the memory plan.")]
 Gpus = Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs, one process each.")]
 GpuKind = Annotated[
     str,
@@ -100,7 +98,7 @@ PlannedGpus = Annotated[
         "--gpus",
         metavar="N",
         min=1,
-        help="With --dry-run: plan memory and time for N GPUs, which need not be here. See erniekit plan.",
+        help="With --dry-run: plan memory and time for N GPUs of any kind. See erniekit plan.",
         show_default=False,
     ),
 ]

@@ -13,7 +13,7 @@ def verify(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="Model directory, such as an export, or a repository of the hub.",
+            help="Model directory, such as an export, or a repository of the Hub.",
             show_default=False,
         ),
     ],
@@ -22,7 +22,7 @@ def verify(
         typer.Option(
             "--base",
             metavar="MODEL",
-            help="Base model. Compares names, shapes and dtypes, and finds weights written to a wrong place.",
+            help="Base model. Compares names, shapes and dtypes, and finds weights in the wrong place.",
         ),
     ] = None,
     source: Annotated[
@@ -30,7 +30,7 @@ def verify(
         typer.Option(
             "--source",
             metavar="MODEL",
-            help="The run or checkpoint that was exported. Compares its logits with those of the export.",
+            help="The run or checkpoint that was exported. Compares its logits with the export's.",
         ),
     ] = None,
     transformers: Annotated[
@@ -48,7 +48,7 @@ def verify(
             metavar="NAME",
             help="Compare greedy answers and log-probabilities with an engine; repeat it for several. transformers; "
             "vllm and llama.cpp, in the environments of `make engines`; sglang, fastdeploy and paddleformers are not "
-            "run: their loaders' rules are checked.",
+            "run, only their loaders' rules are checked.",
             show_default=False,
         ),
     ] = None,

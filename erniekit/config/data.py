@@ -12,9 +12,9 @@ class SourceConfig(Section):
     """One source of samples."""
 
     path: PathText = Field(
-        description="A file (JSON lines, JSON array, Parquet, Arrow, CSV, TSV, text; text files also as .gz), a "
-        "directory, a glob pattern such as chats/*.jsonl, or hub:owner/name[:split]. Relative to the working "
-        "directory."
+        description="A file (JSON lines, JSON array, Parquet, Arrow, CSV, TSV or text; text files also as .gz), a "
+        "directory, a glob pattern such as chats/*.jsonl, or a Hub dataset, hub:owner/name[:split]. Relative to the "
+        "working directory."
     )
     weight: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Sampling weight relative to the other sources. Used with data.mix weighted."
@@ -22,8 +22,8 @@ class SourceConfig(Section):
     format: choices.DataFormat | None = Field(None, description="Format of the samples. null: data.format.")
     columns: dict[Text, Text] | None = Field(
         None,
-        description="Names in this source for the keys of a format, such as {messages: dialogue, images: pics}. "
-        "null: no other names.",
+        description="Map from the keys of a format to the column names of this source, such as {messages: dialogue, "
+        "images: pics}. null: no renaming.",
     )
 
 
@@ -68,9 +68,9 @@ class DataConfig(Section):
     )
     loss_on: choices.LossOn = Field(
         "all",
-        description="Which answers are trained. all: every answer; last_turn: the answers after the last user "
-        "message; each_turn: every answer, each in a separate document that ends with it, so that the context is the "
-        "same as in serving.",
+        description="Answers to train. all: every answer; last_turn: the answers after the last user message; "
+        "each_turn: every answer, each in a separate document that ends with it, so the context is the same as in "
+        "serving.",
     )
     reasoning: choices.Reasoning = Field(
         "train",
@@ -105,25 +105,24 @@ class DataConfig(Section):
     )
     cache: bool = Field(
         True,
-        description="Keep encoded samples on disk, so that the next run starts at once. false: remove them when the "
-        "run ends. Hub datasets stay in cache_dir in either case.",
+        description="Keep encoded samples on disk for the next run. false: remove them when the run ends. Downloaded "
+        "Hub datasets stay in cache_dir in either case.",
     )
     cache_dir: PathText | None = Field(
         None, description="Directory of the cache. null: erniekit/data in XDG_CACHE_HOME or ~/.cache."
     )
     allow_urls: bool = Field(
         False,
-        description="Download images and videos that samples reference by http(s) URL, from public addresses.",
+        description="Download images and videos that samples reference by http(s) URL, from public addresses only.",
     )
     allow_private_urls: bool = Field(
         False,
-        description="With allow_urls: download from this machine and private networks too (loopback, private and "
-        "link-local addresses).",
+        description="With allow_urls: also download from loopback, private and link-local addresses.",
     )
     media_root: PathText | None = Field(
         None,
-        description="Directory that the files of images and videos must be in, after symbolic links are followed. "
-        "Other files are errors. null: anywhere. Relative paths in samples are relative to their data file.",
+        description="Directory that must contain all image and video files, after symbolic links are resolved. A file "
+        "elsewhere is an error. null: no restriction. Paths in samples are relative to their data file.",
     )
     on_error: choices.OnError = Field(
         "raise",
@@ -131,7 +130,7 @@ class DataConfig(Section):
     )
     max_errors: NotNegative = Field(
         100,
-        description="With on_error skip: maximum number of skipped samples over all processes. More stop the run.",
+        description="With on_error skip: maximum number of skipped samples, over all processes. The run stops at more.",
     )
     min_pixels: Positive | None = Field(
         None,

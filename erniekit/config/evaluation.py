@@ -16,8 +16,8 @@ class EvalConfig(Section):
 
     samples: NotNegative = Field(
         0,
-        description="Chats from data.eval to answer in each evaluation: a random sample, the same every time. The "
-        "reference of a preference pair is its chosen answer. 0: none.",
+        description="Number of chats from data.eval to generate answers for in each evaluation: a random sample, the "
+        "same every time. For a preference pair, the reference is the chosen answer. 0: none.",
     )
     metrics: Annotated[list[choices.Metric], Field(min_length=1), BeforeValidator(as_list)] = Field(
         ["auto"],
@@ -32,12 +32,12 @@ class EvalConfig(Section):
     best_metric: Text | None = Field(
         None,
         description="Metric that selects the best checkpoint: eval/loss, a metric of generated answers such as "
-        "eval/exact_match, or with task dpo eval/rewards/accuracy or eval/rewards/margin. Every new best checkpoint "
-        "is saved and kept in addition to the newest ones; RUN/best refers to it. null: no best checkpoint.",
+        "eval/exact_match, or with task dpo eval/rewards/accuracy or eval/rewards/margin. The best checkpoint is kept "
+        "in addition to the newest ones, as RUN/best. Needs train.eval_every. null: no best checkpoint.",
     )
     patience: Positive | None = Field(
         None,
-        description="Early stopping: the run ends after this number of evaluations in a row without an improvement "
+        description="Early stopping: end the run after this number of consecutive evaluations without an improvement "
         "of best_metric. null: never.",
     )
     min_delta: Weight = Field(

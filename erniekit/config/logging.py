@@ -25,7 +25,7 @@ class TrackerConfig(Section):
     mode: choices.TrackerMode = Field(
         "online",
         description="online: send metrics to the service, unless its environment variables say otherwise; offline: "
-        "only write files to train.output_dir, which the service's own command sends later.",
+        "only write files to train.output_dir, for `wandb sync` or `swanlab sync` to send later.",
     )
     tags: TextList = Field([], description="Tags of the run.")
 
@@ -52,13 +52,13 @@ class LogConfig(Section):
     tensorboard: bool = Field(True, description="Also write TensorBoard files to the run's directory.")
     report: bool = Field(
         True,
-        description="Write report.html to the run's directory at the end and at an interrupt: curves, configuration, "
-        "data, answers.",
+        description="Write report.html to the run's directory when the run ends or is interrupted: curves, "
+        "configuration, data, answers.",
     )
     router_detail: bool = Field(
         False,
-        description="Log the figures of each router layer and the share of each expert. false: minimum, mean and "
-        "maximum over the layers only.",
+        description="Log router metrics per layer and the share of each expert. false: only minimum, mean and maximum "
+        "over the layers.",
     )
     wandb: Annotated[WandbConfig | None, BeforeValidator(as_tracker)] = Field(
         None,

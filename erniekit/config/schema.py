@@ -32,23 +32,24 @@ class ModelConfig(Section):
     """The checkpoint to start from."""
 
     path: PathText = Field(
-        description="Directory of the checkpoint, in any layout, relative to the working directory; or a repository of "
-        "the Hugging Face hub, such as baidu/ERNIE-4.5-0.3B-PT, if there is no such directory. It is downloaded into "
-        "the hub's cache (HF_HOME) unless it is there; `erniekit download` updates it."
+        description="Checkpoint: a directory in any layout, relative to the working directory, or a repository of the "
+        "Hugging Face Hub, such as baidu/ERNIE-4.5-0.3B-PT. A directory of that name takes precedence. A repository is "
+        "downloaded to the Hub's cache (HF_HOME) on first use; `erniekit download` updates it."
     )
     revision: Text | None = Field(
         None,
-        description="Branch, tag or commit of a repository of the hub. null: its main branch; a resumed run uses the "
-        "commit that it began with. A run's config.yaml names the commit.",
+        description="Branch, tag or commit of a Hub repository. null: the main branch. The run's config.yaml records "
+        "the commit, and a resumed run uses it.",
     )
     dtype: choices.Dtype = Field(
         "auto", description="Compute dtype. auto: bfloat16 on a GPU, float32 on a CPU."
     )
     quantize: choices.Quantize = Field(
         "none",
-        description="Quantize the frozen weights under LoRA adapters (QLoRA) while they are loaded. int8, int4: the "
-        "linear layers of decoder layers, with all experts; routers, norms, embeddings, output layer, vision tower and "
-        "resampler keep model.dtype. An export merges the adapters into the checkpoint's original weights.",
+        description="Quantize the frozen weights under LoRA adapters (QLoRA) while they are loaded. int8 and int4 "
+        "apply to the linear layers of the decoder, including all experts; routers, norms, embeddings, output layer, "
+        "vision tower and resampler keep model.dtype. An export merges the adapters into the checkpoint's original "
+        "weights.",
     )
     resize_vocab: bool = Field(
         False,
@@ -58,9 +59,9 @@ class ModelConfig(Section):
     )
     max_position_embeddings: Positive | None = Field(
         None,
-        description="Number of positions of the trained model, to train on documents longer than the checkpoint "
-        "supports. Positions are not interpolated; checkpoints and exports state the new number in config.json. null: "
-        "the checkpoint's number; longer documents are handled like documents longer than data.max_length.",
+        description="Raise the checkpoint's position limit, to train on longer documents. Positions are not "
+        "interpolated; checkpoints and exports state the new limit in config.json. null: the checkpoint's limit. A "
+        "document over the limit is treated as one longer than data.max_length.",
     )
     freeze: TextList = Field(
         [],
@@ -99,8 +100,8 @@ class LoraConfig(Section):
     rank: Positive = Field(8, description="Rank of each adapter.")
     expert_rank: Positive | Literal["auto"] | None = Field(
         None,
-        description="Rank of the adapters of experts. auto: rank divided by the experts of a token (at least 1), so "
-        "that a token meets as many adapter parameters as in a dense layer. null: rank.",
+        description="Rank of the experts' adapters. auto: rank divided by the number of experts per token (at least "
+        "1), so a token passes through the same number of adapter parameters as in a dense layer. null: rank.",
     )
     alpha: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Scale: the adapter's output is multiplied by alpha / rank. null: 2 * rank."
@@ -109,15 +110,15 @@ class LoraConfig(Section):
     targets: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_targets)] = Field(
         [*choices.ALL_LINEAR],
         description="Modules to adapt: module names (the last part of the full name) or fnmatch patterns over full "
-        "names. all or all-linear: every linear layer of the decoder layers, including experts (the default). The "
-        "vision tower, the resampler and the output layer are not included.",
+        "names. all or all-linear: every linear layer of the decoder, including experts (the default), without vision "
+        "tower, resampler and output layer.",
     )
     train_router: bool = Field(False, description="Also train the expert routers.")
     path: PathText | None = Field(
         None,
-        description="Adapter to start from: a directory that PEFT wrote, a checkpoint or a run (its newest complete "
-        "checkpoint). Its modules, ranks and scale must be those of lora.targets, lora.rank and lora.alpha. The "
-        "optimizer starts anew; --resume continues a run. null: new adapters, which change nothing at first.",
+        description="Adapter to start from: a PEFT directory, a checkpoint or a run (its newest complete checkpoint). "
+        "Modules, ranks and scale must match lora.targets, lora.rank and lora.alpha. The optimizer state is not "
+        "loaded: use --resume to continue a run. null: new adapters, initialized so that the model is unchanged.",
     )
 
 
@@ -129,13 +130,14 @@ class LossConfig(Section):
     """
 
     chunk_tokens: Positive = Field(
-        1024, description="Loss tokens per chunk of the output layer. Logits exist for one chunk at a time."
+        1024,
+        description="Trained tokens per chunk of the output layer. Logits are in memory for one chunk at a time.",
     )
     normalization: choices.Normalization = Field(
         "tokens",
-        description="Divisor of the loss sum. tokens: the number of loss tokens in the step; token_balanced: "
-        "rows_per_step * max_length, so that a token has the same weight in every step. The logged loss is the mean "
-        "over loss tokens in both cases.",
+        description="Divisor of the loss sum. tokens: the number of trained tokens in the step; token_balanced: "
+        "rows_per_step * max_length, so a token has the same weight in every step. The logged loss is the mean over "
+        "trained tokens in both cases.",
     )
     balance_weight: Weight = Field(
         0.0,
@@ -157,8 +159,8 @@ class LossConfig(Section):
     )
     bias_update_rate: Weight = Field(
         0.0,
-        description="Step size of each expert's correction bias towards even load, applied after each optimizer "
-        "step, without a loss. Not available with LoRA, because adapters do not store the bias. 0: off.",
+        description="Step size with which each expert's correction bias moves towards even load after an optimizer "
+        "step. Not available with LoRA, because adapters do not store the bias. 0: off.",
     )
 
 
@@ -171,8 +173,8 @@ class DpoConfig(Section):
     )
     beta: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="How close the policy stays to the reference model: larger is closer. null: 2 for simpo, "
-        "otherwise 0.1.",
+        description="Strength of the pull towards the reference model; larger keeps the policy closer. null: 2 for "
+        "simpo, otherwise 0.1.",
     )
     label_smoothing: float = Field(
         0.0,
@@ -196,8 +198,8 @@ class DpoConfig(Section):
     reference: choices.DpoReference = Field(
         "auto",
         description="Reference model. auto: with LoRA, the model with its adapters disabled, otherwise copy; copy: "
-        "a second copy of the checkpoint in memory; cached: log-probabilities, computed once before training and "
-        "stored with the encoded data; none: for losses without a reference.",
+        "a second copy of the checkpoint in memory; cached: log-probabilities computed once before training and "
+        "stored with the encoded data; none: no reference, for simpo and orpo.",
     )
 
 
@@ -276,15 +278,15 @@ class TrainConfig(Section):
     )
     rows_per_step: Positive | None = Field(
         None,
-        description="Packed sequences per optimizer step (over all devices). Must be a multiple of the "
+        description="Packed sequences per optimizer step, over all devices. Must be a multiple of the number of "
         "data-parallel ranks (devices / parallel.context). Each rank accumulates gradients over its share. null: "
         "train.tokens_per_step decides.",
     )
     tokens_per_step: Positive | None = Field(
         None,
-        description="Global batch size in tokens, for any number of devices: rows_per_step is then tokens_per_step / "
-        "data.max_length, rounded down, and up to a multiple of the data-parallel ranks. null: one packed sequence per "
-        "rank. A resumed run keeps its number. Not used if rows_per_step is set.",
+        description="Global batch size in tokens, for any number of devices. rows_per_step becomes tokens_per_step / "
+        "data.max_length, rounded down, then up to a multiple of the data-parallel ranks. A resumed run keeps its "
+        "rows_per_step. Not used if rows_per_step is set. null: one packed sequence per rank.",
     )
     seed: int = Field(
         42, ge=0, lt=2**32, description="Seed of the data order, the adapter weights and dropout."
@@ -293,21 +295,21 @@ class TrainConfig(Section):
         "none",
         description="Recompute activations in the backward pass (gradient checkpointing): less memory, more time, "
         "the same gradients up to rounding. layers: all decoder layers, vision blocks and the resampler, about a third "
-        "more time. auto: the fewest, from the lowest one on, with which the memory plan fits the device. true means "
-        "layers, false none.",
+        "more time; auto: only the number of layers, counted from the lowest, that the memory plan needs to fit the "
+        "device. true means layers, false none.",
     )
     deterministic: bool = Field(
         False,
-        description="On a GPU, use only kernels that add in a fixed order, so that a repeated or resumed run gives the "
-        "same results bit for bit. Attention's backward pass becomes slower and takes more memory. No effect on a CPU, "
-        "where kernels are deterministic.",
+        description="On a GPU, use only kernels that add in a fixed order, so a repeated or resumed run is bit-exact. "
+        "The backward pass of attention takes more time and memory. No effect on a CPU, where kernels are "
+        "deterministic.",
     )
     on_nonfinite: choices.OnNonFinite = Field(
         "stop",
-        description="At a step with a loss or gradient that is NaN or infinite. stop: end with an error that names the "
-        "samples. skip: leave weights and optimizer as they are, count the step (train/skipped_steps), and go on with "
-        "the next rows and the next step of the schedule; the 10th such step in a row ends the run. Either saves the "
-        "rows for erniekit replay.",
+        description="What to do when a loss or gradient is NaN or infinite. stop: end the run with an error that names "
+        "the samples; skip: leave weights and optimizer unchanged, count the step (train/skipped_steps) and go on with "
+        "the next step of data and schedule; the 10th such step in a row ends the run. Both save the packed sequences "
+        "for `erniekit replay`.",
     )
     eval_every: Positive | None = Field(
         None, description="Steps between evaluations on data.eval. null: only at the end."
@@ -319,8 +321,8 @@ class TrainConfig(Section):
     )
     peak_tflops: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="Peak TFLOP/s of one device, dense, in the compute dtype: MFU (train/mfu) is a share of it. null: "
-        "the peak of common NVIDIA GPUs in bfloat16; without a known peak MFU is not logged.",
+        description="Dense peak of one device in the compute dtype, in TFLOP/s, for MFU (train/mfu). null: known for "
+        "common NVIDIA GPUs in bfloat16; for other devices MFU is not logged.",
     )
 
 
@@ -338,29 +340,29 @@ class ParallelConfig(Section):
     context: Positive = Field(
         1,
         description="Context parallel degree: N processes split each packed sequence, for sequences too long for "
-        "one device. Attention splits the heads instead, so N must divide the model's attention heads.",
+        "one device. Attention splits the heads instead, so N must divide the number of attention heads.",
     )
     shard: choices.Shard = Field(
         "none",
-        description="ZeRO level: what processes with the same weights shard instead of replicating. optimizer "
-        "(ZeRO-1): AdamW state; gradients (ZeRO-2): also gradients; parameters (ZeRO-3): also the weights of decoder "
-        "layers, trained or frozen, gathered one layer at a time. No effect on a single process.",
+        description="ZeRO level. optimizer (ZeRO-1): shard AdamW's state over the processes that hold the same "
+        "weights; gradients (ZeRO-2): also gradients; parameters (ZeRO-3): also the weights of decoder layers, trained "
+        "or frozen, gathered one layer at a time; needs train.recompute. No effect on a single process.",
     )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600.0,
-        description="Seconds to wait for other processes before the run ends with an error that names the missing "
-        "ones.",
+        description="Seconds to wait for other processes before the run ends with an error that names those that are "
+        "missing.",
     )
 
 
 class KernelsConfig(Section):
-    """Kernels: norms, rotary embeddings, SwiGLU, grouped products of experts, attention, the loss, the optimizer."""
+    """Kernels of norms, rotary embeddings, SwiGLU, grouped GEMM, attention, loss and optimizer."""
 
     backend: choices.KernelBackend = Field(
         "auto",
-        description="Which kernels a GPU uses where there are several. auto: the fastest; triton: Triton where "
-        "available; paddle: PaddlePaddle's own, for GPUs without Triton; plain: compositions of basic operators, slow, "
-        "to compare with. A CPU has only auto and plain. The log names the kernels in use.",
+        description="Form of the kernels on a GPU. auto: the fastest of each kernel; triton: Triton where a kernel has "
+        "it; paddle: PaddlePaddle's own, for machines without Triton; plain: basic operators, slow, for comparison. A "
+        "CPU has only auto and plain. The log names the forms in use.",
     )
     attention: choices.AttentionKernel = Field(
         "auto",
@@ -382,18 +384,19 @@ class CheckpointConfig(Section):
     )
     keep_every: Positive | None = Field(
         None,
-        description="Also keep the checkpoints after multiples of this number of steps, itself a multiple of "
-        "save_every.",
+        description="Also keep every checkpoint at a multiple of this number of steps. Must be a multiple of "
+        "save_every. null: off.",
     )
     background: bool = Field(
         True,
-        description="Copy a checkpoint to the machine's memory and write it while training goes on; the memory is kept "
-        "for the next one. If memory is too small for the copy, training waits, and the log says so.",
+        description="Copy a checkpoint to host memory and write it while training continues. The buffer is reused for "
+        "the next checkpoint. If host memory is too small for the copy, training waits, and the log says so.",
     )
     shared: bool = Field(
         True,
-        description="Whether all machines see the same disk: then every process writes its own part. false: the main "
-        "process writes everything to the disk of its machine; to resume, copy the checkpoint to the other machines.",
+        description="true: all machines share the disk of train.output_dir, and every process writes its own part. "
+        "false: the main process writes everything to its machine's disk; copy the checkpoint to the other machines "
+        "before resuming.",
     )
 
 

@@ -43,7 +43,7 @@ _STEPS = (
     Metric(
         "train/loss",
         "nats",
-        "Mean loss over all trained tokens of the steps since the last line, without router losses. With task dpo: the "
+        "Mean loss over all trained tokens of the steps since the last line, without router losses. With task dpo: "
         "mean over the preference pairs.",
     ),
     Metric(
@@ -61,8 +61,8 @@ _STEPS = (
     Metric(
         "train/tokens_per_second",
         "tokens/s",
-        "Tokens of all devices per second of step time. There is no padding to count. Evaluations and checkpoints "
-        "do not count as step time.",
+        "Tokens of all devices per second of step time, without padding. Evaluations and checkpoints do not count as "
+        "step time.",
     ),
     Metric("train/step_seconds", "s", "Time of a step, mean over the steps."),
     Metric(
@@ -71,8 +71,8 @@ _STEPS = (
     Metric(
         "train/mfu",
         "share",
-        "Model FLOPs utilization: FLOPs of the active parameters and of attention per second, as a share of the peak "
-        "of all devices. Logged where the peak is known (train.peak_tflops).",
+        "Model FLOPs utilization: FLOPs per second of the active parameters and of attention, as a share of the peak "
+        "of all devices. Logged if the peak is known (train.peak_tflops).",
     ),
     Metric("data/unused_positions", "share", "Positions of packed sequences that hold no token."),
 )
@@ -89,18 +89,18 @@ _PAIRS = (
     Metric(
         "rewards/accuracy",
         "share",
-        "Pairs in which the reward of the chosen answer is larger than that of the rejected.",
+        "Pairs in which the chosen answer has the larger reward.",
     ),
     Metric(
         "rewards/margin",
         "nats",
-        "Reward of the chosen answer minus that of the rejected, mean over the pairs.",
+        "Reward of the chosen answer minus the reward of the rejected one, mean over the pairs.",
     ),
     Metric(
         "rewards/chosen",
         "nats",
-        "Reward of the chosen answer: beta times the log-ratio of the policy to the reference model; without a "
-        "reference model, beta times the log-probability, per token if the loss is.",
+        "Reward of the chosen answer: beta times the log-ratio of the policy to the reference model. Without a "
+        "reference model, beta times the log-probability (per token if the loss is).",
     ),
     Metric("rewards/rejected", "nats", "Reward of the rejected answer."),
     Metric(
@@ -112,8 +112,8 @@ _PAIRS = (
     Metric(
         "logps/kl",
         "nats per token",
-        "Mean log-ratio to the reference model per token of both answers: an estimate of the KL divergence that is "
-        "exact only for answers sampled from the policy.",
+        "Mean log-ratio to the reference model per token of both answers. It estimates the KL divergence, without bias "
+        "only if the answers are sampled from the policy.",
     ),
 )
 _LAYER_FIGURES = (
@@ -169,12 +169,12 @@ _LAYERS = (
     ),
 )
 _ANSWERS = {
-    "exact_match": "Answers that equal the reference exactly and that the model ended.",
+    "exact_match": "Answers that equal the reference exactly and end with the stop token.",
     "normalized_match": "Answers that equal the reference without case, punctuation and articles.",
     "token_f1": "Overlap of the words of answer and reference (F1).",
     "rouge_l": "ROUGE-L: longest common subsequence of words (F1).",
     "anls": "Normalized Levenshtein similarity; below 0.5 it counts as 0.",
-    "numeric_match": "Answers whose number equals that of the reference.",
+    "numeric_match": "Answers with the same number as the reference.",
     "json_valid": "Answers that are valid JSON.",
     "json_equal": "Answers that equal the reference as JSON.",
     "box_iou": "Intersection over union of the boxes in answer and reference.",
@@ -182,7 +182,7 @@ _ANSWERS = {
     "call_name": "Function calls with the right names.",
     "call_arguments": "Function calls with the right arguments.",
     "call_valid": "Function calls that are valid against the JSON schema of their tool.",
-    "call_match": "Answers whose function calls match the reference in name and arguments.",
+    "call_match": "Answers with the same function calls as the reference, in name and arguments.",
     "call_none": "Answers without a call where the reference has none.",
 }
 _EVALUATION = (
@@ -204,9 +204,8 @@ GROUPS = (
     MetricGroup("Memory", "Logged with the training metrics.", _MEMORY),
     MetricGroup(
         "Preference pairs",
-        "Logged with `task: dpo`; those of a reference model only if the run has one. `erniekit eval` reports "
-        "accuracy, margin and log-probabilities for files of preference pairs: with beta and the reference model of "
-        "the run that trained the model, and otherwise with log-probabilities as rewards.",
+        "Logged with `task: dpo`; `logps/kl` only with a reference model. `erniekit eval` reports accuracy, margin and "
+        "log-probabilities too ([Evaluate](evaluation.md#preference-pairs)).",
         _PAIRS,
     ),
     MetricGroup(
@@ -217,8 +216,8 @@ GROUPS = (
     MetricGroup("Routers, by layer", "Logged only with `log.router_detail: true`.", _LAYERS),
     MetricGroup(
         "Evaluation",
-        "Logged every `train.eval_every` steps and at the end, with `data.eval`. Metrics of answers need "
-        "`eval.samples`, and are means over the answers that they apply to.",
+        "Logged every `train.eval_every` steps and at the end if `data.eval` is set. Metrics of generated answers need "
+        "`eval.samples`; each is a mean over the answers that it applies to.",
         _EVALUATION,
     ),
 )

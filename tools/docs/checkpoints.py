@@ -24,53 +24,51 @@ TARGET = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
 INTRODUCTION = """# Checkpoints
 <!-- Written by tools/docs/checkpoints.py. -->
 
-A model directory has the layout of the released `-PT` or `-Paddle` checkpoints, or the one of transformers
-([export.md](export.md) describes them); which one is recognised from its files. `train`, `eval`, `chat`, `serve`,
-`export`, `convert` and `verify` first check file names and headers, before they read data or weights:
+A model directory has the layout of the released `-PT` or `-Paddle` checkpoints, or of transformers
+([Export](export.md#layouts) describes them). Commands recognize the layout from the files. Before they read data or
+weights, they check file names and headers:
 
-- **Git LFS pointers** and web pages in place of files are reported, with the command that downloads the files; so are
-  missing shards and truncated files. The check for pointers also covers data files, images and videos, adapters and
-  stored references.
-- **Pickles** (`*.pdparams`, `*.bin`) are not read. Some `-Paddle` releases leave the ids of media tokens out of
-  `config.json`: they are those of the released tokenizer.
-- **Tensors** that are missing, unexpected, or of a shape that does not fit `config.json` are listed.
-- **`tie_word_embeddings: true`** means that the embedding is also the output matrix. An `lm_head.weight` equal to the
-  embedding is ignored. A different one is rejected, because one of the two would be lost: set
-  `"tie_word_embeddings": false` in `config.json` to use and train `lm_head.weight` (checkpoints and exports then have
-  the same value), or remove `lm_head.weight` from its file.
+- **Git LFS pointers** and web pages in place of files are errors that name the command to download the files. Missing
+  shards and truncated files are errors too. Data files, images, videos and adapters are also checked for pointers.
+- **Pickles** (`*.pdparams`, `*.bin`) are not read.
+- **Tensors** that are missing, unexpected or of the wrong shape are listed.
+- **`tie_word_embeddings: true`** makes the embedding the output matrix too. An `lm_head.weight` equal to the embedding
+  is ignored. A different one is an error, because one of the two would be lost: set `"tie_word_embeddings": false` in
+  `config.json` to use and train `lm_head.weight`, also in checkpoints and exports, or remove it from its file.
+- **Media token ids** that a `-Paddle` release leaves out of `config.json` are taken from the released tokenizer.
 
-## Models of the hub
-A model is a directory, or a repository of the Hugging Face hub, `owner/name`, if there is no such directory. This holds
-for `model.path`, for the arguments and `--base` options of `eval`, `chat`, `serve`, `export` and `verify`, for
-`data check --model`, and for the base model of an adapter.
+## Models on the Hub
+A model is a directory or, if there is no such directory, a repository of the Hugging Face Hub (`owner/name`). This
+applies to `model.path`, to MODEL and `--base` of `eval`, `chat`, `serve`, `export`, `convert` and `verify`, to
+`data check --model`, and to the base model of an adapter.
 
-- **Files.** `*.safetensors`, their index, configurations, tokenizer, processor and licence, from the top folder of the
+- **Files.** `*.safetensors`, their index, configurations, tokenizer, processor and license, from the top folder of the
   repository. `*.py` files are downloaded too: exports include them, and vLLM needs them for vision-language models.
-  erniekit does not run them. `data check` and `data preview` fetch no weights.
-- **Cache.** Files are in huggingface_hub's cache, which HF_HOME moves. A model that is in the cache is used without
-  asking the hub: nothing is fetched during a run that has started before. `erniekit download REPO` fetches the newest
-  commit of the main branch, or of `--revision`. With `--to DIR` the files are in a directory, for `model.path: DIR`.
-- **Commit.** `RUN/config.yaml`, checkpoints and adapters name the repository and the commit. A resumed run, and
-  `eval`, `chat` and `export` of an adapter, use this commit. `model.revision` chooses another branch, tag or commit.
-- **Interruptions.** A connection that breaks is continued. If a download ends early, its command continues it: complete
-  files are kept, and a file that is not complete starts again.
+  erniekit does not run them. `data check` and `data preview` download no weights.
+- **Cache.** Files are in huggingface_hub's cache (`HF_HOME`). A cached model is used without asking the Hub.
+  `erniekit download REPO` fetches the newest commit of the main branch, or of `--revision`. `--to DIR` writes to a
+  directory, for `model.path: DIR`.
+- **Commit.** `RUN/config.yaml`, checkpoints and adapters record the repository and the commit. A resumed run, and
+  `eval`, `chat` and `export` of an adapter, use this commit. `model.revision` selects another branch, tag or commit.
+- **Interruptions.** A broken connection is retried. Repeat the command to continue a download that ended early:
+  complete files are kept, incomplete ones start again.
 - **Several processes.** One process downloads, and the others on the machine (or with the same cache) wait. With
-  several machines and no shared cache, run `erniekit download REPO` on each machine first: processes wait 5 minutes for
-  each other at the start of a run.
-- **Without a network.** Set HF_HUB_OFFLINE=1 to be sure that nothing is fetched. HF_ENDPOINT names a mirror of the hub.
-  Models on ModelScope and AI Studio are downloaded with the tools of those sites; `model.path` is then the directory.
+  several machines and no shared cache, run `erniekit download REPO` on each machine first: at the start of a run,
+  processes wait 5 minutes for each other.
+- **Without a network.** `HF_HUB_OFFLINE=1` guarantees that nothing is fetched. `HF_ENDPOINT` selects a mirror of the
+  Hub. Download from ModelScope or AI Studio with the tools of those sites, and set `model.path` to the directory.
 
 ## Positions after an image or video
-Text after an image or video continues at `start + max(t, h, w)`, with t in pairs of frames and h and w in tokens. The
-released code (`cur_position = max(position_ids) + 1`), ERNIEKit, FastDeploy, vLLM and SGLang do the same, and so do
-training, generation and `verify` here. transformers 5 uses `start + max(h, w)`, so text after a video with more frame
-pairs than rows and columns of tokens gets smaller positions. `verify` passes it the positions of training.
+Text after an image or video continues at `start + max(t, h, w)`, with t in pairs of frames and h and w in tokens, as in
+the released code (`cur_position = max(position_ids) + 1`), ERNIEKit, FastDeploy, vLLM and SGLang. transformers 5 uses
+`start + max(h, w)`, so text after a video with more frame pairs than rows and columns of tokens gets smaller positions;
+`verify` passes it the positions of training.
 
 ## Keys of config.json
-Both layouts are supported: the flat one of the Hub, and the nested one of transformers (`text_config`,
-`vision_config`). `null` is the same as an absent key. A key is **used**, or **fixed** to the listed values because
-other values need a computation that is not implemented (they are rejected), or it has **no effect** on the
-computation of training. `train`, `export` and `verify` report keys that are not in these tables.
+Both layouts are supported: the Hub's flat one, and transformers' nested one (`text_config`, `vision_config`). `null` is
+the same as an absent key. A key is **used**; or accepted **only** with the listed values, because other values need a
+computation that is not implemented; or has **no effect** on training. `train`, `export` and `verify` report keys that
+are not in these tables.
 """
 
 

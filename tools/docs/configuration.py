@@ -22,15 +22,15 @@ TARGET = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration
 <!-- Written by tools/docs/configuration.py from erniekit/config. -->
 
-A run is one YAML file. The tables list every key. [glossary.md](glossary.md) explains the terms.
+A run is one YAML file. The tables list every key; the [glossary](glossary.md) explains the terms.
 
-- `extends: other.yaml` (or a list of files) inherits the keys of another file. Its path is relative to the extending
-  file.
+- `extends: other.yaml` (or a list of files) inherits the keys of another file. The path is relative to the file that
+  extends it.
 - Arguments of the form `key=value` override keys of the file:
   `erniekit train run.yaml optimizer.learning_rate=1e-4 data.train=[a.jsonl,b.jsonl]`.
 - In paths, `~`, `${NAME}` and `$NAME` are expanded; `$$` is a dollar sign.
-- YAML anchors and merge keys (`<<: *anchor`) work. A top-level key used only for anchors is allowed.
-- An unknown key is an error.
+- YAML anchors and merge keys (`<<: *anchor`) work, and so do top-level keys that only define anchors.
+- An unknown key is an error, and so is a key that has no effect in the run.
 - `erniekit train run.yaml --dry-run --all` prints every resolved value.
 """
 
@@ -88,8 +88,13 @@ def _item(annotation: Any) -> Any:
 
 
 def _inner(annotation: Any) -> Any:
-    """The section type of a section that may be null; None for other annotations."""
-    return next((member for member in get_args(annotation) if _is_section(member)), None)
+    """The section type of a section that may be null; None for other annotations, such as a list of sections."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    members = get_args(annotation)
+    return (
+        next((member for member in members if _is_section(member)), None) if type(None) in members else None
+    )
 
 
 def _choices(annotation: Any) -> str:

@@ -18,18 +18,18 @@ INTRODUCTION = """# Metrics
 A run writes its metrics, under the names below, to
 
 - `log.jsonl` in the run's directory: one JSON object per line, with `step`, `time` (seconds since 1970) and, for
-  training metrics, `epoch` (epochs done, as a fraction). A resumed run drops the lines after its checkpoint, so no step
-  is there twice. Lines with an `event`, such as `loss_spike`, describe what happened instead.
+  training metrics, `epoch` (epochs done, as a fraction). A resumed run removes the lines after its checkpoint, so no
+  step appears twice. Lines with an `event`, such as `loss_spike`, have no metrics.
 - TensorBoard (`log.tensorboard`): `tensorboard --logdir RUN/tensorboard`. The tab Custom Scalars has the charts by
-  subject, with `train/loss` first. The tab Text has the settings and the first training samples with their trained
-  tokens in bold. With `eval.samples`, the tab Images has answers under their images, and the tab Text all of them.
+  subject, with `train/loss` first. The tab Text has the settings and the first training samples, with trained tokens in
+  bold. With `eval.samples`, the tab Images shows answers below their images, and the tab Text shows all answers.
   Chinese characters in Images need a font such as Noto Sans CJK on the machine.
-- `report.html` in the run's directory (`log.report`), at the end and after an interrupt: one page with curves, answers,
-  data, settings and the next commands.
+- `report.html` in the run's directory (`log.report`), written when the run ends or is interrupted: one page with
+  curves, answers, data, settings and the next commands.
 - Weights & Biases and SwanLab, see below.
 
-Losses, rewards and log-probabilities use natural logarithms: their unit is the nat. A share is a number from 0 to 1.
-All processes of a run log the same sums over all processes.
+Losses, rewards and log-probabilities use natural logarithms, so their unit is the nat. A share is a number from 0 to 1.
+With several processes, metrics cover all of them.
 """
 TRACKERS = """
 ## Weights & Biases and SwanLab
@@ -42,13 +42,12 @@ log:
   swanlab: my-project
 ```
 
-Their packages are not installed with erniekit: `pip install wandb` or `pip install swanlab`. The command says so before
-it loads anything. Log in with the commands of the services (`wandb login`, `swanlab login`). With `mode: offline`,
-files are written to the run's directory, and `wandb sync` or `swanlab sync` sends them later. `trackers.json` in the
-run's directory holds the id of the run at each service, so that a resumed run continues it. Steps that a resumed run
-computes again are logged again: Weights & Biases shows both values at the same step.
+erniekit does not install their packages: `pip install wandb` or `pip install swanlab`. Log in with `wandb login` or
+`swanlab login`. With `mode: offline`, files go to the run's directory, and `wandb sync` or `swanlab sync` sends them
+later. `trackers.json` in the run's directory holds the run's id at each service, so a resumed run continues there.
+Steps that it computes again are logged again: Weights & Biases shows both values at the same step.
 
-A service that fails, at the start or later, is reported once. It gets no more metrics, and the run goes on.
+If a service fails, at the start or later, the run reports it once, stops logging to it and continues.
 """
 
 

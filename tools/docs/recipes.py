@@ -38,23 +38,23 @@ _MACHINES = re.compile(r"(?:(\d+) nodes of )?(\d+) x (\d+) GB")
 INTRODUCTION = """# Recipes
 <!-- Written by tools/docs/recipes.py from examples/configs. -->
 
-Every file in `examples/configs` is a short configuration that extends one of `examples/configs/base`. Copy one, or
-extend it from your own file, and set `data.train`:
+Every file in `examples/configs` is a short configuration that extends a file in `examples/configs/base`. Extend one
+from your own file, or copy it, and set `data.train`:
 
 ```bash
 erniekit train examples/configs/ERNIE-4.5-0.3B/sft/run_sft_lora_8k.yaml data.train=mine.jsonl --dry-run --no-weights
 ```
 
-- **GPUs** are the fewest that a file is for. More work without edits, in any number that `parallel.expert` and
-  `parallel.context` of the file divide: `train.tokens_per_step` is rounded up to one packed sequence per data-parallel
-  rank. With `N nodes`, run the command on every node with `--nodes N --node-rank R --master HOST:PORT`.
-- **Memory** is what the memory plan of `--dry-run` expects per GPU, in GiB, with packed sequences of image tokens only
-  for vision-language models. It may use 92% of the memory that a GPU of the size has: 79.1 GiB of 80 GB, 44.4 GiB of
-  48 GB, 139.8 GiB of 141 GB. `erniekit plan FILE --gpus 8 --gpu h100-80gb` shows the parts.
-- **Learning rates** are those of ERNIEKit's configurations or documentation; the comment beside each says which.
-- Long variants use `parallel.context`, so that several GPUs share each packed sequence.
-- The layouts are tested with small models on CPU processes. None of these files was run with released weights on the
-  GPUs that it names.
+- **GPUs**: the smallest number that the file fits. More GPUs need no edits; their number must be a multiple of the
+  file's `parallel.expert` and `parallel.context`. With fewer but larger GPUs, lower the degree: the two-GPU LoRA of
+  VL-28B-A3B runs on one 141 GB GPU with `parallel.expert=1`. With `N nodes`, run the command on every node with
+  `--nodes N --node-rank R --master HOST:PORT`.
+- **Memory**: peak per GPU by the [memory plan](plan.md), in GiB. For vision-language models the plan assumes sequences
+  of image tokens only. A run may use 92% of a GPU's memory, which is 79.1 GiB on an 80 GB card, 44.4 GiB on 48 GB and
+  139.8 GiB on 141 GB. `erniekit plan FILE --gpus 8 --gpu h100-80gb` shows the parts.
+- **Learning rates** come from ERNIEKit's configurations or documentation; a comment beside each says which.
+- Long variants set `parallel.context`, so several GPUs share each packed sequence.
+- CPU processes test these layouts with small models. No file was run with released weights on the GPUs it names.
 """
 
 

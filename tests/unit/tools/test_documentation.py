@@ -60,6 +60,14 @@ def test_links_out_of_the_site_become_paths() -> None:
     )
 
 
+def test_the_page_of_keys_has_each_table_once() -> None:
+    """data.train and data.eval are lists of the same section, and lists are no sections that may be null."""
+    tables = re.findall(r"^\| key \|.*?(?=\n\n|\Z)", text_of("docs/configuration.md"), re.M | re.S)
+    titles = re.findall(r"^(?:## |Keys of |Each item of )(\S+)", text_of("docs/configuration.md"), re.M)
+    assert len(tables) == len(set(tables)) > 10
+    assert len(titles) == len(set(titles)) == len(tables) - 1
+
+
 def test_every_command_is_on_the_page_of_commands() -> None:
     named = set(re.findall(r"^\| `erniekit ((?:(?:data|config) )?[a-z]+)", text_of("docs/commands.md"), re.M))
     assert named == {*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group].commands)}
