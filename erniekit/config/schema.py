@@ -32,9 +32,9 @@ class ModelConfig(Section):
     """The checkpoint to start from."""
 
     path: PathText = Field(
-        description="Checkpoint: a directory in any layout, relative to the working directory, or a repository of the "
-        "Hugging Face Hub, such as baidu/ERNIE-4.5-0.3B-PT. A directory of that name takes precedence. A repository is "
-        "downloaded to the Hub's cache (HF_HOME) on first use; `erniekit download` updates it."
+        description="Directory of the checkpoint, in any layout and relative to the working directory, or a repository "
+        "of the Hugging Face Hub, such as baidu/ERNIE-4.5-0.3B-PT. A directory of that name takes precedence. A "
+        "repository is downloaded to the Hub's cache (HF_HOME) on first use; `erniekit download` updates it."
     )
     revision: Text | None = Field(
         None,
