@@ -108,7 +108,7 @@ def test_a_text_model_is_given_an_image(tmp_path: Path, text_models: dict[str, P
     file.write_bytes(base64.b64decode(image_uri(COLOURS["red"], 0).partition(",")[2]))
     result = _chat([f"/image {file}", "Hello"], text_models["tiny-dense"], "--max-new-tokens", "5")
     assert result.returncode == 0
-    assert "error: this model takes no images and no videos" in result.stdout
+    assert "error: the model does not take images or videos" in result.stdout
     assert "answer 5 tokens" in result.stdout
 
 

@@ -13,10 +13,9 @@ CHAT_ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
 class SampleError(DataError):
-    """One sample is wrong. With `data.on_error: skip` it is left out and counted under its reason.
+    """An error about one sample. With `data.on_error: skip` the sample is skipped and counted under its reason.
 
-    sample_id is "file:line"; reason is one of few short phrases (the key of the count); detail says what and
-    what to do.
+    sample_id: "file:line"; reason: a short phrase that many errors share; detail: what is wrong and how to fix it.
     """
 
     def __init__(self, sample_id: str, reason: str, detail: str) -> None:
@@ -26,15 +25,15 @@ class SampleError(DataError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str, str]]:
-        # An exception is pickled by its message alone, and this one comes out of worker processes.
+        # Exceptions are pickled with their message alone, and worker processes send this one.
         return SampleError, (self.sample_id, self.reason, self.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Text, as it stands in the data: nothing strips or rewrites it.
+    """Text exactly as in the data.
 
-    trained: whether it carries loss where its message does.
+    trained: whether it carries loss if its message does.
     """
 
     text: str
@@ -45,8 +44,8 @@ class TextPart:
 class ImagePart:
     """An image.
 
-    source: a path (str), or the bytes of an encoded image (PNG, JPEG, ...) that the sample carries itself.
-    min_pixels, max_pixels: bounds of its area after resizing, in the place of the model's.
+    source: a path or URL (str), or the bytes of an encoded image (PNG, JPEG, ...) that is embedded in the sample.
+    min_pixels, max_pixels: bounds of its area after resizing; None for the model's.
     """
 
     source: str | bytes
@@ -58,11 +57,11 @@ class ImagePart:
 class VideoPart:
     """A video.
 
-    source: the path of a file or of a directory of frames (str), the bytes of a video file, or its frames as
-    images, in order (a tuple). All else is in the place of the model's settings where it is given. fps: of a file,
-    frames to pick per second; of frames, how many were taken per second. min_frames, max_frames: bounds of the number
-    of frames; start, end: seconds between which frames are picked; min_pixels, max_pixels: bounds of a frame's area
-    after resizing; times: of frames, the second of each.
+    source: the path of a file or of a directory of frames, or a URL (str), the bytes of a video file, or a tuple of its
+    frames as images. All other fields override the run's settings. fps: frames to sample per second; for frames, the
+    rate at which they were taken. min_frames, max_frames: bounds of the number of frames; start, end: the interval to
+    sample from, in seconds; min_pixels, max_pixels: bounds of a frame's area after resizing; times: for frames, the
+    time of each in seconds.
     """
 
     source: str | bytes | tuple[str | bytes, ...]
@@ -78,7 +77,7 @@ class VideoPart:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningPart:
-    """What the assistant thinks before it answers, without its tags. trained: as in `TextPart`."""
+    """The assistant's reasoning before its answer, without tags. trained: as in `TextPart`."""
 
     text: str
     trained: bool = True
@@ -88,8 +87,8 @@ class ReasoningPart:
 class ToolCallPart:
     """A call that the assistant makes.
 
-    arguments: a JSON object as text, as it stands in the data (an object there is written by json.dumps). trained: as
-    in `TextPart`. id: by which the data knows the call, "" for none; templates write none.
+    arguments: the text of a JSON object, exactly as in the data (json.dumps if the data has an object). trained: as in
+    `TextPart`. id: the call's id in the data, "" for none; templates do not write it.
     """
 
     name: str
@@ -103,7 +102,7 @@ Part = TextPart | ImagePart | VideoPart | ReasoningPart | ToolCallPart
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. trained: whether its tokens carry loss (only ever true for the assistant and plain text)."""
+    """One turn. trained: whether its tokens carry loss; only true for the assistant and plain text."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -114,13 +113,12 @@ class Message:
 class Conversation:
     """One sample.
 
-    sample_id is "file:line", the place that every error about it names. tools: what the assistant may call,
-    each {"type": "function", "function": {"name", ...}} as servers give them to chat templates. rejected: of a
-    preference pair, what the messages after the common prompt are in the rejected answer; messages then ends
-    with the chosen one. rejected_prompt: the messages before the rejected answer where they are others than those
-    before the chosen one (other images), else empty. Plain text (continued pre-training) is a single message of role
-    "text". notices: what of the record users should know, such as keys that are not read; each text is the same for
-    all samples of its kind.
+    sample_id: "file:line", for errors. tools: the tools that the assistant may call, each {"type": "function",
+    "function": {"name", ...}}, as servers pass them to chat templates. rejected: for a preference pair, the messages of
+    the rejected answer after the common prompt; `messages` then ends with the chosen answer. rejected_prompt: the
+    prompt of the rejected answer if it differs from the chosen one's (other images), else empty. Plain text (continued
+    pre-training) is a single message of role "text". notices: remarks about the record for the user, such as keys that
+    are not read; samples with the same problem share the text.
     """
 
     messages: tuple[Message, ...]

@@ -1,4 +1,4 @@
-"""The chat templates of the families of ERNIE 4.5 checkpoints, and which of them a tokenizer has."""
+"""The chat templates of the ERNIE 4.5 model families, and the detection of a tokenizer's template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _framed(
     answer_start: str,
     generation_start: str,
 ) -> Template:
-    """The text models' frame, which the VL models share. Only VL-Thinking has its tools from a release."""
+    """The frame that text and VL models share. Among the released models, only VL-Thinking has a form for tools."""
     return Template(
         name=name,
         thinking=thinking,
@@ -80,22 +80,24 @@ _CHOICES = f"set data.template to one of {', '.join(TEMPLATES)}"
 
 
 class ChatTemplateTokenizer(Protocol):
-    """What resolve_template needs of a transformers tokenizer."""
+    """The attributes of a transformers tokenizer that `resolve_template` reads."""
 
     chat_template: str | dict[str, str] | None
     special_tokens_map: dict[str, Any]
 
 
 def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -> Template:
-    """The template of that name; for "auto", the one with which the tokenizer's own chat template agrees.
+    """Find a template by its name; "auto" detects the one that matches the tokenizer's own chat template.
 
-    "auto" renders one question with the tokenizer's template and compares the text; what that template
-    puts before the question (a default system prompt) is kept. A tokenizer without a chat template: ernie_vl
-    when is_vl, else ernie. Raises DataError for a chat template that is none of these.
+    Detection renders one question with the tokenizer's template and compares the text; a default system prompt that it
+    writes before the question is kept. For a tokenizer without a chat template, it is ernie_vl if is_vl, else ernie.
+    Raises DataError for an unknown name or chat template.
     """
     if name != "auto":
         if name not in TEMPLATES:
-            raise DataError(f"unknown data.template {name!r}; there are {', '.join(TEMPLATES)} and auto")
+            raise DataError(
+                f"unknown data.template {name!r}; the templates are {', '.join(TEMPLATES)} and auto"
+            )
         return TEMPLATES[name]
     if not tokenizer.chat_template:
         return TEMPLATES["ernie_vl" if is_vl else "ernie"]
@@ -109,14 +111,14 @@ def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -
         raise DataError(
             f"the tokenizer's chat template fails on a plain question: {clipped(str(error), 300)}; {_CHOICES}"
         ) from error
-    # ernie_vl and ernie_vl_thinking end with more than ernie does, so an order of trial is not needed.
+    # The endings of ernie_vl and ernie_vl_thinking differ from that of ernie, so the order does not matter.
     for template in TEMPLATES.values():
         agrees = _thinking_frame if template.begin == "" else _plain_frame
         found = agrees(template, rendered, question)
         if found is not None:
             return found
     raise DataError(
-        f"the tokenizer's chat template is none that erniekit knows (it renders {clipped(rendered, 300)!r}); {_CHOICES}"
+        f"the tokenizer's chat template is not known to erniekit (it renders {clipped(rendered, 300)!r}); {_CHOICES}"
     )
 
 
@@ -125,7 +127,7 @@ def rendered_chat(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
-    """The prompt that the tokenizer's own chat template writes. Raises RenderError."""
+    """Render a prompt with the tokenizer's own chat template. Raises RenderError."""
     program = tokenizer.chat_template
     if isinstance(program, dict):
         program = program.get("tool_use" if tools and "tool_use" in program else "default")
@@ -144,7 +146,7 @@ def _plain_frame(template: Template, rendered: str, question: str) -> Template |
 
 
 def _thinking_frame(template: Template, rendered: str, question: str) -> Template | None:
-    """The template if it is what was rendered, but for blanks and for what the system block holds."""
+    """The template if it matches the rendered text, except for white space and the content of the system block."""
     opening, turn, prompt = rendered.partition(template.user[0] + question + template.user[1])
     before, _, rest = opening.partition(_SETTING)
     settings, end, opening_end = rest.partition(_END_SETTING)

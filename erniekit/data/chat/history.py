@@ -1,4 +1,4 @@
-"""Counts of answers in a chat's history that are not trained in the form in which the model is prompted."""
+"""Counts of answers in the chat history that are trained in another form than the model generates them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from erniekit.data.chat.template import Template
 
 
 def untrained_reasoning(conversation: Conversation, template: Template, policy: LossPolicy) -> int:
-    """Answers that are trained without their reasoning, because it stands in history, which has none."""
+    """The number of answers that are trained without their reasoning, because templates omit it in the history."""
     if policy.reasoning != "train" or policy.loss_on != "all":
         return 0
     history = conversation.messages[: current_turn(conversation.messages)]
@@ -17,10 +17,10 @@ def untrained_reasoning(conversation: Conversation, template: Template, policy: 
 
 
 def calls_as_history(conversation: Conversation, template: Template, policy: LossPolicy) -> int:
-    """Tool calls that are trained, but stand as history: not after what a prompt ends with.
+    """The number of trained tool calls in the form of the history instead of the form after a generation prompt.
 
-    A model trained on such calls alone may not call when it is prompted: there its prompt has, say, an empty think
-    block before the answer, after which it never saw a call.
+    A model that is only trained on such calls may not call tools at inference: there, the prompt may end with an empty
+    think block, which never preceded a call in training.
     """
     messages = conversation.messages
     trained, prompted = policy.trained(messages), template.stands_as_prompted(messages)

@@ -1,7 +1,7 @@
-"""A template as the Jinja program that engines render chats with: `chat_template.jinja`.
+"""Writes a template as a Jinja program for engines: `chat_template.jinja`.
 
-It writes what `Template` writes for training, for the messages of OpenAI's interface. Images and videos are the marks
-of the flat Hub layout, whose processors expand `<|image@placeholder|>` and `<|video@placeholder|>`.
+The program takes messages in OpenAI's form and renders the same text as `Template`. Images and videos become
+`<|image@placeholder|>` and `<|video@placeholder|>`, which the processors of the flat Hub layout expand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLAIN = """\
 _MEDIA_COUNTS = """\
 {%- set seen = namespace(images=0, videos=0) -%}
 """
-# Answers after the last question stand with their reasoning: those between the calls of tools.
+# Answers after the last question keep their reasoning: in a loop of tool calls, there are several.
 _LAST_QUESTION = """\
 {%- set last = namespace(question=-1) -%}
 {%- for message in messages -%}
@@ -96,7 +96,7 @@ START
 _TEXT_CONTENT = """\
         {{- plain(message['content']) -}}\
 """
-# The loop over the parts stands in the body, not in a macro: engines look for it there to know that the template
+# The loop over the parts is in the body, not in a macro: engines search the body for it to detect that the template
 # takes images as parts.
 _MEDIA_CONTENT = """\
         {%- if message['content'] is string -%}
@@ -131,7 +131,7 @@ _PROMPT = """\
     {{- PROMPT_END -}}
 {%- endif -%}
 """
-# What nothing is left in, of texts that the template has not.
+# Statements that are empty because the template does not have the text.
 _EMPTY = re.compile(
     r"""
     ^\ *\{\{-\ ""\ -\}\}\n
@@ -151,10 +151,7 @@ _PROMPT_WITH_SWITCH = """\
 
 
 def chat_template(template: Template, *, media: bool) -> str:
-    """The Jinja program for `template`, with what stands in its default system message and its settings.
-
-    media: whether it writes images and videos, for a VL model.
-    """
+    """The Jinja program of `template`. media: whether it renders images and videos, for a VL model."""
     thinks = template.thinking == "on"
     settings = "{{- SETTINGS -}}\n"
     opening = [_TOOLS, _SYSTEM, settings] if template.tools_first else [_SYSTEM, settings, _TOOLS]
@@ -182,7 +179,7 @@ def chat_template(template: Template, *, media: bool) -> str:
 
 
 def _texts(template: Template) -> dict[str, str]:
-    """What the names in capitals stand for."""
+    """The texts that replace the names in capitals."""
     return {
         "BEGIN": template.begin,
         "SYSTEM_BEFORE": template.system[0],

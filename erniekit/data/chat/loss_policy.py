@@ -1,4 +1,4 @@
-"""Which answers of a conversation are trained, and whether their reasoning is."""
+"""Selects the answers of a conversation that are trained, with or without their reasoning."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from erniekit.data.chat.conversation import Message
 
 @dataclass(frozen=True, slots=True)
 class LossPolicy:
-    """Which tokens carry loss, within what the data allows: a message that it switches off is never trained.
+    """Which tokens carry loss. A message whose loss the data switches off is never trained.
 
-    reasoning: "train", "mask" (it stands in the text as context) or "drop" (it is left out). loss_on: "all"
-    answers, those of the "last_turn" (after the last user message, so the calls of a tool loop too), or
-    "each_turn": every answer, each in a separate document that ends with it.
+    reasoning: "train", "mask" (kept as context) or "drop" (left out). loss_on: "all": all answers; "last_turn": the
+    answers after the last user message, including the calls of a tool loop; "each_turn": every answer, each in a
+    separate document that ends with it.
     """
 
     reasoning: Reasoning = "train"
     loss_on: LossOn = "all"
 
     def trained(self, messages: Sequence[Message]) -> tuple[bool, ...]:
-        """For each message of one document whether its answer carries loss; "each_turn": the last one only."""
+        """Whether each message of a document carries loss; with "each_turn", only the last one may."""
         first = {"all": 0, "last_turn": current_turn(messages), "each_turn": len(messages) - 1}[self.loss_on]
         return tuple(
             index >= first and message.role == "assistant" and message.trained
@@ -34,9 +34,9 @@ DEFAULT_POLICY = LossPolicy()
 
 
 def current_turn(messages: Sequence[Message]) -> int:
-    """Index after the last user message: the answers from there on keep their reasoning, as in serving.
+    """The index after the last user message; 0 without one. Answers from there on keep their reasoning, as in serving.
 
-    A tool's result is no user message. Without a user message every answer belongs to the current turn.
+    The result of a tool is not a user message.
     """
     users = [index for index, message in enumerate(messages) if message.role == "user"]
     return users[-1] + 1 if users else 0

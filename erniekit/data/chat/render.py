@@ -1,8 +1,8 @@
-"""Renders chats with the Jinja program of a checkpoint, in a process that can take little time and memory.
+"""Renders chats with the Jinja program of a checkpoint, in a process with limited time and memory.
 
-The program comes from others. Jinja's sandbox keeps it from Python's objects, but not from running forever or taking
-all memory: `10 ** (10 ** 9)`, or loops in loops. This file is run as that process, with only jinja2 imported: it reads
-JSON and writes JSON. What programs see is what transformers gives them in apply_chat_template.
+The program is not trusted. Jinja's sandbox hides Python's objects from it, but does not stop it from running forever or
+using all memory: `10 ** (10 ** 9)`, or nested loops. This file runs as a separate process, which only imports jinja2,
+reads JSON and writes JSON. The program gets the same variables as in transformers' apply_chat_template.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from functools import lru_cache
 from typing import Any
 
 _CPU_SECONDS = 5
-_WALL_SECONDS = 600  # where the machine is busy
+_WALL_SECONDS = 600  # enough for a busy machine
 _MEMORY = 1 << 30
 _MAX_CHARACTERS = 1 << 20
 _MAX_ERROR = 300
 
 
 class RenderError(Exception):
-    """The program failed, or took too much."""
+    """The program failed, or exceeded a limit."""
 
 
 def render_chat(
@@ -70,7 +70,7 @@ def _rendered(program: str, values: Mapping[str, Any]) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag around what the assistant writes, which changes nothing of the text."""
+        """The tag around the assistant's text, which does not change it."""
 
         tags = {"generation"}  # noqa: RUF012 (Jinja's name and type)
 
@@ -100,7 +100,7 @@ def _rendered(program: str, values: Mapping[str, Any]) -> str:
 
 
 def _limit(seconds: int) -> None:
-    """Limits of this process, where the system has them."""
+    """Limit CPU time and memory of this process, if the system supports it."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -118,7 +118,7 @@ def _answer() -> dict[str, str]:
         return {"error": "it takes too much memory"}
     except Exception as error:  # a program can fail in any way
         kind = type(error).__name__
-        # Of raise_exception, the message is what the program says.
+        # A TemplateError comes from raise_exception: its message is the program's own text.
         return {"error": (str(error) if kind == "TemplateError" else f"{kind}: {error}")[:_MAX_ERROR]}
 
 

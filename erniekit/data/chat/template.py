@@ -1,8 +1,8 @@
-"""Chat templates of ERNIE 4.5: a conversation as spans of text, images and videos, each trained or not.
+"""Renders a conversation as spans of text, images and videos, each trained or not.
 
-A rendered conversation, its spans joined, is the text that the tokenizer's own apply_chat_template gives for
-it. Sources: the chat templates of the released checkpoints; transformers'
-models.ernie4_5_vl_moe.convert_ernie4_5_vl_moe_to_hf. The templates themselves: template_families.py.
+The joined spans are equal to the text of the tokenizer's own apply_chat_template. Sources: the chat templates of the
+released checkpoints, and transformers' models.ernie4_5_vl_moe.convert_ernie4_5_vl_moe_to_hf. The templates are in
+`erniekit.data.chat.families`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Around = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Text that is all trained or all context.
+    """Text that is either trained or context.
 
-    generated: it is what the model itself writes when it answers, as opposed to its prompt. The generated
-    spans of one answer stand side by side, the terminator last.
+    generated: the model generates it, as opposed to text of the prompt. The generated spans of one answer are
+    adjacent, and end with the terminator.
     """
 
     text: str
@@ -50,7 +50,7 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class MediaSpan:
-    """An image or video: its start marker, placeholders and end marker come here. Never trained."""
+    """An image or video: start marker, placeholders and end marker. Never trained."""
 
     part: ImagePart | VideoPart
 
@@ -60,19 +60,18 @@ Span = TextSpan | MediaSpan
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How one family of checkpoints writes a chat. A pair of texts is what stands before and after another.
+    """The chat format of one model family. A pair of texts is the text before and the text after the content.
 
-    begin: the first text of a chat and of plain text; tools_first: the list of tools comes before the system
-    message, not after the settings; default_system: what stands in the place of a system message where there
-    is none; settings, opening_end: what a chat has before its first turn, always; between_results: what parts
-    the results of tools that follow each other, all in one user turn; before_generation: what a prompt has
-    before answer_start, and answers in history have not; generation_start: what it puts after answer_start;
-    end_of_reasoning: what the model writes after its reasoning; after_answer: what follows terminator where
-    the chat goes on.
+    begin: the beginning of a chat and of plain text; tools_first: the list of tools comes before the system message
+    instead of after the settings; default_system: replaces a missing system message; settings, opening_end: always
+    written before the first turn; between_results: separates consecutive tool results, which share a user turn;
+    before_generation: written before answer_start in a generation prompt, but not in the history; generation_start:
+    written after answer_start in a generation prompt; end_of_reasoning: generated after the reasoning; after_answer:
+    written after the terminator if the chat continues.
 
-    thinking: "none" (no form for it: tags in texts are plain text), "off" (answers without reasoning, marked
-    by an empty block in generation_start) or "on". takes_media: whether it has a form for images and videos.
-    tokens: its marks that must be single tokens, which no text may contain.
+    thinking: "none" (not supported: tags are plain text), "off" (answers have no reasoning, which an empty block in
+    generation_start shows) or "on". takes_media: whether it supports images and videos. tokens: special tokens of the
+    format, which data must not contain.
     """
 
     name: str
@@ -99,12 +98,12 @@ class Template:
     after_answer: str = ""
 
     def render(self, conversation: Conversation, policy: LossPolicy = DEFAULT_POLICY) -> list[Span]:
-        """A whole chat for training, or plain text. What is trained, `policy` says; the rest is context.
+        """A chat for training, or plain text. `policy` decides what is trained; the rest is context.
 
-        With thinking "on", the answers of the current turn (after the last user message) stand after the
-        generation prompt, as at inference, each with its reasoning, or with an empty block that is never
-        trained. Earlier answers stand as the history that later turns see: no block, no reasoning. With "off"
-        the empty block stands before the last answer. Raises SampleError for what the template cannot write.
+        With thinking "on", the answers of the current turn (after the last user message) follow the generation prompt,
+        as at inference, with their reasoning, or with an empty block, which is never trained. Earlier answers have the
+        form of the history: no block, no reasoning. With "off", an empty block precedes the last answer. Raises
+        SampleError for a chat that the template cannot render.
         """
         messages = conversation.messages
         if messages[0].role == "text":
@@ -116,7 +115,7 @@ class Template:
         return self._chat(conversation, policy, policy.trained(messages))
 
     def render_prompt(self, conversation: Conversation, policy: LossPolicy = DEFAULT_POLICY) -> list[Span]:
-        """A chat up to where the assistant's next answer is to be generated; nothing is trained."""
+        """A chat up to the generation prompt for the assistant's next answer; nothing is trained."""
         last = conversation.messages[-1].role
         if last in ("assistant", "text"):
             found = "an assistant message" if last == "assistant" else "plain text"
@@ -153,9 +152,9 @@ class Template:
         return spans
 
     def stands_as_prompted(self, messages: Sequence[Message]) -> tuple[bool, ...]:
-        """For each message whether it is an answer that stands after what a prompt ends with, as at inference.
+        """Whether each message is an answer in the form of inference, after a generation prompt.
 
-        The others stand as the history that later turns see; where that is the same, all stand as prompted.
+        Other answers have the form of the history. In templates where both forms are equal, this is true for all.
         """
         same = not (self.before_generation or self.generation_start)
         current = current_turn(messages)
@@ -189,7 +188,7 @@ class Template:
                 name = "Picture" if isinstance(part, ImagePart) else "Video"
                 if not self.takes_media:
                     detail = (
-                        f"template {self.name} has no form for images and videos, and a {message.role} "
+                        f"template {self.name} does not support images and videos, but a {message.role} "
                         f"message has {'an image' if isinstance(part, ImagePart) else 'a video'}"
                     )
                     raise SampleError(sample_id, "not supported", detail)
@@ -203,11 +202,11 @@ class Template:
             reasoning = ""
         if reasoning and self.thinking != "on":
             detail = (
-                f"an answer of the last turn has reasoning, for which template {self.name} has no place: "
+                f"an answer of the last turn has reasoning, which template {self.name} does not support: "
                 "leave it out with data.reasoning=drop, or use a thinking model and its template "
                 "(ernie_thinking, ernie_vl_thinking)"
             )
-            raise SampleError(sample_id, "reasoning without a place", detail)
+            raise SampleError(sample_id, "reasoning not supported", detail)
         start = self.answer_start
         if place.prompted:
             start = self.before_generation + start + self.generation_start
@@ -235,10 +234,10 @@ class Template:
         return spans
 
     def split_answer(self, message: Message, policy: LossPolicy, sample_id: str) -> tuple[str, str]:
-        """(reasoning, answer) of an assistant message; a text that begins with a think block has both.
+        """(reasoning, answer) of an assistant message. A text that begins with a think block is split.
 
-        A block without a word in it is no reasoning. Where the template has no form for thinking, a block in
-        the text is reasoning only if the policy treats reasoning in its own way.
+        A blank block is no reasoning. If the template does not support thinking, a block in the text is only split off
+        when the policy masks or drops reasoning.
         """
         reasoning, _, texts = self._divided(message, policy, sample_id)
         return reasoning, "".join(part.text for part in texts)
@@ -246,7 +245,7 @@ class Template:
     def _divided(
         self, message: Message, policy: LossPolicy, sample_id: str
     ) -> tuple[str, bool, list[TextPart]]:
-        """(reasoning, whether the data takes its loss away, parts of the answer); see `split_answer`."""
+        """(reasoning, whether the data switches off its loss, parts of the answer); see `split_answer`."""
         thoughts = [part for part in message.parts if isinstance(part, ReasoningPart)]
         reasoning = "".join(part.text for part in thoughts)
         masked = not all(part.trained for part in thoughts)
@@ -271,7 +270,8 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an answer stands. current: in the current turn; prompted: as at inference; trained: its words are."""
+    """The form of an answer. current: it is in the current turn; prompted: it follows a generation prompt; trained: it
+    carries loss."""
 
     current: bool
     prompted: bool
@@ -279,7 +279,7 @@ class _Place:
 
 
 def require_answer(conversation: Conversation) -> None:
-    """Raises SampleError when a chat does not end with an assistant message."""
+    """Raise SampleError if a chat does not end with an assistant message."""
     last = conversation.messages[-1].role
     if last != "assistant":
         detail = f"the chat ends with a {last} message: the last must be the assistant's answer"
@@ -291,7 +291,7 @@ def _text(message: Message) -> str:
 
 
 def _last_characters(parts: Sequence[TextPart], count: int) -> list[TextPart]:
-    """The texts without what stands before their last `count` characters."""
+    """The last `count` characters of the joined texts, still in parts."""
     kept: list[TextPart] = []
     for part in reversed(parts):
         if count:

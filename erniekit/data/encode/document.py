@@ -17,11 +17,10 @@ IGNORE = -100
 class Document:
     """An encoded sample of T tokens.
 
-    input_ids [T] int32; labels [T] int32, already shifted: the token that position t must predict, IGNORE if
-    none. branches: of a preference pair, where the chosen and the rejected answer begin; each goes on from the
-    shared tokens before the first of them, and the rejected one does not see the chosen one (see
-    `erniekit.data.encode.pairs`). reference: of a pair, the log-probabilities of both answers under the reference
-    model, where they were computed before.
+    input_ids int32 [T]; labels int32 [T], already shifted: the token to predict at position t, IGNORE for none.
+    branches: for a preference pair, the starts of the chosen and the rejected answer; both continue the shared tokens
+    before the chosen one, and do not see each other (see `erniekit.data.encode.pairs`). reference: for a pair, the
+    log-probabilities of both answers under the reference model, if they are known.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -41,7 +40,7 @@ class Document:
 
     @property
     def num_patches(self) -> int:
-        """Patches that the vision tower sees: what its work grows with."""
+        """Patches of its images and videos: the cost for the vision tower."""
         return sum(item.num_patches for item in self.media)
 
     @property
@@ -73,11 +72,11 @@ class Document:
 
     @property
     def num_positions(self) -> int:
-        """Positions that it takes, on the longest axis: its tokens, but for media and the answers of a pair."""
+        """Number of positions. Fewer than tokens if it has media or is a preference pair."""
         return int(self.position_ids.max()) + 1
 
     def _place(self, positions: npt.NDArray[np.int64], start: int, stop: int, current: int) -> int:
-        """Fill [:, start:stop], from position `current` on; returns the position that follows."""
+        """Fill [:, start:stop], starting at position `current`; returns the next position."""
         end = start
         for item in self.media:
             if not start <= item.start < stop:

@@ -1,14 +1,15 @@
-"""From a conversation to a Document: tokens, labels, and room for its images and videos.
+"""Encodes a conversation as a Document: tokens, labels, and placeholders for its images and videos.
 
-Where texts are cut for the tokenizer matters, because BPE merges across what it is given as one string.
-Everything that is context (images included) is one string, up to an answer of which anything is trained; what
-the model itself writes in that answer, from its reasoning to its terminator, is another, since the engine that
-serves the model tokenises the prompt alone and the answer comes after it token by token. So the ids of a prompt
-equal apply_chat_template(messages, add_generation_prompt=True), the ids of a first answer are
-encode(answer + terminator) after those, and the text of a whole conversation equals apply_chat_template's. Its
-ids may differ from apply_chat_template's of the whole conversation in one place: there, the space that ends
-"Assistant: " may merge with the answer's first word. Inside an answer a token is trained if any of its characters
-is (of a reasoning that is masked, the last token may reach into the answer).
+BPE merges characters across the whole string that it gets, so it matters how a conversation is split into strings. All
+context up to a trained answer, including images, is one string. The part of the answer that the model generates, from
+the reasoning to the terminator, is another one, since an engine tokenizes the prompt alone and then generates tokens.
+Therefore:
+- The ids of a prompt are equal to apply_chat_template(messages, add_generation_prompt=True).
+- The ids of a first answer are encode(answer + terminator).
+- The text of a whole conversation is equal to apply_chat_template's. Its ids may differ in one place: in
+  apply_chat_template, the space at the end of "Assistant: " may merge with the first word of the answer.
+Inside an answer, a token is trained if any of its characters is. The last token of a masked reasoning may therefore be
+trained if it extends into the answer.
 """
 
 from __future__ import annotations
@@ -56,17 +57,17 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int32]
 
-# What engines expand to an image or a video before tokenising.
+# Engines replace these by images and videos before tokenizing.
 _ENGINE_MARKS = ("<|image@placeholder|>", "<|video@placeholder|>")
-# To be raised whenever the same conversation comes out differently: see Encoder.identity.
+# Increase it when the encoding of a conversation changes, so that cached documents are not used again.
 _VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment of a document: its text, the kind of its source, the number of tokens that begin in it.
+    """A segment of a document: its kind, its text, and the number of tokens that start in it.
 
-    part: the image or video of a "media" segment. The text of such a segment is the markers with one placeholder.
+    part: the image or video of a "media" segment, whose text is the markers with a single placeholder.
     """
 
     kind: SpanKind | Literal["media"]
@@ -77,13 +78,13 @@ class Segment:
 
 
 class Encoder:
-    """Turns conversations into documents, for one tokenizer, template and kind of images and videos.
+    """Encodes conversations as documents, for one tokenizer, template and processing of images and videos.
 
-    It can be pickled, and then needs no transformers. media_tokens and media_spec: both, or both None for a
-    text model. eos_token_ids: on which generation stops (generation_config.json). Turns end with the template's
-    terminator, which need not be among them: then its label becomes the first of eos_token_ids, while the input
-    keeps it, so that the tuned model stops in engines. limits: of the model. Raises CheckpointError when the tokenizer
-    does not know the template's or the images' tokens, or the model has no room for them.
+    It can be pickled, and a pickled encoder does not import transformers. media_tokens, media_spec: both None for a
+    text model. eos_token_ids: the ids at which generation stops (generation_config.json). If the template's terminator
+    is not among them, the label of a terminator is the first of eos_token_ids, so that the trained model stops in
+    engines; the input keeps the terminator. limits: of the model. Raises CheckpointError if the tokenizer does not have
+    the tokens of the template or of media, or the model has no embeddings for them.
     """
 
     def __init__(
@@ -122,12 +123,12 @@ class Encoder:
 
     @property
     def image_spec(self) -> ImageSpec | None:
-        """How the model wants its images; None for a text model."""
+        """The processing of images; None for a text model."""
         return None if self.media_spec is None else self.media_spec.image
 
     @cached_property
     def identity(self) -> str:
-        """Digest of everything that decides ids, labels and grids: encoded samples are valid while it is equal."""
+        """Digest of everything that determines ids, labels and grids. Cached documents are valid while it is equal."""
         spec = self.media_spec
         if spec is not None and spec.video.sampling != "random":
             spec = dataclasses.replace(spec, video=dataclasses.replace(spec.video, seed=0))
@@ -138,11 +139,10 @@ class Encoder:
         return digest.hexdigest()
 
     def encode(self, conversation: Conversation) -> Document:
-        """A conversation with its answers, or a plain text, for training. Never cut.
+        """Encode a conversation with its answers, or a plain text, for training. The length is not limited.
 
-        With loss_on "each_turn" only the last message is trained: see split. The end of a plain text is
-        trained as well: its last label is the first of eos_token_ids. `rejected` is passed over. Raises
-        SampleError, also when no token carries loss.
+        With loss_on "each_turn", only the last message is trained: see `split`. The last label of a plain text is the
+        first of eos_token_ids. `rejected` is ignored. Raises SampleError, also if no token carries loss.
         """
         document = self._encode(conversation, self.template.render(conversation, self.policy))
         if not document.num_loss_tokens:
@@ -154,10 +154,10 @@ class Encoder:
         return document
 
     def split(self, conversation: Conversation) -> list[Conversation]:
-        """What encode takes one by one: the sample itself, or with loss_on "each_turn" its beginnings.
+        """The conversations to encode: the sample itself, or with loss_on "each_turn" one for each trained answer.
 
-        Each ends with one of its trained answers, which stands there as at inference; where there are several,
-        sample_id says of which message. Raises SampleError when there is none.
+        Each of these ends with the answer. If there are several, their sample_id names the message. Raises SampleError
+        if no answer is trained.
         """
         messages = conversation.messages
         if self.policy.loss_on != "each_turn" or messages[0].role == "text":
@@ -181,14 +181,14 @@ class Encoder:
         return parts
 
     def encode_prompt(self, conversation: Conversation) -> Document:
-        """A conversation up to the assistant's next answer, for generation; no labels. Raises SampleError."""
+        """Encode a conversation up to the assistant's next answer, for generation; no labels. Raises SampleError."""
         return self._encode(conversation, self.template.render_prompt(conversation, self.policy))
 
     def segments(self, conversation: Conversation, cut: int = 0) -> list[Segment]:
-        """The document that encode gives, stretch by stretch; their tokens add up to its length.
+        """The segments of the document that `encode` returns; their token counts add up to its length.
 
-        A token that reaches over two counts for the one in which it begins. cut: a stretch of text in which this
-        token of the document stands is divided before it. Raises SampleError.
+        A token that extends over two segments counts for the first. cut: the index of a token; the segment of text that
+        contains it is split before it. Raises SampleError.
         """
         self._refuse_reserved(conversation)
         found: list[Segment] = []
@@ -243,13 +243,13 @@ class Encoder:
         return Document(input_ids, np.concatenate(targets)[1:], tuple(media), sample_id)
 
     def _ids(self, text: str, sample_id: str) -> Ids:
-        # A batch of one, since only batches can do without the offsets, which take a third of the time.
+        # As a batch of one: only for batches, the tokenizer can omit offsets, which take a third of the time.
         with _no_panic(sample_id):
             encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
         return np.asarray(encoding.ids, np.int32)
 
     def _answer(self, text: str, spans: list[Span], sample_id: str) -> tuple[Ids, Ids]:
-        """(ids, labels not shifted) of an answer of which anything is trained."""
+        """(ids, labels before the shift) of an answer that is at least partly trained."""
         if all([isinstance(span, TextSpan) and span.trained for span in spans]):
             ids = self._ids(text, sample_id)
             return ids, ids.copy()
@@ -263,14 +263,12 @@ class Encoder:
             return span.text
         kind = "image" if isinstance(span.part, ImagePart) else "video"
         if self.media_spec is None:
-            detail = (
-                f"this model takes no images and no videos, the sample has {source_name(span.part.source)}"
-            )
+            detail = f"the model does not take images or videos, but the sample has {source_name(span.part.source)}"
             raise SampleError(sample_id, "not supported", detail)
         return self._marks[kind]
 
     def _place(self, ids: Ids, spans: list[Span], offset: int, sample_id: str) -> tuple[Ids, list[Media]]:
-        """Widens each placeholder to the number of tokens of its image or video."""
+        """Repeat each placeholder for all tokens of its image or video."""
         parts = [span.part for span in spans if isinstance(span, MediaSpan)]
         if not parts:
             return ids, []
@@ -292,7 +290,7 @@ class Encoder:
             ("message before the rejected answer", conversation.rejected_prompt),
         ):
             for number, message in enumerate(messages, 1):
-                # Joined, as they are tokenised: a token must not come out of two parts either.
+                # The parts are joined, as for the tokenizer: a token must not result from two parts either.
                 found = self._reserved.search("".join(map(_words, message.parts)))
                 if found:
                     raise _reserved_error(conversation, f"{name} {number} ({message.role})", found.group())
@@ -304,7 +302,8 @@ class Encoder:
 
 @contextmanager
 def _no_panic(sample_id: str) -> Iterator[None]:
-    """A panic of the tokenizer, which is written in Rust, as a SampleError: it is no Exception, and ends a process."""
+    """Turn a panic of the tokenizer, which is written in Rust, into a SampleError. It is not an Exception subclass, and
+    would end the process."""
     try:
         yield
     except BaseException as error:
@@ -349,12 +348,11 @@ def make_encoder(
     vocab_size: int | None = None,
     max_positions: int | None = None,
 ) -> Encoder:
-    """The Encoder of a checkpoint: its tokenizer, chat template, stop tokens and, for a VL model, media.
+    """Make the encoder of a checkpoint from its tokenizer, chat template, stop tokens and media settings.
 
-    data: the section of a run, None for its defaults; seed: of the frames that data.video_sampling "random" picks;
-    vocab_size, max_positions: of a model that a run has enlarged. Reads local files only and runs no code of the
-    checkpoint but its Jinja chat template, see `erniekit.data.chat.render`. Raises CheckpointError, DataError,
-    ConfigError.
+    data: the `data` section of a run, None for its defaults; seed: for data.video_sampling "random"; vocab_size,
+    max_positions: of a model that a run has enlarged. Reads local files only. The only code of the checkpoint that runs
+    is its Jinja chat template, see `erniekit.data.chat.render`. Raises CheckpointError, DataError, ConfigError.
     """
     directory = Path(directory)
     require_model(directory)
@@ -374,7 +372,7 @@ def make_encoder(
 
 
 def run_encoder(config: Config) -> Encoder:
-    """The Encoder for the model that a run trains. Raises as `make_encoder` and `enlarged_limits`."""
+    """Make the encoder for the model of a run. Raises as `make_encoder` and `enlarged_limits`."""
     vocab_size, max_positions = enlarged_limits(config.model)
     return make_encoder(
         config.model.directory,

@@ -1,4 +1,4 @@
-"""The token ids and positions that a checkpoint has room for."""
+"""Limits of a model: the sizes of its vocabulary and of its context."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Token ids and positions that a model has.
+    """The sizes of a model's vocabulary and context.
 
-    vocab_size: rows of the embedding; max_positions: max_position_embeddings; None: config.json does not say, which
-    loading the model refuses or fills in. beyond: (token, id) of the tokenizer without a row, by id.
+    vocab_size: rows of the embedding; max_positions: max_position_embeddings; None if config.json does not have the key
+    (loading the model then fails or uses a default). beyond: (token, id) of the tokenizer's tokens without a row in the
+    embedding, by id.
     """
 
     vocab_size: int | None = None
@@ -45,7 +46,7 @@ class ModelLimits:
     beyond: tuple[tuple[str, int], ...] = ()
 
     def check_ids(self, ids: npt.NDArray[np.int32], sample_id: str) -> None:
-        """Raise SampleError where a token of a document has no row in the embedding."""
+        """Raise SampleError if a token of a document has no row in the embedding."""
         if not self.beyond or self.vocab_size is None:
             return
         over = np.flatnonzero(ids >= self.vocab_size)
@@ -59,7 +60,7 @@ class ModelLimits:
             raise SampleError(sample_id, BEYOND_VOCABULARY, detail)
 
     def check_token(self, token: str, token_id: int) -> None:
-        """Raise CheckpointError for a token that every document needs and that has no row."""
+        """Raise CheckpointError if a token of the chat template has no row in the embedding."""
         if self.vocab_size is not None and token_id >= self.vocab_size:
             raise CheckpointError(
                 f"the chat template needs {token} (id {token_id}), but the model's embedding has "
@@ -78,14 +79,14 @@ class ModelLimits:
             raise SampleError(document.sample_id, "too long", self.too_long(document))
 
     def too_long(self, document: Document) -> str:
-        """Why a document does not fit, for an error."""
+        """The reason that a document does not fit, for an error message."""
         return (
             f"{counted(document.num_positions, 'position')}, more than the model's "
             f"max_position_embeddings={self.max_positions:,}"
         )
 
     def notes(self) -> list[str]:
-        """Lines about tokens without a row; none where every token has one."""
+        """Notes about tokens without a row in the embedding; empty if there are none."""
         if not self.beyond:
             return []
         shown = ", ".join(f"{token!r} ({token_id})" for token, token_id in self.beyond[:_SHOWN])
@@ -103,9 +104,9 @@ NO_LIMITS = ModelLimits()
 def read_limits(
     directory: Path, tokenizer: Tokenizer, vocab_size: int | None = None, max_positions: int | None = None
 ) -> ModelLimits:
-    """The limits of a checkpoint; vocab_size, max_positions: of the model in memory, where it was enlarged.
+    """Read the limits of a checkpoint. vocab_size, max_positions: of the model in memory, if it was enlarged.
 
-    Raises CheckpointError where config.json or generation_config.json names an id that has no row.
+    Raises CheckpointError if config.json or generation_config.json has a token id without a row in the embedding.
     """
     config = _text_config(directory)
     rows = _larger(vocab_size, _integer(config, "vocab_size"))
@@ -126,9 +127,10 @@ def read_limits(
 
 
 def resized_vocab_size(directory: str | Path) -> int:
-    """Rows that hold every token of a checkpoint's tokenizer: its vocab_size, or more, a multiple of VOCAB_MULTIPLE.
+    """The number of rows for all tokens of a checkpoint's tokenizer: its vocab_size, or a larger multiple of
+    VOCAB_MULTIPLE.
 
-    Raises CheckpointError where there is no tokenizer, or config.json has no vocab_size.
+    Raises CheckpointError if there is no tokenizer, or config.json has no vocab_size.
     """
     rows = _integer(_text_config(Path(directory)), "vocab_size")
     if rows is None:
@@ -138,9 +140,9 @@ def resized_vocab_size(directory: str | Path) -> int:
 
 
 def enlarged_limits(model: ModelConfig) -> tuple[int | None, int | None]:
-    """(vocab_size, max_positions) that a run gives its model; None: the checkpoint's.
+    """(vocab_size, max_positions) to which a run enlarges its model; None for the checkpoint's.
 
-    Raises CheckpointError, and ConfigError where model.max_position_embeddings is below the checkpoint's own.
+    Raises CheckpointError, and ConfigError if model.max_position_embeddings is below the checkpoint's.
     """
     wanted = model.max_position_embeddings
     own = _integer(_text_config(model.directory), "max_position_embeddings") if wanted is not None else None

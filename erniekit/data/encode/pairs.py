@@ -1,9 +1,9 @@
-"""Preference pairs as documents: the tokens that both answers share, then the chosen and the rejected answer.
+"""Encodes preference pairs as documents.
 
-A pair is one document of shared tokens, then the chosen branch, then the rejected one. Each branch begins with the
-token that predicts the first trained token of its answer, so that no position has two labels: the prompt's last token
-stands in both. So [shared, chosen] and [shared, rejected] are, token for token and label for label, the documents that
-`Encoder.encode` gives for each answer. Which position sees which: `erniekit.models.branches`.
+A pair is one document: the tokens that both answers share, the chosen branch, and the rejected branch. A branch begins
+with the token that predicts the first trained token of its answer, so the last token of the prompt is in both branches,
+and no position has two labels. [shared, chosen] and [shared, rejected] are equal to the documents that `Encoder.encode`
+returns for each answer. `erniekit.models.branches` has the attention mask.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from erniekit.data.encode.encoder import Encoder
 
 
 def prompt_messages(conversation: Conversation) -> int:
-    """How many messages of a pair are its prompt: those before the first that carries loss."""
+    """The number of messages in the prompt of a pair: all before the first one that carries loss."""
     return next(index for index, message in enumerate(conversation.messages) if message.trained)
 
 
 def with_rejected(conversation: Conversation) -> Conversation:
-    """A pair's conversation with its rejected answer, and the prompt of that, in the place of the chosen one."""
+    """The conversation of a pair's rejected answer, with its prompt."""
     prompt = conversation.rejected_prompt or conversation.messages[: prompt_messages(conversation)]
     messages = (*prompt, *conversation.rejected)
     return dataclasses.replace(conversation, messages=messages, rejected=(), rejected_prompt=())
 
 
 def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = True) -> Document:
-    """A conversation with `rejected` as one document.
+    """Encode a conversation with `rejected` as one document.
 
-    share: what both answers begin with stands there once, its images too; else each answer has a whole document
-    and nothing is shared (branches begin at 0). Raises SampleError, also when an answer carries no loss.
+    share: the document has the common beginning of both answers, with its images, once; otherwise it has the complete
+    document of each answer (branches begin at 0). Raises SampleError, also if an answer carries no loss.
     """
     chosen = encoder.encode(conversation)
     rejected = encoder.encode(with_rejected(conversation))
@@ -53,14 +53,15 @@ def encode_pair(encoder: Encoder, conversation: Conversation, *, share: bool = T
 
 
 def _shared(chosen: Document, rejected: Document) -> int:
-    """Tokens that both begin with and that predict nothing trained; never a part of an image or video."""
+    """The number of common tokens at the beginning, without those that predict a trained token. An image or video is
+    shared completely or not at all."""
     end = min(int(np.argmax(document.labels != IGNORE)) for document in (chosen, rejected))
     differing = np.flatnonzero(chosen.input_ids[:end] != rejected.input_ids[:end])
     if len(differing):
         end = int(differing[0])
     for one, other in zip_longest(chosen.media, rejected.media):
         items = [item for item in (one, other) if item is not None]
-        # The marks before and after the placeholders belong to it.
+        # The markers around the placeholders belong to the image or video.
         if one != other or any(item.start + item.tokens >= end for item in items):
             return min(end, *(item.start - 1 for item in items))
     return end

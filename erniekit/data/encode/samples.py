@@ -1,4 +1,4 @@
-"""From a record of a data file to documents that fit in a row, with counts of its contents."""
+"""Reads a record of a data file as documents that fit into a row, with counts of its contents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOO_LONG = "too long"
 
 
 def pair_mode(task: str, share_prompt: bool) -> Pairs:
-    """How a run's `SampleReader` reads preference pairs: `task` and data.share_prompt of its configuration."""
+    """`SampleReader.pairs` for the settings `task` and data.share_prompt."""
     if task != "dpo":
         return "chosen"
     return "shared" if share_prompt else "separate"
@@ -35,10 +35,10 @@ def pair_mode(task: str, share_prompt: bool) -> Pairs:
 class Sample:
     """The result of reading one record.
 
-    documents: none, one, or more (a long text, an answer each); errors: what could not be used; whole: (tokens, those
-    of images and videos among them) of each document before any was cut, trimmed or refused; messages: by role;
-    trimmed: documents that lost old turns; untrained_reasoning: answers whose reasoning later turns do
-    not see, so that it is not trained; calls_as_history: see `history.calls_as_history`; notices: see `Conversation`.
+    documents: several for a long text or with data.loss_on each_turn; errors: of the documents that cannot be used;
+    whole: (tokens, vision tokens among them) of each document before it was cut, trimmed or rejected; messages: number
+    by role; trimmed: number of documents without their oldest turns; untrained_reasoning, calls_as_history: see
+    `erniekit.data.chat.history`; notices: see `Conversation`.
     """
 
     documents: tuple[Document, ...] = ()
@@ -55,12 +55,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SampleReader:
-    """Reads records. Goes to worker processes.
+    """Reads records. It is pickled for worker processes.
 
-    on_long: a document of more than max_length tokens, or of more positions than the model has, is an error, or
-    loses its oldest exchanges ("trim_history"); "drop" is left to `ErrorBudget`. pairs: of a preference
-    pair only the answer "chosen" is read, as of any chat; or every sample must be a pair, whose answers are one
-    document with their prompt "shared" or "separate", see `encode_pair`.
+    on_long: a document with more than max_length tokens, or more positions than the model has, is an error, or loses
+    its oldest exchanges ("trim_history"); `ErrorBudget` handles "drop". pairs: "chosen" reads the chosen answer of a
+    preference pair as an ordinary chat. With "shared" and "separate" every sample must be a pair, and is encoded with a
+    shared or a separate prompt, see `encode_pair`.
     """
 
     encoder: Encoder
@@ -70,9 +70,9 @@ class SampleReader:
     pairs: Pairs = "chosen"
 
     def read(self, record: Record | BadLine, base_dir: Path, format: str) -> Sample:
-        """One record. Errors are in the result.
+        """Read one record. Errors are part of the result.
 
-        base_dir: what its relative paths are relative to; format: see `erniekit.data.formats`.
+        base_dir: the directory of relative paths in the record; format: see `erniekit.data.formats`.
         """
         if isinstance(record, BadLine):
             return Sample(errors=(record.error,))
@@ -90,12 +90,12 @@ class SampleReader:
             return Sample(errors=(error,))
 
     def require_pair(self, conversation: Conversation, record: Record, format: str) -> None:
-        """Raises SampleError for a sample that is no pair, where all must be."""
+        """Raise SampleError for a sample that is not a preference pair, if all must be."""
         if self.pairs != "chosen" and not conversation.rejected:
             raise _not_a_pair(record, format)
 
     def encode(self, conversation: Conversation) -> Sample:
-        """A sample that is parsed already. Raises SampleError; documents that are too long are in the result."""
+        """Encode a parsed sample. Raises SampleError, except for documents that are too long: see `Sample.errors`."""
         documents: list[Document] = []
         errors: list[SampleError] = []
         whole: list[tuple[int, int]] = []
@@ -139,15 +139,15 @@ class SampleReader:
         return encode_pair(self.encoder, conversation, share=self.pairs == "shared")
 
     def _trim(self, conversation: Conversation) -> Document | None:
-        """The document of the most recent exchanges that fit; None when not even the last one does.
+        """The document of the most recent exchanges that fit; None if the last one alone does not fit.
 
-        An exchange begins with a user's message. The system message and the tools stay; images and videos go
-        with their message. Nothing of a pair's answers goes.
+        An exchange begins with a user message. The system message, the tools and the answers of a pair are kept; images
+        and videos are removed with their message.
         """
         messages = conversation.messages
         end = len(messages) if self.pairs == "chosen" else prompt_messages(conversation)
         exchanges = sum(message.role == "user" for message in messages[:end])
-        # The shortest cut that fits: what is left gets shorter with every exchange that goes.
+        # Binary search for the fewest exchanges to remove: each one makes the document shorter.
         fewest, most = 1, exchanges - 1
         fitting: Document | None = None
         while fewest <= most:
@@ -187,7 +187,7 @@ class SampleReader:
 
 
 def _recent(messages: tuple[Message, ...], dropped: int) -> tuple[Message, ...]:
-    """Messages without their oldest exchanges, of which the last stays; the system message stays as well."""
+    """Messages without their oldest `dropped` exchanges. Keeps the system message and the last exchange."""
     starts = [index for index, message in enumerate(messages) if message.role == "user"]
     head = messages[:1] if messages and messages[0].role == "system" else ()
     return (*head, *messages[starts[min(dropped, len(starts) - 1)] :]) if starts else messages
@@ -203,9 +203,9 @@ def _not_a_pair(record: Record, format: str) -> SampleError:
 
 
 def cut(document: Document, max_length: int) -> Iterator[Document]:
-    """A long plain text as pieces of at most max_length tokens.
+    """Split a long plain text into pieces of at most max_length tokens.
 
-    Each piece begins with the last token of the one before, so that every token is predicted once.
+    Each piece begins with the last token of the previous one, so that every token is predicted once.
     """
     for start in range(0, len(document) - 1, max_length - 1):
         ids = document.input_ids[start : start + max_length]

@@ -1,4 +1,4 @@
-"""Statistics of data, notices about it, and the budget of samples that are left out."""
+"""Statistics of data, notices about it, and the budget of samples with errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DataStats:
     notices: Notices = field(default_factory=lambda: Notices())
 
     def add(self, sample: Sample) -> None:
-        """Count a sample, if any document came of it."""
+        """Count a sample, unless it has no document."""
         if not sample.documents:
             return
         self.samples += 1
@@ -71,7 +71,7 @@ class DataStats:
         self.notices.add(sample.notices, sample.documents[0].sample_id)
 
     def merge(self, other: DataStats) -> None:
-        """Add what another part of the data holds."""
+        """Add the statistics of another part of the data."""
         for name, value in vars(other).items():
             mine = getattr(self, name)
             if isinstance(value, Notices):
@@ -82,7 +82,7 @@ class DataStats:
                 setattr(self, name, max(mine, value) if name == "longest" else mine + value)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values from which `DataStats.from_dict` makes it again."""
+        """JSON values for `from_dict`."""
         values = {
             name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
         }
@@ -90,7 +90,7 @@ class DataStats:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataStats:
-        """What `as_dict` gave."""
+        """The inverse of `as_dict`."""
         stats = cls()
         for name, value in values.items():
             if name == "notices":
@@ -102,9 +102,9 @@ class DataStats:
 
 @dataclass
 class Notices:
-    """Notices about data that are no errors: the number of samples of each kind, and the first of them.
+    """Remarks about data that are not errors, by their text (`Conversation.notices`).
 
-    The keys of both are the texts of `Conversation.notices`.
+    counts: number of samples with the notice; first: the id of the first one.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -113,7 +113,7 @@ class Notices:
     def add(self, notices: Sequence[str], sample_id: str) -> None:
         """Count the notices of a sample."""
         for text in notices:
-            # Data with other names in every record would fill the memory with them.
+            # Data with different keys in each record would make too many.
             if text not in self.counts and len(self.counts) >= _MOST_NOTICES:
                 text = _MORE_NOTICES
             self.counts[text] += 1
@@ -136,10 +136,10 @@ _MEDIA_REASONS = ("missing image", "missing video", "bad image", "bad video", "n
 
 
 class ErrorBudget:
-    """Raises wrong samples ("raise"), or skips and counts them ("skip"), up to max_errors samples.
+    """Raises the errors of samples ("raise"), or skips and counts up to max_errors samples ("skip").
 
-    With on_long "drop", samples that are too long are left out and counted whatever their number, and do not
-    count as errors. skip: the setting that skips samples, for errors about images and videos.
+    With on_long "drop", samples that are too long are skipped and counted separately, without a limit. skip: the
+    setting that skips samples, for the messages of errors about images and videos.
     """
 
     def __init__(
@@ -156,11 +156,11 @@ class ErrorBudget:
         # By sample id: a sample that fails in every epoch counts once.
         self.errors: dict[str, SampleError] = {}
         self.dropped: dict[str, SampleError] = {}
-        # Called once for each skipped sample; set by the training, since images fail late.
+        # Called once for each skipped sample. Set during training, when images are decoded.
         self.on_skip: Callable[[SampleError], None] | None = None
 
     def spend(self, error: SampleError) -> None:
-        """Record a wrong sample. Raises it, or DataError when there have been too many."""
+        """Record the error of a sample, or raise it. Raises DataError for too many errors."""
         if self.on_long == "drop" and error.reason == TOO_LONG:
             self.dropped.setdefault(error.sample_id, error)
             return
@@ -181,10 +181,10 @@ class ErrorBudget:
             raise DataError(f"{counts}; the last: {error}") from error
 
     def left_out(self) -> list[SampleError]:
-        """All of them: wrong samples, then samples dropped for their length."""
+        """The errors of all skipped samples: first errors, then samples that are too long."""
         return [*self.errors.values(), *self.dropped.values()]
 
     def by_reason(self) -> str:
-        """The counts in words, most frequent first."""
+        """The number of skipped samples by reason, most frequent first, such as "too long: 12, bad image: 3"."""
         counts = Counter(error.reason for error in self.left_out())
         return ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())

@@ -1,4 +1,4 @@
-"""Which spans of a rendered conversation are tokenised as one string, and which of its tokens are trained."""
+"""Groups the spans of a rendered conversation into strings for the tokenizer, and maps trained spans to tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from erniekit.data.chat.template import Span, TextSpan
 
 
 def text_runs(spans: Iterable[Span]) -> Iterator[tuple[list[Span], bool]]:
-    """Spans to tokenise as one string: context, or (True) an answer of which anything is trained."""
+    """Groups of spans to tokenize as one string. True: an answer that is at least partly trained; False: context."""
     context: list[Span] = []
     answer: list[Span] = []
     trained = False
@@ -40,11 +40,11 @@ def text_runs(spans: Iterable[Span]) -> Iterator[tuple[list[Span], bool]]:
 
 
 def trained_tokens(spans: list[Span], offsets: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Which tokens have a character of a trained span. offsets: first and last + 1 character of each token."""
+    """Whether each token has a character of a trained span, [T]. offsets: the [start, end) characters of each token."""
     flags = [np.full(len(span.text), span.trained, np.int64) for span in spans if isinstance(span, TextSpan)]
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(flags))])
     start, end = np.asarray(offsets, np.int64).reshape(-1, 2).T
-    # A token of no characters is one with the character that follows it.
+    # A token without characters belongs to the next character.
     end = np.minimum(np.maximum(end, start + 1), len(before) - 1)
     found: npt.NDArray[np.bool_] = before[end] > before[start]
     return found

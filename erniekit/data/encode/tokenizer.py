@@ -28,14 +28,14 @@ _COORDINATES = "<|LOC_"
 
 
 class FastTokenizer(Protocol):
-    """The methods of a tokenizer that `control_tokens` calls."""
+    """The interface of the tokenizers library's tokenizer that `control_tokens` uses."""
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
-        """The tokens beside the trained vocabulary, each with `content` and `special`."""
+        """The added tokens by id, each with `content` and `special`."""
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token, None where there is none."""
+        """The id of a token; None if it does not exist."""
         ...
 
 
@@ -47,7 +47,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
 
     The generic class: AutoTokenizer would offer to run the code that VL checkpoints carry.
     """
-    # Here, because it takes seconds to import and most of the command line does without.
+    # Imported here because it takes seconds, and most commands do not need it.
     from transformers import PreTrainedTokenizerFast
 
     refuse_placeholders(Path(directory), _SUFFIXES)
@@ -55,13 +55,13 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # on damaged files the library raises nearly anything
+    except Exception as error:  # the library raises many types of errors for damaged files
         what = clipped(f"{type(error).__name__}: {error}", 400)
-        raise CheckpointError(f"{directory}: no tokenizer can be loaded from it: {what}") from error
+        raise CheckpointError(f"{directory}: cannot load the tokenizer: {what}") from error
 
 
 def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:
-    """Id -> name of the tokens that are never words of an answer: ends, beginnings, roles, media, masks."""
+    """Names by id of the tokens that are not part of the text of an answer: ends, beginnings, roles, media, masks."""
     found = {
         token_id: token.content
         for token_id, token in tokenizer.get_added_tokens_decoder().items()
@@ -79,7 +79,7 @@ def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:
 
 
 def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[int, ...]:
-    """On which ids engines stop: generation_config.json's, else config.json's, else the tokenizer's; () for none."""
+    """The ids at which engines stop: from generation_config.json, else config.json, else the tokenizer; () for none."""
     for name in ("generation_config.json", "config.json"):
         file = Path(directory) / name
         found = read_json_object(file).get("eos_token_id") if file.is_file() else None

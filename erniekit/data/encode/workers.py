@@ -1,7 +1,7 @@
 """Worker processes that encode samples and decode images and videos.
 
-Processes, since both hold Python's lock. They are spawned, never forked: a fork of a process that runs Paddle's
-threads can hang. What comes out does not depend on their number.
+They are processes, not threads, since both tasks hold the GIL. They are spawned, since a fork of a process that has
+Paddle's threads can hang. Results do not depend on their number.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from erniekit.data.media.patches import Patches
 from erniekit.display.text import counted
 from erniekit.errors import DataError
 
-# Tasks per worker that may be ready or in work: what bounds the memory.
+# Tasks per worker that may be finished or running at a time. Limits memory.
 _AHEAD = 2
-# Seconds to wait for a worker before a line says so; a run that is over waits less. A stopped worker is an error after
-# twice as long, one that is not stopped after so many times as long.
+# Seconds to wait for a worker before it is logged, and at most when the pool is closed. The wait is an error after
+# twice _PATIENCE if the worker was stopped by a signal, otherwise after _MOST times _PATIENCE.
 _PATIENCE, _CLOSE_SECONDS, _MOST = 60.0, 10.0, 30
 
 _NAMED = 3
@@ -43,10 +43,10 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """A pool of `count` processes that starts when it is first needed; 0: the work is done by the caller.
+    """A pool of `count` processes, which start on first use; with 0, the calling process does the work.
 
-    reader: what encodes records, where records are to be encoded; spec: of images and videos, None for a
-    text model. log: prints a line while a process takes long. patience: seconds until then.
+    spec: how images and videos are read, None for a text model; reader: encodes records, only needed for `encode`. log:
+    called when a process takes longer than `patience` seconds.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Workers:
     def decode(
         self, rows: Iterable[Item], documents: Callable[[Item], Sequence[Document]]
     ) -> Generator[tuple[Item, Decoded]]:
-        """Each item with the patches of its documents, or the error of each that cannot be decoded, in order."""
+        """Each item with the patches of its documents, in order; the error for documents that cannot be decoded."""
         kept: deque[Item] = deque()
 
         def inputs() -> Generator[Sequence[Document]]:
@@ -97,7 +97,7 @@ class Workers:
             results.close()
 
     def close(self) -> None:
-        """Stop the processes; those that do not end are killed. They start anew when they are needed again."""
+        """Stop the processes, and kill those that do not end. Later calls start new ones."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -123,9 +123,9 @@ class Workers:
         worth: Callable[[Input], bool],
         name: Callable[[Input], str],
     ) -> Generator[Result]:
-        """Results in the order of inputs; `there` runs in a process, `here` does the same in this one.
+        """Results in the order of inputs. `there` runs in a worker process; `here` does the same in this process.
 
-        worth: whether an input is worth sending; name: of an input, in messages.
+        worth: whether to send an input to a worker; name: describes an input in messages.
         """
         pending: deque[tuple[Input, Result | Future[Result]]] = deque()
         try:
@@ -149,10 +149,11 @@ class Workers:
                     result.cancel()
 
     def _finished(self, item: Input, result: Result | Future[Result], name: Callable[[Input], str]) -> Result:
-        """The result, waited for. Raises DataError where a worker is stopped, or takes far too long."""
+        """Wait for a result. Raises DataError if a worker is stopped, or takes too long."""
         if not isinstance(result, Future):
             return result
-        # Counted, not measured, and seen twice: a job that is stopped as a whole (Ctrl-Z) goes on as a whole.
+        # Ctrl-Z stops all processes together, which is no error: so time is counted in waits instead of measured, and
+        # a worker must be seen stopped twice.
         seconds, said, before = 0.0, self._patience, set[int]()
         while not wait([result], self._patience).done:
             seconds += self._patience
@@ -187,7 +188,7 @@ class Workers:
 
 
 def decode_all(documents: Sequence[Document], spec: MediaSpec | None) -> Decoded:
-    """The patches of each document's images and videos, or its error."""
+    """The patches of the images and videos of each document, or its error."""
     decoded: Decoded = []
     for document in documents:
         try:
@@ -202,20 +203,20 @@ def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
 
 
 def _manager(pool: ProcessPoolExecutor) -> threading.Thread | None:
-    """The thread that ends when all processes have ended; None before the first task."""
+    """The pool's thread, which ends after all its processes; None before the first task."""
     thread: threading.Thread | None = vars(pool)["_executor_manager_thread"]
     return thread
 
 
 def _stopped(processes: Iterable[BaseProcess]) -> set[int]:
-    """Ids of processes that a signal has stopped (SIGSTOP), where /proc tells."""
+    """Ids of processes that a signal has stopped (SIGSTOP). Empty without /proc."""
     found = set()
     for process in processes:
         try:
             status = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        # The state follows the name, which may hold anything.
+        # The state follows the name in parentheses, which may contain any character.
         if process.pid is not None and status.rpartition(")")[2].split()[:1] == ["T"]:
             found.add(process.pid)
     return found
@@ -236,14 +237,14 @@ def _read(reader: SampleReader, batch: Batch) -> list[Sample]:
 
 
 class _Process:
-    """What a worker process was started with; set once, before its first task."""
+    """The settings of a worker process, set once before its first task."""
 
     spec: MediaSpec | None = None
     reader: SampleReader | None = None
 
 
 def _start(spec: MediaSpec | None, reader: SampleReader | None) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one decides what happens.
+    # Ctrl-C is sent to every process of the terminal. Only the main process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -251,7 +252,7 @@ def _start(spec: MediaSpec | None, reader: SampleReader | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """A main process that is killed cannot stop its workers, and they would wait for work for ever."""
+    """End this worker when the main process ends. A killed main process cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The packed sequence ("row") that a model is given: documents side by side, no padding, no batch dimension."""
+"""The packed sequence ("row") that the model takes: documents side by side, no padding, no batch dimension."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from erniekit.data.media.patches import PATCH_DIM, Patches
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One row of T tokens in D documents, with N images of P patches and M placeholders in all.
+    """One row of T tokens in D documents, with N images and videos of P patches and M placeholder tokens in total.
 
-    input_ids [T] int64; labels [T] int64, already shifted: the token that position t must predict, -100 =
-    none (always at the end of a document); position_ids [3, T] int64 (t, h, w), from 0 in each document;
-    modality [T] int8, 1 for vision placeholders and their start and end markers; cu_seqlens [D + 1] int32,
-    document boundaries; patches [P, patch_dim] uint8, see vision.patchify; grid_thw [N, 3] int32, in patches;
-    media_positions [M] int64, the positions that take the vision features, in the order of grid_thw;
-    sample_ids, one per document; media_names, the paths or URLs of its images and videos, for
-    each document. Of preference pairs also: branches [D, 2] int32, where the chosen and the
-    rejected answer of each document begin, [0, 2] elsewhere; reference [D, 2] float32, `Document.reference`, None
-    where any lacks it.
+    input_ids int64 [T]; labels int64 [T], already shifted: the token to predict at position t, -100 for none (always at
+    the end of a document); position_ids int64 [3, T] (t, h, w), from 0 in each document; modality int8 [T], 1 for
+    vision placeholders and their start and end markers; cu_seqlens int32 [D + 1], the boundaries of the documents;
+    patches uint8 [P, patch_dim], see `erniekit.data.media.patches`; grid_thw int32 [N, 3], in patches; media_positions
+    int64 [M], the positions of the vision features, in the order of grid_thw; sample_ids: one per document;
+    media_names: the paths or URLs of the images and videos of each document. For preference pairs also: branches int32
+    [D, 2], the starts of the chosen and the rejected answer of each document ([0, 2] without pairs); reference float32
+    [D, 2], `Document.reference`, None if any document has none.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -50,9 +49,9 @@ class PackedBatch:
 
 
 def pack(documents: Sequence[Document], patches: Sequence[Patches]) -> PackedBatch:
-    """Documents, at least one, as a row: all pairs, or none.
+    """Pack at least one document into a row. Either all documents are preference pairs, or none is.
 
-    patches: of every image and video, in the order of documents and their media.
+    patches: the patches of every image and video, in the order of the documents and their media.
     """
     lengths = [len(document) for document in documents]
     boundaries = np.concatenate([[0], np.cumsum(lengths)])
@@ -85,7 +84,7 @@ def pack(documents: Sequence[Document], patches: Sequence[Patches]) -> PackedBat
 
 
 def split(batch: PackedBatch) -> list[PackedBatch]:
-    """Each document of a row as a row: `pack` of it alone."""
+    """Split a row into one row per document, as `pack` makes it from that document alone."""
     rows, image = [], 0
     patch_bounds = np.concatenate([[0], np.cumsum(batch.grid_thw.astype(np.int64).prod(1))])
     for number, (start, stop) in enumerate(pairwise(batch.cu_seqlens.tolist())):
@@ -111,6 +110,6 @@ def split(batch: PackedBatch) -> list[PackedBatch]:
 
 
 def filler() -> PackedBatch:
-    """A row without a sample: one token, no label. It keeps a process in step with others that have rows left."""
+    """A row without a sample: one token, no label. A process computes it while others still have rows."""
     document = Document(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32), (), "")
     return dataclasses.replace(pack([document], []), sample_ids=())

@@ -1,4 +1,4 @@
-"""The loader of packed rows: decodes their images, and saves and restores its exact place."""
+"""The loader of packed rows: decodes their images, and saves and restores its exact position."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
 from erniekit.errors import DataError, ErnieKitError
 
-# Consecutive rows without anything decodable: more than a few broken images.
+# Give up after this many consecutive rows without a sample that can be decoded.
 _EMPTY_ROWS = 1000
 _NAMED = 5
 EPOCH_TOLERANCE = 1e-9
-"""So much less than a fraction of an epoch counts as that fraction, which a sum of floats may miss."""
-# Settings of a source that have no key in the configuration, in words.
+"""Tolerance of the comparison with a number of epochs: sums of floats may be slightly too small."""
+# Descriptions of the settings of a source that have no key in the configuration.
 _SETTINGS = {"processes": "the number of processes that share the stream (--devices / parallel.context)"}
 
 
 def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBatch:
-    """Documents with their images as one row. spec: Encoder.media_spec. Raises SampleError."""
+    """Decode the images of documents and pack them into one row. spec: `Encoder.media_spec`. Raises SampleError."""
     documents = list(documents)
     patches = [item for document in documents for item in decode(document.media, document.sample_id, spec)]
     return pack(documents, patches)
@@ -35,24 +35,24 @@ def load_row(documents: Iterable[Document], spec: MediaSpec | None) -> PackedBat
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row before its images are decoded. after: where the next row stands."""
+    """A row before its images are decoded. after: the state of the next row."""
 
     documents: Sequence[Document]
     after: State
 
 
 class RowLoader:
-    """Rows of a source, without end.
+    """An endless iterator over the rows of a source, with a state that can be saved.
 
-    state: the place of the next row. workers: what decodes images and videos ahead, in order; their number
-    never changes what comes out. An image that fails to decode is raised, or its document left out and
-    counted, as `budget` says; a row that is left empty by this is passed over.
+    state: the position of the next row. workers: decode images and videos ahead of time, in order; results do not
+    depend on their number. If an image cannot be decoded, `budget` raises the error, or the document is left out and
+    counted; a row without documents is skipped.
 
-    Of `ranks` processes with a loader each, this one gets the rows of `rank`, and reads no others: each step's
-    rows_per_step rows are spread so that the patches of their images are even. With `epochs`, which may end inside an
-    epoch, the last step has the rows that are left. All processes get the same number of rows of a step; one that has
-    none left gets `filler` rows. Where the source already shares its samples among `ranks`, all its rows belong to
-    this loader, and the states of the loaders differ.
+    Each of `ranks` processes has a loader, which only reads the rows of its `rank`: the rows_per_step rows of a step
+    are distributed so that all ranks have about as many image patches. After `epochs` (which may be fractional), the
+    last step has the remaining rows. All processes get the same number of rows in a step; one without rows left gets
+    `filler` rows. If the source itself shares samples among ranks (`StreamedRows`), all its rows belong to this loader,
+    and each loader has a different state.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class RowLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next row, from 0."""
+        """The epoch of the next row, counted from 0."""
         return self.source.epoch(self.state)
 
     @property
     def epochs_done(self) -> float:
-        """Epochs before the next row, as a fraction."""
+        """The epochs before the next row, as a fraction."""
         return self.source.epochs_done(self.state)
 
     @property
@@ -91,7 +91,7 @@ class RowLoader:
         return self._is_over(self.state)
 
     def next_row(self) -> PackedBatch:
-        """The row at `state`, and moves on. Raises SampleError or DataError as `budget` says."""
+        """The row at `state`, which advances. Raises the SampleError or DataError of `budget`."""
         self.prefetch()
         found, self._ahead = self._ahead, None
         assert found is not None
@@ -101,7 +101,7 @@ class RowLoader:
         return batch
 
     def prefetch(self) -> None:
-        """Reads the row that `next_row` returns. What goes wrong is raised there, and `state` does not move."""
+        """Read the row that `next_row` returns. Errors are raised by `next_row`, and `state` does not advance."""
         if self._ahead is None:
             try:
                 self._ahead = self._read()
@@ -109,7 +109,7 @@ class RowLoader:
                 self._ahead = error
 
     def _read(self) -> tuple[PackedBatch, State]:
-        """The next row, and where the one after it stands."""
+        """The next row, and the state after it."""
         for _ in range(_EMPTY_ROWS):
             if self._stream is None:
                 rows = self._own(self.source.rows(self.state))
@@ -125,7 +125,7 @@ class RowLoader:
         )
 
     def once(self, rows: Iterable[Sequence[Document]]) -> Iterator[PackedBatch]:
-        """This rank's rows, such as those of `StoredRows.once`. Does not move `state`."""
+        """Decode the given rows of this rank, such as `StoredRows.once`. `state` does not advance."""
         for documents, decoded in self._workers.decode(rows, lambda row: row):
             batch = self._account(documents, decoded)
             if batch is not None:
@@ -134,20 +134,20 @@ class RowLoader:
                 yield filler()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next row stands, and what must be the same for that to mean the same row.
+        """The position of the next row, and the settings for which it is valid. JSON values only.
 
-        JSON values only. Of a source that is shared this is the state of one process: see `join_states`.
+        For a source that is shared among processes, this is the state of one process: see `join_states`.
         """
         return {"place": self.state, "settings": self.source.settings}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Goes on from a state, which may be that of all processes (`join_states`). Raises as `check_state`."""
+        """Continue from a state of this process or of all processes (`join_states`). Raises as `check_state`."""
         self.check_state(saved)
         self.close()
         self.state = self._place(saved)
 
     def check_state(self, saved: dict[str, Any]) -> None:
-        """Raises DataError when data or settings have changed, or the state is not one."""
+        """Raise DataError if data or settings have changed, or the state is invalid."""
         before = _object(saved, "settings")
         for name, value in self.source.settings.items():
             if name in ("fingerprint", "files") or before.get(name) == value:
@@ -162,7 +162,7 @@ class RowLoader:
         self.source.check(self._place(saved))
 
     def describe_change(self, saved: dict[str, Any]) -> str:
-        """What of the data differs from that of a state, in words: its files, by name, or what else it depends on."""
+        """Describe how the data differs from the data of a state: the names of changed files, or another cause."""
         before = _object(_object(saved, "settings"), "files")
         now = self.source.settings["files"]
         if not before or not now:
@@ -176,7 +176,7 @@ class RowLoader:
         return ", ".join(lines[:_NAMED] + more)
 
     def close(self) -> None:
-        """Stops the workers. The next row, if asked for, starts them anew."""
+        """Stop the workers. `next_row` starts them again."""
         self._ahead = None
         if self._stream is not None:
             self._stream.close()
@@ -184,7 +184,7 @@ class RowLoader:
         self._workers.close()
 
     def _place(self, saved: dict[str, Any]) -> State:
-        """This process's place in a state."""
+        """The position of this process in a state."""
         places = saved.get("places")
         if places is None:
             return _object(saved, "place")
@@ -194,13 +194,13 @@ class RowLoader:
             or not isinstance(places[self._rank], dict)
         ):
             raise DataError(
-                "cannot continue: the checkpoint has no place in the training data for this process"
+                "cannot continue: the checkpoint has no position in the training data for this process"
             )
         place: State = places[self._rank]
         return place
 
     def _own(self, rows: Iterator[PlannedRow]) -> Iterator[_Row]:
-        """The rows of this rank. Between the first and the last of a step the state stays at its start."""
+        """The rows of this rank. Inside a step, the state is the start of the step."""
         if self._ranks == 1 or self._is_shared:
             for row in rows:
                 yield _Row(row.read(), row.after)
@@ -224,7 +224,7 @@ class RowLoader:
                 return
 
     def _is_over(self, state: State) -> bool:
-        """Whether the rows before a place are those of all epochs. Of whole epochs no plan is needed to tell."""
+        """Whether a state is behind the last epoch. For whole epochs, this needs no plan of rows."""
         if self._epochs is None or self.source.epoch(state) + 1 <= self._epochs:
             return False
         if self.source.epoch(state) >= self._epochs:
@@ -232,7 +232,7 @@ class RowLoader:
         return self.source.epochs_done(state) >= self._epochs - EPOCH_TOLERANCE
 
     def _account(self, documents: Sequence[Document], decoded: Decoded) -> PackedBatch | None:
-        """The row without the documents that failed; None when none is left."""
+        """The row without documents that failed to decode; None if none is left."""
         kept: list[Document] = []
         patches: list[Patches] = []
         for document, found in zip(documents, decoded, strict=True):
@@ -245,15 +245,15 @@ class RowLoader:
 
 
 def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """An object in a state; empty where it is absent or none."""
+    """An object in a state; empty if it is absent or not an object."""
     found = values.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The states of all `ranks` loaders (`RowLoader.state_dict`), in their order, as one that each can go on from.
+    """Join the states of all loaders (`RowLoader.state_dict`), in the order of ranks; each can load the result.
 
-    It has the form of one state where that is the same everywhere: then any number of loaders can go on from it.
+    If all states are equal, the result is one of them, and any number of loaders can load it.
     """
     if all(state == states[0] for state in states):
         return states[0]

@@ -1,6 +1,6 @@
-"""The order in which an epoch takes the samples of its sources.
+"""The order of the samples of an epoch, from several sources.
 
-Pure functions of sizes, weights, seed and epoch, so that a run can be continued anywhere.
+Pure functions of sizes, weights, seed and epoch, so that a run can resume anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from erniekit.config.choices import Mix, Stop
 from erniekit.data.load.packing import Row
 
 Order = npt.NDArray[np.int64]
-# In the place of a source's number, for the order of rows.
+# Seeds the order of rows, where a source's number seeds the order of its samples.
 _ROWS = 1 << 32
 
 
@@ -23,10 +23,10 @@ _ROWS = 1 << 32
 class Mixture:
     """How sources are mixed.
 
-    mix: "concat", every sample once; "interleave", a sample of each source in turn, until the first source
-    has been used up or until all have (shorter ones start again); "weighted", as many samples as all sources
-    have together, drawn in proportion to `weights` (positive, one a source). shuffle: a new order in every
-    epoch, from `seed`.
+    mix: "concat": every sample once; "interleave": one sample of each source in turn, until the first source is
+    exhausted or, depending on `stop`, all are (shorter ones repeat); "weighted": samples are drawn in proportion to
+    `weights` (positive, one per source), as many as all sources have together. shuffle: a new order in each epoch, from
+    `seed`.
     """
 
     mix: Mix
@@ -36,10 +36,10 @@ class Mixture:
     seed: int
 
     def order(self, sizes: Sequence[int], epoch: int) -> Order:
-        """Samples of an epoch, as indices into all sources one after the other.
+        """The samples of an epoch, as indices into all sources one after the other.
 
-        sizes: samples of each source. Where an epoch does not take all of a source, the next epoch goes on
-        with what is left of it, so that nothing is left out for ever.
+        sizes: number of samples of each source. If an epoch does not use all samples of a source, the next epoch
+        continues with the rest, so that every sample is used eventually.
         """
         total = sum(sizes)
         if self.mix == "concat":
@@ -50,7 +50,7 @@ class Mixture:
             self._draws(source, sizes, int(starts[source]), int(counts[source]))
             for source in range(len(sizes))
         ]
-        # Sample k of n of a source stands at (k + 1/2) / n of the epoch; of equals the earlier source first.
+        # Sample k of n of a source is at (k + 1/2) / n of the epoch; ties go to the earlier source.
         places = np.concatenate([(np.arange(n) + 0.5) / n for n in counts.tolist() if n])
         drawn = np.concatenate(taken)
         if self.mix == "weighted" and self.shuffle:
@@ -58,17 +58,17 @@ class Mixture:
         return drawn[np.argsort(places, kind="stable")]
 
     def order_rows(self, rows: list[Row], number: int) -> list[Row]:
-        """The rows packed from an epoch (or a stream's buffer) of that number, in the order to train on.
+        """The rows packed from epoch `number` (or a stream's buffer of that number), in the order of training.
 
-        Packing takes the longest that fits, so that its rows begin with long documents and end with the short
-        ones; a model would forget the first by the last.
+        Packing takes the longest document that fits, so its first rows have long documents and its last rows short
+        ones. Training in that order would forget the long documents.
         """
         if not self.shuffle:
             return rows
         return [rows[place] for place in permutation(len(rows), self.seed, number, _ROWS).tolist()]
 
     def _counts(self, sizes: Sequence[int], epochs: int) -> Order:
-        """How many samples of each source the first `epochs` epochs take."""
+        """Number of samples of each source in the first `epochs` epochs."""
         if self.mix == "interleave":
             each = min(sizes) if self.stop == "first_exhausted" else max(sizes)
             return np.full(len(sizes), each * epochs, np.int64)
@@ -76,7 +76,7 @@ class Mixture:
         return np.round(shares * sum(sizes) * epochs).astype(np.int64)
 
     def _draws(self, source: int, sizes: Sequence[int], start: int, count: int) -> Order:
-        """Draws start ... start + count of a source that is gone through again and again."""
+        """Draws start ... start + count - 1 from a source that repeats without end."""
         size, offset = sizes[source], sum(sizes[:source])
         draws = np.arange(start, start + count)
         if not self.shuffle:
@@ -88,16 +88,16 @@ class Mixture:
 
 
 def permutation(count: int, *entropy: int) -> Order:
-    """A random order of `count` things; the same for the same entropy (not negative), on every machine."""
-    # Sorted raw random numbers: NumPy promises the bits of Philox for ever, but not how it shuffles.
+    """A random permutation of range(count), the same for the same entropy (not negative) on every machine."""
+    # By sorting raw random numbers: NumPy guarantees the bits of Philox, but not the algorithm of its shuffle.
     draws = np.random.Philox(np.random.SeedSequence(list(entropy))).random_raw(count)
     return np.argsort(draws, kind="stable")
 
 
 def next_source(weights: Sequence[float], drawn: Sequence[int]) -> int:
-    """The source of the next sample of a weighted stream: the one that is furthest behind its share.
+    """The source of the next sample of a weighted stream: the one furthest behind its share.
 
-    drawn: samples taken of each source so far.
+    drawn: number of samples taken from each source so far.
     """
     ahead = sum(drawn) + 1
     total = sum(weights)

@@ -1,6 +1,6 @@
-"""Plans which documents share a row, and which rows go to which rank.
+"""Plans which documents share a row, and which rank computes which row.
 
-Pure functions, so that a run can be continued anywhere in its plan.
+Pure functions, so that a run can resume anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-# Documents to choose from while a row is filled: enough for nearly full rows, few enough to stay random.
+# Number of documents to choose from: enough for nearly full rows, few enough to keep the order random.
 _LOOK_AHEAD = 256
 
 Row = tuple[int, ...]
@@ -24,13 +24,13 @@ def plan_rows(
     patches: npt.NDArray[np.int64],
     max_length: int,
 ) -> list[Row]:
-    """Rows of the documents that `order` names, each as often as it stands there; none exceeds max_length tokens.
+    """Pack the documents in `order` (indices, which may repeat) into rows of at most max_length tokens.
 
-    lengths, patches: of each document that can be named, in tokens and in patches of its images. A row
-    begins with the document that has waited longest; then, as long as any of the next 256 fits, the longest
-    that fits is added (best fit). Documents with images are taken until the row has its share of the
-    patches that wait, then documents without, so that the vision tower has about as much to do in every row;
-    a full row comes before an even one. Raises ValueError when a document is longer than max_length.
+    lengths, patches: tokens and image patches of each document. A row begins with the document that has waited longest.
+    Then the longest of the next 256 documents that fits is added (best fit), until none fits. Documents with images are
+    added until the row has its share of the waiting patches, then documents without images, so that the vision tower
+    has a similar load in every row. Filling a row takes precedence over balancing patches. Raises ValueError for a
+    document longer than max_length.
     """
     order = np.asarray(order, np.int64)
     if len(order) and int(lengths[order].max()) > max_length:
@@ -56,10 +56,10 @@ def plan_rows(
 
 @dataclass
 class _Window:
-    """The documents from which rows are filled, by their ranks: places in `order`.
+    """The waiting documents, identified by their rank: their index in `order`.
 
-    text, media: waiting documents without and with images or videos, sorted by (length, -rank): of equals the last
-    is the one that has waited longest.
+    text, media: waiting documents without and with images or videos, as (length, -rank), sorted: among documents of one
+    length, the one that has waited longest comes last.
     """
 
     order: list[int]
@@ -76,7 +76,7 @@ class _Window:
         self._taken = [False] * len(self.order)
 
     def refill(self) -> bool:
-        """Let documents in up to the look-ahead; False when none is left."""
+        """Admit documents up to the look-ahead; False if none is left."""
         while self.admitted < len(self.order) and len(self.text) + len(self.media) < _LOOK_AHEAD:
             rank = self.admitted
             insort(self._list(rank), (self.lengths[rank], -rank))
@@ -96,10 +96,10 @@ class _Window:
         self.waiting_patches -= self.patches[rank]
 
     def longest(self, free: int, share: float, begun: bool) -> int | None:
-        """The next document of a row with `free` tokens left, None when none fits.
+        """The rank of the next document for a row with `free` tokens left; None if none fits.
 
-        share: patches that the row still lacks; begun: whether it has any. First the longest with images of
-        no more than that (or of any number, in a row that has none), then the longest without, then any.
+        share: patches that the row still lacks; begun: whether it has any patches. Prefers the longest document with at
+        most `share` patches (any number if the row has none yet), then the longest without images, then any.
         """
         fitting = self.media[: bisect_right(self.media, (free, 1))]
         if share > 0:
@@ -116,14 +116,14 @@ class _Window:
 
 
 def spread(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Which rows of a step each rank gets, so that the largest sum of costs is small.
+    """Distribute the rows of a step over ranks so that the largest total cost of a rank is small.
 
-    costs: of each row, such as its patches. Ranks get equal numbers of rows, but for a rest that does not divide.
-    Longest processing time first, then exchanges of two rows as long as one lowers the larger sum of its two
-    ranks.
+    costs: the cost of each row, such as its patches. Returns the rows of each rank. The numbers of rows of two ranks
+    differ by at most one. Greedy, longest processing time first; then two rows are exchanged while that lowers the
+    larger total of their ranks.
     """
     most = -(-len(costs) // ranks)
-    full = len(costs) - (most - 1) * ranks  # ranks that may hold `most` rows
+    full = len(costs) - (most - 1) * ranks  # number of ranks with `most` rows
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for row in sorted(range(len(costs)), key=lambda row: (-costs[row], row)):
@@ -139,7 +139,7 @@ def spread(costs: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def _exchange(costs: Sequence[int], shares: list[list[int]], loads: list[int]) -> bool:
-    """Exchange one row of the most loaded rank for a cheaper one; False when that helps nowhere."""
+    """Exchange one row of the most loaded rank for a cheaper one; False if no exchange helps."""
     top = max(range(len(loads)), key=lambda rank: (loads[rank], -rank))
     best: tuple[int, int, int, int] | None = None
     for rank in range(len(loads)):

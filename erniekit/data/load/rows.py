@@ -1,6 +1,6 @@
-"""The order of rows, epoch after epoch, from a small state.
+"""The order of rows, epoch after epoch.
 
-A state is a dict of JSON values: the place of the next row. Which rows follow depends on nothing else.
+A state is a dict of JSON values: the position of the next row. The rows that follow depend on nothing else.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ NEW_RUN = "start a new run from the checkpoint's weights"
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """A row of which only its cost is known: its documents are read when `read` is called.
+    """A row with its cost. Its documents are only read by `read`.
 
-    patches: of its images and videos. after: where the next row stands.
+    patches: number of patches of its images and videos. after: the state after the row.
     """
 
     patches: int
@@ -35,44 +35,41 @@ class PlannedRow:
 
 
 class PlannedRows(Protocol):
-    """The source from which a loader draws rows.
-
-    ranks: 1 where every process plans all rows, of which a loader reads its share; else the processes that share the
-    samples, of which this source reads those of one, so that all its rows are its loader's.
-    """
+    """The source of a loader's rows."""
 
     @property
     def ranks(self) -> int:
-        """See above."""
+        """The number of processes that share the samples, if this source only has the rows of one of them. 1 if every
+        process plans all rows, and its loader selects its own."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for a state to mean the same row, by name; JSON values.
+        """The settings that must be equal for a state to be valid, by name; JSON values.
 
-        "fingerprint": of the data. "files": digests of data files by name, which may differ where the fingerprint does
-        not.
+        "fingerprint": of the data. "files": digests of data files by name, for error messages; they may differ while
+        the fingerprint is equal.
         """
 
     def start(self) -> State:
-        """The place of the first row."""
+        """The state before the first row."""
 
     def check(self, state: State) -> None:
-        """Raise DataError where there is no such place."""
+        """Raise DataError for a state that this source cannot have."""
 
     def rows(self, state: State) -> Iterator[PlannedRow]:
-        """Rows from that place on, without end."""
+        """The rows from a state on, without end."""
 
     def epoch(self, state: State) -> int:
-        """The epoch of the row at that place, from 0."""
+        """The epoch of the next row, counted from 0."""
 
     def epochs_done(self, state: State) -> float:
-        """How many epochs lie before that place, as a fraction."""
+        """The number of epochs before a state, as a fraction."""
 
 
 class StoredRows:
-    """Rows of a dataset on disk: every epoch is planned as a whole.
+    """Rows of a dataset on disk. Each epoch is planned as a whole.
 
-    State: {"epoch", "row"}, both from 0.
+    The state is {"epoch", "row"}, both counted from 0.
     """
 
     ranks = 1
@@ -89,13 +86,13 @@ class StoredRows:
         return {**settings, "fingerprint": self.dataset.fingerprint, "files": self.dataset.files}
 
     def rows_per_epoch(self, epoch: int) -> int:
-        """Rows in that epoch; it may differ a little between epochs, as shuffling packs differently."""
+        """The number of rows in an epoch. It may differ slightly between epochs, since packing depends on the order."""
         return len(self.plan(epoch))
 
     def plan(self, epoch: int) -> list[Row]:
-        """The rows of an epoch, as indices of documents."""
+        """The rows of an epoch, as indices of documents. Cached for two epochs."""
         if epoch not in self._plans:
-            if len(self._plans) > 1:  # the one in use and the one that the workers have reached
+            if len(self._plans) > 1:  # the current epoch, and the next one, which the workers prepare
                 del self._plans[min(self._plans)]
             rows = plan_rows(
                 self.mixture.order(self.dataset.sizes, epoch),
@@ -112,8 +109,8 @@ class StoredRows:
     def check(self, state: State) -> None:
         epoch, row = state.get("epoch"), state.get("row")
         if type(epoch) is not int or type(row) is not int:
-            raise DataError("cannot continue: the checkpoint has no valid place in the training data")
-        # An epoch so late seeds no generator.
+            raise DataError("cannot continue: the checkpoint has no valid position in the training data")
+        # Larger numbers are no valid seeds.
         if not 0 <= epoch < 1 << 31 or not 0 <= row < self.rows_per_epoch(epoch):
             raise DataError(f"cannot continue: there is no row {row} in epoch {epoch} of the training data")
 
@@ -134,9 +131,9 @@ class StoredRows:
         return float(state["epoch"] + state["row"] / self.rows_per_epoch(state["epoch"]))
 
     def once(self, rank: int = 0, ranks: int = 1) -> Iterator[Sequence[Document]]:
-        """Rows of every document once, in an order that never changes: for evaluation.
+        """Rows with every document once, always in the same order, for evaluation.
 
-        One of every `ranks` rows, the same number for each rank; () where none is left.
+        A rank gets every `ranks`-th row. All ranks get the same number of rows; () where none is left.
         """
         lengths, patches = self.dataset.lengths, self.dataset.patches
         rows = plan_rows(np.arange(len(lengths)), lengths, patches, self.max_length)
@@ -148,7 +145,7 @@ class StoredRows:
 
 
 def mixture_settings(mixture: Mixture, max_length: int) -> dict[str, Any]:
-    """What of a mixture decides the rows, by the names of the configuration."""
+    """The settings of a mixture that determine the rows, by their names in the configuration."""
     return {
         "max_length": max_length,
         "shuffle": mixture.shuffle,

@@ -1,11 +1,10 @@
-"""Rows of data that is read as needed, for data larger than memory and disk.
+"""Rows of streamed data, which is read and encoded during training.
 
-Samples are read in order, a buffer at a time; those of a buffer are shuffled and packed among themselves. So
-the state is where each source stood at the start of the buffer and which row of it is next, and to go on means
-to read one buffer again.
+Samples are read in order, one buffer at a time. The samples of a buffer are shuffled and packed together. The state is
+the position of each source at the start of the buffer, and the next row of the buffer; resuming reads one buffer again.
 
-Several processes share each source record by record: the first takes the first, and so on in turn, from one pass to
-the next. Each has separate buffers, rows and state, mixes the sources itself, and encodes nothing else.
+Several processes share each source record by record, in turn, from one pass to the next. Each process mixes and encodes
+its own records, and has its own buffers, rows and state.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from erniekit.data.store.dataset import SourceFiles
 from erniekit.errors import DataError
 from erniekit.local_files import open_regular
 
-_END = 1 << 14  # bytes of a file that tell it from others, at each end
+_END = 1 << 14  # bytes of a file's beginning and end that its digest covers
 _BATCH = 64  # records that a worker encodes at a time
 
 _Origin = tuple[Path, str]  # directory of the file, format
@@ -42,9 +41,9 @@ _Origin = tuple[Path, str]  # directory of the file, format
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a source stands: how often it has been read to its end, in which file, and where in that.
+    """The position in a source: the number of complete passes, the file, and the position in the file.
 
-    records: of all files and passes before, those of other processes included.
+    records: number of records before it in all files and passes, including records of other processes.
     """
 
     passes: int = 0
@@ -55,7 +54,7 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Buffer:
-    """Number, place of every source at its start, and samples drawn of each before it."""
+    """The number of a buffer, the position of every source at its start, and the samples drawn from each before it."""
 
     number: int
     places: tuple[_Place, ...]
@@ -72,12 +71,12 @@ class _Buffer:
 
 
 class StreamedRows:
-    """Rows of sources that are read as they are needed, again and again.
+    """Rows of streamed sources, which repeat without end.
 
-    workers: what encodes, with `reader`. buffer: samples read, shuffled and packed together. mixture.stop means
-    nothing here: a source that ends begins again. stats: of what has been read so far. digests: of the sources' files
-    (`files_digest`), where they are known. rank, ranks: which of the processes that share the samples this is.
-    on_notice: receives each kind of notice about the data once (`Notices`).
+    workers: encode the samples, with `reader`. buffer: number of samples that are shuffled and packed together.
+    mixture.stop is not used: a source that ends starts again. stats: statistics of the samples read so far. digests:
+    `files_digest` of each source, if known. rank, ranks: this process among those that share the samples. on_notice:
+    called once for each kind of notice about the data (`Notices`).
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class StreamedRows:
         self.stats = DataStats()
         self._reader, self._workers = reader, workers
         self._max_length, self._buffer = reader.max_length, buffer
-        # Files stay open from one buffer to the next: not all kinds can be entered in the middle.
+        # Files stay open from one buffer to the next: some formats cannot be opened in the middle.
         self._open: tuple[_Buffer, list[_Reading]] | None = None
 
     @cached_property
@@ -122,13 +121,13 @@ class StreamedRows:
         return _Buffer(0, (_Place(),) * count, (0,) * count).state(0)
 
     def check(self, state: State) -> None:
-        """See `PlannedRows`. Whether the row is there shows when the buffer has been read."""
+        """See `PlannedRows`. Does not check the row, which takes reading the buffer."""
         try:
             known = len(_Buffer.of(state).places) == len(self.sources)
         except (KeyError, TypeError):
             known = False
         if not known:
-            raise DataError("cannot continue: the checkpoint's place is not one in these streamed sources")
+            raise DataError("cannot continue: the checkpoint's position is not one in these streamed sources")
 
     def rows(self, state: State) -> Iterator[PlannedRow]:
         buffer, row = _Buffer.of(state), int(state["row"])
@@ -148,7 +147,7 @@ class StreamedRows:
             buffer, row = following, 0
 
     def epoch(self, state: State) -> int:
-        """Times that every source has been read to its end."""
+        """The number of times that all sources were read to their end."""
         return min(int(place["passes"]) for place in state["places"])
 
     def epochs_done(self, state: State) -> float:
@@ -198,14 +197,14 @@ class StreamedRows:
                 self._on_notice(f"note: {text}; the first is {self.stats.notices.first[text]}")
 
     def _batches(self, reading: Sequence[_Reading], drawn: list[int]) -> Iterator[Batch]:
-        """The records of one buffer; those of a batch are of one file."""
+        """The records of one buffer, in batches. A batch has records of one file."""
         taken: list[tuple[_Origin, Record | BadLine]] = []
         for number in range(self._buffer):
             source = self._source(reading, drawn)
             taken.append(reading[source].next())
             drawn[source] += 1
             if len(taken) == _BATCH or number + 1 == self._buffer:
-                # Runs of one origin, so that the order of samples stays.
+                # Group neighbours only, so that the order of samples does not change.
                 for (base_dir, data_format), run in groupby(taken, key=lambda item: item[0]):
                     yield [record for _, record in run], base_dir, data_format
                 taken = []
@@ -220,7 +219,7 @@ class StreamedRows:
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """A digest of the files' names, sizes, beginnings and ends: to read them all would take too long.
+    """A digest of the names, sizes, beginnings and ends of files. Reading them completely would take too long.
 
     Raises DataError for a file that cannot be read.
     """
@@ -239,7 +238,7 @@ def files_digest(files: Sequence[Path]) -> str:
 
 
 class _Reading:
-    """Reads this process's records of a source, file after file, without end. place: where the next of them is."""
+    """Reads this process's records of a source, file after file, without end. place: the position of the next one."""
 
     _ahead: Record | BadLine
 
@@ -254,14 +253,14 @@ class _Reading:
             raise DataError(f"{source.files[place.file]}: has fewer samples than when it was read before")
 
     def next(self) -> tuple[_Origin, Record | BadLine]:
-        """The next record, and where it is from."""
+        """The next record, and its origin."""
         record, origin = self._ahead, (self._file.parent, self._source.format)
         self._move(record.after)
         self._seek()
         return origin, record
 
     def _seek(self) -> None:
-        """Go to the next record of this process, into other files and passes if need be."""
+        """Find the next record of this process, if necessary in another file or pass."""
         while True:
             for record in self._records:
                 if not isinstance(record, Passed):

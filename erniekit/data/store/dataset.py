@@ -1,4 +1,4 @@
-"""Data files as encoded documents on disk, which later runs find again."""
+"""Encoded data sources: encodes data files once, and finds the result again in later runs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from erniekit.errors import DataError
 # (bytes read, bytes in all) of all files of a source
 Progress = Callable[[int, int], None]
 _BATCH = 64  # records that a worker encodes at a time
-_DIGESTS = "digests"  # directory of what is known of data files
-_MOST_FILES = 1000  # of which a checkpoint keeps digests
-_ALONE = 512  # records that are encoded before worker processes are worth their start
+_DIGESTS = "digests"  # directory of the digests of data files, below the cache
+_MOST_FILES = 1000  # a checkpoint keeps no digests of more files
+_ALONE = 512  # records to encode in this process before worker processes are started
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """One source of samples: what the configuration calls it, its files, their format and names of columns."""
+    """One source of samples: its name in the configuration, its files, their format and the names of their columns."""
 
     name: str
     files: tuple[Path, ...]
@@ -56,7 +56,7 @@ class SourceFiles:
         log: Log | None = None,
         columns: Columns = (),
     ) -> SourceFiles:
-        """The source that `name` means: a file, a directory or a pattern. use, say, Raises: as `expand`."""
+        """The source `name`: a file, a directory or a pattern. use, log and errors: see `expand`."""
         return cls(name, tuple(expand([name], use, log)), format, columns)
 
 
@@ -64,8 +64,8 @@ class SourceFiles:
 class Source:
     """An encoded source.
 
-    cached: it was found on disk, nothing was encoded. files: a digest of each data file by name, to name those that
-    change; empty for very many files.
+    cached: it was found on disk, nothing was encoded. files: the digest of each data file by name, so that an error can
+    name the files that have changed; empty for more than 1,000 files.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Source:
 class Dataset:
     """Encoded sources, one after the other.
 
-    spec: of images and videos, None for a text model; budget: of wrong samples.
+    spec: how images and videos are read, None for a text model; budget: decides about samples with errors.
     """
 
     sources: tuple[Source, ...]
@@ -103,7 +103,7 @@ class Dataset:
 
     @cached_property
     def stats(self) -> DataStats:
-        """What all sources hold."""
+        """Statistics of all sources together."""
         stats = DataStats()
         for source in self.sources:
             stats.merge(source.stats)
@@ -116,12 +116,12 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of tokens, labels, and names of images: what a plan of rows was made for."""
+        """Digest of tokens, labels and image names. A plan of rows is only valid for data with the same fingerprint."""
         digests = [source.store.fingerprint for source in self.sources]
         return hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
 
     def document(self, index: int) -> Document:
-        """The document of that place among all sources."""
+        """The document at a position in all sources, one after the other. Raises IndexError."""
         for source in self.sources:
             if index < len(source.store):
                 return source.store[index]
@@ -145,14 +145,14 @@ def load_source(
     progress: Progress | None = None,
     media_may_be_gone: bool = False,
 ) -> Source:
-    """A source as documents in a store below cache_dir; encoded only where it is not there yet.
+    """Find a source in the cache, or encode it into a new store below cache_dir.
 
-    A store is used again as long as the content of the files, the tokenizer, the template and every setting
-    that shapes a document are the same, and every image's file is the one that was measured. Files are read to know
-    their content only where size and times do not tell it. media_may_be_gone: also where images are not there any
-    more, of which the samples then fail when they are loaded. kept: whether cache_dir outlives the process. workers:
-    processes that help to encode. Raises DataError when a file cannot be read or no sample can be used, and
-    what `budget` raises.
+    A store is used again while the content of the data files, the tokenizer, the template and all settings that shape
+    a document stay the same, and no image file has changed since it was measured. Data files are only read to compare
+    their content if their size or times have changed. media_may_be_gone: a store is also used if images were deleted;
+    their samples then fail when they are loaded. kept: whether cache_dir outlives the process. workers: number of
+    processes that encode. Raises DataError if a file cannot be read or no sample can be used, and the errors of
+    `budget`.
     """
     files = _contents(source, cache_dir if kept else None)
     directory = cache_dir / _key(source, reader, files)
@@ -182,12 +182,12 @@ def load_source(
 
 
 def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
-    """A source that is encoded already; its files are not read. Raises as `load_source`."""
+    """Open a source that is already encoded; its data files are not read. Raises as `load_source`."""
     return _found(name, DocumentStore(directory), budget)
 
 
 def temporary_cache() -> tempfile.TemporaryDirectory[str]:
-    """A directory for encoded data that goes with the process."""
+    """A directory for encoded data, which is deleted when the process ends."""
     return tempfile.TemporaryDirectory(prefix="erniekit-data-")
 
 
@@ -234,9 +234,10 @@ def _found(name: str, store: DocumentStore, budget: ErrorBudget) -> Source:
 
 
 def _contents(source: SourceFiles, cache_dir: Path | None) -> list[tuple[str, str, str]]:
-    """Name, resolved path and digest of each file; its stamp where no cache is kept (None), so that it is not read.
+    """Name, resolved path and content digest of each file. Without a cache, the stamp replaces the digest: no file is
+    read.
 
-    Names are as written: sample ids carry them, and relative paths of images start at the resolved ones.
+    Both paths matter: sample ids contain the name as written, and image paths are relative to the resolved one.
     """
     places = resolved(source.files)
     if cache_dir is None:
@@ -250,7 +251,7 @@ def _contents(source: SourceFiles, cache_dir: Path | None) -> list[tuple[str, st
 
 
 def _key(source: SourceFiles, reader: SampleReader, files: Sequence[tuple[str, str, str]]) -> str:
-    """Name of the store: a digest of all that its documents depend on."""
+    """The name of the store: a digest of everything that its documents depend on."""
     settings: dict[str, Any] = {
         "erniekit": __version__,
         "encoder": reader.encoder.identity,
@@ -266,5 +267,5 @@ def _key(source: SourceFiles, reader: SampleReader, files: Sequence[tuple[str, s
 
 
 def _retire(directory: Path) -> None:
-    """Remove a store after its images have changed."""
+    """Delete a store that does not match its images any more."""
     shutil.rmtree(directory, ignore_errors=True)

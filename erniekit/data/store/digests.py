@@ -1,6 +1,6 @@
-"""Digests of data files, remembered by size and times: a file that has not changed is not read to know it.
+"""Digests of data files, cached by size and times so that an unchanged file is not read again.
 
-Below a cache directory, one JSON file a directory of data files: the name of each with its stamp and its digest.
+The cache directory has one JSON file for each directory with data files: {file name: [stamp, digest]}.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from erniekit.errors import DataError
 from erniekit.local_files import open_regular
 
-# A file system's clock ticks in steps (2 s on the coarsest): of a file that was just written, the times do not tell
-# whether it is written again in the same step.
+# File systems store times in steps of up to 2 s. If a file was written within the last step, it may be written again
+# without a change of its times.
 _TICK = 2_000_000_000  # ns
 
 
 def stamp(path: Path) -> list[int]:
-    """Size, and times of change of the content and of the entry in ns. Raises DataError.
+    """[size, mtime, ctime] of a file, times in ns. Raises DataError.
 
-    The last also changes where a tool sets the first back.
+    ctime reveals a change if a tool has reset mtime.
     """
     try:
         status = os.stat(path)
@@ -35,7 +35,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def content_digests(places: Sequence[Path], directory: Path) -> list[str]:
-    """A digest of the content of each file, which is read only where its stamp is not the one in `directory`.
+    """The digest of each file's content. A file is only read if its stamp differs from the one cached in `directory`.
 
     places: resolved paths. Raises DataError for a file that cannot be read.
     """
@@ -76,7 +76,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(index: Path) -> dict[str, Any]:
-    """What is remembered; nothing where it cannot be read: then the files are."""
+    """The cached entries; empty if they cannot be read."""
     try:
         known: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,7 +86,7 @@ def _read(index: Path) -> dict[str, Any]:
 
 def _write(index: Path, known: dict[str, Any]) -> None:
     part = index.with_name(f"{index.name}.{os.getpid()}.part")
-    # A cache that is shared may be read-only. It costs the time to read the files again.
+    # A shared cache may be read-only. Then the files are read again in the next run.
     with suppress(OSError):
         index.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(known), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Log-probabilities of pairs under a reference model, kept next to the encoded pairs.
+"""Log-probabilities of preference pairs under a reference model, stored beside the encoded pairs.
 
-One file for a store and a model, in the store's directory: float32 [D, 2] of chosen and rejected answers, NaN where it
-is yet to be computed. The store's own directory is the key of the data.
+The directory of a store has one file for each reference model: float32 [D, 2] for the chosen and the rejected answer of
+each pair, NaN if not computed yet.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _VALUE = np.dtype(np.float32)
 
 
 class ReferenceFile:
-    """The log-probabilities of a store, by position; what is written stays, so that an interrupted computation goes on.
+    """The log-probabilities of the pairs of a store. They are written at once, so an interrupted computation continues.
 
-    key: names the model. values [D, 2] float32. Raises DataError when the disk does not take it.
+    key: identifies the reference model. values: float32 [D, 2]. Raises DataError if the file cannot be written.
     """
 
     def __init__(self, store: DocumentStore, key: str) -> None:
@@ -33,18 +33,18 @@ class ReferenceFile:
             found = np.frombuffer(os.pread(self._descriptor, self.values.nbytes, 0), _VALUE)
             if len(found) == self.values.size:
                 self.values[:] = found.reshape(-1, 2)
-            else:  # new, or cut off before it had its size
+            else:  # a new file, or one that was not written to its full size
                 os.pwrite(self._descriptor, self.values.tobytes(), 0)
         except OSError as error:
             raise self._failed(error) from error
 
     @property
     def missing(self) -> npt.NDArray[np.int64]:
-        """Positions that have no values yet."""
+        """Positions of the pairs without values."""
         return np.flatnonzero(np.isnan(self.values).any(1))
 
     def write(self, positions: Sequence[int], values: npt.NDArray[np.float32]) -> None:
-        """values [len(positions), 2] of those documents."""
+        """Write the values [n, 2] of the pairs at n positions."""
         try:
             for position, pair in zip(positions, values.astype(_VALUE), strict=True):
                 self.values[position] = pair
@@ -53,9 +53,9 @@ class ReferenceFile:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Close the file; values stay."""
+        """Close the file; `values` stays valid."""
         os.close(self._descriptor)
 
     def _failed(self, error: OSError) -> DataError:
         reason = error.strerror or str(error)
-        return DataError(f"{self.path}: the reference's log-probabilities cannot be kept: {reason}")
+        return DataError(f"{self.path}: cannot store the reference log-probabilities: {reason}")

@@ -1,8 +1,8 @@
-"""Encoded samples on disk: written once, read by position, never all in memory.
+"""Encoded documents on disk: written once, read by position, never all in memory.
 
-A store is a directory: `ids.bin` and `labels.bin` (int32, document after document), `blobs.bin` (images that
-samples carry themselves), `media.bin` (a JSON object a document) and `index.npz` (where each document stands
-in them). `store.json` is written last: a directory without it is not a store.
+A store is a directory with `ids.bin` and `labels.bin` (int32, document after document), `blobs.bin` (images that are
+embedded in samples), `media.bin` (one JSON object per document) and `index.npz` (the offsets of each document).
+`store.json` is written last: a directory without it is not a store.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _SUMMARY = "store.json"
 
 
 class StoreWriter:
-    """Writes a store beside its place and moves it there when all is well (`with`).
+    """Writes a store to a temporary directory, and renames it in `finish`. A context manager.
 
-    An exception inside the `with` leaves nothing behind. Raises DataError when the disk does not take it.
+    An exception inside the `with` block leaves nothing behind. Raises DataError if the disk cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -68,7 +68,7 @@ class StoreWriter:
         self._digest.update(_digest(document))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Complete the store; summary: JSON values that belong to it."""
+        """Complete the store. summary: JSON values to store with the documents."""
         try:
             for file in self._files.values():
                 file.close()
@@ -94,7 +94,7 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            # What is left in buffers: of a store that is complete, nothing.
+            # After `finish` the files are closed. Before it, flushing may fail, and the store is deleted anyway.
             with suppress(OSError):
                 file.close()
         if kind is not None:
@@ -113,7 +113,7 @@ class StoreWriter:
         return record | {key: value for key, value in more.items() if value}
 
     def _source(self, source: str | bytes | tuple[str | bytes, ...]) -> Any:
-        """A path with what its file looked like; the place of bytes; or a list of such."""
+        """JSON for a source: a path with the stamp of its file, the offset of bytes in blobs.bin, or a list of both."""
         if isinstance(source, tuple):
             return [self._source(frame) for frame in source]
         if isinstance(source, str):
@@ -124,7 +124,7 @@ class StoreWriter:
 
     def _write(self, name: str, data: bytes) -> None:
         self._files[name].write(data)
-        # Blobs are found by the place that their record names: of them only the end is kept.
+        # The media records hold the offsets of blobs, so only their end is needed here.
         ends = self._offsets[name]
         end = ends[-1] + len(data)
         if name == "blobs.bin":
@@ -136,17 +136,16 @@ class StoreWriter:
         reason = error.strerror or str(error)
         where = self.directory.parent
         return DataError(
-            f"{where}: the encoded samples cannot be written: {reason}; set data.cache_dir to a place with room"
+            f"{where}: cannot write the encoded samples: {reason}; set data.cache_dir to a directory with free space"
         )
 
 
 class DocumentStore:
-    """The documents of a store, by position.
+    """The documents of a store, by position. Only the documents that are read take memory.
 
-    lengths [D] int64, tokens of each; patches [D] int64, of its images and videos; summary: as it was given
-    to `StoreWriter.finish`, and "fingerprint", a digest of tokens, labels and the names of media, and "id".
-    references [D, 2] float32: `Document.reference` of each, where a run has set it (`erniekit.data.store.references`).
-    Reading one takes memory for that one only.
+    lengths int64 [D]: tokens of each document; patches int64 [D]: patches of its images and videos; summary: the
+    argument of `StoreWriter.finish`, with "id" and "fingerprint", a digest of tokens, labels and media names.
+    references float32 [D, 2]: `Document.reference`, set by a run (`erniekit.data.store.references`).
     """
 
     references: npt.NDArray[np.float32] | None = None
@@ -166,17 +165,17 @@ class DocumentStore:
 
     @classmethod
     def find(cls, directory: Path) -> DocumentStore | None:
-        """The store in that place; None where there is none."""
+        """Open the store in a directory; None if there is none."""
         return cls(directory) if (directory / _SUMMARY).is_file() else None
 
     @property
     def id(self) -> str:
-        """Random: shows whether two processes see the same store, or different ones in the same place."""
+        """Random. Shows whether two processes see the same store, or different stores at the same path."""
         return str(self.summary.get("id", ""))
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that rows are made of."""
+        """Digest of all tokens, labels and media names."""
         return str(self.summary["fingerprint"])
 
     def __len__(self) -> int:
@@ -195,9 +194,9 @@ class DocumentStore:
         )
 
     def changed_media(self, *, may_be_gone: bool = False) -> str | None:
-        """The path of an image or video that changed since it was encoded; None where none has.
+        """The path of an image or video that has changed since it was encoded; None if there is none.
 
-        may_be_gone: one that is not there any more has not changed.
+        may_be_gone: a deleted file does not count as changed.
         """
         for index in np.flatnonzero(self.patches):
             for item in self._record(int(index))["media"]:
@@ -239,12 +238,12 @@ class DocumentStore:
         return self._read("blobs.bin", source["start"], source["start"] + source["bytes"])
 
     def _read(self, name: str, start: int, end: int) -> bytes:
-        # pread, not a memory map: pages of a map count as this process's memory, and would grow with the data.
+        # pread, not a memory map: the pages of a map count as memory of the process, which would grow with the data.
         return os.pread(self._descriptors[name], end - start, start)
 
 
 def _stamp(path: str) -> list[int] | None:
-    """Size and time of change of a file, or of all in a directory; None where it cannot be seen, such as a URL."""
+    """[size, mtime in ns] of a file, or of all files in a directory; None if there is no such file, as for a URL."""
     try:
         found = [os.stat(path)]
         if stat.S_ISDIR(found[0].st_mode):
@@ -266,6 +265,6 @@ def _digest(document: Document) -> bytes:
         if item.times:
             digest.update(np.asarray(item.times).tobytes())
         for source in item.source if isinstance(item.source, tuple) else (item.source,):
-            # The file's name without its directory: a dataset may be moved.
+            # Without the directory, so that a dataset may be moved.
             digest.update(Path(source).name.encode() if isinstance(source, str) else source)
     return digest.digest()

@@ -415,11 +415,11 @@ def test_what_a_thinking_tokenizer_writes_otherwise_is_kept(old: str, new: str) 
 @pytest.mark.parametrize(
     ("chat_template", "message"),
     [
-        ("{{ '<|im_start|>' + messages[0].content }}", "none that erniekit knows"),
+        ("{{ '<|im_start|>' + messages[0].content }}", "is not known to erniekit"),
         ("{{ raise_exception('no') }}", "fails on a plain question: no"),
-        (TEXT_TEMPLATE.replace("User: ", "Human: "), "none that erniekit knows"),
-        (TEXT_THINKING_TEMPLATE.replace("think_mode=True", "think_mode=False"), "none that erniekit knows"),
-        (TEXT_THINKING_TEMPLATE.replace("<|im_start|>user", "<|im_start|>human"), "none that erniekit knows"),
+        (TEXT_TEMPLATE.replace("User: ", "Human: "), "is not known to erniekit"),
+        (TEXT_THINKING_TEMPLATE.replace("think_mode=True", "think_mode=False"), "is not known to erniekit"),
+        (TEXT_THINKING_TEMPLATE.replace("<|im_start|>user", "<|im_start|>human"), "is not known to erniekit"),
     ],
 )
 def test_an_unknown_chat_template_is_an_error_that_names_the_choices(
@@ -434,7 +434,7 @@ def test_an_unknown_chat_template_is_an_error_that_names_the_choices(
 
 def test_an_explicit_template_is_taken_whatever_the_tokenizer_says(tmp_path: Path) -> None:
     assert resolve_template("ernie", make_tokenizer(VL_TEMPLATE), True) is TEMPLATES["ernie"]
-    with pytest.raises(DataError, match=r"unknown data\.template 'llama'; there are ernie"):
+    with pytest.raises(DataError, match=r"unknown data\.template 'llama'; the templates are ernie"):
         resolve_template("llama", make_tokenizer(None), False)
 
 

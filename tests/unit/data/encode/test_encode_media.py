@@ -184,7 +184,7 @@ def test_positions_and_modality_of_the_stored_reference() -> None:
 
 def test_images_that_cannot_be_used(text_encoder: Encoder, vl_encoder: Encoder) -> None:
     with pytest.raises(
-        SampleError, match=r"^f:1: this model takes no images and no videos, the sample has /x\.png"
+        SampleError, match=r"^f:1: the model does not take images or videos, but the sample has /x\.png"
     ):
         text_encoder.encode(Conversation(image_chat("/x.png"), "f:1"))
     with pytest.raises(SampleError, match="no images and no videos, the sample has") as caught:

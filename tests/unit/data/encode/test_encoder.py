@@ -320,7 +320,7 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: not found"):
         make_encoder(tmp_path)
     write_json(tmp_path / "config.json", {"model_type": "ernie4_5"})
-    with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
+    with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
         make_encoder(tmp_path)
     directory = make_checkpoint(tmp_path / "vl", "vl")
     write_json(directory / "config.json", {"model_type": "ernie4_5_moe_vl", "im_patch_id": 6})

@@ -170,7 +170,7 @@ def test_a_state_of_other_data_or_settings_is_refused(
     for place, problem in (
         ({"epoch": 0, "row": 999}, "there is no row"),
         ({"epoch": -1, "row": 0}, "there is no row"),
-        ({}, "the checkpoint has no valid place"),
+        ({}, "the checkpoint has no valid position"),
     ):
         with pytest.raises(DataError, match=f"cannot continue: {problem}"):
             make_loader(dataset).load_state_dict({**state, "place": place})

@@ -154,7 +154,7 @@ def test_states_that_do_not_fit_are_refused(text_encoder: Encoder, tmp_path: Pat
         stream(text_encoder, path, buffer=8).load_state_dict(state)
     with pytest.raises(DataError, match=r"a\.jsonl is not in data\.train any more, .*b\.jsonl is new in"):
         stream(text_encoder, other).load_state_dict(state)
-    with pytest.raises(DataError, match="place is not one in these streamed sources"):
+    with pytest.raises(DataError, match="position is not one in these streamed sources"):
         stream(text_encoder, path).load_state_dict({**state, "place": {"epoch": 0, "row": 1}})
     late = {**state, "place": {**state["place"], "row": 99}}
     resumed = stream(text_encoder, path)
