@@ -1,2 +1,4 @@
-"""From data files to packed rows of tokens: one room a subject, each building on those before it: chat, media,
-formats, files, encode, store, load."""
+"""From data files to packed rows of tokens.
+
+The packages, each built on the ones before it: chat, media, formats, files, encode, store, load.
+"""

@@ -1,4 +1,4 @@
-"""Writes samples of any format as records of format "messages", which can hold all that the others can."""
+"""Converts data files of any format to format "messages", which can represent all other formats."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from erniekit.data.media.images import is_url
 from erniekit.errors import DataError
 from erniekit.local_files import replacing
 
-# What stands in a record for a path: (path) -> path
-Place = Callable[[str], str]
+# Rewrites the path of an image or video for the output.
+RewritePath = Callable[[str], str]
 
 
 @dataclass
 class ConvertReport:
-    """What a conversion did. written: records; errors: of the samples left out, in order."""
+    """The result of a conversion. written: number of records; errors: of the skipped samples, in order."""
 
     written: int = 0
     errors: list[SampleError] = field(default_factory=list)
 
     @property
     def skipped(self) -> Counter[str]:
-        """The samples left out, by reason."""
+        """The number of skipped samples by reason."""
         return Counter(error.reason for error in self.errors)
 
 
@@ -58,24 +58,24 @@ def convert(
     on_error: OnError = "raise",
     access: MediaAccess = NO_URLS,
 ) -> ConvertReport:
-    """Writes the samples of data files into one file of JSON lines.
+    """Write the samples of data files to one file of JSON lines.
 
-    to: only "messages"; format: that of the samples, as in `parse_record`. Paths of media are written as they are
-    seen from the output's directory, whether the files are there or not; media inside samples become data: URIs.
-    on_error: "raise" the first error about a sample, or "skip" such samples. The output is in place only when it is
-    complete. Raises DataError where a file cannot be read or written, SampleError for the first wrong sample.
+    to: only "messages"; format: of the input, as in `parse_record`. Paths of media are rewritten relative to the
+    output's directory, even if the files do not exist; embedded media become data: URIs. on_error: "raise" the first
+    error of a sample, or "skip" the sample. The output only appears when it is complete. Raises DataError if a file
+    cannot be read or written, and SampleError.
     """
     if to != "messages":
-        raise DataError(f'cannot convert to format "{to}": only "messages" can hold every sample')
+        raise DataError(f'cannot convert to format "{to}": only "messages" can represent every sample')
     target = os.path.realpath(output)
     if any(os.path.realpath(path) == target for path in paths):
-        raise DataError(f"{output}: is one of the files to be converted: name another output")
+        raise DataError(f"{output}: this is one of the input files; choose another output")
     directory = os.path.dirname(target)
     report = ConvertReport()
     try:
         with replacing(output) as file:
             for conversation in _conversations(paths, format, on_error, access, report):
-                record = to_record(conversation, lambda path: _seen_from(directory, path))
+                record = to_record(conversation, lambda path: _relative_to(directory, path))
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 report.written += 1
     except OSError as error:
@@ -108,44 +108,44 @@ def _conversations(
                 report.errors.append(error)
 
 
-def _seen_from(directory: str, path: str) -> str:
-    # Of the file itself only the directory is resolved: a link may have the only readable name.
+def _relative_to(directory: str, path: str) -> str:
+    # The file itself is not resolved: the name of a link may be more readable than its target's.
     folder, name = os.path.split(path)
     return os.path.relpath(os.path.join(os.path.realpath(folder), name), directory)
 
 
-def to_record(conversation: Conversation, place: Place = str) -> dict[str, Any]:
-    """A Conversation as a JSON object of format "messages" (of format "text" where it is plain text).
+def to_record(conversation: Conversation, rewrite_path: RewritePath = str) -> dict[str, Any]:
+    """A Conversation as a JSON object of format "messages", or of format "text" for plain text.
 
-    place: what to write for the path of an image or video. parse_record gives the same Conversation again.
+    `parse_record` turns it into an equal Conversation. rewrite_path: applied to the paths of images and videos.
     """
     messages = conversation.messages
     if messages[0].role == "text":
         return {"text": "".join(part.text for part in messages[0].parts if isinstance(part, TextPart))}
     record: dict[str, Any] = {"tools": list(conversation.tools)} if conversation.tools else {}
     if not conversation.rejected:
-        return {**record, "messages": [_message(message, place) for message in messages]}
-    # Of a pair the first message with loss begins the chosen answer: the prompt has none.
+        return {**record, "messages": [_message(message, rewrite_path) for message in messages]}
+    # The chosen answer of a pair begins with the first trained message: the prompt has none.
     start = next(index for index, message in enumerate(messages) if message.trained)
     if conversation.rejected_prompt:
-        prompt = [_message(message, place, in_prompt=True) for message in conversation.rejected_prompt]
+        prompt = [_message(message, rewrite_path, in_prompt=True) for message in conversation.rejected_prompt]
         record["rejected_prompt"] = prompt
     return {
         **record,
-        "messages": [_message(message, place, in_prompt=True) for message in messages[:start]],
-        "chosen": [_message(message, place) for message in messages[start:]],
-        "rejected": [_message(message, place) for message in conversation.rejected],
+        "messages": [_message(message, rewrite_path, in_prompt=True) for message in messages[:start]],
+        "chosen": [_message(message, rewrite_path) for message in messages[start:]],
+        "rejected": [_message(message, rewrite_path) for message in conversation.rejected],
     }
 
 
-def _message(message: Message, place: Place, in_prompt: bool = False) -> dict[str, Any]:
+def _message(message: Message, rewrite_path: RewritePath, in_prompt: bool = False) -> dict[str, Any]:
     entry: dict[str, Any] = {"role": message.role}
     parts = [part for part in message.parts if not isinstance(part, ToolCallPart)]
     thoughts = [part for part in parts if isinstance(part, ReasoningPart)]
     if thoughts and thoughts == parts[:1] and thoughts[0].trained:
         entry["reasoning_content"] = thoughts[0].text
         parts = parts[1:]
-    entry["content"] = _content(message.role, parts, place)
+    entry["content"] = _content(message.role, parts, rewrite_path)
     calls = [_call(part) for part in message.parts if isinstance(part, ToolCallPart)]
     if calls:
         entry["tool_calls"] = calls
@@ -155,34 +155,34 @@ def _message(message: Message, place: Place, in_prompt: bool = False) -> dict[st
     return entry
 
 
-def _content(role: Role, parts: Sequence[Part], place: Place) -> str | list[dict[str, Any]]:
+def _content(role: Role, parts: Sequence[Part], rewrite_path: RewritePath) -> str | list[dict[str, Any]]:
     if len(parts) == 1 and isinstance(parts[0], TextPart):
         text = parts[0].text
-        # In a user's string a mark would stand for an image or video.
+        # In a user's string, a mark would be replaced by an image or video.
         if parts[0].trained and (role != "user" or not has_marks(text)):
             return text
-    return [_part(part, place) for part in parts]
+    return [_part(part, rewrite_path) for part in parts]
 
 
-def _part(part: Part, place: Place) -> dict[str, Any]:
+def _part(part: Part, rewrite_path: RewritePath) -> dict[str, Any]:
     if isinstance(part, TextPart | ReasoningPart):
         kind = "text" if isinstance(part, TextPart) else "reasoning"
         return {"type": kind, kind: part.text} | ({} if part.trained else {"loss": False})
     assert not isinstance(part, ToolCallPart)
     if isinstance(part, ImagePart):
-        return {"type": "image", "image": _source(part.source, place), **options_of(part)}
+        return {"type": "image", "image": _source(part.source, rewrite_path), **options_of(part)}
     source: str | list[str] = (
-        [_source(frame, place) for frame in part.source]
+        [_source(frame, rewrite_path) for frame in part.source]
         if isinstance(part.source, tuple)
-        else _source(part.source, place)
+        else _source(part.source, rewrite_path)
     )
     return {"type": "video", "video": source, **options_of(part)}
 
 
-def _source(source: str | bytes, place: Place) -> str:
+def _source(source: str | bytes, rewrite_path: RewritePath) -> str:
     if isinstance(source, bytes):
         return f"data:application/octet-stream;base64,{base64.b64encode(source).decode('ascii')}"
-    return source if is_url(source) else place(source)
+    return source if is_url(source) else rewrite_path(source)
 
 
 def _call(part: ToolCallPart) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_full_at_the_start_at_a_resume_and_in_the_cache(
         run_training(make_config(tmp_path / "x", model, data, **cache, **run))
     cache = {"data__cache_dir": str(disk / "cache")}
     with pytest.raises(
-        DataError, match=r"cannot write the encoded samples: No space left on device; set data\."
+        DataError, match=r"the encoded samples cannot be written: No space left on device; set data\."
     ):
         run_training(make_config(tmp_path / "x", model, data, **cache, train__max_steps=1))
 

@@ -1,1 +1,1 @@
-"""Data files: which ones an entry of the configuration names, and the records in them."""
+"""Finds the data files of the configuration, and reads their records."""

@@ -1,4 +1,4 @@
-"""Parquet files, and Arrow files as `datasets` writes them (save_to_disk, its cache)."""
+"""Reads Parquet files, and Arrow files as `datasets` writes them (save_to_disk and its cache)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from erniekit.data.files.parquet_pages import ColumnPages, read_pages
 from erniekit.data.files.records import MAX_RECORD_BYTES, Cursor, IsOwn, Passed, Record
 from erniekit.errors import DataError
 
-ARROW = b"ARROW1"  # begins the file format; the stream format has no mark
-_ROWS = 128  # in memory as Python values at a time
-# A file of kilobytes may say that a text or a list is repeated without end.
+ARROW = b"ARROW1"  # magic number of the file format; the stream format has none
+_ROWS = 128  # rows converted to Python values at a time
+# Limits of memory: a small file may repeat a text or a list billions of times.
 _BATCH_BYTES = 1 << 30
-_MAX_PAGE_BYTES = 4 << 30  # of one page and one dictionary of each column
+_MAX_PAGE_BYTES = 4 << 30  # sum over the columns of a row group, for one page and one dictionary of each
 _SMALL_BYTES, _SMALL_VALUES = 64 << 20, 1_000_000
 _MAX_ROW_VALUES = 4_000_000
-_MAX_GROUP_VALUES = 200_000_000  # of a column; row groups have a million rows at most
+_MAX_GROUP_VALUES = 200_000_000  # of a column; row groups usually have up to a million rows
 
 
 def read_parquet(path: Path, after: Cursor, is_own: IsOwn) -> Iterator[Record | Passed]:
@@ -38,8 +38,8 @@ def _parquet_batches(path: Path) -> Iterator[tuple[Any, int]]:
     file = pyarrow.parquet.ParquetFile(path)
     size, done = path.stat().st_size, 0
     for number in range(file.num_row_groups):
-        # Opens the readers of all columns and reads no row: pyarrow ends the process where damaged metadata of a
-        # column are asked for, and raises an exception here.
+        # Open the readers of all columns without reading a row: for damaged metadata, this raises an exception, while
+        # reading the metadata would abort the process.
         list(file.reader.iter_batches(0, [number], column_indices=None, use_threads=False))
         group = file.metadata.row_group(number)
         columns = [group.column(index) for index in range(group.num_columns)]
@@ -51,7 +51,7 @@ def _parquet_batches(path: Path) -> Iterator[tuple[Any, int]]:
             for index, (column, found) in enumerate(zip(columns, pages, strict=True))
             if file.metadata.schema.column(index).max_repetition_level and found.most_bytes > _MAX_PAGE_BYTES
         ]
-        # Lists that may repeat long texts are read as indices, and their size is known before they are expanded.
+        # Read lists that may repeat long texts as indices, so that their size is known before they are expanded.
         source = file if not texts else pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
         for batch in source.iter_batches(batch_size=rows, row_groups=[number]):
             done += len(batch)
@@ -59,10 +59,10 @@ def _parquet_batches(path: Path) -> Iterator[tuple[Any, int]]:
 
 
 def _batch_rows(num_rows: int, pages: Sequence[ColumnPages]) -> int:
-    """Rows of a row group to read at a time. Raises ValueError for a group that memory would not hold.
+    """The number of rows of a row group to read at a time. Raises ValueError if the group needs too much memory.
 
-    Sizes are those of the page headers, by which memory is allocated; the footer may state others. Each row may repeat
-    all of a column's dictionary, or of a page where texts begin as the ones before.
+    Uses the sizes in the page headers, since memory is allocated by them; the footer may differ. A row may repeat the
+    whole dictionary of a column, or a whole page of texts with shared prefixes.
     """
     values = max((found.values for found in pages), default=0)
     if values > min(_MAX_GROUP_VALUES, _MAX_ROW_VALUES * max(num_rows, 1)):
@@ -119,7 +119,7 @@ def _records(
 
 
 def _own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] | None]:
-    """The rows of an Arrow batch, None for those that are not one's own. first: the number of its first row."""
+    """The rows of an Arrow batch, None for rows of other processes. first: the number of the first row."""
     own = [is_own(number) for number in range(first, first + len(batch))]
     size, values = _size_of(batch.to_struct_array())
     is_large = size > _SMALL_BYTES or values > _SMALL_VALUES
@@ -136,7 +136,7 @@ def _own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] 
 
 
 def _size_of(array: Any) -> tuple[int, int]:
-    """(bytes, values) of an Arrow array as Python values; an upper bound where rows may share what they hold."""
+    """(bytes, values) of an Arrow array as Python values; an upper bound for types whose rows may share values."""
     from pyarrow import types
 
     kind = array.type
@@ -159,7 +159,7 @@ def _size_of(array: Any) -> tuple[int, int]:
 
 
 def _repeated_bytes(array: Any) -> int:
-    """Bytes of a dictionary array as Python values: exact for texts."""
+    """Bytes of a dictionary array as Python values; exact for texts."""
     from pyarrow import compute, types
 
     kind = array.type.value_type
@@ -171,7 +171,7 @@ def _repeated_bytes(array: Any) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A value of a table as JSON has it: bytes become base64 (with data: before it, unless under "bytes")."""
+    """A value of a table as a JSON value: bytes become a base64 data: URI, or plain base64 under the key "bytes"."""
     if isinstance(value, dict):
         return {str(key): _bytes_field(key, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -180,7 +180,7 @@ def plain(value: Any) -> Any:
         return "data:application/octet-stream;base64," + base64.b64encode(value).decode("ascii")
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    return str(value)  # dates, decimals and the like, which no format reads
+    return str(value)  # such as dates and decimals, which no format reads
 
 
 def _bytes_field(key: Any, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which data files an entry of the configuration means: a file, a directory or a pattern."""
+"""Finds the data files of an entry in the configuration: a file, a directory or a pattern."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from erniekit.errors import DataError
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
 Use = Literal["train", "eval"]
 Log = Callable[[str], None]
-# Files beside the weights of models, adapters and checkpoints, of which many are .json.
+# Files that identify the directory of a model, an adapter or a checkpoint, which has .json files that are not data.
 _OF_MODELS = ("tokenizer_config.json", "adapter_config.json", "trainer_state.json")
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 _PACKED = ".gz"
 _NAMED = 3  # files that a note names
-# What `datasets`, its save_to_disk and the hub write beside the samples.
+# Metadata files of `datasets` and the Hub.
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
-_CACHE_PREFIX = "cache-"  # of arrow files: results of `Dataset.map`
-# The words by which file and directory names say their split, between characters that are no letters of a word:
-# those that `datasets` knows, and the usual others.
+_CACHE_PREFIX = "cache-"  # Arrow files with the results of `Dataset.map`
+# Words in file and directory names that indicate a split: those that `datasets` knows, and other common ones.
 _SPLIT = re.compile(
     r"(?<![a-z])(?:(?P<train>train(?:ing|set)?)"
     r"|(?P<validation>val(?:id|idation)?|dev(?:el|elopment)?|held[-_ ]?out)"
@@ -36,18 +35,16 @@ _SPLIT = re.compile(
 
 
 def expand(entries: Sequence[str | Path], use: Use = "train", log: Log | None = None) -> list[Path]:
-    """The data files that entries mean, in their order, each once.
+    """The data files of entries, in their order, each once.
 
-    An entry is a file; a directory, which means the data files in it and below, sorted, without hidden ones (.txt
-    files only where there are no others, since these would be notes about the data); or a pattern with `*`, `?`,
-    `[...]` and `**` for any directories, which means the data files that it matches, sorted. Data files are
-    .json, .jsonl, .parquet, .arrow, .csv, .tsv and .txt, also with .gz, but not what `datasets` and the hub write
-    about a dataset (dataset_infos.json and the like); a file that is named itself may be called anything.
+    An entry is a file with any name; a directory, for all data files in it and its subdirectories, sorted, except
+    hidden ones (.txt files only if there are no others, since they are usually notes); or a pattern with `*`, `?`,
+    `[...]` and `**`, for the data files that it matches, sorted. Data files are .json, .jsonl, .parquet, .arrow, .csv,
+    .tsv and .txt, optionally with .gz, except for metadata of `datasets` and the Hub (dataset_infos.json and others).
 
-    Where files of a directory are of several splits, by their names or those of their directories, `use` chooses:
-    "train" the split train, or files of no split where there is none; "eval" validation, or test where there is no
-    validation. `say` takes a line about what a directory has beside that. Raises DataError for an entry that means no
-    file.
+    If the names of files or directories in a directory indicate several splits, `use` selects one: "train" the train
+    split, or the files without a split if there is none; "eval" the validation split, or the test split if there is
+    none. log: called with the files that are not read. Raises DataError for an entry without files.
     """
     files = [file for entry in entries for file in _files(Path(entry).expanduser(), use, log)]
     found: dict[Path, Path] = {}
@@ -57,7 +54,7 @@ def expand(entries: Sequence[str | Path], use: Use = "train", log: Log | None = 
 
 
 def resolved(files: Sequence[Path]) -> list[Path]:
-    """As `Path.resolve` of each; quick where many files are in few directories."""
+    """`Path.resolve` of each file; faster than separate calls if many files share a directory."""
     parents: dict[Path, Path] = {}
     places = []
     for file in files:
@@ -72,9 +69,10 @@ def resolved(files: Sequence[Path]) -> list[Path]:
 
 
 def split_of(path: Path) -> str | None:
-    """The split that a path names, relative to the directory of its dataset: train, validation, test or None.
+    """The split that the names in a path indicate: train, validation, test or None.
 
-    The file's own name counts first, then its directories, the nearest first; in a name the first such word.
+    path: relative to the dataset's directory. The file name takes precedence over its directories, and an inner
+    directory over an outer one; within a name, the first word counts.
     """
     for name in reversed(path.parts):
         word = _SPLIT.search(name.lower())
@@ -93,15 +91,15 @@ def _files(path: Path, use: Use, log: Log | None) -> list[Path]:
         files = sorted(match for match in matches if match.is_file() and _is_data(match))
         if files:
             return files
-        others = "only things that are no data files" if matches else "nothing"
-        raise DataError(f"{path}: the pattern matches {others} ({', '.join(_SUFFIXES)}){_near(path)}")
+        found = "no data files" if matches else "nothing"
+        raise DataError(f"{path}: the pattern matches {found} ({', '.join(_SUFFIXES)}){_near(path)}")
     hub = "; a dataset of the hub is named hub:owner/name" if HUB_NAME.fullmatch(str(path)) else ""
     raise DataError(f"{path}: cannot read the data file: No such file or directory{_near(path) or hub}")
 
 
 def _in_directory(directory: Path, use: Use, log: Log | None) -> list[Path]:
     if any((directory / name).is_file() for name in _OF_MODELS) or any(directory.glob("checkpoint-*")):
-        raise DataError(f"{directory}: holds a model or a run, not data files")
+        raise DataError(f"{directory}: this is the directory of a model or a run, not of data files")
     data: list[Path] = []
     others: list[Path] = []
     for root, directories, names in os.walk(directory):
@@ -112,17 +110,17 @@ def _in_directory(directory: Path, use: Use, log: Log | None) -> list[Path]:
     if records:
         others += [file for file in data if _suffix(file) == ".txt"]
     elif not data:
-        raise DataError(f"{directory}: the directory holds no data files ({', '.join(_SUFFIXES)})")
+        raise DataError(f"{directory}: the directory has no data files ({', '.join(_SUFFIXES)})")
     files = _of_split(directory, sorted(records or data), use, log)
-    # Images and videos are what samples name: they are not passed over.
-    strangers = sorted(file for file in others if not _is_media(file))
-    if strangers and log is not None:
-        log(f"{directory}: ignores what is no data file: {_names(directory, strangers)}")
+    # Images and videos belong to the samples, so they are not reported.
+    ignored = sorted(file for file in others if not _is_media(file))
+    if ignored and log is not None:
+        log(f"{directory}: ignores files that are not data files: {_names(directory, ignored)}")
     return files
 
 
 def _of_split(directory: Path, files: list[Path], use: Use, log: Log | None) -> list[Path]:
-    """Those of a directory's data files that are for `use`."""
+    """The data files of a directory that belong to the split for `use`."""
     splits: dict[str | None, list[Path]] = {}
     for file in files:
         splits.setdefault(split_of(file.relative_to(directory)), []).append(file)
@@ -143,8 +141,8 @@ def _of_split(directory: Path, files: list[Path], use: Use, log: Log | None) -> 
     have = ", ".join(f"{name or 'no split'}: {_names(directory, found)}" for name, found in splits.items())
     asked = " or ".join(name for name in wanted if name)
     raise DataError(
-        f"{directory}: the directory has no files of the split {asked} ({have}); name the files that are meant, one by "
-        f"one or with a pattern such as {directory / '**' / f'*{files[0].suffix}'}"
+        f"{directory}: the directory has no files of the split {asked} ({have}); list the files, or use a pattern such "
+        f"as {directory / '**' / f'*{files[0].suffix}'}"
     )
 
 
@@ -171,7 +169,7 @@ def _names(directory: Path, files: Sequence[Path]) -> str:
 
 
 def _near(path: Path) -> str:
-    """Names beside the one that is missing that look like it, in words."""
+    """A hint with existing paths that are similar to a missing one; empty if there are none."""
     directory = path.parent
     while not directory.is_dir() and directory != directory.parent:
         path, directory = directory, directory.parent

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, as files of JSON lines."""
+"""Loads datasets of the Hugging Face Hub, and stores them as JSON lines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from erniekit.errors import DataError
 from erniekit.local_files import replacing
 from erniekit.paths import HUB, data_cache_dir
 
-_ROWS = 256  # of a hub dataset in memory at a time
+_ROWS = 256  # rows of a dataset in memory at a time
 
 
 def local_entry(entry: str, cache_dir: str | None, use: Use = "train", log: Log | None = None) -> str:
-    """An entry of data.train or data.eval as a path: a dataset of the hub as its file, see `hub_file`.
+    """The path for an entry of data.train or data.eval. For a dataset of the Hub, see `hub_file`.
 
     cache_dir: data.cache_dir of the configuration.
     """
@@ -30,19 +30,18 @@ def local_entry(entry: str, cache_dir: str | None, use: Use = "train", log: Log 
 
 
 def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = None) -> Path:
-    """The dataset of the Hugging Face hub that an entry hub:owner/name[:split] names, as a file of JSON lines.
+    """Download a dataset of the Hugging Face Hub, hub:owner/name[:split], as a file of JSON lines.
 
-    It is loaded through `datasets` once; the file, and beside it the images that the dataset holds, stay in
-    cache_dir and are used from then on. Where no split is named, it is "train", and for `use` "eval" the validation
-    split, or the test split where there is none. Raises DataError offline, or where `datasets` cannot
-    load it.
+    It is loaded with `datasets` once. The file and the dataset's images are stored in cache_dir and used again. Without
+    a split in the entry, `use` "train" selects the train split, and "eval" the validation split, or the test split if
+    there is none. Raises DataError if `datasets` cannot load it, for example offline.
     """
     match = HUB_NAME.fullmatch(entry.removeprefix(HUB))
     if match is None:
         raise DataError(f"{entry}: a dataset of the hub is named hub:owner/name or hub:owner/name:split")
     name, split = match["name"], match["split"] or use
     is_sought = match["split"] is None and use == "eval"
-    # The digest keeps apart what the readable part does not: a/b--c and a--b/c, a split that is called eval.
+    # The digest distinguishes names with the same readable part, such as a/b--c and a--b/c.
     key = f"{name}:" if is_sought else f"{name}:{split}"
     digest = hashlib.blake2b(key.encode(), digest_size=4).hexdigest()
     readable = re.sub(r"[^\w.-]+", "--", f"{name}--{split}")
@@ -63,9 +62,9 @@ def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = 
 
 
 def _load(entry: str, name: str, split: str) -> Iterable[dict[str, Any]]:
-    """The rows of a dataset, as JSON has them; the hub is asked before the first."""
+    """The rows of a dataset as Python values."""
     with _hub(entry) as datasets:
-        # As arrow tables, in which images are the bytes of their files: nothing is decoded.
+        # As Arrow tables, in which images are the bytes of their files and are not decoded.
         dataset = datasets.load_dataset(name, split=split).with_format("arrow")
     for table in dataset.iter(batch_size=_ROWS):
         yield from table.to_pylist()
@@ -87,7 +86,7 @@ def _eval_split(entry: str, name: str) -> str:
 
 @contextmanager
 def _hub(entry: str) -> Iterator[Any]:
-    """The package datasets, imported only where it is used; what it raises inside becomes a DataError."""
+    """The package `datasets`, imported on use. Its errors inside the block become DataErrors."""
     import datasets
 
     try:
@@ -95,12 +94,12 @@ def _hub(entry: str) -> Iterator[Any]:
     except ConnectionError as error:
         detail = f"the hub cannot be reached, and the dataset is not in its cache: {_first_line(error)}"
         raise DataError(f"{entry}: {detail}") from error
-    except Exception as error:  # of its many kinds some are of its dependencies
+    except Exception as error:  # it raises many types of errors, also of its dependencies
         raise DataError(f"{entry}: datasets cannot load it: {_first_line(error)}") from error
 
 
 def _with_files(value: Any, media: Path) -> Any:
-    """A value in which each {"bytes", "path"}, as `datasets` has images and videos, is the path of a file."""
+    """Replace each {"bytes", "path"}, the form of images and videos in `datasets`, by the path of a stored file."""
     if isinstance(value, dict):
         if value.keys() == {"bytes", "path"}:
             return _file_of(value, media)

@@ -1,6 +1,6 @@
-"""JSON over several lines, read value by value over a sliding window, so that it may be larger than the memory.
+"""Reads JSON that spans several lines, value by value with a sliding window, so that files may exceed the memory.
 
-One array, whose elements are the records; or objects one after the other, each written over several lines.
+The file is one array of records, or a sequence of objects that each span several lines.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from erniekit.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CHUNK = 1 << 20  # bytes
-# An error so close to the end of the window may be one of where it was cut: of a literal, a number, an escape.
-_CUT = 16  # characters
+# An error within this many characters of the window's end may be caused by a cut literal, number or escape.
+_CUT = 16
 _DECODER = json.JSONDecoder()
 
 
 def read_array(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
-    """The elements of an array, each with the line on which it starts. Raises DataError for a syntax error."""
+    """The elements of an array, each with its first line. Raises DataError for a syntax error."""
     window = _Window(path, stream)
     window.skip_space()
     window.position += 1  # the bracket that makes this an array
@@ -49,10 +49,10 @@ def read_array(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
 
 
 def read_objects(path: Path, stream: Stream, after: Cursor) -> Iterator[Record] | None:
-    """Objects one after the other, each with the line on which it starts.
+    """The objects of a sequence, each with its first line.
 
-    None where the first is damaged or ends on the line on which it starts: then the file may be JSON lines. Iterating
-    raises DataError for a syntax error.
+    None if the first object is invalid or is on a single line, since the file may then be JSON lines. Iterating raises
+    DataError for a syntax error.
     """
     window = _Window(path, stream)
     window.skip_space()
@@ -78,7 +78,7 @@ def _objects(window: _Window, record: Record, after: Cursor) -> Iterator[Record]
 
 
 class _Window:
-    """The part of a file's text that is being parsed; what stands before `position` may be dropped."""
+    """The part of a file's text that is being parsed. Text before `position` may be dropped."""
 
     def __init__(self, path: Path, stream: Stream) -> None:
         self.position = 0
@@ -88,17 +88,17 @@ class _Window:
         self._text = ""
         self._fed = 0  # bytes
         self._ended = False
-        # The line and column of a character at or before `position`, from where counting goes on.
+        # A character at or before `position` with its line and column, to count from.
         self._mark, self._line, self._column = 0, 1, 1
 
     def character(self) -> str:
-        """That at `position`, empty at the end of the file. Space must have been skipped."""
+        """The character at `position`; empty at the end of the file. Call `skip_space` first."""
         return self._text[self.position : self.position + 1]
 
     def skip_space(self) -> None:
         passed = 0
         while True:
-            end = _SPACE.match(self._text, self.position).end()  # type: ignore[union-attr] # it matches nothing too
+            end = _SPACE.match(self._text, self.position).end()  # type: ignore[union-attr] # always matches
             passed, self.position = passed + end - self.position, end
             if passed > MAX_RECORD_BYTES:
                 line, _ = self.place(self.position)
@@ -107,13 +107,13 @@ class _Window:
                 return
 
     def record(self, number: int) -> Record:
-        """The JSON value at `position` as a record, which moves `position` behind it."""
+        """The JSON value at `position` as a record. Moves `position` behind it."""
         line, _ = self.place(self.position)
         value = self._value()
         return Record(value, f"{self._path}:{line}", self._bytes_read(), Cursor(number))
 
     def _value(self) -> Any:
-        """The JSON value at `position`, which moves behind it."""
+        """The JSON value at `position`. Moves `position` behind it."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self.position)
@@ -124,15 +124,15 @@ class _Window:
                 raise self.syntax_error(error.pos, error.msg) from error
             except RecursionError as error:
                 raise self.syntax_error(self.position, "nested too deeply to be read") from error
-            except ValueError as error:  # a number of thousands of digits
+            except ValueError as error:  # a number with thousands of digits
                 raise self.syntax_error(self.position, str(error)) from error
             if end >= len(self._text) - _CUT and self._more():
-                continue  # what looks like a number may be the first half of one, up to its point or exponent
+                continue  # a number may continue behind the window
             self.position = end
             return value
 
     def place(self, position: int) -> tuple[int, int]:
-        """(line, column) of a character at or behind all that were asked for before, both from 1."""
+        """(line, column) of a character, counted from 1. Positions must not decrease from call to call."""
         lines = self._text.count("\n", self._mark, position)
         if lines:
             self._line += lines
@@ -143,7 +143,7 @@ class _Window:
         return self._line, self._column
 
     def _bytes_read(self) -> int:
-        """How far into the file `position` is: exact for ASCII, otherwise a little more."""
+        """The offset of `position` in the file; exact for ASCII, otherwise slightly too large."""
         return self._stream.bytes_read(self._fed - (len(self._text) - self.position))
 
     def syntax_error(self, position: int, what: str) -> DataError:
@@ -151,7 +151,10 @@ class _Window:
         return DataError(f"{self._path}:{line}: not valid JSON: {what} (column {column})")
 
     def _more(self) -> bool:
-        """Reads on, as much as the window holds, so that a large element is parsed few times. False at the end."""
+        """Read more text, as much as the window has, so that a large element is parsed only a few times.
+
+        False at the end of the file.
+        """
         if self._ended:
             return False
         line, _ = self.place(self.position)

@@ -1,7 +1,7 @@
-"""The headers of the pages of a parquet file: what a reader allocates by, whatever the footer says.
+"""Reads the page headers of a Parquet file: readers allocate memory by them, and the footer may differ.
 
 A page begins with a header in Thrift's compact protocol (https://github.com/apache/parquet-format): its kind, its size
-in the file and in memory, and the number of its values. Headers are walked as Arrow walks them; no page is read.
+in the file and in memory, and the number of values. Pages themselves are not read.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _MORE_THAN_HEADER = 1 << 16
 class ColumnPages:
     """All pages of a column in a row group.
 
-    values: of the data pages, among them `indices` into a dictionary, and `prefixed`, which begin as the value before.
-    page, dictionary, prefixed_page: bytes of the largest one in memory.
+    values: number of values in data pages; indices, prefixed: the number of them that are indices into a dictionary, or
+    share a prefix with the previous value. page, dictionary, prefixed_page: size of the largest one in memory, in
+    bytes.
     """
 
     values: int = 0
@@ -39,12 +40,12 @@ class ColumnPages:
 
     @property
     def most_bytes(self) -> int:
-        """A bound of the bytes that the values expand to, beyond those of the pages."""
+        """An upper bound of the bytes of the expanded values, in addition to the pages."""
         return self.indices * self.dictionary + self.prefixed * self.prefixed_page
 
 
 def read_pages(file: BufferedReader, column: Any) -> ColumnPages:
-    """Walk the pages of a column chunk. column: pyarrow's metadata of it. Raises ValueError for damaged headers."""
+    """Read the page headers of a column chunk. column: its metadata in pyarrow. Raises ValueError if one is damaged."""
     found = ColumnPages()
     place = int(column.data_page_offset)
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < place:
@@ -100,7 +101,7 @@ class _Compact:
         self.place = 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """Fields by number; those that nobody asks for as None."""
+        """Fields by number; None for fields of other types than numbers and structs."""
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():

@@ -1,4 +1,4 @@
-"""Reads the records of a data file one by one, each with the line on which it starts."""
+"""Reads the records of a data file one by one, each with its first line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from erniekit.local_files import open_regular, placeholder_problem
 
 __all__ = ["BadLine", "Cursor", "Passed", "Record", "read_records", "read_share"]
 
-_HEAD = 1 << 16  # bytes that tell what a file is
+_HEAD = 1 << 16  # bytes to read for detecting the kind of a file
 _MAX_TEXT_BYTES = 1 << 30
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -38,15 +38,15 @@ _START = Cursor()
 
 
 def read_records(path: Path, after: Cursor = _START, columns: Columns = ()) -> Iterator[Record | BadLine]:
-    """The records of a file in order, beginning after a cursor that an earlier reading of the file gave.
+    """The records of a file in order, starting after the cursor of an earlier record.
 
-    columns: names that the file has for keys of its format, which the records have then; see `columns.renamed`.
+    columns: the file's names for keys of its format, which are renamed in the records; see `columns.renamed`.
 
-    JSON lines, one JSON array, or objects that each go over several lines, whatever the file is called; parquet;
-    Arrow (.arrow); tables with a header under the names .csv and .tsv; .txt is one record, {"text": all of it}.
-    Text is UTF-8, with or without a byte order mark, and may be compressed with gzip. Nothing is read whole but
-    .txt. Raises DataError when the file cannot be read, holds no record, or has an error after which it cannot be
-    read on; a line of JSON lines or a row of a table that is wrong comes as a BadLine.
+    Reads JSON lines, one JSON array, or a sequence of objects that span several lines, whatever the file's suffix;
+    Parquet; Arrow (.arrow); tables with a header (.csv, .tsv); and .txt as one record, {"text": its content}. Text is
+    UTF-8, with or without a byte order mark, optionally compressed with gzip. Only .txt is read into memory as a whole.
+    An invalid line of JSON lines or row of a table is returned as a BadLine. Raises DataError if the file cannot be
+    read, has no records, or has an error after which reading cannot continue.
     """
     for record in read_share(path, after, _every, columns):
         assert not isinstance(record, Passed)
@@ -56,7 +56,7 @@ def read_records(path: Path, after: Cursor = _START, columns: Columns = ()) -> I
 def read_share(
     path: Path, after: Cursor, is_own: IsOwn, columns: Columns = ()
 ) -> Iterator[Record | BadLine | Passed]:
-    """As `read_records`, with a Passed for each record that is not one's own. Most kinds do not parse those."""
+    """`read_records` with a Passed for each record of another process. Most kinds of files are not parsed there."""
     problem = placeholder_problem(path)
     if problem is not None:
         raise DataError(f"{path}: {problem}")
@@ -134,7 +134,7 @@ def _is_json(path: Path, line: bytes) -> bool:
 
 
 def _refuse_other_encodings(path: Path, head: bytes) -> None:
-    """No text in UTF-8 has zero bytes; text in UTF-16 has, and nearly all files that are not text."""
+    """Raise DataError for UTF-16, and for zero bytes, which UTF-8 text does not have and most binary files have."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}:1: the file is in UTF-16: save it as UTF-8")
     if b"\0" in head:
@@ -190,4 +190,4 @@ def _what_is_wrong(error: ValueError | RecursionError, number: int) -> str:
         return f"not valid JSON: {error.msg} (column {error.colno}){hint}"
     if isinstance(error, RecursionError):
         return "JSON that is nested too deeply to be read"
-    return f"not valid JSON: {error}"  # a number of thousands of digits
+    return f"not valid JSON: {error}"  # a number with thousands of digits

@@ -1,4 +1,4 @@
-"""What reading a data file gives: records, bad lines, and where reading can go on."""
+"""Records of data files, invalid lines, and positions in files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from erniekit.errors import DataError
 from erniekit.local_files import most_values
 
 MAX_RECORD_BYTES = 256 << 20
-"""Of a record: a video in base64 is the largest that there is. Damaged and hostile files have no ends of lines."""
+"""Limit of one record: enough for a video in base64. Damaged or malicious files may have lines without end."""
 _MAX_VALUES = 4_000_000
 _MANY_BYTES = 16 << 20
 _MAX_EMPTY_LINES = 1_000_000
 
-# Of a record, by its number in the file from 0: whether this process reads it.
+# Whether this process reads the record of a number, counted from 0.
 IsOwn = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where reading can go on: after how many records (bad lines included), bytes and lines.
+    """A position in a file: the records (including invalid lines), bytes and lines before it.
 
-    The last two are for JSON lines, which are entered in the middle; other kinds pass over the records.
+    Bytes and lines are only used for JSON lines, where reading can start in the middle; other kinds skip records.
     """
 
     records: int = 0
@@ -38,8 +38,8 @@ class Cursor:
 class Record:
     """One record.
 
-    value: the parsed JSON; sample_id: "file:line"; bytes_read: how far into the file it ends (about, where
-    the file is not JSON lines); after: where reading goes on after it.
+    value: the parsed JSON; sample_id: "file:line"; bytes_read: the offset of its end in the file (approximate, except
+    for JSON lines); after: the position behind it.
     """
 
     value: Any
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no record. Its neighbours can still be read: whoever reads decides whether to go on."""
+    """A line that is not a valid record. Reading can continue after it."""
 
     error: SampleError
     bytes_read: int
@@ -59,27 +59,27 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A record that was passed over, since another process reads it."""
+    """A record that was skipped because another process reads it."""
 
     after: Cursor
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An open data file. raw: the file on the disk; file: its content, which is something else if it is compressed."""
+    """An open data file. raw: the file on disk; file: its content after decompression, or the same file."""
 
     raw: BinaryIO
     file: BinaryIO | gzip.GzipFile
 
     def bytes_read(self, position: int) -> int:
-        """How far into the file on the disk a position in its content is."""
+        """The offset in the file on disk for a position in the content."""
         return position if self.file is self.raw else self.raw.tell()
 
 
 def bounded_lines(path: Path, stream: Stream, number: int = 0) -> Iterator[bytes]:
-    """The lines of a file. number: of lines before.
+    """The lines of a file. number: the number of lines before.
 
-    Raises DataError for a line without end, and for empty lines without end.
+    Raises DataError for a line that is too long, and for too many empty lines in a row.
     """
     empty = 0
     while line := stream.file.readline(MAX_RECORD_BYTES + 1):
@@ -100,8 +100,8 @@ def too_large(place: str) -> DataError:
 
 
 def check_values(place: str, text: bytes | str) -> None:
-    """Raise DataError for the JSON of a record of so many values that memory would not hold them."""
-    if len(text) <= _MANY_BYTES:  # most records, at no cost
+    """Raise DataError for the JSON of a record with too many values for the memory."""
+    if len(text) <= _MANY_BYTES:  # true for nearly all records
         return
     if most_values(text) > _MAX_VALUES:
         raise DataError(f"{place}: the record has more than {_MAX_VALUES:,} JSON values, the limit")

@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 
 
 def reservoir_sample(items: Iterable[Item], count: int, seed: int) -> list[Item]:
-    """`count` of the items, all equally likely, in their order; all of them where there are fewer.
+    """A uniform random sample of `count` items, in their original order; all items if there are fewer.
 
-    Holds `count` items in memory: algorithm R of Vitter 1985, "Random Sampling with a Reservoir".
+    Keeps `count` items in memory: algorithm R of Vitter 1985, "Random Sampling with a Reservoir".
     """
     generator = np.random.default_rng(seed)
     drawn: list[tuple[int, Item]] = []

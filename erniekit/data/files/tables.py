@@ -1,4 +1,4 @@
-"""Text files of rows with a header."""
+"""Reads CSV and TSV files with a header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from erniekit.data.formats.fields.columns import Columns
 from erniekit.display.text import counted
 from erniekit.errors import DataError
 
-# Columns whose cells may hold JSON text: lists and objects, which a cell cannot hold otherwise.
+# Columns with lists and objects, which cells contain as JSON text.
 _ANSWERS = ("chosen", "rejected", "rejected_response")
 _JSON_COLUMNS = (
     *("messages", "conversations", "images", "videos", "objects", "tools", "history", *_ANSWERS),
@@ -26,14 +26,13 @@ _JSON_COLUMNS = (
 def read_table(
     path: Path, stream: Stream, delimiter: str, after: Cursor, columns: Columns = ()
 ) -> Iterator[Record | BadLine]:
-    """The rows of a text file whose first line names the columns.
+    """The rows of a table. The first line has the names of the columns.
 
-    A row may go over several lines; it is named by the first. Cells of the columns that hold lists and objects
-    are parsed as JSON, empty ones are null. Raises DataError where the rows cannot be separated.
+    A row may span several lines; its sample id has the first. Cells of columns with lists and objects are parsed as
+    JSON; empty ones are null. Raises DataError if the rows cannot be separated.
     """
-    csv.field_size_limit(
-        MAX_RECORD_BYTES
-    )  # the limit is the module's; a cell may hold an image or a whole chat
+    # The limit is global to the module. A cell may contain an image or a whole chat.
+    csv.field_size_limit(MAX_RECORD_BYTES)
     lines = _Lines(path, stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = _next(path, rows)
@@ -59,7 +58,7 @@ def read_table(
                 {name: _cell(names.get(name, name), text) for name, text in cells}, place, read, cursor
             )
         else:
-            detail = f"the row has {counted(len(row), 'cell')}, the first line names {counted(len(header), 'column')}"
+            detail = f"the row has {counted(len(row), 'cell')}, but the first line has {counted(len(header), 'column')}"
             yield BadLine(SampleError(place, "bad record", detail), read, cursor)
 
 
@@ -91,12 +90,13 @@ def _next(path: Path, rows: Any) -> list[str] | None:
         row: list[str] | None = next(rows, None)
         return row
     except csv.Error as error:
-        advice = "quotes must be closed"
-        raise DataError(f"{path}:{rows.line_num}: cannot read the table: {error} ({advice})") from error
+        raise DataError(
+            f"{path}:{rows.line_num}: cannot read the table: {error} (quotes must be closed)"
+        ) from error
 
 
 def _check_header(path: Path, header: list[str], keys: list[str]) -> None:
-    """keys: what the columns are for the formats."""
+    """Raise DataError for a header that no format has. keys: the columns under the names of the formats."""
     if len(set(header)) < len(header):
         raise DataError(f"{path}:1: the first line names a column twice: {', '.join(header)}")
     if detect(dict.fromkeys(keys, "")) is None:
@@ -116,7 +116,7 @@ def _cell(name: str, text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    # The text of an answer may be JSON by itself.
+    # The text of an answer may happen to be JSON.
     return text if name in _ANSWERS and not _has_messages(value) else value
 
 

@@ -1,4 +1,4 @@
-"""Which images and videos samples may name: http(s) URLs or none, and files anywhere or in one directory."""
+"""Restricts the images and videos that samples may use: which URLs, and which directory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from erniekit.config import DataConfig
 
 @dataclass(frozen=True, slots=True)
 class MediaAccess:
-    """What the sources of media may be.
+    """The permitted sources of images and videos.
 
-    urls: "none", those at "public" addresses, or "any", which includes this machine and its networks; root: the
-    directory that files must be in after symbolic links are followed, None for any place.
+    urls: "none", "public" addresses only, or "any", including this machine and its networks; root: the directory that
+    must contain all files after symbolic links are resolved, None for no restriction.
     """
 
     urls: Literal["none", "public", "any"] = "none"
@@ -22,14 +22,15 @@ class MediaAccess:
 
     @classmethod
     def of(cls, data: DataConfig) -> MediaAccess:
-        """What a configuration allows."""
+        """The permissions of a configuration."""
         urls: Literal["none", "public", "any"] = "none"
         if data.allow_urls:
             urls = "any" if data.allow_private_urls else "public"
         return cls(urls, None if data.media_root is None else os.path.realpath(data.media_root))
 
     def has(self, path: str) -> bool:
-        """Whether a file, or a directory with all that it holds, is in the root. Raises ValueError for no path."""
+        """Whether a file, or a directory with all its entries, is below the root. Raises ValueError for an invalid
+        path."""
         if self.root is None:
             return True
         paths = [path]

@@ -1,7 +1,7 @@
-"""Downloads the images and videos that samples name by URL, once, into a cache directory.
+"""Downloads the images and videos of samples once, into a cache directory.
 
-Only ever called where `data.allow_urls` is set: without it formats refuse URLs. Only public addresses are connected to,
-unless the URL says that others may be (`PRIVATE`): data must not reach the services of this machine and its networks.
+Only used with `data.allow_urls`; otherwise the formats reject URLs. Connects to public addresses only, unless the URL
+has the prefix `PRIVATE`: data must not reach services of this machine and its networks.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from erniekit.data.chat.conversation import SampleError
 from erniekit.paths import user_cache_dir
 
 PRIVATE = "private+"
-"""Before the URL of a source: it may lead to any address, as data.allow_private_urls says."""
+"""Prefix of a source's URL that permits any address. Added with data.allow_private_urls."""
 
 MAX_BYTES = 1 << 30
 TIMEOUT = 60.0
 _SCHEMES = ("http", "https")
 _CHUNK = 1 << 18
 _LONGEST_SUFFIX = 8
-# IPv6 addresses that stand for the IPv4 address in their last 32 bits.
+# IPv6 addresses with an IPv4 address in their last 32 bits.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept."""
+    """The directory of downloads."""
     return user_cache_dir() / "media"
 
 
 def fetch(
     source: str, directory: Path, sample_id: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT
 ) -> Path:
-    """The file in directory that holds what a URL gives; downloaded if it is not there yet.
+    """Download a URL to a file in a directory, unless the file exists. Returns its path.
 
-    Named by the digest of the URL, and in place only when complete, so any number of processes may share the
+    The name is the digest of the URL, and the file only appears when it is complete, so processes may share the
     directory. Raises as `download`.
     """
     url = source.removeprefix(PRIVATE)
@@ -71,17 +71,17 @@ def fetch(
 
 
 def download(source: str, file: IO[bytes], sample_id: str, *, max_bytes: int, timeout: float) -> None:
-    """Write what a URL gives into a file. timeout: seconds for the whole download.
+    """Download a URL into a file. timeout: for the whole download, in seconds.
 
-    Raises SampleError "not fetched": another scheme than http(s), or an address that is not public, also after a
-    redirect; no answer, an error or none in time; more than max_bytes, or fewer than announced.
+    Raises SampleError "not fetched" for a scheme other than http(s) or an address that is not public, also after a
+    redirect; for a failed or late response; and for more than max_bytes, or fewer bytes than announced.
     """
     url = source.removeprefix(PRIVATE)
     with _Deadline(timeout) as deadline:
         try:
             _download(url, file, sample_id, max_bytes, deadline, public_only=url == source)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            why = f"it takes more than {timeout:g} s" if deadline.passed else str(error)
+            why = f"the download takes more than {timeout:g} s" if deadline.passed else str(error)
             raise _not_fetched(sample_id, url, why or type(error).__name__) from error
 
 
@@ -90,7 +90,7 @@ def _download(
 ) -> None:
     if urlsplit(url).scheme.lower() not in _SCHEMES:
         raise ValueError("only http and https URLs are fetched")
-    # Text beyond ASCII and spaces, which URLs in data often have, must be escaped; what is escaped stays so.
+    # Escape spaces and characters that are not ASCII, which URLs in data often have; keep existing escapes.
     request = urllib.request.Request(
         quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "erniekit"}
     )
@@ -100,7 +100,7 @@ def _download(
         while block := response.read1(_CHUNK):
             received += len(block)
             if received > max_bytes:
-                raise _not_fetched(sample_id, url, f"it is larger than {max_bytes:,} bytes")
+                raise _not_fetched(sample_id, url, f"the file is larger than {max_bytes:,} bytes")
             file.write(block)
     if deadline.passed:
         raise TimeoutError
@@ -109,7 +109,7 @@ def _download(
 
 
 class _Deadline:
-    """Ends the connections of a download when its time has passed, whatever they wait for."""
+    """Closes the connections of a download after a time, whatever they wait for."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -133,7 +133,7 @@ class _Deadline:
     def add(self, connection: socket.socket) -> None:
         """Watch a connection."""
         with self._lock:
-            # TLS takes the file descriptor of a socket away from it; a duplicate is of the same connection.
+            # TLS detaches the file descriptor of a socket. A duplicate refers to the same connection.
             self._sockets.append(connection.dup())
             if self.passed:
                 raise TimeoutError
@@ -154,7 +154,7 @@ def _require_public(host: str, address: str) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet: not loopback, private, link-local, multicast or reserved."""
+    """Whether an IP address is public: not loopback, private, link-local, multicast or reserved."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour
@@ -170,7 +170,7 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _connector(deadline: _Deadline, public_only: bool) -> Callable[..., socket.socket]:
-    """As `socket.create_connection`, but connects to the very addresses that it has checked."""
+    """A replacement of `socket.create_connection` that checks the addresses to which it connects."""
 
     def connect(address: tuple[str, int], timeout: float, source_address: object = None) -> socket.socket:
         host, port = address
@@ -195,7 +195,7 @@ def _connector(deadline: _Deadline, public_only: bool) -> Callable[..., socket.s
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """http and https over checked connections; a proxy may be anywhere, the host behind it may not."""
+    """http and https over checked connections. A proxy may have any address; the host behind it is checked."""
 
     def __init__(self, deadline: _Deadline, public_only: bool) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     ) -> http.client.HTTPResponse:
         host = urlsplit(request.full_url).hostname or ""
         if by_proxy and self._public_only:
-            with suppress(socket.gaierror):  # names that only the proxy knows
+            with suppress(socket.gaierror):  # a name that only the proxy can resolve
                 for _, place in _addresses(host, 0):
                     _require_public(host, place[0])
         connect = _connector(self._deadline, self._public_only and not by_proxy)
@@ -232,7 +232,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class _HttpRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects, but to http(s) only."""
+    """Follows redirects to http(s) only."""
 
     def redirect_request(
         self,
@@ -244,12 +244,14 @@ class _HttpRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme.lower() not in _SCHEMES:
-            raise urllib.error.URLError(f"it redirects to {newurl}, and only http and https URLs are fetched")
+            raise urllib.error.URLError(
+                f"the URL redirects to {newurl}, but only http and https URLs are fetched"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opener(deadline: _Deadline, public_only: bool) -> urllib.request.OpenerDirector:
-    """An opener that knows http(s) alone: urllib's usual one also reads file:, ftp: and data: URLs."""
+    """An opener for http(s) only: urllib's default one also opens file:, ftp: and data: URLs."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

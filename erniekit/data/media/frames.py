@@ -76,7 +76,7 @@ def frame_files(source: VideoSource, sample_id: str) -> VideoSource:
     # Skip hidden files, such as those that file managers create.
     names = [name for name in names if name.lower().endswith(_FRAME_SUFFIXES) and not name.startswith(".")]
     if not names:
-        raise _bad(source, sample_id, "it is a directory without images; of a directory they are the frames")
+        raise _bad(source, sample_id, "it is a directory without images, which would be its frames")
     return tuple(os.path.join(source, name) for name in sorted(names, key=_by_numbers))
 
 
@@ -134,7 +134,7 @@ def load_frames(source: VideoSource, frames: tuple[int, ...], sample_id: str) ->
         places = [_place(packet) for packet in container.demux(stream) if packet.size]
         shown = [place for place in places if place.is_shown]
         if not shown or frames[-1] >= len(shown) + _MISCOUNT:
-            why = f"it is cut off: frame {frames[-1] + 1} is wanted, and it ends after {len(shown)}"
+            why = f"it is cut off: frame {frames[-1] + 1} is needed, but it ends after {len(shown)}"
             raise _bad(source, sample_id, why)
         wanted = [min(number, len(shown) - 1) for number in frames]
         times = sorted(place.pts for place in shown if place.pts is not None)
@@ -259,8 +259,8 @@ def _reading(source: str | bytes, sample_id: str) -> Iterator[tuple[InputContain
     with container:
         stream = _stream(container)
         if stream is None or stream.codec_context is None:
-            lack = "no video in it" if stream is None else "no decoder for its codec"
-            raise _bad(source, sample_id, f"there is {lack}")
+            why = "it has no video stream" if stream is None else "there is no decoder for its codec"
+            raise _bad(source, sample_id, why)
         _refuse_size(source, stream.width, stream.height, sample_id)
         # Workers are processes: threads inside them would only compete for cores.
         stream.thread_type = "NONE"

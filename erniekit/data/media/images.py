@@ -1,4 +1,4 @@
-"""Opens the images of samples: where a source points, its size from the header alone, its pixels as RGB."""
+"""Opens the images of samples: resolves their sources, reads sizes from headers, and decodes pixels as RGB."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from erniekit.local_files import is_lfs_pointer, is_web_page
 
 _A: dict[MediaKind, str] = {"image": "an image", "video": "a video"}
 _EXAMPLE: dict[MediaKind, str] = {"image": "png", "video": "mp4"}
-# Raster formats only: Pillow's other plugins are of no use here, and that of EPS starts an external program.
+# Raster formats only. Among Pillow's other plugins, the one for EPS starts an external program.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# Of an image or a frame. At as many Pillow warns of a decompression bomb; models look at a twentieth of it at most.
+# Limit for an image or a frame. From here on, Pillow warns of a decompression bomb; models use at most a twentieth.
 MAX_PIXELS = 89_478_485
-# How base64 of JPEG, PNG, GIF, WEBP and BMP begins.
+# The first characters of base64 of JPEG, PNG, GIF, WEBP and BMP.
 _BASE64_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk")
 _BASE64_SHORTEST = 64
 _HEAD = 256
@@ -48,11 +48,11 @@ _TURNED = frozenset({5, 6, 7, 8})
 def resolve_source(
     value: Any, base_dir: Path, sample_id: str, *, kind: MediaKind = "image", access: MediaAccess = NO_URLS
 ) -> str | bytes:
-    """Where an image or video named in a sample is: a path, the bytes that the sample carries, or a URL.
+    """The source of an image or video in a sample: a path, a URL, or the embedded bytes.
 
-    value: a path (relative ones from base_dir) or file:// URL, a data: URI, plain base64 (images only), or
-    an object with "url", "path" or "bytes" (base64). An http(s) URL is handed back to be fetched when it is first
-    opened, and is an error where access has no URLs. Raises SampleError.
+    value: a path (relative to base_dir), a file:// URL, a data: URI, plain base64 (images only), or an object with
+    "url", "path" or "bytes" (base64). An http(s) URL is fetched later, when it is opened. Raises SampleError, also for
+    a source that `access` does not permit.
     """
     if isinstance(value, dict):
         for key in ("bytes", "path", "url"):
@@ -76,9 +76,7 @@ def resolve_source(
     if is_url(value) and not value.startswith(PRIVATE):
         if access.urls != "none":
             return PRIVATE + value if access.urls == "any" else value
-        detail = (
-            f"nothing is fetched from the network: set data.allow_urls, or download {value} and give its path"
-        )
+        detail = f"URLs are not fetched: set data.allow_urls, or download {value} and use its path"
         raise SampleError(sample_id, "not supported", detail)
     if kind == "image" and _is_base64(value):
         return _decode_base64(value, sample_id, kind)
@@ -96,7 +94,7 @@ def _path(path: Path, sample_id: str, kind: MediaKind, access: MediaAccess) -> s
 
 
 def is_url(source: str | bytes) -> bool:
-    """Whether a source has to be fetched."""
+    """Whether a source is an http(s) URL."""
     return isinstance(source, str) and source.removeprefix(PRIVATE).lower().startswith(
         ("http://", "https://")
     )
@@ -113,7 +111,7 @@ def _data_uri(value: str, sample_id: str, kind: MediaKind) -> bytes:
         raise SampleError(sample_id, f"bad {kind}", detail)
     other: MediaKind = "video" if kind == "image" else "image"
     if head.startswith(f"data:{other}/"):
-        detail = f"{_A[other]} ({head}) stands where {_A[kind]} should"
+        detail = f"expected {_A[kind]}, found {_A[other]} ({head})"
         raise SampleError(sample_id, f"bad {kind}", detail)
     return _decode_base64(body, sample_id, kind)
 
@@ -127,19 +125,16 @@ def _decode_base64(text: str, sample_id: str, kind: MediaKind) -> bytes:
 
 
 def image_size(source: str | bytes, sample_id: str) -> tuple[int, int]:
-    """(height, width) in pixels of an image as it is to be seen (EXIF orientation applied).
-
-    Reads its header only. Raises SampleError.
-    """
+    """(height, width) of an image in pixels, after its EXIF orientation. Only reads the header. Raises SampleError."""
     with _open(source, sample_id) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in _TURNED else (height, width)
 
 
 def open_image(source: str | bytes, sample_id: str) -> Image.Image:
-    """An image as RGB, upright, transparency on white, 16-bit greys reduced to their high byte.
+    """Decode an image as RGB, upright, on a white background; 16-bit grey is reduced to the high byte.
 
-    Of an animation its first frame. Raises SampleError.
+    Returns the first frame of an animation. Raises SampleError.
     """
     with _open(source, sample_id) as image:
         orientation = _orientation(image)
@@ -148,19 +143,17 @@ def open_image(source: str | bytes, sample_id: str) -> Image.Image:
             rgb = _to_rgb(image)
         except MemoryError:
             raise
-        except Exception as error:  # on damaged data Pillow's decoders raise nearly anything
+        except Exception as error:  # Pillow raises many types of errors for damaged data
             detail = f"damaged image {source_name(source)}: {error}"
             raise SampleError(sample_id, "bad image", detail) from error
         if rgb is None:
-            detail = (
-                f"{source_name(source)} has pixels of type {image.mode}: save it as RGB with 8 bits a channel"
-            )
+            detail = f"{source_name(source)} has pixels of type {image.mode}: save it as RGB with 8 bits per channel"
             raise SampleError(sample_id, "bad image", detail)
         return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def source_name(source: str | bytes | tuple[str | bytes, ...]) -> str:
-    """The name of an image or video in messages: its path or URL, or that it came inside the sample."""
+    """The name of an image or video in messages: its path, its URL, or a description of embedded bytes."""
     if isinstance(source, tuple):
         return (
             f"({counted(len(source), 'frame')}, the first {source_name(source[0])})"
@@ -176,9 +169,9 @@ def source_name(source: str | bytes | tuple[str | bytes, ...]) -> str:
 
 
 def local_file(source: str, sample_id: str, kind: MediaKind) -> str:
-    """The path of a file that can be opened without waiting: a URL is fetched, or taken from the cache.
+    """The path of a source's file; a URL is fetched unless it is cached.
 
-    Raises SampleError: nothing there ("missing ..."), or not a regular file (a pipe would never end).
+    Raises SampleError if it does not exist ("missing ..."), or is not a regular file (reading a pipe may not end).
     """
     path = str(fetch(source, cache_dir(), sample_id)) if is_url(source) else source
     try:
@@ -195,7 +188,7 @@ def local_file(source: str, sample_id: str, kind: MediaKind) -> str:
 
 
 def not_readable(source: str | bytes, sample_id: str, kind: MediaKind) -> SampleError:
-    """The error for a file that is no image or video; says what the file is if its first bytes show it."""
+    """The error for a file that is not an image or video. Names the kind of file if its first bytes reveal it."""
     if isinstance(source, bytes):
         head, kept = source[:_HEAD], ""
     else:
@@ -249,7 +242,7 @@ def _open(source: str | bytes, sample_id: str) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of _PILLOW_FORMATS that this build of Pillow has."""
+    """The formats in _PILLOW_FORMATS that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in _PILLOW_FORMATS if name in Image.OPEN)
 
@@ -260,22 +253,21 @@ def _too_large(source: str | bytes, sample_id: str) -> SampleError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of the header; asked before the pixels are loaded, so that size and pixels agree.
+    """The EXIF orientation in the header. Read before the pixels are loaded, so that size and pixels agree.
 
-    Without the test for "exif" Pillow would decode a PNG to look for it at the file's end; TIFF it turns by
-    itself.
+    Without the test for "exif", Pillow would decode a PNG to search the end of the file. Pillow rotates TIFF itself.
     """
     if image.format == "TIFF" or "exif" not in image.info:
         return 1
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block, which says nothing of the pixels
+    except Exception:  # a damaged EXIF block; the pixels may still be valid
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image | None:
-    """None for pixels whose range cannot be known."""
+    """The image as RGB on white; None for pixels with an unknown range."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
@@ -292,7 +284,7 @@ def _to_rgb(image: Image.Image) -> Image.Image | None:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Greys of 0 to 65535 (Pillow reads those of PGM as "I"), the transparent one as white."""
+    """Grey of 0 to 65535 (mode "I" for PGM) as RGB; the transparent value becomes white."""
     values = np.asarray(image)
     grey = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")

@@ -1,4 +1,4 @@
-"""An image or video of a document: its tokens, known from its header, and its patches."""
+"""An image or video of a document: its number of tokens, from the header, and its patches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class MediaSpec:
 
     @classmethod
     def from_checkpoint(cls, directory: Path, data: DataConfig, seed: int = 0) -> MediaSpec:
-        """Both of a checkpoint; what `data` gives replaces the checkpoint's. Raises CheckpointError, ConfigError."""
+        """Read both specs of a checkpoint; settings in `data` replace the checkpoint's. Raises CheckpointError,
+        ConfigError."""
         image = ImageSpec.from_checkpoint(directory, data.min_pixels, data.max_pixels)
         return cls(image, VideoSpec.from_checkpoint(directory, data, seed))
 
@@ -54,12 +55,11 @@ class MediaSpec:
 class Media:
     """An image or video in a document.
 
-    source: path, encoded bytes, or the frames of a video; grid_thw: patches (t, h, w), t = 1 for an image and
-    the even number of frames of a video; start: index of its first placeholder, which its start marker
-    precedes; tokens: number of placeholders, which its end marker follows; merge_size: patches a side of a
-    token; frames: of a video, the number of each sampled frame in the file, () for an image; min_pixels, max_pixels:
-    as in `ImagePart` and `VideoPart`; times: of a video given as frames taken at known times, the second of each
-    sampled frame.
+    source: path or URL, encoded bytes, or the frames of a video; grid_thw: patches (t, h, w), with t = 1 for an image
+    and the even number of frames for a video; start: index of the first placeholder, behind the start marker; tokens:
+    number of placeholders, before the end marker; merge_size: patches per side of a token; frames: for a video, the
+    numbers of the sampled frames in the file, () for an image; min_pixels, max_pixels: see `ImagePart` and `VideoPart`;
+    times: for a video given as frames with known times, the time of each sampled frame in seconds.
     """
 
     source: str | bytes | tuple[str | bytes, ...]
@@ -74,24 +74,24 @@ class Media:
 
     @property
     def is_video(self) -> bool:
-        """Whether it has frames."""
+        """Whether this is a video."""
         return bool(self.frames)
 
     @property
     def token_grid(self) -> tuple[int, int, int]:
-        """Token times, rows and columns: two frames share a time, merge_size x merge_size patches a token."""
+        """Tokens (t, h, w): a token covers two frames and merge_size x merge_size patches."""
         rows, columns = self.grid_thw[1] // self.merge_size, self.grid_thw[2] // self.merge_size
         return self.tokens // (rows * columns), rows, columns
 
     @property
     def num_patches(self) -> int:
-        """Patches that the vision tower sees."""
+        """Number of patches for the vision tower."""
         t, h, w = self.grid_thw
         return t * h * w
 
 
 def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Media:
-    """An image or video that stands nowhere yet (start 0). Reads its header only. Raises SampleError."""
+    """The Media of an image or video, with start 0. Only reads the header. Raises SampleError."""
     try:
         if isinstance(part, ImagePart):
             image = _bounded(spec.image, part.min_pixels, part.max_pixels)
@@ -119,13 +119,13 @@ def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Med
 
 
 def _video_spec(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> VideoSpec:
-    """How this video is read: as the model wants it, but for what the sample says. Raises ValueError."""
+    """The spec for a video: the model's, with the options of the sample. Raises ValueError."""
     is_file = info.fps > 0
     exact = part.min_frames is not None and part.min_frames == part.max_frames
     if is_file and exact and part.fps is not None:
-        raise ValueError("both fps and a number of frames are asked for: give one of them")
+        raise ValueError("it sets both fps and the number of frames: keep one of them")
     if is_file and part.times:
-        raise ValueError("timestamps are of frames given as images, and it is a video file")
+        raise ValueError("timestamps are only for frames given as images, but it is a video file")
     least, most = limits(part.min_frames, part.max_frames, (spec.min_frames, spec.max_frames), apart=1)
     fps = part.fps if is_file and part.fps is not None else spec.fps
     return replace(
@@ -134,7 +134,7 @@ def _video_spec(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> VideoSpec:
 
 
 def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """(numbers of the frames to use, their times where these do not follow from a file). Raises ValueError."""
+    """(numbers of the frames to use, their times unless the file determines them). Raises ValueError."""
     if part.times and len(part.times) != info.frames:
         raise ValueError(
             f"it has {counted(info.frames, 'frame')} and {counted(len(part.times), 'timestamp')}"
@@ -150,23 +150,23 @@ def _frames(part: VideoPart, info: VideoInfo, spec: VideoSpec) -> tuple[tuple[in
 
 
 def _window(part: VideoPart, info: VideoInfo) -> tuple[int, int]:
-    """(first, number) of the frames among which some are picked. Raises ValueError."""
+    """(first, count) of the frames to sample from. Raises ValueError."""
     if part.start is None and part.end is None:
         return 0, info.frames
     if part.times:
         end = math.inf if part.end is None else part.end
         inside = [number for number, time in enumerate(part.times) if (part.start or 0) <= time <= end]
         if not inside:
-            raise ValueError(f"none of its timestamps is from {part.start or 0:g} to {end:g} seconds")
+            raise ValueError(f"no timestamp is between {part.start or 0:g} and {end:g} seconds")
         return inside[0], len(inside)
     rate = info.fps or part.fps
     if rate is None:
-        raise ValueError("a part of frames given as images needs fps, how many were taken per second")
+        raise ValueError("an interval of frames given as images needs fps, the frames taken per second")
     return frames_between(part.start, part.end, info.frames, rate)
 
 
 def _key(source: str | bytes | tuple[str | bytes, ...]) -> str:
-    """What random frames of a video hang on: its name without the directory, since data may be moved."""
+    """The seed of a video's random frames: its name without the directory, since data may be moved."""
     if isinstance(source, tuple):
         return " ".join(map(_key, source))
     if isinstance(source, bytes):
@@ -175,7 +175,7 @@ def _key(source: str | bytes | tuple[str | bytes, ...]) -> str:
 
 
 def decode(media: Sequence[Media], sample_id: str, spec: MediaSpec | None) -> list[Patches]:
-    """Patches of the images and videos of a document, in order.
+    """Decode the images and videos of a document to patches, in order.
 
     spec: None for a text model, which has no media. Raises SampleError if an image or video cannot be decoded.
     """
@@ -194,7 +194,7 @@ def _decode(item: Media, spec: MediaSpec, sample_id: str) -> Patches:
         patches, grid = patchify(
             open_image(item.source, sample_id), _bounded(spec.image, item.min_pixels, item.max_pixels)
         )
-    except ValueError:  # no longer of a shape that can be resized
+    except ValueError:  # the file has changed to a shape that cannot be resized
         grid = None
     if grid != item.grid_thw:
         detail = f"the image {source_name(item.source)} has changed since the data was read"

@@ -1,4 +1,4 @@
-"""From an image to the patches of the vision tower: its size, bicubic resampling, the order of patches.
+"""Turns an image into patches for the vision tower: target size, bicubic resampling, order of patches.
 
 Agrees with transformers' models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe
 (Ernie4_5_VLMoeImageProcessorPil).
@@ -23,7 +23,7 @@ from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 Patches = npt.NDArray[np.uint8]
 CHANNELS = 3
-# Defaults of the released processor. The preprocessor_config.json of VL-28B-A3B-PT and -Thinking has neither key.
+# Defaults of the released processor. In VL-28B-A3B-PT and -Thinking, preprocessor_config.json has neither key.
 PATCH_SIZE, MERGE_SIZE = 14, 2
 TOKEN_PIXELS = (PATCH_SIZE * MERGE_SIZE) ** 2
 # Values in a patch of ERNIE 4.5's vision tower: the width of `patches` in a row without images.
@@ -31,9 +31,9 @@ PATCH_DIM = CHANNELS * PATCH_SIZE**2
 # Settings that have one implementation.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "resample": 3}
 _LARGEST_ASPECT = 200
-MAX_PATCH = 1024  # pixels a side of a patch, and patches a side of a token
+MAX_PATCH = 1024  # limit of patch_size and merge_size
 MAX_AREA = 1 << 40  # pixels
-# How far apart bounds of areas are when one of them gives way to the other.
+# Ratio of the bounds of an area if one is derived from the other.
 PIXELS_APART = 4
 
 
@@ -50,19 +50,19 @@ class Resizing(Protocol):
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of a patch."""
+        """Pixels per side of a patch."""
 
     @property
     def merge_size(self) -> int:
-        """Patches a side of a token."""
+        """Patches per side of a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
     """How a checkpoint processes images. The defaults are the released processor's.
 
-    min_pixels, max_pixels: bounds of the area after resizing; patch_size: pixels a side; merge_size: patches
-    a side that become one token; image_mean, image_std: per channel, of values in 0..1.
+    min_pixels, max_pixels: bounds of the area after resizing; patch_size: pixels per side of a patch; merge_size:
+    patches per side of a token; image_mean, image_std: per channel, for values in 0..1.
     """
 
     min_pixels: int = 4 * TOKEN_PIXELS
@@ -84,7 +84,7 @@ class ImageSpec:
 
     @property
     def factor(self) -> int:
-        """Pixels a side of one token: both sides of a resized image are multiples of it."""
+        """Pixels per side of a token. Both sides of a resized image are multiples of it."""
         return self.patch_size * self.merge_size
 
     @property
@@ -129,7 +129,7 @@ class ImageSpec:
             raise CheckpointError(f"{path}: {error}") from error
 
     def normalise(self, patches: Patches) -> npt.NDArray[np.float32]:
-        """Patches [P, patch_dim] as the tower takes them: (x / 255 - mean) / std per channel, float32."""
+        """Normalise patches [P, patch_dim] for the vision tower: (x / 255 - mean) / std per channel, float32."""
         mean = np.repeat(np.asarray(self.image_mean), self.patch_size**2)
         std = np.repeat(np.asarray(self.image_std), self.patch_size**2)
         return ((patches / 255.0 - mean) / std).astype(np.float32)
@@ -145,7 +145,7 @@ def _area(asked: int | None, found: dict[str, Any], size: dict[str, Any], flat: 
 
 
 def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The settings of a checkpoint for images, and the file that holds them. Raises CheckpointError."""
+    """The file with a checkpoint's image settings, and the settings. Raises CheckpointError."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = Path(directory) / name
         if path.is_file():
@@ -160,7 +160,8 @@ def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def limits(least: int | None, most: int | None, own: tuple[int, int], apart: int) -> tuple[int, int]:
-    """The limits that were asked for; one that was not asked for gives way where it would cross the other."""
+    """(minimum, maximum) with defaults `own`. If only one is given and crosses the other's default, the default is
+    replaced by the given one divided or multiplied by `apart`."""
     if least is None:
         least = own[0] if most is None or own[0] <= most else max(1, most // apart)
     if most is None:
@@ -169,9 +170,10 @@ def limits(least: int | None, most: int | None, own: tuple[int, int], apart: int
 
 
 def smart_resize(height: int, width: int, spec: Resizing) -> tuple[int, int]:
-    """(height, width) to resize an image to: multiples of a token's side, area in bounds, aspect nearly kept.
+    """The target size (height, width) of an image: multiples of a token's side, an area within the bounds, and about
+    the same aspect ratio.
 
-    Raises ValueError when one side is more than 200 times the other.
+    Raises ValueError if one side is more than 200 times the other.
     """
     factor = spec.patch_size * spec.merge_size
     if max(height, width) > _LARGEST_ASPECT * min(height, width):
@@ -189,23 +191,22 @@ def smart_resize(height: int, width: int, spec: Resizing) -> tuple[int, int]:
 
 
 def image_grid(height: int, width: int, spec: Resizing) -> tuple[int, int, int]:
-    """Grid (1, h, w) in patches of an image of that many pixels. Raises ValueError as smart_resize does."""
+    """The grid of an image in patches, (1, h, w). height, width: in pixels. Raises ValueError as `smart_resize`."""
     rows, columns = smart_resize(height, width, spec)
     return 1, rows // spec.patch_size, columns // spec.patch_size
 
 
 def num_tokens(grid_thw: tuple[int, int, int], spec: ImageSpec) -> int:
-    """Placeholder tokens that an image of this grid takes in the text."""
+    """The number of placeholder tokens of an image with this grid."""
     t, h, w = grid_thw
     return t * h * w // spec.merge_size**2
 
 
 def patchify(image: Image.Image, spec: ImageSpec) -> tuple[Patches, tuple[int, int, int]]:
-    """An RGB image as (patches [P, patch_dim] uint8, grid (1, h, w)).
+    """Turn an RGB image into patches uint8 [P, patch_dim] and their grid (1, h, w).
 
-    Patches come merge group by merge group, the values of one channel by channel: (gh, gw, mh, mw, C, ph,
-    pw). They stay uint8, a quarter of the bytes: ImageSpec.normalise, or the model, makes them what the tower
-    takes. Raises ValueError as smart_resize does.
+    The order of values is (gh, gw, mh, mw, C, ph, pw): merge groups, patches of a group, channels, pixels. Patches are
+    uint8 to save memory; the model or `ImageSpec.normalise` normalises them. Raises ValueError as `smart_resize`.
     """
     grid = image_grid(image.height, image.width, spec)
     patches = np.empty((grid[1] * grid[2], spec.patch_dim), np.uint8)
@@ -216,16 +217,16 @@ def patchify(image: Image.Image, spec: ImageSpec) -> tuple[Patches, tuple[int, i
 def fill_patches(
     patches: Patches, image: Image.Image, grid_thw: tuple[int, int, int], spec: Resizing
 ) -> None:
-    """Resizes an RGB image or frame to a grid and writes its patches into patches [h * w, patch_dim].
+    """Resize an RGB image or frame to a grid and write its patches to `patches` [h * w, patch_dim].
 
-    grid_thw: only h and w count. The order is patchify's.
+    grid_thw: t is ignored. The order is that of `patchify`.
     """
-    rows, columns = (patches_a_side * spec.patch_size for patches_a_side in grid_thw[1:])
+    rows, columns = (patches_per_side * spec.patch_size for patches_per_side in grid_thw[1:])
     if (columns, rows) != image.size:
         image = image.resize((columns, rows), Image.Resampling.BICUBIC)
     merge, patch = spec.merge_size, spec.patch_size
     groups = rows // (merge * patch), columns // (merge * patch)
-    # A patch's row of one channel is moved as one item: several times as fast as byte by byte.
+    # Move each row of a patch's channel as one item, which is several times faster than single bytes.
     run = np.dtype((np.void, patch))
     placed = patches.view(run).reshape(*groups, merge, merge, CHANNELS, patch)
     for channel, band in enumerate("RGB"):

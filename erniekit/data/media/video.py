@@ -1,7 +1,7 @@
-"""Videos: the frames that a model sees, and their patches.
+"""Samples the frames of videos and turns them into patches.
 
-Agrees with transformers' models.ernie4_5_vl_moe.video_processing_ernie4_5_vl_moe (Ernie4_5_VLMoeVideoProcessor): the
-frames that are picked, the time that is written on each, the size they get and the order of patches.
+Agrees with transformers' models.ernie4_5_vl_moe.video_processing_ernie4_5_vl_moe (Ernie4_5_VLMoeVideoProcessor) in the
+sampled frames, the timestamps drawn on them, their size and the order of patches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from erniekit.json_fields import read_flag, read_integer, read_number, read_obje
 from erniekit.local_files import read_json_object
 
 FONT = Path(__file__).parent / "fonts" / "Roboto-Regular.ttf"
-# Frames that become one token in time.
+# Frames per token.
 _TEMPORAL = 2
 
 
@@ -48,10 +48,10 @@ _TEMPORAL = 2
 class VideoSpec:
     """How a checkpoint processes videos. The defaults are ERNIE 4.5's processor's.
 
-    fps: frames to pick per second of the video, at least min_frames and at most max_frames in all (an odd
-    number is made even by repeating the last, so an odd max_frames may give one more); sampling: which frame
-    of its interval is picked; timestamps: whether each frame's time is written on it; min_pixels, max_pixels:
-    bounds of a frame's area after resizing; patch_size, merge_size: as in ImageSpec; seed: of random picks.
+    fps: frames to sample per second of the video; min_frames, max_frames: bounds of their number (the last frame is
+    repeated to make it even, so an odd max_frames may be exceeded by one); sampling: the frame to take from each
+    interval; timestamps: whether to draw its time on each frame; min_pixels, max_pixels: bounds of a frame's area after
+    resizing; patch_size, merge_size: as in `ImageSpec`; seed: for sampling "random".
     """
 
     fps: float = 2.0
@@ -92,12 +92,12 @@ class VideoSpec:
 
     @classmethod
     def from_checkpoint(cls, directory: Path, data: DataConfig | None = None, seed: int = 0) -> VideoSpec:
-        """The spec of a checkpoint directory; what the keys data.video_* give replaces the checkpoint's.
+        """Read the spec of a checkpoint directory; the settings data.video_* replace the checkpoint's.
 
-        Read from processor_config.json ("video_processor") or video_preprocessor_config.json, which
-        transformers writes. Without them the defaults hold, with the patches of preprocessor_config.json. A limit
-        that `data` gives moves the checkpoint's opposite one where they would cross (pixels to a quarter or four
-        times of it). Raises CheckpointError, ConfigError.
+        Reads processor_config.json ("video_processor") or video_preprocessor_config.json, which transformers writes.
+        Without these files, uses the defaults, with the patch sizes of preprocessor_config.json. If one bound of `data`
+        crosses the checkpoint's opposite bound, the latter changes too: see `limits`. Raises CheckpointError,
+        ConfigError.
         """
         data = data or DataConfig.without_sources()
         usual = cls()
@@ -155,15 +155,15 @@ def _read_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def sample_frames(info: VideoInfo, spec: VideoSpec, key: str) -> tuple[int, ...]:
-    """Numbers of the frames to use: ascending, even in count (the last may be repeated).
+    """The numbers of the frames to use, ascending; an even count (the last may be repeated).
 
-    The video is cut into equal intervals and one frame taken of each. key: names the video in random picks,
-    which depend on it and spec.seed alone.
+    Takes one frame from each of several equal intervals. key: identifies the video; random frames depend on it and
+    spec.seed alone.
     """
     wanted = info.frames / (info.fps or spec.fps) * spec.fps
     wanted = min(max(wanted, spec.min_frames), spec.max_frames, info.frames)
     step = info.frames / wanted
-    # Rounded to float32 as the reference does, which decides where a product is a hair below a whole number.
+    # Rounded to float32 as in the reference: it matters if a product is slightly below a whole number.
     starts = (np.arange(math.ceil(info.frames / step)) * step).astype(np.float32).astype(np.int64)
     starts = starts[starts < info.frames]
     widths = np.append(starts[1:], info.frames) - starts
@@ -178,11 +178,11 @@ def sample_frames(info: VideoInfo, spec: VideoSpec, key: str) -> tuple[int, ...]
 
 
 def frames_between(start: float | None, end: float | None, total: int, fps: float) -> tuple[int, int]:
-    """(first, number) of the frames from second `start` to second `end`, of `total` frames at `fps` a second.
+    """(first, count) of the frames between `start` and `end` in seconds, of `total` frames at `fps` per second.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
-    # Products that are whole but for rounding are whole: 0.7 s of 10 frames a second is frame 7.
+    # Compensate rounding errors: 0.7 s at 10 frames per second is frame 7.
     first = 0 if start is None else math.ceil(round(start * fps, 6))
     last = total - 1 if end is None else min(math.floor(round(end * fps, 6)), total - 1)
     if first > last:
@@ -192,13 +192,13 @@ def frames_between(start: float | None, end: float | None, total: int, fps: floa
 
 
 def video_grid(info: VideoInfo, frames: tuple[int, ...], spec: VideoSpec) -> tuple[int, int, int]:
-    """Grid (T, h, w): frames, and patches of each. Raises ValueError as smart_resize does."""
+    """The grid of a video, (frames, h, w), in patches. Raises ValueError as `smart_resize`."""
     _, rows, columns = image_grid(info.height, info.width, spec)
     return len(frames), rows, columns
 
 
 def video_tokens(grid_thw: tuple[int, int, int], spec: VideoSpec) -> int:
-    """Placeholder tokens that a video of this grid takes in the text: a token spans two frames."""
+    """The number of placeholder tokens of a video with this grid. A token covers two frames."""
     t, h, w = grid_thw
     return t * h * w // (spec.merge_size**2 * _TEMPORAL)
 
@@ -211,11 +211,10 @@ def patchify_video(
     sample_id: str,
     times: tuple[float, ...] = (),
 ) -> Patches:
-    """Patches [T * h * w, patch_dim] uint8 of a video: frame after frame, each in patchify's order.
+    """The patches of a video, uint8 [T * h * w, patch_dim]: frame after frame, each in the order of `patchify`.
 
-    times: the second of each of `frames` where it does not follow from its number and the file's rate. Holds one frame
-    at a time beside the patches. Raises SampleError, also when the file is no longer the one that frames and grid_thw
-    were found from.
+    times: the time of each frame in seconds, unless its number and the file's frame rate determine it. Decodes one
+    frame at a time. Raises SampleError, also if the file has changed since frames and grid_thw were computed.
     """
     info = video_info(source, sample_id)
     try:
@@ -235,9 +234,9 @@ def patchify_video(
 
 
 def draw_timestamp(image: Image.Image, seconds: float) -> None:
-    """Writes "time: HH:MM:SS.ss" into the upper left corner of a frame, black with a white rim.
+    """Draw "time: HH:MM:SS.ss" in the upper left corner of a frame, black with a white outline.
 
-    As the reference does: on the frame as it is in the file, the letters a tenth of its shorter side.
+    As in the reference, this happens before resizing, and the text height is a tenth of the shorter side.
     """
     text = f"time: {int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}:{seconds % 60:05.02f}"
     size = max(1, int(0.1 * min(image.size)))

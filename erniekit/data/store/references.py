@@ -58,4 +58,4 @@ class ReferenceFile:
 
     def _failed(self, error: OSError) -> DataError:
         reason = error.strerror or str(error)
-        return DataError(f"{self.path}: cannot store the reference log-probabilities: {reason}")
+        return DataError(f"{self.path}: the reference log-probabilities cannot be written: {reason}")

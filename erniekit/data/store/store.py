@@ -136,7 +136,8 @@ class StoreWriter:
         reason = error.strerror or str(error)
         where = self.directory.parent
         return DataError(
-            f"{where}: cannot write the encoded samples: {reason}; set data.cache_dir to a directory with free space"
+            f"{where}: the encoded samples cannot be written: {reason}; "
+            "set data.cache_dir to a directory with free space"
         )
 
 

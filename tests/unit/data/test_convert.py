@@ -117,7 +117,7 @@ def test_wrong_samples_stop_or_are_skipped(tmp_path: Path) -> None:
 def test_what_cannot_be_converted(tmp_path: Path) -> None:
     source = write_json(tmp_path / "a.json", [qa("q")])
     (tmp_path / "same.json").symlink_to(source)
-    with pytest.raises(DataError, match="is one of the files to be converted"):
+    with pytest.raises(DataError, match="this is one of the input files"):
         convert([source], tmp_path / "same.json")
     with pytest.raises(DataError, match='cannot convert to format "alpaca"'):
         convert([source], tmp_path / "b.jsonl", to="alpaca")

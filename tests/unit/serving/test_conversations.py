@@ -64,7 +64,7 @@ def test_urls_only_where_they_are_allowed() -> None:
     image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     messages = [{"role": "user", "content": [image]}]
     assert _read(messages, access=PUBLIC_URLS).messages[0].parts == (ImagePart("https://example.com/a.png"),)
-    with pytest.raises(SampleError, match="nothing is fetched"):
+    with pytest.raises(SampleError, match="URLs are not fetched"):
         _read(messages)
 
 

@@ -72,8 +72,8 @@ def test_relative_entries_stay_relative(tree: Path, monkeypatch: pytest.MonkeyPa
         ("quite/elsewhere", r"No such file or directory$"),
         ("*.tsv", r"\*\.tsv: the pattern matches nothing"),
         ("b.json?x", r"the pattern matches nothing .*; there is .*b\.jsonl"),
-        ("images/*", r"images/\*: the pattern matches only things that are no data files"),
-        ("empty", r"empty: the directory holds no data files \(\.json, "),
+        ("images/*", r"images/\*: the pattern matches no data files"),
+        ("empty", r"empty: the directory has no data files \(\.json, "),
     ],
 )
 def test_what_means_no_file_is_named(tree: Path, entry: str, message: str) -> None:

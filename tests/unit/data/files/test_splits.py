@@ -102,7 +102,7 @@ def test_files_of_the_split_train_alone(tmp_path: Path) -> None:
 
 def test_a_directory_to_train_on_has_a_split_for_it(tmp_path: Path) -> None:
     make(tmp_path, "validation.jsonl", "test.jsonl")
-    with pytest.raises(DataError, match=r"no files of the split train \(.*name the files that are meant"):
+    with pytest.raises(DataError, match=r"no files of the split train \(.*list the files, or use a pattern"):
         names(tmp_path)
     assert names(tmp_path, "eval") == ["validation.jsonl"]
 
@@ -131,7 +131,8 @@ def test_what_is_no_data_is_named_and_not_read(tmp_path: Path) -> None:
     said: list[str] = []
     assert names(tmp_path, "train", said) == ["train.jsonl"]
     assert said == [
-        f"{tmp_path}: ignores what is no data file: README.md, dataset_dict.json, dataset_infos.json and 1 more"
+        f"{tmp_path}: ignores files that are not data files: "
+        "README.md, dataset_dict.json, dataset_infos.json and 1 more"
     ]
 
 

@@ -63,7 +63,7 @@ def test_ragged_rows_are_bad_lines(tmp_path: Path) -> None:
     found = rows(tmp_path / "a.csv", "query,response\nq\nq,a\nq,a,b\n")
     assert [type(item) for item in found] == [BadLine, Record, BadLine]
     errors = [str(item.error) for item in found if isinstance(item, BadLine)]
-    assert errors[0] == f"{tmp_path}/a.csv:2: the row has 1 cell, the first line names 2 columns"
+    assert errors[0] == f"{tmp_path}/a.csv:2: the row has 1 cell, but the first line has 2 columns"
     assert errors[1].startswith(f"{tmp_path}/a.csv:4: the row has 3 cells")
 
 

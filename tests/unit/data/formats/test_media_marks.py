@@ -60,7 +60,7 @@ def test_tags_that_stay_text_are_reported() -> None:
 
 
 def test_addresses_in_tags_need_leave() -> None:
-    with pytest.raises(SampleError, match=r"'<img>https://x/y</img>': nothing is fetched"):
+    with pytest.raises(SampleError, match=r"'<img>https://x/y</img>': URLs are not fetched"):
         asked("<img>https://x/y</img>")
 
 

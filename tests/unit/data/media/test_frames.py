@@ -132,7 +132,7 @@ def test_distant_frames_do_not_cost_those_between(monkeypatch: pytest.MonkeyPatc
 def test_a_header_that_counts_a_frame_too_many_is_forgiven() -> None:
     source = video(10)
     assert numbers(source, (8, 9, 10, 11)) == [8, 9, 9, 9]
-    with pytest.raises(SampleError, match="cut off: frame 13 is wanted, and it ends after 10") as caught:
+    with pytest.raises(SampleError, match="cut off: frame 13 is needed, but it ends after 10") as caught:
         numbers(source, (8, 12))
     assert caught.value.reason == "bad video"
 

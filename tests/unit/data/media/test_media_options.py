@@ -88,8 +88,8 @@ def test_frames_that_are_picked(
     [
         ({"start": 6.5}, "no frame from second 6.5: it is 6.00 seconds long"),
         ({"start": 1.01, "end": 1.09}, "no frame from second 1.01 to second 1.09"),
-        ({"fps": 1, "min_frames": 4, "max_frames": 4}, "both fps and a number of frames"),
-        ({"times": (1.0,)}, "timestamps are of frames given as images"),
+        ({"fps": 1, "min_frames": 4, "max_frames": 4}, "both fps and the number of frames"),
+        ({"times": (1.0,)}, "timestamps are only for frames given as images"),
         ({"max_pixels": 100}, r"max_pixels \(100\) must allow one token of 28x28"),
     ],
 )
