@@ -40,7 +40,7 @@ class DecoderLayer(nn.Layer):
     def forward(
         self, x: Tensor, rotation: Tensor, index: ModalityIndex, attend: Attend, loss_flags: RouterLossFlags
     ) -> tuple[Tensor, RouterOutput | None]:
-        """[T, hidden] -> [T, hidden], and what the router of a MoE layer did."""
+        """[T, hidden] -> [T, hidden], and the router output of a MoE layer."""
         attended = self.self_attn(self.input_layernorm(x), rotation, attend)
         x, normal = self.post_attention_layernorm.add(attended, x)
         if isinstance(self.mlp, MoeLayer):
@@ -57,8 +57,8 @@ class Decoder(nn.Layer):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.LayerList(DecoderLayer(config, i, dtype) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        # How its layers are run; what trains the model may replace it.
-        self.run: LayerRunner = DirectLayers()
+        # Training may replace it.
+        self.layer_runner: LayerRunner = DirectLayers()
 
     def forward(
         self,
@@ -72,7 +72,7 @@ class Decoder(nn.Layer):
         routers = {}
         for number, layer in enumerate(self.layers):
             flat = partial(_flat, layer, rotation=rotation, index=index, attend=attend, loss_flags=loss_flags)
-            x, *rest = self.run(number, flat, x)
+            x, *rest = self.layer_runner(number, flat, x)
             if rest:
                 routers[number] = _router_output(rest, loss_flags)
         return DecoderOutput(self.norm(x), routers)
@@ -87,7 +87,8 @@ def _flat(
     attend: Attend,
     loss_flags: RouterLossFlags,
 ) -> tuple[Tensor, ...]:
-    """A layer's output and, where it has a router, the counts and those sums that are there."""
+    """Run a layer for a `LayerRunner`, which takes tensors only: returns the output and, for a layer with a router, the
+    counts and the requested sums."""
     x, router = layer(x, rotation, index, attend, loss_flags)
     if router is None:
         return (x,)
@@ -95,7 +96,7 @@ def _flat(
 
 
 def _router_output(flat: list[Tensor], loss_flags: RouterLossFlags) -> RouterOutput:
-    """The way back. The sums of a router are those that `terms` ask for."""
+    """The inverse of `_flat`: the router output from the counts and the sums that `loss_flags` requests."""
     counts, *found = flat
     sums = iter(found)
     return RouterOutput(counts, RouterSums(*(next(sums) if wanted else None for wanted in loss_flags)))

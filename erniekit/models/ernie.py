@@ -92,7 +92,7 @@ class ErnieModel(nn.Layer):
             pixels = (pixels.astype("float32") / 255.0 - patches.mean) / patches.std
         hidden = self.vision_model(pixels.astype(self.dtype), patches.rotation, patches.attend)
         resampler, pairs = self.model.resampler_model, patches.frame_pairs
-        (features,) = self.vision_model.run(
+        (features,) = self.vision_model.layer_runner(
             len(self.vision_model.blocks), lambda x: (resampler(x, pairs),), hidden
         )
         return features

@@ -91,14 +91,14 @@ class VisionTower(nn.Layer):
         self.patch_embed = PatchEmbed(vision, dtype)
         self.blocks = nn.LayerList(VisionBlock(vision, dtype) for _ in range(vision.depth))
         self.ln = LayerNorm(vision.hidden_size, VISION_NORM_EPS, dtype)
-        # How its blocks, and after them the resampler, are run; what trains the model may replace it.
-        self.run: LayerRunner = DirectLayers()
+        # Runs the blocks, and after them the resampler. Training may replace it.
+        self.layer_runner: LayerRunner = DirectLayers()
 
     def forward(self, pixels: Tensor, rotation: VisionRotation, attend: Attend) -> Tensor:
         """Normalised patches [P, patch_dim] -> [P, width], with `vision_rotation` and `attention` of the media."""
         x = self.patch_embed(pixels)
         for number, block in enumerate(self.blocks):
-            (x,) = self.run(number, partial(_block, block, rotation, attend), x)
+            (x,) = self.layer_runner(number, partial(_block, block, rotation, attend), x)
         return self.ln(x)
 
     def attention(self, grid_thw: np.ndarray, upload: Upload = paddle.to_tensor) -> DocumentAttention:

@@ -170,7 +170,7 @@ def load_sharded(
     with mesh.long_operation("loading the model"):
         if shard == "parameters":
             model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes, quantizer)
-            model.model.run = CheckpointedLayers(fully_sharded)
+            model.model.layer_runner = CheckpointedLayers(fully_sharded)
         else:
             experts = mesh.expert
             model = load_model(

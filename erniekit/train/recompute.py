@@ -57,11 +57,11 @@ class BackwardPlan:
 
     def apply(self, model: ErnieModel, hooks: LayerHooks | None = None) -> None:
         """Run the layers of a model by this plan. hooks: around the layers of the decoder; None for one process."""
-        model.model.run = CheckpointedLayers(
+        model.model.layer_runner = CheckpointedLayers(
             hooks, recompute=self.recomputed_layers, lowest=self.layers.start
         )
         if model.config.vision is not None:
-            model.vision_model.run = CheckpointedLayers(
+            model.vision_model.layer_runner = CheckpointedLayers(
                 recompute=self.recomputed_vision, lowest=self.vision.start
             )
 

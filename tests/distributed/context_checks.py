@@ -99,9 +99,9 @@ def row_checks(world: int) -> dict[str, Any]:
             _check(mesh, model, sft, row, f"{name}, {kv_heads} heads of keys")
             checks += 1
             if kv_heads == 1:
-                model.model.run = CheckpointedLayers(recompute=range(9))
+                model.model.layer_runner = CheckpointedLayers(recompute=range(9))
                 _check(mesh, model, sft, row, f"{name}, recomputed")
-                model.model.run = DirectLayers()
+                model.model.layer_runner = DirectLayers()
         preference = PreferenceSettings(beta=0.3)
         reference = lambda row: paddle.linspace(-9, -3, 2 * len(row.batch.branches))  # noqa: E731
         dpo = DpoObjective(model, preference, reference, 4, sft_weight=0.5, router_weights=WEIGHTS)

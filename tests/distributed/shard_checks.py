@@ -117,7 +117,7 @@ def stored_checks(world: int, directory: str) -> dict[str, Any]:
     trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
     reducer = ZeroReducer(mesh, trained, "parameters", fully_sharded)
     optimizer = AdamW(reducer.parameters, shapes=reducer.shapes)
-    model.model.run = CheckpointedLayers(reducer.hooks, recompute=range(9))
+    model.model.layer_runner = CheckpointedLayers(reducer.hooks, recompute=range(9))
     seen: list[weakref.ref[Any]] = []
     most: list[int] = []
     start_all_gather = FlatShard.start_all_gather

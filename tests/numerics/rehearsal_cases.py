@@ -140,8 +140,8 @@ def model_of(
             parameter.set_value(values)
     model.train()
     if recompute:
-        model.model.run = CheckpointedLayers(recompute=range(9))
-        model.vision_model.run = CheckpointedLayers(recompute=range(9))
+        model.model.layer_runner = CheckpointedLayers(recompute=range(9))
+        model.vision_model.layer_runner = CheckpointedLayers(recompute=range(9))
     return model
 
 

@@ -75,7 +75,7 @@ def test_recompute_changes_nothing(tmp_path: Path) -> None:
     row = _pack([_row(hf.text_inputs(9)), _row(hf.vision_inputs("image", seed=1))])
     gradients = []
     for recompute in (False, True):
-        model.model.run = CheckpointedLayers(recompute=range(9)) if recompute else DirectLayers()
+        model.model.layer_runner = CheckpointedLayers(recompute=range(9)) if recompute else DirectLayers()
         model.clear_gradients()
         model(row).hidden.square().sum().backward()
         gradients.append(

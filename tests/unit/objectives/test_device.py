@@ -79,7 +79,7 @@ def test_a_row_is_computed_without_waiting(monkeypatch: pytest.MonkeyPatch, row:
     if kind == "LoRA":
         apply_lora(model, rank=2, alpha=4.0, dropout=0.1, targets=ALL_LINEAR, seed=1)
     if kind == "recomputed":
-        model.model.run = model.vision_model.run = CheckpointedLayers(recompute=range(9))
+        model.model.layer_runner = model.vision_model.layer_runner = CheckpointedLayers(recompute=range(9))
     objective = SftObjective(model, chunk_tokens=4, router_weights=WEIGHTS)
     uploaded = objective.upload(ROWS[row])
     with no_waiting(monkeypatch):

@@ -33,7 +33,7 @@ def test_forms_of_a_gpu(form: str, method: str) -> None:
     if method == "lora":
         apply_lora(model, rank=2, alpha=4, dropout=0, targets=["q_proj", "*experts*"], seed=0)
     else:
-        model.model.run = CheckpointedLayers(recompute=range(model.config.num_hidden_layers))
+        model.model.layer_runner = CheckpointedLayers(recompute=range(model.config.num_hidden_layers))
     loss, expected = _gradients(model)
     with use_forms(**{kernel: form for kernel, names in FORMS.items() if form in names}):
         found_loss, found = _gradients(model)

@@ -127,7 +127,7 @@ def test_recompute_changes_no_gradient(weights: RouterWeights) -> None:
     model = make_model()
     objective = SftObjective(model, router_weights=weights)
     kept = run(objective, [ROW])
-    model.model.run = CheckpointedLayers(recompute=range(9))
+    model.model.layer_runner = CheckpointedLayers(recompute=range(9))
     again = run(objective, [ROW])
     assert again[:2] == kept[:2]
     assert_all_close(again[2], kept[2])

@@ -24,5 +24,5 @@ def test_gradients_of_several_rows_are_summed_layer_by_layer(tmp_path: Path, row
     prepared = PreparedModel(model, trained, names, backward_plan(model.config, names))
     optimizer = build_optimizer(config(tmp_path, f"train.rows_per_step={rows}"), prepared)
     assert isinstance(optimizer, AdamW)
-    hooks = getattr(model.model.run, "hooks", None)
+    hooks = getattr(model.model.layer_runner, "hooks", None)
     assert isinstance(hooks, BackwardHook) == (rows > 1)

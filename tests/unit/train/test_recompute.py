@@ -103,7 +103,7 @@ def test_frozen_layers_below_run_without_a_graph(count: int) -> None:
         has_graph[number] = not outputs[0].stop_gradient
         return outputs
 
-    inner, model.model.run = model.model.run, watched
+    inner, model.model.layer_runner = model.model.layer_runner, watched
     gradients(model)
     assert has_graph == {0: False, 1: False, 2: True, 3: True}
 
