@@ -16,10 +16,9 @@ from erniekit.models.decoder import DecoderOutput
 from erniekit.models.ernie import ErnieModel
 from erniekit.moe.router import NO_ROUTER_LOSSES, RouterLossFlags
 from erniekit.objectives.device_batch import DeviceBatch, answer_tokens, upload_batch
-from erniekit.objectives.pairs import PER, RowPairs
+from erniekit.objectives.pairs import METRIC_DIVISORS, RowPairs
 from erniekit.objectives.preference import PairLogps, PreferenceSettings, preference_loss
-from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
-from erniekit.objectives.sft import NO_ROUTER_LOSS
+from erniekit.objectives.routing import NO_ROUTER_WEIGHTS, RouterWeights, RowRouting, add_router_losses
 from erniekit.objectives.totals import StepTotals, count_pairs
 from erniekit.upload import Upload
 
@@ -88,7 +87,7 @@ class DpoObjective:
         chunk_tokens: int = 1024,
         *,
         sft_weight: float = 0.0,
-        router_weights: RouterWeights = NO_ROUTER_LOSS,
+        router_weights: RouterWeights = NO_ROUTER_WEIGHTS,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -102,7 +101,10 @@ class DpoObjective:
         return upload_pairs(self.model, batch, upload)
 
     def __call__(self, batch: PackedBatch | DeviceBatch, totals: StepTotals | None = None) -> DpoOutput:
-        """`totals` of the step of the row. None (evaluation): the row is its own step, without router losses."""
+        """Compute the loss of a row.
+
+        totals: of the row's step; None in evaluation, where the row counts as a step, without router losses.
+        """
         if isinstance(batch, PackedBatch):
             batch = self.upload(batch)
         loss_flags = NO_ROUTER_LOSSES if totals is None else self.router_weights.loss_flags
@@ -114,58 +116,57 @@ class DpoObjective:
         if totals is not None:
             step_pairs, step_chosen = totals.pairs, totals.chosen_tokens
         if pairs:
-            summed = _pair_logps(logps, reference)
-            used = self._used(summed, batch.answer_tokens)
-            losses = preference_loss(used, self.settings)
+            sums = _pair_logps(logps, reference)
+            inputs = self._loss_inputs(sums, batch.answer_tokens)
+            losses = preference_loss(inputs, self.settings)
             total = losses.sum() / step_pairs
             if self.sft_weight:
-                total = total - self.sft_weight * summed.chosen.sum() / step_chosen
-            figures = self._figures(losses, used, summed)
+                total = total - self.sft_weight * sums.chosen.sum() / step_chosen
+            metrics = self._metric_sums(losses, inputs, sums)
         else:
             total = logps.sum()
-            figures = {name: paddle.zeros([], "float32") for name in self._names}
+            metrics = {name: paddle.zeros([], "float32") for name in self._metric_names}
         counted = self.model.sharding.counts
         loss_sum = total.detach() * step_pairs * float(counted)
         routing = None
-        if totals is not None and output.routers:
-            sums = stack_sums(output.routers)
-            added = router_loss(sums, self.router_weights, totals)
-            total = total if added is None else total + added
-            routing = row_routing(self.model, output.routers, sums)
+        if totals is not None:
+            total, routing = add_router_losses(total, self.model, output.routers, self.router_weights, totals)
         counts = {"pairs": pairs, "chosen_tokens": chosen_tokens, "answer_tokens": num_tokens}
-        row = RowPairs(figures, counts)
-        return DpoOutput(total, loss_sum, num_tokens, routing, row if counted else row.nothing())
+        row = RowPairs(metrics, counts)
+        return DpoOutput(total, loss_sum, num_tokens, routing, row if counted else row.zeros())
 
-    def _used(self, summed: PairLogps, tokens: Tensor) -> PairLogps:
-        """The log-probabilities that the loss takes: sums over tokens, or means. `tokens` [D, 2]."""
+    def _loss_inputs(self, sums: PairLogps, tokens: Tensor) -> PairLogps:
+        """The log-probabilities that the loss takes: sums over tokens, or means. tokens: float32 [D, 2]."""
         if not (self.settings.length_normalize or self.settings.loss in PER_TOKEN):
-            return summed
-        return summed.per_token(tokens[:, 0], tokens[:, 1])
+            return sums
+        return sums.per_token(tokens[:, 0], tokens[:, 1])
 
     @property
-    def _names(self) -> list[str]:
-        return [name for name in PER if self.reference is not None or name != "logps/kl"]
+    def _metric_names(self) -> list[str]:
+        return [name for name in METRIC_DIVISORS if self.reference is not None or name != "logps/kl"]
 
     @paddle.no_grad()
-    def _figures(self, losses: Tensor, used: PairLogps, summed: PairLogps) -> dict[str, Tensor]:
-        chosen, rejected = (self.settings.beta * ratio for ratio in used.ratios)
-        figures = {
+    def _metric_sums(self, losses: Tensor, inputs: PairLogps, sums: PairLogps) -> dict[str, Tensor]:
+        """Sums over the pairs of a row, by the names of METRIC_DIVISORS. inputs, sums: see `_loss_inputs`."""
+        chosen, rejected = (self.settings.beta * ratio for ratio in inputs.ratios)
+        values = {
             "loss/preference": losses,
-            "loss/sft": -summed.chosen,
+            "loss/sft": -sums.chosen,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/margin": chosen - rejected,
             "rewards/accuracy": (chosen > rejected).astype("float32"),
-            "logps/chosen": summed.chosen,
-            "logps/rejected": summed.rejected,
-            "logps/kl": sum(summed.ratios),
+            "logps/chosen": sums.chosen,
+            "logps/rejected": sums.rejected,
+            "logps/kl": sum(sums.ratios),
         }
-        return {name: figures[name].sum() for name in self._names}
+        return {name: values[name].sum() for name in self._metric_names}
 
 
 def _pair_logps(logps: Tensor, reference: Tensor | None) -> PairLogps:
+    """Split the log-probabilities of policy and reference model, float32 [2 D] (chosen, rejected, chosen, ...)."""
     policy = logps.reshape([-1, 2])
     if reference is None:
         return PairLogps(policy[:, 0], policy[:, 1])
-    frozen = reference.reshape([-1, 2])
-    return PairLogps(policy[:, 0], policy[:, 1], frozen[:, 0], frozen[:, 1])
+    reference = reference.reshape([-1, 2])
+    return PairLogps(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1])

@@ -9,8 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-# The count that divides each sum to give a mean.
-PER = {
+METRIC_DIVISORS = {
     "loss/preference": "pairs",
     "loss/sft": "chosen_tokens",
     "rewards/chosen": "pairs",
@@ -21,25 +20,29 @@ PER = {
     "logps/rejected": "pairs",
     "logps/kl": "answer_tokens",
 }
+"""The metrics of pairs: the count by which each sum is divided for a mean."""
 
 
 @dataclass(frozen=True)
 class RowPairs:
-    """Sums over the pairs of one row, float32 scalars on the device under the names of PER, and their counts."""
+    """Sums of metrics over the pairs of one row.
 
-    figures: Mapping[str, Tensor]
+    metrics: float32 scalars on the device, by the names of METRIC_DIVISORS; counts: the divisors of the row.
+    """
+
+    metrics: Mapping[str, Tensor]
     counts: Mapping[str, int]
 
-    def nothing(self) -> RowPairs:
+    def zeros(self) -> RowPairs:
         """The same names with zeros, for a row that another process counts."""
-        figures = {name: paddle.zeros_like(value) for name, value in self.figures.items()}
-        return RowPairs(figures, dict.fromkeys(self.counts, 0))
+        metrics = {name: paddle.zeros_like(value) for name, value in self.metrics.items()}
+        return RowPairs(metrics, dict.fromkeys(self.counts, 0))
 
     def sums(self) -> dict[str, float]:
-        """`figures` and `counts` under the same names for every row. Synchronises with the device."""
-        values = paddle.stack(list(self.figures.values())).numpy().astype(np.float64).tolist()
+        """`metrics` and `counts` on the host, with the same names for every row. Synchronises with the device."""
+        values = paddle.stack(list(self.metrics.values())).numpy().astype(np.float64).tolist()
         counts = {name: float(count) for name, count in self.counts.items()}
-        return dict(zip(self.figures, values, strict=True)) | counts
+        return dict(zip(self.metrics, values, strict=True)) | counts
 
 
 def pair_means(sums: Mapping[str, float]) -> dict[str, float]:
@@ -50,4 +53,6 @@ def pair_means(sums: Mapping[str, float]) -> dict[str, float]:
     reward. `logps` are summed over an answer. `logps/kl` is the mean log-ratio per token of both answers: an estimate
     of the KL divergence from the reference model, exact only for answers sampled from the policy.
     """
-    return {name: sums[name] / sums[per] for name, per in PER.items() if name in sums and sums[per]}
+    return {
+        name: sums[name] / sums[per] for name, per in METRIC_DIVISORS.items() if name in sums and sums[per]
+    }

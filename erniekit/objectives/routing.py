@@ -23,8 +23,11 @@ class RouterWeights:
 
     @property
     def loss_flags(self) -> RouterLossFlags:
-        """What routers compute in training: losses with a weight, and the entropy for the log."""
+        """The sums that routers compute in training: of losses with a weight, and of the entropy for the log."""
         return RouterLossFlags(balance=self.balance != 0, z=self.z != 0, entropy=True)
+
+
+NO_ROUTER_WEIGHTS = RouterWeights()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,22 @@ class RowRouting:
                 yield f"layer_{layer}/{MODALITIES[modality]}", (row, modality)
 
 
-def stack_sums(routers: Mapping[int, RouterOutput]) -> RouterSums:
+def add_router_losses(
+    total: Tensor,
+    model: ErnieModel,
+    routers: Mapping[int, RouterOutput],
+    weights: RouterWeights,
+    totals: StepTotals,
+) -> tuple[Tensor, RowRouting | None]:
+    """Add the router losses of a row to its loss `total`. Also returns the routing statistics; None without routers."""
+    if not routers:
+        return total, None
+    sums = _stack_sums(routers)
+    loss = router_loss(sums, weights, totals)
+    return total if loss is None else total + loss, _row_routing(model, routers, sums)
+
+
+def _stack_sums(routers: Mapping[int, RouterOutput]) -> RouterSums:
     """The sums of all layers (at least one) as [layers, modalities]."""
     columns = zip(*(output.sums for output in routers.values()), strict=True)
     return RouterSums(*(None if column[0] is None else paddle.stack(column) for column in columns))
@@ -91,7 +109,7 @@ def router_loss(sums: RouterSums, weights: RouterWeights, totals: StepTotals) ->
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def row_routing(model: ErnieModel, routers: Mapping[int, RouterOutput], sums: RouterSums) -> RowRouting:
+def _row_routing(model: ErnieModel, routers: Mapping[int, RouterOutput], sums: RouterSums) -> RowRouting:
     """Routing statistics of a row from the router outputs of each layer and their stacked sums."""
     moe = model.config.moe
     assert moe is not None, "routers come from layers with experts"

@@ -14,11 +14,9 @@ from erniekit.models.ernie import ErnieModel
 from erniekit.moe.router import NO_ROUTER_LOSSES
 from erniekit.objectives.device_batch import DeviceBatch, upload_batch
 from erniekit.objectives.pairs import RowPairs
-from erniekit.objectives.routing import RouterWeights, RowRouting, router_loss, row_routing, stack_sums
+from erniekit.objectives.routing import NO_ROUTER_WEIGHTS, RouterWeights, RowRouting, add_router_losses
 from erniekit.objectives.totals import StepTotals
 from erniekit.upload import Upload
-
-NO_ROUTER_LOSS = RouterWeights()
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class SftOutput:
 class SftObjective:
     """The language-model loss of a packed row, over its loss tokens.
 
-    `normalization` is the divisor of the loss whose gradients are taken. tokens: the loss tokens of the step;
-    token_balanced: the positions of full rows, so that a token has the same weight in every step.
+    normalization: the divisor of `total`. "tokens": the loss tokens of the step; "token_balanced": the positions of
+    full rows, so that a token has the same weight in every step.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class SftObjective:
         chunk_tokens: int = 1024,
         *,
         normalization: Normalization = "tokens",
-        router_weights: RouterWeights = NO_ROUTER_LOSS,
+        router_weights: RouterWeights = NO_ROUTER_WEIGHTS,
     ) -> None:
         self.model = model
         self.chunk_tokens = chunk_tokens
@@ -62,9 +60,9 @@ class SftObjective:
         return upload_batch(self.model, batch, upload=upload)
 
     def __call__(self, batch: PackedBatch | DeviceBatch, totals: StepTotals | None = None) -> SftOutput:
-        """The head runs over loss tokens only, `chunk_tokens` at a time.
+        """Compute the loss of a row. The head runs over loss tokens only, `chunk_tokens` at a time.
 
-        `totals` of the step of the row. None (evaluation): `total` is `loss_sum`, without router losses.
+        totals: of the row's step; None in evaluation, where `total` is `loss_sum`, without router losses.
         """
         if isinstance(batch, PackedBatch):
             batch = self.upload(batch)
@@ -78,13 +76,9 @@ class SftObjective:
         )
         if totals is None:
             return SftOutput(loss, loss, len(labels), None)
-        total = loss / divisor
-        routing = None
-        if output.routers:
-            sums = stack_sums(output.routers)
-            added = router_loss(sums, self.router_weights, totals)
-            total = total if added is None else total + added
-            routing = row_routing(self.model, output.routers, sums)
+        total, routing = add_router_losses(
+            loss / divisor, self.model, output.routers, self.router_weights, totals
+        )
         return SftOutput(total, loss.detach(), len(labels), routing)
 
     def _divisor(self, totals: StepTotals | None) -> int:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 
 from erniekit.config.choices import PAIR_METRICS
-from erniekit.objectives.pairs import PER
+from erniekit.objectives.pairs import METRIC_DIVISORS
 from erniekit.train.console import Console
 from erniekit.train.metrics import StepMetrics
 from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.trainer import Hook, Trainer
 
 # Of preference pairs the console shows accuracy and margin.
-_LOGGED_ONLY = {f"eval/{name}" for name in PER} - set(PAIR_METRICS)
+_LOGGED_ONLY = {f"eval/{name}" for name in METRIC_DIVISORS} - set(PAIR_METRICS)
 
 
 class EvaluationHook(Hook):

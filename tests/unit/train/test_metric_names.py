@@ -1,14 +1,14 @@
 """The glossary of metrics covers what is logged, and the page is made from it."""
 
 from erniekit.config.choices import BEST_METRICS, METRICS
-from erniekit.objectives.pairs import PER
+from erniekit.objectives.pairs import METRIC_DIVISORS
 from erniekit.train.metric_names import GROUPS, describe_metric, find_metric
 from erniekit.train.metrics_writer import memory
 from tools.docs import metrics
 
 
 def test_names_are_found_by_their_patterns() -> None:
-    for name in (*BEST_METRICS, *PER, *(f"eval/{name}" for name in METRICS), *memory()):
+    for name in (*BEST_METRICS, *METRIC_DIVISORS, *(f"eval/{name}" for name in METRICS), *memory()):
         assert find_metric(name) is not None, name
     for name in ("expert_load/text/max", "router/entropy/layer_12/vision", "expert_share/layer_1/text"):
         assert find_metric(name) is not None, name

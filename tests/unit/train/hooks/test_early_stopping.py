@@ -7,7 +7,7 @@ import math
 import pytest
 
 from erniekit.config.choices import ANSWER_METRICS, EVAL_LOSS, PAIR_METRICS
-from erniekit.objectives.pairs import PER
+from erniekit.objectives.pairs import METRIC_DIVISORS
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.progress import BestTracker
 from tests.unit.train.test_trainer import Plain, make, run
@@ -64,7 +64,7 @@ def test_it_goes_through_a_checkpoint_and_is_described() -> None:
 
 
 def test_the_names_of_the_configuration_are_those_of_what_is_computed() -> None:
-    assert {name.removeprefix("eval/") for name in PAIR_METRICS} <= set(PER)
+    assert {name.removeprefix("eval/") for name in PAIR_METRICS} <= set(METRIC_DIVISORS)
 
 
 def test_training_ends_with_a_log_line_and_the_best_step_is_saved() -> None:
