@@ -36,28 +36,28 @@ _MAX_EMPTY_STEPS = 1000
 
 
 class RowSource(Protocol):
-    """Where rows come from: `erniekit.data.load.loader.RowLoader`."""
+    """The source of the rows: `erniekit.data.load.loader.RowLoader`."""
 
     @property
     def is_over(self) -> bool:
-        """Whether all rows of all epochs are drawn; never where the run has a number of steps instead of epochs."""
+        """Whether all rows of all epochs are drawn; always False if the run has a number of steps instead of epochs."""
 
     def next_row(self) -> PackedBatch:
-        """The next row; a new epoch begins by itself. Raises DataError."""
+        """The next row; starts a new epoch after the last row. Raises DataError."""
 
     def prefetch(self) -> None:
-        """Read the next row ahead of `next_row`, which returns it or raises what went wrong."""
+        """Read the next row ahead of time. `next_row` then returns it, or raises the error."""
 
 
 class Hook:
-    """Something that happens around the steps of training. Each method does nothing by default.
+    """Actions around the steps of training. Each method does nothing by default.
 
     The trainer calls its hooks in the order of its list, which `erniekit.train.build.build_hooks` states. All
     processes of a run have the same hooks, except for those that call no collectives.
     """
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Before the first step, also where no step is left."""
+        """Before the first step, also if no step is left."""
 
     def on_step_start(self, trainer: Trainer) -> None:
         """Before the rows of a step are drawn."""
@@ -97,8 +97,7 @@ class Hook:
 class TrainerSettings:
     """Sizes of a run.
 
-    Training also ends with the last row of the last epoch where the rows have one; the last step takes the rows that
-    are left.
+    Training also ends with the last row of the last epoch (`RowSource.is_over`); the last step has the remaining rows.
     """
 
     total_steps: int
@@ -113,8 +112,8 @@ class Trainer:
     """Trains a model, and calls hooks around the steps.
 
     dist: the processes of the run; reducer: reduces their gradients; skipped_samples: counts the samples that any of
-    them could not use. All three are None for one process. count_flops: FLOPs of training on a row, None where nobody
-    asks. nonfinite: decides about steps with a loss or gradient that is not finite.
+    them has skipped. All three are None for one process. count_flops: FLOPs of training on a row; None: not counted.
+    nonfinite: decides about steps with a loss or gradient that is not finite.
 
     progress: where training starts, updated by every step. is_interrupted: all processes stop after the current step.
     stop_reason: why training ends early; set by a hook.
@@ -170,7 +169,7 @@ class Trainer:
     def train_step(self) -> StepMetrics:
         """One optimizer step. Losses are divided by the totals of all rows of the step, see `StepTotals`.
 
-        Raises ErnieKitError where a loss or a gradient is not finite and `nonfinite` stops: before the update.
+        Raises the ErnieKitError of `nonfinite` before the update, if a loss or a gradient is not finite.
         """
         start = time.perf_counter()
         batches, num_rows, totals = self._next_batches()
@@ -179,27 +178,13 @@ class Trainer:
         with naming_rows(self.progress.step + 1, batches):
             results = self._forward_backward(batches, totals)
         data_seconds += self._prefetch()
-        # The host waits for the device here for the first time in the step, and reads all figures of the rows.
-        losses = [float(result.loss_sum.item()) for result in results]
-        routings = [result.routing for result in results if result.routing is not None]
-        pairs = [result.pairs for result in results if result.pairs is not None]
-        expert_counts = self._all_reduce(_sum_by_name(routing.expert_counts() for routing in routings))
-        is_finite = all(map(math.isfinite, losses))
-        sums = {"loss": math.fsum(losses) if is_finite else math.nan, "flops": self._flops(batches)}
-        sums |= _sum_by_name(routing.router_sums() for routing in routings)
-        sums = {name: float(value) for name, value in self._all_reduce(sums).items()}
-        pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
+        sums = self._reduce_metrics(results, batches)
+        norm, router_losses = self._reduce_gradients()
 
-        if self.reducer is not None:
-            self.reducer.reduce()
-        router_losses: dict[str, float] = {}
-        for hook in self.hooks:
-            router_losses |= hook.before_optimizer_step(self.optimizer)
-        norm = gradient_norm(self.optimizer.gradients()) if self.reducer is None else self.reducer.norm()
-        numbers = StepNumbers(self.progress.step + 1, batches, losses, sums["loss"], norm)
+        numbers = StepNumbers(self.progress.step + 1, batches, sums.row_losses, sums.loss, norm)
         is_applied = self.nonfinite.accepts(numbers, self.optimizer, self.progress.skipped_in_row)
         if is_applied:
-            router_losses |= self._update(norm, expert_counts)
+            router_losses |= self._update(norm, sums.expert_counts)
         else:
             self.optimizer.clear_gradients()
 
@@ -211,22 +196,55 @@ class Trainer:
         self.progress.skipped_steps += not is_applied
         self.progress.skipped_in_row = 0 if is_applied else self.progress.skipped_in_row + 1
         return StepMetrics(
-            loss_sum=sums.pop("loss"),
+            loss_sum=sums.loss,
             loss_tokens=totals.loss_tokens,
             tokens=num_tokens,
-            flops=sums.pop("flops"),
+            flops=sums.flops,
             positions=num_rows * self.settings.max_length,
             gradient_norm=norm,
             seconds=time.perf_counter() - start,
             data_seconds=data_seconds,
             modality_tokens=dict(zip(MODALITIES, totals.modality_tokens, strict=True)),
+            expert_counts=sums.expert_counts,
+            router_sums=sums.router_sums,
+            router_losses=router_losses,
+            pair_sums=sums.pair_sums,
+            is_skipped=not is_applied,
+            rows=_row_losses(batches, sums.row_losses),
+        )
+
+    def _reduce_metrics(self, results: Sequence[_RowResult], batches: Sequence[PackedBatch]) -> _StepSums:
+        """Read the metrics of the rows, and sum them over all processes.
+
+        Here the host waits for the device for the first time in the step.
+        """
+        losses = [float(result.loss_sum.item()) for result in results]
+        routings = [result.routing for result in results if result.routing is not None]
+        pairs = [result.pairs for result in results if result.pairs is not None]
+        expert_counts = self._all_reduce(_sum_by_name(routing.expert_counts() for routing in routings))
+        is_finite = all(map(math.isfinite, losses))
+        own = {"loss": math.fsum(losses) if is_finite else math.nan, "flops": self._flops(batches)}
+        own |= _sum_by_name(routing.router_sums() for routing in routings)
+        sums = {name: float(value) for name, value in self._all_reduce(own).items()}
+        pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
+        return _StepSums(
+            row_losses=losses,
+            loss=sums.pop("loss"),
+            flops=sums.pop("flops"),
             expert_counts=expert_counts,
             router_sums=sums,
-            router_losses=router_losses,
             pair_sums={name: float(value) for name, value in pair_sums.items()},
-            is_skipped=not is_applied,
-            rows=_row_losses(batches, losses),
         )
+
+    def _reduce_gradients(self) -> tuple[float, dict[str, float]]:
+        """Finish the reduction of the gradients. Returns their norm before clipping, and the losses that hooks add."""
+        if self.reducer is not None:
+            self.reducer.reduce()
+        losses: dict[str, float] = {}
+        for hook in self.hooks:
+            losses |= hook.before_optimizer_step(self.optimizer)
+        norm = gradient_norm(self.optimizer.gradients()) if self.reducer is None else self.reducer.norm()
+        return norm, losses
 
     def _update(self, norm: float, expert_counts: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Clip the gradients and apply them. Returns the losses that hooks add."""
@@ -248,7 +266,7 @@ class Trainer:
     def _next_batches(self) -> tuple[list[PackedBatch], int, StepTotals]:
         """The rows of this process in the next step, the number of rows of all processes, and the step's totals.
 
-        A step in which no process has a trained token is passed over.
+        Skips steps in which no process has a trained token.
         """
         for _ in range(_MAX_EMPTY_STEPS):
             batches = self._draw_rows()
@@ -265,7 +283,7 @@ class Trainer:
         return batches
 
     def _prefetch(self) -> float:
-        """Read the first row of the next step while the device computes; returns the seconds that took."""
+        """Read the first row of the next step while the device computes. Returns the time in seconds."""
         start = time.perf_counter()
         if self.progress.step + 1 < self.settings.total_steps and not self.rows.is_over:
             self.rows.prefetch()
@@ -274,8 +292,7 @@ class Trainer:
     def _count(self, batches: Sequence[PackedBatch]) -> tuple[int, StepTotals]:
         """The number of rows of the step and their totals over all processes.
 
-        The same all-reduce carries interrupts and skipped samples: all processes stop after the step in which each
-        of them knows that one was interrupted.
+        The same all-reduce exchanges interrupts and skipped samples, so that all processes stop after the same step.
         """
         is_requested = self._guard is not None and self._guard.requested is not None
         counted = self._counted(batches)
@@ -295,7 +312,7 @@ class Trainer:
         return num_rows, StepTotals(loss_tokens, positions, (text, vision), *reduced["pairs"].tolist())
 
     def _counted(self, batches: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
-        """The rows that this process counts: one of the processes that share a row counts it."""
+        """The rows that this process counts; a row that several processes share is counted by one of them."""
         return batches if self.dist is None or self.dist.counts else []
 
     def _flops(self, batches: Sequence[PackedBatch]) -> float:
@@ -304,8 +321,7 @@ class Trainer:
         return sum(self.count_flops(batch) for batch in self._counted(batches) if not is_filler(batch))
 
     def _forward_backward(self, batches: Sequence[PackedBatch], totals: StepTotals) -> list[_RowResult]:
-        """Losses and gradients of the rows of this process. On a GPU the device computes behind the host, which uploads
-        the next row meanwhile."""
+        """Losses and gradients of the rows of this process. The host uploads the next row while a GPU computes."""
         rank, part = (self.dist.rank, self.dist.part) if self.dist is not None else (0, 0)
         upload = AsyncUpload()
         results: list[_RowResult] = []
@@ -340,6 +356,17 @@ class Trainer:
             name: piece.reshape(array.shape)
             for name, piece, array in zip(values, pieces, arrays, strict=True)
         }
+
+
+class _StepSums(NamedTuple):
+    """Metrics of a step: row_losses of the rows of this process, all others over all processes."""
+
+    row_losses: list[float]
+    loss: float
+    flops: float
+    expert_counts: dict[str, np.ndarray]
+    router_sums: dict[str, float]
+    pair_sums: dict[str, float]
 
 
 class _RowResult(NamedTuple):
