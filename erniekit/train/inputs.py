@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from erniekit.config import Config, DataConfig, SourceConfig
 from erniekit.data.encode.encoder import Encoder, run_encoder
@@ -42,32 +41,55 @@ from erniekit.train.describe import describe_data, describe_skipped
 from erniekit.train.plan import largest_row
 
 Log = Callable[[str], None]
-# Where another process finds a source: the directory and the id of its encoded samples ("store", "id"), or the streamed
-# files and their digest ("files", "digest"). "name": the name of the source in errors.
-SourceLocation = dict[str, Any]
-SourceLocations = dict[Use, list[SourceLocation]]
+
+
+class StoredSource(TypedDict):
+    """JSON with which another process opens an encoded source. name: of the source, for errors."""
+
+    name: str
+    store: str
+    id: str
+
+
+class StreamedSource(TypedDict):
+    """JSON with which another process reads a streamed source. digest: see `files_digest`."""
+
+    name: str
+    files: list[str]
+    digest: str
+
+
+class Sources(TypedDict):
+    """The sources of a run, after their data was downloaded and encoded. Eval data is never streamed."""
+
+    stored: list[StoredSource]
+    streamed: list[StreamedSource]
+    eval: list[StoredSource]
+
+
 _PROGRESS_SECONDS = 5.0
 _NAMES: dict[Use, str] = {"train": "training data", "eval": "eval data"}
 
 
 class DataProcesses(Protocol):
-    """The processes of a run, which read its data together: `erniekit.distributed.context.DistributedContext`."""
+    """The processes of a run, which share its data: `erniekit.distributed.context.DistributedContext`."""
 
     rank: int
     size: int
 
     def make_once(
-        self, what: str, make: Callable[[], SourceLocations], is_here: Callable[[SourceLocations], bool]
-    ) -> SourceLocations:
-        pass
+        self, what: str, make: Callable[[], Sources], is_here: Callable[[Sources], bool]
+    ) -> Sources:
+        """Call `make` once for each shared disk, and return its result in every process."""
+        ...
 
 
 class _OneProcess:
     rank, size = 0, 1
 
     def make_once(
-        self, what: str, make: Callable[[], SourceLocations], is_here: Callable[[SourceLocations], bool]
-    ) -> SourceLocations:
+        self, what: str, make: Callable[[], Sources], is_here: Callable[[Sources], bool]
+    ) -> Sources:
         return make()
 
 
@@ -94,11 +116,11 @@ class Inputs:
 def load_inputs(
     config: Config, log: Log, processes: DataProcesses | None = None, *, is_resumed: bool = False
 ) -> Inputs:
-    """Read and encode all data, and log its statistics. Raises ErnieKitError for whatever is wrong in it.
+    """Read and encode all data, and log its statistics. Raises ErnieKitError for errors in the data.
 
     processes: the processes that share the rows. One of them encodes the data, and the others open the result.
-    is_resumed: a run goes on. With data.on_error skip, samples with images that are gone since are then skipped when
-    they are loaded, since the rows are those that the run began with.
+    is_resumed: whether a run is resumed. Its rows must stay the same, so with data.on_error skip, samples with deleted
+    images are only skipped when they are loaded.
     """
     data, processes = config.data, processes or _OneProcess()
     check_sources(data)
@@ -106,7 +128,7 @@ def load_inputs(
     for note in encoder.limits.notes():
         log(f"note: {note}")
     with ExitStack() as stack:
-        locations = processes.make_once(
+        sources = processes.make_once(
             "encoding the data", lambda: _prepare(config, encoder, log, stack, is_resumed), _are_visible
         )
         mixture = Mixture(
@@ -118,29 +140,9 @@ def load_inputs(
         stack.callback(workers.close)
         rows: StoredRows | StreamedRows
         if data.streaming:
-            files = [
-                SourceFiles(
-                    location["name"],
-                    tuple(map(Path, location["files"])),
-                    source.format or data.format,
-                    read_columns(source.columns, source.path),
-                )
-                for source, location in zip(data.train, locations["train"], strict=True)
-            ]
-            rows = StreamedRows(
-                files,
-                reader,
-                mixture,
-                budget,
-                workers,
-                buffer=data.buffer,
-                digests=[location["digest"] for location in locations["train"]],
-                rank=processes.rank,
-                ranks=processes.size,
-                on_notice=log,
-            )
+            rows = _streamed_rows(data, sources["streamed"], reader, mixture, budget, workers, processes, log)
         else:
-            rows = StoredRows(_open(locations["train"], encoder, budget, stack), mixture, data.max_length)
+            rows = StoredRows(_open(sources["stored"], encoder, budget, stack), mixture, data.max_length)
         loader = RowLoader(
             rows,
             budget,
@@ -154,10 +156,10 @@ def load_inputs(
         eval_rows = None
         if data.eval:
             eval_budget = _budget(data)
-            dataset = _open(locations["eval"], encoder, eval_budget, stack)
+            dataset = _open(sources["eval"], encoder, eval_budget, stack)
             eval_rows = _eval_rows(config, dataset, eval_budget, workers, processes)
             eval_budget.on_skip = lambda error: log(f"skipped: {error}")
-        # From here on samples are skipped when their images turn out to be damaged, or while they are streamed.
+        # From now on, samples are skipped when their images cannot be decoded, or while they are streamed.
         budget.on_skip = lambda error: log(f"skipped: {error}")
         return Inputs(encoder, loader, rows, eval_rows, stack.pop_all())
 
@@ -175,6 +177,39 @@ def check_sources(data: DataConfig) -> None:
                 raise DataError(f"{file}: {problem}")
 
 
+def _streamed_rows(
+    data: DataConfig,
+    sources: Sequence[StreamedSource],
+    reader: SampleReader,
+    mixture: Mixture,
+    budget: ErrorBudget,
+    workers: Workers,
+    processes: DataProcesses,
+    log: Log,
+) -> StreamedRows:
+    files = [
+        SourceFiles(
+            source["name"],
+            tuple(map(Path, source["files"])),
+            settings.format or data.format,
+            read_columns(settings.columns, settings.path),
+        )
+        for settings, source in zip(data.train, sources, strict=True)
+    ]
+    return StreamedRows(
+        files,
+        reader,
+        mixture,
+        budget,
+        workers,
+        buffer=data.buffer,
+        digests=[source["digest"] for source in sources],
+        rank=processes.rank,
+        ranks=processes.size,
+        on_notice=log,
+    )
+
+
 def _eval_rows(
     config: Config, dataset: Dataset, budget: ErrorBudget, workers: Workers, processes: DataProcesses
 ) -> EvalRows:
@@ -184,53 +219,54 @@ def _eval_rows(
     return EvalRows(rows, RowLoader(rows, budget, workers, rank=rank, ranks=ranks), rank, ranks)
 
 
-def _prepare(
-    config: Config, encoder: Encoder, log: Log, stack: ExitStack, is_resumed: bool
-) -> SourceLocations:
-    """Download datasets of the hub, and encode all samples, so that every process finds them.
+def _prepare(config: Config, encoder: Encoder, log: Log, stack: ExitStack, is_resumed: bool) -> Sources:
+    """Download datasets of the Hub, and encode all samples.
 
-    stack: removes encoded samples that are not kept.
+    stack: deletes encoded samples that are only for this run.
     """
     data = config.data
-    locations: SourceLocations = {"train": [], "eval": []}
-    cache: Path | None = None
-    by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
-    for use, sources in by_use:
-        paths = [local_entry(source.path, data.cache_dir, use, log) for source in sources]
-        if use == "train" and data.streaming:
-            for path in paths:
-                files = SourceFiles.of(path, use=use, log=log).files
-                named = [str(file) for file in files]
-                locations[use].append({"name": path, "files": named, "digest": files_digest(files)})
-            log(f"{_NAMES[use]}: streamed, {', '.join(source.path for source in sources)}")
-        elif sources:
-            cache = cache or _cache_dir(data, stack)
-            may_be_gone = is_resumed and data.on_error == "skip"
-            locations[use] = _encode(use, sources, paths, config, encoder, cache, log, may_be_gone)
-    return locations
+    cache = _cache_dir(data, stack)
+
+    def encode(use: Use, sources: Sequence[SourceConfig]) -> list[StoredSource]:
+        may_be_gone = is_resumed and data.on_error == "skip"
+        return _encode(use, sources, config, encoder, cache, log, may_be_gone) if sources else []
+
+    return {
+        "streamed": _find_streamed(data, log) if data.streaming else [],
+        "stored": [] if data.streaming else encode("train", data.train),
+        "eval": encode("eval", data.eval),
+    }
 
 
-def _are_visible(locations: SourceLocations) -> bool:
+def _find_streamed(data: DataConfig, log: Log) -> list[StreamedSource]:
+    found: list[StreamedSource] = []
+    for source in data.train:
+        path = local_entry(source.path, data.cache_dir, "train", log)
+        files = SourceFiles.of(path, use="train", log=log).files
+        found.append({"name": path, "files": [str(file) for file in files], "digest": files_digest(files)})
+    log(f"{_NAMES['train']}: streamed, {', '.join(source.path for source in data.train)}")
+    return found
+
+
+def _are_visible(sources: Sources) -> bool:
     """Whether this process sees the files that another one has prepared."""
-    return all(map(_is_visible, chain.from_iterable(locations.values())))
+    files = (file for source in sources["streamed"] for file in source["files"])
+    stored = (*sources["stored"], *sources["eval"])
+    return all(Path(file).exists() for file in files) and all(map(_is_visible, stored))
 
 
-def _is_visible(location: SourceLocation) -> bool:
-    if "files" in location:
-        return all(Path(file).exists() for file in location["files"])
-    store = DocumentStore.find(Path(location["store"]))
+def _is_visible(source: StoredSource) -> bool:
+    store = DocumentStore.find(Path(source["store"]))
     if store is None:
         return False
     store.close()
-    return store.id == location["id"]
+    return store.id == source["id"]
 
 
-def _open(
-    locations: Sequence[SourceLocation], encoder: Encoder, budget: ErrorBudget, stack: ExitStack
-) -> Dataset:
+def _open(stored: Sequence[StoredSource], encoder: Encoder, budget: ErrorBudget, stack: ExitStack) -> Dataset:
     sources = []
-    for location in locations:
-        sources.append(open_source(location["name"], Path(location["store"]), budget))
+    for source in stored:
+        sources.append(open_source(source["name"], Path(source["store"]), budget))
         stack.callback(sources[-1].store.close)
     return Dataset(tuple(sources), encoder.media_spec, budget)
 
@@ -238,16 +274,16 @@ def _open(
 def _encode(
     use: Use,
     sources: Sequence[SourceConfig],
-    paths: Sequence[str],
     config: Config,
     encoder: Encoder,
     cache: Path,
     log: Log,
     media_may_be_gone: bool,
-) -> list[SourceLocation]:
+) -> list[StoredSource]:
     """Encode samples that are not encoded yet, and log statistics of all samples."""
     data, loaded = config.data, []
     budget = _budget(data)
+    paths = [local_entry(source.path, data.cache_dir, use, log) for source in sources]
     for source, path in zip(sources, paths, strict=True):
         columns = read_columns(source.columns, source.path)
         files = SourceFiles.of(path, source.format or data.format, use, log, columns)

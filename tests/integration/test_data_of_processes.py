@@ -13,7 +13,7 @@ from erniekit.data.store import dataset as dataset_module
 from erniekit.data.store import digests
 from erniekit.inspection.data_files import eval_files
 from erniekit.train import inputs as inputs_module
-from erniekit.train.inputs import Inputs, SourceLocations, load_inputs
+from erniekit.train.inputs import Inputs, Sources, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats
 from tests.unit.data.files.test_find import FakeHub, install
 
@@ -26,12 +26,12 @@ class Process:
     def __init__(self, first: "Process | None" = None) -> None:
         self.rank = 0 if first is None else 1
         self.seen: bool | None = None
-        self.made: SourceLocations | None = None
+        self.made: Sources | None = None
         self._first = first
 
     def make_once(
-        self, what: str, make: Callable[[], SourceLocations], is_here: Callable[[SourceLocations], bool]
-    ) -> SourceLocations:
+        self, what: str, make: Callable[[], Sources], is_here: Callable[[Sources], bool]
+    ) -> Sources:
         if self._first is not None:
             assert self._first.made is not None
             self.seen = is_here(self._first.made)

@@ -308,8 +308,8 @@ def test_plain_text_is_all_trained() -> None:
         ("ernie", [("user", "q")], "the last must be the assistant's answer"),
         ("ernie_vl", [("assistant", "a"), ("user", "q")], "the chat ends with a user message"),
         ("ernie", [("user", "q"), ("assistant", [CALL]), ("tool", "t")], "ends with a tool message"),
-        ("ernie", [("user", "q"), ("assistant", [ReasoningPart("hm"), "a"])], "template ernie has no place"),
-        ("ernie_vl", [("user", "q"), ("assistant", "<think>hm</think>a")], "template ernie_vl has no place"),
+        ("ernie", [("user", "q"), ("assistant", [ReasoningPart("hm"), "a"])], "template ernie does not support"),
+        ("ernie_vl", [("user", "q"), ("assistant", "<think>hm</think>a")], "template ernie_vl does not support"),
         (
             "ernie_vl",
             [("user", "q"), ("assistant", [ReasoningPart("hm"), CALL]), ("tool", "t"), ("assistant", "a")],
@@ -341,7 +341,7 @@ def test_what_a_template_cannot_write(name: str, turns: Any, message: str) -> No
 def test_masked_reasoning_in_a_text_has_no_place_where_it_is_plain_text() -> None:
     turns = chat(("user", "q"), ("assistant", "<think>hm</think>a"))
     assert "[<think>hm</think>a" in shown("ernie", turns)
-    with pytest.raises(SampleError, match="template ernie has no place"):
+    with pytest.raises(SampleError, match="template ernie does not support"):
         shown("ernie", turns, policy=LossPolicy(reasoning="mask"))
 
 
