@@ -19,6 +19,7 @@ from paddle.autograd import PyLayer
 
 from erniekit.errors import ConfigError
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.tensors import needs_gradient
 
 # Softmax weights of documents with more keys than this are computed again in the backward pass, so that memory grows
 # linearly. Below it, that would cost more time than the memory is worth.
@@ -119,8 +120,7 @@ class _PlainAttention(PyLayer):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
         kv_heads = key.shape[2]
         group = query.shape[2] // kv_heads
-        # Asked here: under recomputation the tensors that come back out of the context no longer know.
-        ctx.wanted = tuple(not x.stop_gradient for x in (query, key, value))
+        ctx.needs_gradient = needs_gradient(query, key, value)
         ctx.causal, ctx.group = causal, group
         q = _heads_first(query * query.shape[3] ** -0.5, kv_heads)
         k, v = (_heads_first(x, kv_heads) for x in (key, value))
@@ -137,27 +137,29 @@ class _PlainAttention(PyLayer):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensor()
         group = ctx.group
+        for_query, for_key, for_value = ctx.needs_gradient
         upstream = _heads_first(grad, k.shape[1])
-        for_q: list[Tensor] = []
-        for_k: list[Tensor] = []
-        for_v: list[Tensor] = []
+        d_queries: list[Tensor] = []
+        d_keys: list[Tensor] = []
+        d_values: list[Tensor] = []
         for number, (rows, seen, masked) in enumerate(_chunks(grad.shape[1], k.shape[2], group, ctx.causal)):
             q_rows, d_rows = _cut(q, *rows), _cut(upstream, *rows)
             keys, values = _cut(k, 0, seen), _cut(v, 0, seen)
             weights = kept[number] if kept else _weights(q_rows, keys, masked, group)
-            if ctx.wanted[2]:
-                _accumulate(for_v, paddle.matmul(weights.astype(v.dtype), d_rows, transpose_x=True))
-            if not any(ctx.wanted[:2]):
+            if for_value:
+                _accumulate(d_values, paddle.matmul(weights.astype(v.dtype), d_rows, transpose_x=True))
+            if not (for_query or for_key):
                 continue
             d_weights = paddle.matmul(d_rows, values, transpose_y=True).astype("float32")
             d_scores = _C_ops.softmax_grad(weights, d_weights, -1).astype(q.dtype)
-            if ctx.wanted[0]:
-                for_q.append(paddle.matmul(d_scores, keys))
-            if ctx.wanted[1]:
-                _accumulate(for_k, paddle.matmul(d_scores, q_rows, transpose_x=True))
-        d_query = _heads_last(_concat(for_q, 2) * q.shape[3] ** -0.5, group) if for_q else None
+            if for_query:
+                d_queries.append(paddle.matmul(d_scores, keys))
+            if for_key:
+                _accumulate(d_keys, paddle.matmul(d_scores, q_rows, transpose_x=True))
+        d_query = _heads_last(_concat(d_queries, 2) * q.shape[3] ** -0.5, group) if d_queries else None
         d_key, d_value = (
-            _heads_last(_concat(parts, 2).astype(q.dtype), 1) if parts else None for parts in (for_k, for_v)
+            _heads_last(_concat(parts, 2).astype(q.dtype), 1) if parts else None
+            for parts in (d_keys, d_values)
         )
         return d_query, d_key, d_value
 

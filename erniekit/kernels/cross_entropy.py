@@ -10,10 +10,11 @@ import paddle
 from paddle import Tensor, _C_ops
 
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.tensors import numpy_view
 from erniekit.kernels.triton.runtime import pointer
 
-# Below this probability of a label the CPU form computes the loss from the logits: Paddle's softmax on CPU takes no
-# logit as more than 64 below the largest.
+# Below this probability of a label, the CPU form computes the loss from the logits: Paddle's softmax on CPU clips
+# logits at 64 below the largest.
 _SMALLEST = 1e-20
 
 
@@ -212,12 +213,12 @@ def _plain_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cpu_loss(logits: Tensor, labels: Tensor, again: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """As `_plain_loss`, with Paddle's softmax and numpy views; `again` returns the logits of some rows.
+    """`_plain_loss` with Paddle's softmax and numpy views. again: returns the logits of some rows.
 
-    Over views one entry of each row is read and changed in no time. Paddle's argmax, index_sample and put_along_axis
-    take 200 ms for 1,024 rows of 103,424 entries.
+    Views read and change one entry of each row at no cost, while Paddle's argmax, index_sample and put_along_axis take
+    200 ms for 1,024 rows of 103,424 entries.
     """
-    values, places = np.from_dlpack(logits), (np.arange(len(labels)), labels.numpy())
+    values, places = numpy_view(logits), (np.arange(len(labels)), labels.numpy())
     at_target = values[places]
     error = _C_ops.softmax_(logits, -1)
     probabilities = values[places]

@@ -12,6 +12,7 @@ from erniekit.kernels.grouped_forms import products
 from erniekit.kernels.grouped_gemm import ExpertRows, LowRank
 from erniekit.kernels.quantize import QuantizedWeight, Weight
 from erniekit.kernels.swiglu import swiglu
+from erniekit.kernels.tensors import needs_gradient
 
 
 class ExpertWeight(NamedTuple):
@@ -67,13 +68,13 @@ class _GroupedLinear(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: ExpertRows) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.rows, ctx.wanted = rows, (not x.stop_gradient, not weight.stop_gradient)
+        ctx.rows, ctx.needs_gradient = rows, needs_gradient(x, weight)
         return products().gemm(x, weight, rows)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensor()
-        for_x, for_weight = ctx.wanted
+        for_x, for_weight = ctx.needs_gradient
         form = products()
         return (
             form.dx(dy, weight, ctx.rows) if for_x else None,
@@ -117,9 +118,8 @@ class _GroupedMlp(paddle.autograd.PyLayer):
         scaling2: float,
     ) -> Tensor:
         form = products()
-        # Asked here: under recomputation a tensor that comes back out of the context no longer knows.
-        ctx.wanted = [
-            isinstance(t, Tensor) and not t.stop_gradient for t in (x, gate_up, a1, b1, down, a2, b2)
+        ctx.needs_gradient = [
+            isinstance(t, Tensor) and needs_gradient(t)[0] for t in (x, gate_up, a1, b1, down, a2, b2)
         ]
         ctx.rows, ctx.scaling = rows, (scaling1, scaling2)
         low1 = None if a1 is None else LowRank(form.gemm(x, a1, rows, scale=scaling1), b1)
@@ -137,7 +137,7 @@ class _GroupedMlp(paddle.autograd.PyLayer):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         form, rows = products(), ctx.rows
         kept = ctx.quantized | dict(zip(ctx.names, ctx.saved_tensor(), strict=True))
-        for_x, for_gate_up, for_a1, for_b1, for_down, for_a2, for_b2 = ctx.wanted
+        for_x, for_gate_up, for_a1, for_b1, for_down, for_a2, for_b2 = ctx.needs_gradient
         low2 = None
         if "a2" in kept:
             low2 = LowRank(form.dx(dy, kept["b2"], rows, scale=ctx.scaling[1]), kept["a2"])

@@ -15,6 +15,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.tensors import needs_gradient, numpy_view
 from erniekit.kernels.triton.runtime import pointer
 
 # Rows of the CPU form that are in the cache at a time.
@@ -64,13 +65,12 @@ class _Unpermute(PyLayer):
     @staticmethod
     def forward(ctx: Any, y: Tensor, order: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(y, order, slots, weights)
-        # Asked here: under recomputation the tensors that come back out of the context no longer know.
-        ctx.wanted = not y.stop_gradient, not weights.stop_gradient
+        ctx.needs_gradient = needs_gradient(y, weights)
         return _sum_rows(y, slots, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
-        for_y, for_weights = ctx.wanted
+        for_y, for_weights = ctx.needs_gradient
         grad_y, grad_weights = _unpermute_gradients(grad, *ctx.saved_tensor())
         return grad_y if for_y else None, None, None, grad_weights if for_weights else None
 
@@ -157,7 +157,7 @@ def _plain_gradients(
 
 
 def _sort_on_cpu(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    flat = _view(experts).reshape(-1)
+    flat = numpy_view(experts).reshape(-1)
     # numpy sorts integers of one or two bytes by their digits.
     order = np.argsort(flat.astype(np.min_scalar_type(num_experts)), kind="stable").astype(np.int32)
     slots = np.empty_like(order)
@@ -169,19 +169,24 @@ def _sort_on_cpu(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Ten
 
 def _sum_on_cpu(y: Tensor, slots: Tensor, weights: Tensor | None) -> Tensor:
     sums = paddle.empty([slots.shape[0], y.shape[1]], y.dtype)
-    rows, index, out = _view(y), _view(slots), _view(sums)
+    rows, index, out = numpy_view(y), numpy_view(slots), numpy_view(sums)
     for part in _chunks(slots, y):
         if weights is None:
             np.sum(rows[index[part]], axis=1, out=out[part])
         else:
-            np.matmul(_view(weights)[part, None], rows[index[part]], out=out[part, None])
+            np.matmul(numpy_view(weights)[part, None], rows[index[part]], out=out[part, None])
     return sums
 
 
 def _gradients_on_cpu(grad: Tensor, y: Tensor, slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     grad_y, grad_weights = paddle.empty_like(y), paddle.empty_like(weights)
-    upstream, rows, index, scales = _view(grad.contiguous()), _view(y), _view(slots), _view(weights)
-    out, out_weights = _view(grad_y), _view(grad_weights)
+    upstream, rows, index, scales = (
+        numpy_view(grad.contiguous()),
+        numpy_view(y),
+        numpy_view(slots),
+        numpy_view(weights),
+    )
+    out, out_weights = numpy_view(grad_y), numpy_view(grad_weights)
     for part in _chunks(slots, y):
         np.matmul(rows[index[part]], upstream[part, :, None], out=out_weights[part, :, None])
         out[index[part]] = scales[part, :, None] * upstream[part, None]
@@ -193,8 +198,3 @@ def _chunks(slots: Tensor, y: Tensor) -> Iterator[slice]:
     tokens, top_k = slots.shape
     step = max(1, _CHUNK_BYTES // (top_k * y.shape[1] * y.element_size()))
     return (slice(start, start + step) for start in range(0, tokens, step))
-
-
-def _view(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as numpy sees it."""
-    return np.from_dlpack(tensor.detach())

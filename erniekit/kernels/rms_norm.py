@@ -11,6 +11,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.tensors import needs_gradient, numpy_view
 from erniekit.kernels.triton.runtime import pointer
 
 
@@ -51,13 +52,12 @@ class _TritonRMSNorm(PyLayer):
         out, scale = paddle.empty_like(x), paddle.empty([x.shape[0]], "float32")
         rms_norm_forward(pointer(x), pointer(weight), eps, pointer(out), pointer(scale))
         ctx.save_for_backward(x, weight, scale)
-        # Asked here: under recomputation the tensors that come back out of the context no longer know.
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        ctx.needs_gradient = needs_gradient(x, weight)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        for_x, for_weight = ctx.wanted
+        for_x, for_weight = ctx.needs_gradient
         grad_x, grad_weight = _triton_gradients(ctx.saved_tensor(), grad, None, for_weight)
         return grad_x if for_x else None, grad_weight
 
@@ -73,14 +73,14 @@ class _TritonAddRMSNorm(PyLayer):
             pointer(x), pointer(weight), eps, pointer(out), pointer(scale), pointer(residual), pointer(total)
         )
         ctx.save_for_backward(total, weight, scale)
-        ctx.wanted = not x.stop_gradient, not residual.stop_gradient, not weight.stop_gradient
+        ctx.needs_gradient = needs_gradient(x, residual, weight)
         return total, out
 
     @staticmethod
     def backward(
         ctx: Any, grad_total: Tensor, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        for_x, for_residual, for_weight = ctx.wanted
+        for_x, for_residual, for_weight = ctx.needs_gradient
         grad_x, grad_weight = _triton_gradients(ctx.saved_tensor(), grad, grad_total, for_weight)
         return grad_x if for_x else None, grad_x if for_residual else None, grad_weight
 
@@ -112,52 +112,43 @@ def _triton_gradients(
 
 
 class _CpuRMSNorm(PyLayer):
-    """Forward and backward by hand over numpy views of the tensors' memory.
+    """Both passes with numpy over the memory of the tensors.
 
     Paddle's broadcasting products and column sums are slow on CPU: at [4096, 512] the composed forward takes
-    six times as long as this one (`tools/bench/kernels.py`).
+    six times as long as this one (`tools/bench/kernels.py`). Operands of sums and all results are in memory that Paddle
+    allocates: the alignment of numpy's memory varies, and with it the order in which the maths library adds.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        values = _view(x)
-        scale = _view(paddle.empty([x.shape[0]]))
+        values = numpy_view(x)
+        scale = numpy_view(paddle.empty([x.shape[0]]))
         squares = np.einsum("td,td->t", values, values)
         np.divide(1.0, np.sqrt(squares / values.shape[1] + np.float32(eps)), out=scale)
         ctx.save_for_backward(x, weight)
-        # Asked here: under recomputation the tensor that comes back out of the context no longer knows.
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        ctx.needs_gradient = needs_gradient(x, weight)
         ctx.scale = scale
         output = paddle.empty_like(x)
-        result = np.multiply(values, scale[:, None], out=_view(output))
-        result *= _view(weight)
+        result = np.multiply(values, scale[:, None], out=numpy_view(output))
+        result *= numpy_view(weight)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensor()
-        values, upstream, scale = _view(x), _view(grad.contiguous()), ctx.scale
-        product = np.multiply(upstream, values, out=_view(paddle.empty_like(x)))
-        for_x, for_weight = ctx.wanted
+        values, upstream, scale = numpy_view(x), numpy_view(grad.contiguous()), ctx.scale
+        product = np.multiply(upstream, values, out=numpy_view(paddle.empty_like(x)))
+        for_x, for_weight = ctx.needs_gradient
         grad_weight = None
         if for_weight:
             grad_weight = paddle.empty_like(weight)
-            np.matmul(scale, product, out=_view(grad_weight))
+            np.matmul(scale, product, out=numpy_view(grad_weight))
         if not for_x:
             return None, grad_weight
-        # Per row: mean of gradient * weight * normalised x, times what brings x to its place in the sum below.
-        share = (product @ _view(weight)) * scale**3 / values.shape[1]
+        # Per row: the factor of x in the gradient, scale^3 * mean(gradient * weight * x).
+        share = (product @ numpy_view(weight)) * scale**3 / values.shape[1]
         grad_x = paddle.empty_like(x)
-        result = np.multiply(upstream, _view(weight), out=_view(grad_x))
+        result = np.multiply(upstream, numpy_view(weight), out=numpy_view(grad_x))
         result *= scale[:, None]
         result -= np.multiply(values, share[:, None], out=product)
         return grad_x, grad_weight
-
-
-def _view(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as numpy sees it.
-
-    Operands of sums and all results are in memory that Paddle made: the alignment of numpy's changes from call to call,
-    and with it the order in which the maths library adds.
-    """
-    return np.from_dlpack(tensor.detach())

@@ -10,6 +10,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.tensors import needs_gradient, numpy_view
 from erniekit.kernels.triton.runtime import pointer
 
 
@@ -47,13 +48,13 @@ class _TritonPairs(PyLayer):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rotation)
-        ctx.wanted = not query.stop_gradient, not key.stop_gradient
+        ctx.needs_gradient = needs_gradient(query, key)
         return _rotate_pairs(query, key, rotation, inverse=False)
 
     @staticmethod
     def backward(ctx: Any, query: Tensor, key: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (rotation,) = ctx.saved_tensor()
-        for_query, for_key = ctx.wanted
+        for_query, for_key = ctx.needs_gradient
         query, key = _rotate_pairs(query, key, rotation, inverse=True)
         return query if for_query else None, key if for_key else None, None
 
@@ -108,6 +109,5 @@ def _multiply(x: Tensor, rotation: np.ndarray) -> Tensor:
 
 
 def _complex(tensor: Tensor) -> np.ndarray:
-    """The memory of float32 [..., 2 n], seen as complex [..., n]."""
-    view: np.ndarray = np.from_dlpack(tensor.detach())
-    return view.view(np.complex64)
+    """The memory of float32 [..., 2 n] as complex [..., n]."""
+    return numpy_view(tensor).view(np.complex64)

@@ -10,6 +10,7 @@ from paddle import Tensor, _C_ops
 from paddle.autograd import PyLayer
 
 from erniekit.kernels.choice import form_of
+from erniekit.kernels.tensors import needs_gradient
 from erniekit.kernels.triton.runtime import pointer
 
 _LOWEST = -80.0
@@ -68,7 +69,7 @@ class _TritonSwigluOfTwo(PyLayer):
 
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        ctx.wanted = not gate.stop_gradient, not up.stop_gradient
+        ctx.needs_gradient = needs_gradient(gate, up)
         out = paddle.empty_like(gate)
         swiglu_forward(pointer(gate), pointer(up), pointer(out))
         return out
@@ -81,5 +82,5 @@ class _TritonSwigluOfTwo(PyLayer):
         grad_gate, grad_up = paddle.empty_like(gate), paddle.empty_like(up)
         tensors = grad.contiguous(), gate, up, grad_gate, grad_up
         swiglu_backward(*(pointer(tensor) for tensor in tensors))
-        for_gate, for_up = ctx.wanted
+        for_gate, for_up = ctx.needs_gradient
         return grad_gate if for_gate else None, grad_up if for_up else None
