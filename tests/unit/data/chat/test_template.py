@@ -308,8 +308,16 @@ def test_plain_text_is_all_trained() -> None:
         ("ernie", [("user", "q")], "the last must be the assistant's answer"),
         ("ernie_vl", [("assistant", "a"), ("user", "q")], "the chat ends with a user message"),
         ("ernie", [("user", "q"), ("assistant", [CALL]), ("tool", "t")], "ends with a tool message"),
-        ("ernie", [("user", "q"), ("assistant", [ReasoningPart("hm"), "a"])], "template ernie does not support"),
-        ("ernie_vl", [("user", "q"), ("assistant", "<think>hm</think>a")], "template ernie_vl does not support"),
+        (
+            "ernie",
+            [("user", "q"), ("assistant", [ReasoningPart("hm"), "a"])],
+            "template ernie does not support",
+        ),
+        (
+            "ernie_vl",
+            [("user", "q"), ("assistant", "<think>hm</think>a")],
+            "template ernie_vl does not support",
+        ),
         (
             "ernie_vl",
             [("user", "q"), ("assistant", [ReasoningPart("hm"), CALL]), ("tool", "t"), ("assistant", "a")],
