@@ -23,7 +23,7 @@ from erniekit.checkpoint.tensor_layouts import transformers_name
 from erniekit.errors import CheckpointError
 from erniekit.export.export import ExportSource, resolve_source
 from erniekit.export.files import side_files
-from erniekit.export.writer import check_output, replacing
+from erniekit.export.output import check_output, replacing
 from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter, read_adapter_index
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig
 from erniekit.lora.stacked import LEAVES, stack_a, stack_b

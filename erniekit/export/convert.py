@@ -17,7 +17,8 @@ from erniekit.errors import CheckpointError
 from erniekit.export.config_files import main_dtype, write_config
 from erniekit.export.files import carry_files, side_files
 from erniekit.export.layouts import DTYPE_NAMES
-from erniekit.export.writer import WeightsWriter, check_output, replacing
+from erniekit.export.output import check_output, replacing
+from erniekit.export.writer import WeightsWriter
 from erniekit.generation.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory
 from erniekit.models.config import ErnieConfig

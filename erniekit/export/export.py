@@ -38,10 +38,11 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.config_files import main_dtype, write_config
 from erniekit.export.files import carry_files, set_positions, side_files, write_json
 from erniekit.export.layouts import DTYPE_NAMES
+from erniekit.export.output import check_output, replacing
 from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
 from erniekit.export.quantized import CONFIG_KEY, Quantization, QuantizationError, quantized_tensors
-from erniekit.export.writer import WeightsWriter, check_output, replacing
+from erniekit.export.writer import WeightsWriter
 from erniekit.generation.load import (
     base_directory,
     find_checkpoint,

@@ -25,7 +25,7 @@ from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import ExportReport, export_model, resolve_source
 from erniekit.export.files import chat_template
-from erniekit.export.writer import check_output, replacing
+from erniekit.export.output import check_output, replacing
 from erniekit.generation.load import find_checkpoint
 from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import is_adapter_directory

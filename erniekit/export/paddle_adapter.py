@@ -24,7 +24,8 @@ from erniekit.checkpoint.tensor_layouts import StoredTensor, stored_tensors
 from erniekit.errors import CheckpointError
 from erniekit.export.adapter import AdapterReport, copy_tokenizer, count_experts, resolve_adapter
 from erniekit.export.layouts import DTYPE_NAMES
-from erniekit.export.writer import FILE_FORMATS, check_output, replacing
+from erniekit.export.output import check_output, replacing
+from erniekit.export.writer import FILE_FORMATS
 from erniekit.lora.adapters import read_adapter
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.specs import TensorSpec, parameter_specs

@@ -1,13 +1,11 @@
-"""Writing a model directory in any layout: streamed, with checksums, and in place only when it is complete."""
+"""Writing the weights of a model in any layout, streamed, with checksums."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +16,10 @@ from erniekit.checkpoint.manifest import write_checksums
 from erniekit.checkpoint.tensor_layouts import StoredTensor
 from erniekit.config.choices import CheckpointLayout
 from erniekit.display.progress import OnProgress, no_progress
-from erniekit.errors import CheckpointError
-from erniekit.interrupt import exit_on_sigterm
 from erniekit.runtime import usable_cores
 
 # FastDeploy and ERNIEKit read files that say so; the loaders of torch's layouts want "pt".
 FILE_FORMATS: dict[CheckpointLayout, str] = {"hub": "pt", "transformers": "pt", "paddle": "np"}
-# Tokenizer, configurations and the index of shards.
-_SIDE_BYTES = 64 << 20
 # Tensors that are read ahead: by how many threads, and how much.
 _READERS, _AHEAD_BYTES = 4, 256 << 20
 
@@ -92,39 +86,3 @@ class WeightsWriter:
             return array
 
         return read
-
-
-def check_output(output: Path) -> None:
-    """Raise CheckpointError unless an output directory is new or empty."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(
-            f"{output}: not an empty directory; choose another --output, or remove it first"
-        )
-
-
-@contextmanager
-def replacing(output: Path, nbytes: int) -> Iterator[Path]:
-    """A directory beside `output` that takes its place at the end of the block, and is removed if the block fails.
-
-    nbytes: of the weights; checked against the free space of the disk. Raises CheckpointError.
-    """
-    check_output(output)
-    aside: Path | None = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        free, needed = shutil.disk_usage(output.parent).free, nbytes + _SIDE_BYTES
-        if free < needed:
-            raise CheckpointError(
-                f"{output}: the disk has {free / 1e9:,.1f} GB free and {needed / 1e9:,.1f} GB are needed; "
-                "free some, or choose a directory on another disk"
-            )
-        with exit_on_sigterm():
-            aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-            aside.chmod(0o755)
-            yield aside
-            aside.replace(output)
-    except OSError as error:
-        raise CheckpointError(f"{output}: it cannot be written: {error.strerror or error}") from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)

@@ -17,7 +17,7 @@ from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.weights import load_model
 from erniekit.config.choices import CheckpointLayout
 from erniekit.errors import CheckpointError
-from erniekit.export import writer
+from erniekit.export import output
 from erniekit.export.convert import convert_model, describe
 from erniekit.export.export import export_model
 from erniekit.models.specs import TensorSpec
@@ -249,7 +249,7 @@ def test_a_disk_that_is_too_small(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage: Any = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match=r"the disk has 0\.0 GB free and 0\.1 GB are needed"):
         convert_model(models["dense"], tmp_path / "out", "hub")
     assert not list(tmp_path.iterdir())
