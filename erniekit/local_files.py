@@ -189,6 +189,11 @@ def missing_model(path: Path) -> str:
         return f"{path}: is a file, not the directory of a model"
     if (path / "adapter_config.json").is_file():
         return f"{path}: holds an adapter, not a model; {export}"
+    if (path / "lora_config.json").is_file():
+        return (
+            f"{path}: holds an adapter for Baidu's tools, which erniekit writes and does not read: name the run that "
+            "it was exported from"
+        )
     # RUN/best is no directory: best.json names the checkpoint.
     run = path.parent if path.name == "best" and not path.exists() else path
     if any(run.glob("checkpoint-*")):

@@ -127,7 +127,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._fail(401, "")
             elif path == "/api/repos/create":
                 self._create(json.loads(body))
-            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/[^/]+", path):
                 files = [
                     {
                         "path": file["path"],
@@ -144,8 +144,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     for entry in json.loads(body)["objects"]
                 ]
                 self._send_json({"transfer": "basic", "objects": objects})
-            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
-                self._commit(match[1], [json.loads(line) for line in body.splitlines()])
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", path):
+                revisions = hub.repositories[match[1]].revisions
+                revisions.setdefault(match[2], revisions["main"])
+                self._send_json({})
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", path):
+                self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()])
             else:
                 self._fail(404, "EntryNotFound")
 
@@ -159,21 +163,24 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 address = f"http://{self.headers['Host']}/{name}"
                 self._send_json({"error": "You already created this model repo", "url": address}, 409)
                 return
-            hub.repositories[name] = Repository()
+            hub.add(name, {})
             hub.visibility[name] = wanted.get("visibility", "public")
             self._send_json({"url": f"http://{self.headers['Host']}/{name}", "name": name})
 
-        def _commit(self, name: str, lines: list[dict[str, dict[str, str]]]) -> None:
-            files: dict[str, bytes] = {}
+        def _commit(self, name: str, branch: str, lines: list[dict[str, dict[str, str]]]) -> None:
+            repository = hub.repositories[name]
+            files = dict(repository.files[repository.revisions[branch]])
             for line in lines:
                 value = line["value"]
                 if line["key"] == "header":
                     hub.messages.append(value["summary"])
                 elif line["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
                 else:
                     files[value["path"]] = hub.objects[value["oid"]]
-            commit = hub.repositories[name].commit(files)
+            commit = repository.commit(files, branch)
             address = f"http://{self.headers['Host']}/{name}/commit/{commit}"
             self._send_json({"commitUrl": address, "commitOid": commit, "success": True})
 

@@ -161,7 +161,7 @@ def layout_of(stored: Mapping[str, TensorInfo], config: ErnieConfig) -> Checkpoi
     """
     if has_paddle_names(stored):
         return "paddle"
-    if config.raw.get("text_config") is not None or any(_STACKED.search(name) for name in stored):
+    if config.raw.get("text_config") is not None or any(map(_is_transformers_name, stored)):
         return "transformers"
     linear = [
         (stored[spec.name].shape, spec.shape)
@@ -169,6 +169,11 @@ def layout_of(stored: Mapping[str, TensorInfo], config: ErnieConfig) -> Checkpoi
         if spec.name in stored and spec.name.endswith("_proj.weight") and spec.shape != spec.shape[::-1]
     ]
     return "paddle" if linear and all(shape == wanted[::-1] for shape, wanted in linear) else "hub"
+
+
+def _is_transformers_name(name: str) -> bool:
+    """Whether only transformers' classes give a tensor this name."""
+    return _STACKED.search(name) is not None or any(theirs in name for theirs, _ in TRANSFORMERS_NAMES)
 
 
 def transformers_name(name: str, config: ErnieConfig) -> str:

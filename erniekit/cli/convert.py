@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from erniekit.cli.options import MaxShardSize
 from erniekit.config.choices import ConvertLayout, GgufType
+from erniekit.errors import ConfigError
 
 
 def convert(
@@ -33,16 +35,12 @@ def convert(
         ),
     ],
     gguf_type: Annotated[
-        GgufType, typer.Option("--gguf-type", help="With --to gguf: the type of the matrices.")
-    ] = "f16",
-    max_shard_size: Annotated[
-        str,
+        GgufType | None,
         typer.Option(
-            "--max-shard-size",
-            metavar="SIZE",
-            help="Maximum size of a weight file, such as 5GB or 512MiB. A number without a unit is bytes.",
+            "--gguf-type", help="With --to gguf: the type of the matrices. Default: f16.", show_default=False
         ),
-    ] = "5GB",
+    ] = None,
+    max_shard_size: MaxShardSize = None,
 ) -> None:
     """Write a model in another layout, without training.
 
@@ -59,17 +57,21 @@ def convert(
     from erniekit.display.progress import show_file_progress
     from erniekit.export import gguf
     from erniekit.export.convert import convert_model, describe
-    from erniekit.export.export import parse_size
+    from erniekit.export.export import shard_bytes
 
+    if gguf_type is not None and to != "gguf":
+        raise ConfigError("--gguf-type needs --to gguf")
+    if max_shard_size is not None and to == "gguf":
+        raise ConfigError("--max-shard-size does not apply to --to gguf, which has one weight file")
     if to == "gguf":
         with show_file_progress() as progress:
-            written = gguf.convert_to_gguf(source, output, gguf_type, progress)
+            written = gguf.convert_to_gguf(source, output, gguf_type or "f16", progress)
         for line in gguf.describe(written):
             typer.echo(line)
         return
     with show_file_progress() as progress:
         report = convert_model(
-            source, output, to, max_shard_bytes=parse_size(max_shard_size), progress=progress
+            source, output, to, max_shard_bytes=shard_bytes(max_shard_size), progress=progress
         )
     for line in describe(report):
         typer.echo(line)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from erniekit.cli.options import MaxShardSize
 from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout, GgufType, Quantize
 from erniekit.errors import ConfigError
 
@@ -38,8 +39,13 @@ def export(
         ),
     ] = "hub",
     gguf_type: Annotated[
-        GgufType, typer.Option("--gguf-type", help="With --layout gguf: the type of the matrices.")
-    ] = "f16",
+        GgufType | None,
+        typer.Option(
+            "--gguf-type",
+            help="With --layout gguf: the type of the matrices. Default: f16.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -89,14 +95,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    max_shard_size: Annotated[
-        str,
-        typer.Option(
-            "--max-shard-size",
-            metavar="SIZE",
-            help="Maximum size of a weight file, such as 5GB or 512MiB. A number without a unit is bytes.",
-        ),
-    ] = "5GB",
+    max_shard_size: MaxShardSize = None,
 ) -> None:
     """Write a trained model for inference engines.
 
@@ -116,7 +115,7 @@ def export(
     from erniekit.export import gguf
     from erniekit.export.adapter import describe as describe_adapter
     from erniekit.export.adapter import export_adapter
-    from erniekit.export.export import describe, export_model, parse_size
+    from erniekit.export.export import describe, export_model, shard_bytes
     from erniekit.export.paddle_adapter import export_paddle_adapter
     from erniekit.export.quantization_loss import quantization_loss
     from erniekit.export.quantized import chosen_quantization
@@ -125,6 +124,10 @@ def export(
         raise ConfigError("--quantize-group and --eval need --quantize int8 or int4")
     if quantize != "none" and layout in ("adapter", "paddle-adapter", "gguf"):
         raise ConfigError(f"--quantize does not apply to --layout {layout}; GGUF has --gguf-type q8_0")
+    if gguf_type is not None and layout != "gguf":
+        raise ConfigError("--gguf-type needs --layout gguf")
+    if max_shard_size is not None and layout in ("adapter", "paddle-adapter", "gguf"):
+        raise ConfigError(f"--max-shard-size does not apply to --layout {layout}, which has one weight file")
     if layout == "adapter" or layout == "paddle-adapter":
         if dtype != "auto" or chat_template != "auto":
             raise ConfigError(
@@ -139,7 +142,7 @@ def export(
             raise ConfigError("--layout gguf has its own types: choose one with --gguf-type, not --dtype")
         with show_file_progress() as progress:
             merged, written = gguf.export_to_gguf(
-                source, output, gguf_type, base=base, template=chat_template, progress=progress
+                source, output, gguf_type or "f16", base=base, template=chat_template, progress=progress
             )
         for line in [*describe(merged), *gguf.describe(written)]:
             typer.echo(line)
@@ -151,7 +154,7 @@ def export(
             layout=layout,
             dtype=dtype,
             base=base,
-            max_shard_bytes=parse_size(max_shard_size),
+            max_shard_bytes=shard_bytes(max_shard_size),
             template=chat_template,
             quantization=chosen_quantization(quantize, quantize_group),
             progress=progress,

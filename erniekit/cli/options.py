@@ -1,4 +1,4 @@
-"""Options shared by the commands that run a model."""
+"""Options that several commands have."""
 
 from typing import Annotated
 
@@ -57,4 +57,13 @@ Device = Annotated[choices.Device, typer.Option("--device", help="auto: a GPU if
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: one per available core."),
+]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Maximum size of a weight file, such as 5GB or 512MiB. A number without a unit is bytes. Default: 5GiB.",
+        show_default=False,
+    ),
 ]

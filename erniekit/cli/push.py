@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.choices import PushLayout
+from erniekit.config.choices import ExportLayout, GgufType
 
 
 def push(
@@ -38,8 +38,16 @@ def push(
         ),
     ] = None,
     layout: Annotated[
-        PushLayout | None,
+        ExportLayout | None,
         typer.Option("--layout", help="With a run: layout of the export. Default: hub.", show_default=False),
+    ] = None,
+    gguf_type: Annotated[
+        GgufType | None,
+        typer.Option(
+            "--gguf-type",
+            help="With --layout gguf: the type of the matrices. Default: f16.",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[
         str | None,
@@ -57,6 +65,10 @@ def push(
             help="License, such as apache-2.0. Default: the base model's.",
         ),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="Branch; it is created if needed. Default: main."),
+    ] = None,
     message: Annotated[
         str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")
     ] = None,
@@ -64,18 +76,21 @@ def push(
     """Upload a model or an adapter to the Hugging Face Hub, with a model card.
 
     The card lists the base model, its license, the data, the metrics and the configuration of the run, with names of
-    files instead of paths. A README.md in the directory is uploaded unchanged. All files are one commit.
-    huggingface_hub reads HF_TOKEN and HF_ENDPOINT.
+    files instead of paths. A README.md in the directory is uploaded unchanged. All files are one commit, which also
+    removes weight files of an earlier upload. huggingface_hub reads HF_TOKEN and HF_ENDPOINT.
 
     Examples:
 
     \b
       erniekit push exports/digits me/digits --run runs/digits --dry-run
       erniekit push runs/lora me/lora --layout adapter --base baidu/ERNIE-4.5-0.3B-PT --private
+      erniekit push exports/text-gguf me/text-GGUF --run runs/text
     """
     from erniekit.export.push import prepare_upload, upload
 
-    with prepare_upload(source, repository, run=run, layout=layout, base=base, licence=licence) as found:
+    with prepare_upload(
+        source, repository, run=run, layout=layout, gguf_type=gguf_type, base=base, licence=licence
+    ) as found:
         for line in found.lines():
             typer.echo(line)
         if dry_run:
@@ -83,4 +98,7 @@ def push(
                 typer.echo(f"\n{found.card}")
             typer.echo("Nothing was uploaded (--dry-run).")
             return
-        typer.echo(f"uploaded: {upload(found, private=private, message=message)}")
+        address, removed = upload(found, private=private, revision=revision, message=message)
+        for name in removed:
+            typer.echo(f"  {name}: an older weight file, removed from the repository")
+        typer.echo(f"uploaded: {address}")

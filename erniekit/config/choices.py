@@ -79,7 +79,6 @@ BEST_METRICS = (EVAL_LOSS, *PAIR_METRICS, *ANSWER_METRICS)
 # Export.
 CheckpointLayout = Literal["hub", "transformers", "paddle"]
 ExportLayout = Literal["hub", "transformers", "paddle", "adapter", "paddle-adapter", "gguf"]
-PushLayout = Literal["hub", "transformers", "paddle", "adapter"]
 ConvertLayout = Literal["hub", "transformers", "paddle", "gguf"]
 GgufType = Literal["f16", "q8_0", "f32"]
 Engine = Literal["transformers", "vllm", "llama.cpp", "sglang", "fastdeploy", "paddleformers"]

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from erniekit.errors import CheckpointError
 from erniekit.export.export import ExportSource, resolve_source
 from erniekit.export.files import side_files
 from erniekit.export.output import check_output, replacing
-from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter, read_adapter_index
+from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter
+from erniekit.lora.merge import check_fit
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig
 from erniekit.lora.stacked import LEAVES, stack_a, stack_b
 from erniekit.models.config import ErnieConfig
-from erniekit.models.specs import TensorSpec, is_vocab_tensor
+from erniekit.models.specs import TensorSpec, is_vocab_tensor, parameter_specs
 
 _EXPERT = re.compile(r"^(?P<path>.*\.mlp)\.experts\.(?P<number>\d+)\.(?P<leaf>\w+)$")
 _TOKENIZER = re.compile(
@@ -72,10 +73,7 @@ def export_adapter(path: str | Path, output: str | Path, *, base: str | Path | N
     """
     output = Path(output)
     check_output(output)
-    source = resolve_adapter(path, base)
-    assert source.adapter is not None
-    check_weights(source.checkpoint)
-    adapter, tensors = read_adapter(source.adapter)
+    source, adapter, tensors = open_adapter(path, base)
     modules = sorted({name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name})
     whole = sorted(name for name in tensors if ".lora_" not in name)
     targets = [*_linear_targets(modules, tensors, adapter, source.config)]
@@ -90,7 +88,7 @@ def export_adapter(path: str | Path, output: str | Path, *, base: str | Path | N
     nbytes = sum(spec.size * np.dtype(NUMPY_TYPES[spec.dtype]).itemsize for spec in specs)
     with replacing(output, nbytes) as directory:
         copy_tokenizer(source, directory)
-        config = _peft_config(adapter, targets, str(base or adapter.base_path))
+        config = _peft_config(adapter, targets)
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         record = write_safetensors(directory / WEIGHTS_FILE, specs, lambda name: reads[name]())
         write_checksums(directory, {WEIGHTS_FILE: record})
@@ -98,21 +96,31 @@ def export_adapter(path: str | Path, output: str | Path, *, base: str | Path | N
     return AdapterReport(output, source, len(modules), count_experts(modules), len(whole), nbytes, loader)
 
 
-def resolve_adapter(path: str | Path, base: str | Path | None) -> ExportSource:
-    """The source of an export of an adapter. Raises CheckpointError for a whole model, and for trained routers."""
+def open_adapter(
+    path: str | Path, base: str | Path | None
+) -> tuple[ExportSource, AdapterConfig, dict[str, TensorInfo]]:
+    """The source of an export of an adapter, its configuration and its tensors; checksums are compared.
+
+    Raises CheckpointError for a whole model, for trained routers, for an adapter that does not fit its base model, and
+    for files that were changed.
+    """
     source = resolve_source(Path(path), None if base is None else Path(base))
     if source.adapter is None:
         raise CheckpointError(
             f"{source.checkpoint}: it holds a whole model, no adapter; choose another --layout"
         )
-    names = read_adapter_index(source.adapter)
-    routers = [name for name in names if ".lora_" not in name and not is_vocab_tensor(name)]
+    check_weights(source.checkpoint)
+    adapter, tensors = read_adapter(source.adapter)
+    routers = [name for name in tensors if ".lora_" not in name and not is_vocab_tensor(name)]
     if routers:
         raise CheckpointError(
             f"{source.adapter}: {min(routers)} was trained, too, and there is no adapter for a router: export the "
             "merged model (--layout hub, transformers or paddle)"
         )
-    return source
+    check_fit(source.adapter, tensors, {spec.name: spec.shape for spec in parameter_specs(source.config)})
+    if base is not None:  # the revision is one of the base model that the adapter names
+        adapter = replace(adapter, base_path=str(base), base_revision=None)
+    return source, adapter, tensors
 
 
 def copy_tokenizer(source: ExportSource, directory: Path) -> None:
@@ -241,7 +249,7 @@ def _alpha(scaling: float, rank: int, use_rslora: bool) -> float:
     return scaling * (math.sqrt(rank) if use_rslora else rank)
 
 
-def _peft_config(adapter: AdapterConfig, targets: list[_Target], base_path: str) -> dict[str, Any]:
+def _peft_config(adapter: AdapterConfig, targets: list[_Target]) -> dict[str, Any]:
     """`adapter_config.json`. PEFT matches names exactly or by their last parts, and patterns likewise."""
     names = {target: target.name.removeprefix("model.") for target in targets}
     parameters = [name for target, name in names.items() if target.is_parameter]
@@ -249,7 +257,7 @@ def _peft_config(adapter: AdapterConfig, targets: list[_Target], base_path: str)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_path,
+        "base_model_name_or_path": adapter.base_path,
         "revision": adapter.base_revision,
         "r": rank,
         "lora_alpha": alpha,

@@ -7,14 +7,31 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from erniekit.checkpoint.state import TrainerState
-from erniekit.lora.adapters import is_adapter_directory
-from erniekit.models.config import ErnieConfig
+from erniekit.models.config_keys import Family
 
+Kind = Literal["model", "paddle", "adapter", "paddle-adapter", "gguf"]
+"""What a directory holds: a model in the layout hub or transformers, or what its name says."""
+
+# Names of libraries on the hub. Baidu's own -Paddle releases have this one.
+_LIBRARIES: dict[Kind, str] = {
+    "model": "transformers",
+    "paddle": "PaddlePaddle",
+    "adapter": "peft",
+    "paddle-adapter": "PaddlePaddle",
+    "gguf": "gguf",
+}
+_FORMS: dict[Kind, str] = {
+    "model": "",
+    "paddle": " in the layout of the -Paddle releases",
+    "adapter": " for PEFT",
+    "paddle-adapter": " for Baidu's ERNIEKit and PaddleFormers",
+    "gguf": " in GGUF, for llama.cpp",
+}
 _SECTIONS = ("model", "lora", "loss", "dpo", "optimizer", "train")
 # Settings of the machine that trained.
 _LOCAL = ("output_dir", "directory", "revision", "peak_tflops", "profile_steps")
@@ -22,6 +39,27 @@ _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 # The first words of licences -> their names on the hub.
 _LICENCES = (("Apache License", "apache-2.0"), ("MIT License", "mit"))
 _HUB_DATA = "hub:"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a card describes. model_type: that of config.json; quantized: whether weights are rounded to few bits."""
+
+    kind: Kind
+    family: Family
+    model_type: str
+    quantized: bool = False
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it needs its base model."""
+        return self.kind in ("adapter", "paddle-adapter")
+
+    def relation(self, trained: bool) -> str:
+        """`base_model_relation` of the hub."""
+        if self.is_adapter:
+            return "adapter"
+        return "quantized" if not trained and (self.quantized or self.kind == "gguf") else "finetune"
 
 
 @dataclass(frozen=True)
@@ -73,45 +111,45 @@ def find_licence(directories: Iterable[Path]) -> str | None:
 
 def model_card(
     name: str,
-    directory: Path,
-    config: ErnieConfig,
+    artifact: Artifact,
     run: RunFacts | None,
     base: str | None,
     licence: str | None,
 ) -> str:
     """The text of README.md.
 
-    name: the repository; config: of the model; base: the base model on the hub, None: as the run names it.
+    name: the repository; base: the base model on the hub, None: as the run names it.
     """
     from huggingface_hub import ModelCardData
 
-    adapter = is_adapter_directory(directory)
     hub_base = base or (None if run is None else run.hub_base)
     shown_base = hub_base or (None if run is None else _shown(run.state.base_model))
     sources = [] if run is None else run.state.config["data"]["train"]
     paths = [source["path"] if isinstance(source, dict) else source for source in sources]
     datasets = [path.removeprefix(_HUB_DATA).split(":")[0] for path in paths if path.startswith(_HUB_DATA)]
-    tags = ["erniekit", config.raw["model_type"]]
+    tags = ["erniekit", artifact.model_type]
     if run is not None:
         tags.append(str(run.state.config["task"]))
-    if adapter:
+    if artifact.is_adapter:
         tags.append("lora")
+    if artifact.kind == "gguf":
+        tags.append("gguf")
     data = ModelCardData(
         base_model=hub_base,
-        base_model_relation=None if hub_base is None else "adapter" if adapter else "finetune",
+        base_model_relation=None if hub_base is None else artifact.relation(run is not None),
         license=licence,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="image-text-to-text" if config.family == "vl" else "text-generation",
+        library_name=_LIBRARIES[artifact.kind],
+        pipeline_tag="image-text-to-text" if artifact.family == "vl" else "text-generation",
         tags=tags,
         datasets=datasets or None,
     )
     start = "" if shown_base is None else f" of {shown_base}"
-    kind = "An adapter" if adapter else "A fine-tuned model" if run is not None else "A copy"
-    lines = [f"# {name.partition('/')[2]}", "", f"{kind}{start}, made with erniekit."]
+    kind = "An adapter" if artifact.is_adapter else "A fine-tuned model" if run is not None else "A copy"
+    lines = [f"# {name.partition('/')[2]}", "", f"{kind}{start}{_FORMS[artifact.kind]}, made with erniekit."]
     if run is not None:
         lines += [
             "",
-            *_training(run, adapter),
+            *_training(run, artifact.is_adapter),
             "",
             *_data(run, paths),
             *_evaluation(run),

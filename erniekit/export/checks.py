@@ -28,6 +28,7 @@ from erniekit.display.text import counted
 from erniekit.errors import CheckpointError
 from erniekit.export.base_check import check_base
 from erniekit.export.check import Check, some
+from erniekit.export.config_files import main_dtype
 from erniekit.export.files import chat_template
 from erniekit.export.layouts import (
     ARCHITECTURES,
@@ -42,7 +43,7 @@ from erniekit.local_files import missing_model, read_json_object
 from erniekit.lora.adapters import is_adapter_directory
 from erniekit.models.config import ErnieConfig, is_paddle_config
 from erniekit.models.config_keys import unknown_keys_message
-from erniekit.models.specs import is_router_tensor, parameter_specs
+from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
 
 _DECODER_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -249,11 +250,7 @@ def _check_tensors(directory: Path, config: ErnieConfig, tensors: dict[str, Tens
             "FAIL",
             f"{narrow[0].name} is {narrow[0].dtype}: router tensors must be F32 ({len(narrow)} are not)",
         )
-    sizes: Counter[str] = Counter()
-    for info in present:
-        if not is_router_tensor(info.name):
-            sizes[info.dtype] += info.nbytes
-    main = sizes.most_common(1)[0][0] if sizes else ""
+    main = main_dtype([TensorSpec(name, info.dtype, info.shape) for name, info in tensors.items()])
     stated = config.raw.get("torch_dtype") or config.raw.get("dtype")
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in Counter(info.dtype for info in present).items())
     if DTYPE_NAMES.get(main) != stated:

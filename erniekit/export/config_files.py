@@ -41,9 +41,9 @@ def write_config(
 
 
 def main_dtype(specs: Sequence[TensorSpec]) -> str:
-    """The most common element type, without routers: the one that `config.json` states."""
+    """The most common element type, without routers: the one that `config.json` states, "" without any."""
     sizes: Counter[str] = Counter()
     for spec in specs:
         if not is_router_tensor(spec.name):
             sizes[spec.dtype] += spec.size
-    return sizes.most_common(1)[0][0]
+    return sizes.most_common(1)[0][0] if sizes else ""

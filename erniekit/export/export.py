@@ -21,6 +21,7 @@ from erniekit.checkpoint.hub import (
     DEFAULT_SHARD_BYTES,
     TensorInfo,
     as_dtype,
+    is_finite,
     read_array,
 )
 from erniekit.checkpoint.model_files import check_tensors, model_index, refuse_undownloaded
@@ -145,9 +146,10 @@ def export_model(
     specs = _output_specs(source, tensors, wanted, dtype)
     quantizer = make_quantizer(source.quantize)
     read = read_array if quantizer is None else partial(_read_measured, quantizer, source.dtype)
-    merge = AdapterMerge(source.adapter, read) if source.adapter is not None else None
+    shapes = {spec.name: spec.shape for spec in wanted}
+    merge = AdapterMerge(source.adapter, shapes, read) if source.adapter is not None else None
     if merge is not None:
-        _check_whole(source, tensors, wanted, merge)
+        _check_vocabulary(source, tensors, shapes, merge)
     stored = stored_tensors(specs, layout, source.config)
     error = QuantizationError()
     if quantization is not None:
@@ -163,7 +165,6 @@ def export_model(
             file = target / "config.json"
             write_json(file, read_json_object(file) | {CONFIG_KEY: quantization.config()})
         shards = writer.write(target, _reader(tensors, specs, merge))
-        merged = merge.finish() if merge is not None else 0
     dropped = len(set(tensors) - {spec.name for spec in wanted})
     if dropped:
         warnings.append(
@@ -176,7 +177,7 @@ def export_model(
         shards=shards,
         nbytes=writer.nbytes,
         dtypes=dict(Counter(tensor.spec.dtype for tensor in writer.stored)),
-        merged=merged,
+        merged=len(merge.modules) if merge is not None else 0,
         replaced=len(merge.whole) if merge is not None else 0,
         warnings=tuple(warnings),
         quantized=0 if quantizer is None else sum(is_quantized_tensor(spec.name) for spec in specs),
@@ -191,7 +192,8 @@ def merged_values(source: ExportSource, dtype: Dtype = "auto") -> Callable[[str]
     tensors = model_index(source.weights, _on_disk(source.config, source.weights))
     specs = _output_specs(source, tensors, parameter_specs(source.config), dtype)
     types = {spec.name: spec.dtype for spec in specs}
-    read = _reader(tensors, specs, None if source.adapter is None else AdapterMerge(source.adapter))
+    shapes = {spec.name: spec.shape for spec in specs}
+    read = _reader(tensors, specs, None if source.adapter is None else AdapterMerge(source.adapter, shapes))
     return lambda name: as_dtype(read(name), types[name], "F32")
 
 
@@ -219,7 +221,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
             return source
         return replace(source, quantize=run_quantize(state), dtype=state.identity["model.dtype"])
     if base is None and state is not None:
-        base = _known_base(state)
+        base = known_base(state)
     for directory in (path, base):
         if directory is not None:
             refuse_undownloaded(directory)
@@ -227,7 +229,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     return ExportSource(path, path, config, None, base, state is not None, data, max_positions)
 
 
-def _known_base(state: TrainerState) -> Path | None:
+def known_base(state: TrainerState) -> Path | None:
     """The base model of a full checkpoint, which export can do without: it is not downloaded."""
     directory, revision = Path(state.base_model), state.config.get("model", {}).get("revision")
     if names_repository(state.base_model):
@@ -258,6 +260,11 @@ def describe(report: ExportReport) -> list[str]:
     if report.replaced:
         lines.append(f"  {report.replaced} tensors of the base model replaced by trained ones")
     return lines + [f"  note: {warning}" for warning in report.warnings]
+
+
+def shard_bytes(size: str | None) -> int:
+    """Bytes of `--max-shard-size`, None: the default. Raises ConfigError."""
+    return DEFAULT_SHARD_BYTES if size is None else parse_size(size)
 
 
 def parse_size(text: str) -> int:
@@ -312,16 +319,18 @@ def _on_disk(config: ErnieConfig, directory: Path) -> ErnieConfig:
     return replace(config, vocab_size=ErnieConfig.from_dir(directory).vocab_size)
 
 
-def _check_whole(
-    source: ExportSource, tensors: dict[str, TensorInfo], wanted: list[TensorSpec], merge: AdapterMerge
+def _check_vocabulary(
+    source: ExportSource,
+    tensors: dict[str, TensorInfo],
+    shapes: dict[str, tuple[int, ...]],
+    merge: AdapterMerge,
 ) -> None:
-    """Raise CheckpointError if a full tensor of the adapter, or one it should hold, has the wrong shape."""
-    shapes = {name: info.shape for name, info in tensors.items()} | merge.whole
-    for spec in wanted:
-        if shapes[spec.name] != spec.shape:
+    """Raise CheckpointError if the adapter has more token ids than the base model, and lacks a tensor of them."""
+    for name, shape in shapes.items():
+        if name not in merge.whole and tensors[name].shape != shape:
             raise CheckpointError(
-                f"{source.adapter}: the adapter does not fit {source.weights}: {spec.name} is "
-                f"{list(shapes[spec.name])}, the model expects {list(spec.shape)}"
+                f"{source.adapter}: the adapter does not fit {source.weights}: {name} is "
+                f"{list(tensors[name].shape)}, the model expects {list(shape)}"
             )
 
 
@@ -331,10 +340,15 @@ def _reader(
     targets = {spec.name: spec.dtype for spec in specs}
 
     def read(name: str) -> np.ndarray:
-        info = tensors[name]
-        if merge is not None:
-            return merge(info, targets[name])
-        return as_dtype(read_array(info), info.dtype, targets[name])
+        info, dtype = tensors[name], targets[name]
+        with np.errstate(over="ignore"):
+            array = as_dtype(read_array(info), info.dtype, dtype) if merge is None else merge(info, dtype)
+        # What was read is finite; float16 ends at 65,504, and a sum may be larger than any number.
+        if (merge is not None or (dtype == "F16" and info.dtype != "F16")) and not is_finite(array, dtype):
+            raise CheckpointError(
+                f"{info.file}: {name} has values that {DTYPE_NAMES[dtype]} cannot hold; choose another --dtype"
+            )
+        return array
 
     return read
 

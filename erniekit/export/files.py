@@ -58,6 +58,8 @@ _MEDIA_ATTRIBUTES = {
     "video_start_token": "<|VIDEO_START|>",
     "video_end_token": "<|VIDEO_END|>",
 }
+# Where older versions of transformers keep the place that a file was loaded from.
+_PLACES = ("name_or_path", "_name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
@@ -91,7 +93,8 @@ def carry_files(
     for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
         if (target / name).is_file():
             content = read_json_object(target / name)
-            if drop_missing_code(content, target):
+            changed = drop_missing_code(content, target)
+            if _drop_places(content) or changed:
                 write_json(target / name, content)
     warnings = _warnings(target, config, layout)
     if not (target / "generation_config.json").is_file():
@@ -129,6 +132,14 @@ def drop_missing_code(content: Json, directory: Path) -> bool:
     if not kept:
         del content["auto_map"]
     return True
+
+
+def _drop_places(content: Json) -> bool:
+    """Remove places on the machine that saved a tokenizer or processor; returns whether there were any."""
+    found = [key for key in _PLACES if str(content.get(key) or "").startswith(("/", "~"))]
+    for key in found:
+        del content[key]
+    return bool(found)
 
 
 def token_id(directory: Path, token: str) -> int | None:

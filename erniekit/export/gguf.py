@@ -7,10 +7,10 @@ written one at a time; the experts of a layer are one tensor.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,14 @@ from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.export import ExportReport, export_model, resolve_source
 from erniekit.export.files import chat_template
-from erniekit.export.output import check_output, replacing
+from erniekit.export.output import check_output, replacing, staging
 from erniekit.generation.load import find_checkpoint
 from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import is_adapter_directory
 from erniekit.models.config import ErnieConfig
+from erniekit.models.config_keys import Family
 
+_FAMILIES: dict[str, Family] = {"ernie4_5": "dense", "ernie4_5-moe": "moe"}
 _ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
 _MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 _F16_MAX = 65504.0
@@ -38,6 +40,8 @@ _F16_MAX = 65504.0
 _BLOCK = 32
 _TERMINATOR = "<|end_of_sentence|>"
 _SPACE = "▁"
+# Directories of huggingface_hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+_CACHED = re.compile(r"models--.+?--(.+)")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ def write_gguf(directory: Path, file: Path, kind: GgufType, progress: OnProgress
     config, tensors = open_model(directory)
     _check_supported(directory, config)
     wanted = list(_tensors(config, tensors))
-    writer = gguf.GGUFWriter(file, "ernie4_5-moe" if config.moe else "ernie4_5")
+    writer = gguf.GGUFWriter(
+        file, next(name for name, family in _FAMILIES.items() if family == config.family)
+    )
     _write_settings(writer, gguf, directory, config, kind)
     warnings = _write_vocabulary(writer, gguf, directory, config)
     types: dict[str, int] = {}
@@ -127,11 +133,35 @@ def export_to_gguf(
     _package()
     source = resolve_source(Path(path), None if base is None else Path(base))
     _check_supported(source.weights, source.config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        merged = Path(folder) / (source.base or source.weights).resolve().name
+    with staging(output) as folder:
+        merged = folder / model_name(source.base or source.weights)
         exported = export_model(path, merged, base=base, template=template, progress=progress)
         return replace(exported, directory=output), _write_directory(merged, output, kind, progress)
+
+
+def model_name(directory: Path) -> str:
+    """The name of a model: of its directory, or of its repository for one in huggingface_hub's cache."""
+    place = directory.resolve()
+    cached = _CACHED.fullmatch(place.parent.parent.name)
+    return cached[1] if cached is not None and place.parent.name == "snapshots" else place.name
+
+
+def read_family(files: Sequence[Path]) -> Family:
+    """The family of the ERNIE model in GGUF files, of which all are checked to be complete. Raises CheckpointError."""
+    gguf, found = _package(), None
+    for file in files:
+        try:
+            reader = gguf.GGUFReader(file)
+            stated = reader.fields.get("general.architecture")
+        except (ValueError, IndexError, KeyError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged, or not complete: {error}") from error
+        # Of a model in several files only the first one has it.
+        found = found if stated is None else stated.contents()
+    if found not in _FAMILIES:
+        raise CheckpointError(
+            f"{files[0]}: its architecture is {found!r}, which is no ERNIE 4.5 model ({', '.join(_FAMILIES)})"
+        )
+    return _FAMILIES[found]
 
 
 def describe(report: GgufReport) -> list[str]:
@@ -237,7 +267,7 @@ def _values(gguf: Any, tensor: _Tensor, tensors: dict[str, TensorInfo], kind: Gg
 
 def _write_settings(writer: Any, gguf: Any, directory: Path, config: ErnieConfig, kind: GgufType) -> None:
     types = gguf.LlamaFileType
-    writer.add_name(directory.resolve().name)
+    writer.add_name(model_name(directory))
     writer.add_file_type({"f32": types.ALL_F32, "f16": types.MOSTLY_F16, "q8_0": types.MOSTLY_Q8_0}[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)

@@ -34,6 +34,7 @@ DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # FastDeploy reads a config that has `dtype` as torch's layout only beside a version above 4.56.0.
 _NESTED_SINCE = "5.0.0"
 _REPLACED = frozenset(("torch_dtype", "dtype", "rope_parameters", "mlp_layer_types", "text_config"))
+_PLACES = frozenset(("_name_or_path", "name_or_path", "_commit_hash"))
 _NESTED_ONLY = frozenset(("vision_config", "image_token_id", "video_token_id"))
 
 
@@ -45,8 +46,17 @@ def layout_config(
     dtype: the safetensors element type of most weights; video_token_id: see `transformers_config`.
     """
     if layout == "transformers" and config.family == "vl":
-        return transformers_config(config, dtype, video_token_id)
-    return paddle_config(config, dtype) if layout == "paddle" else hub_config(config, dtype)
+        return _without_places(transformers_config(config, dtype, video_token_id))
+    return _without_places(paddle_config(config, dtype) if layout == "paddle" else hub_config(config, dtype))
+
+
+def _without_places(content: Json) -> Json:
+    """Without the directory or repository that a model was saved from."""
+    return {
+        key: _without_places(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if key not in _PLACES
+    }
 
 
 def paddle_config(config: ErnieConfig, dtype: str) -> Json:

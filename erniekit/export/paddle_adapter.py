@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo
+from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo, read_header
 from erniekit.checkpoint.hub import as_dtype, read_array, write_safetensors
 from erniekit.checkpoint.manifest import write_checksums
-from erniekit.checkpoint.state import check_weights
 from erniekit.checkpoint.tensor_layouts import StoredTensor, stored_tensors
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
-from erniekit.export.adapter import AdapterReport, copy_tokenizer, count_experts, resolve_adapter
+from erniekit.export.adapter import AdapterReport, copy_tokenizer, count_experts, open_adapter
 from erniekit.export.layouts import DTYPE_NAMES
 from erniekit.export.output import check_output, replacing
 from erniekit.export.writer import FILE_FORMATS
-from erniekit.lora.adapters import read_adapter
+from erniekit.local_files import read_json_object
 from erniekit.lora.peft import AdapterConfig
 from erniekit.models.specs import TensorSpec, parameter_specs
 
@@ -44,10 +44,7 @@ def export_paddle_adapter(
     """
     output = Path(output)
     check_output(output)
-    source = resolve_adapter(path, base)
-    assert source.adapter is not None
-    check_weights(source.checkpoint)
-    adapter, tensors = read_adapter(source.adapter)
+    source, adapter, tensors = open_adapter(path, base)
     if whole := [name for name in tensors if ".lora_" not in name]:
         raise CheckpointError(
             f"{source.adapter}: {whole[0]} was trained whole, which lora_config.json cannot say: export the merged "
@@ -70,7 +67,7 @@ def export_paddle_adapter(
     nbytes = sum(spec.size * np.dtype(NUMPY_TYPES[spec.dtype]).itemsize for spec in specs)
     with replacing(output, nbytes) as directory:
         copy_tokenizer(source, directory)
-        config = _lora_config(adapter, layers, rank, scaling, dtype, str(base or adapter.base_path))
+        config = _lora_config(adapter, layers, rank, scaling, dtype)
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         metadata = {"format": FILE_FORMATS["paddle"]}
         record = write_safetensors(directory / WEIGHTS_FILE, specs, lambda name: reads[name](), metadata)
@@ -82,6 +79,21 @@ def export_paddle_adapter(
         write_checksums(directory, {WEIGHTS_FILE: record})
     loader = f"Baidu's ERNIEKit and PaddleFormers, with {source.base} in the paddle layout"
     return AdapterReport(output, source, len(modules), count_experts(modules), 0, nbytes, loader)
+
+
+def check_paddle_adapter(directory: Path) -> None:
+    """Raise CheckpointError unless the weight files of an adapter for Baidu's tools are complete."""
+    index = directory / INDEX_FILE
+    listed = read_json_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{index}: not a valid index of shards: weight_map must be an object")
+    for name in sorted(set(map(str, listed.values()))):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: {clipped(name)} is not the name of a file beside it")
+        names = {tensor for tensor, file in listed.items() if file == name}
+        differing = names ^ set(read_header(directory / name))
+        if differing:
+            raise CheckpointError(f"{index}: it and {name} disagree on {clipped(min(differing))}")
 
 
 class _PaddleLayer:
@@ -129,11 +141,11 @@ class _PaddleLayer:
 
 
 def _lora_config(
-    adapter: AdapterConfig, layers: list[_PaddleLayer], rank: int, scaling: float, dtype: str, base: str
+    adapter: AdapterConfig, layers: list[_PaddleLayer], rank: int, scaling: float, dtype: str
 ) -> dict[str, object]:
     """`lora_config.json`: PaddleFormers matches target_modules as regular expressions with whole names."""
     return {
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": adapter.base_path,
         "r": rank,
         "lora_alpha": scaling * rank,
         "lora_dropout": adapter.dropout,

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
-from erniekit.checkpoint.download import is_repository_name, names_repository
+from erniekit.checkpoint.download import is_repository_name, local_model, names_repository
+from erniekit.checkpoint.hub import read_index
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, read_state
-from erniekit.config.choices import PushLayout
+from erniekit.checkpoint.tensor_layouts import layout_of
+from erniekit.config.choices import ExportLayout, GgufType
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.adapter import export_adapter
-from erniekit.export.card import RunFacts, find_licence, model_card, read_metrics
-from erniekit.export.export import export_model, resolve_source
+from erniekit.export.card import Artifact, Kind, RunFacts, find_licence, model_card, read_metrics
+from erniekit.export.export import export_model, known_base, resolve_source
+from erniekit.export.gguf import export_to_gguf, read_family
+from erniekit.export.layouts import HUB_MODEL_TYPES
+from erniekit.export.output import staging
+from erniekit.export.paddle_adapter import CONFIG_FILE as PADDLE_CONFIG_FILE
+from erniekit.export.paddle_adapter import check_paddle_adapter, export_paddle_adapter
 from erniekit.export.quantized import check_quantized, model_config, read_quantization
-from erniekit.generation.load import base_directory, find_checkpoint
+from erniekit.generation.load import find_checkpoint
 from erniekit.local_files import read_json_object, refuse_placeholders
-from erniekit.lora.adapters import is_adapter_directory, read_adapter
+from erniekit.lora.adapters import read_adapter
 from erniekit.lora.peft import CONFIG_FILE
 from erniekit.models.config import ErnieConfig
 
@@ -30,6 +37,10 @@ CARD = "README.md"
 # Not of the model: hidden files, the state of training, and weights that engines do not read.
 _LEFT_OUT = re.compile(rf"^(\.|{re.escape(STATE_FILE)}$|optimizer)|\.(tmp|pdparams|pdopt|bin|pt|pth|ckpt)$")
 _LOG = "log.jsonl"
+_ADAPTER_CONFIGS = frozenset((CONFIG_FILE, PADDLE_CONFIG_FILE))
+# Names of weight files that engines look for. One file comes before an index of several in some of them.
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_PADDLE_WEIGHTS = re.compile(r"peft_model(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,12 @@ class Upload:
     repository: str
     files: dict[str, Path | bytes]
     card: str | None
+    kind: Kind
+
+    def replaces(self, name: str) -> bool:
+        """Whether a file of the repository is of weights that these files replace."""
+        weights = _PADDLE_WEIGHTS if self.kind == "paddle-adapter" else _WEIGHTS
+        return self.kind not in ("gguf", "adapter") and weights.fullmatch(name) is not None
 
     def lines(self) -> list[str]:
         """The files with their sizes, as text."""
@@ -59,18 +76,20 @@ def prepare_upload(
     repository: str,
     *,
     run: Path | None = None,
-    layout: PushLayout | None = None,
+    layout: ExportLayout | None = None,
+    gguf_type: GgufType | None = None,
     base: str | None = None,
     licence: str | None = None,
 ) -> Iterator[Upload]:
     """The upload of an exported directory, or of a run or checkpoint, which is exported to a temporary directory first.
 
-    run: the run that an exported directory is from, for its card. layout: of the export of a run. base: the base
-    model's name on the hub, for the card. licence: its name on the hub; None: that of the base model's files. Raises
-    ConfigError for options that do not fit, and CheckpointError for a directory that is not a complete model.
+    run: the run that an exported directory is from, for its card. layout, gguf_type: of the export of a run. base: the
+    base model's name on the hub, for the card. licence: its name on the hub; None: that of the base model's files.
+    Raises ConfigError for options that do not fit, and CheckpointError for a directory that is not a complete model.
     """
-    if not is_repository_name(repository):
-        raise ConfigError(f"{repository}: a repository of the hub is named owner/name")
+    for option, name in (("", repository), ("--base ", base)):
+        if name is not None and not is_repository_name(name):
+            raise ConfigError(f"{option}{name}: a repository of the hub is named owner/name")
     path = Path(path)
     is_run = (path / STATE_FILE).is_file() or path.name == BEST_NAME or bool(find_checkpoints(path))
     if not is_run and not path.is_dir():
@@ -79,39 +98,84 @@ def prepare_upload(
         raise ConfigError("--layout is for a run or a checkpoint: this directory has its layout")
     if is_run and run is not None:
         raise ConfigError("--run is for an exported directory: this is a run itself")
+    if gguf_type is not None and layout != "gguf":
+        raise ConfigError("--gguf-type needs a run or a checkpoint, and --layout gguf")
     if not is_run:
-        yield _upload(path, repository, _facts(run) if run is not None else None, base, licence, [path])
+        facts = None if run is None else _facts(run)
+        known = None if facts is None else known_base(facts.state)
+        yield _upload(path, repository, facts, base, licence, [path] if known is None else [path, known])
         return
     source = resolve_source(path)
-    facts = _facts(path)
-    beside = source.checkpoint.parent
-    with tempfile.TemporaryDirectory(prefix=".push.", dir=beside) as name:
-        exported = Path(name) / "model"
-        if layout == "adapter":
-            export_adapter(path, exported)
-        else:
-            export_model(path, exported, layout=layout or "hub")
+    facts, beside = _facts(path), source.checkpoint.parent
+    if not os.access(beside, os.W_OK):
+        raise CheckpointError(
+            f"{beside}: cannot be written, and the files to upload are exported to it: export the run to another "
+            "directory, and push that, with --run"
+        )
+    with staging(beside / "push") as folder:
+        exported = folder / "model"
+        _export(path, exported, layout or "hub", gguf_type or "f16")
         yield _upload(exported, repository, facts, base, licence, [exported, *source.files])
 
 
-def upload(found: Upload, *, private: bool = False, message: str | None = None) -> str:
-    """Create the repository unless it exists, and add a commit with all files. Returns the address of the commit.
+def upload(
+    found: Upload, *, private: bool = False, revision: str | None = None, message: str | None = None
+) -> tuple[str, list[str]]:
+    """Create repository and branch unless they exist, and add a commit with all files.
 
-    private: of a repository that is created. Raises CheckpointError where the hub refuses or cannot be reached.
+    private: of a repository that is created. revision: a branch, None: main. Weight files of earlier uploads that the
+    new ones do not replace are removed in the same commit, since some engines would load them. Returns the address of
+    the commit, and the names of these files. Raises CheckpointError where the hub refuses or cannot be reached, and for
+    a model in a repository of an adapter, and the reverse.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in found.files.items()
     ]
     with _explaining_errors(found.repository):
         api = HfApi()
         api.create_repo(found.repository, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(found.repository, branch=revision, exist_ok=True)
+        present = set(api.list_repo_files(found.repository, revision=revision))
+    _refuse_mixture(found, present)
+    stale = sorted(name for name in present - found.files.keys() if found.replaces(name))
+    operations += [CommitOperationDelete(name) for name in stale]
+    with _explaining_errors(found.repository):
         commit = api.create_commit(
-            found.repository, operations, commit_message=message or "Upload a model made with erniekit"
+            found.repository,
+            operations,
+            commit_message=message or "Upload a model made with erniekit",
+            revision=revision,
         )
-    return str(commit.commit_url)
+    return str(commit.commit_url), stale
+
+
+def _refuse_mixture(found: Upload, present: set[str]) -> None:
+    """Raise CheckpointError where an adapter would lie beside a model: transformers loads the adapter, too."""
+    is_adapter = not _ADAPTER_CONFIGS.isdisjoint(found.files)
+    others = (
+        {name for name in present if _WEIGHTS.fullmatch(name)} if is_adapter else _ADAPTER_CONFIGS & present
+    )
+    if others and found.kind != "gguf":
+        raise CheckpointError(
+            f"{found.repository}: it has {min(others)}, and an adapter beside a model is loaded with it: choose "
+            "another repository or --revision, or remove the file"
+        )
+
+
+def _export(path: Path, output: Path, layout: ExportLayout, gguf_type: GgufType) -> None:
+    """Export a run in any layout."""
+    if layout == "adapter":
+        export_adapter(path, output)
+    elif layout == "paddle-adapter":
+        export_paddle_adapter(path, output)
+    elif layout == "gguf":
+        export_to_gguf(path, output, gguf_type)
+    else:
+        export_model(path, output, layout=layout)
 
 
 def _upload(
@@ -122,36 +186,67 @@ def _upload(
     licence: str | None,
     described: list[Path],
 ) -> Upload:
-    refuse_placeholders(directory, (".safetensors", ".json", ".jinja", ".model"))
+    refuse_placeholders(directory, (".safetensors", ".json", ".jinja", ".model", ".gguf"))
     files: dict[str, Path | bytes] = {
         file.name: file
         for file in sorted(directory.iterdir())
         if file.is_file() and not _LEFT_OUT.search(file.name)
     }
-    if is_adapter_directory(directory):
-        read_adapter(directory)
-        config = ErnieConfig.from_dir(base_directory(directory))
-        settings = read_json_object(directory / CONFIG_FILE)
-        if base is not None:
-            settings |= {"base_model_name_or_path": base, "revision": None}
-            files[CONFIG_FILE] = (json.dumps(settings, indent=2) + "\n").encode()
-        elif not names_repository(stated := str(settings["base_model_name_or_path"])):
-            raise ConfigError(
-                f"the adapter names {stated} as its base model, a directory of this machine; give the base model on "
-                "the hub with --base owner/name"
-            )
-        else:
-            base = stated
-    elif (quantization := read_quantization(directory)) is not None:
-        check_quantized(directory, quantization)
-        config = model_config(directory)
+    settings_file = next((name for name in sorted(_ADAPTER_CONFIGS) if (directory / name).is_file()), None)
+    if settings_file is not None:
+        artifact, base, place = _read_adapter(directory / settings_file, base, files)
+        described = [*described, place]
     else:
-        config, _ = open_model(directory)
+        artifact = _read_model(directory)
     card = None
     if CARD not in files:
-        card = model_card(repository, directory, config, run, base, licence or find_licence(described))
+        card = model_card(repository, artifact, run, base, licence or find_licence(described))
         files[CARD] = card.encode()
-    return Upload(repository, files, card)
+    return Upload(repository, files, card, artifact.kind)
+
+
+def _read_model(directory: Path) -> Artifact:
+    """What a directory without an adapter holds. Raises CheckpointError unless it is complete."""
+    ggufs = sorted(directory.glob("*.gguf"))
+    if ggufs and not (directory / "config.json").is_file():
+        family = read_family(ggufs)
+        return Artifact("gguf", family, HUB_MODEL_TYPES[family])
+    quantization = read_quantization(directory)
+    if quantization is not None:
+        check_quantized(directory, quantization)
+        config = model_config(directory)
+        return Artifact("model", config.family, config.raw["model_type"], quantized=True)
+    config, _ = open_model(directory)
+    kind: Kind = "paddle" if layout_of(read_index(directory), config) == "paddle" else "model"
+    return Artifact(kind, config.family, config.raw["model_type"])
+
+
+def _read_adapter(file: Path, base: str | None, files: dict[str, Path | bytes]) -> tuple[Artifact, str, Path]:
+    """What the directory of an adapter holds, its base model on the hub, and a directory with the files of that.
+
+    file: its settings, which name the base model; `files` gets settings that name `base` if it is given.
+    """
+    if file.name == CONFIG_FILE:
+        read_adapter(file.parent)
+    else:
+        check_paddle_adapter(file.parent)
+    settings = read_json_object(file)
+    stated = str(settings.get("base_model_name_or_path"))
+    if base is None and not names_repository(stated):
+        raise ConfigError(
+            f"the adapter names {stated} as its base model, a directory of this machine; give the base model on "
+            "the hub with --base owner/name"
+        )
+    place = Path(stated)
+    if not (place / "config.json").is_file():
+        revision = settings.get("revision") if base is None else None
+        place = local_model(base or stated, revision, weights=False).directory
+    if base is not None:
+        settings |= {"base_model_name_or_path": base} | ({"revision": None} if "revision" in settings else {})
+        files[file.name] = (json.dumps(settings, indent=2) + "\n").encode()
+    config = ErnieConfig.from_dir(place)
+    kind: Kind = "adapter" if file.name == CONFIG_FILE else "paddle-adapter"
+    return Artifact(kind, config.family, config.raw["model_type"]), base or stated, place
 
 
 def _facts(path: Path) -> RunFacts:

@@ -27,6 +27,7 @@ from erniekit.config.schema import DpoConfig
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
+from erniekit.local_files import missing_model
 from erniekit.lora.adapters import adapter_vocab_size, add_adapter, is_adapter_directory
 from erniekit.lora.peft import read_adapter_config
 from erniekit.models.ernie import ErnieModel
@@ -187,4 +188,6 @@ def find_checkpoint(path: Path) -> Path:
         raise CheckpointError(
             f"{path}: the run has no checkpoint yet; checkpoint.save_every sets how often it saves"
         )
+    if (path / "lora_config.json").is_file() or any(path.glob("*.gguf")):
+        raise CheckpointError(missing_model(path))
     raise CheckpointError(f"{path}: holds no model (config.json), no adapter and no checkpoint of a run")

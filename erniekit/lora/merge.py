@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,53 +16,67 @@ class AdapterMerge:
     """Merged values of base tensors.
 
     `W' = W + scaling B A` (see `AdapterConfig.scaling`), computed in float32 and rounded once. Full tensors of the
-    adapter file (trained routers) replace those of the base model. `finish` must be called at the end: it checks that
-    every adapter was merged. read: returns the values of a base tensor, in the element type of its file.
+    adapter file (trained routers) replace those of the base model. shapes: of the model's tensors; CheckpointError if
+    the adapter does not fit them, see `check_fit`. read: returns the values of a base tensor, in the element type of
+    its file.
     """
 
-    def __init__(self, directory: str | Path, read: Callable[[TensorInfo], np.ndarray] = read_array) -> None:
-        self.directory = Path(directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Callable[[TensorInfo], np.ndarray] = read_array,
+    ) -> None:
         self._read = read
         self.config, self._tensors = read_adapter(directory)
+        check_fit(directory, self._tensors, shapes)
         self.modules = {name.partition(".lora_A.")[0] for name in self._tensors if ".lora_A." in name}
-        # Name -> shape.
-        self.whole = {name: info.shape for name, info in self._tensors.items() if ".lora_" not in name}
-        halves = {name.partition(".lora_B.")[0] for name in self._tensors if ".lora_B." in name}
-        if halves != self.modules:
-            name = min(halves ^ self.modules)
-            raise CheckpointError(f"{directory}: {name} has only one of lora_A and lora_B")
-        self._merged: set[str] = set()
+        self.whole = {name for name in self._tensors if ".lora_" not in name}
 
     def __call__(self, info: TensorInfo, dtype: str) -> np.ndarray:
         """The merged value of one base tensor, in the element type `dtype`."""
         module = info.name.removesuffix(".weight")
         if info.name in self.whole:
-            self._merged.add(info.name)
             return as_dtype(read_array(self._tensors[info.name]), self._tensors[info.name].dtype, dtype)
         if module not in self.modules or not info.name.endswith(".weight"):
             return as_dtype(self._read(info), info.dtype, dtype)
         down, up = (self._float32(f"{module}.lora_{half}.weight") for half in "AB")
-        if (up.shape[0], down.shape[1]) != info.shape:
-            raise CheckpointError(
-                f"{self.directory}: the adapter of {module} is for a weight of "
-                f"{[up.shape[0], down.shape[1]]}, the base has {list(info.shape)}"
-            )
         merged = (up * self.config.scaling(module, down.shape[0])) @ down
         merged += as_dtype(self._read(info), info.dtype, "F32")
-        self._merged.add(module)
         return as_dtype(merged, "F32", dtype)
-
-    def finish(self) -> int:
-        """The number of merged adapters. Raises CheckpointError if an adapter has no weight in the base model."""
-        everything = self.modules | set(self.whole)
-        left = sorted(everything - self._merged)
-        if left:
-            raise CheckpointError(
-                f"{self.directory}: {len(left)} of {len(everything)} adapters have no weight in the "
-                f"base model, for example {left[0]}; is this the base model they were trained on?"
-            )
-        return len(self.modules)
 
     def _float32(self, name: str) -> np.ndarray:
         info = self._tensors[name]
         return as_dtype(read_array(info), info.dtype, "F32")
+
+
+def check_fit(
+    directory: str | Path, tensors: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise CheckpointError if an adapter does not fit a model. tensors: of `read_adapter`; shapes: of the model."""
+    halves = {
+        half: {name.partition(half)[0] for name in tensors if half in name}
+        for half in (".lora_A.", ".lora_B.")
+    }
+    modules, others = halves.values()
+    if modules != others:
+        raise CheckpointError(f"{directory}: {min(modules ^ others)} has only one of lora_A and lora_B")
+    whole = {name for name in tensors if ".lora_" not in name}
+    left = sorted({name for name in modules if f"{name}.weight" not in shapes} | (whole - set(shapes)))
+    if left:
+        raise CheckpointError(
+            f"{directory}: {len(left)} of {len(modules | whole)} adapters have no weight in the "
+            f"base model, for example {left[0]}; is this the base model they were trained on?"
+        )
+    for name in sorted(modules):
+        down, up = (tensors[f"{name}.lora_{half}.weight"].shape for half in "AB")
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1] or (up[0], down[1]) != shapes[f"{name}.weight"]:
+            raise CheckpointError(
+                f"{directory}: the adapter of {name} is {list(up)} x {list(down)}, the weight of the base model "
+                f"{list(shapes[f'{name}.weight'])}; is this the base model it was trained on?"
+            )
+    for name in sorted(whole):
+        if tensors[name].shape != shapes[name]:
+            raise CheckpointError(
+                f"{directory}: {name} is {list(tensors[name].shape)}, the model expects {list(shapes[name])}"
+            )

@@ -22,10 +22,11 @@ _MOST_RANK = 65_536
 # Settings that change the computation of an adapter and are not supported.
 _REFUSED = (
     *("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication"),
-    *("trainable_token_indices", "alora_invocation_tokens"),
+    *("trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("arrow_config", "kasa_config", "monteclora_config"),
 )
 # Initialisations that also change the weights of the base model, so the adapter does not fit the base on disk.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # The part of a module name from the layer on, which transformers' classes and the Hub's names have in common.
 _IN_LAYER = re.compile(r"(?:^|\.)((?:layers|blocks)\.\d+\..*)$")
 # The experts of a layer as transformers 5 has them.

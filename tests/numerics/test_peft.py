@@ -158,6 +158,9 @@ def test_an_adapter_with_ranks_and_alphas_of_its_own(
     [
         ({"use_dora": True}, "use_dora is True"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+        ({"use_qalora": True}, "use_qalora is True"),
+        ({"kasa_config": {"beta": 0.1}}, "kasa_config"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ],

@@ -1,6 +1,7 @@
 """What an export writes: values, element types, merged adapters; and that it writes nothing where it must not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.checkpoint.header import read_header
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
@@ -15,13 +17,17 @@ from erniekit.checkpoint.hub import (
     float32_to_bfloat16,
     read_array,
     read_index,
+    write_safetensors,
     write_shards,
 )
 from erniekit.checkpoint.weights import load_model
 from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.export.adapter import export_adapter
+from erniekit.export.checks import check_directory
 from erniekit.export.export import describe, export_model, parse_size, resolve_source
+from erniekit.export.paddle_adapter import export_paddle_adapter
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs
@@ -132,6 +138,86 @@ def test_adapters_of_another_base(models: dict[str, Path], copy: Copy, tmp_path:
         export_model(tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert export_model(tmp_path / "adapter", tmp_path / "out", base=models["dense"]).merged == 4
+
+
+def test_an_adapter_of_other_sizes_is_refused_by_every_layout(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    train_adapter(models["dense"], tmp_path / "adapter", ["q_proj"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = {name: read_array(info) for name, info in read_header(file).items()}
+    (half,) = [name for name in whole if "layers.0" in name and ".lora_B." in name]
+
+    def wrong(**changes: Any) -> str:
+        arrays = {name: array for name, array in (whole | changes).items() if array is not None}
+        specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
+        write_safetensors(file, specs, arrays.__getitem__)
+        found = set()
+        for write in (export_model, export_adapter, export_paddle_adapter):
+            with pytest.raises(CheckpointError) as error:
+                write(tmp_path / "adapter", tmp_path / "out")
+            found.add(str(error.value))
+        (message,) = found
+        return message
+
+    assert "q_proj has only one of lora_A and lora_B" in wrong(**{half: None})
+    assert "is this the base model it was trained on?" in wrong(**{half: whole[half][:-1].copy()})
+    assert "is this the base model it was trained on?" in wrong(**{half: whole[half][:, :-1].copy()})
+    other = half.replace("layers.0", "layers.7")
+    pair = {name.replace("layers.0", "layers.7"): whole[name] for name in whole if "layers.0" in name}
+    assert "1 of 3 adapters have no weight in the base model" in wrong(**pair), other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_an_adapter_names_the_base_that_it_is_exported_for(models: dict[str, Path], tmp_path: Path) -> None:
+    """The revision is one of the base model that the run had."""
+    train_adapter(models["dense"], tmp_path / "adapter", ["q_proj"])
+    change_json(tmp_path / "adapter" / "adapter_config.json", revision="abc")
+    for options, base, revision in (
+        ({}, models["dense"], "abc"),
+        ({"base": tmp_path / "copy"}, tmp_path / "copy", None),
+    ):
+        shutil.copytree(models["dense"], tmp_path / "copy", dirs_exist_ok=True)
+        export_adapter(tmp_path / "adapter", tmp_path / f"out {revision}", **options)
+        config = json.loads((tmp_path / f"out {revision}" / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == (str(base), revision)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_values_that_float16_cannot_hold(copy: Copy, tmp_path: Path, merged: bool) -> None:
+    """The element type of the base is kept, and training moved a weight beyond it."""
+    base = copy("dense", "base", torch_dtype="float16")
+    rewrite(base, lambda name, info, array: ("F16", array.astype(np.float16)))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    if merged:
+        train_adapter(base, tmp_path / "trained", ["q_proj"])
+        config = tmp_path / "trained" / "adapter_config.json"
+        change_json(config, lora_alpha=1e7)
+    else:
+        trained = copy("dense", "trained", torch_dtype="float16")
+        rewrite(trained, lambda n, i, a: (i.dtype, a * 1e7 if n == name else a))
+        write_state(trained, str(base))
+    with pytest.raises(CheckpointError, match="has values that float16 cannot hold; choose another --dtype"):
+        export_model(tmp_path / "trained", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_model(tmp_path / "trained", tmp_path / "out", dtype="bfloat16")
+
+
+def test_the_element_type_of_most_values_is_stated(copy: Copy, tmp_path: Path) -> None:
+    """A few matrices in float32 have more bytes than the others."""
+    base = copy("dense", torch_dtype="bfloat16")
+    wide = ("embed_tokens", "self_attn", "norm")
+    rewrite(
+        base,
+        lambda n, i, a: ("F32", a) if any(part in n for part in wide) else to_bfloat16(n, i, a),
+    )
+    elements = {"F32": 0, "BF16": 0}
+    for info in read_index(base).values():
+        elements[info.dtype] += int(np.prod(info.shape))
+    assert elements["F32"] < elements["BF16"] < 2 * elements["F32"]
+    export_model(base, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert [check.text for check in check_directory(tmp_path / "out") if check.status == "FAIL"] == []
 
 
 def test_element_types_follow_the_base(models: dict[str, Path], copy: Copy, tmp_path: Path) -> None:

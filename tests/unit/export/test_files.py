@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from erniekit.config.choices import CheckpointLayout
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT
 from erniekit.errors import CheckpointError
+from erniekit.export.export import export_model
 from erniekit.export.files import (
     VIDEO_PLACEHOLDER,
     carry_files,
@@ -185,6 +187,25 @@ def test_references_to_code_that_is_not_there(tmp_path: Path) -> None:
     assert not drop_missing_code(content, tmp_path)
     only: dict[str, Any] = {"auto_map": {"B": "gone.B"}}
     assert drop_missing_code(only, tmp_path) and only == {}
+
+
+def test_places_on_the_machine_of_the_base_are_left_out(copy: Copy, tmp_path: Path) -> None:
+    """Older versions of transformers keep them, with the name of the user."""
+    source = copy("vl", _name_or_path="/home/someone/base", _commit_hash="abc")
+    change_json(
+        source / "tokenizer_config.json", name_or_path="/home/someone/base", vocab_file="tokenizer.model"
+    )
+    change_json(source / "preprocessor_config.json", _name_or_path="~/base")
+    layouts: tuple[CheckpointLayout, ...] = ("hub", "transformers", "paddle")
+    for layout in layouts:
+        export_model(source, tmp_path / layout, layout=layout)
+        for file in (tmp_path / layout).glob("*.json"):
+            text = file.read_text()
+            assert "someone" not in text and "~/" not in text and "_commit_hash" not in text, file
+    assert (
+        json.loads((tmp_path / "hub" / "tokenizer_config.json").read_text())["vocab_file"]
+        == "tokenizer.model"
+    )
 
 
 def test_token_ids(models: dict[str, Path], tmp_path: Path) -> None:

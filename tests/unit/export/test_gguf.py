@@ -1,6 +1,7 @@
 """GGUF files: tensors and settings as llama.cpp reads them, and what cannot be written."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from erniekit.config.choices import GgufType
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.checks import check_directory
 from erniekit.export.export import export_model
-from erniekit.export.gguf import convert_to_gguf, write_gguf
+from erniekit.export.gguf import convert_to_gguf, export_to_gguf, write_gguf
 from erniekit.local_files import missing_model
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy
@@ -180,6 +181,35 @@ def test_the_commands(models: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
         convert_to_gguf(tmp_path / "moe", tmp_path / "out", "f16")
     with pytest.raises(ConfigError, match="--gguf-type"):
         export(tmp_path / "moe", tmp_path / "again", layout="gguf", dtype="bfloat16")
+    # Options of other layouts are not ignored.
+    for options, words in (
+        ({"layout": "gguf", "max_shard_size": "5GB"}, "--max-shard-size does not apply to --layout gguf"),
+        (
+            {"layout": "adapter", "max_shard_size": "5GB"},
+            "--max-shard-size does not apply to --layout adapter",
+        ),
+        ({"layout": "hub", "gguf_type": "q8_0"}, "--gguf-type needs --layout gguf"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            export(tmp_path / "moe", tmp_path / "again", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--gguf-type needs --to gguf"):
+        convert(tmp_path / "moe", tmp_path / "again", to="hub", gguf_type="f16")
+    with pytest.raises(ConfigError, match="--max-shard-size does not apply to --to gguf"):
+        convert(tmp_path / "moe", tmp_path / "again", to="gguf", max_shard_size="5GB")
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_name_of_a_model_of_the_hubs_cache(models: dict[str, Path], tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--baidu--ERNIE-4.5-0.3B-PT" / "snapshots" / "c0ffee"
+    blobs = tmp_path / "hub" / "models--baidu--ERNIE-4.5-0.3B-PT" / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(models["dense"], blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    export_to_gguf(snapshot, tmp_path / "out", "f32")
+    assert settings(tmp_path / "out" / "model-f32.gguf")["general.name"] == "ERNIE-4.5-0.3B-PT"
+    convert_to_gguf(models["dense"], tmp_path / "other", "f32")
+    assert settings(tmp_path / "other" / "model-f32.gguf")["general.name"] == "dense"
 
 
 def test_a_gguf_directory_is_no_model_to_verify(tmp_path: Path) -> None:
@@ -188,3 +218,13 @@ def test_a_gguf_directory_is_no_model_to_verify(tmp_path: Path) -> None:
     (check,) = check_directory(tmp_path)
     assert check.status == "FAIL" and "name the model that it was written from" in check.text
     assert "is GGUF for llama.cpp" in missing_model(file)
+    with pytest.raises(CheckpointError, match="name the model that it was written from"):
+        export_model(tmp_path, tmp_path / "out")
+
+
+def test_an_adapter_for_paddle_is_no_model_to_verify(tmp_path: Path) -> None:
+    (tmp_path / "lora_config.json").write_text("{}")
+    (check,) = check_directory(tmp_path)
+    assert check.status == "FAIL" and "holds an adapter for Baidu's tools" in check.text
+    with pytest.raises(CheckpointError, match="name the run that it was exported from"):
+        export_model(tmp_path, tmp_path / "out")

@@ -192,6 +192,14 @@ def test_trained_weights_are_where_they_were(bases: dict[str, Path], tmp_path: P
     assert failures(directory, bases["moe"]) == ""
 
 
+def test_a_base_model_with_the_names_of_transformers(bases: dict[str, Path], tmp_path: Path) -> None:
+    """As save_pretrained writes it: the layouts of the export and of its base model differ."""
+    base = export_model(bases["vl"], tmp_path / "base", layout="transformers").directory
+    change(base, prefix("vision_model.", "model.vision_model."))
+    directory = export_model(bases["vl"], tmp_path / "out").directory
+    assert failures(directory, base) == ""
+
+
 def source_checks(directory: Path, source: Path) -> list[str]:
     return [check.status for check in check_source(directory, source)]
 
