@@ -9,20 +9,16 @@ the time of torch's own kernels.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-import triton
+from timing import BF16, FP32, compare, copy_bandwidth, describe_versions, seed_inputs, time_run
 from torch import Tensor
 
 from erniekit.kernels.triton import adamw, cross_entropy, embedding
 
-BF16, FP32 = torch.bfloat16, torch.float32
-# Norms of errors, relative to the norms of the values: one rounding to bfloat16 and to float32.
-TOLERANCE = {BF16: 2.0**-8, FP32: 1e-5}
 NAMES = {BF16: "bfloat16", FP32: "float32"}
 VOCAB, HIDDEN = 103_424, 2560
 BETAS, EPSILON, RATE, DECAY, STEP = (0.9, 0.95), 1e-8, 1e-3, 0.1, 3
@@ -30,11 +26,7 @@ BETAS, EPSILON, RATE, DECAY, STEP = (0.9, 0.95), 1e-8, 1e-3, 0.1, 3
 
 def main() -> None:
     """Check all sizes, then print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
-    torch.manual_seed(parser.parse_args().seed)
+    seed_inputs(__doc__)
     for dtype in (BF16, FP32):
         for rows, vocab in ((1, VOCAB), (700, VOCAB), (333, 97), (5, 100_003)):
             check_cross_entropy(rows, vocab, dtype)
@@ -43,7 +35,7 @@ def main() -> None:
     for dtype, gradient_dtype in ((FP32, FP32), (BF16, BF16), (BF16, FP32)):
         check_adamw(dtype, gradient_dtype)
     print("all kernels agree with float64, in bfloat16 and float32")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}")
+    print(describe_versions())
     copy = copy_bandwidth()
     print(f"a copy of 4 GiB: {copy:.2f} TB/s\n")
     print("| kernel | sizes | ms | TB/s | of the copy | torch, ms |\n|---|---|---|---|---|---|")
@@ -282,23 +274,9 @@ def table_of(sizes: list[int], columns: list[list[int]]) -> tuple[Tensor, int]:
     return torch.tensor([sizes, firsts, *columns], device="cuda").T.contiguous(), sum(chunks)
 
 
-def compare(what: str, found: Tensor, expected: Tensor) -> None:
-    """Stop where the values are not those of float64."""
-    error = (found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
-    if not error <= TOLERANCE[found.dtype]:
-        raise SystemExit(f"{what}, {found.dtype}: differs by {error:.2e}")
-
-
 def time(run: Callable[[], object]) -> float:
-    """Median milliseconds, with a cold cache."""
-    return float(triton.testing.do_bench(run, warmup=50, rep=200, return_mode="median"))
-
-
-def copy_bandwidth() -> float:
-    """TB/s of a copy of 4 GiB, counting bytes read and written."""
-    source = torch.empty(2 << 30, dtype=BF16, device="cuda").normal_()
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / time(lambda: target.copy_(source)) / 1e9
+    """Median milliseconds."""
+    return time_run(run, warmup=50, rep=200)
 
 
 if __name__ == "__main__":

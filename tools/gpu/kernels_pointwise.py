@@ -10,20 +10,16 @@ formula in torch's operators.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
+from timing import BF16, compare, copy_bandwidth, describe_versions, seed_inputs, time_in_graph
 from torch import Tensor
 
 from erniekit.kernels.triton import permute, rms_norm, rope, swiglu
 
-BF16 = torch.bfloat16
-# Norms of errors, relative to the norms of the values: one rounding to bfloat16 and to float32.
-TOLERANCE = {BF16: 2.0**-8, torch.float32: 1e-5, torch.int32: 0.0}
 EPS = 1e-5
 TOP_K, EXPERTS = 6, 64
 
@@ -47,11 +43,7 @@ class Case(NamedTuple):
 
 def main() -> None:
     """Check all sizes, then print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
-    torch.manual_seed(parser.parse_args().seed)
+    seed_inputs(__doc__)
     for dtype in (BF16, torch.float32):
         for tokens, width, heads, kv_heads, inner in (
             (1, 512, 2, 1, 512),
@@ -62,14 +54,14 @@ def main() -> None:
             for case in cases(tokens, width, heads, kv_heads, inner, dtype):
                 check(case, dtype)
     print("all kernels agree with float64, in bfloat16 and float32")
-    copy = copy_bandwidth(8 << 30)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}")
+    copy = copy_bandwidth(8 << 30, time)
+    print(describe_versions())
     print(f"a copy of 4 GiB: {copy:.2f} TB/s\n")
     print("| kernel | sizes | ms | TB/s | of 4 GiB's | of its own size's | torch's operators, ms |")
     print("|---|---|---|---|---|---|---|")
     for case in cases(8192, 2560, 20, 4, 1536, BF16):
         ms, composed = time(case.run), time(case.composed)
-        rate, small = case.bytes / ms / 1e9, copy_bandwidth(case.bytes)
+        rate, small = case.bytes / ms / 1e9, copy_bandwidth(case.bytes, time)
         shares = f"{rate / copy:.0%} | {rate / small:.0%}"
         print(
             f"| {case.name} | {case.sizes} | {ms:.4f} | {rate:.2f} | {shares} | {composed:.3f} |", flush=True
@@ -351,33 +343,12 @@ def check(case: Case, dtype: torch.dtype) -> None:
         output.fill_(float("nan") if output.is_floating_point() else -1)
     case.run()
     for number, (output, expected) in enumerate(zip(case.outputs, case.reference(), strict=True)):
-        error = (output.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
-        if not error <= TOLERANCE[output.dtype]:
-            raise SystemExit(f"{case.name}, {case.sizes}, {dtype}: output {number} differs by {error:.2e}")
+        compare(f"{case.name}, {case.sizes}, {dtype}: output {number}", output, expected)
 
 
 def time(run: Callable[[], object]) -> float:
-    """Median milliseconds, with a cold cache, in a graph: without the host's time."""
-    try:
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            run()
-            run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        run = graph.replay
-    except RuntimeError:  # torch's own waits for the host, as bincount does
-        torch.cuda.synchronize()
-    return float(triton.testing.do_bench(run, warmup=20, rep=60, return_mode="median"))
-
-
-def copy_bandwidth(moved: int) -> float:
-    """TB/s of a copy that moves so many bytes, counting those read and those written."""
-    source = torch.empty(moved // 4, dtype=BF16, device="cuda").normal_()
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / time(lambda: target.copy_(source)) / 1e9
+    """Median milliseconds in a graph."""
+    return time_in_graph(run, rep=60)
 
 
 def random(*shape: int, dtype: torch.dtype) -> Tensor:

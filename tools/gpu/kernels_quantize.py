@@ -9,12 +9,11 @@ ERNIE-4.5-VL-28B-A3B: with frozen weights in bfloat16, and with codes of 8 and 4
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import torch
-import triton
-from kernels_grouped import BF16, EXPERTS, FP32, HIDDEN, RANK, TOLERANCE, Layer, copy_bandwidth, time
+from grouped_layer import EXPERTS, HIDDEN, RANK, Layer
+from timing import BF16, FP32, compare, copy_bandwidth, describe_versions, seed_inputs, time_in_graph
 from torch import Tensor
 
 from erniekit.kernels.triton.quantize import dequantize
@@ -25,24 +24,20 @@ GROUP_SIZES = {8: 128, 4: 64}
 
 def main() -> None:
     """Check, then print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
-    torch.manual_seed(parser.parse_args().seed)
+    seed_inputs(__doc__)
     for bits in GROUP_SIZES:
         for shape in ((1, 2), (7, 66), (3, 50, 1154), (5, 512, 2560), (2560, 12288)):
             for dtype in (BF16, FP32):
                 check(bits, torch.empty(shape, dtype=dtype, device="cuda"))
     print("the kernel agrees with float64, in bfloat16 and float32")
     copy = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}")
+    print(describe_versions())
     print(f"a copy of 4 GiB: {copy:.2f} TB/s\n")
     print("| dequantize | sizes | ms | TB/s | of the copy |\n|---|---|---|---|---|")
     for bits in GROUP_SIZES:
         for shape in ((EXPERTS, 3072, HIDDEN), (EXPERTS, HIDDEN, 512), (HIDDEN, HIDDEN)):
             weight = Quantized(bits, torch.empty(shape, dtype=BF16, device="cuda"))
-            ms = time(weight.dequantize)
+            ms = time_in_graph(weight.dequantize)
             rate = weight.bytes / ms / 1e9
             sizes = " x ".join(f"{size:,}" for size in shape)
             print(f"| int{bits} | {sizes} | {ms:.3f} | {rate:.2f} | {rate / copy:.0%} |", flush=True)
@@ -88,20 +83,17 @@ def check(bits: int, out: Tensor) -> None:
     """Compare with float64."""
     weight = Quantized(bits, out.fill_(float("nan")))
     weight.dequantize()
-    expected = weight.reference()
-    error = (out.double() - expected).norm() / expected.norm()
-    if not error <= TOLERANCE[out.dtype]:
-        raise SystemExit(f"int{bits}, {list(out.shape)}, {out.dtype}: differs by {error:.2e}")
+    compare(f"int{bits}, {list(out.shape)}", out, weight.reference())
 
 
 def mlp_times(layer: Layer) -> list[float]:
     """Milliseconds of forward and backward over weights in bfloat16, 8 and 4 bits."""
     steps = layer.mlps()["frozen, adapters"]
-    times = [time(lambda: [step() for step in steps])]
+    times = [time_in_graph(lambda: [step() for step in steps])]
     for bits in GROUP_SIZES:
         weights = [Quantized(bits, layer.t[name]).dequantize for name in ("w", "down")]
         quantized = [*weights, *steps, *weights]
-        times.append(time(lambda quantized=quantized: [step() for step in quantized]))
+        times.append(time_in_graph(lambda quantized=quantized: [step() for step in quantized]))
     return times
 
 
