@@ -53,7 +53,7 @@ erniekit train examples/configs/ERNIE-4.5-0.3B/sft/run_sft_lora_8k.yaml data.tra
   of image tokens only. A run may use 92% of a GPU's memory, which is 79.1 GiB on an 80 GB card, 44.4 GiB on 48 GB and
   139.8 GiB on 141 GB. `erniekit plan FILE --gpus 8 --gpu h100-80gb` shows the parts.
 - **Learning rates** come from ERNIEKit's configurations or documentation; a comment beside each says which.
-- Long variants set `parallel.context`, so several GPUs share each packed sequence.
+- Files for sequences too long for one GPU set `parallel.context`, so several GPUs share each packed sequence.
 - CPU processes test these layouts with small models. No file was run with released weights on the GPUs it names.
 """
 
