@@ -14,15 +14,14 @@ from erniekit.checkpoint.tensor_layouts import hub_index, layout_of, stored_tens
 from erniekit.config.choices import CheckpointLayout
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError
-from erniekit.export.config_files import main_dtype, write_config
-from erniekit.export.files import carry_files, side_files
+from erniekit.export.config_files import main_dtype
+from erniekit.export.export import resolve_source, write_files
 from erniekit.export.layouts import DTYPE_NAMES
 from erniekit.export.output import check_output, replacing
 from erniekit.export.writer import WeightsWriter
 from erniekit.generation.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory
 from erniekit.models.config import ErnieConfig
-from erniekit.models.config_keys import unknown_keys_message
 from erniekit.models.specs import TensorSpec, parameter_specs
 
 
@@ -49,11 +48,12 @@ def convert_model(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: OnProgress = no_progress,
 ) -> ConversionReport:
-    """Write a model directory or a repository of the hub in another layout to `output`.
+    """Write a model directory, a checkpoint of all weights or a repository of the hub in another layout to `output`.
 
     Every tensor keeps its values and its element type; those that training leaves out (multi-token prediction, a copy
-    of tied weights) are converted, too. `output` appears when it is complete. Raises CheckpointError if the input is an
-    adapter, incomplete or does not fit its config.json, and if the output is not empty or the disk too small.
+    of tied weights) are converted, too. Of a checkpoint, chat template and processor are set as an export does it.
+    `output` appears when it is complete. Raises CheckpointError if the input is an adapter, incomplete or does not fit
+    its config.json, and if the output is not empty or the disk too small.
     """
     output = Path(output)
     check_output(output)
@@ -64,18 +64,16 @@ def convert_model(
         )
     refuse_undownloaded(source)
     check_weights(source)
-    config = ErnieConfig.from_dir(source)
+    found = resolve_source(source)
+    config = found.config
     on_disk = read_index(source)
     tensors = hub_index(on_disk, config)
     check_tensors(tensors, config, str(source))
     specs = _specs(tensors, config)
     writer = WeightsWriter(layout, stored_tensors(specs, layout, config), max_shard_bytes, progress)
-    unknown = unknown_keys_message(config.unknown, source / "config.json")
-    warnings = [] if unknown is None else [unknown]
     with replacing(output, writer.nbytes) as target:
-        warnings += carry_files(side_files([source]), target, config, layout)
         extra = any("mtp_" in spec.name for spec in specs)
-        warnings += write_config(target, config, layout, main_dtype(specs), has_mtp=extra)
+        warnings = write_files(found, target, layout, main_dtype(specs), has_mtp=extra)
         shards = writer.write(target, lambda name: read_array(tensors[name]), ahead=True)
     return ConversionReport(
         source=source,

@@ -160,7 +160,7 @@ def export_model(
         stored = quantized_tensors(stored, quantization, error)
     writer = WeightsWriter(layout, stored, max_shard_bytes, progress)
     with replacing(output, writer.nbytes) as target:
-        warnings = _write_files(source, target, layout, main_dtype(specs), template)
+        warnings = write_files(source, target, layout, main_dtype(specs), template)
         if quantization is not None:
             file = target / "config.json"
             write_json(file, read_json_object(file) | {CONFIG_KEY: quantization.config()})
@@ -376,10 +376,19 @@ def _vocabulary_warnings(source: ExportSource, target: Path) -> list[str]:
     return warnings + read_limits(target, tokenizer, config.vocab_size).notes()
 
 
-def _write_files(
-    source: ExportSource, target: Path, layout: CheckpointLayout, dtype: str, template: ChatTemplateSource
+def write_files(
+    source: ExportSource,
+    target: Path,
+    layout: CheckpointLayout,
+    dtype: str,
+    template: ChatTemplateSource = "auto",
+    *,
+    has_mtp: bool = False,
 ) -> list[str]:
-    """Write everything but weights; returns warnings."""
+    """Write everything but weights, with the settings of training if there was any; returns warnings.
+
+    dtype, has_mtp: see `write_config`. template: see `settle_chat_template`.
+    """
     config, data = source.config, source.data
     unknown = unknown_keys_message(config.unknown, source.weights / "config.json")
     warnings = [] if unknown is None else [unknown]
@@ -392,7 +401,7 @@ def _write_files(
             warnings += set_videos(target, data)
     if source.trained and source.base is None:
         warnings.append("the base model is missing: element types and files are taken from the checkpoint")
-    warnings += write_config(target, config, layout, dtype)
+    warnings += write_config(target, config, layout, dtype, has_mtp=has_mtp)
     warnings += _vocabulary_warnings(source, target)
     return warnings + settle_chat_template(
         target,

@@ -18,11 +18,12 @@ import numpy as np
 from erniekit.checkpoint.download import model_directory
 from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
 from erniekit.checkpoint.model_files import open_model
-from erniekit.checkpoint.state import check_weights
+from erniekit.checkpoint.state import STATE_FILE
 from erniekit.config.choices import ChatTemplateSource, GgufType
 from erniekit.data.encode.tokenizer import control_tokens, load_tokenizer, stop_token_ids
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.export.convert import convert_model
 from erniekit.export.export import ExportReport, export_model, resolve_source
 from erniekit.export.files import chat_template
 from erniekit.export.output import check_output, replacing, staging
@@ -104,14 +105,24 @@ def write_gguf(directory: Path, file: Path, kind: GgufType, progress: OnProgress
 def convert_to_gguf(
     path: str | Path, output: str | Path, kind: GgufType, progress: OnProgress = no_progress
 ) -> GgufReport:
-    """Write a model directory or a repository of the hub as `output`/model-KIND.gguf. See `write_gguf`."""
+    """Write a model directory, a checkpoint or a repository of the hub as `output`/model-KIND.gguf.
+
+    See `write_gguf`. A checkpoint gets the chat template of training first, in a copy that is removed.
+    """
     output = Path(output)
     check_output(output)
     directory = find_checkpoint(model_directory(Path(path)))
     if is_adapter_directory(directory):
         raise CheckpointError(f"{directory}: it holds an adapter; `erniekit export --layout gguf` merges it")
-    check_weights(directory)
-    return _write_directory(directory, output, kind, progress)
+    if not (directory / STATE_FILE).is_file():
+        return _write_directory(directory, output, kind, progress)
+    source = resolve_source(directory)
+    _check_supported(directory, source.config)
+    _package()
+    with staging(output) as folder:
+        copy = folder / model_name(source.base or directory)
+        convert_model(directory, copy, "hub", progress=progress)
+        return _write_directory(copy, output, kind, progress)
 
 
 def export_to_gguf(

@@ -16,12 +16,13 @@ from erniekit.checkpoint.hub import TensorInfo, read_array, read_index, write_sh
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.weights import load_model
 from erniekit.config.choices import CheckpointLayout
+from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.export import output
 from erniekit.export.convert import convert_model, describe
 from erniekit.export.export import export_model
 from erniekit.models.specs import TensorSpec
-from tests.unit.export.conftest import FAMILIES, Copy
+from tests.unit.export.conftest import FAMILIES, Copy, write_state
 from tests.unit.export.test_export import logits, rewrite, to_bfloat16, train_adapter
 
 
@@ -140,6 +141,23 @@ def test_models_of_every_layout_compute_the_same(
     for layout in layouts:
         convert_model(models[family], tmp_path / layout, layout)
         np.testing.assert_array_equal(logits(load_model(tmp_path / layout)), wanted)
+
+
+@pytest.mark.parametrize("layout", ["hub", "transformers", "paddle"])
+def test_a_checkpoint_gets_the_files_of_an_export(
+    copy: Copy, models: dict[str, Path], tmp_path: Path, layout: CheckpointLayout
+) -> None:
+    """Engines build prompts and images as in training, whichever command wrote the model."""
+    checkpoint = copy("vl", "checkpoint")
+    write_state(checkpoint, str(models["vl"]), min_pixels=784, template="ernie_vl_thinking")
+    export_model(checkpoint, tmp_path / "exported", layout=layout)
+    convert_model(checkpoint, tmp_path / "converted", layout)
+    written = [
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for name in ("exported", "converted")
+    ]
+    assert written[0] == written[1]
+    assert ImageSpec.from_checkpoint(tmp_path / "converted").min_pixels == 784
 
 
 def test_an_adapter_on_a_base_in_the_paddle_layout(models: dict[str, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from erniekit.export.export import export_model
 from erniekit.export.gguf import convert_to_gguf, export_to_gguf, write_gguf
 from erniekit.local_files import missing_model
 from erniekit.models.config import ErnieConfig
-from tests.unit.export.conftest import Copy
+from tests.unit.export.conftest import Copy, write_state
 from tests.unit.export.test_export import train_adapter
 from tests.unit.export.test_wrong_exports import change
 
@@ -197,6 +197,22 @@ def test_the_commands(models: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(ConfigError, match="--max-shard-size does not apply to --to gguf"):
         convert(tmp_path / "moe", tmp_path / "again", to="gguf", max_shard_size="5GB")
     assert not (tmp_path / "again").exists()
+
+
+def test_a_checkpoint_gets_the_chat_template_of_training(
+    models: dict[str, Path], copy: Copy, tmp_path: Path
+) -> None:
+    checkpoint = copy("dense", "checkpoint")
+    write_state(checkpoint, str(models["dense"]), template="ernie_thinking")
+    export_to_gguf(checkpoint, tmp_path / "exported", "f32")
+    convert_to_gguf(checkpoint, tmp_path / "converted", "f32")
+    convert_to_gguf(models["dense"], tmp_path / "base", "f32")
+    exported, converted, base = (
+        settings(tmp_path / name / "model-f32.gguf")["tokenizer.chat_template"]
+        for name in ("exported", "converted", "base")
+    )
+    assert exported == converted != base
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "checkpoint", "converted", "exported"]
 
 
 def test_the_name_of_a_model_of_the_hubs_cache(models: dict[str, Path], tmp_path: Path) -> None:
