@@ -101,8 +101,8 @@ def open_adapter(
 ) -> tuple[ExportSource, AdapterConfig, dict[str, TensorInfo]]:
     """The source of an export of an adapter, its configuration and its tensors; checksums are compared.
 
-    Raises CheckpointError for a whole model, for trained routers, for an adapter that does not fit its base model, and
-    for files that were changed.
+    Raises CheckpointError for a whole model, for trained routers, norms and biases, for an adapter that does not fit
+    its base model, and for files that were changed.
     """
     source = resolve_source(Path(path), None if base is None else Path(base))
     if source.adapter is None:
@@ -111,13 +111,15 @@ def open_adapter(
         )
     check_weights(source.checkpoint)
     adapter, tensors = read_adapter(source.adapter)
-    routers = [name for name in tensors if ".lora_" not in name and not is_vocab_tensor(name)]
-    if routers:
+    others = [name for name in tensors if ".lora_" not in name and not is_vocab_tensor(name)]
+    if others:
         raise CheckpointError(
-            f"{source.adapter}: {min(routers)} was trained, too, and there is no adapter for a router: export the "
+            f"{source.adapter}: {min(others)} was trained, too, which an exported adapter cannot hold: export the "
             "merged model (--layout hub, transformers or paddle)"
         )
-    check_fit(source.adapter, tensors, {spec.name: spec.shape for spec in parameter_specs(source.config)})
+    check_fit(
+        source.adapter, adapter, tensors, {spec.name: spec.shape for spec in parameter_specs(source.config)}
+    )
     if base is not None:  # the revision is one of the base model that the adapter names
         adapter = replace(adapter, base_path=str(base), base_revision=None)
     return source, adapter, tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
             leaf = adapted_parameter(theirs, stored, targets)
             module = f"{module.removesuffix('.base_layer')}.{leaf}"
             found = list(unstack(info, name, leaf, int(ranks.value(module, config.rank))))
-        elif ".lora_" in name and not _HALF.search(name):
+        elif (".lora_" in name and not _HALF.search(name)) or ".base_layer." in name:
             raise CheckpointError(
                 f"{file}: {PREFIX}{theirs} is no lora_A or lora_B of a linear module, which cannot be read; merge the "
                 "adapter with PEFT (merge_and_unload) and use the merged model"
@@ -104,6 +104,20 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
 def read_adapter_index(directory: str | Path) -> dict[str, TensorInfo]:
     """The place of every tensor of an adapter file, under the model's name. Raises as `read_adapter` does."""
     return read_adapter(directory)[1]
+
+
+def refuse_untied(directory: str | Path, adapter: AdapterConfig, names: Iterable[str]) -> None:
+    """Raise CheckpointError for an adapter that trained only one of the embedding and the output matrix.
+
+    Called for base models that tie them. names: of the tensors of the adapter.
+    """
+    output = next((name for name in names if name.startswith("lm_head.")), None)
+    if output is not None or adapter.untied_embedding:
+        raise CheckpointError(
+            f"{directory}: {output or 'model.embed_tokens.weight'} was trained as a matrix of its own, but the base "
+            "model ties embedding and output matrix (tie_word_embeddings). Merge the adapter with PEFT "
+            "(merge_and_unload), save the model with tie_word_embeddings false, and use that"
+        )
 
 
 def adapter_vocab_size(directory: str | Path) -> int | None:
@@ -161,7 +175,9 @@ def load_adapter(model: ErnieModel, directory: str | Path, *, partial: bool = Fa
 
     partial: full tensors that the file lacks (routers, a vocabulary) keep their values.
     """
-    found = read_adapter_index(directory)
+    adapter, found = read_adapter(directory)
+    if model.config.tie_word_embeddings:
+        refuse_untied(directory, adapter, found)
     parameters = adapter_parameters(model)
     tensors = [
         tensor

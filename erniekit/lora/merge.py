@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
+from erniekit.checkpoint.tensor_layouts import OUTPUT
 from erniekit.errors import CheckpointError
-from erniekit.lora.adapters import read_adapter
+from erniekit.lora.adapters import read_adapter, refuse_untied
+from erniekit.lora.peft import AdapterConfig
 
 
 class AdapterMerge:
@@ -29,7 +31,7 @@ class AdapterMerge:
     ) -> None:
         self._read = read
         self.config, self._tensors = read_adapter(directory)
-        check_fit(directory, self._tensors, shapes)
+        check_fit(directory, self.config, self._tensors, shapes)
         self.modules = {name.partition(".lora_A.")[0] for name in self._tensors if ".lora_A." in name}
         self.whole = {name for name in self._tensors if ".lora_" not in name}
 
@@ -51,9 +53,17 @@ class AdapterMerge:
 
 
 def check_fit(
-    directory: str | Path, tensors: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]
+    directory: str | Path,
+    adapter: AdapterConfig,
+    tensors: Mapping[str, TensorInfo],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Raise CheckpointError if an adapter does not fit a model. tensors: of `read_adapter`; shapes: of the model."""
+    """Raise CheckpointError if an adapter does not fit a model.
+
+    adapter, tensors: of `read_adapter`; shapes: of the model's tensors.
+    """
+    if OUTPUT not in shapes:
+        refuse_untied(directory, adapter, tensors)
     halves = {
         half: {name.partition(half)[0] for name in tensors if half in name}
         for half in (".lora_A.", ".lora_B.")

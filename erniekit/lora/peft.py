@@ -42,7 +42,8 @@ class AdapterConfig:
     base_revision: branch, tag or commit of that repository.
     expert_rank: the rank of experts, None: `rank`. When an adapter is read, the rank of a module is that of its
     tensors, and its alpha is in `module_alphas`, by alpha_pattern of the file. use_rslora: the output is scaled by
-    alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
+    alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023). untied_embedding: PEFT trained the embedding in
+    full, and not the output matrix, even if the base model ties them.
     """
 
     base_path: str
@@ -53,6 +54,7 @@ class AdapterConfig:
     use_rslora: bool = False
     base_revision: str | None = None
     module_alphas: dict[str, float] = field(default_factory=dict)
+    untied_embedding: bool = False
 
     def scaling(self, module: str, rank: int) -> float:
         """The scaling factor of the adapter of a module, given its rank."""
@@ -78,6 +80,7 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
             dropout=float(dropout),
             use_rslora=read_flag(raw, "use_rslora", False),
             base_revision=revision,
+            untied_embedding=_trains_embedding_alone(raw),
         )
     except KeyError as error:
         raise CheckpointError(f"{file}: key {error.args[0]!r} is missing") from None
@@ -205,6 +208,13 @@ def target_names(modules: Collection[str], linears: Sequence[str]) -> list[str]:
         if ".resampler_model." in module and leaf in _RESAMPLER:
             found.append(found[-1].removesuffix(leaf) + _RESAMPLER[leaf])
     return list(dict.fromkeys(found))
+
+
+def _trains_embedding_alone(raw: dict[str, Any]) -> bool:
+    """Whether PEFT wrote the file (it has auto_mapping), and copied the embedding to train it."""
+    saved = raw.get("modules_to_save")
+    names = {str(name).rpartition(".")[2] for name in saved} if isinstance(saved, list) else set()
+    return "auto_mapping" in raw and "embed_tokens" in names and not raw.get("ensure_weight_tying")
 
 
 def _check_supported(file: Path, raw: dict[str, Any]) -> None:

@@ -182,6 +182,7 @@ def test_what_cannot_be_computed_is_refused(
         ("model.layers.1.mlp.experts.lora_A.weight", "is no adapter of rank 4 on down_proj of experts"),
         ("model.embed_tokens.lora_embedding_A", "no lora_A or lora_B of a linear module"),
         ("model.layers.0.self_attn.q_proj.lora_B.bias", "no lora_A or lora_B of a linear module"),
+        ("lm_head.base_layer.weight", "no lora_A or lora_B of a linear module"),
     ],
 )
 def test_tensors_that_are_no_adapter_of_a_linear_module(
@@ -196,6 +197,32 @@ def test_tensors_that_are_no_adapter_of_a_linear_module(
     )
     with pytest.raises(CheckpointError, match=message):
         find_model(tmp_path / "adapter").load()
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_an_embedding_that_was_trained_without_its_tied_head(
+    tmp_path: Path, models: dict[str, Path], name: str
+) -> None:
+    """PEFT copies what modules_to_save names, so that the other one keeps its values."""
+    peft = pytest.importorskip("peft")
+    import torch
+    import transformers
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[name], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(load(str(models["dense"]), dtype=torch.float32), config)
+        model.save_pretrained(str(tmp_path / "adapter"))
+    message = rf"{name}\.weight was trained as a matrix of its own, but the base model ties"
+    for read in (
+        lambda: find_model(tmp_path / "adapter").load(),
+        lambda: export_model(tmp_path / "adapter", tmp_path / "out"),
+        lambda: export_adapter(tmp_path / "adapter", tmp_path / "out"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shape", [(1 << 20, 0), (6, 2)])
