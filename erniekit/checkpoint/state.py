@@ -59,7 +59,7 @@ class TrainerState:
     position in the data. `window`: metrics not yet logged. `identity`: config keys and values that must not change when
     the run is resumed. `config`: the resolved configuration, and `schedule`: the inputs of the learning rate, both to
     report changes. `base_model`: directory of the base model, or its repository on the hub. `best`: the best evaluation
-    so far, empty in checkpoints of versions before it existed. `skipped_steps`, `skipped_in_row`: as in
+    so far, empty in checkpoints of versions before it existed. `skipped_steps`, `skipped_in_row`, `losses`: as in
     `TrainerProgress`.
     """
 
@@ -78,6 +78,7 @@ class TrainerState:
     best: dict[str, Any] = field(default_factory=dict)
     skipped_steps: int = 0
     skipped_in_row: int = 0
+    losses: list[float] = field(default_factory=list)
 
 
 _EXAMPLE = asdict(TrainerState(0, 0, 0, 0, 0, {}, {}, {}, {}, {}, "", ""))

@@ -49,7 +49,7 @@ from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
 from erniekit.train.metrics import MetricsAccumulator
 from erniekit.train.model import PreparedModel
-from erniekit.train.progress import BestTracker, TrainerProgress, restored
+from erniekit.train.progress import BestTracker, TrainerProgress, restored, restored_losses
 from erniekit.train.selection import lora_alpha, lora_expert_rank
 
 Log = Callable[[str], None]
@@ -267,6 +267,7 @@ class Checkpointer:
             state.skipped_in_row,
             restored(MetricsAccumulator, state.window, checkpoint / STATE_FILE),
             restored(BestTracker, state.best, checkpoint / STATE_FILE),
+            restored_losses(state.losses, checkpoint / STATE_FILE),
         )
 
     def _finish(self, save: _Save, files: Mapping[str, FileRecord], started: float) -> None:
@@ -334,6 +335,7 @@ class Checkpointer:
             best=progress.best.as_dict(),
             skipped_steps=progress.skipped_steps,
             skipped_in_row=progress.skipped_in_row,
+            losses=list(progress.losses),
         )
 
     def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[CompleteTensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +55,8 @@ class TrainerProgress:
     """Optimizer steps done, rows drawn, tokens of all kinds and trained tokens, over all processes.
 
     skipped_steps: steps without an update (train.on_nonfinite); skipped_in_row: those just before the next step.
-    window: metrics of the steps that are not logged yet; best: the best evaluation so far.
+    window: metrics of the steps that are not logged yet; best: the best evaluation so far; losses: of the last steps
+    that were not skipped, as many as `LossSpikeHook` compares.
     """
 
     step: int = 0
@@ -65,6 +67,14 @@ class TrainerProgress:
     skipped_in_row: int = 0
     window: MetricsAccumulator = field(default_factory=MetricsAccumulator)
     best: BestTracker = field(default_factory=BestTracker)
+    losses: list[float] = field(default_factory=list)
+
+
+def restored_losses(values: list[Any], where: Path) -> list[float]:
+    """`TrainerProgress.losses` from a checkpoint. Raises CheckpointError for values that are none."""
+    if not all(type(value) is float and math.isfinite(value) for value in values):
+        raise CheckpointError(f"{where}: its losses are not a list of numbers")
+    return values
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {

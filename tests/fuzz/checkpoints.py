@@ -31,7 +31,7 @@ from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter
 from erniekit.lora.peft import CONFIG_FILE
 from erniekit.train.identity import changed_settings, saved_identity, with_defaults
 from erniekit.train.metrics import MetricsAccumulator, StepMetrics
-from erniekit.train.progress import BestTracker, restored
+from erniekit.train.progress import BestTracker, restored, restored_losses
 from tests.fuzz.driver import mutated_bytes, mutated_value, put
 
 _LAYER = f"{PREFIX}model.layers.0"
@@ -119,6 +119,7 @@ def trainer_state(rng: random.Random, directory: Path) -> None:
         "best": BestTracker("loss", 4, 1.5).as_dict(),
         "skipped_steps": 0,
         "skipped_in_row": 0,
+        "losses": [2.5, 2.25],
         "files": {"model.safetensors": [8, xxhash.xxh3_128(b"weights!").hexdigest()]},
     }
     value: Any = json.loads(json.dumps(state))
@@ -140,3 +141,4 @@ def trainer_state(rng: random.Random, directory: Path) -> None:
     loader.load_state_dict(found.loader)
     restored(MetricsAccumulator, found.window, checkpoint).add(StepMetrics(1.0, 1, 1, 1, 1.0, 1.0, 0.0))
     restored(BestTracker, found.best, checkpoint)
+    restored_losses(found.losses, checkpoint)

@@ -39,8 +39,18 @@ def copy_at(source: Path, target: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
+def saved_losses(run: Path) -> list[float]:
+    """The losses that the newest checkpoint keeps for the search for spikes."""
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    found = state.read_state(checkpoint).losses
+    assert found
+    return found
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     assert losses(one) == losses(other)
+    assert saved_losses(one) == saved_losses(other)
     expected, found = tensors(one), tensors(other)
     assert list(expected) == list(found)
     assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []

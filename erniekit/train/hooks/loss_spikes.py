@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.trainer import Hook, Trainer
 
 _WINDOW, _LEAST = 100, 20
+# The last two losses, each with the window before it.
+_KEPT = _WINDOW + 2
 # In standard deviations of normal noise, which are 1.4826 times the median absolute deviation; noise below a share of
 # the median is taken as that share.
 _DEVIATIONS, _SCALE, _SHARE = 8.0, 1.4826, 0.03
@@ -26,25 +27,23 @@ class LossSpikeHook(Hook):
 
     A loss is a spike if it is above every loss of the last 100 steps, and above their median by 8 standard deviations,
     estimated from the median absolute deviation, and by a quarter of the median. So a row that is hard in every epoch
-    is reported once. A run that is resumed begins with no steps. dist: the processes of the run, None for one: all of
-    them see the same loss.
+    is reported once. Losses are kept in `TrainerProgress.losses`, so that a resumed run reports what a run that never
+    stopped would. dist: the processes of the run, None for one: all of them see the same loss.
     """
 
     def __init__(
         self, writer: MetricsWriter, log: Callable[[str], None], dist: DistributedContext | None = None
     ) -> None:
         self._writer, self._log, self._dist = writer, log, dist
-        self._losses: deque[float] = deque(maxlen=_WINDOW)
-        self._is_spike = False
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         if metrics.is_skipped:
             return
-        before, was_spike = np.array(self._losses), self._is_spike
-        self._is_spike = metrics.loss > spike_limit(before)
-        self._losses.append(metrics.loss)
-        if self._is_spike and not was_spike:
-            self._report(trainer.progress.step, metrics, float(np.median(before)))
+        losses = trainer.progress.losses
+        losses.append(metrics.loss)
+        del losses[:-_KEPT]
+        if is_spike(losses) and not is_spike(losses[:-1]):
+            self._report(trainer.progress.step, metrics, float(np.median(losses[-1 - _WINDOW : -1])))
 
     def _report(self, step: int, metrics: StepMetrics, median: float) -> None:
         """Log the samples of the row with the largest mean loss over all processes. All of them call this."""
@@ -58,6 +57,11 @@ class LossSpikeHook(Hook):
             f"with the largest loss, {loss:.4f}, has the samples {names}{more}"
         )
         self._writer.event(step, "loss_spike", loss=metrics.loss, median=median, samples=samples)
+
+
+def is_spike(losses: Sequence[float]) -> bool:
+    """Whether the last of these losses is a spike after those before it."""
+    return bool(losses) and losses[-1] > spike_limit(np.array(losses[-1 - _WINDOW : -1]))
 
 
 def spike_limit(losses: np.ndarray) -> float:

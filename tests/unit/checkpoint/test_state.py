@@ -51,6 +51,7 @@ def make_state(step: int = 3) -> TrainerState:
         config={"train": {"seed": 7}},
         base_model="models/base",
         erniekit_version="0",
+        losses=[0.1 + 0.2, 2.0],
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.errors import CheckpointError
 from erniekit.train.hooks.loss_spikes import LossSpikeHook, spike_limit
 from erniekit.train.metrics import RowLoss, StepMetrics
 from erniekit.train.metrics_writer import MetricsWriter
+from erniekit.train.progress import TrainerProgress, restored_losses
 
 
 def step(loss: float, rows: list[RowLoss] | None = None, *, skipped: bool = False) -> StepMetrics:
@@ -22,13 +24,16 @@ def step(loss: float, rows: list[RowLoss] | None = None, *, skipped: bool = Fals
 
 
 def spikes(
-    tmp_path: Path, steps: list[StepMetrics], dist: Any = None
+    tmp_path: Path, steps: list[StepMetrics], dist: Any = None, progress: TrainerProgress | None = None
 ) -> tuple[list[str], list[dict[str, Any]]]:
+    """progress: where the steps begin; updated by them."""
     lines: list[str] = []
-    writer = MetricsWriter(tmp_path)
+    progress = progress or TrainerProgress()
+    writer = MetricsWriter(tmp_path, start_step=progress.step)
     hook = LossSpikeHook(writer, lines.append, dist)
-    for number, metrics in enumerate(steps, 1):
-        hook.on_step_end(SimpleNamespace(progress=SimpleNamespace(step=number)), metrics)  # type: ignore[arg-type]
+    for metrics in steps:
+        progress.step += 1
+        hook.on_step_end(SimpleNamespace(progress=progress), metrics)  # type: ignore[arg-type]
     writer.close()
     return lines, [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
 
@@ -61,6 +66,29 @@ def test_a_spike_is_reported_once_with_the_row(tmp_path: Path) -> None:
     assert lines[0].endswith("bad.jsonl:7, bad.jsonl:8 and 2 more")
     assert logged[0]["event"] == "loss_spike" and logged[0]["step"] == 31 and logged[0]["loss"] == 6.0
     assert logged[0]["samples"][-1] == "bad.jsonl:10"
+
+
+@pytest.mark.parametrize("after", [120, 129, 130, 131, 150])
+def test_a_resumed_run_reports_what_one_that_never_stopped_does(tmp_path: Path, after: int) -> None:
+    """Also where the first of two spikes is the last step of the checkpoint."""
+    rng = np.random.default_rng(0)
+    steps = [step(2 + float(noise)) for noise in rng.standard_normal(300) * 0.05]
+    steps[129:131] = step(6.0), step(7.0)
+    steps[200] = step(5.0)
+    whole, _ = spikes(tmp_path, steps)
+    progress = TrainerProgress()
+    before, _ = spikes(tmp_path, steps[:after], progress=progress)
+    saved = json.loads(json.dumps(progress.losses))
+    resumed = TrainerProgress(after, losses=restored_losses(saved, tmp_path))
+    assert before + spikes(tmp_path, steps[after:], progress=resumed)[0] == whole
+    assert [line.split(":")[0] for line in whole] == ["step 130"]
+    assert len(resumed.losses) == len(saved) == 102
+
+
+@pytest.mark.parametrize("values", [[1.0, "2"], [1.0, float("nan")], [1.0, None], [1.0, 1]])
+def test_losses_of_a_damaged_checkpoint(tmp_path: Path, values: list[Any]) -> None:
+    with pytest.raises(CheckpointError, match="its losses are not a list of numbers"):
+        restored_losses(values, tmp_path)
 
 
 def test_no_spike_at_the_start_and_at_skipped_steps(tmp_path: Path) -> None:
