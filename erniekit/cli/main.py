@@ -207,14 +207,24 @@ def main() -> None:
             sys.exit(2)
     if arguments[:1] and (arguments[0] in COMMANDS or arguments[0] in GROUPS):
         prepare_environment()
+    print_error = _error_printer(arguments)
     try:
         build_app(arguments)(arguments, prog_name="erniekit")
     except ErnieKitError as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        print_error("\n".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(1)
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        print_error(f"{where}{error.strerror}")
         sys.exit(1)
+
+
+def _error_printer(arguments: Sequence[str]) -> Callable[[str], None]:
+    """Prints the error that ends this process. Call before the command changes the environment."""
+    if arguments[:1] == ["train"] and "SLURM_STEP_ID" in os.environ:
+        from erniekit.launch.task_errors import print_error, slurm_task
+
+        return functools.partial(print_error, task=slurm_task(os.environ))
+    return lambda message: print(f"error: {message}", file=sys.stderr)

@@ -249,11 +249,17 @@ class Supervisor:
 
     def _conclude(self) -> int:
         if self._failures:
-            cause = self._cause()
+            cause, shown = self._cause(), self._children[0]
             others = "" if len(self._children) == 1 else ", so the other ranks were terminated"
-            _print(f"error: {cause.exit_text()}{others}. The end of its log, {cause.spec.log}:")
-            for line in cause.last_lines():
-                _print(f"  {line}")
+            lines = cause.last_lines()
+            if lines and lines == shown.last_lines():
+                _print(
+                    f"error: {cause.exit_text()}{others}. Its last lines are above; its log is {cause.spec.log}"
+                )
+            else:
+                _print(f"error: {cause.exit_text()}{others}. The end of its log, {cause.spec.log}:")
+                for line in lines:
+                    _print(f"  {line}")
             command = self._resume_command()
             _print(f"Continue with:\n  {command}" if command else "Nothing was saved yet.")
             return max(1, cause.status or 0)

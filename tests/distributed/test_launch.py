@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,27 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
         "  erniekit train x.yaml --resume",
     ]
     assert (tmp_path / "failed").read_text() == "rank 2 exited with status 7"
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        ["import sys; sys.exit('error: the disk is full')", SLEEP],
+        ["import sys; sys.exit('error: the disk is full')"] * 2,
+    ],
+    ids=["first", "all"],
+)
+def test_an_error_on_the_terminal_is_not_repeated(tmp_path: Path, failing: list[str]) -> None:
+    process = start(failing, tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    first, second, last = err.splitlines()
+    assert first == "error: the disk is full" and last == "Nothing was saved yet."
+    message = (
+        r"error: rank (\d) exited with status 1, so the other ranks were terminated\. Its last lines are above; its "
+        rf"log is {re.escape(str(tmp_path))}/rank-\1\.log"
+    )
+    assert re.fullmatch(message, second)
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(1, 1000.0), (100_000, 0.1)], ids=["waits", "limit"])

@@ -117,6 +117,25 @@ def test_a_run_goes_on_with_another_launcher(tmp_path: Path) -> None:
     assert (logs / "workerlog.1").exists()
 
 
+def test_an_error_of_all_tasks_is_printed_once(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out, epoch: 2}\n"
+    )
+    write_command(tmp_path / "bin" / "srun", SRUN)
+    command = ["srun", "erniekit", "train", "run.yaml"]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment() | slurm_variables(tmp_path / "bin"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("train.epochs") == 1, result.stderr
+    assert result.stderr.endswith("error: rank 1: the same error as on rank 0\n")
+
+
 def test_a_job_that_saved_before_its_time_limit_is_queued_again(tmp_path: Path) -> None:
     write_command(tmp_path / "bin" / "srun", "#!/bin/sh\nexit 143\n")
     write_command(tmp_path / "bin" / "scontrol", "#!/bin/sh\necho scontrol $*\n")
