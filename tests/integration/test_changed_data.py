@@ -1,5 +1,6 @@
 """A run that is resumed with other data is refused with the files that differ; what it had skipped may be gone."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ def test_a_skipped_image_may_be_gone_when_the_run_is_resumed(
     data = photo_chats(tmp_path)
     cache = {"data__cache_dir": str(tmp_path / "cache"), "data__max_length": 60}
     settings = {**SETTINGS, **cache, "data__on_error": "skip", "train__rows_per_step": 2}
-    whole, part, raising = tmp_path / "whole", tmp_path / "part", tmp_path / "raising"
+    whole, part, raising, uncached = (tmp_path / name for name in ("whole", "part", "raising", "uncached"))
     run_training(make_config(whole, model, data, **settings))
     assert capsys.readouterr().out.count("photos.jsonl:3") == 1
     copy_at(whole, part, 2)
     copy_at(whole, raising, 2)
+    copy_at(whole, uncached, 2)
     (tmp_path / "2.png").unlink()
     assert run_training(make_config(part, model, data, **settings), resume=True) == 0
     assert_same_run(whole, part)
@@ -44,6 +46,13 @@ def test_a_skipped_image_may_be_gone_when_the_run_is_resumed(
         run_training(
             make_config(raising, model, data, **{**settings, "data__on_error": "raise"}), resume=True
         )
+    # Nothing but the cache knows the size of the image, and so the rows.
+    elsewhere, without = {"data__cache_dir": str(tmp_path / "other")}, {"data__cache": False}
+    for change, problem in ((elsewhere, "are the same, but images"), (without, r"cannot be compared\)")):
+        with pytest.raises(CheckpointError) as error:
+            run_training(make_config(uncached, model, data, **settings | change), resume=True)
+        lost = r"1 sample cannot be used now: .*photos\.jsonl:3: no such image.*2\.png"
+        assert re.search(rf"data\.train: the data files.* {problem}.*; {lost}", str(error.value))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -15,6 +15,8 @@ from erniekit.data.load.packing import spread
 from erniekit.data.load.rows import NEW_RUN, PlannedRow, PlannedRows, State
 from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
+from erniekit.data.store.digests import differ
+from erniekit.display.text import counted
 from erniekit.errors import DataError, ErnieKitError
 
 # Give up after this many consecutive rows without a sample that can be decoded.
@@ -167,13 +169,27 @@ class RowLoader:
         now = self.source.settings["files"]
         if not before or not now:
             return "the training data, its template or its tokenizer have changed"
-        lines = [f"{name} has changed" for name in now if name in before and before[name] != now[name]]
+        lines = [f"{name} has changed" for name in now if name in before and differ(before[name], now[name])]
         lines += [f"{name} is not in data.train any more" for name in before if name not in now]
         lines += [f"{name} is new in data.train" for name in now if name not in before]
         if not lines:
-            return "the data files are the same, but images, the template or the tokenizer have changed"
+            return self._describe_contents(are_same=before == now)
         more = [f"{len(lines) - _NAMED} more files"] if len(lines) > _NAMED else []
         return ", ".join(lines[:_NAMED] + more)
+
+    def _describe_contents(self, *, are_same: bool) -> str:
+        """What may differ where no file is known to. are_same: all files are known to be the same."""
+        others = "images, the template or the tokenizer have changed"
+        text = f"the data files are the same, but {others}"
+        if not are_same:
+            text = f"the data files, {others} (data.cache was switched, so the files cannot be compared)"
+        # Without its cache, a run cannot plan rows with samples that have lost their images since.
+        skipped = list(self.budget.errors.values())
+        return (
+            text
+            if not skipped
+            else f"{text}; {counted(len(skipped), 'sample')} cannot be used now: {skipped[0]}"
+        )
 
     def close(self) -> None:
         """Stop the workers. `next_row` starts them again."""

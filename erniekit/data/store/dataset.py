@@ -26,7 +26,7 @@ from erniekit.data.files.find import Log, Use, expand, resolved
 from erniekit.data.files.reader import read_records
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.data.media.item import MediaSpec
-from erniekit.data.store.digests import content_digests, stamp
+from erniekit.data.store.digests import content_digests, stamp_text
 from erniekit.data.store.store import DocumentStore, StoreWriter
 from erniekit.errors import DataError
 
@@ -241,7 +241,7 @@ def _contents(source: SourceFiles, cache_dir: Path | None) -> list[tuple[str, st
     """
     places = resolved(source.files)
     if cache_dir is None:
-        contents = [json.dumps(stamp(path)) for path in places]
+        contents = [stamp_text(path) for path in places]
     else:
         contents = content_digests(places, cache_dir / _DIGESTS)
     return [

@@ -34,6 +34,19 @@ def stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
+def stamp_text(path: Path) -> str:
+    """The stamp in the place of a digest, where contents are not read. Raises DataError."""
+    return json.dumps(stamp(path))
+
+
+def differ(before: Any, now: str) -> bool:
+    """Whether a file has changed between two digests or stamps; False for one of each, which say nothing.
+
+    before: of a checkpoint, which may be damaged.
+    """
+    return before != now and str(before).startswith("[") == now.startswith("[")
+
+
 def content_digests(places: Sequence[Path], directory: Path) -> list[str]:
     """The digest of each file's content. A file is only read if its stamp differs from the one cached in `directory`.
 
