@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.base import BaseChecksums, write_base_checksums
+from erniekit.checkpoint.manifest import FileRecord
 from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.checkpoint.state import TrainerState, check_identity, read_state
 from erniekit.config import Config
 from erniekit.data.load.batch import PackedBatch
-from erniekit.data.load.rows import StoredRows
 from erniekit.data.store.dataset import Dataset
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
@@ -32,7 +32,7 @@ from erniekit.train.build_dpo import build_dpo_objective, build_reference, needs
 from erniekit.train.build_log import build_evaluator, build_report_hook, open_writer
 from erniekit.train.checkpointer import Checkpointer, check_best
 from erniekit.train.console import Console
-from erniekit.train.describe import describe_run
+from erniekit.train.describe import describe_rounding, describe_run
 from erniekit.train.distributed import fix_rows
 from erniekit.train.flops import device_peak_flops, make_flop_counter
 from erniekit.train.hooks.checkpoint import CheckpointHook
@@ -52,7 +52,7 @@ from erniekit.train.model import (
     prepare_model,
 )
 from erniekit.train.nonfinite import NONFINITE_DIR, NonFinitePolicy
-from erniekit.train.plan import plan_run
+from erniekit.train.plan import RunPlan, plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
     begin_run,
@@ -107,17 +107,11 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     data or files.
     """
     saved = _find_saved_run(context) if resume else None
-    rows = None if saved is None else saved.state.identity.get("train.rows_per_step")
-    context = replace(context, config=fix_rows(context.config, context.dist.mesh.dims, rows))
-    config, dist, log = context.config, context.dist, context.log
-    dtype = compute_dtype(config.model.dtype, context.device)
     # Released after everything else is closed.
     lock = stack.enter_context(ExitStack())
-    inputs = load_inputs(config, log, dist, is_resumed=saved is not None)
-    stack.callback(inputs.close)
-    plan = plan_run(config, inputs.rows)
-    for line in describe_run(plan, config, inputs.encoder.template.name):
-        log(line)
+    context, inputs, plan = _load_data(context, saved, stack)
+    config, dist, log = context.config, context.dist, context.log
+    dtype = compute_dtype(config.model.dtype, context.device)
     limits = inputs.encoder.limits
     changes = ModelChanges(limits.vocab_size, limits.max_positions)
     identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]), changes)
@@ -136,12 +130,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         inputs.largest_row(config.data.max_length),
         force=context.force,
     )
-    datasets = [
-        rows.dataset
-        for rows in (inputs.rows, inputs.eval_rows and inputs.eval_rows.rows)
-        if isinstance(rows, StoredRows)
-    ]
-    objective = build_objective(context, prepared, datasets, dtype)
+    objective = build_objective(context, prepared, inputs.datasets, dtype)
     records = None if base is None else base.check(context.run_dir if saved is not None else None)
     reducer = build_gradient_reducer(config, prepared, dist.mesh)
     optimizer = build_optimizer(config, prepared, reducer)
@@ -150,9 +139,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     )
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
     with writing_to(context.run_dir):
-        _take_run_directory(context, lock, is_new=saved is None)
-        if records is not None and dist.is_main:
-            write_base_checksums(context.run_dir, records)
+        _take_run_directory(context, lock, records, is_new=saved is None)
     peak_flops = find_peak_flops(context, dtype)
     layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
     with writing_to(context.run_dir):
@@ -313,6 +300,21 @@ def _find_saved_run(context: RunContext) -> _SavedRun | None:
     return None if checkpoint is None else _SavedRun(checkpoint, read_state(checkpoint))
 
 
+def _load_data(
+    context: RunContext, saved: _SavedRun | None, stack: ExitStack
+) -> tuple[RunContext, Inputs, RunPlan]:
+    """Read all data and plan the run, and log both. Also returns the context with the number of rows of a step."""
+    rows = None if saved is None else saved.state.identity.get("train.rows_per_step")
+    config = fix_rows(context.config, context.dist.mesh.dims, rows)
+    inputs = load_inputs(config, context.log, context.dist, is_resumed=saved is not None)
+    stack.callback(inputs.close)
+    plan = plan_run(config, inputs.rows)
+    lines = describe_run(plan, config, inputs.encoder.template.name)
+    for line in [*lines, *describe_rounding(context.config, config.num_rows())]:
+        context.log(line)
+    return replace(context, config=config), inputs, plan
+
+
 def _check_saved_run(saved: _SavedRun, identity: dict[str, Any], inputs: Inputs, context: RunContext) -> None:
     """Raise CheckpointError or DataError where the run cannot be resumed; log the settings that differ."""
     contents = {"data.train": inputs.train.describe_change(saved.state.loader)}
@@ -335,8 +337,10 @@ def _resume(saved: _SavedRun, checkpointer: Checkpointer, context: RunContext) -
     return progress
 
 
-def _take_run_directory(context: RunContext, lock: ExitStack, *, is_new: bool) -> None:
-    """Create and lock the run's directory, and write the configuration."""
+def _take_run_directory(
+    context: RunContext, lock: ExitStack, records: Mapping[str, FileRecord] | None, *, is_new: bool
+) -> None:
+    """Create and lock the run's directory, and write the configuration and the checksums of the base model."""
     make_run_directory(context.run_dir)
     if context.dist.is_main:
         lock.enter_context(lock_run_directory(context.run_dir, context.log))
@@ -344,3 +348,5 @@ def _take_run_directory(context: RunContext, lock: ExitStack, *, is_new: bool) -
             begin_run(context.config, context.log)
         else:
             write_config(context.config)
+        if records is not None:
+            write_base_checksums(context.run_dir, records)

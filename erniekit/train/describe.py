@@ -97,6 +97,17 @@ def describe_run(plan: RunPlan, config: Config, template: str) -> list[str]:
     return [rows, steps, rate + floor, *_describe_intervals(plan.total_steps, config)]
 
 
+def describe_rounding(config: Config, rows: int) -> list[str]:
+    """A note where `rows` a step, of which train.tokens_per_step decides, have another number of tokens."""
+    train, length = config.train, config.data.max_length
+    if train.rows_per_step is not None or train.tokens_per_step in (None, rows * length):
+        return []
+    return [
+        f"note: train.tokens_per_step is {train.tokens_per_step:,}, but a step takes up to {rows * length:,} tokens: "
+        f"{counted(rows, 'row')} of {length:,}"
+    ]
+
+
 def _describe_intervals(total: int, config: Config) -> list[str]:
     """Notes on intervals that are longer than the run, which may be a mistake."""
     eval_every, patience = config.train.eval_every, config.eval.patience

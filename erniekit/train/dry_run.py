@@ -17,7 +17,7 @@ from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.activations import RowShape
 from erniekit.train.console import make_console
-from erniekit.train.describe import describe_lora, describe_run
+from erniekit.train.describe import describe_lora, describe_rounding, describe_run
 from erniekit.train.distributed import fit_parallel_dims, plan_parallel_dims
 from erniekit.train.inputs import load_inputs
 from erniekit.train.model import check_model, check_start, describe_model_plan
@@ -148,10 +148,12 @@ def _check_data(
         return [f"the data ({_absent(config, 'tokenizer')}): samples, rows, steps"], None
     if no_weights and missing:
         return [f"the data ({', '.join(missing)} not there): samples, rows, steps"], None
-    config = config.with_rows(config.num_rows(max(1, processes // config.parallel.context)))
+    given, rows = config, config.num_rows(max(1, processes // config.parallel.context))
+    config = config.with_rows(rows)
     inputs = load_inputs(config, log)
     try:
-        for line in describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name):
+        lines = describe_run(plan_run(config, inputs.rows), config, inputs.encoder.template.name)
+        for line in [*lines, *describe_rounding(given, rows)]:
             log(line)
         return [], inputs.largest_row(config.data.max_length)
     finally:

@@ -103,6 +103,12 @@ class Inputs:
     eval_rows: EvalRows | None
     cleanup: ExitStack
 
+    @property
+    def datasets(self) -> list[Dataset]:
+        """All data that is encoded on disk, for training and evaluation."""
+        rows = (self.rows, None if self.eval_rows is None else self.eval_rows.rows)
+        return [one.dataset for one in rows if isinstance(one, StoredRows)]
+
     def largest_row(self, max_length: int) -> RowShape | None:
         """The largest packed sequence of the training data; see `largest_row`."""
         spec = self.encoder.image_spec

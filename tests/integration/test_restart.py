@@ -110,6 +110,9 @@ def test_a_finished_run_has_nothing_left_to_do(
     # A configuration with a number of tokens keeps the run's two packed sequences per step.
     by_tokens = {"train__rows_per_step": None, "train__tokens_per_step": 160}
     assert run_training(make_config(run, model, data, train__max_steps=3, **by_tokens), resume=True) == 0
+    assert (
+        "train.tokens_per_step is 160, but a step takes up to 320 tokens: 2 rows" in capsys.readouterr().out
+    )
     assert [line["step"] for line in read_log(run)] == [1, 2, 3]
     assert load_config(run / "config.yaml").train.rows_per_step == 2
 

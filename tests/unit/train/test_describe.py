@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.stats import DataStats
 from erniekit.distributed.parallel_dims import ParallelDims
@@ -10,6 +12,7 @@ from erniekit.train.describe import (
     describe_data,
     describe_lora,
     describe_parallel_dims,
+    describe_rounding,
     describe_run,
     describe_skipped,
     format_bytes,
@@ -46,6 +49,28 @@ def test_the_run_in_words(tmp_path: Path) -> None:
         "steps: 7 (train.max_steps), 2 rows each, about 180 tokens; an epoch is 1.0 steps",
         "learning rate: 1e-05, 0 steps of warm-up, then constant",
     ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "note"),
+    [
+        (800, 8, None),
+        (850, 8, "note: train.tokens_per_step is 850, but a step takes up to 800 tokens: 8 rows of 100"),
+        (50, 1, "note: train.tokens_per_step is 50, but a step takes up to 100 tokens: 1 row of 100"),
+        (
+            1600,
+            18,
+            "note: train.tokens_per_step is 1,600, but a step takes up to 1,800 tokens: 18 rows of 100",
+        ),
+    ],
+)
+def test_tokens_of_a_step_that_are_rounded_are_noted(
+    tmp_path: Path, tokens: int, rows: int, note: str | None
+) -> None:
+    given = config(tmp_path, f"train.tokens_per_step={tokens}")
+    assert describe_rounding(given, rows) == ([] if note is None else [note])
+    # Where the number of rows is set, it is not rounded.
+    assert describe_rounding(given.with_rows(rows), rows) == describe_rounding(config(tmp_path), rows) == []
 
 
 def test_layout_in_words() -> None:
