@@ -53,11 +53,15 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository of the hub at a revision, None: its main branch; `to`: a directory in the place of the cache."""
+    """A repository of the hub at a revision, None: its main branch; `to`: a directory in the place of the cache.
+
+    weights: whether they are wanted, too.
+    """
 
     name: str
     revision: str | None
     to: Path | None = None
+    weights: bool = True
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name} at {self.revision}"
@@ -67,7 +71,14 @@ class _Repository:
         """The command that downloads it."""
         options = {"--revision": self.revision, "--to": self.to}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return shlex.join(["erniekit", "download", self.name, *given])
+        return shlex.join(
+            ["erniekit", "download", self.name, *given, *([] if self.weights else ["--no-weights"])]
+        )
+
+
+def download_command(name: str, revision: str | None) -> str:
+    """The command that downloads configuration, tokenizer and processor of a repository into the cache."""
+    return _Repository(name, revision, weights=False).command
 
 
 def is_repository_name(name: str) -> bool:
@@ -107,7 +118,7 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
     found = cached_model(name, revision, weights=weights)
     if found is not None:
         return found
-    repository = _Repository(name, revision)
+    repository = _Repository(name, revision, weights=weights)
     folder = Path(name).parent
     if folder.is_dir():
         raise CheckpointError(
@@ -169,7 +180,7 @@ def download_model(
 
     # Importing Paddle makes loggers print; the client that huggingface_hub uses logs every request.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    repository = _Repository(name, revision, to)
+    repository = _Repository(name, revision, to, weights)
     silent = _bar_class(lambda count: None, threading.Event())
     snapshot: Any = partial(snapshot_download, name, local_dir=to, ignore_patterns=_BELOW, tqdm_class=silent)
     with _explaining_errors(repository):

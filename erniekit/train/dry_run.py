@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from erniekit.checkpoint.download import names_repository
+from erniekit.checkpoint.download import download_command, names_repository
 from erniekit.checkpoint.resize import ModelChanges
 from erniekit.config import Config, SourceConfig, dump_config
 from erniekit.create.shapes import released_architecture
@@ -164,7 +164,8 @@ def _absent(config: Config, what: str) -> str:
     """Why a file of the model is missing."""
     model = config.model
     if names_repository(model.path) and model.directory == Path(model.path):
-        return f"{model.path} has no {what} here: `erniekit download {model.path} --no-weights` fetches it"
+        download = download_command(model.path, model.revision)
+        return f"{model.path} has no {what} here: `{download}` fetches it"
     return f"{model.directory} has no {what}"
 
 

@@ -189,12 +189,14 @@ def test_a_download_to_a_directory_continues_there(hub: Hub, tmp_path: Path) -> 
     assert hub.downloaded() == [SHARDS[1]]
 
 
-def test_offline_the_error_names_the_command(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", [True, False], ids=["all", "no-weights"])
+def test_offline_the_error_names_the_command(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, weights: bool
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        CheckpointError, match=rf"HF_HUB_OFFLINE is set(.|\n)*erniekit download {NAME} --revision v1$"
-    ):
-        local_model(NAME, "v1")
+    command = f"erniekit download {NAME} --revision v1{'' if weights else ' --no-weights'}"
+    with pytest.raises(CheckpointError, match=rf"HF_HUB_OFFLINE is set(.|\n)*\n  {command}$"):
+        local_model(NAME, "v1", weights=weights)
     assert not hub.downloads
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     found = local_model(NAME)
@@ -241,6 +243,10 @@ def test_a_path_that_is_mistyped_is_not_sought_on_the_hub(hub: Hub) -> None:
         CheckpointError, match=rf"There is a directory baidu(.|\n)*  erniekit download {NAME}$"
     ):
         local_model(NAME)
+    with pytest.raises(
+        CheckpointError, match=rf"There is a directory(.|\n)*  erniekit download {NAME} --no-weights$"
+    ):
+        local_model(NAME, weights=False)
     assert not hub.requests
     found = download_model(NAME)
     assert local_model(NAME) == found
