@@ -195,6 +195,11 @@ def test_what_cannot_be_used_can_be_left_out(erniekit, trained_run: Path, tmp_pa
     samples = chats(6)
     samples[1]["messages"][0]["content"][0]["image_url"]["url"] = "gone.png"
     samples[3]["messages"].pop()
+    for number, message in ((1, "no such image"), (3, "the chat ends with")):
+        file = write_chats(tmp_path / "one.jsonl", [samples[number]])
+        status, _, err = erniekit("eval", trained_run, "--data", file)
+        assert status == 1 and f"{file}:1: {message}" in err
+        assert err.endswith("; --on-error skip leaves out samples with such errors\n")
     file = write_chats(tmp_path / "c.jsonl", samples)
     status, out, err = erniekit("eval", trained_run, "--data", file, "--on-error", "skip")
     assert (status, err) == (0, "")

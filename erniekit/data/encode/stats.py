@@ -14,7 +14,7 @@ from erniekit.display.text import counted
 from erniekit.errors import DataError
 
 _MOST_NOTICES = 50
-_MORE_NOTICES = "more keys that are not read"
+_MORE_NOTICES = "more notices"
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Notices:
     def add(self, notices: Sequence[str], sample_id: str) -> None:
         """Count the notices of a sample."""
         for text in notices:
-            # Data with different keys in each record would make too many.
+            # Data with different keys or functions in each record would make too many.
             if text not in self.counts and len(self.counts) >= _MOST_NOTICES:
                 text = _MORE_NOTICES
             self.counts[text] += 1
@@ -139,7 +139,8 @@ class ErrorBudget:
     """Raises the errors of samples ("raise"), or skips and counts up to max_errors samples ("skip").
 
     With on_long "drop", samples that are too long are skipped and counted separately, without a limit. skip: the
-    setting that skips samples, for the messages of errors about images and videos.
+    option that skips samples, for the messages of all errors; None: the messages of errors about images and videos name
+    data.on_error.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class ErrorBudget:
         on_error: OnError,
         max_errors: int,
         on_long: OnLong = "error",
-        skip: str = "data.on_error: skip",
+        skip: str | None = None,
     ) -> None:
         self.on_error = on_error
         self._skip = skip
@@ -165,9 +166,10 @@ class ErrorBudget:
             self.dropped.setdefault(error.sample_id, error)
             return
         if self.on_error == "raise":
-            if error.reason not in _MEDIA_REASONS:
+            if self._skip is None and error.reason not in _MEDIA_REASONS:
                 raise error
-            detail = f"{error.detail}; {self._skip} leaves out samples with such errors"
+            skip = self._skip or "data.on_error: skip"
+            detail = f"{error.detail}; {skip} leaves out samples with such errors"
             raise SampleError(error.sample_id, error.reason, detail) from error
         if error.sample_id in self.errors:
             return
