@@ -20,6 +20,7 @@ from erniekit.data.chat.conversation import (
 )
 from erniekit.data.formats.alpaca import parse_alpaca
 from erniekit.data.formats.erniekit import parse_erniekit
+from erniekit.data.formats.fields.calls import notice_calls
 from erniekit.data.formats.fields.context import SampleContext, describe_value
 from erniekit.data.formats.fields.objects import notice_marks
 from erniekit.data.formats.messages import parse_messages
@@ -111,6 +112,7 @@ def parse_record(
     _check(conversation, sample)
     _note_placeholders(conversation, sample)
     notice_marks(conversation, sample)
+    notice_calls(conversation, sample)
     return replace(conversation, notices=tuple(sample.notices)) if sample.notices else conversation
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from erniekit.data.chat.conversation import ToolCallPart
+from erniekit.data.chat.conversation import Conversation, ToolCallPart
 from erniekit.data.formats.fields.arrow_nulls import clean_arguments
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.formats.fields.keys import LOSS_SWITCHES
@@ -111,6 +111,31 @@ def _arguments_text(where: str, call: dict[str, Any], tools: Tools | None, sampl
 
 def _meaning(call: ToolCallPart) -> tuple[str, Any]:
     return call.name, json.loads(call.arguments)
+
+
+def notice_calls(conversation: Conversation, sample: SampleContext) -> None:
+    """Note trained calls that do not fit the tools of the sample: of other functions, or without required arguments.
+
+    A sample without tools may describe them in its system message.
+    """
+    functions = {tool["function"]["name"]: tool["function"] for tool in conversation.tools}
+    if not functions:
+        return
+    calls = (
+        part
+        for message in conversation.messages
+        for part in message.parts
+        if isinstance(part, ToolCallPart) and message.trained and part.trained
+    )
+    for call in calls:
+        if call.name not in functions:
+            sample.notice(f"a call of {quoted(call.name)}, which is not in the tools of the sample")
+            continue
+        schema, given = functions[call.name].get("parameters"), json.loads(call.arguments)
+        required = schema.get("required") if isinstance(schema, dict) else None
+        for name in required if isinstance(required, list) else ():
+            if isinstance(name, str) and name not in given:
+                sample.notice(f"a call of {quoted(call.name)} without the required argument {quoted(name)}")
 
 
 def split_results(where: str, entry: dict[str, Any], sample: SampleContext) -> list[dict[str, Any]]:

@@ -78,7 +78,10 @@ def test_xlam_calls_and_tools() -> None:
         },
         "required": ["a", "c"],
     }
-    assert found.notices == ("the parameters of xLAM's tools are rewritten as JSON schemas",)
+    assert found.notices == (
+        "the parameters of xLAM's tools are rewritten as JSON schemas",
+        "a call of 'add' without the required argument 'c'",
+    )
 
 
 def test_xlam_tools_with_a_schema_stay_as_they_are() -> None:

@@ -314,3 +314,65 @@ def test_bad_calls(calls: Any, message: str) -> None:
 def test_only_the_assistant_calls() -> None:
     with pytest.raises(SampleError, match="message 1: only the assistant calls tools, not the user"):
         parse({"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}]})
+
+
+AREA = {
+    "name": "area",
+    "parameters": {"type": "object", "properties": {"w": {}, "h": {}}, "required": ["w", "h"]},
+}
+
+
+def calling(name: str, arguments: Any, **more: Any) -> dict[str, Any]:
+    call = {"function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call], **more}
+
+
+@pytest.mark.parametrize(
+    ("call", "notices"),
+    [
+        (calling("area", {"w": 1, "h": 0}), ()),
+        (calling("area", '{"h": null, "w": 2, "unit": "m"}'), ()),
+        (calling("volume", {"w": 1}), ("a call of 'volume', which is not in the tools of the sample",)),
+        (calling("area", {"h": 2}), ("a call of 'area' without the required argument 'w'",)),
+        (
+            calling("area", ""),
+            tuple(f"a call of 'area' without the required argument '{name}'" for name in "wh"),
+        ),
+        (calling("volume", {}, loss=False), ()),
+    ],
+)
+def test_calls_that_do_not_fit_the_tools_are_noted(call: dict[str, Any], notices: tuple[str, ...]) -> None:
+    chat = [{"role": "user", "content": "q"}, call]
+    if call.get("loss") is False:
+        chat += [{"role": "tool", "content": "no such function"}, {"role": "assistant", "content": "a"}]
+    for tools in ([AREA], json.dumps([{"type": "function", "function": AREA}])):
+        assert parse({"messages": chat, "tools": tools}).notices == notices
+        system = {"role": "system", "content": "s", "tools": tools}
+        assert parse({"messages": [system, *chat]}).notices == notices
+    assert parse({"messages": chat}).notices == ()
+    assert (
+        parse({"messages": chat, "tools": [{"name": "area"}, {"name": "volume", "parameters": {}}]}).notices
+        == ()
+    )
+
+
+def test_calls_of_other_formats_are_compared_with_the_tools() -> None:
+    unknown = "a call of 'volume', which is not in the tools of the sample"
+    called = {"from": "function_call", "value": json.dumps({"name": "volume", "arguments": {}})}
+    turns = [{"from": "human", "value": "q"}, called]
+    assert parse({"conversations": turns, "tools": json.dumps([AREA])}).notices == (unknown,)
+    xlam = {"query": "q", "tools": [{"name": "area", "parameters": {"w": {"type": "int"}}}]}
+    rewritten = "the parameters of xLAM's tools are rewritten as JSON schemas"
+    missing = "a call of 'area' without the required argument 'w'"
+    assert parse({**xlam, "answers": [{"name": "area", "arguments": {}}]}).notices == (rewritten, missing)
+    blocks = [{"type": "tool_use", "id": "1", "name": "volume", "input": {}}]
+    anthropic = [{"role": "user", "content": "q"}, {"role": "assistant", "content": blocks}]
+    tool = {"name": "area", "input_schema": AREA["parameters"]}
+    assert parse({"messages": anthropic, "tools": [tool]}).notices == (unknown,)
+    # A rejected answer may be wrong.
+    pair = {
+        "messages": [{"role": "user", "content": "q"}],
+        "tools": [AREA],
+        "chosen": calling("area", {"w": 1, "h": 1}),
+    }
+    assert parse({**pair, "rejected": calling("volume", {})}).notices == ()
