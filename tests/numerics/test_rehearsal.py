@@ -97,6 +97,21 @@ def test_two_processes_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
         assert record["loss"] == pytest.approx(records[1]["loss"], rel=BFLOAT16)
 
 
+@pytest.mark.slow
+def test_copies_can_be_tried_on_a_cpu_without_the_packages_of_other_modules() -> None:
+    """erniekit's copy in host memory, with a stand-in for a stream. The other machine lacks these packages."""
+    run = _run(
+        """
+import runpy, sys
+for package in ("pydantic", "PIL", "typer"):
+    sys.modules[package] = None
+sys.argv = ["saves", "--device", "cpu", "--tiny", "--layers", "2", "--steps", "1"]
+runpy.run_module("tools.gpu.rehearsal.saves", run_name="__main__")
+"""
+    )
+    assert "the values are those before the update" in run.stdout
+
+
 def test_what_the_adapter_lacks_is_an_error() -> None:
     run = _run(
         """

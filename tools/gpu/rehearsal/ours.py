@@ -36,33 +36,46 @@ from .weights import values
 _RATE = 1e-6
 
 
-def run(case: Case, layers: int, sizes: Sizes, *, steps: int, bits: int = 16) -> tuple[Figures, float]:
-    """Figures of a step, and the FLOPs of its forward and backward pass. bits: of a frozen base, 16, 8 or 4."""
-    model = _model(case, layers, sizes, bits)
-    batch = make_batch(case, sizes)
-    trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
-    specs = [TensorSpec(tensor.name, "BF16", tensor.shape) for tensor in hub_tensors(model)]
-    wanted = {name for name, _ in trained}
-    hub_trained = [tensor.name for tensor in hub_tensors(model) if tensor.parameter in wanted]
-    flops = make_flop_counter(model.config, specs, hub_trained)(batch)
-    plan = backward_plan(model.config, hub_trained)
-    replace(plan, num_recomputed=plan.size if case.recompute else 0).apply(model)
-    optimizer = AdamW(trained)
-    objective, totals = _objective(case, model, batch)
+class TrainingStep:
+    """A model with its optimizer, and a row to train on. bits: of a frozen base, 16, 8 or 4."""
 
-    def compute() -> tuple[Any, AsyncUpload]:
+    def __init__(self, case: Case, layers: int, sizes: Sizes, bits: int = 16) -> None:
+        self.model, self.batch = _model(case, layers, sizes, bits), make_batch(case, sizes)
+        trained = [(name, p) for name, p in self.model.named_parameters() if not p.stop_gradient]
+        self._specs = [TensorSpec(tensor.name, "BF16", tensor.shape) for tensor in hub_tensors(self.model)]
+        wanted = {name for name, _ in trained}
+        self._trained = [tensor.name for tensor in hub_tensors(self.model) if tensor.parameter in wanted]
+        plan = backward_plan(self.model.config, self._trained)
+        replace(plan, num_recomputed=plan.size if case.recompute else 0).apply(self.model)
+        self.optimizer = AdamW(trained)
+        self._objective, self.totals = _objective(case, self.model, self.batch)
+
+    def flops(self) -> float:
+        """FLOPs of the forward and backward pass."""
+        return make_flop_counter(self.model.config, self._specs, self._trained)(self.batch)
+
+    def compute(self) -> tuple[Any, AsyncUpload]:
+        """Forward and backward pass."""
         upload = AsyncUpload()
-        output = objective(objective.upload(batch, upload), totals)
+        output = self._objective(self._objective.upload(self.batch, upload), self.totals)
         output.total.backward()
         return output, upload
 
-    def update() -> None:
-        norm = gradient_norm(optimizer.gradients())
-        optimizer.step(_RATE, clip_scale(norm, 1.0))
-        optimizer.clear_gradients()
+    def update(self) -> None:
+        """Norm, clipping and AdamW."""
+        norm = gradient_norm(self.optimizer.gradients())
+        self.optimizer.step(_RATE, clip_scale(norm, 1.0))
+        self.optimizer.clear_gradients()
 
-    divisor = max(1, totals.pairs or totals.loss_tokens)
-    return measure(compute, lambda found: found[0].loss_sum.item() / divisor, update, steps=steps), flops
+
+def run(case: Case, layers: int, sizes: Sizes, *, steps: int, bits: int = 16) -> tuple[Figures, float]:
+    """Figures of a step, and the FLOPs of its forward and backward pass. bits: of a frozen base, 16, 8 or 4."""
+    step = TrainingStep(case, layers, sizes, bits)
+    divisor = max(1, step.totals.pairs or step.totals.loss_tokens)
+    figures = measure(
+        step.compute, lambda found: found[0].loss_sum.item() / divisor, step.update, steps=steps
+    )
+    return figures, step.flops()
 
 
 def _objective(case: Case, model: ErnieModel, batch: PackedBatch) -> tuple[Any, StepTotals]:

@@ -75,7 +75,7 @@ def install(*, pretend_gpu: bool = False) -> None:
         _C_ops=_add("paddle._C_ops", **_named(functional.KERNELS)),
         base=_add("paddle.base", core=core),
         utils=_add("paddle.utils", dlpack=dlpack),
-        device=_add("paddle.device", cuda=cuda),
+        device=_add("paddle.device", cuda=cuda, **_named(device.STREAMS)),
         no_grad=torch.no_grad,
         enable_grad=torch.enable_grad,
         is_grad_enabled=torch.is_grad_enabled,

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 _ABSENT = (
+    "erniekit.config.schema",
     "erniekit.data.media.images",
     "erniekit.data.media.item",
     "erniekit.data.media.patches",

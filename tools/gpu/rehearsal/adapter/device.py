@@ -119,13 +119,51 @@ def enable_compat(*, scope: set[str], silent: bool = False) -> None:
         raise AttributeError(f"the adapter has no enable_compat for {scope}")
 
 
-class _Stream:
+class _RawStream:
     def __init__(self, device: int) -> None:
         self.cuda_stream = torch.cuda.current_stream(device).cuda_stream
 
 
-def get_current_stream(device: int) -> _Stream:
-    return _Stream(device)
+def get_current_stream(device: int) -> _RawStream:
+    return _RawStream(device)
+
+
+class Stream:
+    """A stream that does not wait for others. On a CPU that passes for a GPU, everything is done at once."""
+
+    def __init__(self, raw: torch.cuda.Stream | None = None) -> None:
+        self.raw = raw if raw is not None or _Current.pretends else torch.cuda.Stream()
+
+    def wait_stream(self, other: Stream) -> None:
+        if self.raw is not None:
+            self.raw.wait_stream(other.raw)
+
+    def record_event(self) -> Event:
+        return Event(None if self.raw is None else self.raw.record_event())
+
+    def query(self) -> bool:
+        return self.raw is None or self.raw.query()
+
+
+class Event:
+    """A place in the work of a stream."""
+
+    def __init__(self, raw: torch.cuda.Event | None = None) -> None:
+        self.raw = raw
+
+    def query(self) -> bool:
+        return self.raw is None or self.raw.query()
+
+
+def current_stream() -> Stream:
+    return Stream(None if _Current.pretends else torch.cuda.current_stream())
+
+
+def stream_guard(stream: Stream) -> torch.cuda.StreamContext:
+    return torch.cuda.stream(stream.raw)
+
+
+STREAMS = (Stream, Event, current_stream, stream_guard)
 
 
 def seed(value: int) -> None:

@@ -94,6 +94,12 @@ class Tensor:
         values = self.raw.detach().cpu()
         return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
+    def pin_memory(self, blocking: bool = True) -> Tensor:
+        if not torch.cuda.is_available():
+            return self.clone()
+        copy = torch.empty(self.raw.shape, dtype=self.raw.dtype, pin_memory=True)
+        return Tensor(copy.copy_(self.raw.detach(), non_blocking=not blocking))
+
     def item(self) -> float | int | bool:
         return self.raw.item()
 

@@ -1,0 +1,151 @@
+"""Measure on a GPU how long training waits for a copy of its state in host memory, before a checkpoint is written.
+
+    python -m tools.gpu.rehearsal.saves
+    python -m tools.gpu.rehearsal.saves --device cpu --tiny      a trial of the script
+
+A model with the widths of 21B-A3B and a few layers is trained as in the rehearsal. erniekit's own copy
+(`checkpoint/host_copy.py`) takes weights and optimizer state to pinned memory, beside the forward and backward passes.
+Beside it stands a copy of one tensor after the other to ordinary memory, for which training waits. Copied values are
+compared with those before the update, bit by bit. See README.md for what the adapter is, and is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from .adapter import install
+
+# Every so many tensors one is compared.
+_COMPARED = 61
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a row, one row a step")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--tiny", action="store_true", help="small layers")
+    options = parser.parse_args()
+    trial = options.device == "cpu"
+    install(pretend_gpu=trial)
+    from erniekit.runtime import configure
+
+    if trial:
+        configure("gpu", 1, 0, kernels="plain", attention="flashmask")
+    else:
+        configure("gpu", 1, 0)
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from erniekit.checkpoint.host_copy import GpuCopy
+
+    from .cases import Case, Sizes
+    from .ours import TrainingStep
+
+    sizes = Sizes(tokens=64 if options.tiny else options.tokens, tiny=options.tiny)
+    step = TrainingStep(Case.of("text/text/full"), options.layers, sizes)
+    for _ in range(2):
+        step.compute()
+        step.update()
+    alone = statistics.median(_seconds(lambda: _step(step)) for _ in range(options.steps))
+    size = sum(tensor.values.size * tensor.values.element_size() for tensor in _tensors(step))
+    print(f"{size / 1e9:.2f} GB of weights and optimizer state; a step takes {alone:.3f} s", flush=True)
+
+    def one_by_one() -> None:
+        for tensor in _tensors(step):
+            tensor.values.numpy()
+
+    _report("each tensor to ordinary memory", _seconds(one_by_one), size)
+
+    memory = GpuCopy()
+
+    def copied() -> None:
+        arrays = memory.start(_tensors(step))
+        memory.wait()
+        for _ in arrays:
+            pass
+
+    _report("pinned memory, the first time", _seconds(copied), size)
+    _report("pinned memory, later", min(_seconds(copied) for _ in range(2)), size)
+
+    waits, extra = [], []
+    for _ in range(options.steps):
+        before = [tensor.values.clone() for tensor in islice(_tensors(step), 0, None, _COMPARED)]
+        _synchronize()
+        began = time.perf_counter()
+        arrays = memory.start(_tensors(step))
+        started = time.perf_counter()
+        step.compute()
+        # As in the trainer, where the host reads the losses before the update.
+        _synchronize()
+        computed = time.perf_counter()
+        memory.wait()
+        waited = time.perf_counter() - computed
+        step.update()
+        _synchronize()
+        waits.append(started - began + waited)
+        extra.append(time.perf_counter() - began - alone)
+        # All are read, as they are written to a checkpoint.
+        found = [array.copy() for number, array in enumerate(arrays) if number % _COMPARED == 0]
+        if any(one.numpy().tobytes() != other.tobytes() for one, other in zip(before, found, strict=True)):
+            raise SystemExit("the copy differs from the state before the update")
+    print(
+        f"beside a step: training waits {statistics.median(waits):.3f} s, the step takes "
+        f"{statistics.median(extra):.3f} s more; the values are those before the update"
+    )
+
+
+def _tensors(step: Any) -> Iterator[Any]:
+    """Weights and optimizer state as a checkpoint has them, under the Hub's names."""
+    from erniekit.checkpoint.names import hub_tensors
+    from erniekit.checkpoint.weights import local_tensor
+    from erniekit.parallel.tensor_stream import CompleteTensor
+
+    values = dict(step.model.named_parameters())
+    states = step.optimizer.state_tensors()
+    for tensor in hub_tensors(step.model):
+        kept = {tensor.parameter: values[tensor.parameter]}
+        kept |= {name: states[name] for name in states if name.rpartition(".")[0] == tensor.parameter}
+        for name, found in kept.items():
+            local = local_tensor(replace(tensor, parameter=name), found)
+            yield CompleteTensor(local.spec, local.read(), True)
+
+
+def _step(step: Any) -> None:
+    step.compute()
+    step.update()
+
+
+def _report(what: str, seconds: float, size: int) -> None:
+    print(f"{what}: {seconds:.2f} s, {size / seconds / 1e9:.1f} GB/s", flush=True)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    _synchronize()
+    began = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - began
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
