@@ -1,5 +1,6 @@
 """The shipped configurations fit and start on the GPUs that they name, by their shapes alone, and repeat nothing."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,18 @@ from erniekit.errors import ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.train.distributed import fit_parallel_dims
 from erniekit.train.dry_run import dry_run_training
+from erniekit.train.planner.job import Job
 from erniekit.train.selection import ParameterSelection, select_parameters
-from tools.docs.recipes import CONFIGS, TARGET, Recipe, architecture_of, document, plan_memory, recipes
+from tools.docs.recipes import (
+    CONFIGS,
+    TARGET,
+    Machines,
+    Recipe,
+    architecture_of,
+    document,
+    plan_memory,
+    recipes,
+)
 
 pytestmark = pytest.mark.slow
 NODE = range(1, 9)
@@ -30,6 +41,27 @@ def test_a_recipe_fits_and_starts_on_the_machines_that_it_names(recipe: Recipe) 
         fit_parallel_dims(config, architecture, machines.processes)
         found = plan_memory(recipe, machines)
         assert found.fits(machines.bytes), f"{machines}: {found.total_bytes / 2**30:.1f} GiB"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
+def test_the_run_of_the_readme_fits_the_gpus_of_its_table(readme: str) -> None:
+    """A row has GPUs, then sections to add to the run, or the file to extend."""
+    rows = re.findall(
+        r"^\| ([\d, 、或or]+) x (\d+) GB.*? \| (.*) \|$", (TARGET.parents[1] / readme).read_text(), re.M
+    )
+    folder = CONFIGS / "ERNIE-4.5-VL-28B-A3B" / "sft"
+    by_file = {recipe.path: recipe for recipe in recipes()}
+    assert len(rows) == 4
+    for counts, size, change in rows:
+        named = re.search(r"\w+\.yaml", change)
+        recipe = by_file[folder / (named[0] if named else "run_sft_lora_8k.yaml")]
+        sections = yaml.safe_load("{" + ", ".join(re.findall(r"`(\w+: \{.*?\})`", change)) + "}")
+        overrides = [f"{name}.{key}={value}" for name in sections for key, value in sections[name].items()]
+        for count in map(int, re.findall(r"\d+", counts)):
+            machines = Machines(1, count, int(size))
+            config = load_config(recipe.path, overrides)
+            plan = Job(config, architecture_of(recipe), count, machines.bytes).plan.memory
+            assert plan.fits(machines.bytes), f"{count} x {size} GB, {overrides}"
 
 
 @pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
