@@ -7,6 +7,8 @@ from pathlib import Path
 
 import paddle
 
+from erniekit.train.planner.gpus import Gpu, known_gpu
+
 _MEMORY = Path("/proc/meminfo")
 # Limit and use of a container's memory, in bytes: cgroups of version 2, and of version 1.
 _CGROUPS = (
@@ -18,6 +20,11 @@ _CGROUPS = (
 def is_cpu() -> bool:
     """Whether this process trains on a CPU."""
     return bool(paddle.get_device() == "cpu")
+
+
+def device_gpu() -> Gpu | None:
+    """The kind of this process's GPU; None for a CPU and for a kind that is not known."""
+    return None if is_cpu() else known_gpu(paddle.device.cuda.get_device_name())
 
 
 def device_memory(processes: int = 1) -> int:

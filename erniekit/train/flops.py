@@ -23,7 +23,7 @@ import paddle
 from erniekit.data.load.batch import PackedBatch
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, is_expert_tensor, is_router_tensor, is_vocab_tensor
-from erniekit.train.planner.gpus import known_peak_tflops
+from erniekit.train.planner.gpus import known_gpu
 from erniekit.train.recompute import backward_plan
 
 _VISION, _RESAMPLER, _DECODER, _HEAD = range(4)
@@ -117,7 +117,8 @@ def device_peak_flops(dtype: str, peak_tflops: float | None, device: str) -> tup
     """
     name = paddle.device.cuda.get_device_name() if device == "gpu" else "CPU"
     if peak_tflops is None and dtype == "bfloat16":
-        peak_tflops = known_peak_tflops(name)
+        gpu = known_gpu(name)
+        peak_tflops = None if gpu is None else gpu.tflops
     return None if peak_tflops is None else peak_tflops * 1e12, name
 
 

@@ -40,7 +40,7 @@ from erniekit.train.describe import (
     describe_quantized,
     describe_vocab,
 )
-from erniekit.train.device_memory import device_memory, is_cpu
+from erniekit.train.device_memory import device_gpu, device_memory, is_cpu
 from erniekit.train.memory import TrainingPlan, plan_training
 from erniekit.train.planner.job import Job
 from erniekit.train.planner.refuse import refuse_what_cannot_fit
@@ -95,7 +95,8 @@ def prepare_model(
     memory = _shared_memory(mesh)
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, row, on_cpu=is_cpu())
     if not force:
-        refuse_what_cannot_fit(Job(config, before, dims.world, memory, dtype, changes, row, on_cpu=is_cpu()))
+        job = Job(config, before, dims.world, memory, dtype, changes, row, on_cpu=is_cpu())
+        refuse_what_cannot_fit(job, device_gpu())
     log(f"model: loading {weights} in {dtype}")
     quantizer = make_quantizer(config.model.quantize)
     model, fully_sharded = load_sharded(weights, dtype, mesh, config.parallel.shard, changes, quantizer)

@@ -17,7 +17,7 @@ from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
 from erniekit.runtime import compute_dtype
 from erniekit.train.describe import describe_model
-from erniekit.train.device_memory import device_memory
+from erniekit.train.device_memory import device_gpu, device_memory
 from erniekit.train.memory import USABLE
 from erniekit.train.planner.job import Job
 from erniekit.train.planner.remedies import find_remedies
@@ -68,7 +68,7 @@ def explain_out_of_memory(error: BaseException, config: Config, device: str, pro
     )
     lines = [f"the {where} is out of memory. {what}", *describe_model(job.plan.memory, processes)[1:]]
     limit = _LESS * min(job.plan.memory.total_bytes, USABLE * job.device_bytes)
-    remedies = find_remedies(job, int(limit))
+    remedies = find_remedies(job, int(limit), device_gpu())
     if remedies:
         lines.append("what takes less, cheapest first:")
         lines += [

@@ -74,9 +74,9 @@ def find_gpu(name: str) -> Gpu:
     raise ConfigError(f"--gpu {name}: no such GPU{meant} known: {', '.join(names)}")
 
 
-def known_peak_tflops(name: str) -> float | None:
-    """TFLOP/s of dense bfloat16 products of a device such as "NVIDIA H100 80GB HBM3"; None for an unknown one."""
+def known_gpu(name: str) -> Gpu | None:
+    """The GPU of a device's name such as "NVIDIA H100 80GB HBM3"; None for an unknown one."""
     words = set(re.findall(r"[A-Z0-9]+", name.upper()))
     if words & _OTHER_DEVICES:
         return None
-    return next((gpu.tflops for gpu in GPUS if words.issuperset(gpu.words.split())), None)
+    return next((gpu for gpu in GPUS if words.issuperset(gpu.words.split())), None)

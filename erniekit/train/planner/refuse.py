@@ -6,17 +6,18 @@ from dataclasses import replace
 
 from erniekit.errors import ConfigError
 from erniekit.train.describe import format_bytes
+from erniekit.train.planner.gpus import Gpu
 from erniekit.train.planner.job import Job
 from erniekit.train.planner.remedies import find_remedies
 from erniekit.train.planner.report import memory_parts, remedy_lines
 
 
-def refuse_what_cannot_fit(job: Job) -> None:
+def refuse_what_cannot_fit(job: Job, gpu: Gpu | None = None) -> None:
     """Raise ConfigError where what a run takes for certain is more than all memory of its device.
 
     Certain are weights, the reference model, gradients, the optimizer's state, and the activations of the data's
     largest sequence as if it were text; of data that is not known, none. Buffers of collectives and the share of memory
-    that is kept in reserve are not: a run that is only expected not to fit may try.
+    that is kept in reserve are not: a run that is only expected not to fit may try. gpu: as in `find_remedies`.
     """
     memory = job.plan.memory
     activations = 0
@@ -32,6 +33,6 @@ def refuse_what_cannot_fit(job: Job) -> None:
         f"the run does not fit: a process takes about {format_bytes(memory.total_bytes)} of memory ({parts}), at least "
         f"{format_bytes(certain)}, and has {format_bytes(job.device_bytes)}. Nothing was loaded; --force starts it all "
         "the same",
-        *remedy_lines(find_remedies(job)),
+        *remedy_lines(find_remedies(job, gpu=gpu), gpu),
     ]
     raise ConfigError("\n".join(lines))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from erniekit.config.choices import REFERENCE_FREE, SHARDS
 from erniekit.errors import ConfigError
+from erniekit.train.planner.gpus import Gpu
 from erniekit.train.planner.job import Job, Settings, overrides
+from erniekit.train.planner.roofline import step_time
 
 _MAX_REMEDIES = 5
 _LORA_RANK = 32
@@ -43,39 +45,70 @@ class _Option:
 _NOTHING = _Option({}, "", 0)
 
 
-def find_remedies(job: Job, limit_bytes: int | None = None) -> list[Remedy]:
+def find_remedies(job: Job, limit_bytes: int | None = None, gpu: Gpu | None = None) -> list[Remedy]:
     """The smallest changes with which a run fits its devices, cheapest first; at most five, none if nothing helps.
 
     First come changes with the same results up to rounding, then those of what is trained, each with the cheapest
-    layout that it needs. limit_bytes: fit into this, instead of the usable part of the device's memory: after a run has
-    failed, a number below its plan finds what takes less.
+    layout that it needs. gpu: the kind of the devices, for which the layouts with the fastest step come first; None: an
+    order that does not depend on it. limit_bytes: fit into this, instead of the usable part of the device's memory:
+    after a run has failed, a number below its plan finds what takes less.
     """
     if limit_bytes is None and job.fits:
         return []
+    layouts = list(_layouts(job))
     found: list[Remedy] = []
     for change in _result_options(job):
-        for settings in _layouts(job):
-            remedy = _try(job, [change, *settings], limit_bytes)
-            if remedy is None or any(_contains(remedy, other) for other in found):
-                continue
-            if change is not _NOTHING and _try(job, settings, limit_bytes) is not None:
-                continue
-            found.append(remedy)
-            if change is not _NOTHING or len(found) == _MAX_REMEDIES - 2:
-                break
+        fitting = _smallest(job, change, layouts, limit_bytes, found, gpu)
+        if change is _NOTHING:
+            found += fitting[: _MAX_REMEDIES - 2]
+            sufficient = [remedy.settings for remedy in fitting]
+            layouts = [
+                one for one in layouts if not any(_includes(_settings(one), own) for own in sufficient)
+            ]
+        else:
+            found += fitting[:1]
         if len(found) >= _MAX_REMEDIES:
             break
     return found
 
 
-def _contains(remedy: Remedy, other: Remedy) -> bool:
-    """Whether a remedy is another one and more."""
-    return other.settings.items() <= remedy.settings.items()
+def _smallest(
+    job: Job,
+    change: _Option,
+    layouts: Sequence[list[_Option]],
+    limit_bytes: int | None,
+    found: Sequence[Remedy],
+    gpu: Gpu | None,
+) -> list[Remedy]:
+    """The layouts that fit with a change and contain no other one, nor a remedy that is found, cheapest first."""
+    fitting: list[Remedy] = []
+    for layout in layouts:
+        options = [change, *layout]
+        settings = _settings(options)
+        if any(_includes(settings, other.settings) for other in (*found, *fitting)):
+            continue
+        remedy = _try(job, options, limit_bytes)
+        if remedy is not None:
+            fitting.append(remedy)
+            if gpu is None and change is not _NOTHING:
+                break
+    if gpu is not None:
+        fitting.sort(key=lambda remedy: -round(step_time(remedy.job, gpu).tokens_per_second, 1))
+    return fitting
+
+
+def _settings(options: Iterable[_Option]) -> dict[str, Any]:
+    return {key: value for option in options for key, value in option.settings.items()}
+
+
+def _includes(settings: Settings, others: Settings) -> bool:
+    """Whether settings are other ones and more."""
+    return others.items() <= settings.items()
 
 
 def _try(job: Job, options: list[_Option], limit_bytes: int | None) -> Remedy | None:
     """The remedy of these options; None where they contradict a rule or do not fit."""
-    settings = {key: value for option in options for key, value in option.settings.items()}
+    settings = _settings(options)
     if not settings:
         return None
     try:

@@ -46,7 +46,7 @@ def plan_lines(job: Job, gpu: Gpu, *, search: bool = False) -> list[str]:
     if search:
         return [*lines, *_search_lines(search_layouts(job, gpu), job, gpu)]
     if not job.fits:
-        lines += remedy_lines(find_remedies(job))
+        lines += remedy_lines(find_remedies(job, gpu=gpu), gpu)
     return lines
 
 
@@ -78,14 +78,19 @@ def plan_json(job: Job, gpu: Gpu, *, search: bool = False) -> dict[str, Any]:
         ]
     elif not job.fits:
         found["changes"] = [
-            {"overrides": remedy.overrides, "cost": remedy.cost, "peak": remedy.job.plan.memory.total_bytes}
-            for remedy in find_remedies(job)
+            {
+                "overrides": remedy.overrides,
+                "cost": remedy.cost,
+                "peak": remedy.job.plan.memory.total_bytes,
+                "tokens_per_second": step_time(remedy.job, gpu).tokens_per_second,
+            }
+            for remedy in find_remedies(job, gpu=gpu)
         ]
     return found
 
 
-def remedy_lines(remedies: Sequence[Remedy]) -> list[str]:
-    """The smallest changes that fit, cheapest first."""
+def remedy_lines(remedies: Sequence[Remedy], gpu: Gpu | None) -> list[str]:
+    """The smallest changes that fit, cheapest first. gpu: the kind of the devices, if it is known."""
     if not remedies:
         return [
             "None of the changes that were tried makes it fit. Several together may (LoRA, model.quantize,",
@@ -94,7 +99,8 @@ def remedy_lines(remedies: Sequence[Remedy]) -> list[str]:
     lines = ["The smallest changes that fit, cheapest first:"]
     for remedy in remedies:
         peak = format_bytes(remedy.job.plan.memory.total_bytes)
-        lines += [f"  {' '.join(remedy.overrides)}", f"      {peak}; {remedy.cost}"]
+        speed = "" if gpu is None else f"about {step_time(remedy.job, gpu).tokens_per_second:,.0f} tokens/s; "
+        lines += [f"  {' '.join(remedy.overrides)}", f"      {peak}; {speed}{remedy.cost}"]
     return lines
 
 
@@ -158,7 +164,7 @@ def _time_lines(job: Job, gpu: Gpu) -> list[str]:
 
 def _search_lines(layouts: Sequence[Layout], job: Job, gpu: Gpu) -> list[str]:
     if not layouts:
-        return ["", "No layout of these GPUs fits.", *remedy_lines(find_remedies(job))]
+        return ["", "No layout of these GPUs fits.", *remedy_lines(find_remedies(job, gpu=gpu), gpu)]
     lines = ["", f"The fastest layouts of {counted(job.processes, 'GPU')} that fit:"]
     for layout in layouts:
         peak = format_bytes(layout.job.plan.memory.total_bytes)

@@ -10,7 +10,8 @@ import paddle
 import pytest
 
 from erniekit.train import device_memory as module
-from erniekit.train.device_memory import device_memory
+from erniekit.train.device_memory import device_gpu, device_memory
+from erniekit.train.planner.gpus import find_gpu
 
 
 @pytest.fixture
@@ -46,3 +47,11 @@ def test_a_gpu_is_used_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(paddle.device.cuda, "get_device_properties", {"gpu:1": properties}.get)
     assert device_memory(8) == 80 * 2**30
+
+
+def test_the_kind_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_gpu() is None
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:1")
+    for name, gpu in (("NVIDIA H100 80GB HBM3", find_gpu("h100-80gb")), ("NVIDIA T4", None)):
+        monkeypatch.setattr(paddle.device.cuda, "get_device_name", lambda name=name: name)
+        assert device_gpu() == gpu

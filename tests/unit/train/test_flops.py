@@ -16,7 +16,7 @@ from erniekit.train.flops import (
     flop_rates,
     make_flop_counter,
 )
-from erniekit.train.planner.gpus import known_peak_tflops
+from erniekit.train.planner.gpus import known_gpu
 
 DENSE = ErnieConfig(
     family="dense",
@@ -182,7 +182,8 @@ def test_answers_that_share_a_prompt_do_not_attend_to_each_other() -> None:
     ],
 )
 def test_peaks_of_known_devices(name: str, peak: float | None) -> None:
-    assert known_peak_tflops(name) == peak
+    found = known_gpu(name)
+    assert (None if found is None else found.tflops) == peak
 
 
 def test_the_configured_peak_wins(monkeypatch: pytest.MonkeyPatch) -> None:

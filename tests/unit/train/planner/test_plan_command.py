@@ -49,7 +49,7 @@ def test_what_does_not_fit_and_json(run: Path, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is False and sum(found["memory"].values()) == found["peak"] > found["usable"]
     assert found["changes"][0]["overrides"] and found["changes"][0]["peak"] <= found["usable"]
-    assert found["step_seconds"] > 0
+    assert found["step_seconds"] > 0 and found["changes"][0]["tokens_per_second"] > 0
 
 
 def test_the_search_prints_overrides(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

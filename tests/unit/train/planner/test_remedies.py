@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from erniekit.create.shapes import released_architecture
+from erniekit.train.planner.gpus import find_gpu
 from erniekit.train.planner.remedies import find_remedies
+from erniekit.train.planner.report import remedy_lines
+from erniekit.train.planner.roofline import step_time
 from tests.unit.train.planner.jobs import MIB, job
 
 DENSE = ["num_hidden_layers=12"]
@@ -59,6 +64,25 @@ def test_layouts_come_before_changes_of_what_is_trained() -> None:
     # One process has no layout: adapters are the last resort.
     alone = job("tiny-moe", 1, int(large.plan.memory.total_bytes * 0.35), MOE, **several)
     assert [remedy.overrides for remedy in find_remedies(alone)] == [["lora.enabled=true", "lora.rank=32"]]
+
+
+@pytest.mark.slow
+def test_layouts_come_by_the_time_of_a_step_on_known_gpus() -> None:
+    """Over two machines, gradients of all weights take longer than the tokens of experts on one of them."""
+    gpu = find_gpu("h100-80gb")
+    model = released_architecture("baidu/ERNIE-4.5-21B-A3B-PT")
+    assert model is not None
+    settings = {"data__max_length": 8192, "train__recompute": "layers"}
+    large = replace(job("tiny-moe", 16, gpu.memory, **settings), model=model)
+    # An order by what the settings are usually said to cost.
+    assert find_remedies(large)[0].overrides == ["parallel.shard=gradients"]
+    found = find_remedies(large, gpu=gpu)
+    assert found[0].overrides == ["parallel.expert=8"]
+    layouts = [one for one in found if all(key.startswith("parallel.") for key in one.settings)]
+    speeds = [step_time(remedy.job, gpu).tokens_per_second for remedy in layouts]
+    assert len(speeds) == 3 and speeds == sorted(speeds, reverse=True)
+    assert layouts == found[:3] and all(remedy.job.fits for remedy in found)
+    assert f"about {speeds[0]:,.0f} tokens/s; " in remedy_lines(found, gpu)[2]
 
 
 def test_adapters_need_no_groups_that_match_nothing() -> None:
