@@ -44,11 +44,14 @@ def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _by_kind(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """By case, form and kind: gradients, weights after a step, and what else there is."""
+    """By case, form and kind: gradients, weights after a step, rewards, and what else there is."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     for key, value in values.items():
         (case, _, name), (_, _, form) = key.partition(" | ")[0].partition(": "), key.partition(" | ")
-        kind = name.partition(" of ")[0] if " of " in name else "values"
+        if " of " in name:
+            kind = name.partition(" of ")[0]
+        else:
+            kind = "rewards" if name.startswith("rewards/") else "values"
         groups.setdefault(f"{case}, {form or 'cpu'}, {kind}", {})[f"{case}: {name}"] = value
     return groups
 
@@ -64,7 +67,7 @@ def test_adapter_gives_the_numbers_of_paddle(tmp_path: Path) -> None:
     # Names and order of parameters too.
     assert [name for name in found if " | " not in name] == list(expected)
     for group, values in _by_kind(found).items():
-        # Gradients go through all layers.
+        # Gradients go through all layers; rewards are small differences of log-probabilities.
         close = FLOAT32 if group.endswith(", values") else MODEL
         assert_all_close(values, {name: expected[name] for name in values}, close, what=group)
 
@@ -100,15 +103,16 @@ def test_two_processes_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_copies_can_be_tried_on_a_cpu_without_the_packages_of_other_modules() -> None:
     """erniekit's copy in host memory, with a stand-in for a stream. The other machine lacks these packages."""
-    run = _run(
-        """
+    code = """
 import runpy, sys
 for package in ("pydantic", "PIL", "typer"):
     sys.modules[package] = None
 sys.argv = ["saves", "--device", "cpu", "--tiny", "--layers", "2", "--steps", "1"]
 runpy.run_module("tools.gpu.rehearsal.saves", run_name="__main__")
 """
-    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
     assert "the values are those before the update" in run.stdout
 
 
