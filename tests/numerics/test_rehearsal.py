@@ -48,10 +48,8 @@ def _by_kind(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray
     groups: dict[str, dict[str, np.ndarray]] = {}
     for key, value in values.items():
         (case, _, name), (_, _, form) = key.partition(" | ")[0].partition(": "), key.partition(" | ")
-        if " of " in name:
-            kind = name.partition(" of ")[0]
-        else:
-            kind = "rewards" if name.startswith("rewards/") else "values"
+        other = "rewards" if name.startswith("rewards/") else "values"
+        kind = name.partition(" of ")[0] if " of " in name else other
         groups.setdefault(f"{case}, {form or 'cpu'}, {kind}", {})[f"{case}: {name}"] = value
     return groups
 
