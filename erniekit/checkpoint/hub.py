@@ -69,6 +69,15 @@ def weight_files(directory: Path) -> list[Path]:
     return shards
 
 
+def stray_weights(directory: Path) -> list[str]:
+    """Names of weight files that are not read: engines may load them instead, or as well.
+
+    transformers takes `model.safetensors` before an index, and converters take every file with such a name.
+    """
+    read = weight_files(directory)
+    return sorted(file.name for file in directory.glob("model*.safetensors") if file not in read)
+
+
 def _weight_map(directory: Path) -> dict[str, str]:
     """Name of a tensor -> name of its shard. Raises CheckpointError if the index is damaged.
 

@@ -128,7 +128,7 @@ def _paddle_tensor(name: str, parts: Sequence[TensorSpec], config: ErnieConfig) 
     if any(part.dtype != first.dtype or part.shape[1:] != first.shape[1:] for part in parts):
         raise CheckpointError(
             f"{', '.join(part.name for part in parts)} differ in their element type or width, and are one tensor in "
-            "the paddle layout; give them one with --dtype"
+            "the paddle layout; give them one with `erniekit export --dtype`"
         )
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
     transposed = _is_transposed(first.name, config) and len(shape) == 2

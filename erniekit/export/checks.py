@@ -15,6 +15,7 @@ from erniekit.checkpoint.hub import (
     read_array,
     read_header,
     read_index,
+    stray_weights,
     weight_files,
 )
 from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
@@ -268,6 +269,11 @@ def _check_shards(directory: Path, wanted: str) -> Iterator[Check]:
         if read_metadata(file).get("format") != wanted:
             yield Check("FAIL", f"{file.name}: its metadata has no format = {wanted}, which loaders require")
         where |= dict.fromkeys(read_header(file), file.name)
+    stray = stray_weights(directory)
+    if stray:
+        yield Check(
+            "FAIL", f"the index does not name {some(stray)}, which engines may load instead; remove them"
+        )
     index = directory / INDEX_FILE
     if not index.is_file():
         yield Check("ok", f"{len(where)} tensors in one file")

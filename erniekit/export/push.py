@@ -12,7 +12,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
 from erniekit.checkpoint.download import is_repository_name, local_model, names_repository
-from erniekit.checkpoint.hub import read_index
+from erniekit.checkpoint.hub import read_index, stray_weights
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, read_state
 from erniekit.checkpoint.tensor_layouts import layout_of
@@ -211,6 +211,11 @@ def _read_model(directory: Path) -> Artifact:
     if ggufs and not (directory / "config.json").is_file():
         family = read_family(ggufs)
         return Artifact("gguf", family, HUB_MODEL_TYPES[family])
+    stray = stray_weights(directory)
+    if stray:
+        raise CheckpointError(
+            f"{directory}: the index does not name {stray[0]}, which engines may load instead; remove it"
+        )
     quantization = read_quantization(directory)
     if quantization is not None:
         check_quantized(directory, quantization)

@@ -82,6 +82,11 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "prediction head": ("moe", config(num_nextn_predict_layers=1), "multi-token-prediction"),
     "rope": ("vl", config(rope_scaling={"type": "default"}), "no mrope_section"),
     "key": ("vl", config(use_temporal_conv=None), "use_temporal_conv"),
+    "a second file": (
+        "dense",
+        write("model.safetensors", "old"),
+        "the index does not name model.safetensors, which engines may load instead",
+    ),
     "not JSON": ("vl", write("config.json", "{"), "not valid JSON"),
     "other layers": ("dense", config(num_hidden_layers=3), "tensors are missing"),
     "transposed": (

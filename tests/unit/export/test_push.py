@@ -318,6 +318,8 @@ def test_a_hub_that_refuses_or_is_not_there(
 
 
 def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    mixed = shutil.copytree(models["dense"], tmp_path / "mixed")
+    (mixed / "model.safetensors").write_bytes(b"old")
     broken = shutil.copytree(models["dense"], tmp_path / "broken")
     next(broken.glob("*.safetensors")).unlink()
     for path, options, error, words in (
@@ -328,6 +330,7 @@ def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Pat
         (models["dense"], {"run": models["moe"]}, CheckpointError, "not a run or a checkpoint"),
         (run, {"run": run}, ConfigError, "--run is for an exported directory"),
         (run, {"layout": "adapter"}, CheckpointError, "holds a whole model, no adapter"),
+        (mixed, {}, CheckpointError, "the index does not name model.safetensors"),
         (broken, {}, CheckpointError, "the index names shards that are not there"),
         (tmp_path / "none", {}, CheckpointError, "no such directory"),
     ):

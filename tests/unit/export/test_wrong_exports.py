@@ -1,5 +1,6 @@
 """Exports that are wrong in ways that load: each is found by names and shapes, by the base model, or by its source."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 
 from erniekit.checkpoint.hub import read_array, read_index, write_shards
+from erniekit.config.choices import CheckpointLayout
+from erniekit.data.chat.families import TEMPLATES
+from erniekit.data.chat.jinja import chat_template
 from erniekit.export.checks import check_directory
 from erniekit.export.export import export_model
+from erniekit.export.files import write_chat_template
+from erniekit.export.processors import set_image_bounds
 from erniekit.export.source_check import check_source
 from erniekit.models.specs import TensorSpec
-from tests.unit.export.conftest import Copy, change_json
+from tests.unit.export.conftest import Copy, change_json, write_state
 from tests.unit.export.test_export import rewrite, train_adapter
 
 Arrays = dict[str, np.ndarray]
@@ -209,11 +215,11 @@ def test_found_by_the_source(bases: dict[str, Path], tmp_path: Path) -> None:
     """Faults that names, shapes and a comparison of two engines on the export cannot show."""
     train_adapter(bases["moe"], tmp_path / "adapter", ["q_proj", "down_proj"])
     directory = export_model(tmp_path / "adapter", tmp_path / "out").directory
-    assert source_checks(directory, tmp_path / "adapter") == ["ok", "ok"]
+    assert source_checks(directory, tmp_path / "adapter") == ["ok", "ok", "ok"]
     # The base model itself is not what was exported.
-    assert source_checks(directory, bases["moe"]) == ["FAIL", "FAIL"]
+    assert source_checks(directory, bases["moe"]) == ["ok", "FAIL", "FAIL"]
     export_model(tmp_path / "adapter", tmp_path / "narrow", dtype="bfloat16")
-    assert source_checks(tmp_path / "narrow", tmp_path / "adapter") == ["ok", "ok"]
+    assert source_checks(tmp_path / "narrow", tmp_path / "adapter") == ["ok", "ok", "ok"]
     change(directory, swap(f"{EXPERT}0.gate_proj", f"{EXPERT}0.up_proj"))
     assert "FAIL" in source_checks(directory, tmp_path / "adapter")
 
@@ -224,4 +230,34 @@ def test_another_rope_theta_is_found_by_the_source(
     directory = export_model(bases["dense"], tmp_path / "out").directory
     change_json(directory / "config.json", rope_theta=10000.0)
     assert failures(directory, bases["dense"]) == ""
-    assert source_checks(directory, bases["dense"]) == ["FAIL", "FAIL"]
+    assert source_checks(directory, bases["dense"]) == ["ok", "FAIL", "FAIL"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["hub", "transformers", "paddle"])
+def test_settings_that_differ_from_training(
+    copy: Copy, bases: dict[str, Path], tmp_path: Path, layout: CheckpointLayout
+) -> None:
+    """The logits of a prompt are right in all of them."""
+    run = copy("vl", "run")
+    template = "ernie_vl_thinking"
+    write_state(run, str(bases["vl"]), min_pixels=784, template=template)
+    directory = export_model(run, tmp_path / "out", layout=layout).directory
+
+    def found() -> list[str]:
+        return [check.text for check in check_source(directory, run) if check.status == "FAIL"]
+
+    assert found() == []
+    for break_it, words in (
+        (
+            lambda: change_json(directory / "generation_config.json", eos_token_id=7),
+            r"answers stop at the token ids \[7\], in the source \[2\]",
+        ),
+        (lambda: set_image_bounds(directory, 3136, None), "images are processed with .*min_pixels=3136"),
+        (
+            lambda: write_chat_template(directory, chat_template(TEMPLATES["ernie_vl"], media=True), layout),
+            "a prompt with image has other tokens: its chat template or tokenizer differs",
+        ),
+    ):
+        break_it()
+        assert any(re.search(words, text) for text in found()), found()
