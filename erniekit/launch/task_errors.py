@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from erniekit.distributed.worker import Worker
 from erniekit.errors import ConfigError
@@ -57,7 +57,7 @@ def _send_digest(digest: bytes, task: Worker, seconds: float) -> None:
             for _ in range(task.world - 1):
                 server.settimeout(_left(deadline))
                 connection, _ = server.accept()
-                with connection:
+                with connection, suppress(OSError):
                     connection.settimeout(_left(deadline))
                     connection.sendall(digest)
                     connection.recv(1)
