@@ -30,7 +30,7 @@ def convert(
     trainer: Annotated[
         TrainerName | None,
         typer.Option(
-            "--from", help="The other trainer. Default: recognized by the keys.", show_default=False
+            "--from", help="The other trainer. Default: detected from the keys.", show_default=False
         ),
     ] = None,
     gpus: Annotated[
@@ -46,8 +46,8 @@ def convert(
 ) -> None:
     """Convert a configuration of ERNIEKit, LLaMA-Factory or ms-swift.
 
-    The new file has comments where a value needs a look. The report has three groups: keys that are mapped, keys that
-    are not needed here, with the reason, and keys without an equivalent, with what to do. Without --output, the file is
+    The new file has comments where a value needs review. The report lists the keys that are mapped, the keys that are
+    not needed here and why, and the keys without an equivalent and what to do instead. Without --output, the file is
     printed, and the report goes to standard error.
 
     Examples:

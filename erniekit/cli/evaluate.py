@@ -85,11 +85,10 @@ def evaluate(
 ) -> None:
     """Evaluate a model: loss, perplexity and generated answers.
 
-    Loss and perplexity of the reference answers (with data.loss_on each_turn, of the last one of each chat) are
-    reported by source and by modality (text, images, videos), and for preference pairs accuracy and margin, with the
-    reference model of the run that trained the model. The last answer of each chat is also generated and scored. It is
-    an exact match if the model ends it and it equals the reference exactly; with a thinking template, after the
-    reasoning.
+    Reports loss and perplexity of the reference answers (with data.loss_on each_turn, of the last one of each chat) by
+    source and by modality (text, images, videos); for preference pairs, also accuracy and margin, with the run's
+    reference model. Generates and scores the last answer of each chat. An exact match equals the reference and is ended
+    by the model; with a thinking template, reasoning does not count.
 
     Examples:
 
