@@ -171,6 +171,21 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return found
 
 
+def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects in the lines of a file that a run writes, without lines that a crash or a full disk cut off.
+
+    Raises OSError.
+    """
+    with file.open("rb") as stream:
+        for line in stream:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                yield found
+
+
 def require_model(directory: Path) -> None:
     """Raise a CheckpointError, in words of `missing_model`, for a directory without a config.json."""
     if not (directory / "config.json").is_file():
@@ -207,13 +222,17 @@ def missing_model(path: Path) -> str:
 def replacing(target: Path) -> Iterator[TextIO]:
     """A text file that becomes `target` when the block ends without an error; otherwise it is removed.
 
-    Creates the directory. Raises OSError.
+    Until then `target` stays as it is, also on a full disk. Creates the directory. Raises OSError.
     """
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    # Hidden: a process that is killed leaves it, and a run's directory may hold hidden files of anybody.
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
             yield file
+            file.flush()
+            # Without it, a machine that loses power may keep the new name and lose the content.
+            os.fsync(file.fileno())
         part.replace(target)
     except BaseException:
         with suppress(OSError):

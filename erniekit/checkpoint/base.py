@@ -15,7 +15,7 @@ from erniekit.checkpoint.hub import weight_files
 from erniekit.checkpoint.manifest import FileRecord, checksum_problems, read_record, records_from
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError
-from erniekit.local_files import read_json_object
+from erniekit.local_files import read_json_object, replacing
 
 BASE_FILE = "base_checksums.json"
 
@@ -71,7 +71,8 @@ class BaseChecksums:
 
 def write_base_checksums(run: Path, records: Mapping[str, FileRecord]) -> None:
     """Keep the records in the directory of a run."""
-    (run / BASE_FILE).write_text(json.dumps({"files": records}, indent=1) + "\n", encoding="utf-8")
+    with replacing(run / BASE_FILE) as file:
+        file.write(json.dumps({"files": records}, indent=1) + "\n")
 
 
 def read_base_checksums(run: Path) -> dict[str, FileRecord]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.state import checkpoint_name
 from erniekit.errors import CheckpointError
+from erniekit.local_files import replacing
 
 BEST_FILE = "best.json"
 BEST_NAME = "best"
@@ -19,10 +20,9 @@ BEST_NAME = "best"
 def write_best(run: Path, step: int, metric: str, value: float) -> None:
     """Record the checkpoint after `step` steps as the best. Raises CheckpointError where it cannot be written."""
     content = {"checkpoint": checkpoint_name(step), "step": step, "metric": metric, "value": value}
-    aside = run / f".{BEST_FILE}.tmp"
     try:
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        aside.replace(run / BEST_FILE)
+        with replacing(run / BEST_FILE) as file:
+            file.write(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(f"{run / BEST_FILE}: cannot be written: {error.strerror}") from error
 

@@ -75,6 +75,10 @@ def train(
     settings = load_config(
         config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
     )
+    if resume and not any(text.startswith("train.output_dir=") for text in overrides or []):
+        from erniekit.train.run_directory import refuse_moved_run
+
+        refuse_moved_run(config, settings)
     worker = launch.launched_worker(places, chosen, settings.parallel.device)
     if (places.rank if worker is None else worker.rank) == 0:
         check_installed(settings.log)

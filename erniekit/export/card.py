@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from erniekit.checkpoint.state import TrainerState
+from erniekit.local_files import read_json_lines
 from erniekit.models.config_keys import Family
 
 Kind = Literal["model", "paddle", "adapter", "paddle-adapter", "gguf"]
@@ -79,11 +79,7 @@ def read_metrics(log: Path) -> dict[str, tuple[float, int]]:
     """The last value and its step of the loss and every eval metric in a run's log.jsonl, {} without a log."""
     found: dict[str, tuple[float, int]] = {}
     if log.is_file():
-        for line in _text(log).splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a line that a crash cut off
-                continue
+        for entry in read_json_lines(log):
             for name, value in entry.items():
                 if name == "train/loss" or (name.startswith("eval/") and name != "eval/seconds"):
                     found[name] = (float(value), int(entry["step"]))

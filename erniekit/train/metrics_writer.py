@@ -14,6 +14,7 @@ from typing import Any
 
 import paddle
 
+from erniekit.local_files import read_json_lines, replacing
 from erniekit.train.trackers.tracker import Guarded, ShownAnswer, Tracker
 
 LOG_FILE = "log.jsonl"
@@ -117,19 +118,14 @@ class MetricsWriter:
 
 
 def truncate_log(file: Path, last_step: int) -> None:
-    """Drop the lines of a log after `last_step`, and a line cut off by a crash."""
+    """Drop the lines of a log after `last_step`, and lines cut off by a crash."""
     if not file.exists():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    aside = file.with_name(f".{file.name}.tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(file)
+    with replacing(file) as kept:
+        for line in read_json_lines(file):
+            step = line.get("step")
+            if isinstance(step, int) and step <= last_step:
+                kept.write(json.dumps(line) + "\n")
 
 
 def memory() -> dict[str, float]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from erniekit.evaluation.answers import ANSWERS_DIR
 from erniekit.evaluation.dataset import EvalSample
 from erniekit.evaluation.report import write_text
 from erniekit.inspection.thumbnails import Thumbnail
+from erniekit.local_files import read_json_lines
 from erniekit.train.console import clock
 from erniekit.train.describe import describe_data, describe_run
 from erniekit.train.ending import REPORT_FILE, next_commands, resume_command
@@ -78,7 +79,7 @@ class _ShownRecord:
 def write_report(parts: ReportParts, status: RunStatus) -> Path:
     """Write the page from the log and the newest answers in the run's directory. Raises ErnieKitError."""
     run_dir = Path(parts.config.train.output_dir)
-    log = read_log(run_dir / LOG_FILE)
+    log = list(read_json_lines(run_dir / LOG_FILE))
     answers_step, answers = _answers(run_dir, status.step, parts.samples)
     commands = next_commands(parts.config, has_best=status.has_best)
     if status.resumes:
@@ -103,11 +104,6 @@ def write_report(parts: ReportParts, status: RunStatus) -> Path:
     file = run_dir / REPORT_FILE
     write_text(render_page(_TEMPLATE, values), file)
     return file
-
-
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def data_lines(inputs: Inputs, plan: RunPlan, config: Config) -> list[str]:
@@ -201,7 +197,7 @@ def _answers(run_dir: Path, step: int, samples: Sequence[EvalSample]) -> tuple[i
     if newest is None:
         return 0, []
     by_id = {sample.sample_id: sample for sample in samples}
-    records = read_log(files[newest])[:_MOST_ANSWERS]
+    records = list(islice(read_json_lines(files[newest]), _MOST_ANSWERS))
     return newest, [_shown(record, by_id.get(record["id"])) for record in records]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from erniekit.checkpoint.state import checkpoint_step, file_records, find_checkp
 from erniekit.config import Config, dump_config
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.local_files import replacing
 from erniekit.train.ending import CONFIG_FILE, REPORT_FILE
 from erniekit.train.hooks.profiler import PROFILE_DIR
 from erniekit.train.metrics_writer import LOG_FILE
@@ -63,6 +65,22 @@ def check_run_directory(config: Config, *, resume: bool) -> None:
             f"train.output_dir: {run} is not empty, and no run has written {foreign.name}. There is no checkpoint to "
             "resume from: choose another directory (train.output_dir=...), or move the files away"
         )
+
+
+def refuse_moved_run(file: Path, config: Config) -> None:
+    """Raise ConfigError where `file` is the configuration in a run's directory, and train.output_dir is another one.
+
+    --resume would continue another run then, or begin a new one. The run was moved or copied, or its train.output_dir
+    is relative to another working directory.
+    """
+    here, named = file.parent, Path(config.train.output_dir)
+    if file.name != CONFIG_FILE or here.resolve() == named.resolve() or not find_checkpoints(here):
+        return
+    option = shlex.quote(f"train.output_dir={here}")
+    raise ConfigError(
+        f"{file}: the run in {here} was moved or copied, or started from another directory: its train.output_dir is "
+        f"{named}, where --resume would look for checkpoints. Add {option} to continue the run in {here}"
+    )
 
 
 def checkpoint_to_resume(
@@ -124,8 +142,8 @@ def begin_run(config: Config, log: Callable[[str], None]) -> None:
 
 def write_config(config: Config) -> None:
     """Write the resolved configuration into the run's directory."""
-    file = Path(config.train.output_dir) / CONFIG_FILE
-    file.write_text(dump_config(config), encoding="utf-8")
+    with replacing(Path(config.train.output_dir) / CONFIG_FILE) as file:
+        file.write(dump_config(config))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -18,7 +19,9 @@ from erniekit.local_files import (
     is_lfs_pointer,
     is_web_page,
     most_values,
+    read_json_lines,
     read_json_object,
+    replacing,
     unfinished_downloads,
 )
 from erniekit.lora.adapters import read_adapter_config, read_adapter_index
@@ -120,3 +123,21 @@ def test_most_values_is_an_upper_bound(text: str) -> None:
 
     assert most_values(text) == most_values(text.encode())
     assert values(json.loads(text)) <= most_values(text) + 1  # the outermost
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "config.yaml"
+    with replacing(target) as file:
+        file.write("before")
+    with pytest.raises(OSError, match="full"), replacing(target) as file:
+        file.write("af")
+        assert target.read_text() == "before"
+        raise OSError(errno.ENOSPC, "full")
+    assert target.read_text() == "before"
+    assert [path.name for path in target.parent.iterdir()] == ["config.yaml"]
+
+
+def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"st{"step": 2}\n3\n\0\0\xff\n{"step": 4, "x": NaN}\n{"step": 5')
+    assert [line["step"] for line in read_json_lines(file)] == [1, 4]

@@ -12,6 +12,7 @@ from typing import Any
 
 from erniekit.config import Config
 from erniekit.config.logging import SwanlabConfig, WandbConfig
+from erniekit.local_files import replacing
 from erniekit.train.trackers.tracker import ShownAnswer
 
 TRACKERS_FILE = "trackers.json"
@@ -33,7 +34,8 @@ def run_id(run_dir: Path, service: str) -> str:
     if service not in ids:
         letters = string.ascii_lowercase + string.digits
         ids[service] = "".join(secrets.choice(letters) for _ in range(_ID_LENGTH))
-        file.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        with replacing(file) as stream:
+            stream.write(json.dumps(ids, indent=2) + "\n")
     return ids[service]
 
 

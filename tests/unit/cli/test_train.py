@@ -79,3 +79,28 @@ def test_options_of_other_trainers_are_explained(option: str, message: str) -> N
     result = erniekit("train", "run.yaml", option, "8")
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_a_moved_run_is_not_resumed_in_its_old_place(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    (run / "checkpoint-000001").mkdir(parents=True)
+    old = tmp_path / "old"
+    (run / "config.yaml").write_text(
+        f"model: {{path: m}}\ndata: {{train: a}}\ntrain: {{output_dir: {old}}}\n"
+    )
+    with pytest.raises(
+        ConfigError, match=rf"moved or copied.*{old}.* Add train\.output_dir={run} to continue"
+    ):
+        train(run / "config.yaml", resume=True)
+    assert not calls
+    # As advised, by another name of the directory, and for a new run.
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(typer.Exit):
+        train(run / "config.yaml", [f"train.output_dir={run}"], resume=True)
+    old.symlink_to(run)
+    with pytest.raises(typer.Exit):
+        train(tmp_path / "link" / "config.yaml", resume=True)
+    old.unlink()
+    with pytest.raises(typer.Exit):
+        train(run / "config.yaml")
+    assert [call["resume"] for call in calls] == [True, True, False]

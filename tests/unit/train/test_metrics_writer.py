@@ -53,7 +53,7 @@ def test_resuming_drops_what_was_logged_later(tmp_path: Path) -> None:
         first.write(step, {"train/loss": float(step)})
     first.close()
     with (tmp_path / LOG_FILE).open("a") as file:
-        file.write('{"step": 6, "train/lo')
+        file.write('{"step": 6, "train/lo\n12\n{"train/loss": 1.0}\n\0\0\0')
     second = MetricsWriter(tmp_path, [TensorBoardTracker(tmp_path, start_step=3)], start_step=3)
     second.write(4, {"train/loss": 40.0})
     second.close()
