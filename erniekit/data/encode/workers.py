@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
@@ -32,6 +33,10 @@ _AHEAD = 2
 # Seconds to wait for a worker before it is logged, and at most when the pool is closed. The wait is an error after
 # twice _PATIENCE if the worker was stopped by a signal, otherwise after _MOST times _PATIENCE.
 _PATIENCE, _CLOSE_SECONDS, _MOST = 60.0, 10.0, 30
+# A pool in which a process has died knows it in so many seconds, or never.
+_DEATH_SECONDS = 1.0
+# So often the work of processes that died is done again by new ones.
+_RESTARTS = 2
 
 _NAMED = 3
 
@@ -42,11 +47,21 @@ Input = TypeVar("Input")
 Result = TypeVar("Result")
 
 
+@dataclass(slots=True)
+class _Task(Generic[Input, Result]):
+    """An input, and its result or the future of it in a pool."""
+
+    item: Input
+    result: Result | Future[Result]
+    pool: ProcessPoolExecutor | None
+
+
 class Workers:
     """A pool of `count` processes, which start on first use; with 0, the calling process does the work.
 
-    spec: how images and videos are read, None for a text model; reader: encodes records, only needed for `encode`. log:
-    called when a process takes longer than `patience` seconds.
+    If a process dies, such as one that the system kills for its memory, the pool starts again and repeats what is
+    missing. spec: how images and videos are read, None for a text model; reader: encodes records, only needed for
+    `encode`. log: called when a process has died, or takes longer than `patience` seconds.
     """
 
     def __init__(
@@ -101,7 +116,7 @@ class Workers:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        processes, thread = _processes(pool), _manager(pool)
+        processes, thread, results = _processes(pool), _manager(pool), _results(pool)
         pool.shutdown(wait=False, cancel_futures=True)
         if thread is None:
             return
@@ -110,9 +125,9 @@ class Workers:
             return
         left = [process for process in processes if process.is_alive()]
         names = ", ".join(str(process.pid) for process in left)
-        self._say(f"worker processes of the data do not end and are killed: {names}")
-        for process in left:
-            process.kill()
+        if left:
+            self._say(f"worker processes of the data do not end and are killed: {names}")
+        _end(processes, results)
         thread.join()
 
     def _run(
@@ -127,37 +142,82 @@ class Workers:
 
         worth: whether to send an input to a worker; name: describes an input in messages.
         """
-        pending: deque[tuple[Input, Result | Future[Result]]] = deque()
+        pending: deque[_Task[Input, Result]] = deque()
         try:
             for item in inputs:
-                sent = self.count > 0 and worth(item)
-                pending.append((item, self._started().submit(there, item) if sent else here(item)))
+                if self.count > 0 and worth(item):
+                    pending.append(self._submitted(item, there))
+                else:
+                    pending.append(_Task(item, here(item), None))
                 if len(pending) > _AHEAD * self.count:
-                    yield self._finished(*pending.popleft(), name)
+                    yield self._first(pending, there, name)
             while pending:
-                yield self._finished(*pending.popleft(), name)
-        except BrokenProcessPool as error:
-            self._pool = None
-            raise DataError(
-                "a worker process of the data died (killed, perhaps, because memory ran out), and the work of the "
-                f"others with it. Fewer data.workers (now {self.count}) take less memory; 0 does the work in the "
-                "main process, where a crash shows its cause"
-            ) from error
+                yield self._first(pending, there, name)
         finally:
-            for _, result in pending:
-                if isinstance(result, Future):
-                    result.cancel()
+            for task in pending:
+                if isinstance(task.result, Future):
+                    task.result.cancel()
 
-    def _finished(self, item: Input, result: Result | Future[Result], name: Callable[[Input], str]) -> Result:
+    def _submitted(self, item: Input, there: Callable[[Input], Result]) -> _Task[Input, Result]:
+        pool = self._started()
+        try:
+            return _Task(item, pool.submit(there, item), pool)
+        except BrokenProcessPool as error:
+            # A process has died since: `_first` meets it, with what it had to do.
+            broken: Future[Result] = Future()
+            broken.set_exception(error)
+            return _Task(item, broken, pool)
+
+    def _first(
+        self,
+        pending: deque[_Task[Input, Result]],
+        there: Callable[[Input], Result],
+        name: Callable[[Input], str],
+    ) -> Result:
+        """Take the first task, and return its result. Raises DataError where processes die again and again."""
+        restarts = 0
+        while True:
+            try:
+                found = self._finished(pending[0], name)
+                pending.popleft()
+                return found
+            except BrokenProcessPool as error:
+                first = name(pending[0].item)
+                if restarts == _RESTARTS:
+                    raise DataError(
+                        f"a worker process of the data died {restarts + 1} times (killed, perhaps, because memory ran "
+                        f"out) at {first}. Fewer data.workers (now {self.count}) take less memory; 0 does the work in "
+                        "the main process, where a crash shows its cause"
+                    ) from error
+                restarts += 1
+                self._say(
+                    "a worker process of the data died (killed, perhaps, because memory ran out); new processes do its "
+                    f"work again, from {first} on"
+                )
+                self._restart(pending, there)
+
+    def _restart(self, pending: Iterable[_Task[Input, Result]], there: Callable[[Input], Result]) -> None:
+        """Send the tasks of a broken pool to a new one."""
+        for task in pending:
+            if not isinstance(task.result, Future) or _is_done_well(task.result):
+                continue
+            if task.pool is self._pool:
+                self._pool = None
+            again = self._submitted(task.item, there)
+            task.result, task.pool = again.result, again.pool
+
+    def _finished(self, task: _Task[Input, Result], name: Callable[[Input], str]) -> Result:
         """Wait for a result. Raises DataError if a worker is stopped, or takes too long."""
+        item, result, pool = task.item, task.result, task.pool
         if not isinstance(result, Future):
             return result
+        assert pool is not None
         # Ctrl-Z stops all processes together, which is no error: so time is counted in waits instead of measured, and
         # a worker must be seen stopped twice.
         seconds, said, before = 0.0, self._patience, set[int]()
-        while not wait([result], self._patience).done:
+        while not _wait(result, pool, self._patience):
             seconds += self._patience
-            stopped = set() if self._pool is None else _stopped(_processes(self._pool))
+            stopped = _stopped(_processes(pool))
             still, before = sorted(stopped & before), stopped
             if still or seconds > self._patience * _MOST:
                 reason = (
@@ -206,6 +266,38 @@ def _manager(pool: ProcessPoolExecutor) -> threading.Thread | None:
     """The pool's thread, which ends after all its processes; None before the first task."""
     thread: threading.Thread | None = vars(pool)["_executor_manager_thread"]
     return thread
+
+
+def _wait(result: Future[Any], pool: ProcessPoolExecutor, seconds: float) -> bool:
+    """Wait for a result for so long; whether it is there. Ends the pool where a process has died and it hangs."""
+    before = set[int | None]()
+    while seconds > 0 and not wait([result], min(seconds, _DEATH_SECONDS)).done:
+        seconds -= _DEATH_SECONDS
+        dead = {process.pid for process in _processes(pool) if process.exitcode is not None}
+        if dead & before:
+            _end(_processes(pool), _results(pool))
+        before = dead
+    return result.done()
+
+
+def _end(processes: Iterable[BaseProcess], results: Any) -> None:
+    """Kill the processes of a pool, so that its thread ends.
+
+    The thread waits for ever for the rest of a result that a killed process was about to send, as long as anybody may
+    send: this process could, too.
+    """
+    for process in processes:
+        process.kill()
+    results._writer.close()
+
+
+def _results(pool: ProcessPoolExecutor) -> Any:
+    """The queue from the processes to the thread."""
+    return vars(pool)["_result_queue"]
+
+
+def _is_done_well(result: Future[Any]) -> bool:
+    return result.done() and not result.cancelled() and result.exception() is None
 
 
 def _stopped(processes: Iterable[BaseProcess]) -> set[int]:

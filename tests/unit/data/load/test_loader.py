@@ -350,17 +350,48 @@ def test_reading_ahead_is_bounded(dataset: Dataset) -> None:
     workers.close()
 
 
-def test_a_worker_that_dies_is_an_error_and_not_a_hang(dataset: Dataset) -> None:
-    loader = make_loader(dataset, 1)
-    loader.next_row()
-    pool = loader._workers._pool
-    assert pool is not None
-    for process in pool._processes.values():
-        os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a worker process of the data died .*data\.workers \(now 1\)"):
-        for _ in range(50):
-            loader.next_row()
+def test_what_a_killed_worker_had_to_do_is_done_again(dataset: Dataset) -> None:
+    """Also for rows of an evaluation, which come from the same processes."""
+    lines: list[str] = []
+    loader, expected = make_loader(dataset, 2), make_loader(dataset)
+    loader._workers._log = lines.append
+    for number in range(40):
+        if number in (5, 20):
+            pool = loader._workers._pool
+            assert pool is not None
+            for process in pool._processes.values():
+                os.kill(process.pid, signal.SIGKILL)
+        assert_same(loader.next_row(), expected.next_row())
+    evaluated = loader.once(rows_of(loader).once())
+    for number, row in enumerate(expected.once(rows_of(expected).once())):
+        if number == 3:
+            pool = loader._workers._pool
+            assert pool is not None
+            os.kill(next(iter(pool._processes)), signal.SIGKILL)
+        assert_same(next(evaluated), row)
+        assert_same(loader.next_row(), expected.next_row())
     loader.close()
+    # The last of them for the rows of each.
+    assert 3 <= len(lines) <= 4
+    assert lines[0].startswith(
+        "a worker process of the data died (killed, perhaps, because memory ran out); new"
+    )
+
+
+def test_a_worker_that_always_dies_is_an_error_and_not_a_hang() -> None:
+    workers = Workers(1, None, log=(lines := []).append)
+    results = workers._run([0, 7], str, _die_at_7, lambda number: True, lambda number: f"a.jsonl:{number}")
+    assert next(results) == "0"
+    with pytest.raises(DataError, match=r"died 3 times .* at a\.jsonl:7\. Fewer data\.workers \(now 1\)"):
+        next(results)
+    workers.close()
+    assert len(lines) == 2
+
+
+def _die_at_7(number: int) -> str:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return str(number)
 
 
 def test_a_stopped_worker_is_an_error_and_not_a_hang(dataset: Dataset) -> None:
