@@ -13,10 +13,12 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,8 @@ from erniekit.errors import DataError
 _FILES = ("ids.bin", "labels.bin", "blobs.bin", "media.bin")
 _TOKEN = np.dtype(np.int32)  # ids and labels
 _SUMMARY = "store.json"
+_DRAFT = ".draft"
+_ABANDONED_SECONDS = 24 * 3600
 
 
 class StoreWriter:
@@ -38,7 +42,8 @@ class StoreWriter:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._draft = directory.with_name(f"{directory.name}.{os.getpid()}.draft")
+        self._draft = directory.with_name(f"{directory.name}.{os.getpid()}{_DRAFT}")
+        _remove_abandoned(directory.parent)
         try:
             shutil.rmtree(self._draft, ignore_errors=True)
             self._draft.mkdir(parents=True)
@@ -71,11 +76,20 @@ class StoreWriter:
         """Complete the store. summary: JSON values to store with the documents."""
         try:
             for file in self._files.values():
+                file.flush()
+                # Without it, a machine that loses power may keep the store and lose what is in it.
+                os.fsync(file.fileno())
                 file.close()
             ids, media = (np.asarray(self._offsets[name], np.int64) for name in ("ids.bin", "media.bin"))
             patches = np.asarray(self._patches, np.int64)
             np.savez(self._draft / "index.npz", ids=ids, media=media, patches=patches)
-            described = {"fingerprint": self._digest.hexdigest(), "id": secrets.token_hex(8), **summary}
+            sizes = {name: (self._draft / name).stat().st_size for name in _FILES}
+            described = {
+                "fingerprint": self._digest.hexdigest(),
+                "id": secrets.token_hex(8),
+                "sizes": sizes,
+                **summary,
+            }
             (self._draft / _SUMMARY).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
             try:
                 self._draft.rename(self.directory)
@@ -159,8 +173,17 @@ class DocumentStore:
                 self._records: npt.NDArray[np.int64] = index["media"]
                 self.patches: npt.NDArray[np.int64] = index["patches"]
             self._descriptors = {name: os.open(directory / name, os.O_RDONLY) for name in _FILES}
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:
+            raise DataError(f"{directory}: the encoded samples cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, BadZipFile) as error:
             raise DataError(f"{directory}: not a store of encoded samples: {error}; remove it") from error
+        # Stores of versions before it existed have none.
+        for name, size in self.summary.get("sizes", {}).items():
+            found = os.fstat(self._descriptors[name]).st_size
+            if found != size:
+                raise DataError(
+                    f"{directory / name}: has {found} bytes instead of {size}; remove {directory}"
+                )
         self.directory = directory
         self.lengths: npt.NDArray[np.int64] = np.diff(self._tokens) // _TOKEN.itemsize
 
@@ -241,6 +264,15 @@ class DocumentStore:
     def _read(self, name: str, start: int, end: int) -> bytes:
         # pread, not a memory map: the pages of a map count as memory of the process, which would grow with the data.
         return os.pread(self._descriptors[name], end - start, start)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove drafts of processes that were killed: nothing was written to them for a day."""
+    for draft in cache.glob(f"*{_DRAFT}"):
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (draft, *draft.iterdir()))
+            if newest < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(draft)
 
 
 def _stamp(path: str) -> list[int] | None:

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,23 @@ def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be written: .*set data\.cache_dir"):
         StoreWriter(tmp_path / "file" / "store")
+
+
+def test_a_file_that_was_cut_off_is_an_error(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", [document("a", 5), document("b", 9)])
+    store.close()
+    file = store.directory / "labels.bin"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"labels\.bin: has 52 bytes instead of 56; remove .*store"):
+        DocumentStore(store.directory)
+
+
+def test_drafts_of_processes_that_were_killed_are_removed(tmp_path: Path) -> None:
+    for name, hours in (("a.1.draft", 25), ("b.2.draft", 23)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ids.bin").write_bytes(b"half")
+        then = time.time() - hours * 3600
+        for path in (tmp_path / name / "ids.bin", tmp_path / name):
+            os.utime(path, (then, then))
+    write(tmp_path / "c", [document("a", 5)]).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.2.draft", "c"]
