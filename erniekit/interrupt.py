@@ -19,11 +19,26 @@ SAME_REQUEST_SECONDS = 2.0
 process, and launchers forward the signal that they receive as well."""
 
 
+def handled(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
+    """These signals without SIGHUP where it is ignored: `nohup` keeps a program running when its terminal closes."""
+    return [
+        number for number in signals if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+
+def is_same_request(number: int, before: int, seconds: float, same_seconds: float) -> bool:
+    """Whether a signal `seconds` after the signal `before` asks for nothing more.
+
+    SIGHUP never does: a terminal that closes is nobody's impatience, and service managers send it beside SIGTERM.
+    """
+    return number == signal.SIGHUP or (before in (number, signal.SIGHUP) and seconds < same_seconds)
+
+
 class InterruptGuard:
     """While active, the first signal is only recorded: a loop reads `requested` where it can stop.
 
     `on_signal` is called with the signal's name, from the signal handler. A second signal raises KeyboardInterrupt
-    immediately, unless it repeats the first one within `same_seconds`. Only for the main thread.
+    immediately, unless it is the same request: see `is_same_request`. Only for the main thread.
     """
 
     def __init__(
@@ -40,7 +55,7 @@ class InterruptGuard:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> InterruptGuard:
-        for number in self._signals:
+        for number in handled(self._signals):
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -57,12 +72,14 @@ class InterruptGuard:
 
     @property
     def exit_status(self) -> int:
-        """The exit status of the process: 0, or 128 + the signal (130 for Ctrl-C, 143 for SIGTERM), as in shells."""
+        """The exit status of the process: 0, or 128 + the signal, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
         return 0 if self.requested is None else 128 + int(self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == self.requested and now - self._received_at < self._same_seconds:
+        if self.requested is not None and is_same_request(
+            number, self.requested, now - self._received_at, self._same_seconds
+        ):
             return
         self.check()
         self.requested, self._received_at = signal.Signals(number), now

@@ -39,8 +39,8 @@ OnAnswers = Callable[[int, Sequence[tuple[EvalSample, Prediction]]], None]
 class AnswerEvaluator:
     """Scores generated answers to the same chats of data.eval in every evaluation.
 
-    The answers are written to eval/step-000120.jsonl in the run's directory, and passed to `on_answers`. Raises
-    ConfigError if data.eval has no chat, or eval.best_metric does not apply to any of its chats.
+    The answers are written to eval/step-000120.jsonl in the run's directory, if its disk takes them, and passed to
+    `on_answers`. Raises ConfigError if data.eval has no chat, or eval.best_metric does not apply to any of its chats.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class AnswerEvaluator:
         if not self._dist.is_main:
             return self._evaluate(None).scalars()
         answered: list[tuple[EvalSample, Prediction]] = []
-        with writing_predictions(answers_file(self._run_dir, step)) as write:
-
-            def take(sample: EvalSample, prediction: Prediction) -> None:
-                write(prediction)
-                answered.append((sample, prediction))
-
-            metrics = self._evaluate(take).scalars()
+        metrics = self._evaluate(lambda *answer: answered.append(answer)).scalars()
+        try:
+            with writing_predictions(answers_file(self._run_dir, step)) as write:
+                for _, prediction in answered:
+                    write(prediction)
+        except ErnieKitError as error:
+            self._log(f"note: {error}. The run goes on without them")
         if self._on_answers is not None:
             self._on_answers(step, answered)
         return metrics

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from erniekit.display.output import forgiving_output
 from erniekit.distributed.watchdog import publish_failure
 from erniekit.distributed.worker import (
     LOCALHOST,
@@ -190,7 +191,8 @@ def run_processes(
         if plan.nodes.count > 1:
             end_other_nodes(master, reason)
 
-    return Supervisor(specs, resume_command, on_failure, DEFAULT_TIMEOUTS, is_saving).run()
+    with forgiving_output():
+        return Supervisor(specs, resume_command, on_failure, DEFAULT_TIMEOUTS, is_saving).run()
 
 
 def node_options(nodes: Nodes) -> list[str]:

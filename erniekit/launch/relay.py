@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import suppress
 from typing import BinaryIO
 
 _CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -35,9 +36,12 @@ class Relay:
         lines = LogLines(self._log)
         showing = True
         while data := self._read():
-            lines.feed(data)
+            # A full disk: the process waits for ever if nobody reads what it writes.
+            with suppress(OSError):
+                lines.feed(data)
             showing = showing and self._show(data)
-        lines.close()
+        with suppress(OSError):
+            lines.close()
 
     def _read(self) -> bytes:
         try:
@@ -63,12 +67,12 @@ class LogLines:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Take more output, split at any byte."""
+        """Take more output, split at any byte. Raises OSError where the log cannot be written; later output may be."""
         *lines, rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._log.write(_final(line) + b"\n")
         # A progress bar writes no newline for hours. A carriage return at the very end may belong to a newline.
         self._rest = rest[rest[:-1].rfind(b"\r") + 1 :]
+        for line in lines:
+            self._log.write(_final(line) + b"\n")
 
     def close(self) -> None:
         """Write a last line without a newline."""

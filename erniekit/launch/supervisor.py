@@ -16,11 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from erniekit.distributed.watchdog import PEER_LOST, ranks_text
-from erniekit.interrupt import SAME_REQUEST_SECONDS
+from erniekit.interrupt import SAME_REQUEST_SECONDS, handled, is_same_request
 from erniekit.launch.relay import Relay
 
-# Exit statuses of a rank that did not fail: finished, or saved after Ctrl-C or SIGTERM.
-_CLEAN_STATUSES = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Exit statuses of a rank that did not fail: finished, or saved after a signal.
+_CLEAN_STATUSES = (0, *(128 + number for number in _STOP_SIGNALS))
 _POLL_SECONDS = 0.1
 _RELAY_SECONDS = 2.0
 _TAIL_LINES = 12
@@ -278,18 +279,18 @@ class Supervisor:
 
 @contextmanager
 def _record_signals(received: list[int], same: float) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM are only recorded; a repetition within `same` seconds is ignored."""
+    """Inside, Ctrl-C, SIGTERM and SIGHUP are only recorded; those that are the same request are ignored."""
     received_at = -math.inf
 
     def record(number: int, frame: FrameType | None) -> None:
         nonlocal received_at
         now = time.monotonic()
-        if received and number == received[-1] and now - received_at < same:
+        if received and is_same_request(number, received[-1], now - received_at, same):
             return
         received.append(number)
         received_at = now
 
-    previous = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, record) for number in handled(_STOP_SIGNALS)}
     try:
         yield
     finally:

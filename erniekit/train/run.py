@@ -10,6 +10,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.config import Config
+from erniekit.display.output import forgiving_output
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.kernels.choice import describe_forms
@@ -25,6 +26,9 @@ from erniekit.train.run_directory import check_run_directory
 from erniekit.train.trackers.installed import check_installed
 from erniekit.train.trainer import Trainer
 
+# SIGHUP: the terminal is closed, or the connection to it is lost.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StoppedAtOnce(Exception):
     """A second signal has stopped the run at once. status: the process's exit status."""
@@ -37,11 +41,16 @@ class StoppedAtOnce(Exception):
 def run_training(config: Config, *, resume: bool = False, force: bool = False) -> int:
     """Train with the given configuration; returns the process's exit status.
 
-    The status is 0, or after an interrupt 130 (Ctrl-C) or 143 (SIGTERM); the run was saved then and can be resumed.
-    resume: continue from the newest complete checkpoint in train.output_dir, or begin where there is none. force:
-    start even if the run cannot fit into memory. Raises ErnieKitError for whatever is wrong with configuration, data or
-    files.
+    The status is 0, or after an interrupt 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP); the run was saved then and can
+    be resumed. Standard output may go away meanwhile. resume: continue from the newest complete checkpoint in
+    train.output_dir, or begin where there is none. force: start even if the run cannot fit into memory. Raises
+    ErnieKitError for whatever is wrong with configuration, data or files.
     """
+    with forgiving_output():
+        return _run_training(config, resume=resume, force=force)
+
+
+def _run_training(config: Config, *, resume: bool, force: bool) -> int:
     console = make_console()
     worker = worker_from(os.environ)
     if worker is None or worker.rank == 0:
@@ -97,7 +106,9 @@ def train_together(context: RunContext, *, resume: bool) -> int:
 def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) -> int:
     log, run_dir, devices = context.log, context.run_dir, _device_option(context)
     hint = "finishing this step, then saving. Press Ctrl-C again a few seconds later to stop at once."
-    with InterruptGuard(lambda name: log(f"{name}: {hint}"), same_seconds=SAME_REQUEST_SECONDS) as guard:
+    with InterruptGuard(
+        lambda name: log(f"{name}: {hint}"), _STOP_SIGNALS, same_seconds=SAME_REQUEST_SECONDS
+    ) as guard:
         try:
             trainer.train(guard)
         except KeyboardInterrupt:
@@ -116,12 +127,13 @@ def _train(trainer: Trainer, checkpointer: Checkpointer, context: RunContext) ->
 def _finish_saving(checkpointer: Checkpointer, context: RunContext) -> None:
     """After an error here or in another process: finish the checkpoint that is written in the background.
 
-    A launcher that ends the run sends SIGTERM, which is no reason to stop; Ctrl-C is one if it is pressed twice.
+    A launcher that ends the run sends SIGTERM, which is no reason to stop, nor is a terminal that closes; Ctrl-C is one
+    if it is pressed twice.
     """
     log = context.log
     hint = "finishing the checkpoint. Press Ctrl-C again to stop at once."
     with (
-        InterruptGuard(signals=[signal.SIGTERM], same_seconds=math.inf),
+        InterruptGuard(signals=[signal.SIGTERM, signal.SIGHUP], same_seconds=math.inf),
         InterruptGuard(
             lambda name: log(f"{name}: {hint}"), [signal.SIGINT], same_seconds=SAME_REQUEST_SECONDS
         ),

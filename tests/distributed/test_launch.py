@@ -26,7 +26,7 @@ got = []
 def take(number, frame):
     got.append(number)
     if len(got) > 1: sys.exit(128 + number)
-for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, take)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, take)
 print("ready", flush=True)
 while not got: time.sleep(0.01)
 print("saved after", got[0], flush=True)
@@ -218,7 +218,7 @@ def test_what_a_rank_leaves_behind_is_killed(tmp_path: Path) -> None:
     until(lambda: not any(map(alive, found)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_every_rank_once(tmp_path: Path, number: signal.Signals) -> None:
     process = start([CAREFUL] * 3, tmp_path)
     until(lambda: all("ready" in log(tmp_path, rank) for rank in range(3)))
@@ -252,6 +252,7 @@ def test_a_signal_that_comes_twice_at_once_is_passed_on_once(tmp_path: Path) -> 
     process.send_signal(signal.SIGTERM)
     until(lambda: "saved" in log(tmp_path, 0))
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     _, err = process.communicate()
     assert (process.returncode, err) == (143, "")
     assert all(log(tmp_path, rank).endswith("\ndone\n") for rank in range(2))

@@ -1,9 +1,11 @@
 """A disk that is full at the start, during a run, at --resume and in the cache: a message, and no lost model."""
 
 import errno
+import io
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,10 +65,12 @@ def test_full_at_the_start_at_a_resume_and_in_the_cache(
     cache = {"data__cache_dir": str(tmp_path / "cache")}
     run = {"train__output_dir": str(disk / "run"), "train__max_steps": 1}
     run_training(make_config(tmp_path / "x", model, data, **cache, **run))
+    kept = (disk / "run" / "config.yaml").read_text()
     fill(disk)
     full = r"run cannot be written: No space left on device; make room, or choose another directory"
     with pytest.raises(ConfigError, match=full):
         run_training(make_config(tmp_path / "x", model, data, **cache, **run), resume=True)
+    assert (disk / "run" / "config.yaml").read_text() == kept
     shutil.rmtree(disk / "run")
     fill(disk)
     with pytest.raises(ConfigError, match=full):
@@ -86,14 +90,33 @@ def test_full_during_a_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run goes on without its log; the last checkpoint is an error."""
-    settings = {"train__output_dir": str(disk / "run"), "train__max_steps": 3, "log__tensorboard": False}
+    """The run goes on without its log and its answers; the last checkpoint is an error."""
+    settings = {
+        **{"train__output_dir": str(disk / "run"), "train__max_steps": 3, "log__tensorboard": False},
+        **{"data__eval": str(data), "train__eval_every": 2, "eval__samples": 2, "eval__max_new_tokens": 2},
+    }
     after_step(1, lambda: fill(disk), monkeypatch)
     with pytest.raises(CheckpointError, match="the checkpoint cannot be written: No space left on device"):
         run_training(make_config(tmp_path / "x", model, data, **settings))
     printed = capsys.readouterr().out
     assert printed.count("log.jsonl cannot be written: No space left on device. The run goes on") == 1
+    assert "the answers cannot be written: No space left on device. The run goes on without them" in printed
     assert "step 3/3" in printed
+
+
+def test_output_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log on a full disk, a closed terminal, or a pipe to a program that has ended."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert run_training(make_config(tmp_path / "run", model, data, train__max_steps=1)) == 0
+    assert "model.embed_tokens.weight" in tensors(tmp_path / "run")
 
 
 def test_a_directory_that_is_removed_during_a_run(

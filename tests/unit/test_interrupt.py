@@ -44,3 +44,38 @@ def test_the_same_signal_soon_after_is_the_same_request(monkeypatch: pytest.Monk
             os.kill(os.getpid(), signal.SIGTERM)
             signal.sigtimedwait([], 1)
         assert guard.exit_status == 143
+
+
+@pytest.mark.parametrize("other", [signal.SIGTERM, signal.SIGINT])
+def test_a_terminal_that_closes_is_no_second_request(
+    monkeypatch: pytest.MonkeyPatch, other: signal.Signals
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with InterruptGuard(signals=signals, same_seconds=2.0) as guard:
+        os.kill(os.getpid(), other)
+        os.kill(os.getpid(), signal.SIGHUP)
+        now[0] += 10
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert guard.requested == other
+    with InterruptGuard(signals=signals, same_seconds=2.0) as guard:
+        os.kill(os.getpid(), signal.SIGHUP)
+        # Service managers send both.
+        os.kill(os.getpid(), other)
+        assert guard.exit_status == 129
+        now[0] += 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), other)
+            signal.sigtimedwait([], 1)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with InterruptGuard(signals=[signal.SIGHUP]) as guard:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert guard.requested is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,12 +1,17 @@
 """The log of a process's output."""
 
+import errno
 import io
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniekit.launch.relay import LogLines
+from erniekit.launch.relay import LogLines, Relay
 
 OUTPUT = (
     b"plain\nended by a terminal\r\n\x1b[1;32mcoloured\x1b[0m text\n\n"
@@ -34,3 +39,22 @@ def test_overwritten_text_is_dropped() -> None:
     assert len(lines._rest) < 20
     lines.close()
     assert log.getvalue() == b"step 999\n"
+
+
+def test_a_process_is_not_stopped_by_a_full_disk(tmp_path: Path) -> None:
+    """It writes more than a pipe holds, and each of its lines is shown."""
+
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shown = tmp_path / "shown"
+    with shown.open("wb") as target:
+        relay = Relay(target.fileno(), Full())
+        process = subprocess.Popen(
+            [sys.executable, "-c", "for i in range(50_000): print('line', i)"], stdout=relay.end
+        )
+        relay.start()
+        assert process.wait(30) == 0
+        relay.finish(30)
+    assert shown.read_text().splitlines()[-1] == "line 49999"
