@@ -87,9 +87,13 @@ def checksum_problems(directory: Path, records: Iterable[tuple[str, FileRecord]]
     problems = []
     for name, record in records:
         file = directory / name
-        problem = size_problem(file, record)
-        if problem is None and record.checksum and read_record(file) != record:
-            problem = f"{name} is damaged: its checksum differs from the one that was written"
+        try:
+            problem = size_problem(file, record)
+            if problem is None and record.checksum and read_record(file) != record:
+                problem = f"{name} is damaged: its checksum differs from the one that was written"
+        except OSError as error:
+            # A disk that fails, or a file of another user.
+            problem = f"{name} cannot be read: {error.strerror}"
         if problem is not None:
             problems.append(problem)
     return problems

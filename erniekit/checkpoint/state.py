@@ -46,6 +46,7 @@ FORMAT = 2
 # Format 1 has the optimizer's state in one file, and no checksums.
 _READABLE = (1, FORMAT)
 _NAME = re.compile(r"checkpoint-(\d{6,})")
+_SET_ASIDE = ".damaged"
 _SIDE_SUFFIXES = {".json", ".jinja", ".model", ".py", ".ttf", ".txt"}
 _NOT_SIDE_FILES = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json$")
 _FINGERPRINT_BYTES = 1 << 20
@@ -151,19 +152,40 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next((found.path for found in find_checkpoints(run) if found.problem is None), None)
 
 
+def set_aside_newer(run: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after more than `step` steps, which a run that is resumed at `step` has passed over.
+
+    Otherwise they would count as the newest ones: in place of the checkpoints that the run writes before it reaches
+    their steps again. Returns the new paths. Raises OSError.
+    """
+    renamed = []
+    for found in find_checkpoints(run):
+        if found.step > step:
+            target = found.path.with_name(f"{found.path.name}{_SET_ASIDE}")
+            if target.exists():
+                shutil.rmtree(target)
+            renamed.append(found.path.rename(target))
+    return renamed
+
+
 def outdated_checkpoints(
     run: Path, keep: int, spare: Collection[int] = (), keep_every: int | None = None
 ) -> list[Path]:
     """All but the `keep` newest complete checkpoints, and unfinished `.tmp` directories; the oldest first.
 
-    Nothing is outdated without a newer checkpoint with all files in the sizes that were written and synced to disk.
-    spare: steps of further checkpoints to keep. keep_every: checkpoints after multiples of this many steps stay, too.
+    Checkpoints that were set aside are outdated once a newer one is complete. Nothing is outdated without a newer
+    checkpoint with all files in the sizes that were written and synced to disk. spare: steps of further checkpoints to
+    keep. keep_every: checkpoints after multiples of this many steps stay, too.
     """
     found = find_checkpoints(run)
     complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
     if not complete:
         return []
     outdated = list(run.glob(".checkpoint-*.tmp"))
+    for path in sorted(run.glob(f"checkpoint-*{_SET_ASIDE}")):
+        match = _NAME.fullmatch(path.name.removesuffix(_SET_ASIDE))
+        if match and int(match[1]) <= complete[0].step:
+            outdated.append(path)
     for checkpoint in reversed(found):
         kept = checkpoint in complete or checkpoint.step in spare
         kept = kept or (keep_every is not None and checkpoint.step % keep_every == 0)

@@ -13,7 +13,7 @@ from erniekit.checkpoint.manifest import FileRecord
 from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
-from erniekit.checkpoint.state import TrainerState, check_identity, read_state
+from erniekit.checkpoint.state import TrainerState, check_identity, read_state, set_aside_newer
 from erniekit.config import Config
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
@@ -106,9 +106,13 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     complete checkpoint, or start where there is none. Raises ErnieKitError for whatever is wrong with configuration,
     data or files.
     """
-    saved = _find_saved_run(context) if resume else None
     # Released after everything else is closed.
     lock = stack.enter_context(ExitStack())
+    # Before anything is read: another run in the directory would write newer checkpoints meanwhile.
+    is_locked = resume and context.run_dir.is_dir()
+    if is_locked:
+        _lock(context, lock)
+    saved = _find_saved_run(context) if resume else None
     context, inputs, plan = _load_data(context, saved, stack)
     config, dist, log = context.config, context.dist, context.log
     dtype = compute_dtype(config.model.dtype, context.device)
@@ -139,7 +143,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     )
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
     with writing_to(context.run_dir):
-        _take_run_directory(context, lock, records, is_new=saved is None)
+        _take_run_directory(context, lock, saved, records, is_locked=is_locked)
     peak_flops = find_peak_flops(context, dtype)
     layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
     with writing_to(context.run_dir):
@@ -337,16 +341,31 @@ def _resume(saved: _SavedRun, checkpointer: Checkpointer, context: RunContext) -
     return progress
 
 
+def _lock(context: RunContext, lock: ExitStack) -> None:
+    if context.dist.is_main:
+        with writing_to(context.run_dir):
+            lock.enter_context(lock_run_directory(context.run_dir, context.log))
+
+
 def _take_run_directory(
-    context: RunContext, lock: ExitStack, records: Mapping[str, FileRecord] | None, *, is_new: bool
+    context: RunContext,
+    lock: ExitStack,
+    saved: _SavedRun | None,
+    records: Mapping[str, FileRecord] | None,
+    *,
+    is_locked: bool,
 ) -> None:
     """Create and lock the run's directory, and write the configuration and the checksums of the base model."""
     make_run_directory(context.run_dir)
-    if context.dist.is_main:
-        lock.enter_context(lock_run_directory(context.run_dir, context.log))
-        if is_new:
-            begin_run(context.config, context.log)
-        else:
-            write_config(context.config)
-        if records is not None:
-            write_base_checksums(context.run_dir, records)
+    if not is_locked:
+        _lock(context, lock)
+    if not context.dist.is_main:
+        return
+    if saved is None:
+        begin_run(context.config, context.log)
+    else:
+        for path in set_aside_newer(context.run_dir, saved.state.step):
+            context.log(f"{path}: renamed, since the run continues from step {saved.state.step}")
+        write_config(context.config)
+    if records is not None:
+        write_base_checksums(context.run_dir, records)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from erniekit.checkpoint.best import BEST_FILE
 from erniekit.cli.main import build_app
 from erniekit.config import dump_config, load_config
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.train import build
 from erniekit.train.run import run_training
 from erniekit.train.run_lock import LOCK_FILE
 from erniekit.train.trainer import Trainer
@@ -185,4 +187,24 @@ def test_two_runs_do_not_train_in_one_directory(
     # However it ended, the directory is free again.
     assert run_training(config) == 0
     assert f"process {other.pid} on {socket.gethostname()}, since" in capsys.readouterr().out
+    assert (run / LOCK_FILE).read_text() == ""
+
+
+def test_a_resumed_run_has_the_lock_before_it_reads(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one that resumes at the same time would write newer checkpoints meanwhile."""
+    run = tmp_path / "run"
+    config = make_config(run, model, data, train__max_steps=1)
+    run_training(config)
+    find = build.checkpoint_to_resume
+    second = f"from pathlib import Path; from erniekit.train.run_lock import *; refuse_second_run(Path({str(run)!r}))"
+
+    def find_locked(*arguments: Any, **options: Any) -> Any:
+        done = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True)
+        assert "ConfigError: train.output_dir: another run" in done.stderr
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(build, "checkpoint_to_resume", find_locked)
+    assert run_training(config, resume=True) == 0
     assert (run / LOCK_FILE).read_text() == ""

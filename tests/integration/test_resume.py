@@ -356,11 +356,16 @@ def writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def at_step_3(monkeypatch: pytest.MonkeyPatch, call: Callable[[], None]) -> None:
-    """Call this in place of the third step."""
+    """Call this before the third step."""
+    at_step(2, monkeypatch, call)
+
+
+def at_step(number: int, monkeypatch: pytest.MonkeyPatch, call: Callable[[], None]) -> None:
+    """Call this after so many steps."""
     step = Trainer.train_step
 
     def train_step(trainer: Trainer) -> Any:
-        if trainer.progress.step == 2:
+        if trainer.progress.step == number:
             call()
         return step(trainer)
 
@@ -488,3 +493,42 @@ def _other_model(model: Path, target: Path) -> Path:
     content[-1] ^= 1
     shard.write_bytes(content)
     return target
+
+
+def test_damage_in_the_newest_checkpoint_costs_no_older_one(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With checkpoint.keep: 1, and an end before the run reaches the step of the damaged one again."""
+    settings = {"train__max_steps": 5, "checkpoint__save_every": 1, "checkpoint__keep": 9}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    run_training(make_config(whole, model, data, **settings))
+    copy_at(whole, run, 4)
+    shutil.rmtree(run / "checkpoint-000003")
+    file = run / "checkpoint-000004" / "optimizer-00001-of-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    again = make_config(run, model, data, **settings | {"checkpoint__keep": 1})
+
+    def fail() -> None:
+        raise ErnieKitError("the machine is lost")
+
+    with monkeypatch.context() as patch:
+        at_step(3, patch, fail)
+        with pytest.raises(ErnieKitError, match="the machine is lost"):
+            run_training(again, resume=True)
+    assert f"{run}/checkpoint-000004.damaged: renamed" in capsys.readouterr().out
+    assert newest_checkpoint(run) == run / "checkpoint-000003"
+    assert run_training(again, resume=True) == 0
+    assert_same_run(whole, run)
+    assert [path.name for path in run.glob("*checkpoint-*")] == ["checkpoint-000005"]
+
+
+def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(2, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    assert run_training(make_config(tmp_path / "run", model, data, train__max_steps=5)) == 129
+    assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-000003"

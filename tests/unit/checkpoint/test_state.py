@@ -1,6 +1,8 @@
 """Training checkpoints: complete or not there, found, kept, read back and refused."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniekit.checkpoint import manifest
 from erniekit.checkpoint import state as module
 from erniekit.checkpoint import writer as writer_module
 from erniekit.checkpoint.hub import write_safetensors
@@ -25,6 +28,7 @@ from erniekit.checkpoint.state import (
     newest_checkpoint,
     outdated_checkpoints,
     read_state,
+    set_aside_newer,
 )
 from erniekit.checkpoint.writer import FileWriter, PlannedFile
 from erniekit.errors import CheckpointError
@@ -311,3 +315,32 @@ def test_side_files_are_carried_and_weights_are_not(tmp_path: Path) -> None:
         (source / name).write_text(name)
     copy_side_files(source, target)
     assert sorted(file.name for file in target.iterdir()) == sorted(side)
+
+
+def test_newer_checkpoints_of_a_resumed_run_are_set_aside(tmp_path: Path) -> None:
+    """They are no newest checkpoints any more, and go once the run has passed them."""
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    assert [path.name for path in set_aside_newer(tmp_path, 2)] == [
+        "checkpoint-000004.damaged",
+        "checkpoint-000003.damaged",
+    ]
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000002"
+    assert outdated(tmp_path, 1) == ["checkpoint-000001"]
+    write(tmp_path, 3)
+    assert outdated(tmp_path, 1) == ["checkpoint-000003.damaged", "checkpoint-000001", "checkpoint-000002"]
+    write(tmp_path, 4)
+    assert [path.name for path in set_aside_newer(tmp_path, 3)] == ["checkpoint-000004.damaged"]
+    assert set_aside_newer(tmp_path, 3) == []
+
+
+def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write(tmp_path)
+
+    def fail(path: Path) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(manifest, "read_record", fail)
+    record = {"model.safetensors": file_records(checkpoint)["model.safetensors"]}
+    problems = checksum_problems(checkpoint, record.items())
+    assert problems == ["model.safetensors cannot be read: Input/output error"]
