@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
-from erniekit.display.text import clipped
+from erniekit.display.text import clipped, listed
 from erniekit.errors import CheckpointError
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser was the name before the first release.
@@ -130,7 +130,7 @@ def refuse_placeholders(directory: Path, suffixes: Iterable[str]) -> None:
     (name, problem), *others = found.items()
     if not others:
         raise CheckpointError(f"{directory / name}: {problem}")
-    names = ", ".join(list(found)[:_MANY]) + (f" and {len(found) - _MANY} more" if len(found) > _MANY else "")
+    names = listed(list(found), _MANY)
     raise CheckpointError(f"{directory}: {len(found)} files were not downloaded ({names}): {name} {problem}")
 
 

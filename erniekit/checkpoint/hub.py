@@ -17,7 +17,7 @@ import numpy as np
 
 from erniekit.checkpoint.header import NUMPY_TYPES, Columns, TensorInfo, read_header
 from erniekit.checkpoint.manifest import FileRecord, RecordedFile
-from erniekit.display.text import clipped
+from erniekit.display.text import clipped, listed
 from erniekit.errors import CheckpointError
 from erniekit.local_files import read_json_object, unfinished_downloads
 from erniekit.models.specs import TensorSpec
@@ -99,8 +99,7 @@ def _weight_map(directory: Path) -> dict[str, str]:
 def _refuse_missing(directory: Path, names: Sequence[str], what: str) -> None:
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise CheckpointError(f"{directory}: {what}: {shown}{_download_hint(directory)}")
+        raise CheckpointError(f"{directory}: {what}: {listed(missing, 8)}{_download_hint(directory)}")
 
 
 def _download_hint(directory: Path) -> str:

@@ -17,12 +17,13 @@ _VISIBLE = {
 
 
 def visible(text: str) -> str:
-    """Text with its control characters as symbols, which do nothing to a terminal; newlines and tabs stay."""
+    """Text with control characters replaced by symbols, so that they do not control a terminal; keeps newlines and
+    tabs."""
     return text.translate(_VISIBLE)
 
 
 def clipped(text: str, limit: int = 80) -> str:
-    """Text from others in one line of an error: what a terminal or UTF-8 cannot show is escaped, a long end is cut."""
+    """Untrusted text for one line of an error: escapes what a terminal or UTF-8 cannot show, and cuts a long end."""
     shown = visible(text[:limit]).replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
     return shown if len(text) <= limit else f"{shown}..."
 
@@ -30,6 +31,12 @@ def clipped(text: str, limit: int = 80) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun: "1 row", "2,000 rows"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: Sequence[str], limit: int) -> str:
+    """The first names, at most `limit`: "a, b", or "a, b and 3 more"."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
 def format_table(rows: Sequence[Sequence[str]], *, indent: int = 0) -> list[str]:

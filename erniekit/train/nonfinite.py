@@ -9,6 +9,7 @@ from pathlib import Path
 
 from erniekit.config.choices import OnNonFinite
 from erniekit.data.load.batch import PackedBatch
+from erniekit.display.text import listed
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ErnieKitError
 from erniekit.objectives.totals import is_filler
@@ -17,14 +18,14 @@ from erniekit.train.saved_rows import SavedRows, save_rows, step_directory
 
 NONFINITE_DIR = "nonfinite"
 MAX_SKIPPED_IN_ROW = 10
-"""So many steps in a row are skipped before the run stops: it does not recover any more."""
+"""The run stops after this many skipped steps in a row, since it will not recover."""
 _MAX_SAVED = 10
 _NAMED_SAMPLES, _NAMED_PARAMETERS = 8, 3
 
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """What is known of a step before its update.
+    """The numbers of a step before its update.
 
     rows: of this process; losses: the loss sum of each; loss_sum: over the rows of all processes; gradient_norm: of the
     whole model. The last two are the same on all processes.
@@ -44,10 +45,10 @@ class StepNumbers:
 
 @dataclass
 class NonFinitePolicy:
-    """Decides about a step from numbers that the host has read anyway, and that all processes have.
+    """Decides whether a step is applied, from numbers that all processes have read anyway.
 
-    mode: train.on_nonfinite. directory: where rows are saved for `erniekit replay`, at most those of 10 steps; None:
-    nowhere. dist: the processes of the run, None for one.
+    mode: train.on_nonfinite. directory: for the rows of up to 10 steps, saved for `erniekit replay`; None: not saved.
+    dist: the processes of the run, None for one.
     """
 
     mode: OnNonFinite = "stop"
@@ -59,7 +60,7 @@ class NonFinitePolicy:
     def accepts(self, numbers: StepNumbers, optimizer: AdamW, skipped_in_row: int) -> bool:
         """Whether the step is applied. False: it is skipped. All processes call this together.
 
-        skipped_in_row: steps skipped just before this one. Raises ErnieKitError where the run stops.
+        skipped_in_row: steps skipped just before this one. Raises ErnieKitError to stop the run.
         """
         if numbers.is_finite:
             return True
@@ -77,7 +78,7 @@ class NonFinitePolicy:
         )
 
     def _problem(self, numbers: StepNumbers, optimizer: AdamW) -> tuple[str, list[int]]:
-        """What is not finite, in words, and the numbers of the rows of this process to look at."""
+        """A description of what is not finite, and the indices of this process's rows that may be the cause."""
         rows = [number for number, row in enumerate(numbers.rows) if not is_filler(row)]
         if not math.isfinite(numbers.loss_sum):
             rows = [number for number in rows if not math.isfinite(numbers.losses[number])]
@@ -85,18 +86,18 @@ class NonFinitePolicy:
         names = list(
             dict.fromkeys(n for found in self._gather(optimizer.nonfinite_gradients()) for n in found)
         )
-        place = f", in the gradients of {_some(names, _NAMED_PARAMETERS)}," if names else ""
+        place = f", in the gradients of {listed(names, _NAMED_PARAMETERS)}," if names else ""
         samples = self._samples(numbers, rows)
         return f"the gradient norm is {numbers.gradient_norm}{place} with the samples {samples}", rows
 
     def _samples(self, numbers: StepNumbers, rows: Sequence[int]) -> str:
         own = [name for number in rows for name in numbers.rows[number].sample_ids]
-        return _some(
+        return listed(
             list(dict.fromkeys(name for names in self._gather(own) for name in names)), _NAMED_SAMPLES
         )
 
     def _save(self, numbers: StepNumbers, rows: Sequence[int], problem: str) -> str:
-        """Save rows of this process. Returns the command that computes them again, or why there is none."""
+        """Save rows of this process. Returns a hint with the command that computes them again, or the error."""
         if self.directory is None or self._saved >= _MAX_SAVED:
             return ""
         self._saved += 1
@@ -115,8 +116,3 @@ class NonFinitePolicy:
 
     def _gather(self, values: list[str]) -> list[list[str]]:
         return [values] if self.dist is None else self.dist.all_gather_object(values)
-
-
-def _some(names: Sequence[str], count: int) -> str:
-    shown = ", ".join(names[:count])
-    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

@@ -1,4 +1,4 @@
-"""Out of memory: the sequence that was computed, the memory plan, and what takes less."""
+"""Explains an out-of-memory error: the sequence that was computed, the memory plan, and settings that need less."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.config import Config
 from erniekit.data.encode.limits import enlarged_limits
 from erniekit.data.load.batch import PackedBatch
-from erniekit.display.text import counted
+from erniekit.display.text import counted, listed
 from erniekit.errors import ErnieKitError
 from erniekit.models.config import ErnieConfig
 from erniekit.runtime import compute_dtype
@@ -26,7 +26,7 @@ from erniekit.train.planner.remedies import find_remedies
 _TEXT = re.compile(r"ResourceExhausted|\bMemoryError\b|[Oo]ut of memory")
 _SAYS_WHAT = re.compile(r"[Oo]ut of memory|(Cannot|Unable to|Fail to) alloc")
 _NAMED_SAMPLES = 5
-# What is looked for takes so much of what was too much.
+# Remedies must need at most this share of the memory that was not enough.
 _LESS = 0.9
 
 
@@ -52,7 +52,7 @@ def naming_rows(step: int, batches: Sequence[PackedBatch]) -> Iterator[None]:
 
 
 def explain_out_of_memory(error: BaseException, config: Config, device: str, processes: int) -> ErnieKitError:
-    """An error that says what was computed, what takes the memory, what takes less, and which checkpoint is left.
+    """An error with the sequence, the memory plan, settings that need less, and the newest checkpoint.
 
     device: "cpu" or "gpu"; processes: of the run.
     """
@@ -70,13 +70,13 @@ def explain_out_of_memory(error: BaseException, config: Config, device: str, pro
     limit = _LESS * min(job.plan.memory.total_bytes, USABLE * job.device_bytes)
     remedies = find_remedies(job, int(limit), device_gpu())
     if remedies:
-        lines.append("what takes less, cheapest first:")
+        lines.append("settings that need less, cheapest first:")
         lines += [
             f"  {' '.join(remedy.overrides)}" + (f" ({remedy.cost})" if remedy.cost else "")
             for remedy in remedies
         ]
     else:
-        lines.append("no setting takes less by the memory plan: use more or larger devices")
+        lines.append("by the memory plan, no setting needs less: use more or larger devices")
     newest = newest_checkpoint(Path(config.train.output_dir))
     if newest is None:
         lines.append("nothing was saved yet")
@@ -93,15 +93,13 @@ def _describe_largest(step: int, batches: Sequence[PackedBatch]) -> str:
     largest = max(batches, key=lambda batch: len(batch.input_ids) + len(batch.patches))
     tokens = counted(len(largest.input_ids), "token")
     patches = f" and {len(largest.patches):,} patches of images" if len(largest.patches) else ""
-    names = ", ".join(largest.sample_ids[:_NAMED_SAMPLES])
-    more = len(largest.sample_ids) - _NAMED_SAMPLES
-    names += f" and {more} more" if more > 0 else ""
+    names = listed(largest.sample_ids, _NAMED_SAMPLES)
     samples = f", of the samples {names}" if names else ""
     return f"Step {step}: the largest sequence of this process has {tokens}{patches}{samples}."
 
 
 def _first_line(error: BaseException) -> str:
-    """The line of Paddle's text that says what failed: the lines before it are a traceback."""
+    """The line of Paddle's text with the error, which follows a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     found = next(
         (line for line in lines if _SAYS_WHAT.search(line)), lines[0] if lines else type(error).__name__

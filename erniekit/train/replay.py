@@ -18,7 +18,7 @@ from erniekit.config.choices import Device
 from erniekit.data.encode.limits import enlarged_limits
 from erniekit.data.load.batch import PackedBatch, split
 from erniekit.data.media.patches import ImageSpec
-from erniekit.display.text import counted
+from erniekit.display.text import counted, listed
 from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import local_mesh
 from erniekit.errors import DataError
@@ -31,7 +31,7 @@ from erniekit.optim.clip import gradient_norm
 from erniekit.runtime import compute_dtype, configure
 from erniekit.train.build import RunContext, build_objective
 from erniekit.train.console import PlainConsole
-from erniekit.train.model import PreparedModel, prepare_model
+from erniekit.train.model import prepare_model
 from erniekit.train.run_directory import CONFIG_FILE
 from erniekit.train.saved_rows import load_rows
 
@@ -66,7 +66,9 @@ def replay_rows(
     saved = load_rows(directory)
     run = directory.absolute().parents[1]
     if not (run / CONFIG_FILE).is_file():
-        raise DataError(f"{directory}: the rows lie in no run: there is no {run / CONFIG_FILE}")
+        raise DataError(
+            f"{directory}: the rows are not in a run's directory: there is no {run / CONFIG_FILE}"
+        )
     config = _for_one_process(locate_model(load_config(run / CONFIG_FILE)), device, threads)
     log(f"step {saved.step}: {saved.reason}")
     checkpoint = checkpoint or _checkpoint_before(run, saved.step)
@@ -120,7 +122,7 @@ def _load(config: Config, checkpoint: Path | None) -> tuple[ErnieModel, SftObjec
     if ErnieConfig.from_dir(config.model.directory).vision is not None:
         data = config.data
         image_spec = ImageSpec.from_checkpoint(config.model.directory, data.min_pixels, data.max_pixels)
-    prepared: PreparedModel = prepare_model(config, dtype, image_spec, checkpoint, _quiet, changes=changes)
+    prepared = prepare_model(config, dtype, image_spec, checkpoint, _quiet, changes=changes)
     context = RunContext(config, device, DistributedContext(local_mesh()), PlainConsole())
     objective = build_objective(context, prepared, [], dtype)
     prepared.model.eval()
@@ -158,15 +160,14 @@ def _modules(model: ErnieModel) -> list[tuple[str, nn.Layer]]:
 
 
 def _bad_parameters(model: ErnieModel) -> list[str]:
-    """A line where weights are not finite."""
+    """A line with the weights that are not finite; empty if there are none."""
     names, flags = [], []
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             names.append(name)
             flags.append(paddle.isfinite(parameter).all())
     bad = [name for name, finite in zip(names, paddle.stack(flags).tolist(), strict=True) if not finite]
-    more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    return [f"weights that are not finite: {', '.join(bad[:_NAMED])}{more}"] if bad else []
+    return [f"weights that are not finite: {listed(bad, _NAMED)}"] if bad else []
 
 
 def _checkpoint_before(run: Path, step: int) -> Path | None:
@@ -186,4 +187,4 @@ def _for_one_process(config: Config, device: Device, threads: int | None) -> Con
 
 
 def _quiet(line: str) -> None:
-    """The description of the model was logged by the run."""
+    """Ignore the description of the model, which the run has logged."""

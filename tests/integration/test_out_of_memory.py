@@ -68,7 +68,7 @@ def test_the_largest_sequence_the_plan_and_the_remedies_are_named(
     assert " tokens and " in text and " patches of images, of the samples " in text and ".jsonl:" in text
     assert "memory: weights 7.0 MiB, gradients 7.0 MiB, optimizer 14.1 MiB, activations" in text
     assert "Reported: Out of memory error on GPU 0. Cannot allocate 2.500000GB memory on GPU 0" in text
-    remedies = text.partition("what takes less, cheapest first:\n")[2].splitlines()
+    remedies = text.partition("settings that need less, cheapest first:\n")[2].splitlines()
     assert any(line.strip().startswith("train.recompute=") for line in remedies)
     assert f"the newest complete checkpoint is {run / 'checkpoint-000001'}\n  --resume continues" in text
     assert run_training(config, resume=True) == 0

@@ -14,7 +14,7 @@ from erniekit.config import ModelConfig
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
 from erniekit.data.encode.tokenizer import load_tokenizer, read_json_object
-from erniekit.display.text import counted
+from erniekit.display.text import counted, listed
 from erniekit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -89,12 +89,11 @@ class ModelLimits:
         """Notes about tokens without a row in the embedding; empty if there are none."""
         if not self.beyond:
             return []
-        shown = ", ".join(f"{token!r} ({token_id})" for token, token_id in self.beyond[:_SHOWN])
-        more = f" and {len(self.beyond) - _SHOWN:,} more" if len(self.beyond) > _SHOWN else ""
+        shown = listed([f"{token!r} ({token_id})" for token, token_id in self.beyond], _SHOWN)
         what = counted(len(self.beyond), "token")
         return [
             f"the tokenizer has {what} without a row in the model's embedding, which has "
-            f"{self.vocab_size:,}: {shown}{more}; a sample that contains one is an error ({_ADD_ROWS})"
+            f"{self.vocab_size:,}: {shown}; a sample that contains one is an error ({_ADD_ROWS})"
         ]
 
 

@@ -25,7 +25,7 @@ from erniekit.data.encode.samples import Sample, SampleReader
 from erniekit.data.files.reader import BadLine, Record
 from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
-from erniekit.display.text import counted
+from erniekit.display.text import counted, listed
 from erniekit.errors import DataError
 
 # Tasks per worker that may be finished or running at a time. Limits memory.
@@ -315,8 +315,7 @@ def _stopped(processes: Iterable[BaseProcess]) -> set[int]:
 
 
 def _samples_of(documents: Sequence[Document]) -> str:
-    names = [document.sample_id for document in documents if document.media]
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return listed([document.sample_id for document in documents if document.media], _NAMED)
 
 
 def _records_of(batch: Batch) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from erniekit.display.text import listed
 from erniekit.errors import DataError
 
 # The name of a dataset of the Hugging Face hub, after "hub:".
@@ -164,8 +165,7 @@ def _suffix(path: Path) -> str:
 
 
 def _names(directory: Path, files: Sequence[Path]) -> str:
-    named = ", ".join(str(file.relative_to(directory)) for file in files[:_NAMED])
-    return named if len(files) <= _NAMED else f"{named} and {len(files) - _NAMED:,} more"
+    return listed([str(file.relative_to(directory)) for file in files], _NAMED)
 
 
 def _near(path: Path) -> str:

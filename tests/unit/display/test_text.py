@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from erniekit.display.text import counted, format_table, visible
+from erniekit.display.text import counted, format_table, listed, visible
 
 
 def test_ordinary_text_stays() -> None:
@@ -19,6 +19,11 @@ def test_nothing_that_controls_a_terminal_is_left() -> None:
 
 def test_numbers_have_their_plural() -> None:
     assert [counted(number, "row") for number in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
+
+
+def test_a_long_list_is_cut() -> None:
+    assert [listed(names, 2) for names in ([], ["a"], ["a", "b"])] == ["", "a", "a, b"]
+    assert listed(list(map(str, range(2000))), 2) == "0, 1 and 1,998 more"
 
 
 def test_columns_of_a_table_line_up() -> None:
