@@ -1,8 +1,9 @@
-"""The memory of activations over a packed sequence, at each moment that may be the peak of a step.
+"""Predicts the memory of activations for a packed sequence, at each moment that may be the peak of a step.
 
-Computed from shapes alone: what the kernels keep for the backward pass follows from their code. Sizes are per process,
-in elements of the compute dtype unless they are float32. On a GPU, operators that Triton or flash attention fuse keep
-their inputs only; on a CPU, SwiGLU, the rotation of the vision tower and attention are composed, and keep more.
+Computed from shapes alone, from the tensors that the code of the kernels keeps for the backward pass. Sizes are per
+process, in elements of the compute dtype unless they are float32. On a GPU, operators that Triton or flash attention
+fuse only keep their inputs; on a CPU, SwiGLU, the rotation of the vision tower and attention are composed, and keep
+more.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class RowShape:
-    """A packed sequence.
+    """The sizes of a packed sequence.
 
-    tokens: all, those made from images and videos (`media`), and those with a `loss`. document, frame: the tokens of a
-    usual document and the patches of a usual image, of which only kernels for CPUs keep more.
+    tokens: all tokens; media: tokens of images and videos; loss: loss tokens; document: tokens of a typical document;
+    frame: patches of a typical image or frame. The last two only matter for kernels of CPUs.
     """
 
     tokens: int
@@ -35,7 +36,7 @@ class RowShape:
     frame: int
 
     def clipped(self, largest: RowShape) -> RowShape:
-        """The sizes, where they are not above those of another sequence."""
+        """The smaller of each size and that of another sequence."""
         return RowShape(
             tokens=min(self.tokens, largest.tokens),
             media=min(self.media, largest.media),
@@ -46,7 +47,7 @@ class RowShape:
 
 
 def full_row(config: Config, architecture: ErnieConfig) -> RowShape:
-    """The largest sequence of data.max_length tokens: one document, all of it with a loss, and all of it images."""
+    """The largest possible sequence of data.max_length tokens: one document of images, all of it trained."""
     length, vision = config.data.max_length, architecture.vision
     media = 0 if vision is None else length
     patches = 0 if vision is None else media * vision.spatial_merge_size**2
@@ -54,8 +55,11 @@ def full_row(config: Config, architecture: ErnieConfig) -> RowShape:
 
 
 class Moment(NamedTuple):
-    """Activations at one moment of a step, in bytes; the decoder layers whose gradients are there, from the lowest on,
-    and whether those of the vision tower are."""
+    """One moment of a step.
+
+    activations: in bytes; first_layer: gradients exist for the decoder layers from this one on; has_vision: and for the
+    vision tower.
+    """
 
     activations: int
     first_layer: int
@@ -64,9 +68,10 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class ActivationPlan:
-    """What the activations of a row depend on.
+    """The activations of a model for a row.
 
-    on_cpu: the kernels' forms for CPUs; dtype_bytes: of the compute dtype.
+    trained: names of the trained tensors; dtype_bytes: bytes per element of the compute dtype; on_cpu: with the kernels
+    of a CPU.
     """
 
     architecture: ErnieConfig
@@ -77,10 +82,10 @@ class ActivationPlan:
     on_cpu: bool = False
 
     def moments(self, plan: BackwardPlan) -> list[Moment]:
-        """The moments that may be the peak: in the loss, in the backward pass of the highest layer, and in that of each
-        recomputed layer, where the layers above keep nothing any more; and in a layer without a backward pass.
+        """The moments that may be the peak: the loss, the backward pass of each layer, and the forward pass of a layer
+        without a backward pass.
 
-        Until its backward pass, the model keeps the input of a recomputed layer, and all activations of the others.
+        Until its backward pass, a recomputed layer only keeps its input, and any other layer all its activations.
         """
         architecture, row, b = self.architecture, self.row, self.dtype_bytes
         count = architecture.num_hidden_layers
@@ -96,16 +101,16 @@ class ActivationPlan:
             steps = [row.media * b * elements for elements in self._vision_elements(vision)]
             step_input = row.media * b * vision.spatial_dim
             vision_kept = _kept(steps, step_input, plan.vision, plan.recomputed_vision)
-            # Patches as they are read, and normalised.
+            # The patches as uint8, and normalised.
             vision_kept += patches * vision.patch_dim * (1 + b)
             features = row.media * b * 2 * architecture.hidden_size
             vision_gradient = patches * b * 2 * (vision.hidden_size + vision.intermediate_size)
-        # In the loss: input and output of the final norm, the hidden states of loss tokens, and two gradients of them.
-        # In a layer: its output and the gradient of that.
+        # The loss has input and output of the final norm, the hidden states of loss tokens, and two gradients of them.
+        # A layer has its output and the gradient of the output.
         before = vision_kept + features
         head = self._head_gradient_bytes()
         if b != _WIDE:
-            # Rounded, too.
+            # Also rounded to the compute dtype.
             head += head * b // _WIDE
         moments = [
             Moment(
@@ -126,17 +131,17 @@ class ActivationPlan:
         frozen = [*layers[: plan.layers.start], *steps[: plan.vision.start]]
         moments.append(Moment(before + 2 * layer_input + max(frozen, default=0), count))
         if _EMBEDDING in self.trained:
-            # A tied embedding has two gradients, which are added.
+            # The gradient of the lookup, which is added to that of a tied head.
             gradient = architecture.vocab_size * architecture.hidden_size * b
             moments.append(Moment(layer_input + head + gradient, 0, True))
         return moments
 
     def layer_sizes(self) -> list[int]:
-        """Bytes that each decoder layer keeps for a token."""
+        """The activations of each decoder layer per token, in bytes."""
         return [self._layer_bytes(number) for number in range(self.architecture.num_hidden_layers)]
 
     def vision_sizes(self) -> list[int]:
-        """Elements that each block of the vision tower, and the resampler, keep for a token; none without a tower."""
+        """The activations of each block of the vision tower and of the resampler per token, in elements."""
         vision = self.architecture.vision
         return [] if vision is None else self._vision_elements(vision)
 
@@ -146,7 +151,7 @@ class ActivationPlan:
         hidden, moe = architecture.hidden_size, architecture.moe
         query = architecture.num_attention_heads * architecture.head_dim
         key = architecture.num_key_value_heads * architecture.head_dim
-        # Input, both normalised inputs, the sum of the first residual; queries, keys, values, and what attention makes.
+        # Input, both normalised inputs, the first residual sum; queries, keys, values, and the output of attention.
         elements = 4 * hidden + 2 * query + 2 * key
         wide = 0
         if config.kernels.backend in ("paddle", "plain"):
@@ -162,11 +167,11 @@ class ActivationPlan:
         gates = 5 if self.on_cpu else 3
         if moe is None or number not in moe.sparse_layers:
             return b * (elements + gates * architecture.intermediate_size) + _WIDE * wide
-        # The router's input in float32, its logits, probabilities and what chooses.
+        # The router's input in float32, its logits, its probabilities, and these with the correction bias.
         wide += (0 if b == _WIDE else hidden) + 3 * moe.num_experts
         elements += gates * moe.shared_intermediate_size
-        # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters also its
-        # inputs, results and masks, and sums with adapters; with expert parallelism also the buffers of rows received
+        # For each expert of a token: input, gate, up and output (`grouped_mlp`); with dropout of adapters, also the
+        # inputs, outputs and masks of dropout, and sums with adapters; with expert parallelism, also the rows received
         # and sent back.
         width = max(moe.intermediate_sizes)
         pair = 2 * hidden + 2 * width
@@ -177,9 +182,9 @@ class ActivationPlan:
         return b * (elements + moe.top_k * pair) + _WIDE * wide
 
     def _gradient_elements(self) -> int:
-        """The gradients of one layer per token that exist at one time, for the widest kind of layer.
+        """The gradients of activations in one layer per token, in elements, for the widest kind of layer.
 
-        On a CPU the experts' SwiGLU and its gradient are composed of copies.
+        On a CPU, the experts' SwiGLU and its gradient make copies.
         """
         architecture = self.architecture
         hidden, moe = architecture.hidden_size, architecture.moe
@@ -196,22 +201,22 @@ class ActivationPlan:
         loss = -(-self.row.loss // self.config.parallel.context)
         chunk = min(self.config.loss.chunk_tokens, loss)
         chunks = 1 if chunk == loss else 2
-        # The loss overwrites the logits with their gradient; composed, it has them in float32, too.
+        # The loss overwrites the logits with their gradient. The composed form also has both in float32.
         is_composed = self.config.kernels.backend in ("paddle", "plain") and not self.on_cpu
         logits = chunk * self.architecture.vocab_size * (self.dtype_bytes + 2 * _WIDE * is_composed)
         return logits + chunks * self._head_gradient_bytes()
 
     def _head_gradient_bytes(self) -> int:
-        """The float32 gradient of the head, or of the embedding where they are tied; 0 where it is frozen."""
+        """The float32 gradient of the head, or of a tied embedding, in bytes; 0 if it is frozen."""
         architecture = self.architecture
         head = _EMBEDDING if architecture.tie_word_embeddings else _HEAD
         return _WIDE * architecture.vocab_size * architecture.hidden_size if head in self.trained else 0
 
     def _vision_elements(self, vision: VisionConfig) -> list[int]:
-        """Activations for the patches of a token of each block of the vision tower, and of the resampler.
+        """See `vision_sizes`.
 
-        A block: both norms' inputs and outputs, queries, keys, values, what attention makes, and three activations of
-        the MLP; composed, also the halves that are rotated.
+        A block keeps inputs and outputs of both norms, queries, keys, values, the output of attention, and three
+        activations of the MLP; the composed form also keeps the rotated halves.
         """
         merged = vision.spatial_merge_size**2
         block = 8 * vision.hidden_size + 3 * vision.intermediate_size
@@ -224,5 +229,5 @@ class ActivationPlan:
 
 
 def _kept(layers: Sequence[int], layer_input: int, backward: range, recomputed: range) -> int:
-    """What layers keep until the backward pass: all activations, or their input."""
+    """The sum over the layers in `backward`: the input of recomputed layers, and all activations of the others."""
     return sum(layer_input if number in recomputed else layers[number] for number in backward)

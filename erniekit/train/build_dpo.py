@@ -52,7 +52,7 @@ def keeps_reference_copy(config: Config) -> bool:
 def caches_reference_with_copy(config: Config) -> bool:
     """Whether a cached reference is computed with a copy of the model.
 
-    Not where a process holds the whole model: it switches its adapters off instead.
+    Without: a process that has the complete model disables its adapters instead.
     """
     if config.task != "dpo" or config.dpo.loss in REFERENCE_FREE or config.dpo.reference != "cached":
         return False
@@ -74,11 +74,11 @@ def build_reference(
     log: Log,
     dist: DistributedContext,
 ) -> Reference | None:
-    """The reference of a run; None for a loss without a reference.
+    """Build the reference of a run; None for a loss without a reference model.
 
-    model: the trained model, with its adapters; load_base: loads model.path again, as `model` was loaded. With
-    dpo.reference "cached" the main process computes the log-probabilities of all pairs of `datasets` that are not
-    cached yet, and sends them to the other processes. Raises DataError.
+    model: the trained model, with its adapters; load_base: loads model.path again in the same way. With dpo.reference
+    "cached", the main process computes the log-probabilities of all pairs of `datasets` that are not cached yet, and
+    sends them to the other processes. Raises DataError.
     """
     if config.dpo.loss in REFERENCE_FREE:
         return None

@@ -1,4 +1,4 @@
-"""Builds what shows a run: the writer of metrics with its trackers, the evaluator, and the report."""
+"""Builds the outputs of a run: the metrics writer with its trackers, the evaluator, and the report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_writer(
     log: Log,
     start_step: int,
 ) -> MetricsWriter:
-    """The main process writes to the run's directory, every other process to a directory below its logs.
+    """Open the metrics writer: in the run's directory for the main process, below RUN/logs for the others.
 
     layout: of the charts; start_step: steps already done. Trackers get the configuration and the first samples.
     """

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: weights or adapters, and the optimizer's state, as this process holds them."""
+"""The tensors of a checkpoint that this process holds: weights or adapters, and the optimizer state."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ShardOf = Callable[[str], TensorShard | None]
 
 
 class CheckpointTensors:
-    """The tensors that a checkpoint holds, and which process writes which of them. All processes call it together.
+    """Distributes the tensors of a checkpoint over the processes that write it. All processes call it together.
 
-    adapters: only those of the model are saved. shared: whether all processes write to one disk; if not, the main
-    process writes everything.
+    adapters: save the adapters instead of all weights. shared: whether all processes write to one disk; if not, the
+    main process writes everything.
     """
 
     def __init__(

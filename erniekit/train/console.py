@@ -25,16 +25,16 @@ class Console(Protocol):
         """Training begins after `done` of `total` steps."""
 
     def step(self, done: int, scalars: Mapping[str, float], epoch: float) -> None:
-        """A step is logged: `done` steps and `epoch` epochs are over. scalars: as in `MetricsWriter.write`."""
+        """Show the metrics after `done` steps and `epoch` epochs. scalars: as in `MetricsWriter.write`."""
 
     def end(self) -> None:
         """Training is over, also after an error."""
 
 
 class _Times:
-    """When to print a line, and the time left.
+    """Decides when to print a line, and estimates the remaining time.
 
-    Printed are the first step, the last step, and at most one line per `LINE_SECONDS` between.
+    The first and the last step are printed, and at most one line per `LINE_SECONDS` between them.
     """
 
     def __init__(self, done: int, total: int) -> None:

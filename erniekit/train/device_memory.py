@@ -28,7 +28,7 @@ def device_gpu() -> Gpu | None:
 
 
 def device_memory(processes: int = 1) -> int:
-    """Bytes that a process may use, of `processes` on this machine: its GPU's memory, or on a CPU `host_memory`."""
+    """The memory of this process's GPU, or `host_memory` on a CPU, in bytes."""
     if not is_cpu():
         device = paddle.get_device()
         return int(paddle.device.cuda.get_device_properties(device).total_memory)
@@ -36,9 +36,9 @@ def device_memory(processes: int = 1) -> int:
 
 
 def host_memory(processes: int = 1) -> int:
-    """Bytes of this machine's memory that a process may use, of `processes` on it: its share of what is free.
+    """The available memory of this machine per process, in bytes, if `processes` share it.
 
-    This includes file caches that the kernel would give back.
+    Includes file caches, which the kernel frees when memory is needed.
     """
     free = [_machine_memory()]
     for limit, used in _CGROUPS:
@@ -49,7 +49,7 @@ def host_memory(processes: int = 1) -> int:
 
 
 def _machine_memory() -> int:
-    """Available bytes on Linux; all of them on systems that do not tell."""
+    """The available memory in bytes; the total memory on systems other than Linux."""
     try:
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -61,7 +61,7 @@ def _machine_memory() -> int:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None without the file, or where it says "max"."""
+    """The number in a file; None if the file does not exist, or contains "max"."""
     try:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):

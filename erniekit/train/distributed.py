@@ -1,4 +1,4 @@
-"""The parallel degrees of a configuration, checked against the model and the number of processes."""
+"""Checks the parallel degrees of a configuration against the model and the number of processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from erniekit.models.config import ErnieConfig
 
 
 def plan_parallel_dims(config: Config, processes: int) -> ParallelDims:
-    """As `fit_parallel_dims`, for the model's `config.json`."""
+    """`fit_parallel_dims` with the `config.json` of the model."""
     return fit_parallel_dims(config, ErnieConfig.from_dir(config.model.directory), processes)
 
 
 def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> ParallelDims:
     """The parallel degrees of a run with `processes` processes.
 
-    Raises ConfigError where the degrees in `parallel` do not fit the processes, the model or train.rows_per_step.
+    Raises ConfigError if the degrees in `parallel` do not fit the processes, the model or train.rows_per_step.
     """
     parallel = config.parallel
     dims = ParallelDims(processes, parallel.expert, parallel.context)
@@ -43,8 +43,8 @@ def fit_parallel_dims(config: Config, model: ErnieConfig, processes: int) -> Par
 def fix_rows(config: Config, dims: ParallelDims, saved: int | None = None) -> Config:
     """The configuration with train.rows_per_step as a number, for a run with these degrees.
 
-    saved: of the checkpoint that the run resumes from, which a configuration without train.rows_per_step keeps. Raises
-    ConfigError where the ranks cannot share that number.
+    saved: the number in the checkpoint to resume from, which is used if train.rows_per_step is not set. Raises
+    ConfigError if it does not divide evenly among the ranks.
     """
     if saved is None or config.train.rows_per_step is not None:
         return config.with_rows(config.num_rows(dims.data))
@@ -61,7 +61,7 @@ def _ranks_text(context: int) -> str:
 
 
 def check_same_model(config: Config, dist: DistributedContext) -> None:
-    """Raise ConfigError where machines have downloaded different commits of the model. All processes call it."""
+    """Raise ConfigError if machines have downloaded different commits of the model. All processes call it."""
     found = dist.all_gather_object(config.model.revision)
     commits = {commit or "a directory" for commit in found}
     if len(commits) > 1:
@@ -72,10 +72,7 @@ def check_same_model(config: Config, dist: DistributedContext) -> None:
 
 
 def init_distributed(config: Config, worker: Worker | None) -> DistributedContext:
-    """Connect the processes of the run. worker: None where this process was started alone.
-
-    Raises ConfigError as `plan_parallel_dims` does.
-    """
+    """Connect the processes of the run. worker: None for a single process. Raises ConfigError."""
     dims = plan_parallel_dims(config, 1 if worker is None else worker.world)
     return DistributedContext(
         local_mesh() if worker is None else connect(dims, timeout=config.parallel.timeout)

@@ -39,9 +39,9 @@ def dry_run_training(
 ) -> None:
     """Check configuration, model and data, and print the plan of `run_training` with `processes` processes.
 
-    no_weights: skip checks of files that are missing; show_all: print also settings that are the default; target: plan
-    memory and time for this number of GPUs of one kind instead of the devices here. Raises ErnieKitError for whatever
-    is wrong with configuration, data or files.
+    no_weights: skip checks that need missing files; show_all: also print settings that have their default; target: plan
+    memory and time for this number and kind of GPUs instead of the devices of this machine. Raises ErnieKitError for
+    errors in configuration, data or files.
     """
     log = make_console().log
     check_installed(config.log)
@@ -67,7 +67,7 @@ def dry_run_training(
 
 
 def _plan(config: Config, log: Callable[[str], None], gpus: int, gpu: Gpu) -> None:
-    """Memory and time on GPUs that need not be here."""
+    """Print memory and time on other GPUs."""
     if (config.model.directory / "config.json").is_file():
         check_model(config.model.directory, log, weights=False)
     for line in plan_lines(plan_job(config, gpus, gpu), gpu):
@@ -75,7 +75,7 @@ def _plan(config: Config, log: Callable[[str], None], gpus: int, gpu: Gpu) -> No
 
 
 def _check_device_and_files(config: Config, log: Callable[[str], None], no_weights: bool) -> str:
-    """Configures the device, and checks the files of the model that are here. Returns the dtype of the weights."""
+    """Configure the device, and check the local files of the model. Returns the dtype of the weights."""
     device = configure(
         config.parallel.device,
         config.parallel.threads,
@@ -99,7 +99,10 @@ def _check_model(
     processes: int,
     no_weights: bool,
 ) -> list[str]:
-    """row: the largest packed sequence, if it is known. Returns descriptions of the checks that were not possible."""
+    """Check the model and print its plan. row: the largest packed sequence, if it is known.
+
+    Returns descriptions of the checks that were not possible.
+    """
     model = config.model.directory
     if no_weights and not (model / "config.json").is_file():
         return _check_released(config, dtype, log, processes)
@@ -111,13 +114,13 @@ def _check_model(
 
 
 def _has_weights(config: Config) -> bool:
-    """False for a repository of the hub of which only the small files are here."""
+    """Whether the weights are on this machine; False for a repository of the Hub with only its small files cached."""
     directory = config.model.directory
     return directory == Path(config.model.path) or any(directory.glob("*.safetensors"))
 
 
 def _check_released(config: Config, dtype: str, log: Callable[[str], None], processes: int) -> list[str]:
-    """Checks a model without files here by the shape of its release, if it has the name of one.
+    """Check a model without local files by the shape of the release of that name.
 
     Returns descriptions of the checks that were not possible.
     """
@@ -128,7 +131,7 @@ def _check_released(config: Config, dtype: str, log: Callable[[str], None], proc
     log(f"model: the shape of the released {Path(config.model.path).name}")
     for line in describe_lora(selected.matches) if config.lora.enabled else []:
         log(line)
-    # A configuration may be checked on a machine with fewer devices than it is for.
+    # The machine may have fewer devices than the configuration is meant for.
     least = math.lcm(config.parallel.expert, config.parallel.context)
     fit_parallel_dims(config, architecture, least * math.ceil(processes / least))
     unchecked = [f"the files of the model ({absent})", "memory, which `erniekit plan` plans for any GPUs"]
@@ -142,7 +145,10 @@ def _check_released(config: Config, dtype: str, log: Callable[[str], None], proc
 def _check_data(
     config: Config, processes: int, log: Callable[[str], None], no_weights: bool
 ) -> tuple[list[str], RowShape | None]:
-    """Returns descriptions of the checks that were not possible, and the largest packed sequence if it is known."""
+    """Check the data and print its plan.
+
+    Returns descriptions of the checks that were not possible, and the largest packed sequence if it is known.
+    """
     model, missing = config.model.directory, _missing_sources(config)
     if no_weights and not (model / "tokenizer_config.json").is_file():
         return [f"the data ({_absent(config, 'tokenizer')}): samples, rows, steps"], None
@@ -161,7 +167,7 @@ def _check_data(
 
 
 def _absent(config: Config, what: str) -> str:
-    """Why a file of the model is missing."""
+    """A description of a missing file of the model, with the command that downloads it."""
     model = config.model
     if names_repository(model.path) and model.directory == Path(model.path):
         download = download_command(model.path, model.revision)

@@ -1,9 +1,9 @@
-"""The floating-point operations that training needs, and the peak of a device: MFU is the quotient of the two.
+"""Counts the floating-point operations of training, for MFU: their rate as a share of the peak of the device.
 
 Model FLOPs utilization follows PaLM (Chowdhery et al. 2022, appendix B): 6 FLOPs per active parameter and token, 2 in
 the forward and 4 in the backward pass, and the products of attention. Here:
 
-- of routed experts only the top k of a token are active;
+- only the top k routed experts of a token are active;
 - the head runs over loss tokens, the vision tower over patches, the resampler over their merges;
 - attention counts the pairs of a query and a key that the mask permits: half of PaLM's square, within documents;
 - a frozen weight has no gradient: 4 FLOPs, and 2 in layers below the lowest trained parameter, which have no backward
@@ -32,8 +32,9 @@ _VISION, _RESAMPLER, _DECODER, _HEAD = range(4)
 class RowCounts(NamedTuple):
     """The sizes of a row, or FLOPs per unit of each.
 
-    text, vision: tokens of each modality; loss: loss tokens; pairs: of a query and a key in the decoder; patches and
-    patch_pairs: patches of images and frames, and pairs of them in the tower; media: tokens made from them.
+    text, vision: tokens of each modality; loss: loss tokens; pairs: (query, key) pairs of attention in the decoder;
+    patches: patches of images and frames; patch_pairs: (query, key) pairs in the vision tower; media: tokens of images
+    and videos.
     """
 
     text: float = 0
@@ -111,9 +112,9 @@ def flop_rates(architecture: ErnieConfig, specs: Sequence[TensorSpec], trained: 
 
 
 def device_peak_flops(dtype: str, peak_tflops: float | None, device: str) -> tuple[float | None, str]:
-    """The peak of one device in FLOP/s, None where it is not known, and the name of the device.
+    """The peak of one device in FLOP/s (None if unknown), and the name of the device.
 
-    peak_tflops: the number of the configuration, which wins; device: "cpu" or "gpu".
+    peak_tflops: of the configuration, which takes precedence; device: "cpu" or "gpu".
     """
     name = paddle.device.cuda.get_device_name() if device == "gpu" else "CPU"
     if peak_tflops is None and dtype == "bfloat16":
@@ -123,8 +124,7 @@ def device_peak_flops(dtype: str, peak_tflops: float | None, device: str) -> tup
 
 
 def _attention_pairs(batch: PackedBatch) -> int:
-    """Pairs of a query and a key over all documents: causal, and as in `BranchAttention` where two answers share a
-    prompt."""
+    """The (query, key) pairs of all documents: causal, or as in `BranchAttention` for answers with a shared prompt."""
     bounds = batch.cu_seqlens.astype(np.int64)
     starts, ends = bounds[:-1], bounds[1:]
     if not len(batch.branches):

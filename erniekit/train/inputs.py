@@ -95,7 +95,7 @@ class _OneProcess:
 
 @dataclass(frozen=True)
 class Inputs:
-    """rows: the rows that the loader `train` reads; eval_rows: None where data.eval is empty."""
+    """The data of a run. train: the loader of `rows`; eval_rows: None if data.eval is empty."""
 
     encoder: Encoder
     train: RowLoader
@@ -115,7 +115,7 @@ class Inputs:
         return largest_row(self.rows, max_length, 1 if spec is None else spec.merge_size)
 
     def close(self) -> None:
-        """Stop the worker processes, close files, and remove samples that were encoded for this run only."""
+        """Stop the worker processes, close files, and delete samples that were encoded for this run only."""
         self.cleanup.close()
 
 
@@ -171,7 +171,7 @@ def load_inputs(
 
 
 def check_sources(data: DataConfig) -> None:
-    """Raise ErnieKitError for unknown columns, missing files and files not downloaded, before anything is encoded."""
+    """Raise ErnieKitError for unknown columns, and files that are missing or not downloaded, before encoding."""
     by_use: list[tuple[Use, Sequence[SourceConfig]]] = [("train", data.train), ("eval", data.eval)]
     for use, sources in by_use:
         for source in sources:

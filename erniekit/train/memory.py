@@ -1,21 +1,21 @@
-"""The memory that training needs in one process, computed from shapes alone: no weights are read.
+"""Predicts the memory of one process in training, from shapes alone: no weights are read.
 
-Bytes, where b is the width of the compute dtype (2 for bfloat16), N the number of processes that shard a tensor (all
-processes, or those with the same experts; 1 where parallel.shard does not shard it):
+In bytes, where b is the size of an element of the compute dtype (2 for bfloat16), and N the number of processes that
+shard a tensor (all processes, or those with the same experts; 1 if parallel.shard does not shard it):
 
-- weights: b / N per parameter, or what it is quantized to; a reference model needs the same again;
-- dequantized weights: b per weight of the largest matrix, or stack of a layer's experts, which one product uses;
-- gradients: b per trained parameter; with several processes, or several rows of one in a step, 4, in which they are
-  summed, and with several rows b only of the largest decoder layer and of what is outside of the layers; 4 / N where
-  gradients are sharded;
+- weights: b / N per parameter, or its quantized size; a reference model needs the same again;
+- dequantized weights: b per weight of the largest matrix, or of a layer's stack of experts, which one product uses;
+- gradients: b per trained parameter. With several processes, or several rows of a process in a step, they are summed
+  in float32: 4 per parameter, 4 / N if they are sharded. With several rows, there is also b per parameter of the
+  largest decoder layer and of parameters outside of the layers, for the gradients of the current row;
 - optimizer: (8 + 4) / N per trained parameter, for the moments and the float32 master;
 - communication between several processes: b + 4 per trained parameter of the largest decoder layer and, with
-  parallel.shard parameters, the whole weights of two layers;
-- activations: what the peak of a step takes beside all of these, see `erniekit.train.activations`: while the largest
-  activations are there, the gradients of the lower layers may not be.
+  parallel.shard parameters, the complete weights of two layers;
+- activations: the rest of the peak of a step, see `erniekit.train.activations`. When activations are largest, the
+  gradients of lower layers may not exist yet.
 
-Not counted: fragmentation of the allocator, the CUDA context and NCCL's buffers, for which `USABLE` leaves room, and
-experts that receive more than an even share of the tokens.
+Not counted: experts that receive more than an even share of the tokens. Fragmentation of the allocator, the CUDA
+context and NCCL's buffers are covered by `USABLE`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _SUM_BYTES = 4
 class ShardingPlan:
     """How processes share a model.
 
-    experts: the expert-parallel degree; dense, replicas: the number of processes with the same dense weights, and
-    with the same experts; shard: parallel.shard.
+    experts: expert-parallel degree; dense: number of processes with the same dense weights; replicas: number of
+    processes with the same experts; shard: parallel.shard.
     """
 
     experts: int = 1
@@ -75,10 +75,10 @@ class ShardingPlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The numbers of parameters of a model, and the memory of one process that trains it, in bytes.
+    """The number of parameters of a model, and the memory of one process that trains it, in bytes.
 
-    reference_bytes: the reference model of preference training. cached_bytes: the whole model that computes a cached
-    reference in the main process, before the first step. communication_bytes: buffers of collectives.
+    reference_bytes: the reference model of preference training; cached_bytes: the complete model with which the main
+    process computes a cached reference before the first step; communication_bytes: buffers of collectives;
     dequantized_bytes: see the function of that name.
     """
 
@@ -95,7 +95,7 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """The peak of a step, or of computing a cached reference where that is more."""
+        """The peak of a step, or of computing a cached reference if that is more."""
         always = self.weight_bytes + self.activation_bytes + self.dequantized_bytes
         training = (
             self.reference_bytes + self.gradient_bytes + self.optimizer_bytes + self.communication_bytes
@@ -126,11 +126,12 @@ def plan_model(
     activations: int = 0,
     quantize: Quantize = "none",
 ) -> MemoryPlan:
-    """The memory for `specs`, all parameters of the model, of which those named in `trained` are trained.
+    """Predict the memory for a model.
 
-    rows: packed sequences of this process in a step. reference: a reference model, without adapters, is in memory too,
-    sharded like the trained one; cached: one process holds the whole reference model before the first step.
-    activations: at the peak, beside all gradients. quantize: of the frozen weights, as in model.quantize.
+    specs: all parameters of the model; trained: names of the trained ones; rows: packed sequences of this process in a
+    step; reference: a reference model without adapters is also in memory, sharded like the trained one; cached: one
+    process has the complete reference model before the first step; activations: bytes at the peak; quantize: of the
+    frozen weights, as in model.quantize.
     """
     groups = group_tensors(specs, trained, quantize)
     state = _plan_state(groups, rows, sharding, reference=reference, cached=cached)
@@ -140,7 +141,7 @@ def plan_model(
 def _plan_state(
     groups: Sequence[TensorGroup], rows: int, sharding: ShardingPlan, *, reference: bool, cached: bool
 ) -> _State:
-    """As `plan_model`, without activations."""
+    """`plan_model` without activations."""
     weights = reference_weights = optimizer = 0.0
     gradients: dict[int, float] = {REST: 0.0}
     waiting: dict[int, float] = {REST: 0.0}
@@ -183,7 +184,8 @@ def _plan_state(
 
 
 def dequantized_bytes(architecture: ErnieConfig, expert: int, dtype_bytes: int) -> int:
-    """Memory of one weight that a product dequantizes: of all experts of this process at once, or of a dense layer."""
+    """The largest weight that a product dequantizes, in bytes: the experts of a layer in this process, or a matrix of a
+    dense layer. expert: the expert-parallel degree."""
     hidden, moe = architecture.hidden_size, architecture.moe
     rows = max(architecture.intermediate_size, architecture.num_attention_heads * architecture.head_dim)
     if moe is not None:
@@ -193,7 +195,7 @@ def dequantized_bytes(architecture: ErnieConfig, expert: int, dtype_bytes: int) 
 
 
 def _communication_bytes(group: TensorGroup, sharding: ShardingPlan) -> float:
-    """Gradients in their own dtype and in float32, and whole weights of two layers."""
+    """Gradients in their own dtype and in float32, and the complete weights of two layers."""
     share, total = 1 / sharding.experts if group.is_expert else 1.0, 0.0
     if sharding.is_sharded(group, "parameters"):
         total += 2 * share * group.stored_bytes
@@ -204,7 +206,7 @@ def _communication_bytes(group: TensorGroup, sharding: ShardingPlan) -> float:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How the layers of a model are run, and the memory of each process. device_bytes: the memory of its device."""
+    """The layers to recompute, and the memory of each process. device_bytes: memory of its device."""
 
     backward: BackwardPlan
     memory: MemoryPlan
@@ -222,10 +224,10 @@ def plan_training(
     *,
     on_cpu: bool = False,
 ) -> TrainingPlan:
-    """The plan of a run that trains a model of this architecture. No file is read.
+    """Plan the training of a model of this architecture. No file is read.
 
     row: the largest packed sequence; None: `full_row`. on_cpu: with the kernels of a CPU. train.recompute auto
-    recomputes the fewest layers with which the plan fits into `USABLE` of `device_bytes`, or all.
+    recomputes the fewest layers for which the plan fits into `USABLE` of `device_bytes`, or all layers.
     """
     backward = backward_plan(architecture, selected.trained)
     rows = max(1, config.num_rows(dims.data) // dims.data)
@@ -250,7 +252,7 @@ def plan_training(
 
     if config.train.recompute == "none":
         return with_recomputed(0)
-    # The backward pass would keep the gathered weights of layers that are not recomputed.
+    # Without recomputation, the backward pass would keep the gathered weights of each layer.
     if config.train.recompute == "layers" or config.parallel.shard == "parameters":
         return with_recomputed(backward.size)
     plans = map(with_recomputed, range(backward.size + 1))
@@ -258,9 +260,9 @@ def plan_training(
 
 
 def _beside_gradients(moment: Moment, state: _State, rows: int) -> float:
-    """The activations of a moment, less the gradients that are not there yet.
+    """The activations of a moment in addition to all gradients: less the gradients that do not exist yet.
 
-    In the second row of a step all are, from the first one.
+    From the second row of a step on, all gradients exist.
     """
     if rows > 1:
         return moment.activations

@@ -16,7 +16,7 @@ _LAYER = re.compile(r"/layer_\d+(?=/)")
 
 
 class RowLoss(NamedTuple):
-    """The mean loss of a row of this process over its loss tokens or preference pairs, and its samples."""
+    """A row of this process: its mean loss over loss tokens or preference pairs, and its samples."""
 
     loss: float
     sample_ids: Sequence[str]
@@ -24,16 +24,15 @@ class RowLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step.
+    """Metrics of one optimizer step, over all processes except for `rows`.
 
-    `loss_sum` is over `loss_tokens`, with preference pairs over the pairs; `tokens` are all tokens of the rows, none
-    of them padding; `flops` are 0 unless they are counted (`erniekit.train.flops`); `positions` is the capacity of the
-    rows in tokens; `modality_tokens` are the tokens of each
-    modality; `expert_counts` maps "layer_1/text" to the number of tokens routed to each expert, int64 [experts];
-    `router_sums` are sums over the tokens of the modality at the end of their names ("z_loss/text",
-    "entropy/layer_1/vision"); `router_losses` are losses of the step ("orthogonal_loss/text"); `pair_sums` are sums
-    over preference pairs (`RowPairs.sums`); `is_skipped`: the step had no update, and some losses are not finite;
-    `rows`: of this process, with a loss.
+    loss_sum: sum over loss_tokens, or over the preference pairs; tokens: all tokens of the rows, without padding;
+    positions: the capacity of the rows in tokens; flops: 0 unless they are counted (`erniekit.train.flops`);
+    modality_tokens: tokens of each modality; expert_counts: tokens routed to each expert, int64 [experts], by name
+    ("layer_1/text"); router_sums: sums over the tokens of the modality in their name ("z_loss/text",
+    "entropy/layer_1/vision"); router_losses: losses of the step ("orthogonal_loss/text"); pair_sums: sums over
+    preference pairs (`RowPairs.sums`); is_skipped: the step had no update, and some losses are not finite; rows: the
+    rows of this process that have a loss.
     """
 
     loss_sum: float
@@ -62,8 +61,8 @@ class StepMetrics:
 class MetricsAccumulator:
     """Sums over the steps since the last log line.
 
-    A checkpoint keeps them, so that the log line after a resumed run is the one of a run that never stopped (except
-    for times). Steps without an update are in times, tokens and positions only.
+    They are saved in checkpoints, so that resuming does not change the next log line, except for times. Steps without
+    an update only count for times, tokens and positions.
     """
 
     steps: int = 0
@@ -107,12 +106,12 @@ class MetricsAccumulator:
     def scalars(self) -> dict[str, float]:
         """Means and shares by their TensorBoard names.
 
-        The loss is the mean over all loss tokens of the window, or over its preference pairs. Gradient norm, loss
-        tokens and times are means over its steps. Unused positions are a share of all positions. The expert load is
-        the load of the busiest expert over the mean load (1 is perfect balance); a dead expert had no token. Router
-        losses are unweighted sums over all layers; they and the entropy (in nats) are means over the tokens of the
-        modality, and the orthogonal loss is a mean over the steps. For pairs see `pair_means`. Where all steps were
-        skipped there are no losses.
+        The loss is the mean over all loss tokens or preference pairs of these steps. Gradient norm, loss tokens and
+        times are means over the steps. Unused positions are a share of all positions. The expert load is the load of
+        the busiest expert over the mean load (1 is perfect balance); a dead expert had no token. Router losses are
+        unweighted sums over all layers; they and the entropy (in nats) are means over the tokens of the modality, and
+        the orthogonal loss is a mean over the steps. For pairs, see `pair_means`. If all steps were skipped, there are
+        no losses.
         """
         scalars = {
             "train/tokens_per_second": self.tokens / self.seconds,
@@ -160,9 +159,9 @@ def _add(sums: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def summarize_layers(scalars: Mapping[str, float], *, detail: bool) -> dict[str, float]:
-    """Minimum, mean and maximum over the layers, by names such as "router/entropy/text/mean".
+    """Add minimum, mean and maximum over the layers, with names such as "router/entropy/text/mean".
 
-    Names with a layer, such as "router/entropy/layer_1/text", are kept only with `detail`; all others always.
+    detail: also keep the values of single layers, such as "router/entropy/layer_1/text".
     """
     by_name: dict[str, list[float]] = {}
     for name, value in scalars.items():

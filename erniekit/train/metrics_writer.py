@@ -24,10 +24,9 @@ _GIB = float(1 << 30)
 class MetricsWriter:
     """Writes the metrics of a run below `directory`, and passes them to its trackers.
 
-    A file that cannot be written, such as on a full disk, is reported once by `log`: the run goes on. trackers: one
-    that fails is reported by `log`, and gets nothing more. start_step: the number of steps already done.
-    When a run resumes or starts again in the directory, lines of later steps are dropped from `log.jsonl`: no step is
-    logged twice.
+    If a file cannot be written, for example because the disk is full, this is logged once with `log`, and the run
+    continues. If a tracker fails, this is logged, and the tracker gets no further calls. start_step: number of steps
+    already done; lines of later steps are deleted from `log.jsonl`, so that a resumed run does not log a step twice.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class MetricsWriter:
 
     @property
     def has_trackers(self) -> bool:
-        """Whether anything but `log.jsonl` is written, also by trackers that have failed since."""
+        """Whether there are trackers, including failed ones."""
         return bool(self._trackers)
 
     def write(
@@ -57,10 +56,10 @@ class MetricsWriter:
         epoch: float | None = None,
         shares: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """One line of `log.jsonl`, also for the trackers, after `step` steps.
+        """Write the metrics after `step` steps to `log.jsonl` and the trackers.
 
-        scalars: by name, such as "train/loss" (`erniekit.train.metric_names`). shares: drawn in TensorBoard as
-        histograms with one bar per entry (an expert); not written to `log.jsonl`.
+        scalars: by name, such as "train/loss" (`erniekit.train.metric_names`). shares: histograms with one bar per
+        entry (an expert), for the trackers only.
         """
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         if epoch is not None:
@@ -71,15 +70,15 @@ class MetricsWriter:
             self._call(lambda tracker: tracker.log_shares(step, shares))
 
     def write_text(self, step: int, name: str, html: str) -> None:
-        """A text for the trackers; see `Tracker.log_text`."""
+        """Pass a text to the trackers; see `Tracker.log_text`."""
         self._call(lambda tracker: tracker.log_text(step, name, html))
 
     def write_answers(self, step: int, answers: Sequence[ShownAnswer]) -> None:
-        """Answers of an evaluation for the trackers."""
+        """Pass the answers of an evaluation to the trackers."""
         self._call(lambda tracker: tracker.log_answers(step, answers))
 
     def event(self, step: int, name: str, **values: Any) -> None:
-        """A line of `log.jsonl` about something that happened at a step: {"step", "time", "event": name, ...}."""
+        """Write an event at a step to `log.jsonl`: {"step", "time", "event": name, ...}."""
         self._append({"step": step, "time": round(time.time(), 3), "event": name, **values})
 
     def flush(self) -> None:
@@ -90,7 +89,7 @@ class MetricsWriter:
         self._call(lambda tracker: tracker.flush())
 
     def close(self, *, failed: bool = False) -> None:
-        """Flush and close the files, and end the trackers; failed: the run ends with an error."""
+        """Close the log and the trackers. failed: the run ends with an error."""
         with self._reported():
             self._log.close()
         self._call(lambda tracker: tracker.close(failed=failed))
@@ -118,7 +117,7 @@ class MetricsWriter:
 
 
 def truncate_log(file: Path, last_step: int) -> None:
-    """Drop the lines of a log after `last_step`, and lines cut off by a crash."""
+    """Delete the lines of a log after `last_step`, and a line that was cut off by a crash."""
     if not file.exists():
         return
     with replacing(file) as kept:

@@ -1,4 +1,4 @@
-"""The model of a run: weights, adapters, and trained parameters."""
+"""Prepares the model of a run: weights, adapters, and trained parameters."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ from erniekit.train.start_adapter import find_start_adapter
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model ready to be trained, and its trained parameters in the model's order.
+    """A model that is ready for training.
 
-    trained: those that this process holds, perhaps no expert; all_trained: the names of those of the whole model.
-    backward: how its layers are run. fully_sharded: the layers that processes share (parallel.shard parameters);
-    changes: to the base's `config.json`.
+    trained: trained parameters of this process by name, in the model's order; all_trained: names of the trained tensors
+    of the whole model; backward: the layers to recompute; fully_sharded: sharded layers (parallel.shard parameters);
+    changes: to `config.json` of the base model.
     """
 
     model: ErnieModel
@@ -78,12 +78,12 @@ def prepare_model(
     *,
     force: bool = False,
 ) -> PreparedModel:
-    """Load the model, add adapters, freeze what is not trained, and log a description.
+    """Load the model, add adapters, freeze parameters that are not trained, and log a description.
 
-    checkpoint: the training checkpoint to load weights or adapters from. mesh: the processes that share the model and
-    its rows. changes: to the base's `config.json`. row: the largest packed sequence of the data. force: load it even if
-    it cannot fit into memory. Raises CheckpointError where files do not fit, ConfigError where lora.targets or
-    model.freeze match nothing, and where the model cannot fit.
+    checkpoint: the training checkpoint to load weights or adapters from; mesh: the processes that share the model and
+    its rows; changes: to `config.json` of the base model; row: the largest packed sequence of the data; force: load the
+    model even if it cannot fit into memory. Raises CheckpointError for invalid files, and ConfigError if lora.targets
+    or model.freeze match nothing, or the model cannot fit.
     """
     lora = config.lora
     weights = config.model.directory if lora.enabled or checkpoint is None else checkpoint
@@ -91,7 +91,7 @@ def prepare_model(
     selected = select_parameters(config, before, dtype, changes)
     start = find_start_adapter(config, selected.matches, lora_alpha(lora)) if checkpoint is None else None
     dims = mesh.dims if mesh is not None else ParallelDims()
-    # Before anything is loaded, so that all memory of a CPU is still free.
+    # Measured before anything is loaded, when all memory of a CPU is still free.
     memory = _shared_memory(mesh)
     plan = plan_training(config, changes.apply(before), dtype, selected, dims, memory, row, on_cpu=is_cpu())
     if not force:
@@ -128,8 +128,8 @@ def prepare_model(
 
 
 def _mark_trained(model: ErnieModel, wanted: set[str]) -> list[tuple[str, paddle.Tensor]]:
-    """Freeze all parameters but those that hold the `wanted` tensors of the Hub, which are returned by name."""
-    # `check_experts`: all tensors of a parameter are wanted, or none.
+    """Freeze all parameters except those with the `wanted` tensors of the Hub. Returns the trained ones by name."""
+    # A parameter with several tensors (experts) is trained completely or not at all: see `check_experts`.
     holders = {tensor.parameter for tensor in hub_tensors(model) if tensor.name in wanted}
     for name, parameter in model.named_parameters():
         parameter.stop_gradient = name not in holders
@@ -167,7 +167,7 @@ def load_sharded(
     if mesh is None or mesh.world.size == 1:
         return load_model(directory, dtype, changes=changes, quantizer=quantizer), None
     fully_sharded = None
-    # Some processes may read much faster than others, from their own disk or from one that all share.
+    # Some processes may read much faster than others.
     with mesh.long_operation("loading the model"):
         if shard == "parameters":
             model, fully_sharded = load_fully_sharded(directory, dtype, mesh, changes, quantizer)
@@ -188,7 +188,7 @@ def load_sharded(
 
 
 def _summed(quantizer: Quantizer, mesh: Mesh | None, *, of_all: bool) -> np.ndarray:
-    """The quantizer's sums over the whole model. of_all: all processes share it, not an expert-parallel group."""
+    """The quantizer's sums over the whole model. of_all: over all processes instead of an expert-parallel group."""
     if mesh is None:
         return quantizer.sums
     return all_reduce_host(quantizer.sums, mesh.world if of_all else mesh.expert)

@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained."""
+"""Selects the trained parameters of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from erniekit.errors import ConfigError
 from erniekit.models.specs import is_vocab_tensor
 
-# How the names of their parameters begin. Adapters of a part have its name, so that they are frozen with it.
+# Prefixes of parameter names. Adapters have the prefix of their part, so they are frozen with it.
 _PREFIXES = {
     "vision": ("vision_model.",),
     "resampler": ("model.resampler_model.",),
@@ -23,16 +23,16 @@ _EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(gate|up|down)_proj\.(.*)")
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to. A router belongs to "router" alone, not to "language"."""
+    """The part of a parameter. Routers are only in "router", not in "language"."""
     if name.endswith(_ROUTERS):
         return "router"
     return next(part for part, prefixes in _PREFIXES.items() if name.startswith(prefixes))
 
 
 def frozen_names(names: Sequence[str], freeze: Sequence[str]) -> set[str]:
-    """The parameters that model.freeze covers, by the name of a part or by an fnmatch pattern.
+    """The parameters that model.freeze covers. An entry is the name of a part or an fnmatch pattern.
 
-    Raises ConfigError for an entry that covers no parameter, with similar names.
+    Raises ConfigError, with similar names, for an entry that covers no parameter.
     """
     frozen: set[str] = set()
     for entry in freeze:
@@ -55,10 +55,10 @@ def trained_names(
 ) -> list[str]:
     """The trained parameters among `names`, in their order.
 
-    With `adapters` only the low-rank matrices are trained, with `train_router` also the routers, and with
-    `train_vocab` also embedding and head; without `adapters` all parameters. Parameters that `freeze` covers are not
-    trained, nor is the correction bias of a router, which has no gradient. Raises ConfigError as `frozen_names` does,
-    with `train_router` for a model without routers, and where no parameter is trained.
+    adapters: train the low-rank matrices instead of all parameters; train_router: also the routers; train_vocab: also
+    embedding and head. Parameters in `freeze` are not trained, and neither is the correction bias of a router, which
+    has no gradient. Raises ConfigError as `frozen_names`, for `train_router` in a model without routers, and if no
+    parameter is trained.
     """
     frozen = frozen_names(names, freeze)
     routers = {name for name in names if part_of(name) == "router"}
@@ -79,9 +79,9 @@ def trained_names(
 
 
 def check_experts(names: Sequence[str], trained: Iterable[str], num_experts: int) -> None:
-    """Raise ConfigError where only some experts of a layer are trained, or their gate_proj without their up_proj.
+    """Raise ConfigError if only some experts of a layer are trained, or their gate_proj without their up_proj.
 
-    In memory they are one parameter. num_experts: of each modality.
+    In memory, they are one parameter. num_experts: of each modality.
     """
     wanted = set(trained)
     first: dict[tuple[str, int, str], str] = {}
@@ -101,7 +101,7 @@ def check_experts(names: Sequence[str], trained: Iterable[str], num_experts: int
 
 
 def check_routers(names: Sequence[str], trained: Iterable[str], settings: Sequence[str]) -> None:
-    """Raise ConfigError where `settings`, keys that act on trained routers, are set and no router is trained."""
+    """Raise ConfigError if no router is trained, but `settings` for trained routers (configuration keys) are set."""
     routers = {name for name in names if part_of(name) == "router"}
     if not settings or routers & set(trained):
         return

@@ -23,8 +23,8 @@ from erniekit.train.activations import RowShape
 class RunPlan:
     """Length and learning rate of a run.
 
-    rows: the number of rows in the first epoch, which hold `documents` documents of `tokens` tokens; None for a
-    stream, which has no known length. epochs: None where train.max_steps sets the length.
+    rows, documents, tokens: their numbers in the first epoch; rows is None for a stream, which has no known length.
+    epochs: None if train.max_steps sets the length.
     """
 
     total_steps: int
@@ -38,7 +38,7 @@ class RunPlan:
 def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
     """Count the steps: train.max_steps, or the rows of all epochs over the rows of a step, rounded up.
 
-    Raises ConfigError where the schedule does not fit into the steps.
+    Raises ConfigError if the schedule does not fit into the steps.
     """
     train, settings = config.train, config.schedule
     count, documents, tokens = None, 0, 0
@@ -71,22 +71,22 @@ def plan_run(config: Config, rows: StoredRows | StreamedRows) -> RunPlan:
 
 
 def largest_row(rows: StoredRows | StreamedRows, max_length: int, merge_size: int = 1) -> RowShape | None:
-    """The largest packed sequence that any order of the data may give; None for a stream, which is not known.
+    """Upper bounds of the sizes of a packed sequence, for any order of the data; None for a stream.
 
-    merge_size: patches a side of an image that become one token.
+    merge_size: patches per side of a token.
     """
     if not isinstance(rows, StoredRows):
         return None
     lengths, patches = rows.dataset.lengths, rows.dataset.patches
     media = patches / merge_size**2
     tokens = min(max_length, int(lengths.sum()))
-    # No sequence has a larger share of images than one of its documents.
+    # The share of images in a sequence is at most the largest share in a document.
     most = min(float(media.sum()), tokens * float((media / np.maximum(1, lengths)).max(initial=0)))
-    return RowShape(tokens, math.ceil(min(tokens, most)), tokens, _usual(lengths), _usual(patches))
+    return RowShape(tokens, math.ceil(min(tokens, most)), tokens, _typical(lengths), _typical(patches))
 
 
-def _usual(sizes: npt.NDArray[np.int64]) -> int:
-    """The size that half of the sum of all sizes does not exceed; 0 for none."""
+def _typical(sizes: npt.NDArray[np.int64]) -> int:
+    """The median size, weighted by the sizes themselves; 0 if they are all zero."""
     ordered = np.sort(sizes)
     sums = np.cumsum(ordered)
     return int(ordered[np.searchsorted(sums, sums[-1] / 2)]) if len(ordered) and sums[-1] else 0
@@ -109,7 +109,7 @@ def _check_schedule(schedule: Schedule) -> None:
 
 
 def rows_in_epochs(rows: StoredRows, epochs: float) -> int:
-    """The number of rows in `epochs` epochs. A fraction of an epoch is its first rows, rounded up."""
+    """The number of rows in `epochs` epochs, rounded up."""
     whole = math.floor(epochs)
     drawn = sum(rows.rows_per_epoch(epoch) for epoch in range(whole))
     if epochs > whole:

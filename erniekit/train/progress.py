@@ -1,4 +1,4 @@
-"""How far a run is: the part of a training checkpoint that changes with every step."""
+"""The progress of a run: the part of a training checkpoint that changes with every step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def restored(kind: type[T], values: dict[str, Any], where: Path) -> T:
-    """A `MetricsAccumulator` or `BestTracker` from a checkpoint. Raises CheckpointError for values that are none."""
+    """Restore a `MetricsAccumulator` or `BestTracker` from a checkpoint. Raises CheckpointError for invalid values."""
     try:
         kind(**values)
         found: T = _ADAPTERS[kind].validate_json(json.dumps(values), strict=True)
@@ -28,11 +28,10 @@ def restored(kind: type[T], values: dict[str, Any], where: Path) -> T:
 
 @dataclass
 class BestTracker:
-    """The best evaluation so far. A checkpoint keeps it, so that a resumed run decides as one that never stopped.
+    """The best evaluation so far. It is saved in checkpoints, so that resuming does not change early stopping.
 
-    value: the best value of `metric`, reached after `step` steps; None before the first evaluation. mark: the value
-    that a later evaluation must improve on by more than min_delta to reset the patience; waited: evaluations since
-    then that did not.
+    value: the best value of `metric`, after `step` steps; None before the first evaluation. mark: the value that an
+    evaluation must exceed by more than min_delta to reset the patience; waited: number of evaluations since then.
     """
 
     metric: str = ""

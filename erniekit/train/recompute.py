@@ -1,4 +1,4 @@
-"""Which layers have a backward pass, and which of them are recomputed in it."""
+"""Selects the layers with a backward pass, and those that are recomputed in it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _BLOCK = re.compile(r"vision_model\.blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class BackwardPlan:
-    """The layers with a backward pass, and how many of them are recomputed, from the lowest one on.
+    """The layers with a backward pass, and how many of them are recomputed, starting with the lowest.
 
-    The lowest layers are those that keep their activations longest: when the backward pass reaches them, those of all
-    others are freed. vision: the blocks of the vision tower, and after them the resampler, as one more; layers: those
-    of the decoder. Layers below have no trained parameter, and nothing trained before them.
+    The lowest layers keep their activations longest: when the backward pass reaches them, the activations of all others
+    are freed. vision: blocks of the vision tower, with the resampler as the last one; layers: layers of the decoder.
+    Layers below these ranges have no trained parameter, and neither has anything before them.
     """
 
     vision: range
@@ -47,7 +47,7 @@ class BackwardPlan:
 
     @property
     def recomputed_vision(self) -> range:
-        """Recomputed blocks of the vision tower, which come first, and the resampler."""
+        """Recomputed blocks of the vision tower and the resampler. They are recomputed before decoder layers."""
         return self.vision[: self.num_recomputed]
 
     @property
@@ -67,9 +67,9 @@ class BackwardPlan:
 
 
 def backward_plan(architecture: ErnieConfig, trained: Collection[str]) -> BackwardPlan:
-    """The layers with a backward pass, from the names of the trained parameters of the whole model; none recomputed.
+    """The layers with a backward pass, without recomputation. trained: names of the whole model's trained parameters.
 
-    It is the same on every process, whichever experts it holds and whatever is in its rows.
+    The plan is the same in every process, for any experts and rows.
     """
     steps = 0 if architecture.vision is None else architecture.vision.depth + 1
     first = steps

@@ -35,7 +35,7 @@ IndexedDocument = tuple[int, Document]
 
 
 def cached_reference(batch: DeviceBatch) -> Tensor:
-    """A `Reference` that reads the log-probabilities in the batch. Raises DataError where one is missing."""
+    """A `Reference` that returns the log-probabilities stored in the batch. Raises DataError if one is missing."""
     names, values = batch.batch.sample_ids, batch.batch.reference
     if not names:
         return paddle.zeros([0], "float32")
@@ -48,11 +48,11 @@ def cached_reference(batch: DeviceBatch) -> Tensor:
 
 
 def model_key(directory: str | Path, dtype: str, vocab_size: int, quantize: Quantize = "none") -> str:
-    """A digest of a checkpoint on disk and of how it is computed: dtype and model.quantize.
+    """A digest of a checkpoint on disk and of its computation: dtype and model.quantize.
 
     vocab_size: rows of the embedding in memory, over which probabilities are normalised. The digest includes the
-    modification times of the weight files: `model_fingerprint` reads only their ends, and merging adapters may change
-    only what is between them.
+    modification times of the weight files, since `model_fingerprint` only reads their beginnings and ends, which
+    merging adapters may not change.
     """
     directory = Path(directory)
     times = [file.stat().st_mtime_ns for file in weight_files(directory)]
@@ -71,10 +71,10 @@ def cache_references(
 ) -> tuple[int, int]:
     """Compute the reference's log-probabilities of all pairs of a dataset that are not cached.
 
-    key: from `model_key`; make_reference: called when the first row is computed. Rows are packed as for training. The
-    result of each row is stored on disk, so that an interrupted computation continues where it stopped. A pair with
-    images that cannot be read is raised or skipped as the dataset's budget says; the next run tries it again. Returns
-    the numbers of pairs that were cached before and that were computed.
+    key: from `model_key`; make_reference: called before the first row is computed. Rows are packed as for training, and
+    the result of each row is stored at once, so that an interrupted computation continues where it stopped. If the
+    images of a pair cannot be read, the dataset's budget raises the error or skips the pair, and the next run tries it
+    again. Returns the numbers of pairs that were cached before and that were computed.
     """
     reference = cache(make_reference)
     known = computed = 0

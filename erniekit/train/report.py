@@ -38,7 +38,8 @@ _STEP_TIME, _RATE = "train/step_seconds", "train/tokens_per_second"
 
 @dataclass(frozen=True)
 class ReportParts:
-    """What the report shows besides log and answers, in lines. layout: of the charts; samples: those of the answers."""
+    """The contents of the report besides log and answers. layout: of the charts; data, environment: lines of text;
+    samples: the samples of the answers."""
 
     config: Config
     layout: Sequence[Category]
@@ -49,7 +50,7 @@ class ReportParts:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far the run is. state: in words; resumes: it was interrupted."""
+    """The progress of a run. state: in words; resumes: it was interrupted."""
 
     step: int
     total_steps: int

@@ -37,8 +37,8 @@ _OUTPUTS = {".log", ".out", ".err"}
 def check_run_directory(config: Config, *, resume: bool) -> None:
     """Check that a run may start in train.output_dir or, with `resume`, continue there.
 
-    Without a checkpoint both start at the first step, so that a run that died before its first checkpoint can be
-    started again either way. Raises ConfigError where the directory holds files that no run has written.
+    Without a checkpoint, both start at the first step, so that a run that ended before its first checkpoint can be
+    started again. Raises ConfigError if the directory has files that are not from a run.
     """
     run = Path(config.train.output_dir)
     existing = next(path for path in (run, *run.absolute().parents) if path.exists())
@@ -86,10 +86,10 @@ def refuse_moved_run(file: Path, config: Config) -> None:
 def checkpoint_to_resume(
     run: Path, dist: DistributedContext, log: Callable[[str], None], *, shared: bool
 ) -> Path | None:
-    """The newest checkpoint of a run that is complete and undamaged; None where there is no checkpoint.
+    """The newest complete and undamaged checkpoint of a run; None if there are no checkpoints.
 
-    All processes call it together and read their share of the files, to compare checksums. shared: as in
-    checkpoint.shared. Raises CheckpointError where no checkpoint can be used: a new run would overwrite them.
+    All processes call it together, and each checks the checksums of a part of the files. shared: as in
+    checkpoint.shared. Raises CheckpointError if no checkpoint can be used: a new run would overwrite them.
     """
     listings = dist.all_gather_object({found.path.name: found.problem for found in find_checkpoints(run)})
     reasons = {}
@@ -112,7 +112,8 @@ def checkpoint_to_resume(
 
 
 def _find_damage(checkpoint: Path, dist: DistributedContext, shared: bool) -> str | None:
-    """What is wrong with the first damaged file, by its checksum. The processes of a disk share the reading."""
+    """The problem of the first file with a wrong checksum; None if all are right. The processes that share a disk read
+    different files."""
     mesh = dist.mesh
     first, step = (mesh.rank, mesh.world.size) if shared else (mesh.rank - mesh.machine, mesh.local_size)
     records = sorted(file_records(checkpoint).items(), key=lambda item: item[1].size)
@@ -122,9 +123,9 @@ def _find_damage(checkpoint: Path, dist: DistributedContext, shared: bool) -> st
 
 
 def begin_run(config: Config, log: Callable[[str], None]) -> None:
-    """Write the configuration, and remove files of an earlier run that died before its first checkpoint.
+    """Write the configuration, and delete files of an earlier run that ended before its first checkpoint.
 
-    A different configuration in the directory is kept under another name: a person may have written it.
+    A different configuration in the directory is renamed, since the user may have written it.
     """
     run = Path(config.train.output_dir)
     if (run / LOG_FILE).exists():
@@ -148,7 +149,7 @@ def write_config(config: Config) -> None:
 
 @contextmanager
 def writing_to(run: Path) -> Iterator[None]:
-    """Inside, the first files of a run are written. Raises ConfigError where its disk does not take them."""
+    """Inside, the first files of a run are written. Raises ConfigError if that fails."""
     try:
         yield
     except OSError as error:
@@ -167,7 +168,7 @@ def make_run_directory(run: Path) -> None:
 
 
 def _is_own(entry: Path, config: Config) -> bool:
-    """Whether an entry may be there before the first checkpoint: written by a run, output of a command, or hidden."""
+    """Whether an entry may exist before the first checkpoint: written by a run, output of a command, or hidden."""
     cache = config.data.cache_dir
     holds_cache = cache is not None and Path(cache).resolve().is_relative_to(entry.resolve())
     hidden, output = entry.name.startswith("."), entry.suffix in _OUTPUTS and entry.is_file()

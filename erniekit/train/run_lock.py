@@ -1,7 +1,7 @@
-"""The lock of a run's directory: one run at a time trains in it.
+"""Locks a run's directory, so that only one run at a time trains in it.
 
-The lock is the kernel's, on `.run.lock`, and ends with the process, however the process ends. The file also says who
-holds it: host, process and start. That text decides where the kernel's lock may not reach other machines.
+The kernel's lock on `.run.lock` is released when the process ends, even if it is killed. The file also names the
+holder: host, process and start time. The text is used where the kernel's lock may not be visible on other machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Literal
 from erniekit.errors import ConfigError
 
 LOCK_FILE = ".run.lock"
-# File systems of one machine: every process that can write to them asks the same kernel for the lock.
+# Local file systems: all processes that can write to them use locks of the same kernel.
 _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"}
 _MOST = 4096  # characters of the file
 _MOST_PID = 1 << 22
@@ -29,7 +29,7 @@ _Grip = Literal["held", "taken", "no locks"]
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. boot: identifies the start of the machine; birth: the start of the process on its clock."""
+    """The holder of a lock. boot: identifies the boot of the machine; birth: start of the process since the boot."""
 
     host: str
     pid: int
@@ -44,7 +44,7 @@ class Holder:
         return cls(socket.gethostname(), os.getpid(), started, _boot(), _birth(os.getpid()))
 
     def is_gone(self) -> bool:
-        """Whether it is certain that the process has ended: it was on this machine."""
+        """Whether the process has certainly ended. False for processes of other machines."""
         here = Holder.this()
         if self.host != here.host:
             return False
@@ -56,35 +56,32 @@ class Holder:
 
 @contextmanager
 def lock_run_directory(run: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Lock the directory while this run trains.
-
-    Raises ConfigError where another run holds the lock.
-    """
+    """Lock the directory while this run trains. Raises ConfigError if another run has the lock."""
     with (run / LOCK_FILE).open("a+", encoding="utf-8") as file:
         grip = _take(file)
         before = _read(file)
         _refuse_if_held(run, grip, before)
         if grip == "no locks":
-            log(f"note: the disk of {run} has no locks; the text in {LOCK_FILE} takes their place")
+            log(f"note: the disk of {run} does not support locks; the text in {LOCK_FILE} is used instead")
         if before is not None:
-            log(f"{run}: {before}, has ended without giving back its lock; this run takes it over")
+            log(f"{run}: {before}, has ended without releasing its lock; this run takes it over")
         _write(file, json.dumps(asdict(Holder.this())))
         try:
             yield
         finally:
-            # The directory may be gone, or its disk full.
+            # The directory may be deleted, or its disk full.
             with suppress(OSError):
                 _write(file, "")
 
 
 def refuse_second_run(run: Path) -> None:
-    """Raise ConfigError where another run trains in a directory."""
+    """Raise ConfigError if another run trains in a directory."""
     try:
         with (run / LOCK_FILE).open("r+", encoding="utf-8") as file:
             grip = _take(file)
             before = _read(file)
     except OSError:
-        # No run has used the directory, or it cannot be written to, which other checks report.
+        # No run has used the directory, or it is not writable, which other checks report.
         return
     _refuse_if_held(run, grip, before)
 
@@ -103,7 +100,7 @@ def _refuse_if_held(run: Path, grip: _Grip, holder: Holder | None) -> None:
 
 
 def _take(file: IO[str]) -> _Grip:
-    """Lock for the process, not for the open file: worker processes that outlive the process do not hold it."""
+    """Lock the file for this process. Unlike a lock of the open file, worker processes do not inherit it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -114,7 +111,7 @@ def _take(file: IO[str]) -> _Grip:
 
 
 def _read(file: IO[str]) -> Holder | None:
-    """Who has written the file and not emptied it; None also for text that no run has written."""
+    """The holder in the file; None if it is empty or invalid."""
     file.seek(0)
     try:
         found = Holder(**json.loads(file.read(_MOST)))
@@ -140,7 +137,7 @@ def _boot() -> str:
 
 
 def _birth(pid: int) -> str:
-    """When a process of this machine started, in ticks since the boot; "" if there is none, or it is not known."""
+    """The start of a process in ticks since the boot; "" if it does not exist, or the system does not provide it."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return status.rpartition(")")[2].split()[19]
@@ -159,7 +156,7 @@ def _exists(pid: int) -> bool:
 
 
 def _is_local(path: Path) -> bool:
-    """Whether all processes that write to the disk of `path` share this machine's kernel."""
+    """Whether `path` is on a local file system."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:

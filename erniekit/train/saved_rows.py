@@ -1,7 +1,7 @@
-"""Rows of a step on disk, so that `erniekit replay` can compute them again.
+"""Saves the rows of a step, so that `erniekit replay` can compute them again.
 
-Each process writes its rows to a directory such as RUN/nonfinite/step-000012: `rows-0.safetensors` holds the arrays,
-`rows-0.json` says what the rows are made of: samples with file and line, lengths and images.
+Each process writes its rows to a directory such as RUN/nonfinite/step-000012: `rows-0.safetensors` has the arrays, and
+`rows-0.json` the samples of each row with file and line, lengths and images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OPTIONAL = "reference"
 class SavedRows:
     """Rows of one step.
 
-    step: the number of the step, from 1; reason: why its rows were saved.
+    step: number of the step, from 1; reason: the reason for saving its rows.
     """
 
     step: int
@@ -42,7 +42,7 @@ class SavedRows:
 
 
 def step_directory(parent: Path, step: int) -> Path:
-    """Where the rows of a step are saved."""
+    """The directory for the rows of a step."""
     return parent / f"step-{step:06d}"
 
 
@@ -83,7 +83,7 @@ def load_rows(directory: Path) -> SavedRows:
             arrays = load_file(file.with_suffix(".safetensors"))
             step, reason = int(described["step"]), str(described["reason"])
             found = [_row(arrays, number, row["samples"]) for number, row in enumerate(described["rows"])]
-            # Processes that share a row have saved it, each.
+            # Processes that share a row (context parallelism) each save it.
             known = {row.sample_ids for row in rows}
             rows += [row for row in found if row.sample_ids not in known]
         except (CheckpointError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The parameters of a run: all of them, those with adapters, and those that are trained."""
+"""Selects the modules with adapters and the trained parameters of a run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 @dataclass
 class TensorGroup:
-    """The tensors of one decoder layer, or outside of the layers, that are held, trained and sharded alike.
+    """The tensors of one decoder layer, or outside of the layers, that are trained and sharded in the same way.
 
-    layer: REST outside of the layers. is_wide: float32 whatever the compute dtype is. size: elements; num_bytes: in
-    their own dtype; stored_bytes: as model.quantize stores them.
+    layer: REST outside of the layers. is_wide: always float32. size: elements; num_bytes: in their own dtype;
+    stored_bytes: as model.quantize stores them.
     """
 
     layer: int
@@ -47,7 +47,7 @@ class TensorGroup:
 def group_tensors(
     specs: Iterable[TensorSpec], trained: Collection[str], quantize: Quantize = "none"
 ) -> list[TensorGroup]:
-    """The tensors of a model in groups: a model has many thousands, and a few groups for each layer."""
+    """Group the tensors of a model. It has many thousands of tensors, but only a few groups per layer."""
     trained = set(trained)
     groups: dict[tuple[int, bool, bool, bool, bool, bool, bool], TensorGroup] = {}
     for spec in specs:
@@ -83,7 +83,7 @@ class ParameterSelection:
     _groups: dict[Quantize, list[TensorGroup]] = field(default_factory=dict, repr=False, compare=False)
 
     def groups(self, quantize: Quantize) -> list[TensorGroup]:
-        """`group_tensors`, made once."""
+        """`group_tensors`, cached."""
         if quantize not in self._groups:
             self._groups[quantize] = group_tensors(self.specs, self.trained, quantize)
         return self._groups[quantize]
@@ -95,9 +95,10 @@ def lora_alpha(lora: LoraConfig) -> float:
 
 
 def lora_expert_rank(lora: LoraConfig, moe: MoeConfig | None) -> int:
-    """The rank of adapters on experts: lora.expert_rank, "auto" for lora.rank over the experts of a token, at least 1.
+    """The rank of adapters on experts: lora.expert_rank; lora.rank if it is not set.
 
-    Unset, experts have lora.rank. Schulman et al. 2025, "LoRA Without Regret".
+    "auto" is lora.rank divided by the number of active experts, at least 1 (Schulman et al. 2025, "LoRA Without
+    Regret").
     """
     if moe is None or lora.expert_rank is None:
         return lora.rank
@@ -107,9 +108,10 @@ def lora_expert_rank(lora: LoraConfig, moe: MoeConfig | None) -> int:
 def select_parameters(
     config: Config, before: ErnieConfig, dtype: str, changes: ModelChanges = NO_CHANGES
 ) -> ParameterSelection:
-    """Match the configuration against the parameters of the whole model: one process may hold none that match.
+    """Select the parameters of the whole model, not only of this process.
 
-    Raises ConfigError where lora.targets or model.freeze match nothing, and where model.freeze covers new rows.
+    before: the architecture of the checkpoint. Raises ConfigError if lora.targets or model.freeze match nothing, and if
+    model.freeze covers new rows.
     """
     architecture = changes.apply(before)
     is_resized = architecture.vocab_size > before.vocab_size
@@ -130,7 +132,7 @@ def select_parameters(
         freeze=config.model.freeze,
         adapters=config.lora.enabled,
         train_router=config.lora.train_router,
-        # Adapters have no place for new rows: the tensors with new rows are trained and saved whole.
+        # Adapter files cannot store new rows, so the tensors with new rows are trained and saved completely.
         train_vocab=is_resized,
     )
     if is_resized:

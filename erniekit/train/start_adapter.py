@@ -1,4 +1,4 @@
-"""The adapter that a run starts from (lora.path), and whether it fits the run."""
+"""Finds the adapter to start from (lora.path), and checks that it fits the run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _SHOWN = 3
 
 
 def find_start_adapter(config: Config, matches: Sequence[LoraMatch], alpha: float) -> Path | None:
-    """The directory of the adapter of lora.path, None without one.
+    """The directory of the adapter of lora.path; None if it is not set.
 
-    matches: the modules that get adapters in the run; alpha: their scale. Raises CheckpointError for a path without an
-    adapter, and ConfigError where modules, ranks or scales differ, with the settings that would fit.
+    matches: the modules with adapters in the run; alpha: lora.alpha. Raises CheckpointError for a path without an
+    adapter, and ConfigError if modules, ranks or scales differ, with the settings that fit.
     """
     if config.lora.path is None:
         return None
     directory = find_checkpoint(Path(config.lora.path))
     if not is_adapter_directory(directory):
         raise CheckpointError(
-            f"lora.path: {directory} holds a whole model, no adapter; set model.path to it, to train new adapters on it"
+            f"lora.path: {directory} is a complete model, not an adapter; to train new adapters on it, set model.path"
         )
     adapter, tensors = read_adapter(directory)
     ranks = {

@@ -100,7 +100,7 @@ def test_paths_without_an_adapter(model: Path, data: Path, tmp_path: Path) -> No
         return make_config(tmp_path / "run", model, data, **LORA, lora__path=str(path))
 
     with pytest.raises(
-        CheckpointError, match=r"lora\.path: .* holds a whole model, no adapter; set model\.path"
+        CheckpointError, match=r"lora\.path: .* is a complete model, not an adapter; .* set model\.path"
     ):
         run_training(start(model))
     with pytest.raises(CheckpointError, match="no such directory"):

@@ -13,10 +13,10 @@ from erniekit.train.trainer import Hook, Trainer
 
 @dataclass(frozen=True)
 class EarlyStoppingHook(Hook):
-    """Compares evaluations by `metric`: a lower loss is better, and a higher value of every other metric.
+    """Compares evaluations by `metric`: a lower loss is better; for all other metrics, a higher value.
 
-    patience: evaluations without an improvement after which training ends; None: it never ends early. min_delta: an
-    evaluation must improve by more than this to reset the patience.
+    patience: number of evaluations without an improvement after which training ends; None: never. min_delta: smallest
+    change that counts as an improvement, not inclusive.
     """
 
     metric: str
@@ -48,7 +48,7 @@ class EarlyStoppingHook(Hook):
         return self.patience is not None and best.waited >= self.patience
 
     def describe_wait(self, best: BestTracker) -> str:
-        """For how long there has been no improvement, in words."""
+        """A description of the evaluations without an improvement."""
         times = "1 evaluation" if best.waited == 1 else f"{best.waited} evaluations"
         since = "" if best.mark is None else f" on {best.mark:.4f}"
         least = f" by more than {self.min_delta:g}" if self.min_delta else ""

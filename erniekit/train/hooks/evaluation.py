@@ -12,7 +12,7 @@ from erniekit.train.metrics import StepMetrics
 from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.trainer import Hook, Trainer
 
-# Of preference pairs the console shows accuracy and margin.
+# The console only shows accuracy and margin of preference pairs.
 _LOGGED_ONLY = {f"eval/{name}" for name in METRIC_DIVISORS} - set(PAIR_METRICS)
 
 

@@ -11,10 +11,10 @@ from erniekit.train.trainer import Hook, Trainer
 
 
 class LoggingHook(Hook):
-    """Writes a line every `every` steps, at the last step, and where early stopping ends the run.
+    """Writes a line every `every` steps, at the last step, and when early stopping ends the run.
 
-    epoch: epochs that are over, as a fraction. peak_flops: FLOP/s of all devices, None where it is not known and MFU is
-    not logged. router_detail: also log the figures of every router layer.
+    epoch: returns the number of epochs done, as a fraction. peak_flops: FLOP/s of all devices; None if unknown, then
+    MFU is not logged. router_detail: also log the metrics of every router layer.
     """
 
     def __init__(

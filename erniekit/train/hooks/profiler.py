@@ -15,8 +15,8 @@ from erniekit.train.trainer import Hook, Trainer
 
 PROFILE_DIR = "profile"
 _ROWS = 12
-# The categories of events that compute and contain no other such event: kernels of a GPU, where there is one, or
-# else the calls of kernels, which on a CPU last as long as the kernel.
+# Categories of events: kernels of a GPU, and calls of kernels, which on a CPU take as long as the kernel. The second
+# category is only used if the first has no events.
 _KERNELS = ("Kernel", "DygraphKernelLaunch")
 
 

@@ -21,7 +21,7 @@ from erniekit.train.trainer import Hook
 
 @dataclass(frozen=True)
 class _Router:
-    """One layer's router of one modality: the name of its parameter, and its place such as "layer_1/text"."""
+    """The router of a layer and modality. name: of its parameter; place: such as "layer_1/text"."""
 
     name: str
     place: str
@@ -35,17 +35,16 @@ class _Router:
         return self.transpose(self.weight)
 
     def transpose(self, tensor: Tensor) -> Tensor:
-        """From the parameter's form to [experts, hidden], or back."""
+        """Convert from the parameter's shape to [experts, hidden], or back."""
         return tensor if self.layer.gate.transposed else tensor.T
 
 
 class RouterHook(Hook):
-    """Acts on all routers of a model, once a step.
+    """Applies the orthogonal loss and the bias update to all routers of a model, once per step.
 
-    orthogonal_weight: factor of the orthogonal loss. Its gradient is added to the gradients of the rows
-    (orthogonal_mode loss), or moves the weights after the optimizer's step by their learning rate, past the moments
-    (decoupled). bias_update_rate: see `erniekit.moe.balance`. Frozen routers and their correction biases do not
-    change.
+    orthogonal_weight: factor of the orthogonal loss. orthogonal_mode: "loss" adds its gradient to that of the rows;
+    "decoupled" updates the weights with it after the optimizer's step, without the moments, like decoupled weight
+    decay. bias_update_rate: see `erniekit.moe.balance`. Frozen routers and their correction biases do not change.
     """
 
     def __init__(

@@ -14,9 +14,9 @@ from erniekit.train.planner.job import Job
 
 
 def find_architecture(config: Config) -> ErnieConfig:
-    """The architecture of model.path: from its config.json, here or in the hub's cache, else of a release's name.
+    """The architecture of model.path: from config.json in a directory or the Hub's cache, or by the name of a release.
 
-    Raises ConfigError for any other name, CheckpointError for a config.json that is not of this family.
+    Raises ConfigError for an unknown name, CheckpointError for a config.json of another model family.
     """
     path = config.model.path
     if (Path(path) / "config.json").is_file():
@@ -37,7 +37,7 @@ def find_architecture(config: Config) -> ErnieConfig:
 def plan_job(config: Config, gpus: int, gpu: Gpu) -> Job:
     """The job of a configuration on a number of GPUs of one kind, in bfloat16 unless model.dtype is float32.
 
-    Raises ConfigError as `find_architecture` does; `Job.plan` where the settings do not fit the model or the GPUs.
+    Raises ConfigError as `find_architecture`.
     """
     dtype = "float32" if config.model.dtype == "float32" else "bfloat16"
     return Job(config, find_architecture(config), gpus, gpu.memory, dtype)

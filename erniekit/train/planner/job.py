@@ -1,4 +1,4 @@
-"""What is planned: a configuration, the architecture of its model, and the devices that train it."""
+"""The input of the planner: a configuration, the architecture of its model, and the devices."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is planned. No file is read.
+    """A run to plan. No file is read.
 
-    model: the architecture of the checkpoint, and `changes` to it; dtype: "bfloat16" or "float32"; device_bytes: the
-    memory of each device; row: the largest packed sequence of the data, None if the data is not known; on_cpu: with the
-    kernels of a CPU. rates: FLOPs of parameters by `selection_key`, which jobs with other settings share.
+    model: the architecture of the checkpoint; changes: to this architecture; dtype: "bfloat16" or "float32";
+    device_bytes: memory of each device; row: the largest packed sequence of the data, None if the data is not known;
+    on_cpu: with the kernels of a CPU; rates: a cache of FLOPs by `selection_key`, shared by jobs with other settings.
     """
 
     config: Config
@@ -47,12 +47,12 @@ class Job:
 
     @cached_property
     def dims(self) -> ParallelDims:
-        """The parallel degrees. Raises ConfigError where they fit neither the processes, the model nor the rows."""
+        """The parallel degrees. Raises ConfigError if they do not fit the processes, the model or the rows."""
         return fit_parallel_dims(self.config, self.model, self.processes)
 
     @property
     def architecture(self) -> ErnieConfig:
-        """The architecture that is trained."""
+        """The architecture of the trained model."""
         return self.changes.apply(self.model)
 
     @property
@@ -71,13 +71,13 @@ class Job:
 
     @property
     def largest_row(self) -> RowShape:
-        """The largest packed sequence: of the data, or of any data."""
+        """The largest packed sequence of the data; of any data if it is not known."""
         full = full_row(self.config, self.architecture)
         return full if self.row is None else self.row.clipped(full)
 
     @cached_property
     def plan(self) -> TrainingPlan:
-        """The memory of each process. Raises ConfigError where the settings do not fit the model or the processes."""
+        """The memory of each process. Raises ConfigError if the settings do not fit the model or the processes."""
         selected, dims = self.selected, self.dims
         return plan_training(
             self.config,
@@ -96,12 +96,12 @@ class Job:
         return self.plan.memory.fits(self.device_bytes)
 
     def changed(self, settings: Settings) -> Job:
-        """The same run with other settings. Raises ConfigError where they contradict others."""
+        """The same run with other settings. Raises ConfigError if they contradict others."""
         return replace(self, config=with_settings(self.config, settings))
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
-    """A configuration with other values. Raises ConfigError for values that contradict others."""
+    """Change settings of a configuration. Raises ConfigError if they contradict others."""
     values = config.model_dump()
     for key, value in settings.items():
         section, _, name = key.rpartition(".")

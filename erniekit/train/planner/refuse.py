@@ -1,4 +1,4 @@
-"""Refuses a run that cannot fit into memory, before its weights are loaded."""
+"""Rejects a run that cannot fit into memory, before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from erniekit.train.planner.report import memory_parts, remedy_lines
 
 
 def refuse_what_cannot_fit(job: Job, gpu: Gpu | None = None) -> None:
-    """Raise ConfigError where what a run takes for certain is more than all memory of its device.
+    """Raise ConfigError if a lower bound of a run's memory exceeds the memory of its device.
 
-    Certain are weights, the reference model, gradients, the optimizer's state, and the activations of the data's
-    largest sequence as if it were text; of data that is not known, none. Buffers of collectives and the share of memory
-    that is kept in reserve are not: a run that is only expected not to fit may try. gpu: as in `find_remedies`.
+    The bound has weights, the reference model, gradients, the optimizer's state, and the activations of the largest
+    sequence of the data, as if it were text (0 if the data is not known). It does not have buffers of collectives and
+    the reserve of the memory plan: a run that is only expected not to fit may try.
+    gpu: as in `find_remedies`.
     """
     memory = job.plan.memory
     activations = 0
@@ -31,8 +32,8 @@ def refuse_what_cannot_fit(job: Job, gpu: Gpu | None = None) -> None:
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory_parts(memory).items())
     lines = [
         f"the run does not fit: a process takes about {format_bytes(memory.total_bytes)} of memory ({parts}), at least "
-        f"{format_bytes(certain)}, and has {format_bytes(job.device_bytes)}. Nothing was loaded; --force starts it all "
-        "the same",
+        f"{format_bytes(certain)}, and has {format_bytes(job.device_bytes)}. Nothing was loaded; --force starts it "
+        "anyway",
         *remedy_lines(find_remedies(job, gpu=gpu), gpu),
     ]
     raise ConfigError("\n".join(lines))

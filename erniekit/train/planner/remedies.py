@@ -1,4 +1,4 @@
-"""The smallest changes of a configuration with which a run fits into memory, each verified by the memory plan."""
+"""Finds the smallest changes of a configuration with which a run fits into memory, by the memory plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALL_CHUNK = 256
 
 @dataclass(frozen=True)
 class Remedy:
-    """Settings with which a run fits, what they cost, and the run with them."""
+    """Settings with which a run fits, their cost in words, and the job with these settings."""
 
     settings: Settings
     cost: str
@@ -35,7 +35,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class _Option:
-    """A change of one thing. cost: what it costs, in words; weight: the order of options, cheap ones first."""
+    """One change. cost: in words; weight: orders options, cheap ones first."""
 
     settings: dict[str, Any]
     cost: str
@@ -46,12 +46,12 @@ _NOTHING = _Option({}, "", 0)
 
 
 def find_remedies(job: Job, limit_bytes: int | None = None, gpu: Gpu | None = None) -> list[Remedy]:
-    """The smallest changes with which a run fits its devices, cheapest first; at most five, none if nothing helps.
+    """The smallest changes with which a run fits its devices, cheapest first; at most five.
 
-    First come changes with the same results up to rounding, then those of what is trained, each with the cheapest
-    layout that it needs. gpu: the kind of the devices, for which the layouts with the fastest step come first; None: an
-    order that does not depend on it. limit_bytes: fit into this, instead of the usable part of the device's memory:
-    after a run has failed, a number below its plan finds what takes less.
+    Changes with the same results up to rounding come first, then changes of the trained parameters or of precision,
+    each with the cheapest layout that it needs. gpu: the kind of the devices, to sort layouts by the time of a step;
+    None: in a fixed order. limit_bytes: the memory to fit into, instead of the usable part of the device's memory;
+    after an out-of-memory error, a value below the plan finds settings that need less.
     """
     if limit_bytes is None and job.fits:
         return []
@@ -80,7 +80,7 @@ def _smallest(
     found: Sequence[Remedy],
     gpu: Gpu | None,
 ) -> list[Remedy]:
-    """The layouts that fit with a change and contain no other one, nor a remedy that is found, cheapest first."""
+    """The layouts that fit with a change, cheapest first, without supersets of other layouts and remedies."""
     fitting: list[Remedy] = []
     for layout in layouts:
         options = [change, *layout]
@@ -102,12 +102,12 @@ def _settings(options: Iterable[_Option]) -> dict[str, Any]:
 
 
 def _includes(settings: Settings, others: Settings) -> bool:
-    """Whether settings are other ones and more."""
+    """Whether settings contain all of the others."""
     return others.items() <= settings.items()
 
 
 def _try(job: Job, options: list[_Option], limit_bytes: int | None) -> Remedy | None:
-    """The remedy of these options; None where they contradict a rule or do not fit."""
+    """The remedy of these options; None if they contradict a rule or do not fit."""
     settings = _settings(options)
     if not settings:
         return None
@@ -200,7 +200,7 @@ def _degrees(job: Job, current: int) -> list[int]:
 
 
 def _result_options(job: Job) -> Iterator[_Option]:
-    """Nothing, and then changes of what is trained or of its precision, the smallest first."""
+    """No change, then changes of the trained parameters or of precision, the smallest first."""
     config = job.config
     yield _NOTHING
     length = config.data.max_length

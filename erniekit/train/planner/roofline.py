@@ -1,8 +1,8 @@
-"""The time of a step, from rates that were measured on one kind of GPU and data sheets for the others.
+"""Predicts the time of a step, from rates measured on one kind of GPU, scaled by data sheets for others.
 
-`docs/performance.md` has the measurements, on the H200 with torch's tensors in the place of Paddle's. A product of
-another GPU has the same share of its peak, what only moves memory the same share of its bandwidth, and what GPUs send
-each other the same share of its links. Not measured: Paddle's own host, more than two GPUs, and several machines.
+`docs/performance.md` has the measurements, on the H200 with torch's tensors instead of Paddle's. Other GPUs are assumed
+to reach the same share of their peak in products, of their bandwidth in memory-bound kernels, and of their links in
+communication. Not measured: the host's time of Paddle, more than two GPUs, and several machines.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ MEASURED = find_gpu("h200-141gb")
 # TFLOP/s of the H200 in a step with recompute of all layers, 8,192 tokens of text: "where a layer's time goes".
 _DENSE = 613.0
 _ATTENTION = 404.0
-# Grouped products of experts with very many rows each, and the rows with which they reach half of that.
+# Grouped products of experts with many rows each, and the number of rows per expert for half of this rate.
 _EXPERTS, _HALF_ROWS = 698.0, 146.0
-# TB/s: a copy, AdamW, and how often the rest of a layer moves each of its activations, forward once and back twice.
+# TB/s of a copy and of AdamW; and how often a layer moves each activation per pass (one forward, two backward).
 _COPY, _ADAMW = 4.27, 3.96
 _MOVES = 5.7 / 4
 _ADAMW_BYTES = 28
 _LOSS_SECONDS = 0.8e-12 * 4.27  # per logit and TB/s: 0.805 ms for 1,024 x 103,424, loss and sum of gradients
-# What NCCL reached of a link of 450 GB/s, and the shares that the device computed beside.
+# The shares of a link of 450 GB/s that NCCL reached, and the share of communication that overlaps with computation.
 _LINK_SHARE, _OVERLAP = 205.0 / 450.0, 0.63
 _EXCHANGE_SHARE = 190.0 / 450.0
-# Between machines, GB/s of each GPU: an assumption, 400 Gb/s.
+# GB/s per GPU between machines: assumes 400 Gb/s.
 _NETWORK, _GPUS_OF_A_MACHINE = 50.0, 8
-# Milliseconds that the host needs to issue a layer with recompute: below that the GPU waits. With adapters more.
+# Milliseconds in which the host issues a layer with recompute, without and with adapters. A faster GPU waits.
 _HOST, _HOST_LORA = 7.6, 9.5
 
 
@@ -43,7 +43,7 @@ _HOST, _HOST_LORA = 7.6, 9.5
 class StepTime:
     """Seconds of a step by part, and the tokens of a step over all GPUs.
 
-    compute: of all sequences of a process; optimizer; communication: what nothing hides.
+    compute: for all sequences of a process; communication: without the part that overlaps with computation.
     """
 
     compute: float
@@ -64,7 +64,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Times of a job on one kind of GPU, in full sequences of one document. images: the share of their tokens."""
+    """Times of a job on one kind of GPU, for full sequences of one document. images: the share of image tokens."""
 
     job: Job
     gpu: Gpu
@@ -85,7 +85,7 @@ class Roofline:
         return RowCounts(tokens - media, media, tokens - media, pairs, patches, patches * image, media)
 
     def step(self) -> StepTime:
-        """A step, with the rows of each process one after the other."""
+        """The time of a step. Each process computes its rows one after the other."""
         job, dims = self.job, self.job.dims
         per_step = job.config.num_rows(dims.data)
         rows = max(1, per_step // dims.data)
@@ -97,7 +97,7 @@ class Roofline:
         )
 
     def row_seconds(self) -> float:
-        """One sequence forward and backward on the GPUs that share it."""
+        """The time of one sequence, forward and backward, on the GPUs that share it."""
         job = self.job
         device = self._product_seconds() + self._moving_seconds() + self._dequantize_seconds()
         reference = self._reference_seconds()
@@ -107,7 +107,7 @@ class Roofline:
         return max(device, host) + reference
 
     def _product_seconds(self) -> float:
-        """Products of matrices, recomputed ones too, and attention."""
+        """Matrix products, including recomputed ones, and attention."""
         experts, others = self._rates(trained=True)
         again_experts, again = self._rates(trained=False)
         share = self._recomputed_share
@@ -128,7 +128,7 @@ class Roofline:
         return (total + logits * _LOSS_SECONDS / self._bandwidth) / self.job.dims.context
 
     def _rates(self, *, trained: bool) -> tuple[RowCounts, RowCounts]:
-        """FLOPs of experts and of all else per unit of a sequence; of the forward pass alone if not `trained`."""
+        """FLOPs of experts, and of everything else, per unit of a sequence. trained: with the backward pass."""
         job = self.job
         key = f"{trained} {job.selection_key}"
         if key not in job.rates:
@@ -137,18 +137,18 @@ class Roofline:
             whole = flop_rates(job.architecture, selected.specs, names)
             experts = [spec for spec in selected.specs if is_expert_tensor(spec.name)]
             part = flop_rates(job.architecture, experts, names)
-            # Attention is of the model, not of a tensor.
+            # Attention does not belong to a tensor, so both calls count it.
             part = part._replace(pairs=0.0, patch_pairs=0.0)
             rest = RowCounts(*(a - b for a, b in zip(whole, part, strict=True)))
             job.rates[key] = part, rest
         return job.rates[key]
 
     def _rows_factor(self) -> float:
-        """The speed of the products of experts with the rows that each one has."""
+        """The relative speed of the experts' products for their number of rows."""
         moe = self.job.architecture.moe
         if moe is None:
             return 1.0
-        # Experts of a process get the tokens of all processes that share them.
+        # The experts of a process receive the tokens of all processes in its expert-parallel group.
         rows = self._counts.text * moe.top_k / moe.num_experts / self.job.dims.context * self.job.dims.expert
         return rows / (rows + _HALF_ROWS) if rows else 1.0
 
@@ -168,7 +168,7 @@ class Roofline:
         return _COPY * self.gpu.bandwidth / MEASURED.bandwidth
 
     def _moving_seconds(self) -> float:
-        """Norms, rotation, SwiGLU, permutation, sums: what only moves activations."""
+        """Memory-bound kernels: norms, rotation, SwiGLU, permutation and sums."""
         job = self.job
         plan = ActivationPlan(job.architecture, job.config, frozenset(), job.largest_row, 2)
         backward = job.plan.backward
@@ -181,7 +181,7 @@ class Roofline:
         return _MOVES * moved / job.dims.context / (self._bandwidth * 1e12)
 
     def _dequantize_seconds(self) -> float:
-        """Codes are read and weights written in each pass, by a copy's speed."""
+        """Reading codes and writing weights in each pass, at the speed of a copy."""
         job = self.job
         if job.config.model.quantize == "none":
             return 0.0
@@ -192,7 +192,7 @@ class Roofline:
         )
         share = memory.weight_bytes / max(1, sum(group.stored_bytes for group in groups))
         modalities = 1 if job.architecture.moe is None else job.architecture.moe.num_modalities
-        # A sequence of text uses no experts of images.
+        # A sequence of text does not use vision experts.
         used = 1.0 if modalities == 1 or self._counts.vision else 0.75
         return moved * share * used * (2 + self._recomputed_share) / (self._bandwidth * 1e12)
 
@@ -205,12 +205,12 @@ class Roofline:
         return (self._product_seconds() + self._moving_seconds()) / passes
 
     def _optimizer_seconds(self) -> float:
-        """AdamW reads and writes all state of the parameters that a process updates."""
+        """Reading and writing all state of the parameters that a process updates."""
         state = self.job.plan.memory.optimizer_bytes / 12
         return _ADAMW_BYTES * state / (_ADAMW * self.gpu.bandwidth / MEASURED.bandwidth * 1e12)
 
     def _communication_seconds(self, rows: int) -> float:
-        """Gradients, gathered weights, and tokens of experts, as far as nothing hides them."""
+        """Gradients, gathered weights, and tokens for experts, without the part that overlaps with computation."""
         if self.job.dims.world == 1:
             return 0.0
         return self._state_seconds(rows) * (1 - _OVERLAP) + rows * self._exchange_seconds()
@@ -227,7 +227,7 @@ class Roofline:
             moved = 0.0
             is_gathered = shard == "parameters" and group.is_fully_sharded
             if is_gathered:
-                # Forward, again where it is recomputed, and backward.
+                # In the forward and in the backward pass.
                 moved += 2 * rows * group.stored_bytes
             if group.is_trained:
                 times = rows if shard in ("gradients", "parameters") else 1
@@ -239,7 +239,7 @@ class Roofline:
         return total / (_LINK_SHARE * self._link(dims.world) * 1e9)
 
     def _exchange_seconds(self) -> float:
-        """Rows sent to experts and back, in each pass over a sequence, and heads of attention between its parts."""
+        """All-to-all of tokens for experts and of attention heads for context parallelism, in each pass."""
         job, dims = self.job, self.job.dims
         architecture, total = job.architecture, 0.0
         moe, tokens = architecture.moe, self._tokens / dims.context
@@ -259,5 +259,5 @@ class Roofline:
 
 
 def step_time(job: Job, gpu: Gpu, images: float = 0.0) -> StepTime:
-    """The predicted time of a step. images: the share of the tokens that are made of images."""
+    """The predicted time of a step. images: the share of image tokens."""
     return Roofline(job, gpu, images).step()

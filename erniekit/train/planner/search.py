@@ -18,7 +18,7 @@ _MOST_FOUND = 5
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout that fits: its settings, those that differ from the run's, its job and its time."""
+    """A layout that fits. changes: the settings that differ from the run's."""
 
     changes: Settings
     job: Job
@@ -31,10 +31,11 @@ class Layout:
 
 
 def search_layouts(job: Job, gpu: Gpu) -> list[Layout]:
-    """The layouts that fit, fastest by the roofline first; at most five, none if no layout fits.
+    """The layouts that fit, fastest by the roofline first; at most five.
 
-    Combines parallel.expert, parallel.context, parallel.shard and train.recompute as the rules of configurations, the
-    model and the number of processes permit. Where train.rows_per_step does not divide, it is rounded up.
+    Tries all combinations of parallel.expert, parallel.context, parallel.shard and train.recompute that the
+    configuration, the model and the number of processes permit. Rounds train.rows_per_step up if it does not divide
+    evenly.
     """
     degrees = [degree for degree in range(1, job.processes + 1) if job.processes % degree == 0]
     experts = degrees if job.model.moe is not None else [1]
@@ -54,13 +55,13 @@ def search_layouts(job: Job, gpu: Gpu) -> list[Layout]:
         layout = _layout(job, gpu, settings)
         if layout is not None:
             found.append(layout)
-    # Of equally fast ones, the one that changes least.
+    # Among equally fast layouts, prefer the one with the fewest changes.
     found.sort(key=lambda layout: (-round(layout.time.tokens_per_second, 1), len(layout.changes)))
     return found[:_MOST_FOUND]
 
 
 def _layout(job: Job, gpu: Gpu, settings: Settings) -> Layout | None:
-    """A layout; None where it breaks a rule or does not fit."""
+    """The layout of these settings; None if it breaks a rule or does not fit."""
     try:
         changed = job.changed(settings)
         if not changed.fits:

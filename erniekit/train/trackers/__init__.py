@@ -1,1 +1,1 @@
-"""Where metrics, texts and answers of a run are shown: TensorBoard, Weights & Biases, SwanLab."""
+"""Trackers that show metrics, texts and answers of a run: TensorBoard, Weights & Biases, SwanLab."""

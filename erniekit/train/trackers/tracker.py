@@ -1,4 +1,4 @@
-"""What a tracker of experiments does, and the answers that it shows."""
+"""The interface of experiment trackers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ShownAnswer:
 
 
 class Tracker(Protocol):
-    """Shows a run. Each method may raise anything; `Guarded` keeps that from the run."""
+    """Shows a run. Methods may raise any exception, which `Guarded` handles."""
 
     name: str
 
@@ -44,14 +44,14 @@ class Tracker(Protocol):
         """Answers of an evaluation, always to the same samples."""
 
     def flush(self) -> None:
-        """Bring everything to disk, without waiting for a network."""
+        """Write everything to disk, without waiting for a network."""
 
     def close(self, *, failed: bool) -> None:
-        """The run has ended; failed: with an error."""
+        """End the run. failed: it ended with an error."""
 
 
 class Guarded:
-    """A tracker that fails alone: the first exception is reported, and then the tracker gets no more calls."""
+    """Calls a tracker until it fails: its first exception is logged, and the run continues without it."""
 
     def __init__(self, tracker: Tracker, log: Callable[[str], None]) -> None:
         self._tracker: Tracker | None = tracker
