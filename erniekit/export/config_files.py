@@ -8,11 +8,9 @@ from pathlib import Path
 
 from erniekit.config.choices import CheckpointLayout
 from erniekit.export.files import VIDEO_PLACEHOLDER, drop_missing_code, token_id, write_json
-from erniekit.export.layouts import layout_config
+from erniekit.export.layouts import MTP_LAYERS, layout_config
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, is_router_tensor
-
-_MTP_LAYERS = "num_nextn_predict_layers"
 
 
 def write_config(
@@ -25,8 +23,8 @@ def write_config(
     """
     video = None if "text_config" in config.raw else token_id(target, VIDEO_PLACEHOLDER)
     content = layout_config(config, layout, dtype, video)
-    if has_mtp and _MTP_LAYERS in config.raw:
-        content[_MTP_LAYERS] = config.raw[_MTP_LAYERS]
+    if has_mtp and MTP_LAYERS in config.raw:
+        content[MTP_LAYERS] = config.raw[MTP_LAYERS]
     drop_missing_code(content, target)
     write_json(target / "config.json", content)
     if layout == "transformers":

@@ -28,6 +28,7 @@ ARCHITECTURES = {
 }
 # The spellings that ERNIEKit writes, and FastDeploy and SGLang know.
 PADDLE_ARCHITECTURES = ARCHITECTURES | {"dense": "Ernie4_5_ForCausalLM"}
+MTP_LAYERS = "num_nextn_predict_layers"
 HUB_MODEL_TYPES = {"dense": "ernie4_5", "moe": "ernie4_5_moe", "vl": "ernie4_5_moe_vl"}
 NESTED_MODEL_TYPE = "ernie4_5_vl_moe"
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -99,6 +100,9 @@ def hub_config(config: ErnieConfig, dtype: str) -> Json:
         result |= _flat_moe(config, config.moe)
     if config.vision is not None and config.media is not None:
         result |= _flat_vision(config, config.vision, config.media)
+    if config.family == "moe" or MTP_LAYERS in result:
+        # Exports have no multi-token-prediction head.
+        result[MTP_LAYERS] = 0
     return result
 
 
@@ -127,6 +131,8 @@ def transformers_config(config: ErnieConfig, dtype: str, video_token_id: int | N
     }
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         text["head_dim"] = config.head_dim
+    if MTP_LAYERS in text:
+        text[MTP_LAYERS] = 0
     result = {key: value for key, value in base.items() if key != "torch_dtype"}
     result |= {"architectures": [ARCHITECTURES["vl"]], "model_type": NESTED_MODEL_TYPE}
     result |= {
@@ -167,9 +173,6 @@ def _flat_moe(config: ErnieConfig, moe: MoeConfig) -> Json:
         "moe_layer_end_index": end,
         "moe_layer_interval": interval,
     }
-    if not vl or "num_nextn_predict_layers" in config.raw:
-        # Exports have no multi-token-prediction head.
-        result["num_nextn_predict_layers"] = 0
     return result
 
 

@@ -82,6 +82,10 @@ def test_a_model_is_byte_identical_after_paddle_and_back(copy: Copy, tmp_path: P
     for file in ("model-00001-of-00001.safetensors", "config.json"):
         assert (tmp_path / "hub" / file).read_bytes() == (tmp_path / "back" / file).read_bytes()
     assert "paddle layout) to" in "\n".join(describe(back))
+    # The head that predicts several tokens is stated where it is, and only there.
+    for name in ("paddle", "hub"):
+        raw = json.loads((tmp_path / name / "config.json").read_text())
+        assert raw["num_nextn_predict_layers"] == (family == "moe")
 
 
 def test_names_and_orientation_of_the_paddle_layout(models: dict[str, Path], tmp_path: Path) -> None:
