@@ -22,8 +22,10 @@ _POLL_SECONDS = 0.002
 class HostCopy(Protocol):
     """Copies tensors to host memory that stays allocated: the system takes longer to provide memory than to copy to it.
 
-    A copy is valid until the next one starts.
+    A copy is valid until the next one starts. memory_share: the share of the machine's free memory that it may take.
     """
+
+    memory_share: float
 
     @property
     def nbytes(self) -> int:
@@ -47,6 +49,8 @@ def host_copy() -> HostCopy:
 
 class CpuCopy:
     """Copies by threads."""
+
+    memory_share = 0.8
 
     def __init__(self) -> None:
         self._buffers: list[np.ndarray] = []
@@ -92,8 +96,12 @@ def _as_copied(running: list[Future[None]], copies: list[np.ndarray]) -> Iterato
 class GpuCopy:
     """Copies into pinned memory on a stream of its own, beside the kernels of training. Paddle keeps pinned memory.
 
-    Read in Paddle's sources, and not run on a GPU with Paddle.
+    Run on a GPU with torch in place of Paddle (tools/gpu/rehearsal/saves.py). That Paddle does the same was read in its
+    sources.
     """
+
+    # Paddle pins at most half of the machine's memory (FLAGS_fraction_of_cuda_pinned_memory_to_use).
+    memory_share = 0.5
 
     def __init__(self) -> None:
         self._stream = paddle.device.Stream()

@@ -53,8 +53,6 @@ from erniekit.train.progress import BestTracker, TrainerProgress, restored, rest
 from erniekit.train.selection import lora_alpha, lora_expert_rank
 
 Log = Callable[[str], None]
-# Of the free memory of the machine, the share that a copy of the checkpoint may take.
-_MEMORY_SHARE = 0.8
 _POLL_SECONDS = 0.1
 
 
@@ -374,7 +372,7 @@ class Checkpointer:
     def _fits_in_memory(self, files: Sequence[PlannedFile]) -> bool:
         """Whether the files of this process fit into the memory of the machine; says so if they do not."""
         needed = sum(file.size for file in files) - self._copy.nbytes
-        free = int(host_memory(self._dist.mesh.local_size) * _MEMORY_SHARE)
+        free = int(host_memory(self._dist.mesh.local_size) * self._copy.memory_share)
         if needed > free:
             self._log(
                 f"a checkpoint in the background needs {format_bytes(needed)} of memory per process, and "

@@ -33,7 +33,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a row, one row a step")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a row")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="rows of a step")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--tiny", action="store_true", help="small layers")
@@ -58,12 +59,8 @@ def _measure(options: argparse.Namespace) -> None:
 
     sizes = Sizes(tokens=64 if options.tiny else options.tokens, tiny=options.tiny)
     step = TrainingStep(Case.of("text/text/full"), options.layers, sizes)
-    for _ in range(2):
-        step.compute()
-        step.update()
-    alone = statistics.median(_seconds(lambda: _step(step)) for _ in range(options.steps))
     size = sum(tensor.values.size * tensor.values.element_size() for tensor in _tensors(step))
-    print(f"{size / 1e9:.2f} GB of weights and optimizer state; a step takes {alone:.3f} s", flush=True)
+    print(f"{size / 1e9:.2f} GB of weights and optimizer state", flush=True)
 
     def one_by_one() -> None:
         for tensor in _tensors(step):
@@ -81,31 +78,49 @@ def _measure(options: argparse.Namespace) -> None:
 
     _report("pinned memory, the first time", _seconds(copied), size)
     _report("pinned memory, later", min(_seconds(copied) for _ in range(2)), size)
+    for rows in options.rows:
+        _measure_beside(step, rows, options.steps, memory)
 
-    waits, extra = [], []
-    for _ in range(options.steps):
+
+def _measure_beside(step: Any, rows: int, steps: int, memory: Any) -> None:
+    """A copy beside each step of so many rows."""
+
+    def compute() -> None:
+        for _ in range(rows):
+            step.compute()
+        # As in the trainer, where the host reads the losses before the update.
+        _synchronize()
+
+    def whole() -> None:
+        compute()
+        step.update()
+
+    for _ in range(2):
+        whole()
+    alone = statistics.median(_seconds(whole) for _ in range(steps))
+    waits, longer = [], []
+    for _ in range(steps):
         before = [tensor.values.clone() for tensor in islice(_tensors(step), 0, None, _COMPARED)]
         _synchronize()
         began = time.perf_counter()
         arrays = memory.start(_tensors(step))
-        started = time.perf_counter()
-        step.compute()
-        # As in the trainer, where the host reads the losses before the update.
-        _synchronize()
+        wait = time.perf_counter() - began
+        compute()
         computed = time.perf_counter()
         memory.wait()
-        waited = time.perf_counter() - computed
+        waits.append(wait + time.perf_counter() - computed)
         step.update()
         _synchronize()
-        waits.append(started - began + waited)
-        extra.append(time.perf_counter() - began - alone)
+        longer.append(time.perf_counter() - began - alone)
         # All are read, as they are written to a checkpoint.
         found = [array.copy() for number, array in enumerate(arrays) if number % _COMPARED == 0]
         if any(one.numpy().tobytes() != other.tobytes() for one, other in zip(before, found, strict=True)):
             raise SystemExit("the copy differs from the state before the update")
     print(
-        f"beside a step: training waits {statistics.median(waits):.3f} s, the step takes "
-        f"{statistics.median(extra):.3f} s more; the values are those before the update"
+        f"a step of {rows} rows takes {alone:.3f} s; with a copy beside it, training waits "
+        f"{statistics.median(waits):.3f} s and the step takes {statistics.median(longer):.3f} s more; the values are "
+        "those before the update",
+        flush=True,
     )
 
 
@@ -123,11 +138,6 @@ def _tensors(step: Any) -> Iterator[Any]:
         for name, found in kept.items():
             local = local_tensor(replace(tensor, parameter=name), found)
             yield CompleteTensor(local.spec, local.read(), True)
-
-
-def _step(step: Any) -> None:
-    step.compute()
-    step.update()
 
 
 def _report(what: str, seconds: float, size: int) -> None:
