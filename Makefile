@@ -10,7 +10,8 @@
 #   make docs                  the documentation as a site in build/site
 #   make fuzz                  100,000 mutated inputs for each reader (INPUTS=...)
 #   make soak                  runs that are killed at random moments and resumed, 50 times each (KILLS=...)
-#   make engines               vLLM and llama.cpp into .venv-vllm and .venv-llama, for `erniekit verify --engine`
+#   make engines               vLLM and llama.cpp for `erniekit verify --engine`, llm-compressor for `erniekit export
+#                              --quantize-method`, in .venv-vllm, .venv-llama and .venv-llmcompressor (ENGINES=...)
 #   make test-engines          exports of fine-tuned models in these engines
 #   make test-latest           all tests with the newest versions that setup.cfg allows, in .venv-latest
 #   make lock                  requirements/*.txt, the versions and hashes that are installed, from setup.cfg
@@ -32,6 +33,7 @@ UV ?= uv>=0.13,<0.14
 WORKERS ?= 2
 INPUTS ?= 100000
 KILLS ?= 50
+ENGINES ?= vllm llama llmcompressor
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -124,7 +126,7 @@ $(PEERS_STAMP): tools/bench/peers/requirements.txt
 
 # Engines pin other versions of torch and transformers than .venv has. The wheels of torchvision, torchaudio and
 # torchcodec that come with vLLM are CUDA builds, which do not load without CUDA.
-engines: .venv-vllm/.stamp .venv-llama/.stamp
+engines: $(ENGINES:%=.venv-%/.stamp)
 
 .venv-vllm/.stamp: requirements/engines-vllm.txt
 	@echo "Installing vLLM into .venv-vllm (1 GB to download, 3.5 GB on disk) ..."
@@ -139,11 +141,17 @@ engines: .venv-vllm/.stamp .venv-llama/.stamp
 	@.venv-llama/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
+.venv-llmcompressor/.stamp: requirements/engines-llmcompressor.txt
+	@echo "Installing llm-compressor into .venv-llmcompressor (0.4 GB to download, 1.4 GB on disk) ..."
+	@$(PYTHON) -m venv .venv-llmcompressor
+	@.venv-llmcompressor/bin/python -m pip --disable-pip-version-check install --quiet -r $< $(TORCH_ARGS)
+	@touch $@
+
 test-engines: $(DEV_STAMP) engines
 	@$(BIN)/python -m pytest -m engines tests/engines
 
 clean:
-	rm -rf .venv .venv-vllm .venv-llama .venv-peers .venv-latest .venv-lock runs build dist *.egg-info
+	rm -rf .venv .venv-vllm .venv-llama .venv-llmcompressor .venv-peers .venv-latest .venv-lock runs build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Only where it is missing: the model stays when the installation changes.

@@ -22,3 +22,7 @@ class CheckpointError(ErnieKitError):
 
 class VerifyError(ErnieKitError):
     """A failed verification."""
+
+
+class EngineError(ErnieKitError):
+    """A program in an environment of its own that is not installed, or that fails."""

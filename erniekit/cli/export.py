@@ -1,12 +1,20 @@
 """`erniekit export`: writes a trained model for inference engines."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from erniekit.cli.options import MaxShardSize
-from erniekit.config.choices import ChatTemplateSource, Dtype, ExportLayout, GgufType, Quantize
+from erniekit.config.choices import (
+    ChatTemplateSource,
+    Dtype,
+    ExportLayout,
+    GgufType,
+    Quantize,
+    QuantizeMethod,
+)
 from erniekit.errors import ConfigError
 
 
@@ -86,6 +94,40 @@ def export(
             show_default=False,
         ),
     ] = None,
+    quantize_method: Annotated[
+        QuantizeMethod,
+        typer.Option(
+            "--quantize-method",
+            help="rtn: round to nearest. gptq, awq: with llm-compressor and a calibration set, for text models. They "
+            "run in the environment of `make engines` and hold the whole model in memory.",
+        ),
+    ] = "rtn",
+    calibration_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="With --quantize-method gptq or awq: data file to calibrate with, such as the training data; repeat "
+            "it for several.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--calibration-samples",
+            metavar="N",
+            min=1,
+            help="Calibrate with the first N samples. Default: 512.",
+            show_default=False,
+        ),
+    ] = None,
+    quantize_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--quantize-python", metavar="FILE", help="Python of another environment with llm-compressor."
+        ),
+    ] = None,
     eval_files: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,19 +151,31 @@ def export(
       erniekit export runs/lora/checkpoint-000500 --output out --layout transformers --dtype bfloat16
       erniekit export runs/text --output out --layout gguf --gguf-type q8_0
       erniekit export runs/text --output out --quantize int4 --eval heldout.jsonl
+      erniekit export runs/text --output out --quantize int4 --quantize-method gptq --calibration train.jsonl
     """
     from erniekit.display.progress import show_file_progress
     from erniekit.display.text import format_table
     from erniekit.export import gguf
     from erniekit.export.adapter import describe as describe_adapter
     from erniekit.export.adapter import export_adapter
+    from erniekit.export.calibrated import DEFAULT_SAMPLES, Calibration, export_calibrated
     from erniekit.export.export import describe, export_model, shard_bytes
     from erniekit.export.paddle_adapter import export_paddle_adapter
     from erniekit.export.quantization_loss import quantization_loss
     from erniekit.export.quantized import chosen_quantization
 
-    if quantize == "none" and (quantize_group is not None or eval_files):
-        raise ConfigError("--quantize-group and --eval need --quantize int8 or int4")
+    if quantize == "none" and (quantize_group is not None or eval_files or quantize_method != "rtn"):
+        raise ConfigError("--quantize-group, --quantize-method and --eval need --quantize int8 or int4")
+    if quantize_method == "rtn" and (calibration_files or calibration_samples or quantize_python):
+        raise ConfigError(
+            "--calibration, --calibration-samples and --quantize-python need --quantize-method gptq or awq: rounding "
+            "to nearest uses no data"
+        )
+    if quantize_method != "rtn" and not calibration_files:
+        raise ConfigError(
+            f"--quantize-method {quantize_method} needs data to calibrate with: name a file with --calibration, such "
+            "as the training data"
+        )
     if quantize != "none" and layout in ("adapter", "paddle-adapter", "gguf"):
         raise ConfigError(f"--quantize does not apply to --layout {layout}; GGUF has --gguf-type q8_0")
     if gguf_type is not None and layout != "gguf":
@@ -147,8 +201,18 @@ def export(
         for line in [*describe(merged), *gguf.describe(written)]:
             typer.echo(line)
         return
+    quantization = chosen_quantization(quantize, quantize_group)
     with show_file_progress() as progress:
-        report = export_model(
+        write = partial(export_model, quantization=quantization)
+        if quantization is not None and quantize_method != "rtn":
+            calibration = Calibration(
+                quantize_method,
+                calibration_files or (),
+                calibration_samples or DEFAULT_SAMPLES,
+                quantize_python,
+            )
+            write = partial(export_calibrated, calibration=calibration, quantization=quantization)
+        report = write(
             source,
             output,
             layout=layout,
@@ -156,7 +220,6 @@ def export(
             base=base,
             max_shard_bytes=shard_bytes(max_shard_size),
             template=chat_template,
-            quantization=chosen_quantization(quantize, quantize_group),
             progress=progress,
         )
     for line in describe(report):

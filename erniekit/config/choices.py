@@ -9,6 +9,7 @@ Task = Literal["sft", "dpo"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "gpu"]
 Quantize = Literal["none", "int8", "int4"]
+QuantizeMethod = Literal["rtn", "gptq", "awq"]
 
 # Data.
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "query_response", "xlam", "erniekit", "text"]

@@ -42,7 +42,14 @@ from erniekit.export.layouts import DTYPE_NAMES
 from erniekit.export.output import check_output, replacing
 from erniekit.export.processors import set_image_bounds, set_videos
 from erniekit.export.prompts import settle_chat_template
-from erniekit.export.quantized import CONFIG_KEY, Quantization, QuantizationError, quantized_tensors
+from erniekit.export.quantized import (
+    CONFIG_KEY,
+    Quantization,
+    QuantizationError,
+    Rounded,
+    check_quantized_layout,
+    quantized_tensors,
+)
 from erniekit.export.writer import WeightsWriter
 from erniekit.generation.load import (
     base_directory,
@@ -95,8 +102,8 @@ class ExportReport:
     """The result of an export: `nbytes` of weights, `merged` adapters, `replaced` full tensors of the adapter.
 
     `quantized` is the number of weights that were quantized in training, and `difference` how far they were from those
-    that the adapters are merged into, relative to these by norms. `quantization` is that of the export, and `error` its
-    table of relative errors by layer.
+    that the adapters are merged into, relative to these by norms. `quantization` is that of the export, `rounding` how
+    its codes were found, and `error` its table of relative errors by layer.
     """
 
     directory: Path
@@ -111,6 +118,7 @@ class ExportReport:
     quantized: int = 0
     difference: float = 0.0
     quantization: Quantization | None = None
+    rounding: str = "rounded to nearest"
     error: tuple[tuple[str, ...], ...] = ()
 
 
@@ -124,15 +132,16 @@ def export_model(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     template: ChatTemplateSource = "auto",
     quantization: Quantization | None = None,
+    rounded: Rounded | None = None,
     progress: OnProgress = no_progress,
 ) -> ExportReport:
     """Export a run (its newest complete checkpoint), a checkpoint or a model directory to `output`.
 
     With `dtype` auto each tensor has the element type of the base model; router tensors are always float32. `base`
     replaces the base model that the checkpoint names. `template`: see `settle_chat_template`. `quantization`:
-    of the linear layers of decoder layers, not in the paddle layout. `output` appears when it is complete. Raises
-    CheckpointError if the input is incomplete or does not fit, or the output is not empty; ConfigError for a
-    quantization that does not fit the weights.
+    of the linear layers of decoder layers, not in the paddle layout; `rounded`: their codes, None: rounded to nearest.
+    `output` appears when it is complete. Raises CheckpointError if the input is incomplete or does not fit, or the
+    output is not empty; ConfigError for a quantization that does not fit the weights.
     """
     output = Path(output)
     check_output(output)
@@ -153,11 +162,8 @@ def export_model(
     stored = stored_tensors(specs, layout, source.config)
     error = QuantizationError()
     if quantization is not None:
-        if layout == "paddle":
-            raise ConfigError(
-                "--quantize needs --layout hub or transformers: no reader of the paddle layout has it"
-            )
-        stored = quantized_tensors(stored, quantization, error)
+        check_quantized_layout(layout, source.config.family)
+        stored = quantized_tensors(stored, quantization, error, rounded)
     writer = WeightsWriter(layout, stored, max_shard_bytes, progress)
     with replacing(output, writer.nbytes) as target:
         warnings = write_files(source, target, layout, main_dtype(specs), template)
@@ -255,7 +261,7 @@ def describe(report: ExportReport) -> list[str]:
             f"values: relative difference {report.difference:.2%}"
         )
     if report.quantization is not None:
-        lines.append(f"  linear layers quantized: {report.quantization.title}, rounded to nearest")
+        lines.append(f"  linear layers quantized: {report.quantization.title}, {report.rounding}")
         lines += format_table(report.error, indent=4)
     if report.replaced:
         lines.append(f"  {report.replaced} tensors of the base model replaced by trained ones")

@@ -19,11 +19,12 @@ from erniekit.checkpoint.hub import TensorInfo, as_dtype, check_against, read_ar
 from erniekit.checkpoint.names import assemble, by_parameter, hub_tensors
 from erniekit.checkpoint.tensor_layouts import StoredTensor
 from erniekit.checkpoint.weights import assign
-from erniekit.config.choices import Quantize
+from erniekit.config.choices import CheckpointLayout, Quantize
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import read_json_object
 from erniekit.models.config import ErnieConfig
+from erniekit.models.config_keys import Family
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.specs import TensorSpec, is_quantized_tensor, parameter_specs
@@ -40,8 +41,15 @@ _IGNORED = [
     r"re:.*resampler_model.*",
 ]
 
+TRANSFORMERS_VL = (
+    "transformers 5.24 does not load quantized vision-language models. It unpacks the experts of a layer into one "
+    "tensor, and experts for text and vision have different widths"
+)
+
 # The values of a tensor of the Hub by name, in float32.
 Read = Callable[[str], np.ndarray]
+# The codes int8 [out, in] of a linear layer by its name, and its scales [out, groups] in the dtype of the weight.
+Rounded = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,16 @@ class Quantization:
         }
 
 
+def check_quantized_layout(layout: CheckpointLayout, family: Family) -> None:
+    """Raise ConfigError for a layout that no program reads with quantized weights."""
+    if layout == "paddle":
+        raise ConfigError(
+            "--quantize needs --layout hub or transformers: no reader of the paddle layout has it"
+        )
+    if layout == "transformers" and family == "vl":
+        raise ConfigError(f"--quantize needs --layout hub, for vLLM: {TRANSFORMERS_VL}")
+
+
 def chosen_quantization(choice: Quantize, group: int | None) -> Quantization | None:
     """The quantization of `--quantize` and `--quantize-group`."""
     if choice == "none":
@@ -166,11 +184,14 @@ class QuantizationError:
 
 
 def quantized_tensors(
-    stored: Sequence[StoredTensor], quantization: Quantization, error: QuantizationError
+    stored: Sequence[StoredTensor],
+    quantization: Quantization,
+    error: QuantizationError,
+    rounded: Rounded | None = None,
 ) -> list[StoredTensor]:
     """The tensors of a file in the hub layout with its linear layers quantized. Raises ConfigError.
 
-    error: gets each weight when it is written.
+    error: gets each weight when it is written. rounded: codes and scales from elsewhere; None: rounded to nearest.
     """
     found: list[StoredTensor] = []
     for tensor in stored:
@@ -178,7 +199,7 @@ def quantized_tensors(
             found.append(tensor)
             continue
         quantization.check(tensor.spec)
-        layer = _Layer(tensor, quantization, error)
+        layer = _Layer(tensor, quantization, error, rounded)
         found += [_Part(spec, (tensor.spec,), False, layer, place) for place, spec in enumerate(layer.specs)]
     return found
 
@@ -268,8 +289,14 @@ def model_of(config: ErnieConfig, read: Read, directory: Path) -> ErnieModel:
 class _Layer:
     """A linear layer in a file: its weight is quantized once, when the first of its tensors is written."""
 
-    def __init__(self, tensor: StoredTensor, quantization: Quantization, error: QuantizationError) -> None:
-        self._tensor, self._quantization, self._error = tensor, quantization, error
+    def __init__(
+        self,
+        tensor: StoredTensor,
+        quantization: Quantization,
+        error: QuantizationError,
+        rounded: Rounded | None,
+    ) -> None:
+        self._tensor, self._quantization, self._error, self._rounded = tensor, quantization, error, rounded
         self._values: list[np.ndarray] = []
         name, dtype, (rows, columns) = tensor.spec.name, tensor.spec.dtype, tensor.spec.shape
         words = columns * quantization.bits // 32
@@ -282,12 +309,13 @@ class _Layer:
     def read(self, place: int, get: Read) -> np.ndarray:
         """The tensor of `specs` at a place, which are read in their order."""
         if place == 0:
-            dtype = self._tensor.spec.dtype
+            name, dtype = self._tensor.spec.name, self._tensor.spec.dtype
             weight = as_dtype(self._tensor.read(get), dtype, "F32")
-            codes, scale = self._quantization.quantize(weight, dtype)
-            self._error.add(
-                self._tensor.spec.name, weight, self._quantization.dequantize(codes, scale, dtype)
-            )
+            if self._rounded is None:
+                codes, scale = self._quantization.quantize(weight, dtype)
+            else:
+                codes, scale = self._rounded(name)
+            self._error.add(name, weight, self._quantization.dequantize(codes, scale, dtype))
             shape = np.array(self._tensor.spec.shape, np.int64)
             self._values = [shape, scale, self._quantization.pack(codes)]
         return self._values.pop()

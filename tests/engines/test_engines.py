@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import paddle
@@ -12,18 +13,24 @@ from erniekit.checkpoint.weights import load_model
 from erniekit.cli.verify import verify
 from erniekit.config.choices import GgufType
 from erniekit.data.encode.encoder import make_encoder
-from erniekit.errors import VerifyError
-from erniekit.export.engines.process import LLAMA, VLLM, Environment, ask, find_python
+from erniekit.data.load.loader import load_row
+from erniekit.errors import EngineError
+from erniekit.evaluation.dataset import load_samples
+from erniekit.export.calibrated import Calibration, export_calibrated
+from erniekit.export.engines.process import LLAMA, LLM_COMPRESSOR, VLLM, Environment, ask, find_python
 from erniekit.export.engines.prompts import make_prompts
 from erniekit.export.engines.transformers_engine import transformers_answers
 from erniekit.export.export import export_model
 from erniekit.export.gguf import write_gguf
-from erniekit.export.quantized import Quantization
+from erniekit.export.quantized import Quantization, read_quantized_model
 from erniekit.models.config import ErnieConfig
+from erniekit.models.ernie import ErnieModel
+from erniekit.objectives.device_batch import row_inputs
 from tests.adapters import write_adapter
 from tests.models import apply_lora
 
 REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
+CHATS = Path(__file__).resolve().parents[2] / "data" / "samples" / "text.jsonl"
 FAMILIES = {"dense": "dense", "moe": "moe", "vl": "vl_hub"}
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +41,7 @@ pytestmark = pytest.mark.skipif(
 def needs(environment: Environment) -> None:
     try:
         find_python(environment, None)
-    except VerifyError as error:
+    except EngineError as error:
         pytest.skip(str(error))
 
 
@@ -111,6 +118,36 @@ def test_vllm_loads_dense_models_of_4_bits(
     )
     printed = capsys.readouterr().out
     assert "FAIL" not in printed and "vLLM 0.32" in printed
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_calibrated_weights_answer_nearer_than_rounded_ones(
+    tuned: tuple[Path, Path], tmp_path: Path, method: Literal["gptq", "awq"]
+) -> None:
+    needs(LLM_COMPRESSOR)
+    export = tuned[1]
+    if "vl" in export.parent.name:
+        pytest.skip("llm-compressor is for text models")
+    calibration = Calibration(method, [str(CHATS)], samples=24)
+    found = export_calibrated(tuned[0], tmp_path / method, calibration, Quantization(4, 32))
+    assert "llm-compressor 0.14" in found.rounding and not found.warnings
+    nearest = export_model(tuned[0], tmp_path / "nearest", quantization=Quantization(4, 32))
+    rows = [
+        row_inputs(load_row([sample.whole], None)) for sample in load_samples([CHATS], make_encoder(export))
+    ]
+
+    def logits(model: ErnieModel) -> np.ndarray:
+        with paddle.no_grad():
+            return np.concatenate([model.logits(model(row).hidden).numpy() for row in rows])
+
+    plain = load_model(export)
+    plain.eval()
+    wanted = logits(plain)
+    errors = [
+        np.linalg.norm(logits(read_quantized_model(each.directory)) - wanted) / np.linalg.norm(wanted)
+        for each in (found, nearest)
+    ]
+    assert errors[0] < 0.97 * errors[1], errors
 
 
 def test_the_fault_of_the_cpu_router_shows(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from erniekit.config.choices import Engine
 from erniekit.export.check import Check
-from erniekit.export.quantized import Quantization
+from erniekit.export.quantized import TRANSFORMERS_VL, Quantization
 from erniekit.models.config import ErnieConfig
 
 # By the name that the engine's script reports. Each was found in vLLM for CPUs 0.32.0, by trying it out.
@@ -29,12 +30,17 @@ def fault_notes(faults: tuple[str, ...], corrected: bool) -> list[Check]:
     ]
 
 
-def quantized_problem(config: ErnieConfig, quantization: Quantization | None) -> str | None:
-    """Why vLLM cannot serve a quantized export on a CPU; None if it can."""
-    if quantization is None or (quantization.bits == 4 and config.moe is None):
+def quantized_problem(engine: Engine, config: ErnieConfig, quantization: Quantization | None) -> str | None:
+    """Why an engine on a CPU cannot load a quantized export; None if it can."""
+    if quantization is None:
+        return None
+    if engine == "transformers":
+        return TRANSFORMERS_VL if config.family == "vl" else None
+    if engine != "vllm" or (quantization.bits == 4 and config.moe is None):
         return None
     what = "quantized experts" if config.moe is not None else "weights of 8 bits"
-    return f"vLLM on CPUs has no kernel for {what}: verify it on a GPU, or with --engine transformers"
+    other = "" if config.family == "vl" else ", or with --engine transformers"
+    return f"vLLM on CPUs has no kernel for {what}: verify it on a GPU{other}"
 
 
 def head_size_problem(config: ErnieConfig) -> str | None:

@@ -1,8 +1,9 @@
-"""Answers of an engine that lives in an environment of its own, from a script that runs there.
+"""Programs that live in an environment of their own: a script runs there, gets a request and writes a response.
 
-The script gets two files. REQUEST.json: {"model": path, "family": "dense" | "moe" | "vl", "max_new_tokens": n,
-"dtype": of the computation, "trust_remote_code": bool, "workarounds": bool, "prompts": [{"name", "input_ids": [T],
-"short_ids": the same with one placeholder for each image or video, "images": [PNG files], "videos": [[PNG files]]}]}.
+Both are JSON files. `llmcompressor_runner.py` describes those of llm-compressor; those of an engine are:
+REQUEST.json: {"model": path, "family": "dense" | "moe" | "vl", "max_new_tokens": n, "dtype": of the computation,
+"trust_remote_code": bool, "workarounds": bool, "prompts": [{"name", "input_ids": [T], "short_ids": the same with one
+placeholder for each image or video, "images": [PNG files], "videos": [[PNG files]]}]}.
 RESPONSE.json: {"engine": name and version, "faults": [names of known faults], "answers": {name: fields of `Answer`}}.
 """
 
@@ -12,13 +13,13 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erniekit.data.encode.tokenizer import load_tokenizer
-from erniekit.errors import VerifyError
+from erniekit.errors import EngineError, VerifyError
 from erniekit.export.engines.answers import Answer
 from erniekit.export.engines.prompts import Prompt
 
@@ -41,15 +42,19 @@ _SHOWN = 1500
 
 @dataclass(frozen=True)
 class Environment:
-    """An engine's environment: `folder` is made by `make engines`, `script` runs there."""
+    """A program's environment: `make engines` makes `folder`, `script` runs there, `option` names another Python."""
 
     name: str
     folder: str
     script: str
+    option: str = "--engine-python"
 
 
 VLLM = Environment("vLLM", ".venv-vllm", "vllm_runner.py")
 LLAMA = Environment("llama.cpp", ".venv-llama", "llama_runner.py")
+LLM_COMPRESSOR = Environment(
+    "llm-compressor", ".venv-llmcompressor", "llmcompressor_runner.py", "--quantize-python"
+)
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,19 @@ class Response:
 
 
 def find_python(environment: Environment, given: Path | None) -> Path:
-    """The environment's Python: `given`, or that of `make engines`. Raises VerifyError if there is none."""
+    """The environment's Python: `given`, or that of `make engines`. Raises EngineError if there is none."""
     if given is not None:
         if not given.is_file():
-            raise VerifyError(f"--engine-python {given}: no such file")
+            raise EngineError(f"{environment.option} {given}: no such file")
         return given
     for parent in (Path.cwd(), _CHECKOUT):
         python = parent / environment.folder / "bin" / "python"
         if python.is_file():
             return python
-    raise VerifyError(
-        f"{environment.name} is not installed: no {environment.folder} here or in erniekit's checkout. `make engines` "
-        "makes it there; --engine-python names the Python of another environment"
+    raise EngineError(
+        f"{environment.name} is not installed: no {environment.folder} here or in erniekit's checkout. `make engines "
+        f"ENGINES={environment.folder.removeprefix('.venv-')}` makes it there; {environment.option} names the Python "
+        "of another environment"
     )
 
 
@@ -90,7 +96,7 @@ def ask(
     trust_remote_code: bool = False,
     workarounds: bool = True,
 ) -> Response:
-    """Answer the prompts in an engine. `tokenizer`: the model directory. Raises VerifyError if it fails."""
+    """Answer the prompts in an engine. `tokenizer`: the model directory. Raises EngineError if it fails."""
     with tempfile.TemporaryDirectory(prefix="erniekit-engine-") as folder:
         request: dict[str, Any] = {
             "model": str(model.resolve()),
@@ -101,26 +107,33 @@ def ask(
             "workarounds": workarounds,
             "prompts": [_written(prompt, Path(folder), tokenizer) for prompt in prompts],
         }
-        files = [Path(folder, "request.json"), Path(folder, "response.json")]
-        files[0].write_text(json.dumps(request), encoding="utf-8")
-        command = [str(python), str(_SCRIPTS / environment.script), *map(str, files)]
-        ended = subprocess.run(
-            command,
-            env=_without_own_paths(os.environ) | _SETTINGS,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        if ended.returncode != 0 or not files[1].is_file():
-            raise VerifyError(
-                f"{environment.name} ({python}) cannot answer: exit status {ended.returncode}; the end of its output:\n"
-                f"{ended.stdout[-_SHOWN:].strip()}"
-            )
-        content = json.loads(files[1].read_text(encoding="utf-8"))
+        content = run_script(environment, python, request, Path(folder))
     answers = {name: Answer(**fields) for name, fields in content["answers"].items()}
     return Response(content["engine"], tuple(content["faults"]), answers)
+
+
+def run_script(
+    environment: Environment, python: Path, request: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The response of an environment's script. Both files are written to `folder`. Raises EngineError if it fails."""
+    files = [folder / "request.json", folder / "response.json"]
+    files[0].write_text(json.dumps(request), encoding="utf-8")
+    ended = subprocess.run(
+        [str(python), str(_SCRIPTS / environment.script), *map(str, files)],
+        env=_without_own_paths(os.environ) | _SETTINGS,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if ended.returncode != 0 or not files[1].is_file():
+        raise EngineError(
+            f"{environment.name} ({python}) failed: exit status {ended.returncode}; the end of its output:\n"
+            f"{ended.stdout[-_SHOWN:].strip()}"
+        )
+    response: dict[str, Any] = json.loads(files[1].read_text(encoding="utf-8"))
+    return response
 
 
 def _without_own_paths(environment: Any) -> dict[str, str]:

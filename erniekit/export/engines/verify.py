@@ -116,18 +116,15 @@ class _Comparison:
 
     def run(self, engine: Engine, rows: list[Row]) -> Iterator[Check]:
         """Ask an engine; adds a row for each prompt. Raises VerifyError if it cannot run."""
+        problems = (
+            head_size_problem(self.config) if engine == "vllm" else None,
+            quantized_problem(engine, self.config, self._quantization),
+        )
+        yield from (Check("note", problem) for problem in problems if problem is not None)
         if engine == "transformers":
             name, answers = _ask_transformers(self)
         else:
-            if engine == "vllm":
-                problems = (
-                    head_size_problem(self.config),
-                    quantized_problem(self.config, self._quantization),
-                )
-                yield from (Check("note", problem) for problem in problems if problem is not None)
-                response = self._ask(VLLM, self.directory)
-            else:
-                response = self._ask_llama()
+            response = self._ask(VLLM, self.directory) if engine == "vllm" else self._ask_llama()
             yield from fault_notes(response.faults, self.options.workarounds)
             name, answers = response.engine, response.answers
         for prompt, expected in zip(self.prompts, self.expected, strict=True):

@@ -14,7 +14,7 @@ from erniekit.config.choices import Engine
 from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.load.loader import load_row
 from erniekit.data.media.patches import patchify
-from erniekit.errors import VerifyError
+from erniekit.errors import EngineError
 from erniekit.export.check import Check
 from erniekit.export.engines import process
 from erniekit.export.engines.answers import Answer, PaddleAnswer, compare, table
@@ -140,16 +140,16 @@ def test_a_script_that_fails(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('no kernel for this head size')")
-    with pytest.raises(VerifyError, match=r"exit status 1.*\n.*no kernel for this head size"):
+    with pytest.raises(EngineError, match=r"exit status 1.*\n.*no kernel for this head size"):
         run_script(script, models["vl"], prompts, monkeypatch)
 
 
 def test_where_the_python_of_an_engine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(VerifyError, match=r"--engine-python .*: no such file"):
+    with pytest.raises(EngineError, match=r"--engine-python .*: no such file"):
         find_python(VLLM, tmp_path / "python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(process, "_CHECKOUT", tmp_path)
-    with pytest.raises(VerifyError, match="`make engines`"):
+    with pytest.raises(EngineError, match="`make engines ENGINES=vllm`"):
         find_python(VLLM, None)
     python = tmp_path / VLLM.folder / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -198,8 +198,14 @@ def test_faults_are_named_with_what_to_do(models: dict[str, Path]) -> None:
 
 
 def test_quantized_exports_that_vllm_cannot_serve_on_cpus(models: dict[str, Path]) -> None:
-    dense, moe = (ErnieConfig.from_dir(models[family]) for family in ("dense", "moe"))
-    assert quantized_problem(dense, None) is None and quantized_problem(moe, None) is None
-    assert quantized_problem(dense, Quantization(4, 32)) is None
-    assert "weights of 8 bits" in str(quantized_problem(dense, Quantization(8)))
-    assert "quantized experts" in str(quantized_problem(moe, Quantization(4, 32)))
+    dense, moe, vl = (ErnieConfig.from_dir(models[family]) for family in ("dense", "moe", "vl"))
+    int4, int8 = Quantization(4, 32), Quantization(8)
+    assert quantized_problem("vllm", dense, None) is None and quantized_problem("vllm", moe, None) is None
+    assert (
+        quantized_problem("vllm", dense, int4) is None
+        and quantized_problem("transformers", moe, int8) is None
+    )
+    assert "weights of 8 bits" in str(quantized_problem("vllm", dense, int8))
+    assert "or with --engine transformers" in str(quantized_problem("vllm", moe, int4))
+    assert str(quantized_problem("vllm", vl, int4)).endswith("verify it on a GPU")
+    assert "does not load" in str(quantized_problem("transformers", vl, int4))

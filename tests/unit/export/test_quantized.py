@@ -120,6 +120,7 @@ def test_what_cannot_be_quantized(models: dict[str, Path], copy: Copy, tmp_path:
 
     assert "groups of 48 do not divide" in refused(models["dense"], quantize="int4", quantize_group=48)
     assert "--layout hub or transformers" in refused(models["dense"], quantize="int8", layout="paddle")
+    assert "transformers 5.24 does not load" in refused(models["vl"], quantize="int8", layout="transformers")
     assert "--gguf-type q8_0" in refused(models["dense"], quantize="int8", layout="gguf")
     assert "need --quantize" in refused(models["dense"], eval_files=["x"])
     narrow = copy("dense", "narrow", intermediate_size=42)
