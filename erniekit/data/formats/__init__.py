@@ -45,8 +45,8 @@ _MOST_KEYS, _LONGEST_KEY = 20, 40  # shown in an error
 _PLACEHOLDER = re.compile(r"\{\{ ?\w{2,30} ?\}\}")
 _CHATS = ("messages", "sharegpt", "alpaca", "query_response")
 
-# (format, keys of its records), in the order in which they are tried: keys of a single format come first, keys that
-# other formats have as well come last.
+# (format, keys of its records), tried in this order: keys of only one format come first, keys that several formats
+# share come last.
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("messages", ("messages",)),
     ("messages", ("input", "preferred_output")),
@@ -90,9 +90,8 @@ def parse_record(
 ) -> Conversation:
     """A JSON record as a Conversation.
 
-    format: one of FORMATS, or "auto" = what `detect` says, record by record. base_dir: what relative paths of media
-    are relative to; access: what media may be. Raises SampleError; DataError for an unknown
-    format.
+    format: one of FORMATS, or "auto" to detect the format of each record. base_dir: the base of relative paths of
+    media; access: which media may be read. Raises SampleError, and DataError for an unknown format.
     """
     if format != "auto" and format not in FORMATS:
         raise DataError(f'unknown data format "{format}": it must be auto, {", ".join(FORMATS)}')
@@ -132,7 +131,7 @@ def _unknown(record: dict[str, Any], format: str) -> str:
 
 
 def _check(conversation: Conversation, sample: SampleContext) -> None:
-    """Rejects conversations that no format may produce."""
+    """Raises SampleError for conversations that are invalid in every format."""
     if not conversation.messages:
         raise sample.bad("the sample has no messages")
     prompt = conversation.rejected_prompt
@@ -144,7 +143,7 @@ def _check(conversation: Conversation, sample: SampleContext) -> None:
 
 
 def _note_placeholders(conversation: Conversation, sample: SampleContext) -> None:
-    """Note names in double braces in a chat, which a script should have filled in."""
+    """Reports placeholders such as {{name}} in a chat, which a script should have replaced."""
     for message in (*conversation.messages, *conversation.rejected):
         for part in message.parts:
             if isinstance(part, TextPart | ReasoningPart) and "{{" in part.text and message.role != "text":
@@ -153,7 +152,7 @@ def _note_placeholders(conversation: Conversation, sample: SampleContext) -> Non
 
 
 def _check_text(message: Message, sample: SampleContext) -> None:
-    """Rejects half surrogate pairs: JSON can contain them, but they are not text, and tokenizers reject them."""
+    """Raises SampleError for unpaired surrogates: JSON can contain them, but tokenizers reject them."""
     for part in message.parts:
         for text in _texts(part):
             try:

@@ -1,8 +1,8 @@
 """Format "alpaca": instructions and their outputs.
 
 {"instruction", "input": optional, "output", "system", "history": [[question, answer], ...], "tools", "images",
- "videos": optional}; a preference pair has "chosen" and "rejected" in the place of "output", and ERNIEKit's has
-"question" in the place of "instruction".
+ "videos": optional}; a preference pair has "chosen" and "rejected" instead of "output"; ERNIEKit's pairs have
+"question" instead of "instruction".
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _KEYS = frozenset(
 def parse_alpaca(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """One record as a Conversation.
 
-    The question is the instruction, a line end and the input, or the one of them that is not empty. The answers of
-    the history carry loss as well. Raises SampleError.
+    The question is the instruction, a line break and the input; empty ones are left out. The answers in the history
+    carry loss as well. Raises SampleError.
     """
     sample.check_keys("the record", "record", record, _KEYS | {_key(record)})
     reader = MessageReader(record, sample)

@@ -1,4 +1,4 @@
-"""Format "erniekit": the samples of ERNIEKit, recognized by their keys.
+"""Format "erniekit": samples of ERNIEKit, recognized by their keys.
 
 `text_info`: multimodal chats (erniekit_vl); `src` with `response`: preference pairs, `src` with `tgt`: text chats, and
 `tgt` or `text` alone: text for continued pre-training (erniekit_text).
@@ -17,7 +17,7 @@ _KEYS = ("text_info", "src", "tgt", "text")
 
 
 def parse_erniekit(record: dict[str, Any], sample: SampleContext) -> Conversation:
-    """One record as a Conversation. Its first key that is not null decides the kind of sample. Raises SampleError."""
+    """One record as a Conversation. Its first key of _KEYS that is not null decides the format. Raises SampleError."""
     there = [key for key in _KEYS if key in record]
     key = next((key for key in there if record[key] is not None), there[0])
     if key == "text_info":

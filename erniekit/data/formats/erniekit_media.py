@@ -47,8 +47,8 @@ class _Frames:
 def placed_media(record: dict[str, Any], texts: int, sample: SampleContext) -> dict[int, tuple[Part, ...]]:
     """The media of a record by the index of the text that follows them, in order. texts: number of texts.
 
-    Entries of image_info with the image_type "video" and one video_uid are the frames of one video, which stands
-    where the first of them does. Raises SampleError.
+    Entries of image_info with image_type "video" and the same video_uid are the frames of one video, which is placed
+    where its first frame is. Raises SampleError.
     """
     lists = {key: _entries(record, key, sample) for key in _LISTS}
     if record.get("order"):
@@ -129,7 +129,7 @@ def _ordered(
 
 
 def _part(entry: _Entry, frames: dict[Any, _Frames], sample: SampleContext) -> Part | _Frames:
-    """The part for one entry; a frame gives the video that it belongs to."""
+    """The part for one entry; for a frame, the video that it belongs to."""
     for key in _SPOKEN:
         if entry.value.get(key):
             raise sample.error("not supported", f'{entry.where}: the "{key}" of a video is not supported')
@@ -150,7 +150,7 @@ def _part(entry: _Entry, frames: dict[Any, _Frames], sample: SampleContext) -> P
         raise sample.bad(f'{entry.where}: a frame of a video needs "video_uid", a string or number')
     video = frames.setdefault(uid, _Frames(entry.text, entry.where))
     if video.text != entry.text:
-        raise sample.bad(f"{entry.where}: the frames of video {quoted(uid)} stand before different texts")
+        raise sample.bad(f"{entry.where}: the frames of video {quoted(uid)} are before different texts")
     video.sources.append(image.source)
     video.times += [entry.value[key] for key in _TIMES if entry.value.get(key) is not None][:1]
     return video
@@ -161,7 +161,8 @@ def _finished(part: Part | _Frames, sample: SampleContext) -> Part:
         return part
     if part.times and len(part.times) != len(part.sources):
         raise sample.bad(
-            f"{part.where}: {len(part.times)} of the {len(part.sources)} frames of its video have a time: all or none"
+            f"{part.where}: {len(part.times)} of the {len(part.sources)} frames of its video have a time: give all or "
+            "none"
         )
     return with_options(
         part.where, VideoPart(tuple(part.sources)), {"timestamps": part.times or None}, sample.bad

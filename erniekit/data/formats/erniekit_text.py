@@ -22,8 +22,8 @@ _CHAT_KEYS = frozenset(("src", "tgt", "system", "is_system", "tools", *_MEDIA))
 def parse_text_chat(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """A chat as a Conversation.
 
-    `label` 0 takes the loss of the answer with the same number. With `is_system` the first of src is the system
-    message, and its tgt, a filler, is dropped. Raises SampleError.
+    An answer whose `label` is 0 carries no loss. With `is_system`, the first text of `src` is the system message, and
+    the first text of `tgt`, a placeholder, is dropped. Raises SampleError.
     """
     sample.check_keys("the record", "record", record, _CHAT_KEYS | {"label"})
     questions, answers = _texts(record, "src", sample), _texts(record, "tgt", sample)
@@ -68,7 +68,7 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
         raise sample.bad(f'"sort" must be two numbers, one for each candidate, it is {quoted(ranks)}')
     if not ranks[0] < ranks[1] and not ranks[1] < ranks[0]:
         raise sample.bad(
-            f'the numbers of "sort" must differ (the larger is of the chosen), they are {quoted(ranks)}'
+            f'the numbers of "sort" must differ (the chosen one has the larger), they are {quoted(ranks)}'
         )
     first, second = (_candidate(number, value, sample) for number, value in enumerate(candidates))
     chosen, rejected = (first, second) if ranks[0] > ranks[1] else (second, first)
@@ -78,7 +78,7 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
 
 
 def parse_pretraining(record: dict[str, Any], sample: SampleContext) -> Conversation:
-    """Text for continued pre-training, under "tgt" (several texts run on) or "text". Raises SampleError."""
+    """Text for continued pre-training, under "tgt" (several texts are concatenated) or "text". Raises SampleError."""
     sample.check_keys("the record", "record", record, ("text" if record.get("tgt") is None else "tgt",))
     if record.get("tgt") is None:
         return plain_text(sample.text(record, "text"), sample)
@@ -89,7 +89,7 @@ def _texts(record: dict[str, Any], key: str, sample: SampleContext) -> list[str]
     value = record.get(key)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        found = "an array with something else in it" if isinstance(texts, list) else describe_value(texts)
+        found = "an array with other values" if isinstance(texts, list) else describe_value(texts)
         raise sample.bad(f'"{key}" must be a string or a list of strings, it is {found}')
     return texts
 
@@ -100,7 +100,8 @@ def _turns(
     """Questions and answers in turn, after the system message; the last question may have no answer."""
     for key in _MEDIA:
         if record.get(key):
-            raise sample.bad(f'"{key}" beside "src": ERNIEKit has media in samples with "text_info" only')
+            detail = 'ERNIEKit has media only in samples with "text_info"'
+            raise sample.bad(f'"{key}" together with "src": {detail}')
     is_system = sample.switch('"is_system"', record.get("is_system"), default=False)
     messages = []
     for number, question in enumerate(questions):
@@ -131,7 +132,7 @@ def _candidate(number: int, value: Any, sample: SampleContext) -> list[Message]:
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             raise sample.bad(
-                f"{where}[{index}] must be a string with something in it, it is {describe_value(text)}"
+                f"{where}[{index}] must be a string that is not empty, it is {describe_value(text)}"
             )
         role: Role = "user" if index % 2 else "assistant"
         messages.append(Message(role, (TextPart(text),), trained=role == "assistant"))

@@ -31,12 +31,11 @@ _TEXT_KEYS = frozenset(
 def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """One record as a Conversation.
 
-    Texts alternate: the user's (`mask`) first, the assistant's (`no_mask`) carry loss unless their `label` is
-    0. A `mask` text with a `tool_response` is the result of a tool; several may follow each other. With
-    `is_system` the first text is the system prompt; a `no_mask` text right after it is a filler that ERNIEKit
-    drops, and so is dropped here. Media stand before the text of their `matched_text_index`, or where `order`
-    says, always before a user's text or in the result of a tool. Indices count the texts as written.
-    Raises SampleError.
+    Texts of the user (`mask`) and the assistant (`no_mask`) alternate, the user's first; the assistant's carry loss
+    unless their `label` is 0. A `mask` text with a `tool_response` is the result of a tool; several may follow each
+    other. With `is_system` the first text is the system prompt; a `no_mask` text right after it is a placeholder,
+    dropped as in ERNIEKit. Media are placed before the text of their `matched_text_index`, or in the given `order`,
+    always before a user's text or in the result of a tool. Indices count the texts of the record. Raises SampleError.
     """
     sample.check_keys("the record", "record", record, _KEYS)
     texts = record["text_info"]
@@ -50,7 +49,7 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
     for index, turn in enumerate(_turns(texts, is_system, tools, sample)):
         parts = media.get(index, ())
         if parts and (turn is None or turn.message.role not in ("user", "tool")):
-            detail = "an image or video can only stand before one"
+            detail = "an image or video can only be placed before one"
             raise sample.bad(f"text_info[{index}] is not a user's text; {detail}")
         if turn is not None:
             message = replace(turn.message, parts=(*parts, *turn.message.parts))

@@ -69,13 +69,13 @@ Translate = Callable[[str, dict[str, Any]], dict[str, Any]]
 def parse_messages(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """One record as a Conversation.
 
-    In a user's content that is a string, each `<image>` or `<video>` stands for the next one of the record's
-    `images` or `videos`; there must be as many marks as media, and where there are media the text of a tool's result
-    has marks as well. In a list of parts they are plain text, and {"type": "image"} without a source takes the next of
-    `images`. An assistant message carries loss unless it says `"loss": false` (or another of LOSS_SWITCHES does), or
-    the record's `label`, a list with 0 or 1 for each, says 0; its `reasoning_content` is what it thinks first. Results
-    of tools are put in the order of their calls: see `in_order_of_calls`. A lone answer is text for continued
-    pre-training, as in ms-swift's files. Preference pairs: see `preference`. Raises SampleError.
+    If a user's content is a string, each `<image>` or `<video>` in it is a mark for the next of the record's `images`
+    or `videos`; their numbers must be equal. If the record has media, marks in tool results count too. In a list of
+    parts, marks are plain text, and {"type": "image"} without a source takes the next of `images`.
+    An assistant message carries loss unless one of its LOSS_SWITCHES is false or the record's `label`, a list with 0 or
+    1 for each answer, has 0 for it; its `reasoning_content` comes before its text. Results of tools are put in the
+    order of their calls: see `in_order_of_calls`. A single assistant message is text for continued pre-training, as in
+    ms-swift's files. Preference pairs: see `preference`. Raises SampleError.
     """
     if record.get("preferred_output") is not None or record.get("non_preferred_output") is not None:
         record = _preference_file(record, sample)
@@ -91,7 +91,7 @@ def parse_messages(record: dict[str, Any], sample: SampleContext) -> Conversatio
 
 
 def _preference_file(record: dict[str, Any], sample: SampleContext) -> dict[str, Any]:
-    """A record of OpenAI's preference fine-tuning, with the keys of this format."""
+    """A record of OpenAI's preference fine-tuning, converted to the keys of this format."""
     asked = record.get("input")
     if not isinstance(asked, dict):
         raise sample.bad(f'"input" must be an object with "messages", it is {describe_value(asked)}')
@@ -107,10 +107,10 @@ def chat_or_text(
     reader: MessageReader,
     sample: SampleContext,
 ) -> Conversation:
-    """The Conversation of a record's messages; a lone answer is text for continued pre-training.
+    """The Conversation of a record's messages; a single assistant message is text for continued pre-training.
 
     messages: see `preference.conversation`. ms-swift's files have such text in this form; as a chat it would be an
-    answer to nothing. Raises SampleError.
+    answer without a question. Raises SampleError.
     """
     if messages is None or preference.is_pair(record) or [one.role for one in messages] != ["assistant"]:
         return preference.conversation(record, messages, reader, sample)
@@ -129,8 +129,8 @@ def chat_or_text(
 class MessageReader:
     """Reads the messages of one record.
 
-    translate: for a dialect, makes a message of this format from one of its own; rejected: of the rejected answer of a
-    pair, whose media may be its own. tools: what the assistant may call, by the record or by its system message.
+    translate: converts a message of another dialect to this format. rejected: reads the rejected answer of a pair,
+    which may have different media. tools: the tools of the record or of its system message.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class MessageReader:
     def answer(self, key: str, value: Any) -> list[Message]:
         """One answer of a preference pair: a string, a message, or a list of messages.
 
-        A list that does not start with the assistant is a whole chat; its marks are counted by themselves.
+        A list that does not start with the assistant is a whole chat; its marks are counted separately.
         """
         where = f'"{key}"'
         if isinstance(value, str):
@@ -211,7 +211,7 @@ class MessageReader:
     def _turn(self, where: str, entry: dict[str, Any], ids: Collection[str] = ()) -> tuple[Turn, bool]:
         """A message, and whether it consists only of calls, in a dialect with calls as separate messages.
 
-        ids: those of the calls before it.
+        ids: the ids of the calls before it.
         """
         role = self._role(where, entry)
         self._sample.check_keys(where, "message", entry, _MESSAGE_KEYS | _MORE_KEYS.get(role, frozenset()))
@@ -236,7 +236,7 @@ class MessageReader:
     def _answer(
         self, where: str, parts: tuple[Part, ...], calls: tuple[ToolCallPart, ...]
     ) -> tuple[Part, ...]:
-        """The parts of an answer with its calls, those in its content (Anthropic's form) or those beside it."""
+        """The parts of an answer with its calls, which are in its content (Anthropic's form) or in `calls`."""
         inside = [index for index, part in enumerate(parts) if isinstance(part, ToolCallPart)]
         if inside and calls:
             raise self._sample.error("bad tool call", f"{where}: calls in the content and in tool_calls")
@@ -252,7 +252,7 @@ class MessageReader:
         tools = record_tools(where, entry, self._sample)
         if tools and self.tools and tools != self.tools:
             raise self._sample.error(
-                "bad tools", f"{where} has other tools than the record: keep one of them"
+                "bad tools", f"{where} has different tools from the record: keep one of them"
             )
         self.tools = tools or self.tools
 
@@ -270,7 +270,7 @@ class MessageReader:
             raise self._sample.bad(
                 f"{where}: only a user's message or the result of a tool has images or videos, not one of the {role}"
             )
-        # Ollama's form: the message lists its media, which go to its marks or before its text.
+        # Ollama's form: the message lists its media, which replace its marks or come before its text.
         own = MarkedMedia(entry, self._sample, where=where)
         parts = tuple(self._parts(where, role, entry, own, calls))
         if not own.marks:
@@ -314,9 +314,7 @@ class MessageReader:
     def _trained(self, where: str, role: Role, entry: dict[str, Any], parts: Sequence[Part]) -> bool:
         loss = self._sample.loss(where, entry)
         if loss and role != "assistant":
-            raise self._sample.bad(
-                f"{where}: only the assistant's messages carry loss, not those of the {role}"
-            )
+            raise self._sample.bad(f"{where}: only the assistant's messages carry loss, not the {role}'s")
         if role != "assistant" or loss is False:
             return False
         return any(getattr(part, "trained", True) for part in parts)

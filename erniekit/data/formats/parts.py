@@ -28,8 +28,8 @@ def read_part(
 ) -> tuple[Part, ...]:
     """The parts of one entry of a message's content, in most cases one.
 
-    where: which one, for errors; tools: what the assistant may call. What a part holds stands under the name of its
-    type, or as in LLaMA-Factory's files under "value". Raises SampleError.
+    where: its place in the record, for errors; tools: the tools of the record. The content of a part is under the
+    name of its type or, as in LLaMA-Factory's files, under "value". Raises SampleError.
     """
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
@@ -51,7 +51,7 @@ def read_part(
         return read_tool_calls(where, part.get(kind) or part.get("value"), sample, tools)
     if kind == "tool_result":
         raise sample.bad(
-            f"{where}: parts of type tool_result stand in user messages, not in one of the {role}"
+            f"{where}: parts of type tool_result belong in user messages, not in one of the {role}"
         )
     if kind in _UNSUPPORTED:
         raise sample.error("not supported", f'{where}: parts of type "{kind}" are not supported')
@@ -83,7 +83,7 @@ def _reasoning(
 def _trained(where: str, role: Role, part: dict[str, Any], sample: SampleContext) -> bool:
     trained = sample.loss(where, part)
     if trained and role != "assistant":
-        raise sample.bad(f"{where}: only the assistant's parts carry loss, not those of the {role}")
+        raise sample.bad(f"{where}: only the assistant's parts carry loss, not the {role}'s")
     return trained is None or trained
 
 

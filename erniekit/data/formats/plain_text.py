@@ -15,7 +15,7 @@ def parse_plain_text(record: dict[str, Any], sample: SampleContext) -> Conversat
 
 
 def plain_text(text: str, sample: SampleContext, *, trained: bool = True) -> Conversation:
-    """The Conversation of a text that is trained as a whole. Raises SampleError if it is empty."""
+    """The Conversation of a text, by default trained as a whole. Raises SampleError if it is empty."""
     if not text:
         raise sample.bad("the text is empty")
     return Conversation((Message("text", (TextPart(text),), trained),), sample.sample_id)

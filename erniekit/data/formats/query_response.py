@@ -2,8 +2,8 @@
 
 {"query", "response"}, {"prompt", "completion"}, {"question", "answer"} or {"prompt", "response"}, with "system",
 "history": [[question, answer], ...], "tools", "images", "videos" where needed. A preference pair has "chosen" and
-"rejected" in the place of the answer, or ms-swift's "rejected_response" beside it. Prompt and completion may also be
-lists of messages, as TRL has them.
+"rejected" instead of the answer, or ms-swift's "rejected_response" in addition to it. Prompt and completion may also
+be lists of messages, as in TRL.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conve
     reasoning = turns.reasoning(record, sample)
     if isinstance(record.get(answer), list):
         if reasoning:
-            raise sample.bad("reasoning beside a list of messages: put it into the assistant message")
+            raise sample.bad("reasoning next to a list of messages: put it into the assistant message")
         messages += reader.chat(f'"{answer}", message', answer, record[answer])
     elif record.get("chosen") is None and record.get("rejected") is None:
         messages.append(turns.answer(f'"{answer}"', record.get(answer), sample, reasoning))
@@ -46,7 +46,7 @@ def parse_query_response(record: dict[str, Any], sample: SampleContext) -> Conve
 
 
 def _keys(record: dict[str, Any]) -> tuple[str, str]:
-    """The first pair of keys that the record has, or of which it has the question."""
+    """The first pair of keys that are both in the record, or else the first pair with its question in the record."""
     for needed in (2, 1):
         for pair in PAIRS:
             if all(record.get(key) is not None for key in pair[:needed]):

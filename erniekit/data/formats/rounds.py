@@ -17,7 +17,7 @@ _ROUNDS = (("human", "assistant"), ("input", "output"))
 
 
 def are_rounds(entries: Any) -> TypeGuard[list[Any]]:
-    """Whether a chat is a list of rounds, by its first entry."""
+    """Whether a chat is a list of rounds, judged by its first entry."""
     first = entries[0] if isinstance(entries, list) and entries else None
     return isinstance(first, dict) and any(all(key in first for key in keys) for keys in _ROUNDS)
 

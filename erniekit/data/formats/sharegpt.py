@@ -3,7 +3,7 @@
 {"conversations" or "conversation": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
                                        "value": string}],
  "system", "tools", "images", "videos": optional, "chosen" and "rejected": optional, messages of the same form}
-The list may also be one of rounds: see `rounds`.
+The list may also consist of rounds: see `rounds`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _ALLOWED = "human, gpt, system, function_call, observation (or user, assistant, 
 def parse_sharegpt(record: dict[str, Any], sample: SampleContext) -> Conversation:
     """One record as a Conversation.
 
-    `<image>` and `<video>` in what a human says stand for the record's `images` and `videos`. The value of a
-    function_call is a call {"name", "arguments"} or a list of such, mostly as JSON text; right after a text of
-    gpt it belongs to the same turn. Messages may also have OpenAI's "role" and "content". Raises SampleError.
+    `<image>` and `<video>` in a human's text are marks for the record's `images` and `videos`. The value of a
+    function_call is a call {"name", "arguments"} or a list of calls, usually as JSON text; right after a text of gpt,
+    it belongs to the same turn. Messages may also have OpenAI's "role" and "content". Raises SampleError.
     """
     key = (
         "conversation"

@@ -1,8 +1,8 @@
 """Format "xlam": function calls as in Salesforce's xLAM data: {"query", "answers": calls, "tools"}.
 
-Calls and tools are JSON text. A tool's parameters are the properties alone, with Python's names of types, and become
-a JSON schema: {"a": {"type": "int, optional", "default": 1}} -> {"type": "object", "properties": {"a": {"type":
-"integer", "default": 1}}, "required": []}.
+Calls and tools are JSON text. A tool's parameters are only the properties, with Python's names of types, and are
+converted to a JSON schema: {"a": {"type": "int, optional", "default": 1}} -> {"type": "object", "properties": {"a":
+{"type": "integer", "default": 1}}, "required": []}.
 """
 
 from __future__ import annotations

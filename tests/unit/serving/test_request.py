@@ -415,7 +415,7 @@ def test_urls_are_for_servers_that_allow_them() -> None:
         ([QUESTION, _calling("x", "y"), _result("1", "z"), _result("2", "x")], "message 3: tool_call_id 'z'"),
         ([QUESTION, _calling("x", "y"), _result("1", "x")], "message 2: the result of its tool call 2"),
         ([QUESTION, _calling("x"), QUESTION], "message 2: the result of its tool call 1 .* before message 3"),
-        ([QUESTION, _result("1", "x")], "message 2: the result of a tool, but message 1 calls none"),
+        ([QUESTION, _result("1", "x")], "message 2: the result of a tool, but message 1 has no tool_calls"),
         ([QUESTION, _calling("x"), _result("1", "x"), _result("2", "x")], "message 4: a second result"),
         ([{"role": "system", "content": "s", "tools": list(TOOLS)}, QUESTION], "messages.0: tools belong in"),
     ],

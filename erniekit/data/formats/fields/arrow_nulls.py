@@ -1,7 +1,7 @@
-"""What Arrow changes in tools and calls: its structs have the keys of all rows, null where a row has none of its own.
+"""Reverts what Arrow changes in tools and calls.
 
-Numbers suffer likewise: a column of whole and other numbers is one of floats. Sources: JSON Schema 2020-12, and
-`nullable` of OpenAPI.
+Arrow's structs have the keys of all rows, with null for the keys that a row does not have; a column with whole and
+other numbers becomes floats. Sources: JSON Schema 2020-12, and `nullable` of OpenAPI.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _STRUCTURE = ("$ref", *_COMBINED, "properties", "items")
 
 
 def clean_schema(value: Any) -> Any:
-    """A tool's object, or the schema inside it, without the keys whose value is null and that no schema has so.
+    """A tool's object, or the schema inside it, without keys that are only null because of Arrow.
 
-    A null stays as `default` where the schema takes it, as `const` of the type null, and in lists of values. Whole
-    numbers beside the type "integer", and counts, are written as such.
+    A null is kept as `default` if the schema allows null, as `const` of the type null, and in lists of values. Floats
+    that are whole become integers next to the type "integer" and in counts.
     """
     if isinstance(value, list):
         return [clean_schema(inner) for inner in value]
@@ -47,10 +47,10 @@ def clean_schema(value: Any) -> Any:
 
 
 def clean_arguments(arguments: dict[str, Any], parameters: Any) -> dict[str, Any]:
-    """The arguments of a call as the tool's cleaned schema has them.
+    """The arguments of a call without Arrow's changes, according to the tool's cleaned schema.
 
-    A null goes unless the schema allows it at its place, so where there is no schema every one; whole numbers of the
-    type "integer" are written as such. parameters: the schema, None for a tool that is not listed.
+    Nulls are removed unless the schema allows them at their place; without a schema all are removed. Floats that are
+    whole become integers if the type is "integer". parameters: the schema, None for a tool that is not listed.
     """
     cleaned: dict[str, Any] = _clean(arguments, _variants(parameters, parameters), parameters)
     return cleaned
@@ -136,7 +136,7 @@ def _allows_null(schema: dict[str, Any]) -> bool:
 
 
 def _type_takes_null(value: Any) -> bool:
-    """Whether the value of a key "type" includes null; data also has Python's names there."""
+    """Whether the value of a key "type" includes null; Python's names of types occur in data too."""
     return any(
         name in ("null", "any") or "none" in name or name.startswith("optional[") for name in _types(value)
     )

@@ -14,7 +14,7 @@ from erniekit.data.formats.fields.results import CALL_ID_KEYS, read_id
 from erniekit.data.formats.fields.tools import json_text, parsed, says_nothing
 
 Tools = Sequence[dict[str, Any]]
-# Keys of a message that hold its calls, the second one in data for OpenAI's older interface.
+# Keys of a message that hold its calls; the second one is of OpenAI's older interface.
 CALL_KEYS = ("tool_calls", "function_call")
 # Keys of a call that hold its arguments: of OpenAI, Llama and Hermes, Anthropic, LangChain.
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
@@ -26,9 +26,9 @@ _BAD = "bad tool call"
 def message_calls(
     where: str, entry: dict[str, Any], sample: SampleContext, tools: Tools = ()
 ) -> tuple[ToolCallPart, ...]:
-    """The calls next to the content of a message; null and empty values, also as text, are no calls.
+    """The calls next to the content of a message. Null and empty values, and such JSON text, are no calls.
 
-    tools: what the record offers, as `read_tools` gives it. Raises SampleError.
+    tools: the tools of the record, from `read_tools`. Raises SampleError.
     """
     given = []
     for key in CALL_KEYS:
@@ -45,11 +45,11 @@ def message_calls(
 def read_tool_calls(
     where: str, value: Any, sample: SampleContext, tools: Tools = ()
 ) -> tuple[ToolCallPart, ...]:
-    """The calls of one message; where: which message, for errors.
+    """The calls of one message; where: its place in the record, for errors.
 
     value: a call, a list of calls, or the JSON text of either. A call is {"name", "arguments"}, or has these
-    under "function". Arguments are a JSON object, from which nulls go that the tool's schema does not allow, or its
-    text, which is kept as it stands; none are {}. Raises SampleError.
+    under "function". Arguments are a JSON object, without the nulls that the tool's schema does not allow, or JSON
+    text, which is kept unchanged; missing arguments become {}. Raises SampleError.
     """
     calls = parsed(value, f"{where}: the tool call", _BAD, sample)
     if isinstance(calls, dict):
@@ -139,7 +139,7 @@ def notice_calls(conversation: Conversation, sample: SampleContext) -> None:
 
 
 def split_results(where: str, entry: dict[str, Any], sample: SampleContext) -> list[dict[str, Any]]:
-    """A user's message with tool results in Anthropic's form: the results as separate messages, then the rest."""
+    """Splits a user's message with tool results (Anthropic's form): each result as a message, then the rest."""
     content = entry.get("content")
     if entry.get("role") != "user" or not isinstance(content, list) or not any(map(_is_result, content)):
         return [entry]

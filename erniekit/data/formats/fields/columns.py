@@ -1,4 +1,4 @@
-"""The names of a format's keys in a source: data.train: [{path, columns: {messages: dialogue}}]."""
+"""Renames the keys of a source's records to those of a format: data.train: [{path, columns: {messages: dialogue}}]."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ _NEEDED = (
 
 
 def read_columns(names: Mapping[str, str] | None, source: str) -> Columns:
-    """The columns of a source's configuration. Raises DataError for a key that no format reads, or a name twice."""
+    """The columns of a source's configuration.
+
+    Raises DataError for a key that no format reads, and for a name that is given to two keys.
+    """
     columns = tuple((names or {}).items())
     known = (*_NEEDED, *_OPTIONAL)
     for key, _ in columns:
@@ -45,13 +48,13 @@ def read_columns(names: Mapping[str, str] | None, source: str) -> Columns:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             raise DataError(
-                f'{source}: columns: no format reads the key "{key}" (left is the key of a format, right the name in '
-                f"the data{hint})"
+                f'{source}: columns: no format reads the key "{key}" (the key of a format is on the left, the name '
+                f"in the data on the right{hint})"
             )
     used = [name for _, name in columns]
     twice = next((name for name in used if used.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f'{source}: columns: "{twice}" stands for two keys; a column can be only one')
+        raise DataError(f'{source}: columns: "{twice}" is given to two keys; use each name once')
     return columns
 
 

@@ -21,10 +21,10 @@ _SOURCES = ("bytes", "path", "url")
 
 @dataclass(frozen=True, slots=True)
 class SampleContext:
-    """One record on its way to a Conversation.
+    """Where a record comes from, and the notices about it; used while a format reads it.
 
-    base_dir: what relative paths of media are relative to; sample_id: "file:line"; access: what media may
-    be. notices: see `Conversation`, in the order in which they were made.
+    base_dir: the base of relative paths of media; sample_id: "file:line"; access: which media may be read. notices: see
+    `Conversation`, oldest first.
     """
 
     base_dir: Path
@@ -41,13 +41,14 @@ class SampleContext:
         return self.error("bad record", detail)
 
     def notice(self, text: str) -> None:
-        """Note something that users should know but is not an error. text: the same for all samples with it."""
+        """Reports something that users should know but is not an error. Equal texts of samples are counted together."""
         self.notices[text] = None
 
     def check_keys(self, where: str, level: Level, entry: Mapping[str, Any], read: Collection[str]) -> None:
-        """Report the keys of a record, message or part that are not read; reject those that would change training.
+        """Reports keys of a record, message or part that are not read.
 
-        read: the keys that its format reads. A key whose value is null or empty says nothing. Raises SampleError.
+        read: the keys that its format reads. Keys with null or empty values are ignored. Raises SampleError for a
+        key that would change training.
         """
         for key, value in entry.items():
             if key in read or value is None or value in ("", [], {}):
@@ -103,10 +104,12 @@ class SampleContext:
                 return with_options(where, self.video(where, inner), value, self.bad)
         if isinstance(value, list):
             if not value:
-                raise self.bad(f"{where}: a video given as a list of its frames needs at least one")
+                raise self.bad(f"{where}: a video given as a list of frames needs at least one")
             frames = [self.image(f"{where}, frame {n}", frame) for n, frame in enumerate(value, 1)]
             if any(frame != ImagePart(frame.source) for frame in frames):
-                raise self.bad(f"{where}: bounds of pixels belong to the video, not to one of its frames")
+                raise self.bad(
+                    f"{where}: min_pixels and max_pixels belong to the video, not to one of its frames"
+                )
             return VideoPart(tuple(frame.source for frame in frames))
         try:
             source = resolve_source(value, self.base_dir, self.sample_id, kind="video", access=self.access)
@@ -127,7 +130,7 @@ class SampleContext:
         return "" if record.get(key) is None else self.text(record, key)
 
     def switch(self, where: str, value: Any, default: bool) -> bool:
-        """A switch of ERNIEKit: 0 or 1, or the default if it is missing."""
+        """One of ERNIEKit's switches: 0 or 1, or the default if it is missing."""
         if value is None:
             return default
         if value not in (0, 1):
@@ -148,7 +151,7 @@ class SampleContext:
 
 
 def _source(value: Mapping[str, Any], kind: str) -> Any:
-    """The source under the name of its kind, as in Qwen-VL's elements; None if it is under the common keys."""
+    """The source under the name of its kind, as in Qwen-VL's data; None if it is under one of _SOURCES."""
     return value.get(kind) if all(value.get(key) is None for key in _SOURCES) else None
 
 

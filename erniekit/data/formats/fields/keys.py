@@ -1,8 +1,8 @@
 """Keys in data of other trainers: synonyms, harmless keys, and rejected keys.
 
-Every key of a record, message or part is read by its format, or harmless, or refused because it would change what is
-trained and nothing here does that, or it is reported. Sources: the documentation of OpenAI, axolotl, ms-swift,
-LLaMA-Factory and TRL.
+A key of a record, message or part is read by its format, ignored because it is harmless, or refused because it would
+change what is trained in a way that is not supported. All other keys are reported. Sources: the documentation of
+OpenAI, axolotl, ms-swift, LLaMA-Factory and TRL.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ HARMLESS: dict[Level, frozenset[str]] = {
     "tool call": frozenset((*_COMMON, "status")),
 }
 
-# For each key the values without effect (besides null and empty ones), and the advice for all others.
+# For each key, the values without effect (in addition to null and empty ones), and the advice for other values.
 Refused = dict[str, tuple[tuple[Any, ...], str]]
-_SAY_LOSS = 'say "loss": false in the messages that are not to be trained'
+NO_AUDIO = "is not supported: the models take no audio"
+_SAY_LOSS = 'set "loss": false in the messages that are not to be trained'
 _NO_WEIGHTS = "is not read: samples have no weights; give a source a weight in data.train"
 _UNTRAINED: Refused = {
     key: ((False,), f"is not read: {_SAY_LOSS}") for key in ("mask", "masked", "ignore", "ignore_loss")
@@ -75,15 +76,15 @@ REFUSED: dict[Level, Refused] = {
             key: ((False,), "is not read: only answers are trained")
             for key in ("train_on_inputs", "train_on_prompt")
         },
-        "tool_calls": ((), "is not read in the record: put it into the assistant message that calls"),
+        "tool_calls": ((), "is not read in the record: put it into the assistant message with the calls"),
         "margin": ((0,), "preference pairs have no margins here"),
         "chat_template_kwargs": ((), "is not read: data.template decides how a chat is written"),
         "mm_processor_kwargs": (
             (),
-            "is not read: give bounds of pixels and frames in the part of an image or video",
+            "is not read: set limits of pixels and frames in the part of an image or video",
         ),
         "rejected_tools": ((), "is not read: both answers of a pair have the same tools"),
-        "rejected_audios": ((), "these models do not hear"),
+        "rejected_audios": ((), NO_AUDIO),
         **{
             key: ((), "is for embedding models, which are not trained here")
             for key in ("positive_messages", "negative_messages")
@@ -95,7 +96,7 @@ REFUSED: dict[Level, Refused] = {
         "channel": (("final",), 'is not read: write reasoning under "reasoning_content"'),
         "prefix": ((False,), "is not read: an answer is trained from its beginning"),
         **{key: ((), "is not read: use parts in the message's content") for key in ("files", "attachments")},
-        **{key: ((), "these models do not hear") for key in ("audio", "audios")},
+        **{key: ((), NO_AUDIO) for key in ("audio", "audios")},
         **{key: ((), "is not read in a message: put it into the record") for key in ("tools", "functions")},
         **{
             key: ((), 'is not read: calls are "tool_calls" of an assistant message')

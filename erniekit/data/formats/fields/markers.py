@@ -1,7 +1,7 @@
 """The marks `<image>` and `<video>` in users' texts, which are replaced by the media that a record lists.
 
-A path inside a tag (`<img>a.png</img>`, as Qwen-VL's data has it, or `<image>` and `<video>` with their ends) is the
-image or video itself.
+A tag around a path (`<img>a.png</img>` as in Qwen-VL's data, `<image>a.png</image>` or `<video>a.mp4</video>`) is
+replaced by the image or video with that path.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from erniekit.data.chat.conversation import ImagePart, MediaKind, Part, TextPart, VideoPart
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
+from erniekit.data.formats.fields.keys import NO_AUDIO
 from erniekit.display.text import counted
 
 Media = TypeVar("Media", ImagePart, VideoPart)
@@ -46,22 +47,22 @@ def has_marks(text: str) -> bool:
 class MarkedMedia:
     """The media of a record's columns `images` and `videos` (or `image`, `video`), taken in order by marks.
 
-    A column is a list, or a single source; in `videos` a list inside the list holds the frames of one video.
-    rejected: those of the rejected answer, which are `rejected_images` and `rejected_videos` where there are such.
-    where: of a message with media of its own, which one. Raises SampleError.
+    A column is a list, or a single source; in `videos`, a list inside the list holds the frames of one video.
+    rejected: reads the media of the rejected answer: `rejected_images` and `rejected_videos` if the record has them.
+    where: the place of a message that lists its own media. Raises SampleError.
     """
 
     def __init__(
         self, record: dict[str, Any], sample: SampleContext, *, rejected: bool = False, where: str = ""
     ) -> None:
         if record.get("audios"):
-            raise sample.error("not supported", '"audios": these models do not hear')
+            raise sample.error("not supported", f'"audios" {NO_AUDIO}')
         self._sample = sample
         self._where = f"{where}: " if where else ""
         self._keys: dict[MediaKind, str] = {kind: _key(record, kind, rejected) for kind in _KINDS}
         for kind in _KINDS:
             if record.get(kind) and record.get(f"{kind}s"):
-                sample.notice(f'key "{kind}" is not read beside "{kind}s"')
+                sample.notice(f'key "{kind}" is not read if "{kind}s" is present')
         self._columns: dict[MediaKind, list[ImagePart] | list[VideoPart]] = {
             "image": _column(record, self._keys["image"], "image", self._where, sample.image, sample),
             "video": _column(record, self._keys["video"], "video", self._where, sample.video, sample),
@@ -87,7 +88,7 @@ class MarkedMedia:
         return tuple(parts)
 
     def _marked(self, match: re.Match[str]) -> tuple[ImagePart | VideoPart | None, int] | None:
-        """(image or video, where the text continues) of a match; None if it is plain text."""
+        """(image or video, position after it) of a match; None if the match is plain text."""
         path, kind = match["img"], match["kind"]
         if path is not None:
             if not _is_source(path, "image") and "/" not in path:
@@ -107,7 +108,7 @@ class MarkedMedia:
         return column[number] if number < len(column) else None
 
     def in_place_of(self, other: MarkedMedia, part: Part) -> Part:
-        """The part of the rejected prompt in place of `part` of the chosen prompt, whose media are `other`."""
+        """The part of the rejected prompt that replaces `part` of the chosen prompt; other: the chosen media."""
         if not isinstance(part, ImagePart | VideoPart):
             return part
         kind: MediaKind = "image" if isinstance(part, ImagePart) else "video"

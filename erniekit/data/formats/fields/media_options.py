@@ -1,4 +1,4 @@
-"""Options of a sample for reading one of its images or videos, under the keys of Qwen-VL and FastDeploy."""
+"""Options for reading an image or video of a sample, under the keys of Qwen-VL and FastDeploy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Bad = Callable[[str], SampleError]
 Media = TypeVar("Media", bound=ImagePart | VideoPart)
 
 _PIXELS = {"min_pixels": ("min_pixels",), "max_pixels": ("max_pixels",)}
-# The keys that set each field of a VideoPart; "frames" sets both bounds of their number.
+# The keys that set each field of a VideoPart; "frames" sets min_frames and max_frames.
 _VIDEO = {
     **_PIXELS,
     "fps": ("fps", "sample_fps"),
@@ -29,14 +29,14 @@ _VIDEO = {
 _SECONDS = ("start", "end")
 _WHOLE = ("frames", "min_frames", "max_frames", "min_pixels", "max_pixels")
 _TIMES = "timestamps"
-# Ignored if fps is known: frames sampled from a video have the distance at which they were sampled.
+# Frames per second of the original video. Ignored if fps, the rate at which frames were sampled, is known.
 _RAW_FPS = "raw_fps"
 IMAGE_KEYS = tuple(_PIXELS)
 VIDEO_KEYS = (*(key for keys in _VIDEO.values() for key in keys), _RAW_FPS, _TIMES)
 
 
 def with_options(where: str, media: Media, entry: Mapping[str, Any], bad: Bad) -> Media:
-    """An image or video with the options in `entry`; where: its place in the record. Raises SampleError."""
+    """An image or video with the options in `entry`; where: its place in the record. bad: makes the error to raise."""
     keys = _PIXELS if isinstance(media, ImagePart) else _VIDEO
     found: dict[str, Any] = {}
     for field, names in keys.items():
@@ -50,12 +50,12 @@ def with_options(where: str, media: Media, entry: Mapping[str, Any], bad: Bad) -
             found["times"] = _times(where, entry[_TIMES], bad)
         if _said(entry, _RAW_FPS) and not found.keys() & {"fps", "times"}:
             raise bad(
-                f'{where}: "{_RAW_FPS}" alone does not say how far apart the frames are: give "fps", how many were '
-                "taken per second"
+                f'{where}: "{_RAW_FPS}" alone does not tell how far apart the frames are: set "fps", the number of '
+                "frames taken per second"
             )
         if "frames" in found:
             if found.keys() & {"min_frames", "max_frames"}:
-                raise bad(f"{where}: an exact number of frames and bounds of it exclude each other")
+                raise bad(f"{where}: give either the number of frames or min_frames and max_frames")
             found["min_frames"] = found["max_frames"] = found.pop("frames")
     for least, most in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
         if least in found and most in found and found[least] > found[most]:
@@ -100,5 +100,5 @@ def _times(where: str, value: Any, bad: Bad) -> tuple[float, ...]:
         raise bad(f'{where}: "{_TIMES}" must be a list with the second of each frame')
     times = tuple(float(_number(where, _TIMES, time, "start", bad)) for time in value)
     if any(later < time for time, later in pairwise(times)):
-        raise bad(f'{where}: "{_TIMES}" must ascend')
+        raise bad(f'{where}: "{_TIMES}" must be in ascending order')
     return times

@@ -1,10 +1,10 @@
-"""ms-swift's grounding data: `objects` of a record, written into its texts at their marks.
+"""ms-swift's grounding data: writes the `objects` of a record into its texts.
 
 {"objects": {"ref": ["sheep"], "bbox": [[x1, y1, x2, y2], ...], "bbox_type": "real" | "norm1", "image_id": [0, ...]}}
-Each `<ref-object>` in the texts of a chat stands for the next name in `ref`, each `<bbox>` for the next box (or point
-[x, y]). Boxes are in pixels of their image, or fractions of its sides ("norm1"). They are written as ERNIE 4.5 VL
-names places: whole numbers from 0 to 1000 of the image's width and height
-(https://github.com/PaddlePaddle/ERNIE/issues/1364), as a JSON list.
+Each `<ref-object>` in the texts of a chat is replaced by the next name in `ref`, each `<bbox>` by the next box (or
+point [x, y]). Boxes are in pixels of their image, or fractions of its sides ("norm1"). They are written as ERNIE 4.5 VL
+expects coordinates: a JSON list of whole numbers from 0 to 1000, relative to the image's width and height
+(https://github.com/PaddlePaddle/ERNIE/issues/1364).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _MARK = re.compile("<ref-object>|<bbox>")
 _TAG = re.compile(r"<img>[^<>\n]+</img>")
 _SCALE = 1000
 _LARGEST = 1e9  # above every image size; comparisons with NaN fail too
-# Length of an image's sides in boxes of each type; None: its pixels. The last two are ms-swift 2's names.
+# The range of coordinates in boxes of each type; None: pixels. The last two are names of ms-swift 2.
 _SIDES = {"real": None, "norm1": 1, "norm1000": 1000, "norm_1": 1, "norm_1000": 1000}
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
-# ms-swift writes image sizes there; they are read from the images instead.
-_PASSED_OVER = ("width", "height")
+# Image sizes in ms-swift's data; they are read from the images instead.
+_IGNORED = ("width", "height")
 
 Chat = Sequence[Message]
 
@@ -53,7 +53,7 @@ class _Objects:
 
 
 def fill(record: dict[str, Any], messages: Chat, sample: SampleContext) -> list[Message]:
-    """A chat with its objects at their marks. Raises SampleError unless their numbers are equal."""
+    """A chat with its marks replaced by objects. Raises SampleError unless their numbers are equal."""
     objects = _read(record, "objects", [messages], sample)
     if objects is None:
         return list(messages)
@@ -65,10 +65,10 @@ def fill(record: dict[str, Any], messages: Chat, sample: SampleContext) -> list[
 def fill_pair(
     record: dict[str, Any], chosen: Chat, rejected: Chat, sample: SampleContext
 ) -> tuple[list[Message], list[Message]]:
-    """Both chats of a preference pair with their objects.
+    """Both chats of a preference pair with their marks replaced by objects.
 
-    `rejected_objects` are those of the rejected one; without them both have the same, of which one of the two may use
-    fewer. Raises SampleError.
+    The rejected chat has `rejected_objects`; without them both chats have the same objects, and one of them may use
+    only some. Raises SampleError.
     """
     objects = _read(record, "objects", [chosen, rejected], sample)
     own = _read(record, "rejected_objects", [rejected], sample)
@@ -88,7 +88,7 @@ def notice_marks(conversation: Conversation, sample: SampleContext) -> None:
         for part in message.parts:
             text = part.text if isinstance(part, TextPart | ReasoningPart) else ""
             if "<" in text and _MARK.search(text):
-                sample.notice('a text has <bbox> or <ref-object>, which stay text without "objects"')
+                sample.notice('a text has <bbox> or <ref-object>, which remain text without "objects"')
             if "<" in text and _TAG.search(text):
                 sample.notice(
                     "a text has <img>...</img>, which is an image only around a path in a user's string"
@@ -96,7 +96,7 @@ def notice_marks(conversation: Conversation, sample: SampleContext) -> None:
 
 
 class _Filling:
-    """A chat while its marks are filled, message by message, each kind in order."""
+    """Replaces the marks of a chat with objects, in order."""
 
     def __init__(self, objects: _Objects, messages: Chat, sample: SampleContext) -> None:
         self._objects = objects
@@ -146,7 +146,7 @@ class _Filling:
         return self._objects.refs[number] if kind == "ref" else json.dumps(self._place(number))
 
     def _place(self, number: int) -> list[int]:
-        """A box as text: its corners in order, from 0 to 1000."""
+        """A box with coordinates from 0 to 1000; the top left corner comes first."""
         box, sides = self._objects.boxes[number], self._objects.sides
         width, height = (sides, sides) if sides is not None else self._size(number)
         scaled = [
@@ -154,7 +154,7 @@ class _Filling:
             for value, side in zip(box, (width, height) * (len(box) // 2), strict=True)
         ]
         if not all(0 <= value <= _SCALE for value in scaled):
-            detail = f"box {number + 1} ({quoted(box)}) lies outside of its image of {width} x {height}"
+            detail = f"box {number + 1} ({quoted(box)}) is outside its image of {width} x {height}"
             raise self._sample.bad(f'"{self._objects.key}": {detail}')
         for axis in range(2 if len(box) == 4 else 0):
             scaled[axis], scaled[axis + 2] = sorted((scaled[axis], scaled[axis + 2]))
@@ -191,7 +191,7 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
         sample.notice(f"key {quoted(key)} of a record is not read")
         return None
     for name, inner in value.items():
-        if name not in (*_KEYS, *_PASSED_OVER) and inner:
+        if name not in (*_KEYS, *_IGNORED) and inner:
             sample.notice(f"key {quoted(name)} of {key} is not read")
     refs = _list(value, "ref", key, sample)
     if not all(isinstance(ref, str) for ref in refs):
@@ -206,9 +206,9 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
         raise sample.bad(f'"{key}": "bbox_type" must be "real" or "norm1", it is {quoted(kind)}')
     image_ids = _list(value, "image_id", key, sample) or [0] * len(boxes)
     if len(image_ids) != len(boxes):
-        raise sample.bad(
-            f'"{key}": "image_id" has {len(image_ids)} for {len(boxes)} in "bbox": the numbers must be equal'
-        )
+        numbers = counted(len(image_ids), "value")
+        found = f'"image_id" has {numbers}, "bbox" has {len(boxes)}'
+        raise sample.bad(f'"{key}": {found}: the numbers must be equal')
     for image_id in image_ids:
         if isinstance(image_id, bool) or not isinstance(image_id, int) or image_id < 0:
             raise sample.bad(

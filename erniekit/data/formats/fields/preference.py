@@ -1,11 +1,10 @@
 """Preference pairs: two answers to one prompt, of which the first is preferred.
 
-"chosen" and "rejected" beside the prompt (each a string, a message, a list of messages, or a whole chat that starts
-with the prompt), ms-swift's "rejected_response" and "rejected_messages" beside a chat that ends with the chosen one, or
-LLaMA-Factory's "chosen_messages" and "rejected_messages", two whole chats.
-"rejected_images", "rejected_videos" and "rejected_objects" are what the rejected answer is about, in the place of
-"images", "videos" and "objects"; alone they make a pair of one answer to two prompts. "rejected_prompt" is the prompt
-of the rejected answer in full.
+Forms: "chosen" and "rejected" next to the prompt (each a string, a message, a list of messages, or a whole chat that
+starts with the prompt), ms-swift's "rejected_response" or "rejected_messages" next to a chat that ends with the chosen
+answer, or LLaMA-Factory's "chosen_messages" and "rejected_messages", two whole chats.
+"rejected_images", "rejected_videos" and "rejected_objects" replace "images", "videos" and "objects" in the prompt of
+the rejected answer; alone they make a pair of one answer to two prompts. "rejected_prompt" replaces that whole prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ANSWERS = (
     "rejected_prompt",
     "chosen_messages",
 )
-# Keys of the rejected answer that replace the same keys of the chosen answer; empty values are ignored.
+# Keys with media and objects of the rejected answer; empty values are ignored.
 _OTHERS = (*REJECTED_MEDIA_KEYS, "rejected_objects")
 KEYS = (*_ANSWERS, *_OTHERS)
 
@@ -59,7 +58,7 @@ class AnswerReader(Protocol):
 
 
 def is_pair(record: dict[str, Any]) -> bool:
-    """Whether a record has a rejected or a chosen answer, or media of a rejected one."""
+    """Whether a record has a rejected or chosen answer, or media of a rejected answer."""
     return any(record.get(key) is not None for key in _ANSWERS) or any(record.get(key) for key in _OTHERS)
 
 
@@ -69,10 +68,10 @@ def conversation(
     reader: AnswerReader,
     sample: SampleContext,
 ) -> Conversation:
-    """The Conversation of a record, a pair or not.
+    """The Conversation of a record, whether it is a preference pair or not.
 
-    messages: the chat, or the prompt of a pair; None where only the answers have it. Of a pair nothing but the two
-    answers carries loss. Raises SampleError.
+    messages: the chat, or the prompt of a pair; None if the prompt is only in the answers. In a pair only the two
+    answers carry loss. Raises SampleError.
     """
     if not is_pair(record):
         reader.marked.check()
@@ -90,7 +89,7 @@ def conversation(
 
 
 def of_pair(pair: Pair, tools: tuple[dict[str, Any], ...], sample: SampleContext) -> Conversation:
-    """The Conversation of a pair. Raises SampleError where both are the same."""
+    """The Conversation of a pair. Raises SampleError if both answers and prompts are the same."""
     same_prompt = _contents(pair.prompt) == _contents(pair.rejected_prompt)
     if same_prompt and _contents(pair.chosen) == _contents(pair.rejected):
         raise sample.bad("the chosen and the rejected answer are the same")
@@ -109,7 +108,7 @@ def _read(
     other = reader.of_rejected()
     if record.get("chosen_messages") is not None:
         if record.get("rejected_messages") is None or messages is not None:
-            raise sample.bad('"chosen_messages" needs "rejected_messages" beside it, and no "messages"')
+            raise sample.bad('"chosen_messages" needs "rejected_messages", and no "messages"')
         chosen = reader.answer("chosen_messages", record["chosen_messages"])
         rejected = other.answer("rejected_messages", record["rejected_messages"])
         other.marked.check()
@@ -187,9 +186,9 @@ def pair(
     """A pair. Raises SampleError unless both answers can follow their prompts."""
     for before in (prompt, rejected_prompt):
         if not before or before[-1].role not in ("user", "tool"):
-            found = f"the {before[-1].role}'s is the last" if before else "there is none"
+            found = f"the last is the {before[-1].role}'s" if before else "there is none"
             raise sample.bad(
-                f"before the answers of a pair a user's or a tool's message must stand last; {found}"
+                f"the last message before the answers of a pair must be a user's or a tool's; {found}"
             )
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer or answer[0].role != "assistant" or answer[-1].role != "assistant":
@@ -197,7 +196,7 @@ def pair(
                 f"the {name} answer must start and end with an assistant message, after the prompt"
             )
         if not answer[0].trained:
-            raise sample.bad(f"the {name} answer must carry loss: its first message says that it does not")
+            raise sample.bad(f"the {name} answer must carry loss, but its first message has none")
     return Pair(prompt, chosen, rejected_prompt, rejected)
 
 

@@ -1,4 +1,4 @@
-"""The results of tools: which call each of them belongs to."""
+"""Matches the results of tools to their calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erniekit.data.chat.conversation import Message, SampleError, TextPart, Tool
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.display.text import counted
 
-# How models write calls, where data has them as text.
+# How calls begin in data that has them as text.
 _WRITTEN_CALLS = ("<tool_call>", "<functioncall>")
 # Keys under which a result names its call.
 CALL_ID_KEYS = ("tool_call_id", "call_id", "tool_use_id")
@@ -20,7 +20,7 @@ CALL_ID_KEYS = ("tool_call_id", "call_id", "tool_use_id")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A message and where it stands, for errors; of a result the id and the tool of its call, "" where it has none."""
+    """A message and its place in the record, for errors. For a result, call_id and tool of its call, "" if unknown."""
 
     message: Message
     where: str
@@ -47,7 +47,7 @@ def result_turn(
 ) -> Turn:
     """The result of a tool, with the name and id of the call from its entry. Raises SampleError.
 
-    known: the ids of calls so far. The id of a message may be that of the call, and mostly is another one.
+    known: the ids of calls so far. A key "id" is only read if it is one of them: usually it is the message's own id.
     """
     ids = [found for key in CALL_ID_KEYS if (found := read_id(where, entry.get(key), sample))]
     if not ids and isinstance(entry.get("id"), str | int) and str(entry["id"]) in known:
@@ -61,18 +61,18 @@ def result_turn(
 def in_order_of_calls(
     turns: Sequence[Turn], sample: SampleContext, *, may_end_with_calls: bool = True
 ) -> list[Message]:
-    """The messages, and the results of tools in the order of their calls.
+    """The messages, with the results of tools in the order of their calls.
 
-    Results follow the answer that calls, one for each call. They are matched by the ids of the calls, without ids by
-    the names of the tools, and otherwise stand in order. Only a chat that ends with its calls has no results of them.
-    Results of calls that an answer has as text are left as they are. Raises SampleError.
+    Results follow the answer with the calls, one for each call. They are matched by the ids of the calls, without ids
+    by the names of the tools, and otherwise by their order. Calls at the end of a chat may have no results, unless
+    may_end_with_calls is False. Results of calls that are written as text stay in their order. Raises SampleError.
     """
     messages: list[Message] = []
     start = 0
     while start < len(turns):
         turn = turns[start]
         if turn.message.role == "tool":
-            raise _fault(turn, "the result of a tool, and no message before it calls one", sample)
+            raise _fault(turn, "the result of a tool without a message before it", sample)
         end = start = start + 1
         while end < len(turns) and turns[end].message.role == "tool":
             end += 1
@@ -83,7 +83,7 @@ def in_order_of_calls(
         elif results:
             text = "".join(part.text for part in turn.message.parts if isinstance(part, TextPart))
             if not any(mark in text for mark in _WRITTEN_CALLS):
-                detail = f"the result of a tool, but {turn.where} calls none (calls are its tool_calls)"
+                detail = f"the result of a tool, but {turn.where} has no tool_calls"
                 raise _fault(results[0], detail, sample)
             sample.notice("calls are text, not tool_calls: results are not matched to them")
             messages += [result.message for result in results]
@@ -96,13 +96,13 @@ def _matched(
 ) -> list[Message]:
     """One result for each call of a turn, in the order of the calls."""
     calls = caller.calls
-    results = _taken_apart(results, len(calls), sample)
+    results = _split_message(results, len(calls), sample)
     placed = _by_id(caller, results, sample)
     rest = [result for result in results if not any(result is other for other in placed.values())]
     open_calls = [number for number in range(len(calls)) if number not in placed]
     if len(rest) > len(open_calls):
-        numbers = f"{counted(len(calls), 'call')}, here are {counted(len(results), 'result')}"
-        detail = f"a result too many: {caller.where} has {numbers}"
+        numbers = f"{counted(len(calls), 'call')}, but there are {counted(len(results), 'result')}"
+        detail = f"too many results: {caller.where} has {numbers}"
         raise _fault(rest[len(open_calls)], detail, sample)
     if len(rest) < len(open_calls):
         call = calls[open_calls[len(rest)]]
@@ -115,7 +115,9 @@ def _matched(
     for number, call in enumerate(calls):
         result = placed[number]
         if result.tool not in ("", call.name):
-            detail = f"its name {quoted(result.tool)} is not that of its call in {caller.where}, {quoted(call.name)}"
+            detail = (
+                f"its name {quoted(result.tool)} differs from its call in {caller.where}, {quoted(call.name)}"
+            )
             raise _fault(result, detail, sample)
     return [placed[number].message for number in range(len(calls))]
 
@@ -140,7 +142,9 @@ def _by_id(caller: Turn, results: Sequence[Turn], sample: SampleContext) -> dict
             continue
         if result.call_id not in ids:
             known = ", ".join(map(quoted, filter(None, ids)))
-            detail = f"tool_call_id {quoted(result.call_id)} is none of the calls in {caller.where} ({known})"
+            detail = (
+                f"tool_call_id {quoted(result.call_id)} matches none of the calls in {caller.where} ({known})"
+            )
             raise _fault(result, detail, sample)
         placed[ids.index(result.call_id)] = result
     return placed
@@ -156,8 +160,8 @@ def _by_name(calls: Sequence[ToolCallPart], results: Sequence[Turn]) -> list[Tur
     ]
 
 
-def _taken_apart(results: Sequence[Turn], calls: int, sample: SampleContext) -> Sequence[Turn]:
-    """LLaMA-Factory puts the results of parallel calls into one message: a JSON list with one entry per call."""
+def _split_message(results: Sequence[Turn], calls: int, sample: SampleContext) -> Sequence[Turn]:
+    """Splits a message with the results of parallel calls, as in LLaMA-Factory: a JSON list with one entry per call."""
     if len(results) != 1 or calls < 2 or results[0].call_id or len(results[0].message.parts) != 1:
         return results
     part = results[0].message.parts[0]
@@ -167,7 +171,7 @@ def _taken_apart(results: Sequence[Turn], calls: int, sample: SampleContext) -> 
         return results
     if not isinstance(values, list) or len(values) != calls:
         return results
-    sample.notice("a list of results in one message is taken apart, one for each call")
+    sample.notice("a list of results in one message is split, one for each call")
     texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
     return [
         replace(results[0], message=replace(results[0].message, parts=(TextPart(text),))) for text in texts

@@ -27,9 +27,9 @@ def record_tools(where: str, entry: dict[str, Any], sample: SampleContext) -> tu
 def read_tools(value: Any, sample: SampleContext) -> tuple[dict[str, Any], ...]:
     """The tools of a record, each {"type": "function", "function": {"name", ...}}.
 
-    value: a list of tools or its JSON text; null and what is empty, also as text, are none. A tool has that form
-    already, or is the inner object alone, or JSON text of either. The inner object keeps its keys and their order, but
-    for nulls that no schema has, and the schema of the arguments is under "parameters". Raises SampleError.
+    value: a list of tools or its JSON text; null and empty values, and such JSON text, mean no tools. A tool has the
+    form above, or is only the inner object, or the JSON text of either. The inner object keeps its keys and their
+    order, except for Arrow's nulls; the schema of the arguments is put under "parameters". Raises SampleError.
     """
     tools = parsed(value, "tools", "bad tools", sample)
     if says_nothing(tools):
@@ -57,7 +57,7 @@ def _tool(where: str, value: Any, sample: SampleContext) -> dict[str, Any]:
         function = {key: inner for key, inner in tool.items() if key != "type" or inner not in own}
         function.pop("function", None)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        detail = f'{where} must be {{"type": "function", "function": {{"name", ...}}}}, with a name'
+        detail = f'{where} must be {{"type": "function", "function": {{"name", ...}}}}, and have a name'
         raise sample.error("bad tools", detail)
     function = _with_parameters(where, function, sample)
     cleaned: dict[str, Any] = clean_schema(function)
@@ -91,7 +91,7 @@ def _with_parameters(where: str, function: dict[str, Any], sample: SampleContext
 
 
 def says_nothing(value: Any) -> bool:
-    """Whether a value means none: null, empty, or an object that Arrow filled with such values."""
+    """Whether a value is null, empty, or an object with only such values (Arrow adds the keys of other rows)."""
     if isinstance(value, dict):
         return all(map(says_nothing, value.values()))
     return value is None or value in ("", [])
@@ -101,7 +101,7 @@ def json_text(where: str, value: Any, reason: str, sample: SampleContext) -> str
     """A value as JSON text. Raises SampleError if that is not possible."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()  # half a surrogate pair cannot be encoded
+        text.encode()  # fails for unpaired surrogates
         return text
     except (ValueError, RecursionError) as error:
         raise sample.error(reason, f"{where} cannot be written as JSON: {error}") from error

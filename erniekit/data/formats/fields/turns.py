@@ -1,4 +1,4 @@
-"""Shared by the formats of single questions and answers: a question, an answer, the turns before them."""
+"""Reads questions, answers and the turns before them, for formats with one question and answer per record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reasoning(record: dict[str, Any], sample: SampleContext) -> str:
     found = sample.reasoning("the record", record)
     if found and preference.is_pair(record):
         raise sample.bad(
-            "reasoning beside the answers of a pair: put it into the message to which it belongs"
+            "reasoning next to the answers of a pair: put it into the message that it belongs to"
         )
     return found
 
@@ -28,7 +28,7 @@ def reasoning(record: dict[str, Any], sample: SampleContext) -> str:
 def answer(
     where: str, value: Any, sample: SampleContext, reasoning: str = "", trained: bool = True
 ) -> Message:
-    """The assistant's message. Raises SampleError unless it is a string with something in it."""
+    """The assistant's message. Raises SampleError if the value is empty or not a string."""
     if not isinstance(value, str):
         raise sample.bad(f"{where} must be a string, it is {describe_value(value)}")
     if not value:

@@ -43,7 +43,7 @@ def test_a_record_without_a_needed_column_is_named() -> None:
             {"mesages": "dialogue"},
             'a.jsonl: columns: no format reads the key "mesages" .*did you mean "messages"',
         ),
-        ({"query": "x", "response": "x"}, 'columns: "x" stands for two keys'),
+        ({"query": "x", "response": "x"}, 'columns: "x" is given to two keys'),
     ],
 )
 def test_wrong_columns_are_named(names: dict[str, str], message: str) -> None:

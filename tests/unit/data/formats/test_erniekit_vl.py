@@ -185,7 +185,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
             "text_info": texts("q", "a", "r", "b"),
             "image_info": [{**FRAME, "video_uid": 1}, {**FRAME, "video_uid": 1, "matched_text_index": 2}],
         },
-        "frames of video 1 stand before different texts",
+        "frames of video 1 are before different texts",
     ),
     (
         {"text_info": texts("q", "a"), "video_info": [{"image_url": "1", "asr": ["x", 0, 1]}]},

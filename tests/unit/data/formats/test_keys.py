@@ -122,9 +122,9 @@ def test_the_same_reasoning_twice_is_one_and_different_reasoning_is_refused() ->
 
 def test_reasoning_that_belongs_to_no_answer_is_refused() -> None:
     pair = {"query": "q", "chosen": "a", "rejected": "b", "thinking": "hm"}
-    with pytest.raises(SampleError, match="reasoning beside the answers of a pair"):
+    with pytest.raises(SampleError, match="reasoning next to the answers of a pair"):
         parse(pair)
-    with pytest.raises(SampleError, match="reasoning beside a list of messages"):
+    with pytest.raises(SampleError, match="reasoning next to a list of messages"):
         parse({"prompt": [QUESTION], "completion": [{"role": "assistant", "content": "a"}], "reasoning": "r"})
 
 

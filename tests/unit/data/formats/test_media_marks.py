@@ -100,7 +100,7 @@ def test_media_inside_a_message() -> None:
 def test_both_columns_of_a_kind_are_reported() -> None:
     question = [{"role": "user", "content": "<image>"}, ANSWER]
     found = parse({"messages": question, "images": ["1.png"], "image": "2.png"})
-    assert found.notices == ('key "image" is not read beside "images"',)
+    assert found.notices == ('key "image" is not read if "images" is present',)
     assert parse({"messages": question, "images": [], "image": "2.png"}).messages[0].parts == (
         ImagePart("/data/2.png"),
     )
@@ -158,12 +158,12 @@ def test_keys_of_images() -> None:
         ({"fps": 1, "sample_fps": 2}, "fps and sample_fps contradict"),
         ({"raw_fps": 24}, '"raw_fps" alone'),
         ({"nframes": 2.5}, '"nframes" must be a whole number'),
-        ({"nframes": 4, "max_frames": 8}, "exclude each other"),
+        ({"nframes": 4, "max_frames": 8}, "give either the number of frames or min_frames and max_frames"),
         ({"min_frames": 9, "max_frames": 8}, "min_frames .9. is more than max_frames"),
         ({"min_pixels": 9999, "max_pixels": 999}, "min_pixels .9999. is more than"),
         ({"video_start": 3, "video_end": 2}, "must be after video_start"),
         ({"video_start": -1}, '"video_start" must be a number of seconds, 0 or more'),
-        ({"timestamps": [2, 1]}, "must ascend"),
+        ({"timestamps": [2, 1]}, "must be in ascending order"),
         ({"timestamps": "1"}, "must be a list"),
         ({"resized_height": 280}, '"resized_height" is not read: use min_pixels'),
         ({"total_pixels": 9999}, '"total_pixels" is not read'),

@@ -197,7 +197,7 @@ BAD = [
     (qa([{"type": "image", "image": "data:image/png,abc"}]), "bad image", "must be base64"),
     (qa([{"type": "image", "image": "data:image/png;base64,a?c"}]), "bad image", "base64 text .*damaged"),
     (qa([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]), "not supported", "allow_urls"),
-    (qa([{"type": "video", "video": []}]), "bad record", "list of its frames needs at least one"),
+    (qa([{"type": "video", "video": []}]), "bad record", "list of frames needs at least one"),
     (qa([{"type": "video", "video": ["1.png", 2]}]), "bad record", "frame 2: an image must be"),
     (qa([{"type": "video_url", "video_url": "http://x/y.mp4"}]), "not supported", "allow_urls"),
     (qa([{"type": "input_audio", "input_audio": {}}]), "not supported", '"input_audio" are not supported'),

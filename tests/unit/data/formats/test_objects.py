@@ -170,13 +170,13 @@ def test_boxes_of_the_rejected_answer_are_in_its_own_images(image_dir: Path) -> 
         ("<bbox><bbox>", {"bbox": [[1, 1]]}, '2 <bbox> mark.*, 1 in "bbox"'),
         ("x", {"ref": ["cat"]}, '0 <ref-object> mark.*, 1 in "ref"'),
         ("<ref-object>", {"ref": [], "bbox": []}, '1 <ref-object> mark.*, 0 in "ref"'),
-        ("<bbox>", {"bbox": [[0, 0, 210, 50]]}, r"box 1 \(\[0, 0, 210, 50\]\) lies outside .* 200 x 50"),
-        ("<bbox>", {"bbox": [[-9, 0, 1, 1]]}, "lies outside"),
-        ("<bbox>", {"bbox": [[20, 5, 100, 45]], "bbox_type": "norm1"}, "lies outside"),
+        ("<bbox>", {"bbox": [[0, 0, 210, 50]]}, r"box 1 \(\[0, 0, 210, 50\]\) is outside .* 200 x 50"),
+        ("<bbox>", {"bbox": [[-9, 0, 1, 1]]}, "is outside"),
+        ("<bbox>", {"bbox": [[20, 5, 100, 45]], "bbox_type": "norm1"}, "is outside"),
         ("<bbox>", {"bbox": [[1, 1]], "bbox_type": "pixels"}, '"bbox_type" must be'),
         ("<bbox>", {"bbox": [[1, 1]], "image_id": [1]}, "image 1 .*1 image"),
         ("<bbox>", {"bbox": [[1, 1]], "image_id": [-1]}, '"image_id" must be'),
-        ("<bbox><bbox>", {"bbox": [[1, 1], [2, 2]], "image_id": [0]}, '"image_id" has 1 for 2 in "bbox"'),
+        ("<bbox><bbox>", {"bbox": [[1, 1], [2, 2]], "image_id": [0]}, '"image_id" has 1 value, "bbox" has 2'),
         ("<bbox>", {"bbox": [[1, 1, 2]]}, r"box 1 must be \[x, y\]"),
         ("<bbox>", {"bbox": [[1, 1, 2, 2, 3, 3]]}, "box 1 must be"),
         ("<bbox>", {"bbox": [[1, "2"]]}, "box 1 must be"),
@@ -207,7 +207,7 @@ def test_marks_without_objects_stay_text_and_are_reported(image_dir: Path) -> No
     for objects in (None, {}, ""):
         found = read(grounded("<image>Where is <ref-object>?", "<bbox>", objects), image_dir)
         assert texts(found) == ["Where is <ref-object>?", "<bbox>"]
-        assert found.notices == ('a text has <bbox> or <ref-object>, which stay text without "objects"',)
+        assert found.notices == ('a text has <bbox> or <ref-object>, which remain text without "objects"',)
 
 
 def test_objects_of_another_kind_are_reported(image_dir: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_list_in_one_message_holds_the_results_of_parallel_calls() -> None:
     ]
     found = parse({"conversations": turns})
     assert outline(found.messages)[2:4] == [("tool", '{"age": 31}', False), ("tool", "猫", False)]
-    assert any("taken apart" in text for text in found.notices)
+    assert any("is split" in text for text in found.notices)
     assert results(calling(call("f")), result("[1, 2]")) == ["[1, 2]"]
 
 
@@ -110,7 +110,7 @@ def test_calls_that_are_text_take_any_results() -> None:
 FAULTS: list[tuple[list[dict[str, Any]], str]] = [
     (
         [calling(FISH, BIRD), result("x", tool_call_id="k1"), result("y", tool_call_id="k9"), ANSWER],
-        r"message 4: tool_call_id 'k9' is none of the calls in message 2 \('k1', 'k2'\)",
+        r"message 4: tool_call_id 'k9' matches none of the calls in message 2 \('k1', 'k2'\)",
     ),
     (
         [calling(FISH, BIRD), result("x", tool_call_id="k1"), ANSWER],
@@ -130,11 +130,11 @@ FAULTS: list[tuple[list[dict[str, Any]], str]] = [
         [calling(FISH), calling(BIRD), result("x"), ANSWER],
         "message 2: the result .* is missing before message 3",
     ),
-    ([result("x"), ANSWER], "message 2: the result of a tool, but message 1 calls none"),
-    ([ANSWER, result("x"), ANSWER], "message 3: the result of a tool, but message 2 calls none"),
+    ([result("x"), ANSWER], "message 2: the result of a tool, but message 1 has no tool_calls"),
+    ([ANSWER, result("x"), ANSWER], "message 3: the result of a tool, but message 2 has no tool_calls"),
     (
         [calling(FISH), result("x", tool_call_id="k1"), ANSWER, result("y", tool_call_id="k1"), ANSWER],
-        "message 5: the result of a tool, but message 4 calls none",
+        "message 5: the result of a tool, but message 4 has no tool_calls",
     ),
     (
         [calling(FISH), result("x", tool_call_id="k1"), result("y", tool_call_id="k1")],
@@ -146,7 +146,7 @@ FAULTS: list[tuple[list[dict[str, Any]], str]] = [
     ),
     (
         [calling(call("f")), result("x"), result("y")],
-        "message 4: a result too many: message 2 has 1 call, here are 2",
+        "message 4: too many results: message 2 has 1 call, but there are 2",
     ),
     (
         [
@@ -158,9 +158,9 @@ FAULTS: list[tuple[list[dict[str, Any]], str]] = [
     ),
     (
         [calling(FISH), result("x", tool_call_id="k1", name="bird")],
-        "message 3: its name 'bird' is not that of its call in message 2, 'fish'",
+        "message 3: its name 'bird' differs from its call in message 2, 'fish'",
     ),
-    ([calling(call("f"), call("g")), result("x", name="g"), result("y")], "message 3: its name 'g' is not"),
+    ([calling(call("f"), call("g")), result("x", name="g"), result("y")], "message 3: its name 'g' differs"),
 ]
 
 
@@ -172,9 +172,7 @@ def test_what_does_not_fit_is_a_fault(messages: list[dict[str, Any]], message: s
 
 
 def test_the_first_message_is_no_result() -> None:
-    with pytest.raises(
-        SampleError, match="message 1: the result of a tool, and no message before it calls one"
-    ):
+    with pytest.raises(SampleError, match="message 1: the result of a tool without a message before it"):
         parse({"messages": [result("x"), ANSWER]})
 
 
@@ -257,7 +255,7 @@ def test_blocks_of_anthropic_are_calls_and_results() -> None:
     ]
     wrong: list[tuple[Any, Any, str]] = [
         ("user", [text, block("k1", "x")], "tool_result must come before all others"),
-        ("assistant", [block("k1", "x")], "parts of type tool_result stand in user messages"),
+        ("assistant", [block("k1", "x")], "parts of type tool_result belong in user messages"),
         ("user", [use("f", "k")], "only the assistant calls tools, not the user"),
         ("assistant", [use("f", "k"), text], "a part follows a call"),
     ]

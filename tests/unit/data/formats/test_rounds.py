@@ -144,7 +144,7 @@ def test_llamafactory_v1_pairs() -> None:
     found = parse({"chosen_messages": chat("a"), "rejected_messages": chat("b"), "extra_info": ""})
     assert outline(found.messages) == [("user", "q", False), ("assistant", "a", True)]
     assert outline(found.rejected) == [("assistant", "b", True)]
-    with pytest.raises(SampleError, match='"chosen_messages" needs "rejected_messages" beside it'):
+    with pytest.raises(SampleError, match='"chosen_messages" needs "rejected_messages"'):
         parse({"chosen_messages": chat("a"), "messages": chat("b")})
 
 

@@ -70,7 +70,7 @@ def test_tools_of_the_system_message() -> None:
     shared = [{"from": "system", "value": "s", "tools": [INNER]}, {"from": "human", "value": "q"}]
     assert parse({"conversations": shared}).tools == (WRAPPED,)
     for record, message in (
-        ({"messages": turns, "tools": other}, "message 1 has other tools than the record"),
+        ({"messages": turns, "tools": other}, "message 1 has different tools from the record"),
         ({"messages": [{**system, "functions": other}, *turns[1:]]}, "message 1 has different tools in"),
         (
             qa("q", tools=[INNER], functions=other),
@@ -100,10 +100,10 @@ def test_tools_of_the_system_message() -> None:
         (3, "tools must be a list .*, it is a number"),
         ([3], "tool 1 must be an object, it is a number"),
         (["f"], "tool 1: not valid JSON"),
-        ([WRAPPED, {"type": "function"}], "tool 2 must be .* with a name"),
-        ([{"function": {"name": ""}}], "with a name"),
-        ([{"function": "f"}], "with a name"),
-        ([{"name": 3}], "with a name"),
+        ([WRAPPED, {"type": "function"}], "tool 2 must be .* have a name"),
+        ([{"function": {"name": ""}}], "have a name"),
+        ([{"function": "f"}], "have a name"),
+        ([{"name": 3}], "have a name"),
         ([{"type": "retrieval"}], 'its "type" must be "function", it is \'retrieval\''),
         ('[{"name": "f", "default": NaN}]', "tools: not valid JSON: NaN is not JSON"),
         ([{"name": "f", "default": float("nan")}], "tool 1 cannot be written as JSON"),
