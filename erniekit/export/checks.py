@@ -188,6 +188,11 @@ def _config_problems(
         yield "must have dtype alone: FastDeploy would treat linear weights as [out, in]"
     elif not paddle and "torch_dtype" not in raw and not ("dtype" in raw and raw.get("transformers_version")):
         yield "has no torch_dtype: FastDeploy would treat linear weights as transposed"
+    stated = {raw.get(key) for key in ("torch_dtype", "dtype")} - {None}
+    for section in ("text_config", "vision_config"):
+        inner = raw.get(section) or {}
+        if {inner.get(key) for key in ("torch_dtype", "dtype")} - {None} - stated:
+            yield f"{section} states another dtype than the file does, and engines may take it"
     if raw.get("num_nextn_predict_layers") and not any("mtp_" in name for name in stored):
         yield "num_nextn_predict_layers is not 0, but the weights have no multi-token-prediction head"
     keys: tuple[str, ...] = _DECODER_KEYS

@@ -36,6 +36,7 @@ DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NESTED_SINCE = "5.0.0"
 _REPLACED = frozenset(("torch_dtype", "dtype", "rope_parameters", "mlp_layer_types", "text_config"))
 _PLACES = frozenset(("_name_or_path", "name_or_path", "_commit_hash"))
+_DTYPES = ("dtype", "torch_dtype")
 _NESTED_ONLY = frozenset(("vision_config", "image_token_id", "video_token_id"))
 
 
@@ -47,14 +48,16 @@ def layout_config(
     dtype: the safetensors element type of most weights; video_token_id: see `transformers_config`.
     """
     if layout == "transformers" and config.family == "vl":
-        return _without_places(transformers_config(config, dtype, video_token_id))
-    return _without_places(paddle_config(config, dtype) if layout == "paddle" else hub_config(config, dtype))
+        result = transformers_config(config, dtype, video_token_id)
+    else:
+        result = paddle_config(config, dtype) if layout == "paddle" else hub_config(config, dtype)
+    return _settled(result, DTYPE_NAMES[dtype])
 
 
-def _without_places(content: Json) -> Json:
-    """Without the directory or repository that a model was saved from."""
+def _settled(content: Json, dtype: str) -> Json:
+    """Without the directory or repository that a model was saved from, and with one element type in every section."""
     return {
-        key: _without_places(value) if isinstance(value, dict) else value
+        key: _settled(value, dtype) if isinstance(value, dict) else dtype if key in _DTYPES else value
         for key, value in content.items()
         if key not in _PLACES
     }

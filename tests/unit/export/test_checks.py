@@ -77,6 +77,14 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "both dtypes": ("moe", config(dtype="float32"), "both torch_dtype and dtype"),
     "no dtype": ("moe", config(torch_dtype=None), "no torch_dtype"),
     "other dtype": ("dense", config(torch_dtype="bfloat16"), "states bfloat16, the tensors are 20 F32"),
+    "dtype of a section": (
+        "vl",
+        lambda d: change_json(
+            d / "config.json",
+            vision_config=json.loads((d / "config.json").read_text())["vision_config"] | {"dtype": "float16"},
+        ),
+        "vision_config states another dtype than the file does",
+    ),
     "no head_dim": ("dense", config(head_dim=None), "head_dim"),
     "last layer -1": ("moe", config(moe_layer_end_index=-1), "moe_layer_end_index is -1"),
     "prediction head": ("moe", config(num_nextn_predict_layers=1), "multi-token-prediction"),

@@ -5,9 +5,16 @@ from typing import Any
 
 import pytest
 
+from erniekit.config.choices import CheckpointLayout
 from erniekit.create.shapes import shape_config
 from erniekit.errors import CheckpointError
-from erniekit.export.layouts import ARCHITECTURES, HUB_MODEL_TYPES, hub_config, transformers_config
+from erniekit.export.layouts import (
+    ARCHITECTURES,
+    HUB_MODEL_TYPES,
+    hub_config,
+    layout_config,
+    transformers_config,
+)
 from erniekit.models.config import ErnieConfig
 
 TOKENS = {
@@ -99,6 +106,22 @@ def test_nested_form_and_back_again() -> None:
     rewritten = transformers_config(read(nested), "BF16")
     assert rewritten["text_config"]["router_aux_loss_coef"] == 0.5
     assert rewritten["dtype"] == "bfloat16" and rewritten["video_token_id"] == 20
+
+
+@pytest.mark.parametrize("layout", ["hub", "transformers", "paddle"])
+def test_every_section_states_the_element_type(layout: CheckpointLayout) -> None:
+    """transformers 5 writes it in each section, and engines differ in which one they read."""
+    nested = transformers_config(read(shape("tiny-vl")), "BF16")
+    for section in ("text_config", "vision_config"):
+        nested[section]["dtype"] = "bfloat16"
+    written = layout_config(read(nested), layout, "F32")
+    found = {
+        key: value
+        for section in (written, *(part for part in written.values() if isinstance(part, dict)))
+        for key, value in section.items()
+        if "dtype" in key
+    }
+    assert set(found.values()) == {"float32"}
 
 
 def test_layer_ranges_of_nested_configs() -> None:
