@@ -223,7 +223,7 @@ def _flat_problems(directory: Path, config: ErnieConfig, paddle: bool) -> Iterat
     if raw["vision_config"].get("embed_dim") != raw["vision_config"].get("hidden_size"):
         yield "vision_config.embed_dim differs from hidden_size, which vLLM requires to be equal"
     if "auto_map" not in raw and list(directory.glob("configuration_*.py")):
-        yield "has no auto_map, although the directory has remote code"
+        yield "has no auto_map, although the directory has remote code: copy it to the base model, and export again"
 
 
 def _nested_problems(directory: Path) -> Iterator[str]:

@@ -58,6 +58,7 @@ _MEDIA_ATTRIBUTES = {
     "video_start_token": "<|VIDEO_START|>",
     "video_end_token": "<|VIDEO_END|>",
 }
+_REMOTE_CLASS = "Ernie4_5_VLTokenizer"
 # Where older versions of transformers keep the place that a file was loaded from.
 _PLACES = ("name_or_path", "_name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -93,8 +94,12 @@ def carry_files(
     for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
         if (target / name).is_file():
             content = read_json_object(target / name)
-            changed = drop_missing_code(content, target)
-            if _drop_places(content) or changed:
+            before = dict(content)
+            drop_missing_code(content, target)
+            _drop_places(content)
+            if name == "tokenizer_config.json" and config.family != "vl" and layout != "paddle":
+                _set_known_class(content, target)
+            if content != before:
                 write_json(target / name, content)
     warnings = _warnings(target, config, layout)
     if not (target / "generation_config.json").is_file():
@@ -134,12 +139,18 @@ def drop_missing_code(content: Json, directory: Path) -> bool:
     return True
 
 
-def _drop_places(content: Json) -> bool:
-    """Remove places on the machine that saved a tokenizer or processor; returns whether there were any."""
-    found = [key for key in _PLACES if str(content.get(key) or "").startswith(("/", "~"))]
-    for key in found:
+def _drop_places(content: Json) -> None:
+    """Remove places on the machine that saved a tokenizer or processor."""
+    for key in [key for key in _PLACES if str(content.get(key) or "").startswith(("/", "~"))]:
         del content[key]
-    return bool(found)
+
+
+def _set_known_class(tokenizer: Json, target: Path) -> None:
+    """Replace a tokenizer class of Baidu's without its code, which transformers 4 does not know ("does not exist")."""
+    if "auto_map" not in tokenizer and str(tokenizer.get("tokenizer_class", "")).startswith("Ernie"):
+        # transformers reads the same files with these classes.
+        generic = "PreTrainedTokenizerFast" if (target / "tokenizer.json").is_file() else "LlamaTokenizer"
+        tokenizer |= {"tokenizer_class": generic, "add_bos_token": False, "add_prefix_space": False}
 
 
 def token_id(directory: Path, token: str) -> int | None:
@@ -205,11 +216,11 @@ def _to_nested(target: Path) -> None:
     """Rewrite the files of a flat VL base model for transformers' processor."""
     _rename_placeholders(target, 0, 1)
     tokenizer = read_json_object(target / "tokenizer_config.json")
-    if "auto_map" in tokenizer or str(tokenizer.get("tokenizer_class", "")).startswith("Ernie"):
-        # The released class is remote code; transformers reads the same files with these classes.
-        generic = "PreTrainedTokenizerFast" if (target / "tokenizer.json").is_file() else "LlamaTokenizer"
-        tokenizer |= {"tokenizer_class": generic, "add_bos_token": False, "add_prefix_space": False}
-        tokenizer.pop("auto_map", None)
+    if (
+        tokenizer.pop("auto_map", None) is not None
+    ):  # its class is remote code, which this layout does without
+        tokenizer["tokenizer_class"] = _REMOTE_CLASS
+    _set_known_class(tokenizer, target)
     write_json(target / "tokenizer_config.json", tokenizer | _MEDIA_ATTRIBUTES)
     spec = ImageSpec.from_checkpoint(target)
     (target / "processor_config.json").unlink(missing_ok=True)
@@ -298,8 +309,9 @@ def _warnings(target: Path, config: ErnieConfig, layout: CheckpointLayout) -> li
     if config.family == "vl" and layout == "hub" and not list(target.glob("processing_*.py")):
         warnings.append(
             "no *.py files in the base model: vLLM, SGLang and FastDeploy need those of the released model for the hub "
-            "layout. Copy them from it, where they are after `erniekit download REPO --to DIR` (REPO such as "
-            "baidu/ERNIE-4.5-VL-28B-A3B-PT), or choose the layout transformers, which needs none"
+            "layout. Copy them into the directory of the base model, from a download of the release (`erniekit "
+            "download REPO --to DIR`, REPO such as baidu/ERNIE-4.5-VL-28B-A3B-PT), and export again; or choose the "
+            "layout transformers, which needs none"
         )
     code = remote_code_note(target)
     if code is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from erniekit.config.choices import CheckpointLayout
 from erniekit.data.encode.encoder import make_encoder
+from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT
 from erniekit.errors import CheckpointError
@@ -187,6 +188,29 @@ def test_references_to_code_that_is_not_there(tmp_path: Path) -> None:
     assert not drop_missing_code(content, tmp_path)
     only: dict[str, Any] = {"auto_map": {"B": "gone.B"}}
     assert drop_missing_code(only, tmp_path) and only == {}
+
+
+def test_a_tokenizer_class_without_its_code(copy: Copy, tmp_path: Path) -> None:
+    """transformers 4 fails: "Tokenizer class Ernie4_5_Tokenizer does not exist"."""
+    own, code = "Ernie4_5_Tokenizer", {"AutoTokenizer": ["tokenization_x.Ernie4_5_Tokenizer", None]}
+    for number, (auto_map, file, layout, found) in enumerate(
+        (
+            (None, None, "hub", "PreTrainedTokenizerFast"),
+            (code, None, "hub", "PreTrainedTokenizerFast"),
+            (code, "tokenization_x.py", "hub", own),
+            (None, None, "paddle", own),
+        )
+    ):
+        source = copy("dense", f"base {number}")
+        change_json(source / "tokenizer_config.json", tokenizer_class=own, auto_map=auto_map)
+        if file is not None:
+            (source / file).write_text("class Ernie4_5_Tokenizer: ...")
+        target = tmp_path / f"out {number}"
+        carry(source, target, layout)
+        assert read_json_object(target / "tokenizer_config.json")["tokenizer_class"] == found
+        texts = ["A small cat, 2 apples", " x<|end_of_sentence|>"]
+        ids = [[load_tokenizer(place).encode(text) for text in texts] for place in (source, target)]
+        assert ids[0] == ids[1]
 
 
 def test_places_on_the_machine_of_the_base_are_left_out(copy: Copy, tmp_path: Path) -> None:
