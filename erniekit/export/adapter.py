@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from erniekit.checkpoint.download import names_repository
 from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo
 from erniekit.checkpoint.hub import read_array, write_safetensors
 from erniekit.checkpoint.manifest import write_checksums
@@ -122,6 +123,9 @@ def open_adapter(
     )
     if base is not None:  # the revision is one of the base model that the adapter names
         adapter = replace(adapter, base_path=str(base), base_revision=None)
+    if not names_repository(adapter.base_path):
+        # A relative path would be a repository of the hub in another working directory.
+        adapter = replace(adapter, base_path=str(Path(adapter.base_path).absolute()))
     return source, adapter, tensors
 
 
@@ -144,6 +148,11 @@ def describe(report: AdapterReport) -> list[str]:
         f"  {report.adapters} adapters, {report.experts} of them on experts, {report.nbytes / 1e6:,.1f} MB, for "
         f"{report.loader}",
     ]
+    if report.source.quantize != "none":
+        lines.append(
+            f"  note: the base model was in {report.source.quantize} during training; PEFT adds the adapter to "
+            "weights in the element type that they are loaded in"
+        )
     if report.experts and report.loader.startswith("Peft"):
         lines.append(
             "  note: PEFT 0.21 warns that keys of rank_pattern and alpha_pattern for experts were ignored; it uses them"

@@ -13,6 +13,7 @@ from pathlib import Path
 from erniekit.checkpoint.best import BEST_NAME
 from erniekit.checkpoint.download import is_repository_name, local_model, names_repository
 from erniekit.checkpoint.hub import read_index, stray_weights
+from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, read_state
 from erniekit.checkpoint.tensor_layouts import layout_of
@@ -125,11 +126,12 @@ def upload(
 
     private: of a repository that is created. revision: a branch, None: main. Weight files of earlier uploads that the
     new ones do not replace are removed in the same commit, since some engines would load them. Returns the address of
-    the commit, and the names of these files. Raises CheckpointError where the hub refuses or cannot be reached, and for
-    a model in a repository of an adapter, and the reverse.
+    the commit, and the names of these files. Raises CheckpointError for damaged weight files, for a model in a
+    repository of an adapter and the reverse, and where the hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    _check_checksums(found)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in found.files.items()
@@ -151,6 +153,20 @@ def upload(
             revision=revision,
         )
     return str(commit.commit_url), stale
+
+
+def _check_checksums(found: Upload) -> None:
+    """Raise CheckpointError if a weight file is not the one that the export wrote."""
+    file = found.files.get(CHECKSUMS_FILE)
+    if not isinstance(file, Path):
+        return
+    try:
+        records = records_from(read_json_object(file)["files"])
+    except (KeyError, ValueError, TypeError, IndexError):
+        raise CheckpointError(f"{file}: damaged; export again") from None
+    problems = checksum_problems(file.parent, records.items())
+    if problems:
+        raise CheckpointError(f"{file.parent}: {problems[0]}; export again")
 
 
 def _refuse_mixture(found: Upload, present: set[str]) -> None:

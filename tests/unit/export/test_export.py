@@ -169,13 +169,17 @@ def test_an_adapter_of_other_sizes_is_refused_by_every_layout(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_an_adapter_names_the_base_that_it_is_exported_for(models: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_names_the_base_that_it_is_exported_for(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The revision is one of the base model that the run had."""
     train_adapter(models["dense"], tmp_path / "adapter", ["q_proj"])
     change_json(tmp_path / "adapter" / "adapter_config.json", revision="abc")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
     for options, base, revision in (
         ({}, models["dense"], "abc"),
-        ({"base": tmp_path / "copy"}, tmp_path / "copy", None),
+        ({"base": Path("../copy")}, tmp_path / "folder" / "../copy", None),
     ):
         shutil.copytree(models["dense"], tmp_path / "copy", dirs_exist_ok=True)
         export_adapter(tmp_path / "adapter", tmp_path / f"out {revision}", **options)

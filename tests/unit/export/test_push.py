@@ -278,6 +278,20 @@ def test_a_second_upload_leaves_no_weights_of_the_first(
         upload(found)
 
 
+def test_damaged_weights_are_not_uploaded(hub: Hub, models: dict[str, Path], tmp_path: Path) -> None:
+    export_model(models["dense"], tmp_path / "out")
+    shard = tmp_path / "out" / "model-00001-of-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with (
+        prepare_upload(tmp_path / "out", NAME) as found,
+        pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors is damaged.*; export again"),
+    ):
+        upload(found)
+    assert not hub.requests
+
+
 def test_a_branch(hub: Hub, models: dict[str, Path]) -> None:
     hub.add(NAME, {"README.md": b"# Main\n"})
     for _ in range(2):
