@@ -18,7 +18,7 @@ def read_object(source: Mapping[str, Any], key: str) -> dict[str, Any]:
     if found is None:
         raise KeyError(key)
     if not isinstance(found, dict):
-        raise ValueError(f"{key} must be an object, it is {_shown(found)}")
+        raise ValueError(f"{key} must be an object, not {_shown(found)}")
     return found
 
 
@@ -36,7 +36,7 @@ def read_integer(
         raise KeyError(key)
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or not least <= value <= most:
-        raise ValueError(f"{key} must be a whole number from {least} to {most:,}, it is {_shown(value)}")
+        raise ValueError(f"{key} must be a whole number from {least} to {most:,}, not {_shown(value)}")
     return int(value)
 
 
@@ -46,7 +46,7 @@ def read_text(source: Mapping[str, Any], key: str) -> str:
     if value is None:
         raise KeyError(key)
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{key} must be text, it is {_shown(value)}")
+        raise ValueError(f"{key} must be text, not {_shown(value)}")
     return value
 
 
@@ -60,7 +60,7 @@ def above_zero(name: str, value: Any, most: float = 1e12) -> float:
     """A value that must be a number above 0. Raises ValueError."""
     # Numbers so small are 0 in float32.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= most:
-        raise ValueError(f"{name} must be a number above 0 and at most {most:g}, it is {_shown(value)}")
+        raise ValueError(f"{name} must be a number above 0 and at most {most:g}, not {_shown(value)}")
     return float(value)
 
 
@@ -71,7 +71,7 @@ def read_numbers(source: Mapping[str, Any], key: str, count: int) -> tuple[float
         raise KeyError(key)
     numbers = [each for each in found if type(each) in (int, float)] if isinstance(found, list) else []
     if not isinstance(found, list) or len(numbers) != count or len(found) != count:
-        raise ValueError(f"{key} must be a list of {count} numbers, it is {_shown(found)}")
+        raise ValueError(f"{key} must be a list of {count} numbers, not {_shown(found)}")
     if not all(abs(number) < 1e6 and math.isfinite(number) for number in numbers):
         raise ValueError(f"{key} must be numbers of a size below 1,000,000, they are {_shown(found)}")
     return tuple(map(float, numbers))
@@ -81,7 +81,7 @@ def read_flag(source: Mapping[str, Any], key: str, default: bool) -> bool:
     """true or false. Raises ValueError for anything else."""
     value = source.get(key, default)
     if not isinstance(value, bool):
-        raise ValueError(f"{key} must be true or false, it is {_shown(value)}")
+        raise ValueError(f"{key} must be true or false, not {_shown(value)}")
     return value
 
 

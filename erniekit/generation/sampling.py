@@ -52,7 +52,7 @@ class Sampling:
             ("min_p", 0 <= self.min_p <= 1, "from 0 (all) to 1"),
         ):
             if not good:
-                raise ConfigError(f"{name} must be {wanted}, it is {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
 
 
 def chat_sampling(sampling: Sampling, template: Template) -> Sampling:

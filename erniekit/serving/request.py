@@ -206,7 +206,7 @@ def _safe_part(where: str, part: Any, access: MediaAccess) -> dict[str, Any]:
     if part_type not in _MEDIA:
         found = json.dumps(part_type) if isinstance(part, dict) else json.dumps(part)
         raise RequestError(
-            f"{where}: must be an object of type text, image_url or video_url, it is {found[:60]}",
+            f"{where}: must be an object of type text, image_url or video_url, not {found[:60]}",
             param="messages",
         )
     media = part.get(part_type)

@@ -76,11 +76,11 @@ def _entries(record: dict[str, Any], key: str, sample: SampleContext) -> list[di
     if entries is None:
         return []
     if not isinstance(entries, list):
-        raise sample.bad(f'"{key}" must be a list, it is {describe_value(entries)}')
+        raise sample.bad(f'"{key}" must be a list, not {describe_value(entries)}')
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not entry.get("image_url"):
             raise sample.bad(
-                f'{key}[{number}] must be an object with "image_url", it is {describe_value(entry)}'
+                f'{key}[{number}] must be an object with "image_url", not {describe_value(entry)}'
             )
     return entries
 
@@ -90,7 +90,7 @@ def _matched(key: str, number: int, value: dict[str, Any], texts: int, sample: S
     index = value.get("matched_text_index")
     index = 0 if index is None else index
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < texts:
-        raise sample.bad(f"{where}: matched_text_index must be 0 to {texts - 1}, it is {quoted(index)}")
+        raise sample.bad(f"{where}: matched_text_index must be 0 to {texts - 1}, not {quoted(index)}")
     return _Entry(where, _LISTS[key], value, index)
 
 
@@ -109,7 +109,7 @@ def _ordered(
     for number, (kind, index) in enumerate(zip(types, indices, strict=True)):
         where = f'"order", entry {number}'
         if not isinstance(kind, str) or kind not in counts:
-            raise sample.bad(f'{where}: type must be "text", "image" or "video", it is {quoted(kind)}')
+            raise sample.bad(f'{where}: type must be "text", "image" or "video", not {quoted(kind)}')
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < counts[kind]:
             raise sample.bad(f"{where}: there is no {kind} {quoted(index)}, only {counts[kind]} of them")
         if (kind, index) in seen or (kind == "text" and index != next_text):
@@ -144,7 +144,7 @@ def _part(entry: _Entry, frames: dict[Any, _Frames], sample: SampleContext) -> P
     if kind in (None, "image"):
         return with_options(entry.where, image, entry.value, sample.bad)
     if kind != "video":
-        raise sample.bad(f'{entry.where}: image_type must be "image" or "video", it is {quoted(kind)}')
+        raise sample.bad(f'{entry.where}: image_type must be "image" or "video", not {quoted(kind)}')
     uid = entry.value.get("video_uid")
     if not isinstance(uid, str | int):
         raise sample.bad(f'{entry.where}: a frame of a video needs "video_uid", a string or number')

@@ -37,7 +37,7 @@ def parse_text_chat(record: dict[str, Any], sample: SampleContext) -> Conversati
     if not isinstance(labels, list) or len(labels) != len(answers):
         found = f"a list of {len(labels)}" if isinstance(labels, list) else describe_value(labels)
         raise sample.bad(
-            f'"label" must be a list of {len(answers)} numbers, one for each text of "tgt"; it is {found}'
+            f'"label" must be a list of {len(answers)} numbers, one for each text of "tgt", not {found}'
         )
     messages = _turns(record, questions, answers, labels, sample)
     return Conversation(tuple(messages), sample.sample_id, read_tools(record.get("tools"), sample))
@@ -65,7 +65,7 @@ def parse_preference(record: dict[str, Any], sample: SampleContext) -> Conversat
         or len(ranks) != 2
         or not all(isinstance(rank, int | float) for rank in ranks)
     ):
-        raise sample.bad(f'"sort" must be two numbers, one for each candidate, it is {quoted(ranks)}')
+        raise sample.bad(f'"sort" must be two numbers, one for each candidate, not {quoted(ranks)}')
     if not ranks[0] < ranks[1] and not ranks[1] < ranks[0]:
         raise sample.bad(
             f'the numbers of "sort" must differ (the chosen one has the larger), they are {quoted(ranks)}'
@@ -90,7 +90,7 @@ def _texts(record: dict[str, Any], key: str, sample: SampleContext) -> list[str]
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         found = "an array with other values" if isinstance(texts, list) else describe_value(texts)
-        raise sample.bad(f'"{key}" must be a string or a list of strings, it is {found}')
+        raise sample.bad(f'"{key}" must be a string or a list of strings, not {found}')
     return texts
 
 
@@ -126,13 +126,13 @@ def _candidate(number: int, value: Any, sample: SampleContext) -> list[Message]:
     if not isinstance(texts, list) or len(texts) % 2 == 0:
         found = f"{len(texts)} of them" if isinstance(texts, list) else describe_value(texts)
         raise sample.bad(
-            f"{where} must be a string or an odd number of strings (answer, question, ...), it is {found}"
+            f"{where} must be a string or an odd number of strings (answer, question, ...), not {found}"
         )
     messages = []
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             raise sample.bad(
-                f"{where}[{index}] must be a string that is not empty, it is {describe_value(text)}"
+                f"{where}[{index}] must be a string that is not empty, not {describe_value(text)}"
             )
         role: Role = "user" if index % 2 else "assistant"
         messages.append(Message(role, (TextPart(text),), trained=role == "assistant"))

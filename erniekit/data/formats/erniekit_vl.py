@@ -41,7 +41,7 @@ def parse_multimodal(record: dict[str, Any], sample: SampleContext) -> Conversat
     texts = record["text_info"]
     if not isinstance(texts, list) or not texts:
         found = "an empty array" if texts == [] else describe_value(texts)
-        raise sample.bad(f'"text_info" must be a list of at least one text, it is {found}')
+        raise sample.bad(f'"text_info" must be a list of at least one text, not {found}')
     tools = record_tools("the record", record, sample)
     is_system = sample.switch('"is_system"', record.get("is_system"), default=False)
     media = placed_media(record, len(texts), sample)
@@ -65,14 +65,12 @@ def _turns(texts: list[Any], is_system: bool, tools: Tools, sample: SampleContex
     for index, entry in enumerate(texts):
         where = f"text_info[{index}]"
         if not isinstance(entry, dict):
-            raise sample.bad(
-                f'{where} must be an object with "text" and "tag", it is {describe_value(entry)}'
-            )
+            raise sample.bad(f'{where} must be an object with "text" and "tag", not {describe_value(entry)}')
         sample.check_keys(where, "message", entry, _TEXT_KEYS)
         tag = entry.get("tag")
         if tag not in ("mask", "no_mask"):
             raise sample.bad(
-                f'{where}: "tag" must be "mask" (no loss) or "no_mask" (loss), it is {quoted(tag)}'
+                f'{where}: "tag" must be "mask" (no loss) or "no_mask" (loss), not {quoted(tag)}'
             )
         if is_system and index == 0 and tag == "mask":
             system = Message("system", (TextPart(_text(where, entry, sample)),), trained=False)
@@ -103,7 +101,7 @@ def _turns(texts: list[Any], is_system: bool, tools: Tools, sample: SampleContex
 def _text(where: str, entry: dict[str, Any], sample: SampleContext) -> str:
     text = entry.get("text")
     if not isinstance(text, str):
-        raise sample.bad(f'{where}: "text" must be a string, it is {describe_value(text)}')
+        raise sample.bad(f'{where}: "text" must be a string, not {describe_value(text)}')
     return text
 
 

@@ -94,7 +94,7 @@ def _preference_file(record: dict[str, Any], sample: SampleContext) -> dict[str,
     """A record of OpenAI's preference fine-tuning, converted to the keys of this format."""
     asked = record.get("input")
     if not isinstance(asked, dict):
-        raise sample.bad(f'"input" must be an object with "messages", it is {describe_value(asked)}')
+        raise sample.bad(f'"input" must be an object with "messages", not {describe_value(asked)}')
     sample.check_keys('"input"', "record", asked, ("messages", "tools"))
     others = {key: value for key, value in record.items() if key not in _PREFERENCE_FILE}
     answers = {"chosen": record.get("preferred_output"), "rejected": record.get("non_preferred_output")}
@@ -152,7 +152,7 @@ class MessageReader:
         """A list of messages; where: the name of a message in errors, before its number."""
         if not isinstance(entries, list) or not entries:
             found = "an empty array" if entries == [] else describe_value(entries)
-            raise self._sample.bad(f'"{key}" must be a list of at least one message, it is {found}')
+            raise self._sample.bad(f'"{key}" must be a list of at least one message, not {found}')
         turns: list[Turn] = []
         ids: set[str] = set()
         for number, entry in enumerate(entries, 1):
@@ -204,7 +204,7 @@ class MessageReader:
     def _translated(self, where: str, entry: Any) -> dict[str, Any]:
         if not isinstance(entry, dict):
             raise self._sample.bad(
-                f"{where} must be an object with role and content, it is {describe_value(entry)}"
+                f"{where} must be an object with role and content, not {describe_value(entry)}"
             )
         return entry if self._translate is None else self._translate(where, entry)
 
@@ -301,7 +301,7 @@ class MessageReader:
         if "content" not in entry:
             raise self._sample.bad(f'{where} ({role}) has no "content", only {keys_of(entry)}')
         found = (
-            f"{where} ({role}): content must be a string or a list of parts, it is {describe_value(content)}"
+            f"{where} ({role}): content must be a string or a list of parts, not {describe_value(content)}"
         )
         raise self._sample.bad(found)
 

@@ -33,9 +33,8 @@ def read_part(
     """
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        shown = f"{quoted(kind)} in " if isinstance(part, dict) and kind is not None else ""
-        found = f"{shown or 'missing: the part is '}{describe_value(part)}"
-        raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {found}")
+        found = "the part is" if kind is None else f"not {quoted(kind)} in"
+        raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}; {found} {describe_value(part)}")
     if kind in _TEXTS:
         return (_text(where, role, part, _TEXTS[kind], sample),)
     if kind in _REASONING:
@@ -55,14 +54,14 @@ def read_part(
         )
     if kind in _UNSUPPORTED:
         raise sample.error("not supported", f'{where}: parts of type "{kind}" are not supported')
-    raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, it is {quoted(kind)}")
+    raise sample.bad(f"{where}: type must be one of {', '.join(_TYPES)}, not {quoted(kind)}")
 
 
 def _text(where: str, role: Role, part: dict[str, Any], key: str, sample: SampleContext) -> TextPart:
     key = key if part.get(key) is not None else "value" if part.get("value") is not None else key
     sample.check_keys(where, "part", part, ("type", key, *LOSS_SWITCHES))
     if not isinstance(part.get(key), str):
-        raise sample.bad(f'{where}: "{key}" must be a string, it is {describe_value(part.get(key))}')
+        raise sample.bad(f'{where}: "{key}" must be a string, not {describe_value(part.get(key))}')
     return TextPart(part[key], _trained(where, role, part, sample))
 
 
@@ -76,7 +75,7 @@ def _reasoning(
     sample.check_keys(where, "part", part, ("type", "signature", *keys, *LOSS_SWITCHES))
     text = next((part[key] for key in keys if part.get(key) is not None), None)
     if not isinstance(text, str):
-        raise sample.bad(f'{where}: "{kind}" must be a string, it is {describe_value(text)}')
+        raise sample.bad(f'{where}: "{kind}" must be a string, not {describe_value(text)}')
     return ReasoningPart(text, _trained(where, role, part, sample))
 
 

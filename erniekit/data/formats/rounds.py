@@ -29,7 +29,7 @@ def read_rounds(rounds: list[Any], marked: MarkedMedia, sample: SampleContext) -
         where = f"round {number}"
         if not isinstance(entry, dict):
             raise sample.bad(
-                f"{where} must be an object with a question and its answer, it is {describe_value(entry)}"
+                f"{where} must be an object with a question and its answer, not {describe_value(entry)}"
             )
         asked, answered = next((keys for keys in _ROUNDS if keys[0] in entry), _ROUNDS[0])
         sample.check_keys(where, "message", entry, (asked, answered, "system", *REASONING, *LOSS_SWITCHES))
@@ -46,5 +46,5 @@ def read_rounds(rounds: list[Any], marked: MarkedMedia, sample: SampleContext) -
 def _question(where: str, entry: dict[str, Any], key: str, sample: SampleContext) -> str:
     value = entry.get(key)
     if not isinstance(value, str):
-        raise sample.bad(f"{where}: {quoted(key)} must be a string, it is {describe_value(value)}")
+        raise sample.bad(f"{where}: {quoted(key)} must be a string, not {describe_value(value)}")
     return value

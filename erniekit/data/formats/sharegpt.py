@@ -68,6 +68,6 @@ def _translated(where: str, entry: dict[str, Any], sample: SampleContext) -> dic
         raise sample.error("unknown role", f"{where}: {found}; allowed are {_ALLOWED}")
     structured = isinstance(value, dict) or (isinstance(value, list) and role == CALL_ROLE)
     if not isinstance(value, str) and not (structured and role in (CALL_ROLE, "tool")):
-        raise sample.bad(f'{where} ({name}): "value" must be a string, it is {describe_value(value)}')
+        raise sample.bad(f'{where} ({name}): "value" must be a string, not {describe_value(value)}')
     others = {key: inner for key, inner in entry.items() if key not in ("from", "value")}
     return {**others, "role": role, "content": value}

@@ -71,7 +71,7 @@ def _call(where: str, value: Any, tools: Tools | None, sample: SampleContext) ->
     if isinstance(value, str):
         value, tools = parsed(value, where, _BAD, sample), None
     if not isinstance(value, dict):
-        raise sample.error(_BAD, f"{where} must be an object, it is {describe_value(value)}")
+        raise sample.error(_BAD, f"{where} must be an object, not {describe_value(value)}")
     call = value if says_nothing(value.get("function")) else value["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise sample.error(_BAD, f"{where} has no name")

@@ -65,7 +65,7 @@ class SampleContext:
         found = {key: entry[key] for key in LOSS_SWITCHES if entry.get(key) is not None}
         for key, value in found.items():
             if not isinstance(value, bool | int | float) or value not in (0, 1):
-                detail = f'"{key}" must be true or false (1 or 0; tokens have no other weights), it is {quoted(value)}'
+                detail = f'"{key}" must be true or false (1 or 0; tokens have no other weights), not {quoted(value)}'
                 raise self.bad(f"{where}: {detail}")
         if len({bool(value) for value in found.values()}) > 1:
             raise self.bad(f"{where}: its loss switches contradict each other: {quoted(found)}")
@@ -122,7 +122,7 @@ class SampleContext:
         """A field that must be a string."""
         value = record.get(key)
         if not isinstance(value, str):
-            raise self.bad(f'"{key}" must be a string, it is {describe_value(value)}')
+            raise self.bad(f'"{key}" must be a string, not {describe_value(value)}')
         return value
 
     def optional_text(self, record: Mapping[str, Any], key: str) -> str:
@@ -134,7 +134,7 @@ class SampleContext:
         if value is None:
             return default
         if value not in (0, 1):
-            raise self.bad(f"{where} must be 0 or 1, it is {quoted(value)}")
+            raise self.bad(f"{where} must be 0 or 1, not {quoted(value)}")
         return bool(value)
 
     def with_system(self, record: Mapping[str, Any], messages: list[Message]) -> list[Message]:

@@ -176,5 +176,5 @@ def _column(
     if isinstance(value, str | dict):
         return [read(f'{where}"{key}"', value)]
     if not isinstance(value, list):
-        raise sample.bad(f'{where}"{key}" must be a list of {kind}s, it is {describe_value(value)}')
+        raise sample.bad(f'{where}"{key}" must be a list of {kind}s, not {describe_value(value)}')
     return [read(f'{where}"{key}", {kind} {number}', item) for number, item in enumerate(value, 1)]

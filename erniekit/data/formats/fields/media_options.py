@@ -91,7 +91,7 @@ def _number(where: str, key: str, value: Any, field: str, bad: Bad) -> float | i
     if not is_right or (whole and not number.is_integer()):
         kind = "a whole number" if whole else "a number of seconds" if field in _SECONDS else "a number"
         least = "0 or more" if field in _SECONDS else "more than 0"
-        raise bad(f'{where}: "{key}" must be {kind}, {least}, it is {value!r:.80}')
+        raise bad(f'{where}: "{key}" must be {kind}, {least}, not {value!r:.80}')
     return int(number) if whole else number
 
 

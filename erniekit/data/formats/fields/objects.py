@@ -187,7 +187,7 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
     if not isinstance(value, dict) or not ("ref" in value or "bbox" in value):
         if any(_has_marks(chat) for chat in chats):
             form = '{"ref": [...], "bbox": [...]}, as ms-swift has it'
-            raise sample.bad(f'"{key}" must be {form}, it is {describe_value(value)}')
+            raise sample.bad(f'"{key}" must be {form}, not {describe_value(value)}')
         sample.notice(f"key {quoted(key)} of a record is not read")
         return None
     for name, inner in value.items():
@@ -199,11 +199,11 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
     boxes = _list(value, "bbox", key, sample)
     for number, box in enumerate(boxes, 1):
         if not isinstance(box, list) or len(box) not in (2, 4) or not all(map(_is_number, box)):
-            detail = f"box {number} must be [x, y] or [x1, y1, x2, y2], it is {quoted(box)}"
+            detail = f"box {number} must be [x, y] or [x1, y1, x2, y2], not {quoted(box)}"
             raise sample.bad(f'"{key}": {detail}')
     kind = value.get("bbox_type") or "real"
     if not isinstance(kind, str) or kind not in _SIDES:
-        raise sample.bad(f'"{key}": "bbox_type" must be "real" or "norm1", it is {quoted(kind)}')
+        raise sample.bad(f'"{key}": "bbox_type" must be "real" or "norm1", not {quoted(kind)}')
     image_ids = _list(value, "image_id", key, sample) or [0] * len(boxes)
     if len(image_ids) != len(boxes):
         numbers = counted(len(image_ids), "value")
@@ -238,7 +238,7 @@ def _list(value: dict[str, Any], name: str, key: str, sample: SampleContext) -> 
     if found is None:
         return []
     if not isinstance(found, list):
-        raise sample.bad(f'"{key}": "{name}" must be a list, it is {describe_value(found)}')
+        raise sample.bad(f'"{key}": "{name}" must be a list, not {describe_value(found)}')
     return found
 
 

@@ -38,7 +38,7 @@ def read_id(where: str, value: Any, sample: SampleContext) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise sample.bad(f"{where}: the id of a tool call must be a string, it is {describe_value(value)}")
+        raise sample.bad(f"{where}: the id of a tool call must be a string, not {describe_value(value)}")
     return str(value)
 
 
@@ -54,7 +54,7 @@ def result_turn(
         ids = [str(entry["id"])]
     name = entry.get("name")
     if name is not None and not isinstance(name, str):
-        raise sample.bad(f'{where}: "name" must be a string, it is {describe_value(name)}')
+        raise sample.bad(f'{where}: "name" must be a string, not {describe_value(name)}')
     return Turn(message, where, ids[0] if ids else "", name or "")
 
 

@@ -38,7 +38,7 @@ def read_tools(value: Any, sample: SampleContext) -> tuple[dict[str, Any], ...]:
         tools = [tools]
     if not isinstance(tools, list):
         raise sample.error(
-            "bad tools", f"tools must be a list (or its JSON text), it is {describe_value(tools)}"
+            "bad tools", f"tools must be a list (or its JSON text), not {describe_value(tools)}"
         )
     return tuple(_tool(f"tool {number}", tool, sample) for number, tool in enumerate(tools, 1))
 
@@ -46,10 +46,10 @@ def read_tools(value: Any, sample: SampleContext) -> tuple[dict[str, Any], ...]:
 def _tool(where: str, value: Any, sample: SampleContext) -> dict[str, Any]:
     tool = parsed(value, where, "bad tools", sample)
     if not isinstance(tool, dict):
-        raise sample.error("bad tools", f"{where} must be an object, it is {describe_value(tool)}")
+        raise sample.error("bad tools", f"{where} must be an object, not {describe_value(tool)}")
     kind = tool.get("type")
     if kind not in (None, "function") and ("function" in tool or "name" not in tool):
-        raise sample.error("bad tools", f'{where}: its "type" must be "function", it is {quoted(kind)}')
+        raise sample.error("bad tools", f'{where}: its "type" must be "function", not {quoted(kind)}')
     function = tool.get("function")
     if says_nothing(function):
         # The bare form may have the type next to the name, as in newer APIs of OpenAI and Anthropic.
@@ -74,7 +74,7 @@ def _with_parameters(where: str, function: dict[str, Any], sample: SampleContext
         if schema is None:
             continue
         if not isinstance(schema, dict):
-            detail = f'"{key}" must be a JSON schema (an object), it is {describe_value(schema)}'
+            detail = f'"{key}" must be a JSON schema (an object), not {describe_value(schema)}'
             raise sample.error("bad tools", f"{where}: {detail}")
         properties = parsed(schema.get("properties"), f'{where}: "{key}", "properties"', "bad tools", sample)
         schemas[key] = {**schema, "properties": properties} if "properties" in schema else schema

@@ -30,7 +30,7 @@ def answer(
 ) -> Message:
     """The assistant's message. Raises SampleError if the value is empty or not a string."""
     if not isinstance(value, str):
-        raise sample.bad(f"{where} must be a string, it is {describe_value(value)}")
+        raise sample.bad(f"{where} must be a string, not {describe_value(value)}")
     if not value:
         raise sample.bad(f"{where}: the assistant's answer is empty")
     thought = (ReasoningPart(reasoning),) if reasoning else ()
@@ -43,12 +43,12 @@ def history(record: dict[str, Any], marked: MarkedMedia, sample: SampleContext) 
     if turns is None:
         return []
     if not isinstance(turns, list):
-        raise sample.bad(f'"history" must be a list of [question, answer], it is {describe_value(turns)}')
+        raise sample.bad(f'"history" must be a list of [question, answer], not {describe_value(turns)}')
     messages = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, list) or len(turn) != 2 or not isinstance(turn[0], str):
             raise sample.bad(
-                f'"history", turn {number} must be two strings, [question, answer], it is {describe_value(turn)}'
+                f'"history", turn {number} must be two strings, [question, answer], not {describe_value(turn)}'
             )
         messages.append(question(turn[0], marked))
         messages.append(answer(f'"history", turn {number}', turn[1], sample))

@@ -51,13 +51,13 @@ def test_history_and_system_come_before() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"instruction": None, "output": "a"}, '"instruction" must be a string, it is null'),
-    ({"instruction": 3, "output": "a"}, '"instruction" must be a string, it is a number'),
-    ({"instruction": "q", "input": 3, "output": "a"}, '"input" must be a string, it is a number'),
-    ({"instruction": "q"}, '"output" must be a string, it is null or missing'),
-    ({"instruction": "q", "output": None}, '"output" must be a string, it is null'),
-    ({"instruction": "q", "output": 7}, '"output" must be a string, it is a number'),
-    ({"instruction": "q", "output": ["a", "b"]}, '"output" must be a string, it is an array'),
+    ({"instruction": None, "output": "a"}, '"instruction" must be a string, not null'),
+    ({"instruction": 3, "output": "a"}, '"instruction" must be a string, not a number'),
+    ({"instruction": "q", "input": 3, "output": "a"}, '"input" must be a string, not a number'),
+    ({"instruction": "q"}, '"output" must be a string, not null or missing'),
+    ({"instruction": "q", "output": None}, '"output" must be a string, not null'),
+    ({"instruction": "q", "output": 7}, '"output" must be a string, not a number'),
+    ({"instruction": "q", "output": ["a", "b"]}, '"output" must be a string, not an array'),
     ({"instruction": "q", "output": ""}, "answer is empty"),
     ({"instruction": "q", "output": "a", "system": 1}, '"system" must be a string'),
     ({"instruction": "q", "output": "a", "history": "x"}, '"history" must be a list'),

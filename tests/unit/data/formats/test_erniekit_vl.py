@@ -141,14 +141,14 @@ def order(types: str, *indices: Any) -> dict[str, Any]:
 
 FRAME = {"image_url": "1", "image_type": "video"}
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"text_info": []}, "at least one text, it is an empty array"),
+    ({"text_info": []}, "at least one text, not an empty array"),
     ({"text_info": [3]}, r'text_info\[0\] must be an object with "text" and "tag"'),
-    ({"text_info": [{"text": None, "tag": "mask"}]}, r'text_info\[0\]: "text" must be a string, it is null'),
+    ({"text_info": [{"text": None, "tag": "mask"}]}, r'text_info\[0\]: "text" must be a string, not null'),
     ({"text_info": [{"text": "q", "tag": "user"}]}, '"tag" must be'),
     ({"text_info": [{"text": "q", "tag": "no_mask"}]}, "tags must alternate"),
     ({"text_info": texts("q") * 2}, r"text_info\[1\]: tags must alternate"),
     ({"text_info": texts("q", "")}, "answer is empty"),
-    ({"text_info": texts("q", "a"), "is_system": "yes"}, "\"is_system\" must be 0 or 1, it is 'yes'"),
+    ({"text_info": texts("q", "a"), "is_system": "yes"}, "\"is_system\" must be 0 or 1, not 'yes'"),
     ({"text_info": [*texts("q"), {"text": "a", "tag": "no_mask", "label": 2}]}, '"label" must be 0 or 1'),
     ({"text_info": texts("q", "a"), "image_info": "x"}, '"image_info" must be a list'),
     (

@@ -97,7 +97,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": ASKED, "chosen": "good"}, '"chosen" without "rejected"'),
     ({"messages": ASKED, "rejected": "bad", "chosen": None}, '"rejected" without "chosen"'),
     ({"instruction": "q", "output": "a", "chosen": "good"}, '"chosen" without "rejected"'),
-    ({"messages": ASKED, "chosen": 3, "rejected": "bad"}, '"chosen" must be a list .* it is a number'),
+    ({"messages": ASKED, "chosen": 3, "rejected": "bad"}, '"chosen" must be a list .* not a number'),
     ({"messages": ASKED, "chosen": [], "rejected": "bad"}, '"chosen" must be a list of at least one'),
     ({"messages": ASKED, "chosen": "", "rejected": "bad"}, "\"chosen\": the assistant's answer is empty"),
     ({"messages": ASKED, "chosen": {"content": "x"}, "rejected": "bad"}, '"chosen": no role'),

@@ -49,10 +49,10 @@ def test_of_a_prompt_of_messages_nothing_carries_loss() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
-    ({"query": None, "response": None}, "bad record", '"query" must be a string, it is null'),
-    ({"query": "q", "response": None}, "bad record", '"response" must be a string, it is null'),
-    ({"prompt": 3, "completion": "a"}, "bad record", '"prompt" must be a string, it is a number'),
-    ({"prompt": "q", "completion": 3}, "bad record", '"completion" must be a string, it is a number'),
+    ({"query": None, "response": None}, "bad record", '"query" must be a string, not null'),
+    ({"query": "q", "response": None}, "bad record", '"response" must be a string, not null'),
+    ({"prompt": 3, "completion": "a"}, "bad record", '"prompt" must be a string, not a number'),
+    ({"prompt": "q", "completion": 3}, "bad record", '"completion" must be a string, not a number'),
     ({"question": "q", "answer": ""}, "bad record", '"answer": the assistant\'s answer is empty'),
     ({"prompt": [], "completion": "a"}, "bad record", '"prompt" must be a list of at least one message'),
     ({"prompt": ["q"], "completion": "a"}, "bad record", '"prompt", message 1 must be an object'),

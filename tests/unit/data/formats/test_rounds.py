@@ -42,7 +42,7 @@ def test_rounds_with_a_system_message_reasoning_and_an_image() -> None:
         ([{"human": "q", "assistant": ""}], "round 1, 'assistant': the assistant's answer is empty"),
         ([{"input": "q", "output": "a"}, {"system": "s", "input": "q", "output": "a"}], 'round 2: "system"'),
         ([{"speaker": "q"}], 'message 1: no "from"'),
-        ([], '"conversation" must be a list of at least one message, it is an empty array'),
+        ([], '"conversation" must be a list of at least one message, not an empty array'),
         ("q", '"conversation" must be a list'),
     ],
 )
@@ -151,10 +151,10 @@ def test_llamafactory_v1_pairs() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (_value("text", 3), 'part 1: "value" must be a string, it is a number'),
+        (_value("text", 3), 'part 1: "value" must be a string, not a number'),
         (_value("reasoning", None), 'part 1: "reasoning" must be a string'),
         (_value("tool_call", "x"), "part 1: the tool call: not valid JSON"),
-        (_value("tools", "[]"), "part 1: type must be one of .*tool_call.*, it is 'tools'"),
+        (_value("tools", "[]"), "part 1: type must be one of .*tool_call.*, not 'tools'"),
     ],
 )
 def test_bad_parts_with_a_value(part: dict[str, Any], message: str) -> None:
@@ -182,7 +182,7 @@ def test_openai_preference_file() -> None:
     assert outline(found.messages) == [("user", "q", False), ("assistant", "a", True)]
     assert outline(found.rejected) == [("assistant", "b", True)]
     assert found.tools[0]["function"]["name"] == "f" and not found.notices
-    with pytest.raises(SampleError, match='"input" must be an object with "messages", it is a string'):
+    with pytest.raises(SampleError, match='"input" must be an object with "messages", not a string'):
         parse({**record, "input": "q"})
     del record["preferred_output"]
     with pytest.raises(SampleError, match='"rejected" without "chosen"'):

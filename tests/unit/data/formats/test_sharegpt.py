@@ -102,8 +102,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat((3, "q")), "unknown role", "unknown role 3"),  # type: ignore[arg-type]
     ({"conversations": [{"value": "q"}]}, "unknown role", 'message 1: no "from"'),
     ({"conversations": [{"from": "human"}]}, "bad record", r'message 1 \(human\): "value" must be a string, .* null'),
-    (chat(("human", ["q"])), "bad record", "it is an array"),
-    (chat(("gpt", {"text": "a"})), "bad record", "it is an object"),
+    (chat(("human", ["q"])), "bad record", "not an array"),
+    (chat(("gpt", {"text": "a"})), "bad record", "not an object"),
     (chat(("human", "q"), ("gpt", "")), "bad record", "message 2: the assistant's answer is empty"),
     (chat(("human", "q"), ("observation", 3)), "bad record", r"message 2 \(observation\)"),
     (chat(("human", "q"), ("function_call", "f(x)")), "bad tool call", "message 2: the tool call: not valid JSON"),
@@ -111,7 +111,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(("human", "q"), ("function_call", "{}")), "bad tool call", "message 2, tool call 1 has no name"),
     (chat(("human", "<image>")), "images do not match", "1 <image> mark.* 0 image"),
     (chat(("human", "q"), tools="x"), "bad tools", "tools: not valid JSON"),
-    (chat(("human", "q"), system=["x"]), "bad record", '"system" must be a string, it is an array'),
+    (chat(("human", "q"), system=["x"]), "bad record", '"system" must be a string, not an array'),
 ]  # fmt: skip
 
 
