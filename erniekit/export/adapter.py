@@ -22,9 +22,9 @@ from erniekit.checkpoint.manifest import write_checksums
 from erniekit.checkpoint.state import check_weights
 from erniekit.checkpoint.tensor_layouts import transformers_name
 from erniekit.errors import CheckpointError
-from erniekit.export.export import ExportSource, resolve_source
 from erniekit.export.files import side_files
 from erniekit.export.output import check_output, replacing
+from erniekit.export.source import ExportSource, resolve_source
 from erniekit.lora.adapters import PREFIX, WEIGHTS_FILE, read_adapter
 from erniekit.lora.merge import check_fit
 from erniekit.lora.peft import CONFIG_FILE, AdapterConfig

@@ -15,9 +15,10 @@ from erniekit.config.choices import CheckpointLayout
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError
 from erniekit.export.config_files import main_dtype
-from erniekit.export.export import resolve_source, write_files
+from erniekit.export.export import write_files
 from erniekit.export.layouts import DTYPE_NAMES
 from erniekit.export.output import check_output, replacing
+from erniekit.export.source import resolve_source
 from erniekit.export.writer import WeightsWriter
 from erniekit.generation.load import find_checkpoint
 from erniekit.lora.adapters import is_adapter_directory

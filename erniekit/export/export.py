@@ -16,7 +16,6 @@ import numpy as np
 import paddle
 
 from erniekit.checkpoint.base import check_base
-from erniekit.checkpoint.download import cached_model, model_directory, names_repository
 from erniekit.checkpoint.hub import (
     DEFAULT_SHARD_BYTES,
     TensorInfo,
@@ -24,13 +23,11 @@ from erniekit.checkpoint.hub import (
     is_finite,
     read_array,
 )
-from erniekit.checkpoint.model_files import check_tensors, model_index, refuse_undownloaded
+from erniekit.checkpoint.model_files import check_tensors, model_index
 from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
-from erniekit.checkpoint.resize import ModelChanges
-from erniekit.checkpoint.state import STATE_FILE, TrainerState, check_weights, read_state
+from erniekit.checkpoint.state import check_weights
 from erniekit.checkpoint.tensor_layouts import stored_tensors
-from erniekit.config import DataConfig
-from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype, Quantize
+from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
 from erniekit.data.encode.limits import read_limits
 from erniekit.data.encode.tokenizer import load_tokenizer
 from erniekit.display.progress import OnProgress, no_progress
@@ -50,16 +47,9 @@ from erniekit.export.quantized import (
     check_quantized_layout,
     quantized_tensors,
 )
+from erniekit.export.source import ExportSource, resolve_source
 from erniekit.export.writer import WeightsWriter
-from erniekit.generation.load import (
-    base_directory,
-    find_checkpoint,
-    run_data,
-    run_max_positions,
-    run_quantize,
-)
-from erniekit.local_files import missing_model, read_json_object
-from erniekit.lora.adapters import adapter_vocab_size, is_adapter_directory
+from erniekit.local_files import read_json_object
 from erniekit.lora.merge import AdapterMerge
 from erniekit.models.config import ErnieConfig
 from erniekit.models.config_keys import unknown_keys_message
@@ -68,33 +58,6 @@ from erniekit.models.specs import TensorSpec, is_quantized_tensor, is_router_ten
 _ELEMENT_TYPES = {name: element for element, name in DTYPE_NAMES.items()}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _SMALLEST_SIZE = 1000
-
-
-@dataclass(frozen=True)
-class ExportSource:
-    """What is exported: the weights of a directory, an adapter on top, side files from `files`.
-
-    `checkpoint` is the directory that was found. `base` is the model that training started from, None where
-    it is not known or not reachable; `trained` says whether the weights come from training, whose
-    section data is `data`; `max_positions` are those that it gave its model, None: the checkpoint's. `quantize` and
-    `dtype` are those of the base model under the adapter during training.
-    """
-
-    checkpoint: Path
-    weights: Path
-    config: ErnieConfig
-    adapter: Path | None
-    base: Path | None
-    trained: bool
-    data: DataConfig
-    max_positions: int | None
-    quantize: Quantize = "none"
-    dtype: str = "float32"
-
-    @property
-    def files(self) -> list[Path]:
-        """Directories to take side files from, the first that has a name first."""
-        return [self.weights] if self.base in (None, self.weights) else [self.weights, self.base]
 
 
 @dataclass(frozen=True)
@@ -201,47 +164,6 @@ def merged_values(source: ExportSource, dtype: Dtype = "auto") -> Callable[[str]
     shapes = {spec.name: spec.shape for spec in specs}
     read = _reader(tensors, specs, None if source.adapter is None else AdapterMerge(source.adapter, shapes))
     return lambda name: as_dtype(read(name), types[name], "F32")
-
-
-def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
-    """Find the weights, the adapter and the base model of a path. Raises CheckpointError."""
-    path = find_checkpoint(path)
-    base = None if base is None else model_directory(base)
-    state = read_state(path) if (path / STATE_FILE).is_file() else None
-    data = DataConfig.without_sources() if state is None else run_data(state)
-    max_positions = None if state is None else run_max_positions(state)
-    changes = ModelChanges(max_position_embeddings=max_positions)
-    if base is not None and not (base / "config.json").is_file():
-        raise CheckpointError(f"--base {missing_model(base)}")
-    if is_adapter_directory(path):
-        base = base or base_directory(path)
-        if not (base / "config.json").is_file():
-            raise CheckpointError(
-                f"{path}: its base model {base} does not exist (no config.json); give its path with --base"
-            )
-        refuse_undownloaded(base)
-        changes = replace(changes, vocab_size=adapter_vocab_size(path))
-        config = changes.apply(ErnieConfig.from_dir(base))
-        source = ExportSource(path, base, config, path, base, True, data, max_positions)
-        if state is None or run_quantize(state) == "none":
-            return source
-        return replace(source, quantize=run_quantize(state), dtype=state.identity["model.dtype"])
-    if base is None and state is not None:
-        base = known_base(state)
-    for directory in (path, base):
-        if directory is not None:
-            refuse_undownloaded(directory)
-    config = changes.apply(ErnieConfig.from_dir(path))
-    return ExportSource(path, path, config, None, base, state is not None, data, max_positions)
-
-
-def known_base(state: TrainerState) -> Path | None:
-    """The base model of a full checkpoint, which export can do without: it is not downloaded."""
-    directory, revision = Path(state.base_model), state.config.get("model", {}).get("revision")
-    if names_repository(state.base_model):
-        found = cached_model(state.base_model, revision)
-        return None if found is None else found.directory
-    return directory if (directory / "config.json").is_file() else None
 
 
 def describe(report: ExportReport) -> list[str]:

@@ -24,9 +24,10 @@ from erniekit.data.encode.tokenizer import control_tokens, load_tokenizer, stop_
 from erniekit.display.progress import OnProgress, no_progress
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.convert import convert_model
-from erniekit.export.export import ExportReport, export_model, resolve_source
+from erniekit.export.export import ExportReport, export_model
 from erniekit.export.files import chat_template
 from erniekit.export.output import check_output, replacing, staging
+from erniekit.export.source import resolve_source
 from erniekit.generation.load import find_checkpoint
 from erniekit.local_files import read_json_object
 from erniekit.lora.adapters import is_adapter_directory

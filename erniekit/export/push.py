@@ -21,13 +21,14 @@ from erniekit.config.choices import ExportLayout, GgufType
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.adapter import export_adapter
 from erniekit.export.card import Artifact, Kind, RunFacts, find_licence, model_card, read_metrics
-from erniekit.export.export import export_model, known_base, resolve_source
+from erniekit.export.export import export_model
 from erniekit.export.gguf import export_to_gguf, read_family
 from erniekit.export.layouts import HUB_MODEL_TYPES
 from erniekit.export.output import staging
 from erniekit.export.paddle_adapter import CONFIG_FILE as PADDLE_CONFIG_FILE
 from erniekit.export.paddle_adapter import check_paddle_adapter, export_paddle_adapter
 from erniekit.export.quantized import check_quantized, model_config, read_quantization
+from erniekit.export.source import known_base, resolve_source
 from erniekit.generation.load import find_checkpoint
 from erniekit.local_files import read_json_object, refuse_placeholders
 from erniekit.lora.adapters import read_adapter
@@ -94,7 +95,8 @@ def prepare_upload(
     path = Path(path)
     is_run = (path / STATE_FILE).is_file() or path.name == BEST_NAME or bool(find_checkpoints(path))
     if not is_run and not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; give a run, a checkpoint or an exported directory")
+        what = "is a file" if path.is_file() else "no such directory"
+        raise CheckpointError(f"{path}: {what}; give a run, a checkpoint or an exported directory")
     if not is_run and layout is not None:
         raise ConfigError("--layout is for a run or a checkpoint: this directory has its layout")
     if is_run and run is not None:
@@ -227,19 +229,20 @@ def _read_model(directory: Path) -> Artifact:
     if ggufs and not (directory / "config.json").is_file():
         family = read_family(ggufs)
         return Artifact("gguf", family, HUB_MODEL_TYPES[family])
+    kind: Kind = "model"
+    quantization = read_quantization(directory)
+    if quantization is not None:
+        check_quantized(directory, quantization)
+        config = model_config(directory)
+    else:
+        config, _ = open_model(directory)
+        kind = "paddle" if layout_of(read_index(directory), config) == "paddle" else "model"
     stray = stray_weights(directory)
     if stray:
         raise CheckpointError(
             f"{directory}: the index does not name {stray[0]}, which engines may load instead; remove it"
         )
-    quantization = read_quantization(directory)
-    if quantization is not None:
-        check_quantized(directory, quantization)
-        config = model_config(directory)
-        return Artifact("model", config.family, config.raw["model_type"], quantized=True)
-    config, _ = open_model(directory)
-    kind: Kind = "paddle" if layout_of(read_index(directory), config) == "paddle" else "model"
-    return Artifact(kind, config.family, config.raw["model_type"])
+    return Artifact(kind, config.family, config.raw["model_type"], quantized=quantization is not None)
 
 
 def _read_adapter(file: Path, base: str | None, files: dict[str, Path | bytes]) -> tuple[Artifact, str, Path]:

@@ -26,8 +26,9 @@ from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.adapter import export_adapter
 from erniekit.export.checks import check_directory
-from erniekit.export.export import describe, export_model, parse_size, resolve_source
+from erniekit.export.export import describe, export_model, parse_size
 from erniekit.export.paddle_adapter import export_paddle_adapter
+from erniekit.export.source import resolve_source
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs

@@ -332,6 +332,7 @@ def test_a_hub_that_refuses_or_is_not_there(
 
 
 def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     mixed = shutil.copytree(models["dense"], tmp_path / "mixed")
     (mixed / "model.safetensors").write_bytes(b"old")
     broken = shutil.copytree(models["dense"], tmp_path / "broken")
@@ -347,6 +348,8 @@ def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Pat
         (mixed, {}, CheckpointError, "the index does not name model.safetensors"),
         (broken, {}, CheckpointError, "the index names shards that are not there"),
         (tmp_path / "none", {}, CheckpointError, "no such directory"),
+        (tmp_path / "file", {}, CheckpointError, "is a file; give a run, a checkpoint or an exported"),
+        (tmp_path, {}, CheckpointError, "/config.json: not found; a model directory holds config.json"),
     ):
         with pytest.raises(error, match=words), prepare_upload(path, **{"repository": NAME} | options):  # type: ignore[arg-type]
             pass
