@@ -47,7 +47,7 @@ FORMAT = 2
 _READABLE = (1, FORMAT)
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _SET_ASIDE = ".damaged"
-_SIDE_SUFFIXES = {".json", ".jinja", ".model", ".py", ".ttf", ".txt"}
+_SIDE_FILE = re.compile(r"\.(json|jinja|model|py|ttf|txt)$|^(LICEN[CS]E|NOTICE)")
 _NOT_SIDE_FILES = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json$")
 _FINGERPRINT_BYTES = 1 << 20
 
@@ -292,10 +292,15 @@ def model_fingerprint(directory: Path) -> dict[str, Any]:
     return fingerprint(parts())
 
 
+def is_side_file(name: str) -> bool:
+    """Whether a file is by its name a configuration, tokenizer, template, font, code or licence of a model."""
+    return _SIDE_FILE.search(name) is not None
+
+
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy the files of a model besides its weights: config, tokenizer, templates, processor files, font."""
+    """Copy the files of a model besides its weights: config, tokenizer, templates, processor files, font, licence."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in _SIDE_SUFFIXES and not _NOT_SIDE_FILES.search(file.name):
+        if file.is_file() and is_side_file(file.name) and not _NOT_SIDE_FILES.search(file.name):
             shutil.copyfile(file, target / file.name)
 
 

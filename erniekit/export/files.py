@@ -1,8 +1,9 @@
 """The files of a model directory besides weights and `config.json`: tokenizer, processors, remote code.
 
-Files of the base model are copied, with these exceptions: settings that the layouts spell differently are rewritten,
-references to missing remote code are removed, a missing `generation_config.json` is made from the end tokens of config
-and tokenizer, and the README of the base model is left out.
+Configurations, tokenizer, templates, code, fonts and licences of the base model are copied; data, logs and its README
+are not. Some are changed: settings that the layouts spell differently are rewritten, references to missing remote code
+and to places on a machine are removed, and a missing `generation_config.json` is made from the end tokens of config and
+tokenizer.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from erniekit.checkpoint.manifest import CHECKSUMS_FILE
 from erniekit.checkpoint.model_files import remote_code_note
-from erniekit.checkpoint.state import STATE_FILE
+from erniekit.checkpoint.state import STATE_FILE, is_side_file
 from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec
 from erniekit.data.media.video import FONT
@@ -28,21 +30,10 @@ from erniekit.models.config import ErnieConfig
 Json = dict[str, Any]
 
 VIDEO_PLACEHOLDER = "<|VIDEO_PLACEHOLDER|>"
-_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".pdparams",
-    ".pdopt",
-    ".onnx",
-)
+# Not of the model: what transformers' trainer and runs write beside it, and what an export writes by itself.
 _LEFT_OUT = re.compile(
-    rf"^(\.|README|config\.json$|{re.escape(ADAPTER_CONFIG)}$|{re.escape(STATE_FILE)}$)|\.index\.json$"
+    rf"^(\.|README|config\.json$|{re.escape(ADAPTER_CONFIG)}$|{re.escape(STATE_FILE)}$|{re.escape(CHECKSUMS_FILE)}$"
+    r"|(all|train|eval|predict|test)_results\.json$|training_args\.json$|base_checksums\.json$)|\.index\.json$"
 )
 # Placeholders in chat templates that the processor of each layout expands: (Hub, transformers).
 _PLACEHOLDERS = (
@@ -65,11 +56,14 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_confi
 
 
 def side_files(directories: Sequence[Path]) -> dict[str, Path]:
-    """Name -> path of every file to copy. The first directory with a name wins."""
+    """Name -> path of every file to copy. The first directory with a name wins.
+
+    Only names that files of models have: a directory may hold logs, data and keys of whoever trained in it.
+    """
     found: dict[str, Path] = {}
     for directory in directories:
         for file in sorted(directory.iterdir()):
-            if file.is_file() and not file.name.endswith(_WEIGHTS) and not _LEFT_OUT.search(file.name):
+            if file.is_file() and is_side_file(file.name) and not _LEFT_OUT.search(file.name):
                 found.setdefault(file.name, file)
     return found
 

@@ -48,6 +48,7 @@ def test_everything_but_weights_and_training_state_is_carried(copy: Copy, tmp_pa
         "Roboto-Regular.ttf",
         "added_tokens.json",
         "LICENSE",
+        "NOTICE.md",
         "vocab.txt",
         "chat_template.json",
     )
@@ -57,6 +58,13 @@ def test_everything_but_weights_and_training_state_is_carried(copy: Copy, tmp_pa
         "adapter_config.json",
         "README.md",
         ".gitattributes",
+        "checksums.json",
+        "all_results.json",
+        "trainer_log.jsonl",
+        "events.out.tfevents.1",
+        "chats.parquet",
+        "notes.md",
+        "key.pem",
     )
     for name in (*kept, *left, "pytorch_model.bin", "pytorch_model.bin.index.json", "training_args.bin"):
         (source / name).write_text("{}")
