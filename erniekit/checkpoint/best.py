@@ -27,6 +27,17 @@ def write_best(run: Path, step: int, metric: str, value: float) -> None:
         raise CheckpointError(f"{run / BEST_FILE}: cannot be written: {error.strerror}") from error
 
 
+def recorded_best(run: Path, metric: str) -> tuple[int, float] | None:
+    """Step and value of the best checkpoint that a run has recorded; None where there is none by this metric."""
+    try:
+        content = json.loads((run / BEST_FILE).read_text(encoding="utf-8"))
+        step, value = int(content["step"]), float(content["value"])
+        is_there = content["metric"] == metric and (run / checkpoint_name(step)).is_dir()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (step, value) if is_there else None
+
+
 def best_checkpoint(run: Path) -> Path:
     """The best checkpoint of a run. Raises CheckpointError where none is recorded, or where it does not exist."""
     file = run / BEST_FILE

@@ -60,8 +60,8 @@ class TrainerState:
     position in the data. `window`: metrics not yet logged. `identity`: config keys and values that must not change when
     the run is resumed. `config`: the resolved configuration, and `schedule`: the inputs of the learning rate, both to
     report changes. `base_model`: directory of the base model, or its repository on the hub. `best`: the best evaluation
-    so far, empty in checkpoints of versions before it existed. `skipped_steps`, `skipped_in_row`, `losses`: as in
-    `TrainerProgress`.
+    so far, empty in checkpoints of versions before it existed. `skipped_steps`, `skipped_in_row`, `losses`,
+    `pending_evaluation`: as in `TrainerProgress`.
     """
 
     step: int
@@ -80,6 +80,7 @@ class TrainerState:
     skipped_steps: int = 0
     skipped_in_row: int = 0
     losses: list[float] = field(default_factory=list)
+    pending_evaluation: bool = False
 
 
 _EXAMPLE = asdict(TrainerState(0, 0, 0, 0, 0, {}, {}, {}, {}, {}, "", ""))
@@ -297,11 +298,25 @@ def is_side_file(name: str) -> bool:
     return _SIDE_FILE.search(name) is not None
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copy the files of a model besides its weights: config, tokenizer, templates, processor files, font, licence."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and is_side_file(file.name) and not _NOT_SIDE_FILES.search(file.name):
-            shutil.copyfile(file, target / file.name)
+def read_side_files(source: Path) -> dict[str, bytes]:
+    """The files of a model besides its weights, by name: config, tokenizer, templates, processor files, font, licence.
+
+    Raises CheckpointError.
+    """
+    try:
+        return {
+            file.name: file.read_bytes()
+            for file in sorted(source.iterdir())
+            if file.is_file() and is_side_file(file.name) and not _NOT_SIDE_FILES.search(file.name)
+        }
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or source}: cannot be read: {error.strerror}") from error
+
+
+def write_side_files(files: Mapping[str, bytes], target: Path) -> None:
+    """Write the files of `read_side_files` into a checkpoint. Raises OSError."""
+    for name, content in files.items():
+        (target / name).write_bytes(content)
 
 
 def _problem(checkpoint: Path) -> str | None:

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import re
 
-from erniekit.distributed.watchdog import PeerError
+from erniekit.distributed.watchdog import PEER_LOST, PeerError
+from erniekit.errors import ErnieKitError
 
 # Paddle turns an exception that Python code raises in a backward pass into an OSError with the exception's text.
 _PEER = re.compile(r"PeerError: (.+)")
+_OF_ALL = "_is_of_all_processes"
 _INTERRUPT = re.compile(r"\bKeyboardInterrupt\b")
+
+
+def error_of_all(error: ErnieKitError | None) -> ErnieKitError:
+    """The error to raise on this process where all processes raise one together.
+
+    error: of this process; None: another one has failed.
+    """
+    found = error or PeerError(f"{PEER_LOST}: another rank has failed")
+    vars(found)[_OF_ALL] = True
+    return found
+
+
+def is_of_all(error: BaseException) -> bool:
+    """Whether all processes raise an error together: they can still exchange messages."""
+    return _OF_ALL in vars(error)
 
 
 def original_error(error: OSError) -> BaseException:

@@ -75,12 +75,15 @@ class AnswerEvaluator:
         metrics = ", ".join(self._plan.metrics)
         log(f"eval answers: {counted(len(self.samples), 'chat')} in each evaluation, scored by {metrics}")
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Metrics such as "eval/exact_match", the same in all processes, which call this together."""
+    def __call__(self, step: int, stop: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Metrics such as "eval/exact_match", the same in all processes, which call this together.
+
+        stop: called between the answers; what it raises ends the evaluation.
+        """
         if not self._dist.is_main:
-            return self._evaluate(None).scalars()
+            return self._evaluate(None, stop).scalars()
         answered: list[tuple[EvalSample, Prediction]] = []
-        metrics = self._evaluate(lambda *answer: answered.append(answer)).scalars()
+        metrics = self._evaluate(lambda *answer: answered.append(answer), stop).scalars()
         try:
             with writing_predictions(answers_file(self._run_dir, step)) as write:
                 for _, prediction in answered:
@@ -91,7 +94,13 @@ class AnswerEvaluator:
             self._on_answers(step, answered)
         return metrics
 
-    def _evaluate(self, on_prediction: OnPrediction | None) -> Evaluation:
+    def _evaluate(self, on_prediction: OnPrediction | None, stop: Callable[[], None]) -> Evaluation:
+        report = eval_progress(self._log, "chats")
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            stop()
+            report(phase, done, total)
+
         # Each process computes whole prompts, also where processes share the rows of training.
         with unsharded_rows(self._model):
             return evaluate_generation(
@@ -102,7 +111,7 @@ class AnswerEvaluator:
                 self._plan,
                 self._sampling,
                 on_prediction=on_prediction,
-                on_progress=eval_progress(self._log, "chats"),
+                on_progress=on_progress,
             )
 
     def _check_applies(self, metric: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from paddle import nn
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.rows import StoredRows
-from erniekit.display.progress import OnProgress
 from erniekit.distributed.context import DistributedContext
+from erniekit.distributed.failures import error_of_all
 from erniekit.distributed.skipped_samples import SkippedSampleSync
+from erniekit.errors import ErnieKitError
 from erniekit.evaluation.answers import AnswerEvaluator, eval_progress
 from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.objective import Objective
@@ -45,6 +47,10 @@ class EvalRows:
         return self.rows.rows_per_epoch(0)
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was interrupted, on all processes together."""
+
+
 class Evaluator:
     """Computes the loss on all of data.eval, and scores generated answers to some of its chats.
 
@@ -65,21 +71,59 @@ class Evaluator:
         self.answers, self._dist, self._log = answers, dist, log
         self._skipped_samples = SkippedSampleSync(eval_rows.loader.budget, dist)
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Metrics such as "eval/loss" and "eval/exact_match" after `step` steps."""
+    def __call__(self, step: int, is_stopping: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Metrics such as "eval/loss" and "eval/exact_match" after `step` steps.
+
+        is_stopping: whether to stop; asked before each row and each answer. Raises EvaluationStopped on all processes
+        where it holds on any.
+        """
         all_reduce = self._dist.all_reduce if self._dist.mesh.world.size > 1 else None
         total = -(-self._eval_rows.num_rows // self._dist.size)
-        rows = _report_rows(self._eval_rows.once(), total, eval_progress(self._log, "rows"))
+        report = eval_progress(self._log, "rows")
+        rows = self._rows(is_stopping, lambda done: report("loss", done, total))
         if isinstance(self._objective, DpoObjective):
             metrics = evaluate_pairs(self._model, self._objective, rows, all_reduce)
         else:
             metrics = {"eval/loss": evaluate_loss(self._model, self._objective, rows, all_reduce)}
         self._skipped_samples.share()
         if self.answers is not None:
-            metrics |= self.answers(step)
+            self._exchange(None, is_stopping)
+            metrics |= self.answers(step, self._stop_if(is_stopping))
         # Processes decide from the metrics when to stop and save, so they must be the same everywhere.
         values = self._dist.broadcast(np.asarray(list(metrics.values()), np.float64))
         return dict(zip(metrics, values.tolist(), strict=True))
+
+    def _rows(self, is_stopping: Callable[[], bool], report: Callable[[int], None]) -> Iterator[PackedBatch]:
+        """The rows of this process: each has the same number. An error of one process is one of all."""
+        rows = self._eval_rows.once()
+        for done in itertools.count():
+            row, error = None, None
+            try:
+                row = next(rows, None)
+            except ErnieKitError as raised:
+                error = raised
+            self._exchange(error, is_stopping)
+            if row is None:
+                return
+            report(done)
+            yield row
+
+    def _exchange(self, error: ErnieKitError | None, is_stopping: Callable[[], bool]) -> None:
+        """Raise on all processes together where any has an error, or stops."""
+        failed, stopping = self._dist.all_reduce(np.array([error is not None, is_stopping()], np.int64))
+        if failed:
+            raise error_of_all(error)
+        if stopping:
+            raise EvaluationStopped
+
+    def _stop_if(self, is_stopping: Callable[[], bool]) -> Callable[[], None]:
+        """Raises EvaluationStopped between two answers. Several processes generate different numbers of tokens."""
+
+        def stop() -> None:
+            if self._dist.mesh.world.size == 1 and is_stopping():
+                raise EvaluationStopped
+
+        return stop
 
 
 def evaluate_loss(
@@ -126,9 +170,3 @@ def evaluate_pairs(
     means = pair_means(sums)
     loss = means["loss/preference"] + objective.sft_weight * means["loss/sft"]
     return {"eval/loss": loss} | {f"eval/{name}": value for name, value in means.items()}
-
-
-def _report_rows(rows: Iterable[PackedBatch], total: int, report: OnProgress) -> Iterator[PackedBatch]:
-    for done, row in enumerate(rows):
-        report("loss", done, total)
-        yield row

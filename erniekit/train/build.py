@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ from erniekit.checkpoint.manifest import FileRecord
 from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
-from erniekit.checkpoint.state import TrainerState, check_identity, read_state, set_aside_newer
+from erniekit.checkpoint.state import TrainerState, check_identity, fingerprint, read_state, set_aside_newer
 from erniekit.config import Config
+from erniekit.config.choices import ANSWER_METRICS
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
 from erniekit.distributed.context import DistributedContext
@@ -141,7 +143,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     checkpointer = Checkpointer(
         config, prepared, optimizer, inputs.train, plan.schedule, identity, log, dist, reducer
     )
-    progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, context)
+    progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, inputs, context)
     with writing_to(context.run_dir):
         _take_run_directory(context, lock, saved, records, is_locked=is_locked)
     peak_flops = find_peak_flops(context, dtype)
@@ -211,7 +213,8 @@ def build_hooks(
         )
     )
     if settings.best_metric is not None:
-        hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta))
+        data = best_data(config, inputs)
+        hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta, data))
     hooks.append(
         LoggingHook(
             writer,
@@ -228,6 +231,14 @@ def build_hooks(
         hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
     hooks.append(CheckpointHook(checkpointer, config.checkpoint.save_every, writer))
     return hooks
+
+
+def best_data(config: Config, inputs: Inputs) -> str:
+    """A digest of what eval.best_metric is computed from: values of other data cannot be compared."""
+    parts = ["" if inputs.eval_rows is None else inputs.eval_rows.rows.dataset.fingerprint]
+    if config.eval.best_metric in ANSWER_METRICS:
+        parts.append(json.dumps([config.eval.samples, config.eval.max_new_tokens, config.eval.temperature]))
+    return fingerprint(part.encode() for part in parts)["digest"]
 
 
 def find_peak_flops(context: RunContext, dtype: str) -> float | None:
@@ -332,12 +343,15 @@ def _check_saved_run(saved: _SavedRun, identity: dict[str, Any], inputs: Inputs,
             context.log(f"  {line}")
 
 
-def _resume(saved: _SavedRun, checkpointer: Checkpointer, context: RunContext) -> TrainerProgress:
+def _resume(
+    saved: _SavedRun, checkpointer: Checkpointer, inputs: Inputs, context: RunContext
+) -> TrainerProgress:
     """Load optimizer and loader; the weights are loaded with the model."""
     with context.dist.mesh.long_operation("loading the checkpoint"):
         progress = checkpointer.load(saved.path, saved.state)
     best_metric = context.config.eval.best_metric
-    check_best(context.run_dir, progress, best_metric, context.dist, context.log)
+    data = best_data(context.config, inputs)
+    check_best(context.run_dir, progress, best_metric, data, context.dist, context.log)
     return progress
 
 

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from erniekit import __version__
-from erniekit.checkpoint.best import BEST_FILE, write_best
+from erniekit.checkpoint.best import BEST_FILE, recorded_best, write_best
 from erniekit.checkpoint.host_copy import host_copy
 from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
 from erniekit.checkpoint.manifest import FileRecord, size_problem
@@ -25,11 +25,12 @@ from erniekit.checkpoint.state import (
     STATE_FILE,
     TrainerState,
     checkpoint_name,
-    copy_side_files,
     finish_checkpoint,
     newest_checkpoint,
     outdated_checkpoints,
+    read_side_files,
     unfinished_name,
+    write_side_files,
 )
 from erniekit.checkpoint.weights import array_of
 from erniekit.checkpoint.writer import FileWriter, PlannedFile
@@ -99,6 +100,9 @@ class Checkpointer:
             shared=config.checkpoint.shared,
         )
         self._run_dir = Path(config.train.output_dir)
+        # Now: the base model may be gone when a checkpoint is written, with its disk or a cache that is cleaned.
+        whole = dist.is_main and not config.lora.enabled
+        self._side_files = read_side_files(config.model.directory) if whole else {}
         self._unfinished: _Save | None = None
         self._copy = host_copy()
         self._removal: threading.Thread | None = None
@@ -107,12 +111,14 @@ class Checkpointer:
         dist.mesh.before_abort(self.finish_after_error)
         # The step of the checkpoint that is being written, in the background or not.
         self.saving_step: int | None = None
-        # Whether the last checkpoint could not be written.
+        # Whether the last checkpoint could not be written, and its step until `forget_lost_best`.
         self.has_failed = False
+        self._lost_step: int | None = None
 
     def save(self, progress: TrainerProgress, *, needed: bool = False) -> None:
         """Write a checkpoint, or begin to write it in the background unless it is `needed`; see `wait`."""
         self.wait()
+        self.forget_lost_best(progress)
         started = time.perf_counter()
         self.saving_step = progress.step
         state = self._state(progress)
@@ -132,6 +138,20 @@ class Checkpointer:
         self._unfinished = _Save(state, directory, writer, started, time.perf_counter() - started)
         if needed or not self._anywhere(in_background):
             self.wait(needed=needed)
+
+    def forget_lost_best(self, progress: TrainerProgress) -> None:
+        """Return to the best evaluation before, where the checkpoint of the best one could not be written."""
+        step, self._lost_step = self._lost_step, None
+        if step is not None and progress.best.is_at(step):
+            progress.best = existing_best(self._run_dir, progress, self._dist, self._log)
+
+    def save_after_error(self, progress: TrainerProgress) -> None:
+        """Write a checkpoint of the last whole step while an error ends the run. What goes wrong is logged."""
+        self._log(f"saving step {progress.step} after an error")
+        try:
+            self.save(progress, needed=True)
+        except Exception as error:  # such as of a device that has failed, which must not hide the first one
+            self._log(f"step {progress.step} cannot be saved: {error}")
 
     def before_update(self) -> None:
         """Wait until the tensors of the save in the background are copied: an update changes them."""
@@ -170,6 +190,8 @@ class Checkpointer:
         earlier = newest_checkpoint(self._run_dir)
         errors, path = self._dist.all_gather_object([errors, None if earlier is None else str(earlier)])[0]
         self.has_failed = bool(errors)
+        if errors:
+            self._lost_step = save.state.step
         if errors and (needed or path is None):
             raise CheckpointError(errors[0])
         if errors:
@@ -266,6 +288,7 @@ class Checkpointer:
             restored(MetricsAccumulator, state.window, checkpoint / STATE_FILE),
             restored(BestTracker, state.best, checkpoint / STATE_FILE),
             restored_losses(state.losses, checkpoint / STATE_FILE),
+            state.pending_evaluation,
         )
 
     def _finish(self, save: _Save, files: Mapping[str, FileRecord], started: float) -> None:
@@ -280,7 +303,7 @@ class Checkpointer:
         if self._config.lora.enabled:
             self._write_adapter_settings(directory, save.writer.files[0].specs)
         else:
-            copy_side_files(self._config.model.directory, directory)
+            write_side_files(self._side_files, directory)
             self._prepared.changes.write(directory / "config.json")
             shards = sorted(name for name in files if name.startswith("model-"))
             tensors = {
@@ -293,7 +316,10 @@ class Checkpointer:
         if best.value is not None and best.is_at(state.step):
             write_best(run_dir, best.step, best.metric, best.value)
         keep = self._config.checkpoint
-        self._remove(outdated_checkpoints(run_dir, keep.keep, [best.step], keep.keep_every))
+        # Also the one before, while the best one has no checkpoint.
+        recorded = recorded_best(run_dir, best.metric)
+        spare = [best.step, *([] if recorded is None else [recorded[0]])]
+        self._remove(outdated_checkpoints(run_dir, keep.keep, spare, keep.keep_every))
         now = time.perf_counter()
         waited = save.waited + now - started
         size = format_bytes(sum(record.size for record in files.values()))
@@ -334,6 +360,7 @@ class Checkpointer:
             skipped_steps=progress.skipped_steps,
             skipped_in_row=progress.skipped_in_row,
             losses=list(progress.losses),
+            pending_evaluation=progress.pending_evaluation,
         )
 
     def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[CompleteTensor]]:
@@ -394,25 +421,58 @@ def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], s
 
 
 def check_best(
-    run_dir: Path, progress: TrainerProgress, metric: str | None, dist: DistributedContext, log: Log
+    run_dir: Path,
+    progress: TrainerProgress,
+    metric: str | None,
+    data: str,
+    dist: DistributedContext,
+    log: Log,
 ) -> None:
     """Make the best evaluation of a resumed run agree with the configuration and with the run's directory.
 
-    metric: eval.best_metric; None: evaluations are not compared, and the best checkpoint so far is still kept.
+    metric: eval.best_metric; None: evaluations are not compared, and the best checkpoint so far is still kept. data: as
+    in BestTracker.
     """
-    best = progress.best
+    best, again = progress.best, "the search for the best checkpoint starts again"
     if metric is not None and best.metric not in ("", metric):
-        log(
-            f"eval.best_metric was {best.metric} and is {metric} now; the search for the best checkpoint starts again"
-        )
+        log(f"eval.best_metric was {best.metric} and is {metric} now; {again}")
         best = BestTracker()
-    elif best.value is not None and not (run_dir / checkpoint_name(best.step)).is_dir():
-        missing = run_dir / checkpoint_name(best.step)
-        log(f"{missing}, the best checkpoint, does not exist; the next evaluation is the best")
-        best = BestTracker(best.metric, mark=best.mark, waited=best.waited)
+    elif metric is not None and best.value is not None and best.data not in ("", data):
+        log(f"data.eval, or how answers to it are generated, has changed; {again}")
+        best = BestTracker()
+    else:
+        best = existing_best(run_dir, progress, dist, log)
     progress.best = best
     # The directory may be ahead of the checkpoint, or the last run may have been killed between writing the two.
     if dist.is_main and best.value is not None:
         write_best(run_dir, best.step, best.metric, best.value)
     elif dist.is_main:
         (run_dir / BEST_FILE).unlink(missing_ok=True)
+
+
+def existing_best(
+    run_dir: Path, progress: TrainerProgress, dist: DistributedContext, log: Log
+) -> BestTracker:
+    """The best evaluation with a checkpoint: that of `progress`, or else the one before it, which best.json names.
+
+    All processes call it together.
+    """
+    best = progress.best
+    if best.value is None:
+        return best
+    missing = run_dir / checkpoint_name(best.step)
+    found: list[Any] = [best.step, best.value]
+    if not missing.is_dir():
+        recorded = recorded_best(run_dir, best.metric)
+        # The directory may be ahead of a checkpoint that is resumed.
+        is_before = recorded is not None and recorded[0] <= progress.step
+        found = [*recorded] if recorded is not None and is_before else [0, None]
+    step, value = dist.all_gather_object(found)[0]
+    if step != best.step:
+        instead = (
+            "the next evaluation is the best"
+            if value is None
+            else f"the best is {checkpoint_name(step)} again"
+        )
+        log(f"{missing}, the best checkpoint, does not exist; {instead}")
+    return replace(best, step=step, value=value)

@@ -23,6 +23,10 @@ _MAX_SAVED = 10
 _NAMED_SAMPLES, _NAMED_PARAMETERS = 8, 3
 
 
+class NonFiniteError(ErnieKitError):
+    """A loss or a gradient that ends the run. The weights may be the reason: they must not replace earlier ones."""
+
+
 @dataclass(frozen=True)
 class StepNumbers:
     """The numbers of a step before its update.
@@ -72,10 +76,11 @@ class NonFinitePolicy:
         skip = "; train.on_nonfinite: skip leaves out single steps"
         if self.mode == "skip":
             skip = f"; it is step {skipped_in_row + 1} in a row that is not finite"
-        raise ErnieKitError(
+        text = (
             f"step {numbers.step}: {problem}. The step was not applied and earlier checkpoints are untouched. Look at "
             f"these samples, or lower optimizer.learning_rate or optimizer.max_grad_norm{skip}{where}"
         )
+        raise NonFiniteError(text)
 
     def _problem(self, numbers: StepNumbers, optimizer: AdamW) -> tuple[str, list[int]]:
         """A description of what is not finite, and the indices of this process's rows that may be the cause."""

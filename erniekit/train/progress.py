@@ -30,11 +30,13 @@ def restored(kind: type[T], values: dict[str, Any], where: Path) -> T:
 class BestTracker:
     """The best evaluation so far. It is saved in checkpoints, so that resuming does not change early stopping.
 
-    value: the best value of `metric`, after `step` steps; None before the first evaluation. mark: the value that an
-    evaluation must exceed by more than min_delta to reset the patience; waited: number of evaluations since then.
+    data: digest of the data that was evaluated, "" in checkpoints of versions before it existed. value: the best value
+    of `metric`, after `step` steps; None before the first evaluation. mark: the value that an evaluation must exceed by
+    more than min_delta to reset the patience; waited: number of evaluations since then.
     """
 
     metric: str = ""
+    data: str = ""
     step: int = 0
     value: float | None = None
     mark: float | None = None
@@ -55,7 +57,8 @@ class TrainerProgress:
 
     skipped_steps: steps without an update (train.on_nonfinite); skipped_in_row: those just before the next step.
     window: metrics of the steps that are not logged yet; best: the best evaluation so far; losses: of the last steps
-    that were not skipped, as many as `LossSpikeHook` compares.
+    that were not skipped, as many as `LossSpikeHook` compares; pending_evaluation: an evaluation after this step was
+    interrupted or has failed.
     """
 
     step: int = 0
@@ -67,6 +70,7 @@ class TrainerProgress:
     window: MetricsAccumulator = field(default_factory=MetricsAccumulator)
     best: BestTracker = field(default_factory=BestTracker)
     losses: list[float] = field(default_factory=list)
+    pending_evaluation: bool = False
 
 
 def restored_losses(values: list[Any], where: Path) -> list[float]:

@@ -14,9 +14,9 @@ from paddle import nn
 
 from erniekit.data.load.batch import PackedBatch
 from erniekit.distributed.context import DistributedContext
-from erniekit.distributed.failures import original_error
+from erniekit.distributed.failures import error_of_all, is_of_all, original_error
 from erniekit.distributed.skipped_samples import SkippedSampleSync
-from erniekit.errors import DataError
+from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.objective import Objective
 from erniekit.objectives.pairs import RowPairs
@@ -27,7 +27,7 @@ from erniekit.optim.clip import clip_scale, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.train.metrics import RowLoss, StepMetrics
-from erniekit.train.nonfinite import NonFinitePolicy, StepNumbers
+from erniekit.train.nonfinite import NonFiniteError, NonFinitePolicy, StepNumbers
 from erniekit.train.out_of_memory import naming_rows
 from erniekit.train.progress import TrainerProgress
 from erniekit.upload import AsyncUpload
@@ -47,6 +47,12 @@ class RowSource(Protocol):
 
     def prefetch(self) -> None:
         """Read the next row ahead of time. `next_row` then returns it, or raises the error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the next row."""
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from a place."""
 
 
 class Hook:
@@ -88,6 +94,9 @@ class Hook:
 
     def on_train_end(self, trainer: Trainer) -> None:
         """After the last step, also after an interrupt, but not after an error."""
+
+    def on_error(self, trainer: Trainer) -> None:
+        """After an error, on all processes. Model, optimizer, rows and progress are those after the last whole step."""
 
     def close(self) -> None:
         """At the end, also after an error."""
@@ -135,6 +144,9 @@ class Trainer:
     is_interrupted: bool = field(default=False, init=False)
     stop_reason: str | None = field(default=None, init=False)
     _guard: InterruptGuard | None = field(default=None, init=False)
+    # The place of the rows at the start of the step that is being computed, and whether its update has begun.
+    _place: dict[str, Any] | None = field(default=None, init=False)
+    _is_updating: bool = field(default=False, init=False)
 
     def train(self, guard: InterruptGuard) -> None:
         """Run the steps that are left. An interrupt noted by `guard` ends training after the current step.
@@ -153,12 +165,36 @@ class Trainer:
                 for hook in self.hooks:
                     hook.on_step_end(self, metrics)
                 if self.dist is None:
-                    self.is_interrupted = guard.requested is not None
+                    self.is_interrupted = self.is_stopping
             for hook in self.hooks:
                 hook.on_train_end(self)
+        except Exception as error:
+            self._after_error(error)
+            raise
         finally:
             for hook in self.hooks:
                 hook.close()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this process knows of an interrupt; others may not know of it yet."""
+        return self.is_interrupted or (self._guard is not None and self._guard.requested is not None)
+
+    def _after_error(self, error: Exception) -> None:
+        """Call the hooks where the last whole step can be saved.
+
+        An error of one process alone leaves the others in the middle of their step.
+        """
+        if self._is_updating or isinstance(error, NonFiniteError):
+            return
+        if self.dist is not None and not is_of_all(error):
+            return
+        if self._place is not None:
+            self.optimizer.clear_gradients()
+            self.rows.load_state_dict(self._place)
+            self._place = None
+        for hook in self.hooks:
+            hook.on_error(self)
 
     @property
     def is_finished(self) -> bool:
@@ -172,6 +208,7 @@ class Trainer:
         Raises the ErnieKitError of `nonfinite` before the update, if a loss or a gradient is not finite.
         """
         start = time.perf_counter()
+        self._place = self.rows.state_dict()
         batches, num_rows, totals = self._next_batches()
         data_seconds = time.perf_counter() - start
 
@@ -183,6 +220,7 @@ class Trainer:
 
         numbers = StepNumbers(self.progress.step + 1, batches, sums.row_losses, sums.loss, norm)
         is_applied = self.nonfinite.accepts(numbers, self.optimizer, self.progress.skipped_in_row)
+        self._is_updating = True
         if is_applied:
             router_losses |= self._update(norm, sums.expert_counts)
         else:
@@ -195,6 +233,7 @@ class Trainer:
         self.progress.loss_tokens += totals.loss_tokens
         self.progress.skipped_steps += not is_applied
         self.progress.skipped_in_row = 0 if is_applied else self.progress.skipped_in_row + 1
+        self._is_updating, self._place = False, None
         return StepMetrics(
             loss_sum=sums.loss,
             loss_tokens=totals.loss_tokens,
@@ -269,8 +308,12 @@ class Trainer:
         Skips steps in which no process has a trained token.
         """
         for _ in range(_MAX_EMPTY_STEPS):
-            batches = self._draw_rows()
-            num_rows, totals = self._count(batches)
+            error: ErnieKitError | None = None
+            try:
+                batches = self._draw_rows()
+            except ErnieKitError as raised:
+                batches, error = [], raised
+            num_rows, totals = self._count(batches, error)
             if totals.loss_tokens:
                 return batches, num_rows, totals
         raise DataError(f"none of the last {_MAX_EMPTY_STEPS} steps has a trained token")
@@ -289,10 +332,11 @@ class Trainer:
             self.rows.prefetch()
         return time.perf_counter() - start
 
-    def _count(self, batches: Sequence[PackedBatch]) -> tuple[int, StepTotals]:
+    def _count(self, batches: Sequence[PackedBatch], error: ErnieKitError | None) -> tuple[int, StepTotals]:
         """The number of rows of the step and their totals over all processes.
 
-        The same all-reduce exchanges interrupts and skipped samples, so that all processes stop after the same step.
+        The same all-reduce exchanges interrupts and skipped samples, so that all processes stop after the same step,
+        and errors: where one process cannot read its rows, all raise.
         """
         is_requested = self._guard is not None and self._guard.requested is not None
         counted = self._counted(batches)
@@ -302,8 +346,11 @@ class Trainer:
                 "pairs": count_pairs(counted),
                 "interrupts": np.asarray(is_requested, np.int64),
                 "skipped": np.asarray(self.skipped_samples.new if self.skipped_samples is not None else 0),
+                "errors": np.asarray(error is not None, np.int64),
             }
         )
+        if reduced["errors"]:
+            raise error_of_all(error)
         if self.skipped_samples is not None and reduced["skipped"]:
             self.skipped_samples.share()
         self.is_interrupted = bool(reduced["interrupts"]) and self.dist is not None

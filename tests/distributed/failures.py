@@ -11,10 +11,37 @@ from typing import Any
 from unittest import mock
 
 from erniekit.checkpoint import writer
+from erniekit.data.load.loader import RowLoader
 from erniekit.errors import DataError, ErnieKitError
+from erniekit.evaluation.evaluator import EvalRows
 from erniekit.train.trainer import Trainer
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import OTHERS_HANG
+
+
+def fails_to_read(settings: dict[str, Any], what: str) -> None:
+    """Train; rank 1 cannot read a row of the third step, or of the evaluation after the second one."""
+    rank, reader = int(os.environ["PADDLE_TRAINER_ID"]), RowLoader if what == "row" else EvalRows
+    # Of the two rows of the step, the second one.
+    name, step = ("next_row", 5) if what == "row" else ("once", 0)
+    read, drawn = getattr(reader, name), 0
+
+    def fail(source: Any) -> Any:
+        nonlocal drawn
+        drawn += 1
+        if rank == 1 and drawn > step:
+            raise DataError("the sample cannot be read")
+        return read(source) if what == "row" else iter(read(source))
+
+    def fail_late(source: Any) -> Any:
+        yield from fail(source)
+
+    with mock.patch.object(reader, name, fail if what == "row" else fail_late):
+        try:
+            trainings(2, [settings])
+        except ErnieKitError as error:
+            print(f"error: {error}", flush=True)
+            os._exit(1)
 
 
 def fails_while_saving(settings: dict[str, Any], how: str) -> None:

@@ -1,5 +1,7 @@
 """Evaluations of a run while it goes on: answers, the best checkpoint, and an end when nothing improves."""
 
+import base64
+import errno
 import json
 import os
 import shutil
@@ -9,12 +11,23 @@ from typing import Any
 
 import pytest
 
+from erniekit.checkpoint import writer
 from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
+from erniekit.data.chat.conversation import SampleError
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.evaluation import answers, evaluator
 from erniekit.generation.load import find_checkpoint
 from erniekit.train.run import run_training
-from tests.integration.test_resume import assert_same_run, copy_at
-from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
+from tests.integration.test_resume import assert_same_run, at_step, copy_at
+from tests.integration.training_setup import (
+    COLOURS,
+    chats,
+    image_uri,
+    losses,
+    make_config,
+    read_log,
+    write_chats,
+)
 
 ANSWERS = {"eval__samples": 4, "eval__max_new_tokens": 6, "train__eval_every": 2}
 BEST = {"eval__best_metric": "eval/loss", "train__eval_every": 1}
@@ -201,6 +214,7 @@ def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_reported(
     state["best"]["step"] = 1
     del state["checksum"]
     (run / "checkpoint-000003" / STATE_FILE).write_text(json.dumps(state))
+    (run / "best.json").unlink()
     capsys.readouterr()
     run_training(make_config(run, model, data, **settings, train__max_steps=4), resume=True)
     assert (
@@ -210,10 +224,11 @@ def test_checkpoints_of_before_can_be_resumed_and_a_lost_best_is_reported(
     assert best_of(run)["step"] == 4
 
 
-def test_an_interrupt_during_an_evaluation_ends_after_it(
-    tmp_path: Path, model: Path, data: Path, eval_data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["loss", "answers"])
+def test_an_interrupted_evaluation_is_made_when_the_run_is_resumed(
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    run = tmp_path / "run"
+    """A preempted machine does not live as long as an evaluation takes: the run is saved at once."""
     settings = {
         **BEST,
         **ANSWERS,
@@ -221,18 +236,102 @@ def test_an_interrupt_during_an_evaluation_ends_after_it(
         "data__eval": str(eval_data),
         "train__max_steps": 5,
     }
-    from erniekit.evaluation import answers
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    run_training(make_config(whole, model, data, **settings))
 
-    evaluate = answers.evaluate_generation
+    def interrupting(function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(*arguments, **keywords)
 
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(*arguments, **keywords)
+        return call
 
-    monkeypatch.setattr(answers, "evaluate_generation", interrupted)
-    assert run_training(make_config(run, model, data, **settings)) == 130
+    with monkeypatch.context() as patch:
+        if part == "loss":
+            patch.setattr(evaluator.EvalRows, "once", interrupting(evaluator.EvalRows.once))
+        else:
+            patch.setattr(answers, "evaluate_generation", interrupting(answers.evaluate_generation))
+        assert run_training(make_config(run, model, data, **settings)) == 143
     assert newest_checkpoint(run) == run / "checkpoint-000002"
-    assert [line["step"] for line in figures(run)] == [2]
+    assert figures(run) == [] and not (run / "eval").exists()
+    assert run_training(make_config(run, model, data, **settings), resume=True) == 0
+    assert_same_run(whole, run)
+    assert figures(whole) == figures(run)
+    assert best_of(whole) == best_of(run)
+
+
+def test_an_evaluation_that_fails_does_not_lose_the_steps_before(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The image of a sample has vanished meanwhile. Nothing else is saved before the end."""
+    image = tmp_path / "red.png"
+    image.write_bytes(base64.b64decode(image_uri(COLOURS["red"], 1).partition(",")[2]))
+    parts = [{"type": "image_url", "image_url": {"url": str(image)}}, {"type": "text", "text": "Which?"}]
+    chat = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Red."}]}
+    settings = {"data__eval": str(write_chats(tmp_path / "eval.jsonl", [chat])), "train__max_steps": 3}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    run_training(make_config(whole, model, data, **settings))
+    content = image.read_bytes()
+    at_step(2, monkeypatch, image.unlink)
+    with pytest.raises(SampleError, match=r"red\.png"):
+        run_training(make_config(run, model, data, **settings))
+    monkeypatch.undo()
+    assert "saving step 3 after an error" in capsys.readouterr().out
+    assert newest_checkpoint(run) == run / "checkpoint-000003"
+    image.write_bytes(content)
+    shutil.copystat(run, image)
+    assert run_training(make_config(run, model, data, **settings), resume=True) == 0
+    assert_same_run(whole, run)
+    assert figures(whole) == figures(run)
+
+
+def test_the_best_checkpoint_stays_while_a_better_one_cannot_be_written(
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    settings = {
+        **BEST, "data__eval": str(eval_data), "train__max_steps": 6, "train__eval_every": 2, "checkpoint__keep": 1,
+        "checkpoint__save_every": 3, "optimizer__learning_rate": 1e-4,
+    }  # fmt: skip
+    written = writer.write_safetensors
+
+    def write(file: Path, *arguments: Any) -> Any:
+        if "000004" in str(file) or "000006" in str(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(file, *arguments)
+
+    monkeypatch.setattr(writer, "write_safetensors", write)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run_training(make_config(run, model, data, **settings))
+    assert [line["step"] for line in figures(run)] == [2, 4, 6]
+    improved = [line["eval/loss"] for line in figures(run)]
+    assert improved == sorted(improved, reverse=True), "the test needs a run that gets better"
+    assert "checkpoint-000004, the best checkpoint, does not exist; the best is checkpoint-000002 again" in (
+        capsys.readouterr().out
+    )
+    assert best_of(run)["step"] == 2 and checkpoints(run) == [2, 3]
+    monkeypatch.undo()
+    assert run_training(make_config(run, model, data, **settings), resume=True) == 0
+    assert best_of(run)["step"] == 6 and checkpoints(run) == [6]
+
+
+def test_evaluations_of_other_data_are_not_compared(
+    tmp_path: Path, model: Path, data: Path, eval_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, own = tmp_path / "run", tmp_path / "eval.jsonl"
+    shutil.copy(eval_data, own)
+    settings = {**BEST, "data__eval": str(own), "train__max_steps": 1}
+    run_training(make_config(run, model, data, **settings))
+    write_chats(own, chats(5, seed=9))
+    capsys.readouterr()
+    settings["optimizer__learning_rate"] = 1e-9
+    assert run_training(make_config(run, model, data, **settings | {"train__max_steps": 2}), resume=True) == 0
+    assert "data.eval, or how answers to it are generated, has changed; the search" in capsys.readouterr().out
     assert best_of(run)["step"] == 2
 
 

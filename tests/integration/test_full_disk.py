@@ -14,6 +14,7 @@ import pytest
 from erniekit.cli import main as command
 from erniekit.cli.main import main
 from erniekit.errors import CheckpointError, ConfigError, DataError
+from erniekit.generation.load import find_model
 from erniekit.train.run import run_training
 from erniekit.train.trainer import Trainer
 from tests.checkpoints import tensors
@@ -142,3 +143,14 @@ def test_disk_errors_of_any_command_are_messages(
         main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"error: runs/a/file: {os.strerror(number)}\n"
+
+
+def test_a_base_model_that_is_removed_during_a_run(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of all weights is a complete model all the same."""
+    base = shutil.copytree(model, tmp_path / "base")
+    after_step(1, lambda: shutil.rmtree(base), monkeypatch)
+    run = tmp_path / "run"
+    assert run_training(make_config(run, base, data, train__max_steps=2)) == 0
+    find_model(run).load()

@@ -23,7 +23,7 @@ from tests.checkpoints import tensors
 from tests.integration.training_setup import losses, make_config, read_log
 
 
-class Died(Exception):
+class Died(BaseException):
     """Stands for a kill."""
 
 

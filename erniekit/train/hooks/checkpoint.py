@@ -13,7 +13,9 @@ from erniekit.train.trainer import Hook, Trainer
 
 
 class CheckpointHook(Hook):
-    """Saves every `every` steps (None: never), after the best evaluation so far, and at the end or an interrupt.
+    """Saves every `every` steps (None: never), after the best evaluation so far, and at the end.
+
+    The end may be an interrupt, or an error after which the last whole step can be saved.
 
     writer: flushed before each checkpoint, so that the log reaches at least as far as the checkpoint.
     """
@@ -35,9 +37,16 @@ class CheckpointHook(Hook):
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         self._checkpointer.poll()
+        self._checkpointer.forget_lost_best(trainer.progress)
         step = trainer.progress.step
         if self._every and step % self._every == 0 and self._saved_at != step:
             self._save(trainer.progress)
+
+    def on_error(self, trainer: Trainer) -> None:
+        if trainer.progress.step != self._saved_at:
+            self._writer.flush()
+            self._checkpointer.save_after_error(trainer.progress)
+            self._saved_at = trainer.progress.step
 
     def on_train_end(self, trainer: Trainer) -> None:
         self._checkpointer.wait()

@@ -16,12 +16,13 @@ class EarlyStoppingHook(Hook):
     """Compares evaluations by `metric`: a lower loss is better; for all other metrics, a higher value.
 
     patience: number of evaluations without an improvement after which training ends; None: never. min_delta: smallest
-    change that counts as an improvement, not inclusive.
+    change that counts as an improvement, not inclusive. data: digest of the data that is evaluated.
     """
 
     metric: str
     patience: int | None = None
     min_delta: float = 0.0
+    data: str = ""
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._stop_if_over(trainer)
@@ -33,7 +34,7 @@ class EarlyStoppingHook(Hook):
     def observe(self, best: BestTracker, step: int, metrics: Mapping[str, float]) -> bool:
         """Update `best` with an evaluation; returns whether it is the best. A value that is not finite never is."""
         value = metrics[self.metric]
-        best.metric = self.metric
+        best.metric, best.data = self.metric, self.data
         if self._gain(value, best.mark) > self.min_delta:
             best.mark, best.waited = value, 0
         else:

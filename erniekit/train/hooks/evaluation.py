@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from erniekit.config.choices import PAIR_METRICS
+from erniekit.evaluation.evaluator import EvaluationStopped
 from erniekit.objectives.pairs import METRIC_DIVISORS
 from erniekit.train.console import Console
 from erniekit.train.metrics import StepMetrics
@@ -19,12 +20,14 @@ _LOGGED_ONLY = {f"eval/{name}" for name in METRIC_DIVISORS} - set(PAIR_METRICS)
 class EvaluationHook(Hook):
     """Evaluates every `every` steps (None: never) and at the end, but not after an interrupt.
 
-    evaluate: returns metrics such as "eval/loss", given the number of steps done.
+    An evaluation that is interrupted is left for the resumed run, which begins with it: it may take longer than a
+    preempted machine lives on. evaluate: returns metrics such as "eval/loss", given the number of steps done and a
+    function that tells whether to stop, and raises EvaluationStopped then.
     """
 
     def __init__(
         self,
-        evaluate: Callable[[int], dict[str, float]],
+        evaluate: Callable[[int, Callable[[], bool]], dict[str, float]],
         every: int | None,
         writer: MetricsWriter,
         console: Console,
@@ -35,6 +38,8 @@ class EvaluationHook(Hook):
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._evaluated_at = trainer.progress.step
+        if trainer.progress.pending_evaluation:
+            self._run(trainer)
 
     def on_step_end(self, trainer: Trainer, metrics: StepMetrics) -> None:
         if self._every and trainer.progress.step % self._every == 0:
@@ -46,8 +51,16 @@ class EvaluationHook(Hook):
 
     def _run(self, trainer: Trainer) -> None:
         step = self._evaluated_at = trainer.progress.step
+        trainer.progress.pending_evaluation = True
         start = time.perf_counter()
-        metrics = self._evaluate(step)
+        try:
+            metrics = self._evaluate(step, lambda: trainer.is_stopping)
+        except EvaluationStopped:
+            # On all processes, which end without a further step.
+            trainer.is_interrupted = True
+            self._console.log(f"step {step}: the evaluation is left for the resumed run")
+            return
+        trainer.progress.pending_evaluation = False
         seconds = time.perf_counter() - start
         self._writer.write(step, metrics | {"eval/seconds": seconds})
         values = "  ".join(

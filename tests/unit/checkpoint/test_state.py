@@ -20,15 +20,16 @@ from erniekit.checkpoint.state import (
     STATE_FILE,
     TrainerState,
     check_identity,
-    copy_side_files,
     file_records,
     find_checkpoints,
     fingerprint,
     model_fingerprint,
     newest_checkpoint,
     outdated_checkpoints,
+    read_side_files,
     read_state,
     set_aside_newer,
+    write_side_files,
 )
 from erniekit.checkpoint.writer import FileWriter, PlannedFile
 from erniekit.errors import CheckpointError
@@ -313,7 +314,7 @@ def test_side_files_are_carried_and_weights_are_not(tmp_path: Path) -> None:
     ]
     for name in side + others:
         (source / name).write_text(name)
-    copy_side_files(source, target)
+    write_side_files(read_side_files(source), target)
     assert sorted(file.name for file in target.iterdir()) == sorted(side)
 
 

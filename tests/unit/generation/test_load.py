@@ -12,7 +12,8 @@ from erniekit.checkpoint.state import (
     STATE_FILE,
     TrainerState,
     checkpoint_name,
-    copy_side_files,
+    read_side_files,
+    write_side_files,
 )
 from erniekit.checkpoint.weights import load_model
 from erniekit.config import DataConfig
@@ -56,7 +57,7 @@ def _save(
 
 def _writer(base: Path, model: ErnieModel) -> Callable[[Path], None]:
     def write(directory: Path) -> None:
-        copy_side_files(base, directory)
+        write_side_files(read_side_files(base), directory)
         save_weights(model, directory)
 
     return write

@@ -14,7 +14,7 @@ import pytest
 from paddle import nn
 
 from erniekit.errors import DataError, ErnieKitError
-from erniekit.evaluation.evaluator import evaluate_loss
+from erniekit.evaluation.evaluator import EvaluationStopped, evaluate_loss
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
@@ -97,6 +97,12 @@ class Rows:
     def prefetch(self) -> None:
         """Nothing: the rows are in memory."""
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.drawn = saved["drawn"]
+
 
 class Model(nn.Layer):
     def __init__(self) -> None:
@@ -169,6 +175,11 @@ class Saves:
         self.steps.append(progress.step)
 
     def before_update(self) -> None: ...
+
+    def save_after_error(self, progress: TrainerProgress) -> None:
+        self.save(progress)
+
+    def forget_lost_best(self, progress: TrainerProgress) -> None: ...
 
     def poll(self) -> None: ...
 
@@ -297,7 +308,7 @@ def test_fewer_rows_than_planned_end_the_run_early() -> None:
 def test_when_things_happen() -> None:
     evaluations: list[int] = []
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int, is_stopping: Any) -> dict[str, float]:
         evaluations.append(step)
         return {"eval/loss": 1.5}
 
@@ -317,7 +328,7 @@ def test_when_things_happen() -> None:
 def test_the_last_step_is_saved_and_evaluated_once() -> None:
     evaluations: list[dict[str, float]] = []
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int, is_stopping: Any) -> dict[str, float]:
         evaluations.append({"eval/loss": 0.0})
         return evaluations[-1]
 
@@ -328,7 +339,9 @@ def test_the_last_step_is_saved_and_evaluated_once() -> None:
 
 
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint() -> None:
-    trainer, _, saved = make(Plain(), evaluate=lambda step: pytest.fail("no evaluation after an interrupt"))
+    trainer, _, saved = make(
+        Plain(), evaluate=lambda step, is_stopping: pytest.fail("no evaluation after an interrupt")
+    )
 
     def interrupt(totals: StepTotals | None) -> None:
         if trainer.progress.step == 1 and guard.requested is None:
@@ -508,3 +521,62 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
     run(trainer)
     assert saved == []
     assert log.written == []
+
+
+@pytest.mark.parametrize("place", ["rows", "forward", "hook", "update"])
+def test_an_error_ends_the_run_with_a_checkpoint_of_the_last_whole_step(place: str) -> None:
+    """And the rows of the step that failed are the next ones; not where the update may be applied in part."""
+    model = Plain()
+    trainer, _, saved = make(model, total_steps=9)
+    step = trainer.train_step
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise DataError("cannot be read")
+
+    def train_step() -> Any:
+        if trainer.progress.step == 2 and place == "rows":
+            next_row = trainer.rows.next_row
+            trainer.rows.next_row = lambda: (next_row(), setattr(trainer.rows, "next_row", fail))[0]  # type: ignore
+        if trainer.progress.step == 2 and place == "forward":
+            trainer.objective = Before(model, fail)
+        if trainer.progress.step == 2 and place == "update":
+            trainer.optimizer.step = fail  # type: ignore[method-assign]
+        metrics = step()
+        if trainer.progress.step == 2 and place == "hook":
+            fail()
+        return metrics
+
+    trainer.train_step = train_step  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="cannot be read"):
+        run(trainer)
+    assert saved == ([] if place == "update" else [2])
+    assert place == "update" or trainer.rows.state_dict() == {"drawn": 4}
+
+
+def test_an_error_before_the_first_step_saves_nothing() -> None:
+    trainer, _, saved = make(Plain(), [])
+    with pytest.raises(ZeroDivisionError):
+        run(trainer)
+    assert saved == []
+
+
+def test_an_evaluation_that_is_interrupted_is_left_for_the_resumed_run() -> None:
+    def stopped(step: int, is_stopping: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_stopping()
+        raise EvaluationStopped
+
+    trainer, log, saved = make(Plain(), total_steps=5, eval_every=2, evaluate=stopped)
+    run(trainer)
+    assert (trainer.progress.step, saved, trainer.progress.pending_evaluation) == (2, [2], True)
+    assert log.lines == ["step 2: the evaluation is left for the resumed run"]
+    steps = []
+
+    def evaluate(step: int, is_stopping: Any) -> dict[str, float]:
+        steps.append(step)
+        return {"eval/loss": 1.0}
+
+    again, _, _ = make(Plain(), total_steps=5, eval_every=2, evaluate=evaluate, progress=trainer.progress)
+    run(again)
+    assert steps == [2, 4, 5]
+    assert not again.progress.pending_evaluation

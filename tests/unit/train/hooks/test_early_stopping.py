@@ -75,7 +75,7 @@ def test_training_ends_with_a_log_line_and_the_best_step_is_saved() -> None:
         total_steps=9,
         log_every=5,
         eval_every=2,
-        evaluate=lambda step: {EVAL_LOSS: 1.0},
+        evaluate=lambda step, is_stopping: {EVAL_LOSS: 1.0},
     )
     run(trainer)
     lines = [(step, "train" if "train/loss" in line else "eval") for step, line in log.written]
