@@ -75,11 +75,16 @@ class RunFacts:
         return self.state.base_model if self.state.config["model"].get("revision") else None
 
 
-def read_metrics(log: Path) -> dict[str, tuple[float, int]]:
-    """The last value and its step of the loss and every eval metric in a run's log.jsonl, {} without a log."""
+def read_metrics(log: Path, last_step: int) -> dict[str, tuple[float, int]]:
+    """The last value up to a step, and its step, of the loss and every eval metric in a run's log.jsonl.
+
+    {} without a log.
+    """
     found: dict[str, tuple[float, int]] = {}
     if log.is_file():
         for entry in read_json_lines(log):
+            if entry["step"] > last_step:
+                continue
             for name, value in entry.items():
                 if name == "train/loss" or (name.startswith("eval/") and name != "eval/seconds"):
                     found[name] = (float(value), int(entry["step"]))
@@ -189,7 +194,7 @@ def _evaluation(run: RunFacts) -> list[str]:
         "",
         "## Metrics",
         "",
-        "The last values that the run logged.",
+        "The last values that the run logged up to this checkpoint.",
         "",
         *_table(("metric", "value", "step"), rows),
     ]

@@ -277,7 +277,8 @@ def _facts(path: Path) -> RunFacts:
     checkpoint = find_checkpoint(path)
     if not (checkpoint / STATE_FILE).is_file():
         raise CheckpointError(f"{path}: not a run or a checkpoint of one (no {STATE_FILE})")
-    return RunFacts(read_state(checkpoint), read_metrics(checkpoint.parent / _LOG))
+    state = read_state(checkpoint)
+    return RunFacts(state, read_metrics(checkpoint.parent / _LOG, state.step))
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def run(copy: Copy, tmp_path: Path) -> Path:
     lines = [
         {"step": 6, "train/loss": 0.75, "eval/loss": 1.5, "eval/seconds": 3.0},
         {"step": 7, "train/loss": 0.5, "memory/peak_gib": 1.0},
+        {"step": 8, "train/loss": 0.25, "eval/loss": 9.5},  # after the checkpoint
     ]
     log = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 8, "train'
     (checkpoint.parent / "log.jsonl").write_text(log)
