@@ -25,4 +25,4 @@ class VerifyError(ErnieKitError):
 
 
 class EngineError(ErnieKitError):
-    """A program in an environment of its own that is not installed, or that fails."""
+    """A program with a separate environment is not installed, or fails."""

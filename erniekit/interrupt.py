@@ -29,7 +29,7 @@ def handled(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
 def is_same_request(number: int, before: int, seconds: float, same_seconds: float) -> bool:
     """Whether a signal `seconds` after the signal `before` asks for nothing more.
 
-    SIGHUP never does: a terminal that closes is nobody's impatience, and service managers send it beside SIGTERM.
+    SIGHUP never does: closing a terminal is no second request, and service managers send it together with SIGTERM.
     """
     return number == signal.SIGHUP or (before in (number, signal.SIGHUP) and seconds < same_seconds)
 

@@ -15,7 +15,7 @@ from erniekit.kernels.swiglu import swiglu
 
 
 class QuantizedParameter(nn.Layer):
-    """A frozen weight [..., out, in] in 8 or 4 bits, in the place of a parameter. See `QuantizedWeight`."""
+    """A frozen weight [..., out, in] in 8 or 4 bits, which replaces a parameter. See `QuantizedWeight`."""
 
     def __init__(self, shape: list[int], bits: int, dtype: Any) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class QuantizedParameter(nn.Layer):
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the weight before it was quantized, in which the model computes."""
+        """The dtype of the weight before quantization, which the model computes in."""
         return self.scales.dtype
 
 

@@ -22,7 +22,7 @@ _POINTER_HEADS = (b"version https://git-lfs.github.com/spec/", b"version https:/
 _POINTER_BYTES = 1024
 _WEB_PAGE_HEADS = (b"<!doctype html", b"<html")
 _MANY = 4
-_JSON_BYTES = 256 << 20  # of a JSON file beside a model: tokenizers have tens of MB
+_JSON_BYTES = 256 << 20  # of a JSON file of a model: tokenizers have tens of MB
 _JSON_DEPTH = 100
 _JSON_VALUES = 10_000_000
 # Left by huggingface_hub, aria2, wget-like tools and browsers during a download.
@@ -78,7 +78,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def open_regular(file: Path) -> BufferedReader:
     """Open a file for reading. Raises OSError for a pipe, a device or a socket, which may never end."""
-    # O_NONBLOCK: opening a pipe that nobody writes to waits otherwise.
+    # O_NONBLOCK: otherwise, opening a pipe waits for a writer.
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

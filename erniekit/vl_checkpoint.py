@@ -23,7 +23,7 @@ _MARKERS = ("image_start_token_id", "image_end_token_id", "video_start_token_id"
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Token ids that stand for images and videos, or mark where they start and end."""
+    """Token ids of the placeholders of images and videos, and of their start and end markers."""
 
     image_placeholder: int
     image_start: int

@@ -45,7 +45,7 @@ class ChatConsole:
         self._at_line_start = True
 
     def run(self) -> None:
-        """Runs the chat to its end. Errors are shown, and the chat goes on."""
+        """Runs the chat until the user ends it. Errors are shown, and the chat continues."""
         while True:
             try:
                 line = self._read("> ")

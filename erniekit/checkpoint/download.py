@@ -53,9 +53,9 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository of the hub at a revision, None: its main branch; `to`: a directory in the place of the cache.
+    """A repository of the hub. revision: None for the main branch; to: a directory to use instead of the cache.
 
-    weights: whether they are wanted, too.
+    weights: whether to download the weights, too.
     """
 
     name: str
@@ -152,7 +152,7 @@ def cached_model(name: str, revision: str | None = None, *, weights: bool = True
 
 
 def _is_complete(directory: Path, *, weights: bool) -> bool:
-    """Whether a snapshot of which huggingface_hub may not know the list of files holds a model, or an adapter."""
+    """Whether a snapshot has a model or an adapter; huggingface_hub may not know the list of its files."""
     if (directory / "adapter_config.json").is_file():
         return not weights or (directory / "adapter_model.safetensors").is_file()
     if not (directory / "config.json").is_file():
@@ -184,9 +184,9 @@ def download_model(
     silent = _bar_class(lambda count: None, threading.Event())
     snapshot: Any = partial(snapshot_download, name, local_dir=to, ignore_patterns=_BELOW, tqdm_class=silent)
     with _explaining_errors(repository):
-        # Before `snapshot_download`, which takes what is in the cache where the hub does not answer.
+        # Before `snapshot_download`, which uses the cache if the hub does not answer.
         commit = str(HfApi().model_info(name, revision=revision).sha)
-        # With the revision, so that the cache records the commit that it stands for.
+        # With the revision, so that the cache records its commit.
         small = snapshot(revision=revision if to is None else commit, allow_patterns=list(_SMALL))
     directory = Path(small)
     found = LocalModel(directory, commit if to is not None else directory.name)

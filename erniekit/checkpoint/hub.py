@@ -26,7 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DEFAULT_SHARD_BYTES = 5 << 30
 _SHARD_NAME = re.compile(r"model-\d+-of-(\d{1,5})\.safetensors")
-# The name of a file beside its index: no separators, and no longer than file systems allow.
+# A file name without directories, no longer than file systems allow.
 _FILE_NAME = re.compile(r"\w[\w.+-]{0,62}")
 # Weights in other formats: pickles, Paddle's, formats of engines.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".pdparams", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -91,7 +91,7 @@ def _weight_map(directory: Path) -> dict[str, str]:
         if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
             raise CheckpointError(
                 f"{index}: not a valid index of shards: {clipped(tensor)} is in {clipped(str(name))}, which is not "
-                "the name of a file beside it"
+                "the name of a file in its directory"
             )
     return found
 
@@ -256,7 +256,7 @@ def float32_to_bfloat16(array: np.ndarray) -> np.ndarray:
     """Narrow float32 to bfloat16 (uint16), round to nearest even. NaN stays NaN."""
     source = np.ascontiguousarray(array, np.float32).reshape(-1)
     result = np.empty(source.shape, np.uint16)
-    # In blocks, so that the temporaries stay small beside a large tensor.
+    # In blocks, so that temporaries are small compared to a large tensor.
     for start in range(0, source.size, _BLOCK):
         values = source[start : start + _BLOCK]
         bits = values.view(np.uint32)

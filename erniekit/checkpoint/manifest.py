@@ -83,7 +83,7 @@ def size_problem(file: Path, record: FileRecord) -> str | None:
 
 
 def checksum_problems(directory: Path, records: Iterable[tuple[str, FileRecord]]) -> list[str]:
-    """The files that are not those of their records, found by reading them. A record without a checksum is skipped."""
+    """The files that differ from their records, found by reading them. Records without a checksum are skipped."""
     problems = []
     for name, record in records:
         file = directory / name

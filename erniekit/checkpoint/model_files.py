@@ -16,7 +16,7 @@ from erniekit.local_files import read_json_object, refuse_placeholders
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import parameter_specs
 
-# Where transformers looks for classes in remote code, and what marks those of another repository.
+# Files where transformers looks for classes in remote code, and the mark of a class in another repository.
 _WITH_AUTO_MAP = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _REPOSITORY_MARK = "--"
 EMBEDDING = "model.embed_tokens.weight"
@@ -77,9 +77,9 @@ def refuse_undownloaded(directory: Path, name: str | None = None) -> None:
 
 
 def remote_code_note(directory: Path) -> str | None:
-    """What to know of the Python code that a model directory carries or names; None without any.
+    """A note about Python code in a model directory or referred to by it; None if there is none.
 
-    erniekit runs none of it. Engines do with --trust-remote-code.
+    erniekit never runs it. Engines do with --trust-remote-code.
     """
     files = sorted(file.name for file in directory.glob("*.py"))
     elsewhere: set[str] = set()

@@ -39,10 +39,10 @@ class HubTensor:
 
 
 def hub_tensors(model: nn.Layer) -> list[HubTensor]:
-    """Every tensor of the Hub that the parameters of a model hold, in the order in which files list them.
+    """Every tensor of the Hub in the parameters of a model, in the order of the files.
 
     Inside a layer, experts follow each other; each has gate, up and down, with their adapters. Ranges of a quantized
-    parameter are those of its elements before they were quantized.
+    parameter count its elements before quantization.
     """
     stacks = {path: layer for path, layer in model.named_sublayers() if isinstance(layer, StackedLinear)}
     found: list[HubTensor] = []

@@ -1,8 +1,8 @@
-"""What each process has written of a checkpoint in the background, on disk, where the others read it without messages.
+"""Records on disk which parts of a checkpoint each process has written in the background.
 
-A process that has failed, or that lost the others, takes part in no collective any more. Each process therefore keeps
-a file beside what it writes, locked until it has written its part. The lock ends with the process, however the process
-ends, so that nobody waits for one that is gone.
+A process that failed, or that lost the others, cannot take part in collectives. Each process therefore has a file next
+to its part of the checkpoint, which is locked until the part is written. The lock is released when the process ends,
+even if it is killed, so that the others do not wait for it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PATTERN = "part-*.json"
 
 
 class PartFile:
-    """The file of this process, from before it writes its part of a checkpoint until `close`.
+    """The file of this process, opened before it writes its part of a checkpoint.
 
-    Locks are those of a process: it must not open its own file a second time, which would end the lock.
+    Locks belong to the process: closing a second handle of its own file would release the lock.
     """
 
     def __init__(self, directory: Path, rank: int) -> None:

@@ -18,10 +18,9 @@ BITS: Mapping[Quantize, int] = {"int8": 8, "int4": 4}
 
 
 class Quantizer:
-    """Quantizes to `bits`, 8 or 4, and sums up over all weights that are measured.
+    """Quantizes to `bits`, 8 or 4, and sums up the errors of all measured weights.
 
-    sums: float64 [2], the squares of what quantizing changes and of the weights themselves; those of several processes
-    add up.
+    sums: float64 [2], the sums of the squared changes and of the squared weights, which can be added over processes.
     """
 
     def __init__(self, bits: int) -> None:

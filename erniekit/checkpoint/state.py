@@ -3,9 +3,8 @@
 All processes write files to `.checkpoint-000123.tmp` and sync them to disk; 123 is the number of optimizer steps. When
 all are written, the main process adds the rest and renames the directory to `checkpoint-000123`. Its files:
 
-- the weights: shards and index in the Hub's layout beside `config.json`, tokenizer and processor files, so
-  that the directory is a complete model; or `adapter_config.json` and `adapter_model.safetensors` in PEFT's
-  form;
+- the weights: shards and index in the Hub's layout with `config.json`, tokenizer and processor files, so that the
+  directory is a complete model; or `adapter_config.json` and `adapter_model.safetensors` in PEFT's form;
 - `optimizer-00001-of-00002.safetensors`, ...: moments by the Hub's names, see `erniekit.checkpoint.optimizer_state`;
 - `trainer_state.json`: everything else, and size and checksum of every file, which reveal missing and damaged files.
 
@@ -113,7 +112,7 @@ def unfinished_name(step: int) -> str:
 def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, FileRecord]) -> Path:
     """Write `trainer_state.json` into a directory with all other files, and give it the name of a checkpoint.
 
-    files: records of the files that processes wrote; those of other files in the directory are added. Raises OSError.
+    files: records of the files that processes wrote; records of other files in the directory are added. Raises OSError.
     """
     run, final = aside.parent, aside.parent / checkpoint_name(state.step)
     records, parts = dict(files), part_files(aside)
@@ -154,10 +153,10 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def set_aside_newer(run: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after more than `step` steps, which a run that is resumed at `step` has passed over.
+    """Rename the checkpoints of later steps than `step`, the one that a run is resumed at.
 
-    Otherwise they would count as the newest ones: in place of the checkpoints that the run writes before it reaches
-    their steps again. Returns the new paths. Raises OSError.
+    Otherwise they would be newer than the checkpoints that the run writes before it reaches their steps again.
+    Returns the new paths. Raises OSError.
     """
     renamed = []
     for found in find_checkpoints(run):
@@ -299,7 +298,7 @@ def is_side_file(name: str) -> bool:
 
 
 def read_side_files(source: Path) -> dict[str, bytes]:
-    """The files of a model besides its weights, by name: config, tokenizer, templates, processor files, font, licence.
+    """The files of a model other than its weights, by name: config, tokenizer, templates, processor, font, licence.
 
     Raises CheckpointError.
     """
@@ -347,7 +346,7 @@ def _problem(checkpoint: Path) -> str | None:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file is named that lies in the directory."""
+    """Whether a name is of a file inside the directory."""
     parts = Path(name).parts
     return 0 < len(name) < 256 and "\0" not in name and not Path(name).is_absolute() and ".." not in parts
 

@@ -3,7 +3,7 @@
 - hub: the `-PT` releases. Linear weights are [out, in], and each has its own tensor.
 - paddle: the `-Paddle` releases. Linear weights are [in, out]; query, key and value are side by side in one tensor, and
   so are gate and up (FastDeploy's and ERNIEKit's loaders, and their table of names).
-- transformers: the Hub's names, or those of transformers' classes, with the experts of a layer stacked.
+- transformers: the Hub's names or the names of transformers' classes, with the experts of a layer stacked.
 
 `hub_index` reads all of them; `stored_tensors` says what a file in a layout holds.
 """
@@ -40,7 +40,7 @@ _TRANSPOSED = re.compile(
     r"|\.resampler_model\.((spatial|temporal)_linear\.[02]|mlp)\.weight$"
     r"|\.mtp_linear_proj\.\d+\.weight$"
 )
-# The router of a text model; those of vision-language models are [hidden, experts] in both layouts.
+# The router of a text model; in vision-language models it is [hidden, experts] in both layouts.
 _TEXT_ROUTER = re.compile(r"\.mlp\.gate\.weight$")
 _FUSED_NAME = re.compile(rf"\.({'|'.join(_FUSED)})\.(weight|bias)$")
 _PART_NAME = re.compile(

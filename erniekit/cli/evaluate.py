@@ -142,7 +142,7 @@ def evaluate(
 def _model_and_config(
     model: Path | None, config: Path | None, data: list[str] | None
 ) -> tuple[Path | None, Path | None]:
-    """The model and the config of a run, either of which MODEL may name. Raises BadParameter if one is missing."""
+    """Model and config, from the options and MODEL, which may be either. Raises BadParameter if both are missing."""
     if model is not None and config is None and model.suffix in _YAML and model.is_file():
         model, config = None, model
     if model is None and config is None:

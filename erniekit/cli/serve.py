@@ -93,7 +93,7 @@ Commands = Annotated[
 
 
 def on_command_line(context: typer.Context, name: str) -> bool:
-    """Whether a parameter stands on the command line, not in an environment variable."""
+    """Whether a parameter is given on the command line, not by an environment variable."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

@@ -9,7 +9,7 @@ from erniekit.config.section import BOOLEANS, Positive, Section, Text, TextList
 
 
 def as_tracker(value: Any) -> Any:
-    """The section that a short form stands for: true has the defaults, a string is the project, false is null."""
+    """Expands a short form of the section: true means the defaults, a string is the project, false means null."""
     if isinstance(value, str):
         value = BOOLEANS.get(value.lower(), value)
     if isinstance(value, bool):

@@ -83,7 +83,7 @@ class ModelConfig(Section):
 
 
 def _as_targets(value: Any) -> Any:
-    """A string as a list; `all` and `all-linear` (PEFT's name) as the module names they stand for."""
+    """A string as a list; expands `all` and `all-linear` (PEFT's name) to module names."""
     listed = as_list(value)
     if not isinstance(listed, list):
         return listed
@@ -256,7 +256,7 @@ class ScheduleConfig(Section):
 
 
 def as_recompute(value: Any) -> Any:
-    """The choice that a boolean stands for: true is layers, false is none."""
+    """Converts a boolean: true is layers, false is none."""
     if isinstance(value, str):
         value = BOOLEANS.get(value.lower(), value)
     if isinstance(value, bool):

@@ -115,7 +115,7 @@ def initial_value(spec: TensorSpec, seed: int, std: float) -> np.ndarray:
     digest = hashlib.sha256(f"{seed}/{spec.name}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(np.frombuffer(digest, "<u4")))
     result = np.empty(spec.size, dtype)
-    # In blocks, so that the temporaries stay small beside a large tensor.
+    # In blocks, so that temporaries are small compared to a large tensor.
     for start in range(0, spec.size, _BLOCK):
         values = generator.standard_normal(min(_BLOCK, spec.size - start), np.float32)
         values *= np.float32(std)

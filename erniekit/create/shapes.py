@@ -1,8 +1,8 @@
 """Named shapes of ERNIE 4.5 models: the `config.json` of each, small ones for experiments and the released ones.
 
 Released sizes: ERNIE's model cards and the configuration classes of transformers and PaddleFormers; of the 300B ERNIE's
-configuration for pretraining, and shapes in its `-Paddle` release. The 424B has the language model of the 300B, and
-vision experts of the width with which it has as many parameters as its name says; its `config.json` was not read.
+configuration for pretraining, and shapes in its `-Paddle` release. The 424B has the language model of the 300B; the
+width of its vision experts was chosen to give the number of parameters in its name, without reading its `config.json`.
 """
 
 from __future__ import annotations

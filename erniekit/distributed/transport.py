@@ -19,7 +19,7 @@ _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 class PaddleCollectives:
-    """Paddle's collectives, all of which NCCL has; it queues them in the order of the device's computation.
+    """Paddle's collectives for NCCL, which queues them in the order of the device's computation.
 
     Groups have several ranks. Tensors are contiguous and, except for all_to_all, not empty. The queued task is set as
     the task of `call`. async_op: computation that is queued next does not wait for it; the result is valid after the

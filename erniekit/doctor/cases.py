@@ -1,4 +1,4 @@
-"""Kernels over random inputs, beside the same composed in float64."""
+"""Kernels over random inputs, compared with the same computation in float64."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def _attentions(sizes: Sizes, tokens: int) -> Iterator[Case]:
 def attention_case(
     name: str, lengths: Sequence[int], heads: int, kv_heads: int, width: int, *, causal: bool
 ) -> Case:
-    """Attention within documents of these lengths, which stand side by side."""
+    """Attention within documents of these lengths, packed into one row."""
     bounds = np.cumsum([0, *lengths]).astype(np.int32)
     tokens = int(bounds[-1])
     query = _random(tokens, heads, width, seed=0)

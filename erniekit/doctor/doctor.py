@@ -23,7 +23,7 @@ _NOT_ON_CPU: dict[DoctorSection, str] = {
 
 
 def all_checks(device: str, gpus: int, work: Path) -> dict[DoctorSection, list[Check]]:
-    """The checks of each section, in order. gpus: how many Paddle sees; work: a directory for files of the checks."""
+    """The checks of each section, in order. gpus: number of Paddle's GPUs; work: a directory for temporary files."""
     model = SmallModel(work / "model")
     if device == "cpu":
         found: dict[DoctorSection, list[Check]] = {

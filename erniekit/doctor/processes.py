@@ -64,7 +64,7 @@ class _Pair:
         return ok(f"{', '.join(results[0]['right'])}; {results[0]['speed']}")
 
     def check_layout(self, name: str) -> Result:
-        """Losses and gradient norms of two steps, against those of one process."""
+        """Compares losses and gradient norms of two steps with a run on one process."""
         self._run()
         expected, found = (_losses(self.model.directory / run) for run in (run_name("one"), run_name(name)))
         worst = max(abs(one / other - 1) for one, other in zip(found, expected, strict=True))

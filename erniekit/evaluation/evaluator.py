@@ -30,7 +30,7 @@ AllReduce = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class EvalRows:
-    """The packed rows of data.eval, of which each of `ranks` processes reads a share."""
+    """The packed rows of data.eval, split between `ranks` processes."""
 
     rows: StoredRows
     loader: RowLoader

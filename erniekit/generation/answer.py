@@ -1,6 +1,6 @@
 """Parses answers into reasoning, text and tool calls, at once or token by token.
 
-Newlines beside a tag belong to the tag. Misplaced tags are left out; everything else is kept as the model wrote it. If
+Newlines next to a tag belong to the tag. Misplaced tags are left out; everything else is kept as the model wrote it. If
 the template has a form for thinking, a think block at the start of an answer is reasoning, as in training.
 """
 

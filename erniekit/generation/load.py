@@ -38,7 +38,7 @@ class ModelSource:
     """The files of a model, before its weights are read.
 
     `checkpoint` holds the weights or the adapter; `directory` holds config.json, tokenizer and processor (for an
-    adapter, of its base model). `data` and `seed` are those of the training run, or the defaults without one.
+    adapter, of its base model). `data` and `seed` are of the training run, or defaults if there is none.
     `vocab_size` and `max_positions` are for an enlarged model; `quantize` is the model.quantize of the training run.
     `base` is the model.path of the training run, and `dpo` its section if it trained on preferences.
     """

@@ -61,7 +61,7 @@ class BubblePart:
 
 @dataclass(frozen=True, slots=True)
 class Bubble:
-    """The words of one message. tokens, trained: without those of the template."""
+    """The text of one message. tokens, trained: numbers of tokens, without the template's."""
 
     role: Role
     parts: tuple[BubblePart, ...]

@@ -65,7 +65,7 @@ def check_files(
 ) -> CheckReport:
     """Checks all samples of the files. Errors are collected in the report, not raised.
 
-    A damaged file is read up to the damage; the check then goes on with the next file. Memory: a few hundred bytes per
+    A damaged file is read up to the damage; the check continues with the next file. Memory: a few hundred bytes per
     sample.
     """
     unit: Unit = "characters" if options.encoder is None else "tokens"

@@ -66,7 +66,7 @@ def all_characters(conversation: Conversation) -> int:
 
 
 def digest(conversation: Conversation) -> int:
-    """A 64-bit hash that is equal for equal conversations, wherever they are stored.
+    """A 64-bit hash that is equal for equal conversations, even in different files.
 
     Among ten million different conversations, two collide with a probability of 1 in 400,000.
     """

@@ -177,7 +177,8 @@ def kept_weights(length: int, group: int, *, causal: bool) -> int:
 
 
 def _chunks(length: int, keys: int, group: int, causal: bool) -> Iterator[tuple[tuple[int, int], int, int]]:
-    """Rows of each chunk of queries, how many keys it sees, and how many of the last ones only partly."""
+    """((start, stop), keys, masked) of each chunk of queries: the keys it sees, and how many of these, the last ones,
+    not all of its queries see."""
     size = max(_MIN_CHUNK, min(_CHUNK_ROWS // group, _MAX_CHUNK)) if causal else _MAX_CHUNK
     for start in range(0, length, size):
         stop = min(start + size, length)

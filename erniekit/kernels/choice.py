@@ -23,10 +23,10 @@ FORMS: dict[str, tuple[str, ...]] = {
     "embedding": ("triton", "plain", "cpu"),
     "adamw": ("triton", "plain"),
 }
-"""The forms of each kernel, in the order in which a GPU prefers them.
+"""The forms of each kernel, in the order of preference on a GPU.
 
-triton: our Triton kernels. plain: composed of operators that every device has. cpu: only for CPUs, which prefer it. Any
-other name: kernels of Paddle's that only GPUs have.
+triton: our Triton kernels. plain: composed of operators that every device has. cpu: only for CPUs, which prefer it.
+Other names: kernels of Paddle that only GPUs have.
 """
 
 FUSED_ATTENTION = ("flashmask", "flash")

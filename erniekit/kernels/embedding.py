@@ -17,8 +17,8 @@ _ROWS = 1024
 
 
 class TokensById(NamedTuple):
-    """`order` int32 [T]: tokens sorted by id, those of one id in their order. `offsets` int32 [D + 1]: where each of
-    the D ids that occur begins in `order`, and T."""
+    """`order` int32 [T]: tokens in a stable sort by id. `offsets` int32 [D + 1]: where each of the D ids that occur
+    begins in `order`, and T."""
 
     order: Tensor
     offsets: Tensor

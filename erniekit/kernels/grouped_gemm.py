@@ -33,7 +33,7 @@ class ExpertRows:
 
     @classmethod
     def of(cls, counts: Sequence[int]) -> ExpertRows:
-        """Rows of which the host knows the counts."""
+        """Rows with counts that the host knows."""
         return cls(paddle.to_tensor(np.cumsum([0, *counts]).astype(np.int32)), sum(counts), counts)
 
 
@@ -103,7 +103,7 @@ class GroupedProducts(Protocol):
 
 
 class UnfusedProducts(GroupedProducts):
-    """SwiGLU as a step of its own, for forms whose products do not include it."""
+    """SwiGLU as a separate step, for forms without it in their products."""
 
     def gate_up(
         self, x: Tensor, weight: Weight, rows: ExpertRows, low_rank: LowRank | None = None

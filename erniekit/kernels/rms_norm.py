@@ -37,7 +37,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The composed form, for every device and type; the reference of the others."""
+    """RMSNorm from operators that every device and type has; the reference for the other forms."""
     wide = x.astype("float32")
     scale = paddle.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
     return (wide * scale).astype(x.dtype) * weight
@@ -116,7 +116,7 @@ class _CpuRMSNorm(PyLayer):
 
     Paddle's broadcasting products and column sums are slow on CPU: at [4096, 512] the composed forward takes
     six times as long as this one (`tools/bench/kernels.py`). Operands of sums and all results are in memory that Paddle
-    allocates: the alignment of numpy's memory varies, and with it the order in which the maths library adds.
+    allocates: the alignment of numpy's memory varies, which changes the order of sums in the math library.
     """
 
     @staticmethod

@@ -45,7 +45,7 @@ def adapter_parameters(model: nn.Layer) -> dict[str, Tensor]:
 
 
 def stored_adapter(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """The tensors of `WEIGHTS_FILE`, which have other names there. specs: those of `adapter_parameters`."""
+    """The tensors of `WEIGHTS_FILE`, which have other names there. specs: from `adapter_parameters`."""
     return [TensorSpec(PREFIX + spec.name, spec.dtype, spec.shape) for spec in specs]
 
 
@@ -62,8 +62,8 @@ def write_adapter_settings(
 def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, TensorInfo]]:
     """The configuration of an adapter, and the place of every tensor of its file under the model's name.
 
-    Files that PEFT wrote have the names of transformers' classes, with stacked experts: they become those of single
-    experts. Raises CheckpointError for unsupported settings, and for a tensor that is neither lora_A or lora_B of a
+    Files of PEFT have the names of transformers' classes, with stacked experts, which are split into single experts.
+    Raises CheckpointError for unsupported settings, and for a tensor that is neither lora_A or lora_B of a
     linear module nor a full tensor.
     """
     directory = Path(directory)

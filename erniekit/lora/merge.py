@@ -18,9 +18,9 @@ class AdapterMerge:
     """Merged values of base tensors.
 
     `W' = W + scaling B A` (see `AdapterConfig.scaling`), computed in float32 and rounded once. Full tensors of the
-    adapter file (trained routers) replace those of the base model. shapes: of the model's tensors; CheckpointError if
-    the adapter does not fit them, see `check_fit`. read: returns the values of a base tensor, in the element type of
-    its file.
+    adapter file (trained routers) replace the base model's. shapes: of the model's tensors; raises CheckpointError
+    if the adapter does not fit them, see `check_fit`. read: returns the values of a base tensor, in the element type
+    of its file.
     """
 
     def __init__(

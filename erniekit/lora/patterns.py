@@ -23,7 +23,7 @@ _ONE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
 
 
 class _TooExpensive(ValueError):
-    """A pattern for which matching may take very long."""
+    """A pattern that may take very long to match."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_patterns(file: Path, raw: Mapping[str, Any], key: str) -> ModulePattern
 def _cost(items: Iterable[tuple[Any, Any]]) -> tuple[int, int]:
     """Paths that a matcher may try at one place, and how many of its parts repeat one character.
 
-    Raises _TooExpensive for what may be tried in exponentially many ways, such as repeated groups.
+    Raises _TooExpensive for parts that can match in exponentially many ways, such as repeated groups.
     """
     paths, repeats = 1, 0
     for kind, argument in items:

@@ -159,9 +159,9 @@ def targets_of(modules: Collection[str], base: ErnieConfig) -> tuple[list[str], 
 def _modules_to_save(whole: Iterable[str], base: ErnieConfig) -> list[str]:
     """PEFT's modules_to_save for the full tensors of an adapter file.
 
-    PEFT loads an embedding and a head that are not listed into a model that was resized before, and a tied head stays
-    tied. It cannot load routers, nor an embedding whose name differs from transformers': these are listed under
-    transformers' names, so that PEFT stops (KeyError) instead of ignoring them.
+    An embedding and a head need not be listed: PEFT loads them into a model that was resized before, and a tied head
+    stays tied. PEFT cannot load routers, nor an embedding with another name than in transformers; they are listed under
+    transformers' names, so that PEFT fails (KeyError) instead of ignoring them.
     """
     found = set()
     for name in whole:

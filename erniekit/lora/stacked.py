@@ -1,7 +1,8 @@
 """Adapters on experts that are stacked in one parameter, as transformers 5 has them and PEFT adapts them.
 
 PEFT wraps the parameters of a layer's experts (`target_parameters`), `gate_up_proj` first, so that its tensors are
-`experts.base_layer.lora_A` and those of `down_proj` are `experts.lora_A` (ParamWrapper in peft/tuners/lora/layer.py).
+`experts.base_layer.lora_A`, and the tensors of `down_proj` are `experts.lora_A` (ParamWrapper in
+peft/tuners/lora/layer.py).
 `lora_A` [rank x experts, in] has one expert after the other; `lora_B` [out, rank x experts] has the columns of expert e
 at e, e + experts, ...
 """
@@ -75,14 +76,14 @@ def unstack(info: TensorInfo, name: str, leaf: str, rank: int) -> Iterator[Tenso
 
 
 def stack_a(parts: list[list[np.ndarray]]) -> np.ndarray:
-    """lora_A of stacked experts, from those of the projections of each expert, [rank, in] each."""
+    """lora_A of stacked experts, from the lora_A [rank, in] of each expert's projections."""
     return np.concatenate([half for expert in parts for half in expert])
 
 
 def stack_b(parts: list[list[np.ndarray]]) -> np.ndarray:
-    """lora_B of stacked experts, from those of the projections of each expert, [out, rank] each.
+    """lora_B of stacked experts, from the lora_B [out, rank] of each expert's projections.
 
-    Projections side by side in a parameter have the ranks side by side, too: each is multiplied with its own lora_A.
+    Projections that are concatenated in a parameter have concatenated ranks: each is multiplied with its own lora_A.
     """
     first = parts[0]
     rows, ranks = (sum(half.shape[axis] for half in first) for axis in (0, 1))

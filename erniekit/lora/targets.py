@@ -113,7 +113,7 @@ def stacked_modules(
 
 
 def replace_layer(sublayers: Mapping[str, nn.Layer], path: str, layer: nn.Layer) -> None:
-    """Put a layer in the place of the one at `path`. sublayers: all layers of the model, itself under ""."""
+    """Replace the layer at `path`. sublayers: all layers of the model by path; "" is the model itself."""
     parent, _, child = path.rpartition(".")
     sublayers[parent].add_sublayer(child, layer)
 

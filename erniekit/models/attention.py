@@ -34,7 +34,7 @@ _MAX_PADDING_SHARE = 0.15
 
 # Flash attention's backward pass has accumulators for [documents, longest], the length rounded up to this.
 _FLASH_BLOCK = 128
-# Blocks of one call: as many as this times those of the packed row, or this number.
+# Most blocks of the accumulators in one call: a multiple of the packed row's blocks, or this number if it is larger.
 _MAX_ROW_BLOCKS, _FREE_BLOCKS = 4, 64
 
 
@@ -51,7 +51,7 @@ class DocumentAttention:
     """Attention over the documents of one row, planned once and used by every layer.
 
     `cu_seqlens` int32 [D + 1] are the boundaries of the documents. What a form of attention needs on the device is
-    copied there by `upload` when a layer first asks for it, and kept. The plain form batches documents of nearly the
+    copied there by `upload` when a layer first needs it, and kept. The plain form batches documents of nearly the
     same length; causal ones may be padded at their ends, which no real query attends to.
     """
 
@@ -97,7 +97,7 @@ class DocumentAttention:
 
     @cached_property
     def _buckets(self) -> tuple[list[LengthBucket], Tensor | None, Tensor | None]:
-        """Buckets of `flash_attention`, the order of the row in which they follow each other, and the way back."""
+        """Buckets of `flash_attention`, the order that sorts a row by bucket, and its inverse."""
         starts, lengths = self.cu_seqlens[:-1].astype(np.int64), np.diff(self.cu_seqlens).astype(np.int64)
         batches = self._length_buckets(lengths)
         buckets = [

@@ -158,7 +158,7 @@ class BranchAttention:
         return attend, self._upload(heads), tails, self._upload(restore)
 
     def _batches(self) -> list[np.ndarray]:
-        """Documents whose second branches come after equally many shared tokens and are of nearly equal length."""
+        """Batches of documents with equally many shared tokens and nearly equally long second branches."""
         lengths, shared = self._ends - self._seconds, self._firsts - self._starts
         batches: list[list[int]] = []
         for document in np.lexsort((-lengths, shared)).tolist():

@@ -39,8 +39,8 @@ _MLP = ("sparse", "dense")
 _MOST_LAYERS, _MOST_EXPERTS, _MOST_SIDE = 1000, 200_000, 1024
 _ROPE_NAMES = ("rope_parameters", "rope_scaling")
 _PADDLE_HINT = (
-    "; the file is like those of -Paddle releases, which may leave out a size: take config.json of the release of the "
-    "same model that ends in -PT"
+    "; the file looks like one of a -Paddle release, which may leave out a size: use config.json of the -PT release of "
+    "the same model"
 )
 
 
@@ -128,7 +128,7 @@ class ErnieConfig:
 def is_paddle_config(raw: Json) -> bool:
     """Whether a `config.json` is of a `-Paddle` release: `dtype` without torch's name and transformers' version.
 
-    FastDeploy tells the layouts apart in the same way.
+    FastDeploy distinguishes the layouts in the same way.
     """
     return "dtype" in raw and not raw.get("torch_dtype") and not raw.get("transformers_version")
 
@@ -226,7 +226,7 @@ def _rope(
             )
         if any(isinstance(value, dict) for value in found.values()):
             raise ValueError(
-                f"{prefix}{name} has settings of its own for kinds of layers, which is not supported"
+                f"{prefix}{name} has different settings for different kinds of layers, which is not supported"
             )
         unknown += check_keys(found, ROPE_KEYS, f"{prefix}{name}.")
         for key, value in found.items():

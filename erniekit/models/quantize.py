@@ -16,6 +16,6 @@ def quantize_layers(model: ErnieModel, bits: int) -> None:
         for module in layer.sublayers():
             if isinstance(module, Linear | StackedLinear):
                 quantized = QuantizedParameter(list(module.weight.shape), bits, module.weight.dtype)
-                # Otherwise the module would refuse another kind of value in the place of a parameter.
+                # Otherwise the module would refuse to replace a parameter with another kind of value.
                 del module.weight
                 module.weight = quantized

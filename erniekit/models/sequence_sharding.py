@@ -31,7 +31,7 @@ class SequenceSharding(Protocol):
 
         `input_ids`, `position_ids` and `modality` belong to the span; if it is empty, to one token that is not `valid`.
         `patches` and `grid_thw` are the share of the vision tower. `media_positions` are relative to the start of the
-        span. `cu_seqlens` are those of the whole row.
+        span. `cu_seqlens` are of the whole row.
         """
         ...
 

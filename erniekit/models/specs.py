@@ -49,8 +49,8 @@ def is_vocab_tensor(name: str) -> bool:
 def parameter_specs(config: ErnieConfig, dtype: str = "F32") -> list[TensorSpec]:
     """Every tensor of the model, in the order of its layers.
 
-    Linear weights are [out, in]. The gate of a text MoE is [experts, hidden]; those of a VL model are
-    [hidden, experts] (`reference`: the released `-PT` checkpoints, as transformers and vLLM read them).
+    Linear weights are [out, in]. The gate of a text MoE is [experts, hidden], a VL model's
+    [hidden, experts], as in the released `-PT` checkpoints that transformers and vLLM read.
     Router tensors are F32, all others `dtype`.
     """
     shapes: list[tuple[str, tuple[int, ...]]] = []

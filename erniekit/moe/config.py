@@ -35,5 +35,5 @@ class MoeConfig:
 
     @property
     def shared_intermediate_size(self) -> int:
-        """Width of the MLP into which all shared experts are fused; 0 without shared experts."""
+        """Width of the MLP that all shared experts are fused into; 0 without shared experts."""
         return self.intermediate_sizes[0] * self.num_shared_experts

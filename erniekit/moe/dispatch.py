@@ -38,7 +38,7 @@ class Dispatcher(Protocol):
 class LocalDispatcher:
     """All experts on this device: sort the (token, expert) pairs by expert, compute, restore the order, sum.
 
-    Index work stays on the device: the host only knows how many tokens each modality has.
+    Indices are computed on the device: the host only knows the number of tokens of each modality.
     """
 
     def __call__(

@@ -52,7 +52,7 @@ class Routing(NamedTuple):
 
 
 class RouterLossFlags(NamedTuple):
-    """The router losses and statistics to compute besides the routing; see `RouterSums`."""
+    """The router losses and statistics to compute in addition to the routing; see `RouterSums`."""
 
     balance: bool = False
     z: bool = False
@@ -173,7 +173,7 @@ def _sums(
     if not index.valid:
         return _nothing(index, moe, loss_flags)
     mask = index.mask[: moe.num_modalities]
-    # Losses are those of trained routers.
+    # Only trained routers have losses.
     trained = [not gate.of(modality).stop_gradient for modality in range(moe.num_modalities)]
     loss_mask = (
         mask

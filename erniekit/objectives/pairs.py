@@ -49,7 +49,7 @@ def pair_means(sums: Mapping[str, float]) -> dict[str, float]:
     """Means from `RowPairs.sums`, which can be summed over rows, steps and processes in any order.
 
     A reward is beta times the log-ratio to the reference model. Without a reference model it is beta times the
-    log-probability, per token if the loss is. Accuracy is the share of pairs in which the chosen answer has the larger
+    log-probability, per token if the loss is. Accuracy is the share of pairs whose chosen answer has the larger
     reward. `logps` are summed over an answer. `logps/kl` is the mean log-ratio per token of both answers: an estimate
     of the KL divergence from the reference model, exact only for answers sampled from the policy.
     """

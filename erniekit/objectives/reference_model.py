@@ -43,8 +43,8 @@ class ReferenceModel:
 class AdapterDisabledReference(ReferenceModel):
     """The trained model with its adapters switched off.
 
-    base: the directory of the base model. Parameters that are trained besides the adapters (routers) have the values
-    of the base model while the reference computes.
+    base: the directory of the base model. Trained parameters other than adapters (routers) have the base model's
+    values while the reference computes.
     """
 
     def __init__(self, model: ErnieModel, chunk_tokens: int, base: Path) -> None:

@@ -210,8 +210,8 @@ class AdamW:
     def load_state(self, steps_done: int, names: Iterable[str], read: Callable[[str], np.ndarray]) -> None:
         """Load the state of a checkpoint made after `steps_done` steps.
 
-        names: the tensors of the checkpoint; read: returns one of them. Raises CheckpointError where names or shapes
-        differ from those of this optimizer.
+        names: the tensors of the checkpoint; read: returns one of them. Raises CheckpointError if names or shapes
+        differ from this optimizer's.
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in self.state_tensors().items()}
         missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))

@@ -160,8 +160,8 @@ class BackwardHook(NoHooks):
 
 
 def collect_by_layer(optimizer: Gradients, trained: Iterable[str]) -> LayerHooks:
-    """On one process: the gradients of a layer go to the sums of the step when its backward pass is done, not those of
-    all layers together after the row."""
+    """On one process: adds the gradients of a layer to the step's sums right after its backward pass, instead of all
+    gradients after the row."""
     layers = by_layer(trained)
     return BackwardHook(lambda number: optimizer.collect_gradients(layers.get(number, ())))
 

@@ -97,9 +97,9 @@ def _rows(counts: np.ndarray, modalities: int) -> list[ExpertRows | None]:
 
 
 def _sort_received(recv_counts: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The order that sorts received rows by expert, int32 [n], and where each of them goes, int32 [n, 1].
+    """The order that sorts received rows by expert, int32 [n], and the new position of each row, int32 [n, 1].
 
-    The host uploads one number for each source and expert; the device makes those of the rows.
+    The host uploads one number for each source and expert; the device computes the numbers of the rows.
     """
     by_expert = recv_counts.T.reshape(-1)
     starts = np.cumsum(by_expert) - by_expert

@@ -112,8 +112,8 @@ class FlatShard:
     def start_reduce_scatter(self, gradients: Mapping[str, Tensor | None]) -> Callable[[], dict[str, Tensor]]:
         """Start the reduce-scatter (sum) of gradients; the returned function waits for this rank's parts of the sums.
 
-        None stands for zeros. The parts are 1-D and float32. The gradients may be freed when this returns. All ranks
-        call both.
+        A gradient of None counts as zeros. The parts are 1-D and float32. The gradients may be freed when
+        this returns. All ranks call both.
         """
         flat = []
         for name, shape in self.spec.shapes.items():
@@ -153,7 +153,7 @@ def tensor_shard(shard: FlatShard, name: str) -> TensorShard:
 
 
 def shard_part(shard: TensorShard, name: str, start: int, shape: Sequence[int]) -> TensorShard:
-    """The sharding of a part of a sharded tensor: its elements from `start` on, as a tensor of its own."""
+    """The sharding of a part of a sharded tensor: its elements from `start` on, as a separate tensor."""
     stop = start + math.prod(shape)
     counts, offset = [], 0
     for count in shard.counts:

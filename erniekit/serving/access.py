@@ -46,10 +46,10 @@ def check_key(request: Request, key: str) -> None:
 
 
 def check_host(request: Request) -> None:
-    """Raises RequestError for a request to another name than those of this machine.
+    """Raises RequestError for a request to a name that is not this machine's.
 
-    A web page can have a name that leads to this machine (DNS rebinding); its browser then takes the server for
-    the page's own, and asks it without any origin.
+    The name of a web page can be resolved to this machine (DNS rebinding); a browser then considers the server the
+    page's own, and sends requests without an origin.
     """
     host = request.headers.get("Host", "")
     if host and not is_local(host):
@@ -86,6 +86,6 @@ def access_notes(host: str, api_key: str, cors_origins: Sequence[str], *, on_com
         notes.append(f"with --cors '*' any web page in a browser here can use this server; {_ADVICE}")
     if on_command_line:
         notes.append(
-            f"the key given by --api-key stands in the list of processes; use {KEY_VARIABLE} or --api-key-file"
+            f"the key given by --api-key is visible in the list of processes; use {KEY_VARIABLE} or --api-key-file"
         )
     return notes

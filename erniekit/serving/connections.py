@@ -1,4 +1,4 @@
-"""Connections of the HTTP server: how many there are, and how long one may take to send a request or read an answer."""
+"""Limits the connections of the HTTP server: their number, and the time to send a request or read an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening, and running the HTTP server beside the model until Ctrl-C or SIGTERM."""
+"""Opens the port, and runs the HTTP server and the model until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat completions without HTTP: one after the other, in the order in which the requests come.
+"""Chat completions without HTTP, one at a time, in the order of the requests.
 
 Requests are checked and encoded in the caller's thread, so that a bad one is refused while another one is answered.
 The model runs in the thread that calls `run`: Paddle's settings belong to the thread that made them.

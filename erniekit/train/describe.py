@@ -98,7 +98,7 @@ def describe_run(plan: RunPlan, config: Config, template: str) -> list[str]:
 
 
 def describe_rounding(config: Config, rows: int) -> list[str]:
-    """A note where `rows` a step, of which train.tokens_per_step decides, have another number of tokens."""
+    """A note if `rows` per step, computed from train.tokens_per_step, have a different number of tokens."""
     train, length = config.train, config.data.max_length
     if train.rows_per_step is not None or train.tokens_per_step in (None, rows * length):
         return []

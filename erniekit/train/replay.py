@@ -88,7 +88,7 @@ def replay_rows(
 
 
 def compute(model: ErnieModel, objective: SftObjective | DpoObjective, row: PackedBatch) -> Computed:
-    """One row as a step of its own, forward and backward. Gradients are cleared afterwards."""
+    """Forward and backward pass of one row as a separate step. Gradients are cleared afterwards."""
     _, loss_tokens, text, vision = count_rows([row]).tolist()
     pairs, chosen_tokens = count_pairs([row]).tolist()
     totals = StepTotals(loss_tokens, len(row.input_ids), (text, vision), pairs, chosen_tokens)

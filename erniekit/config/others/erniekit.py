@@ -61,7 +61,7 @@ _FORMATS = {
 
 
 def _schedule(value: Any) -> Any:
-    """A schedule by name; `wsd:STEPS` names the step at which the decay begins."""
+    """A schedule by name; `wsd:STEPS` has the step where the decay begins."""
     word, _, start = str(value).strip().lower().partition(":")
     return "wsd" if word == "wsd" and (not start or start.isdigit()) else choice(SCHEDULES)(value)
 

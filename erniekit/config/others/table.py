@@ -116,5 +116,5 @@ def not_needed(keys: str, why: str) -> dict[str, Rule]:
 
 
 def no_equivalent(keys: str, advice: str, *off: Any) -> dict[str, Rule]:
-    """Keys, separated by spaces, without an equivalent. off: values that switch them off, besides the empty ones."""
+    """Keys, separated by spaces, without an equivalent. off: values that disable them, like empty values."""
     return each(keys, Dropped(NoEquivalent(advice), (None, False, 0, "", *off)))

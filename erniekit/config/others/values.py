@@ -83,7 +83,7 @@ def words(value: Any) -> list[str]:
 
 
 def targets(value: Any) -> list[str] | Off:
-    """Modules with adapters; OFF for every linear layer, the default here."""
+    """Modules with adapters; OFF for all linear layers, which is the default here."""
     found = words(value)
     return OFF if found in (["all"], ["all-linear"]) else found
 

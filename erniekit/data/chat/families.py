@@ -109,7 +109,7 @@ def resolve_template(name: str, tokenizer: ChatTemplateTokenizer, is_vl: bool) -
         rendered = rendered_chat(tokenizer, [{"role": "user", "content": question}])
     except RenderError as error:
         raise DataError(
-            f"the tokenizer's chat template fails on a plain question: {clipped(str(error), 300)}; {_CHOICES}"
+            f"the tokenizer's chat template fails on a simple question: {clipped(str(error), 300)}; {_CHOICES}"
         ) from error
     # The endings of ernie_vl and ernie_vl_thinking differ from that of ernie, so the order does not matter.
     for template in TEMPLATES.values():

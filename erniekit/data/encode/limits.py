@@ -139,7 +139,7 @@ def resized_vocab_size(directory: str | Path) -> int:
 
 
 def enlarged_limits(model: ModelConfig) -> tuple[int | None, int | None]:
-    """(vocab_size, max_positions) to which a run enlarges its model; None for the checkpoint's.
+    """(vocab_size, max_positions) of an enlarged model; None: as in the checkpoint.
 
     Raises CheckpointError, and ConfigError if model.max_position_embeddings is below the checkpoint's.
     """

@@ -33,9 +33,9 @@ _AHEAD = 2
 # Seconds to wait for a worker before it is logged, and at most when the pool is closed. The wait is an error after
 # twice _PATIENCE if the worker was stopped by a signal, otherwise after _MOST times _PATIENCE.
 _PATIENCE, _CLOSE_SECONDS, _MOST = 60.0, 10.0, 30
-# A pool in which a process has died knows it in so many seconds, or never.
+# A pool notices within this time that one of its processes died, or never.
 _DEATH_SECONDS = 1.0
-# So often the work of processes that died is done again by new ones.
+# How often new processes replace processes that died.
 _RESTARTS = 2
 
 _NAMED = 3
@@ -283,8 +283,8 @@ def _wait(result: Future[Any], pool: ProcessPoolExecutor, seconds: float) -> boo
 def _end(processes: Iterable[BaseProcess], results: Any) -> None:
     """Kill the processes of a pool, so that its thread ends.
 
-    The thread waits for ever for the rest of a result that a killed process was about to send, as long as anybody may
-    send: this process could, too.
+    The thread waits forever for the rest of a result of a killed process as long as any process may send, including
+    this one; so this process closes its end.
     """
     for process in processes:
         process.kill()

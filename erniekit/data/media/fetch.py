@@ -170,7 +170,7 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _connector(deadline: _Deadline, public_only: bool) -> Callable[..., socket.socket]:
-    """A replacement of `socket.create_connection` that checks the addresses to which it connects."""
+    """A replacement of `socket.create_connection` that checks the addresses it connects to."""
 
     def connect(address: tuple[str, int], timeout: float, source_address: object = None) -> socket.socket:
         host, port = address

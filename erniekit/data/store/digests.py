@@ -35,7 +35,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def stamp_text(path: Path) -> str:
-    """The stamp in the place of a digest, where contents are not read. Raises DataError."""
+    """The stamp of a file as text, used instead of a digest if contents are not read. Raises DataError."""
     return json.dumps(stamp(path))
 
 

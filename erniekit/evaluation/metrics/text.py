@@ -40,7 +40,7 @@ def anls(answer: str, reference: str) -> float:
 
     Average normalised Levenshtein similarity: Biten et al. 2019, "Scene Text Visual Question Answering", equation 1.
     Case, full-width forms and extra spaces are ignored. A reference that is a JSON list of strings is a list of
-    accepted answers, of which the most similar counts.
+    accepted answers; the most similar one counts.
     """
     return max(_similarity(answer, accepted) for accepted in accepted_answers(reference))
 

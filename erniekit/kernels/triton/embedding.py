@@ -11,7 +11,7 @@ import triton.language as tl
 def embedding_backward(grad: Any, ids: Any, order: Any, offsets: Any, out: Any) -> None:
     """Sum the rows of `grad` [T, H] of each id into its row of `out` [vocab, H], which holds zeros.
 
-    ids int64 [T]; order int32 [T]: tokens sorted by id, those of one id in their order; offsets int32 [D + 1]: where
+    ids int64 [T]; order int32 [T]: tokens in a stable sort by id; offsets int32 [D + 1]: where
     each of the D ids that occur begins in `order`, and T. Nothing is added atomically.
     """
     width = grad.shape[1]

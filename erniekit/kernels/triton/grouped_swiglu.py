@@ -151,7 +151,7 @@ def _down_dx_kernel(
             columns = column + tl.arange(0, BN)
             left, right = load_low_rank(v, lora_a, expert, row, end, columns, F, R, 1, True, BM, BR)
             da = tl.dot(left, right, da, input_precision="ieee")
-        # In pieces, which fit in the registers beside the sums.
+        # In pieces, which fit in the registers together with the sums.
         if BN == 256:
             left, right = _halves(da, BM, BN)
             first, second = _halves(left, BM, BN // 2)

@@ -62,7 +62,7 @@ def test_programs_that_take_too_much(monkeypatch: pytest.MonkeyPatch, program: s
 
 def test_a_hostile_template_is_an_error_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "_CPU_SECONDS", 1)
-    with pytest.raises(DataError, match=r"chat template fails on a plain question: .*; set data\.template"):
+    with pytest.raises(DataError, match=r"chat template fails on a simple question: .*; set data\.template"):
         resolve_template("auto", make_tokenizer("{{ 'x' * (10 ** 11) }}"), is_vl=False)
     with pytest.raises(DataError, match="it renders 'xxxx") as caught:
         resolve_template("auto", make_tokenizer("{{ 'x' * 100000 }}"), is_vl=False)

@@ -424,7 +424,7 @@ def test_what_a_thinking_tokenizer_writes_otherwise_is_kept(old: str, new: str) 
     ("chat_template", "message"),
     [
         ("{{ '<|im_start|>' + messages[0].content }}", "is not known to erniekit"),
-        ("{{ raise_exception('no') }}", "fails on a plain question: no"),
+        ("{{ raise_exception('no') }}", "fails on a simple question: no"),
         (TEXT_TEMPLATE.replace("User: ", "Human: "), "is not known to erniekit"),
         (TEXT_THINKING_TEMPLATE.replace("think_mode=True", "think_mode=False"), "is not known to erniekit"),
         (TEXT_THINKING_TEMPLATE.replace("<|im_start|>user", "<|im_start|>human"), "is not known to erniekit"),
