@@ -32,10 +32,11 @@ from erniekit.models.specs import TensorSpec, is_quantized_tensor, parameter_spe
 CONFIG_KEY = "quantization_config"
 _INT4_GROUP = 128
 _PACKED, _SCALE, _SHAPE = "_packed", "_scale", "_shape"
-# Modules of engines that keep their weights: routers, output, vision tower, resampler.
+# Modules of engines that keep their weights: routers (vLLM has names of its own for those of vision-language models),
+# output, vision tower, resampler.
 _IGNORED = [
     "lm_head",
-    r"re:.*mlp\.gate$",
+    r"re:.*mlp\.(text_experts_|vision_experts_)?gate$",
     r"re:.*vision_model.*",
     r"re:.*vision_tower.*",
     r"re:.*resampler_model.*",

@@ -1,6 +1,7 @@
 """Exports in 8 and 4 bits: codes and words as compressed-tensors has them, and what is left as it is."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,28 @@ def test_engines_find_the_format_and_what_is_left_out(models: dict[str, Path], t
     assert (config["quant_method"], config["format"]) == ("compressed-tensors", "pack-quantized")
     weights = config["config_groups"]["group_0"]["weights"]
     assert weights["num_bits"] == 8 and weights["strategy"] == "channel" and weights["symmetric"] is True
-    assert "lm_head" in config["ignore"] and any("gate$" in name for name in config["ignore"])
+    patterns = [name.removeprefix("re:") for name in config["ignore"]]
+
+    def is_left_out(module: str) -> bool:
+        return any(re.match(pattern, module) for pattern in patterns)
+
+    # As transformers and vLLM call them.
+    gates = ("mlp.gate", "mlp.text_experts_gate", "mlp.vision_experts_gate")
+    left_out = [
+        "lm_head",
+        "resampler_model.mlp",
+        "model.resampler_model.mlp",
+        "vision_model.blocks.0.attn.qkv",
+    ]
+    for module in [*left_out, *(f"language_model.model.layers.1.{gate}" for gate in gates)]:
+        assert is_left_out(module), module
+    for leaf in (
+        "self_attn.qkv_proj",
+        "mlp.gate_up_proj",
+        "mlp.experts.3.gate_proj",
+        "mlp.text_experts.0.down_proj",
+    ):
+        assert not is_left_out(f"model.layers.1.{leaf}"), leaf
 
 
 def test_faults_of_quantized_exports(models: dict[str, Path], tmp_path: Path) -> None:
