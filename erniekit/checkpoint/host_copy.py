@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
 from erniekit.checkpoint.weights import array_of
-from erniekit.parallel.tensor_stream import CompleteTensor
+from erniekit.parallel.tensor_stream import CompleteTensor, view
 
 _THREADS = 4
 _POLL_SECONDS = 0.002
+# Neighbours in memory are copied together up to so many bytes: a model has tens of thousands of tensors, most of them
+# small, and each copy takes the host's time.
+_RUN_BYTES = 128 << 20
 
 
-class HostCopy(Protocol):
+class HostCopy(ABC):
     """Copies tensors to host memory that stays allocated: the system takes longer to provide memory than to copy to it.
 
     A copy is valid until the next one starts. memory_share: the share of the machine's free memory that it may take.
@@ -28,8 +32,13 @@ class HostCopy(Protocol):
     memory_share: float
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of host memory that the next copy uses again."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until everything is copied. Live tensors must not change before."""
 
     def start(self, tensors: Iterable[CompleteTensor]) -> Iterator[np.ndarray]:
         """Begin to copy; returns the values in order, each of them as soon as it is copied.
@@ -37,9 +46,31 @@ class HostCopy(Protocol):
         The iterator may be read by another thread. A tensor that is not live is copied before the next one is taken, so
         that one of them is in memory at a time.
         """
+        self._prepare()
+        places: list[_Place] = []
+        copies: list[_Copy | None] = []
+        live: list[tuple[int, CompleteTensor]] = []
+        for number, tensor in enumerate(tensors):
+            if tensor.is_live:
+                live.append((number, tensor))
+                places.append(_Place(-1, 0, tensor.spec.shape))
+            else:
+                places.append(_Place(len(copies), 0, tensor.spec.shape))
+                copies.append(self._begin(tensor.values, 0, tensor.spec.size, is_live=False))
+        for run in _runs(live):
+            for number, tensor in run:
+                places[number] = _Place(len(copies), tensor.start - run[0][1].start, tensor.spec.shape)
+            (_, first), (_, last) = run[0], run[-1]
+            copies.append(self._begin(first.values, first.start, last.start + last.spec.size, is_live=True))
+        return _arrays(places, copies)
 
-    def wait(self) -> None:
-        """Wait until everything is copied. Live tensors must not change before."""
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Before the first copy."""
+
+    @abstractmethod
+    def _begin(self, values: Tensor, start: int, stop: int, *, is_live: bool) -> _Copy:
+        """Begin to copy elements of a tensor, and wait for them unless it is live."""
 
 
 def host_copy() -> HostCopy:
@@ -47,53 +78,98 @@ def host_copy() -> HostCopy:
     return CpuCopy() if paddle.get_device() == "cpu" else GpuCopy()
 
 
-class CpuCopy:
+class _Place(NamedTuple):
+    """Where the values of a tensor are: in which copy, and from which element on."""
+
+    copy: int
+    start: int
+    shape: tuple[int, ...]
+
+
+class _Copy(Protocol):
+    def array(self) -> np.ndarray:
+        """The elements, 1-D, once they are copied."""
+
+
+def _runs(tensors: Sequence[tuple[int, CompleteTensor]]) -> Iterator[list[tuple[int, CompleteTensor]]]:
+    """Numbered tensors in groups that lie side by side in the memory of one tensor."""
+    by_values: dict[int, list[tuple[int, CompleteTensor]]] = {}
+    for item in tensors:
+        by_values.setdefault(id(item[1].values), []).append(item)
+    for group in by_values.values():
+        run: list[tuple[int, CompleteTensor]] = []
+        stop = 0
+        for number, tensor in sorted(group, key=lambda item: item[1].start):
+            nbytes = (stop - run[0][1].start) * tensor.values.element_size() if run else 0
+            if run and (tensor.start != stop or nbytes >= _RUN_BYTES):
+                yield run
+                run = []
+            run.append((number, tensor))
+            stop = tensor.start + tensor.spec.size
+        yield run
+
+
+def _arrays(places: Sequence[_Place], copies: list[_Copy | None]) -> Iterator[np.ndarray]:
+    """The values in order. A copy is dropped when its last tensor is read."""
+    left = Counter(place.copy for place in places)
+    arrays: dict[int, np.ndarray] = {}
+    for number, start, shape in places:
+        copy = copies[number]
+        if copy is not None:
+            arrays[number], copies[number] = copy.array(), None
+        size = int(np.prod(shape, dtype=np.int64))
+        left[number] -= 1
+        array = arrays[number] if left[number] else arrays.pop(number)
+        yield array[start : start + size].reshape(shape)
+
+
+class CpuCopy(HostCopy):
     """Copies by threads."""
 
     memory_share = 0.8
 
     def __init__(self) -> None:
         self._buffers: list[np.ndarray] = []
-        self._running: list[Future[None]] = []
+        self._running: list[_ThreadCopy] = []
+        self._threads = ThreadPoolExecutor(_THREADS, "host copy")
 
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self._buffers)
 
-    def start(self, tensors: Iterable[CompleteTensor]) -> Iterator[np.ndarray]:
-        copies: list[np.ndarray] = []
-        self._running = []
-        # The threads end when the last copy is made.
-        pool = ThreadPoolExecutor(_THREADS, "host copy")
-        for number, tensor in enumerate(tensors):
-            array = array_of(tensor.values)
-            copies.append(self._buffer(number, array))
-            self._running.append(pool.submit(np.copyto, copies[-1], array))
-            if not tensor.is_live:
-                self._running[-1].result()
-        pool.shutdown(wait=False)
-        return _as_copied(list(self._running), copies)
-
     def wait(self) -> None:
         for copy in self._running:
-            copy.result()
+            copy.future.result()
+
+    def _prepare(self) -> None:
         self._running = []
+
+    def _begin(self, values: Tensor, start: int, stop: int, *, is_live: bool) -> _Copy:
+        array = array_of(view(values, start, [stop - start]))
+        target = self._buffer(len(self._running), array)
+        self._running.append(_ThreadCopy(target, self._threads.submit(np.copyto, target, array)))
+        if not is_live:
+            self._running[-1].future.result()
+        return self._running[-1]
 
     def _buffer(self, number: int, array: np.ndarray) -> np.ndarray:
         if number == len(self._buffers):
             self._buffers.append(np.empty(array.nbytes, np.uint8))
         elif self._buffers[number].nbytes != array.nbytes:
             self._buffers[number] = np.empty(array.nbytes, np.uint8)
-        return self._buffers[number].view(array.dtype).reshape(array.shape)
+        return self._buffers[number].view(array.dtype)
 
 
-def _as_copied(running: list[Future[None]], copies: list[np.ndarray]) -> Iterator[np.ndarray]:
-    for future, copy in zip(running, copies, strict=True):
-        future.result()
-        yield copy
+class _ThreadCopy(NamedTuple):
+    target: np.ndarray
+    future: Future[None]
+
+    def array(self) -> np.ndarray:
+        self.future.result()
+        return self.target
 
 
-class GpuCopy:
+class GpuCopy(HostCopy):
     """Copies into pinned memory on a stream of its own, beside the kernels of training. Paddle keeps pinned memory.
 
     Run on a GPU with torch in place of Paddle (tools/gpu/rehearsal/saves.py). That Paddle does the same was read in its
@@ -105,35 +181,46 @@ class GpuCopy:
 
     def __init__(self) -> None:
         self._stream = paddle.device.Stream()
+        # Memory that is copied must not be used for anything else.
         self._sources: list[Tensor] = []
-        self.nbytes = 0
+        self._nbytes = 0
 
-    def start(self, tensors: Iterable[CompleteTensor]) -> Iterator[np.ndarray]:
-        pinned: deque[Tensor] = deque()
-        self._sources = []
-        # What the kernels in flight still write is copied after them.
-        self._stream.wait_stream(paddle.device.current_stream())
-        for tensor in tensors:
-            if not tensor.is_live:
-                self._stream.wait_stream(paddle.device.current_stream())
-            with paddle.device.stream_guard(self._stream):
-                pinned.append(tensor.values.pin_memory(blocking=False))
-            if tensor.is_live:
-                self._sources.append(tensor.values)
-            else:
-                _wait_for(self._stream)
-        self.nbytes = sum(copy.size * copy.element_size() for copy in pinned)
-        return _when_reached(self._stream.record_event(), pinned)
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
 
     def wait(self) -> None:
         _wait_for(self._stream)
         self._sources = []
 
+    def _prepare(self) -> None:
+        self._nbytes, self._sources = 0, []
+        # What the kernels in flight still write is copied after them.
+        self._stream.wait_stream(paddle.device.current_stream())
 
-def _when_reached(event: paddle.device.Event, pinned: deque[Tensor]) -> Iterator[np.ndarray]:
-    _wait_for(event)
-    while pinned:
-        yield pinned.popleft().numpy()
+    def _begin(self, values: Tensor, start: int, stop: int, *, is_live: bool) -> _Copy:
+        source = view(values, start, [stop - start])
+        if not is_live:
+            # It was gathered after `_prepare`.
+            self._stream.wait_stream(paddle.device.current_stream())
+        with paddle.device.stream_guard(self._stream):
+            pinned = source.pin_memory(blocking=False)
+        self._nbytes += source.size * source.element_size()
+        copy = _StreamCopy(pinned, self._stream.record_event())
+        if is_live:
+            self._sources.append(source)
+        else:
+            _wait_for(copy.event)
+        return copy
+
+
+class _StreamCopy(NamedTuple):
+    pinned: Tensor
+    event: paddle.device.Event
+
+    def array(self) -> np.ndarray:
+        _wait_for(self.event)
+        return self.pinned.numpy()
 
 
 def _wait_for(work: paddle.device.Stream | paddle.device.Event) -> None:

@@ -72,21 +72,9 @@ def local_tensor(tensor: HubTensor, values: Tensor, shard: TensorShard | None = 
     """
     spec = TensorSpec(tensor.name, DTYPE_NAMES[values.dtype], tensor.shape)
     if shard is None:
-        return LocalTensor(spec, lambda: _view(values, tensor.start, tensor.shape))
+        return LocalTensor(spec, values, tensor.start)
     part = shard_part(shard, tensor.name, tensor.start, tensor.shape)
-    first = tensor.start + part.span.start - shard.span.start
-    return LocalTensor(spec, lambda: _view(values, first, (part.span.size,)), part)
-
-
-def _view(values: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
-    """Elements of a tensor from `start` on, in row-major order, without a copy (but in bfloat16 on a CPU)."""
-    values, size = values.detach(), math.prod(shape)
-    if tuple(values.shape) == shape:
-        return values
-    if values.place.is_cpu_place() and values.dtype != paddle.bfloat16 and size:
-        # Slices are copies there: see `runtime.configure`.
-        return paddle.from_dlpack(array_of(values).reshape(-1)[start : start + size].reshape(shape))
-    return values.reshape([-1])[start : start + size].reshape(list(shape))
+    return LocalTensor(spec, values, tensor.start + part.span.start - shard.span.start, part)
 
 
 def load_parameter(parameter: Tensor, tensors: Sequence[HubTensor], found: Mapping[str, TensorInfo]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,22 +22,48 @@ from erniekit.parallel.flat_shard import TensorShard
 class LocalTensor:
     """A tensor as this process holds it. `spec` is of the complete tensor.
 
-    read: returns the complete values, or with `shard` this process's part of them, 1-D, in the memory that training
-    uses. unique: no other process holds these values.
+    Its elements, or with `shard` this process's part of them, follow each other in `values` from `start` on, in
+    row-major order. unique: no other process holds them.
     """
 
     spec: TensorSpec
-    read: Callable[[], Tensor]
+    values: Tensor
+    start: int = 0
     shard: TensorShard | None = None
     unique: bool = False
 
+    def read(self) -> Tensor:
+        """The elements as a tensor, with `shard` 1-D, in the memory of `values`."""
+        return view(
+            self.values, self.start, self.spec.shape if self.shard is None else (self.shard.span.size,)
+        )
+
 
 class CompleteTensor(NamedTuple):
-    """A tensor that this process writes. is_live: the values are memory that training uses, not a copy."""
+    """A tensor that this process writes: the elements of `values` from `start` on.
+
+    is_live: `values` is in use by training, and not a copy.
+    """
 
     spec: TensorSpec
     values: Tensor
-    is_live: bool
+    start: int = 0
+    is_live: bool = True
+
+    def read(self) -> Tensor:
+        """The elements as a tensor, in the memory of `values`."""
+        return view(self.values, self.start, self.spec.shape)
+
+
+def view(values: Tensor, start: int, shape: Sequence[int]) -> Tensor:
+    """Elements of a tensor from `start` on, in row-major order, without a copy (but in bfloat16 on a CPU)."""
+    values, size = values.detach(), math.prod(shape)
+    if tuple(values.shape) == tuple(shape):
+        return values
+    if values.place.is_cpu_place() and values.dtype != paddle.bfloat16 and size:
+        # Slices are copies there: see `runtime.configure`.
+        return paddle.from_dlpack(np.from_dlpack(values).reshape(-1)[start : start + size].reshape(shape))
+    return values.reshape([-1])[start : start + size].reshape(list(shape))
 
 
 class TensorStream:
@@ -64,13 +91,16 @@ class TensorStream:
 
     def __iter__(self) -> Iterator[CompleteTensor]:
         for spec in self._order:
-            tensor = self._tensors.get(spec.name)
+            tensor, is_own = self._tensors.get(spec.name), spec.name in self._own
+            if tensor is not None and tensor.shard is None and spec.name not in self._senders:
+                if is_own:
+                    yield CompleteTensor(spec, tensor.values, tensor.start)
+                continue
             complete = None if tensor is None else self._complete(tensor)
-            is_live = tensor is not None and tensor.shard is None
             if spec.name in self._senders:
-                complete, is_live = self._to_main(spec, complete), False
-            if spec.name in self._own and complete is not None:
-                yield CompleteTensor(spec, complete, is_live)
+                complete = self._to_main(spec, complete)
+            if is_own and complete is not None:
+                yield CompleteTensor(spec, complete, is_live=False)
 
     def _own_share(self) -> list[TensorSpec]:
         """The tensors that this process writes: each goes to the holder that has the fewest elements so far."""

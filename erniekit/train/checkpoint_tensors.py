@@ -93,7 +93,7 @@ def _own_part(tensor: LocalTensor) -> LocalTensor | None:
     if not span.size:
         return None
     spec = replace(tensor.spec, name=part_name(tensor.spec.name, span.start, span.stop), shape=(span.size,))
-    return LocalTensor(spec, tensor.read, unique=True)
+    return LocalTensor(spec, tensor.values, tensor.start, unique=True)
 
 
 def _no_shard(name: str) -> None:

@@ -125,7 +125,7 @@ class Checkpointer:
         directory = self._run_dir / unfinished_name(progress.step)
         files, tensors = self._files(directory)
         in_background = self._config.checkpoint.background and self._fits_in_memory(files)
-        values = (array_of(tensor.values) for tensor in tensors)
+        values = (array_of(tensor.read()) for tensor in tensors)
         arrays = self._copy.start(tensors) if in_background else values
         rank = self._dist.mesh.rank
         waited_for = rank in self._writers()

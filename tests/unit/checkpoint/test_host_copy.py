@@ -20,7 +20,7 @@ _SHAPES = ((3, 4), (), (0, 2), (5,))
 
 
 def _complete(values: Any, *, is_live: bool = True) -> CompleteTensor:
-    return CompleteTensor(TensorSpec("weight", "F32", tuple(values.shape)), values, is_live)
+    return CompleteTensor(TensorSpec("weight", "F32", tuple(values.shape)), values, is_live=is_live)
 
 
 def _tensors() -> list[CompleteTensor]:
@@ -46,6 +46,49 @@ def test_a_copy_keeps_its_values_and_the_next_one_uses_its_memory() -> None:
     assert [copy.size for copy in memory.start(others)] == [7, 1, 0, 5, 2]
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(1 << 20, [20, 1, 4, 24]), (16, [6, 4, 4, 6, 1, 4, 24])])
+def test_neighbours_in_memory_are_copied_together(
+    monkeypatch: pytest.MonkeyPatch, most: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(module, "_RUN_BYTES", most)
+    stack, other = (
+        paddle.arange(24, dtype="float32").reshape([2, 3, 4]),
+        paddle.arange(24, 48, dtype="float32"),
+    )
+    stream = [
+        *(CompleteTensor(TensorSpec("a", "F32", (2, 3)), stack, start) for start in (0, 14)),
+        CompleteTensor(TensorSpec("whole", "F32", (24,)), other),
+        *(CompleteTensor(TensorSpec("b", "F32", (4,)), stack, start) for start in (6, 10)),
+        # Behind a gap.
+        CompleteTensor(TensorSpec("c", "F32", ()), stack, 23),
+        _complete(paddle.full([4], 7.0), is_live=False),
+    ]
+    copied: list[int] = []
+    copy = np.copyto
+
+    def copying(target: np.ndarray, source: np.ndarray) -> None:
+        copied.append(source.size)
+        copy(target, source)
+
+    monkeypatch.setattr(module.np, "copyto", copying)
+    memory = host_copy()
+    found = [array.copy() for array in memory.start(stream)]
+    memory.wait()
+    assert sorted(copied) == sorted(sizes)
+    flat = np.arange(24, dtype=np.float32)
+    wanted = [
+        flat[:6].reshape(2, 3),
+        flat[14:20].reshape(2, 3),
+        flat + 24,
+        flat[6:10],
+        flat[10:14],
+        flat[23].reshape(()),
+    ]
+    for array, expected in zip(found, [*wanted, np.full(4, 7, np.float32)], strict=True):
+        assert array.shape == expected.shape
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_live_tensors_are_copied_later_and_others_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     may_copy, copied = threading.Event(), []
 
@@ -66,7 +109,7 @@ def test_live_tensors_are_copied_later_and_others_one_by_one(monkeypatch: pytest
 
     memory = host_copy()
     arrays = memory.start(tensors())
-    # The first one is still copied: training goes on, until it changes the tensor.
+    # The first one is not copied yet: training goes on, until it changes the tensor.
     assert made == [(1.0, []), (2.0, [1.0])]
     assert copied == [1.0, 2.0]
     may_copy.set()
@@ -101,6 +144,9 @@ class _GpuTensor:
 
     def __init__(self, stream: _Stream, values: list[float]) -> None:
         self.stream, self.values, self.shape, self.size = stream, values, [len(values)], len(values)
+
+    def detach(self) -> _GpuTensor:
+        return self
 
     def element_size(self) -> int:
         return 4
@@ -141,10 +187,10 @@ def test_on_a_gpu_a_stream_copies_to_pinned_memory(monkeypatch: pytest.MonkeyPat
     memory = host_copy()
     arrays = memory.start([_complete(live), _complete(gathered, is_live=False), _complete(live)])
     guarded = ["entered", "left"]
-    assert stream.order == ["after the kernels", *guarded, "after the kernels", *guarded, *guarded]
-    # The gathered tensor was waited for, and the live one behind it is in flight.
+    assert stream.order == ["after the kernels"] * 2 + guarded * 3
+    # The gathered tensor was waited for, and the live ones are in flight.
     assert len(polls) == 1
-    assert len(stream.work) == 1
+    assert len(stream.work) == 2
     assert memory.nbytes == 4 * 5
     memory.wait()
     assert not stream.work

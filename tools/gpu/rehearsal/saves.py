@@ -59,19 +59,20 @@ def _measure(options: argparse.Namespace) -> None:
 
     sizes = Sizes(tokens=64 if options.tiny else options.tokens, tiny=options.tiny)
     step = TrainingStep(Case.of("text/text/full"), options.layers, sizes)
-    size = sum(tensor.values.size * tensor.values.element_size() for tensor in _tensors(step))
-    print(f"{size / 1e9:.2f} GB of weights and optimizer state", flush=True)
+    local = _local_tensors(step)
+    size = sum(tensor.spec.size * tensor.values.element_size() for tensor in local)
+    print(f"{size / 1e9:.2f} GB of weights and optimizer state in {len(local)} tensors", flush=True)
 
     def one_by_one() -> None:
-        for tensor in _tensors(step):
-            tensor.values.numpy()
+        for tensor in _tensors(local):
+            tensor.read().numpy()
 
     _report("each tensor to ordinary memory", _seconds(one_by_one), size)
 
     memory = GpuCopy()
 
     def copied() -> None:
-        arrays = memory.start(_tensors(step))
+        arrays = memory.start(_tensors(local))
         memory.wait()
         for _ in arrays:
             pass
@@ -79,10 +80,10 @@ def _measure(options: argparse.Namespace) -> None:
     _report("pinned memory, the first time", _seconds(copied), size)
     _report("pinned memory, later", min(_seconds(copied) for _ in range(2)), size)
     for rows in options.rows:
-        _measure_beside(step, rows, options.steps, memory)
+        _measure_beside(step, local, rows, options.steps, memory)
 
 
-def _measure_beside(step: Any, rows: int, steps: int, memory: Any) -> None:
+def _measure_beside(step: Any, local: list[Any], rows: int, steps: int, memory: Any) -> None:
     """A copy beside each step of so many rows."""
 
     def compute() -> None:
@@ -100,10 +101,10 @@ def _measure_beside(step: Any, rows: int, steps: int, memory: Any) -> None:
     alone = statistics.median(_seconds(whole) for _ in range(steps))
     waits, longer = [], []
     for _ in range(steps):
-        before = [tensor.values.clone() for tensor in islice(_tensors(step), 0, None, _COMPARED)]
+        before = [tensor.read().clone() for tensor in islice(_tensors(local), 0, None, _COMPARED)]
         _synchronize()
         began = time.perf_counter()
-        arrays = memory.start(_tensors(step))
+        arrays = memory.start(_tensors(local))
         wait = time.perf_counter() - began
         compute()
         computed = time.perf_counter()
@@ -124,20 +125,28 @@ def _measure_beside(step: Any, rows: int, steps: int, memory: Any) -> None:
     )
 
 
-def _tensors(step: Any) -> Iterator[Any]:
+def _local_tensors(step: Any) -> list[Any]:
     """Weights and optimizer state as a checkpoint has them, under the Hub's names."""
     from erniekit.checkpoint.names import hub_tensors
     from erniekit.checkpoint.weights import local_tensor
+    from erniekit.optim.adamw import STATES
+
+    values, states = dict(step.model.named_parameters()), step.optimizer.state_tensors()
+    found = []
+    for tensor in hub_tensors(step.model):
+        found.append(local_tensor(tensor, values[tensor.parameter]))
+        names = (f"{tensor.parameter}.{state}" for state in STATES)
+        found += [
+            local_tensor(replace(tensor, parameter=name), states[name]) for name in names if name in states
+        ]
+    return found
+
+
+def _tensors(local: list[Any]) -> Iterator[Any]:
+    """All of them, live."""
     from erniekit.parallel.tensor_stream import CompleteTensor
 
-    values = dict(step.model.named_parameters())
-    states = step.optimizer.state_tensors()
-    for tensor in hub_tensors(step.model):
-        kept = {tensor.parameter: values[tensor.parameter]}
-        kept |= {name: states[name] for name in states if name.rpartition(".")[0] == tensor.parameter}
-        for name, found in kept.items():
-            local = local_tensor(replace(tensor, parameter=name), found)
-            yield CompleteTensor(local.spec, local.read(), True)
+    return (CompleteTensor(tensor.spec, tensor.values, tensor.start) for tensor in local)
 
 
 def _report(what: str, seconds: float, size: int) -> None:
