@@ -126,7 +126,7 @@ def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, File
     _sync(aside / STATE_FILE)
     _sync(aside)
     if final.exists():
-        shutil.rmtree(final)
+        remove_checkpoint(final)
     aside.rename(final)
     _sync(run)
     # Last: a launcher that ends the run waits for the locks on them.
@@ -163,9 +163,17 @@ def set_aside_newer(run: Path, step: int) -> list[Path]:
         if found.step > step:
             target = found.path.with_name(f"{found.path.name}{_SET_ASIDE}")
             if target.exists():
-                shutil.rmtree(target)
+                remove_checkpoint(target)
             renamed.append(found.path.rename(target))
     return renamed
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; of a link to one that was moved to another place, the link. Raises OSError."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def outdated_checkpoints(

@@ -30,9 +30,10 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer, collect_by_layer
 from erniekit.runtime import compute_dtype
+from erniekit.train.best import check_best
 from erniekit.train.build_dpo import build_dpo_objective, build_reference, needs_base
 from erniekit.train.build_log import build_evaluator, build_report_hook, open_writer
-from erniekit.train.checkpointer import Checkpointer, check_best
+from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import Console
 from erniekit.train.describe import describe_rounding, describe_run
 from erniekit.train.distributed import fix_rows
@@ -58,6 +59,7 @@ from erniekit.train.plan import RunPlan, plan_run
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.run_directory import (
     begin_run,
+    check_space,
     checkpoint_to_resume,
     make_run_directory,
     write_config,
@@ -146,6 +148,8 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, inputs, context)
     with writing_to(context.run_dir):
         _take_run_directory(context, lock, saved, records, is_locked=is_locked)
+    if progress.step < plan.total_steps:
+        check_space(config, checkpointer.checkpoint_bytes(), is_new=saved is None, dist=dist, log=log)
     peak_flops = find_peak_flops(context, dtype)
     layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
     with writing_to(context.run_dir):

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from erniekit import __version__
-from erniekit.checkpoint.best import BEST_FILE, recorded_best, write_best
+from erniekit.checkpoint.best import recorded_best, write_best
 from erniekit.checkpoint.host_copy import host_copy
-from erniekit.checkpoint.hub import read_header, shard_name, split_shards, write_index
+from erniekit.checkpoint.hub import read_header, shard_name, spec_bytes, split_shards, write_index
 from erniekit.checkpoint.manifest import FileRecord, size_problem
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter
 from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file
@@ -24,11 +24,11 @@ from erniekit.checkpoint.parts import is_locked, part_file, read_part
 from erniekit.checkpoint.state import (
     STATE_FILE,
     TrainerState,
-    checkpoint_name,
     finish_checkpoint,
     newest_checkpoint,
     outdated_checkpoints,
     read_side_files,
+    remove_checkpoint,
     unfinished_name,
     write_side_files,
 )
@@ -45,6 +45,7 @@ from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.parallel.tensor_stream import CompleteTensor
+from erniekit.train.best import existing_best
 from erniekit.train.checkpoint_tensors import CheckpointTensors
 from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
@@ -114,6 +115,12 @@ class Checkpointer:
         # Whether the last checkpoint could not be written, and its step until `forget_lost_best`.
         self.has_failed = False
         self._lost_step: int | None = None
+
+    def checkpoint_bytes(self) -> int:
+        """The size of a checkpoint, of the files of all processes. All of them call it together."""
+        streams = (self._tensors.weights(), self._tensors.optimizer_state())
+        own = sum(spec_bytes(spec) for stream in streams for spec in stream.specs)
+        return int(self._dist.all_reduce(np.array([own], np.int64))[0])
 
     def save(self, progress: TrainerProgress, *, needed: bool = False) -> None:
         """Write a checkpoint, or begin to write it in the background unless it is `needed`; see `wait`."""
@@ -331,7 +338,7 @@ class Checkpointer:
         def remove() -> None:
             for directory in directories:
                 try:
-                    shutil.rmtree(directory)
+                    remove_checkpoint(directory)
                 except OSError as error:
                     self._log(f"{directory}: cannot be removed: {error.strerror}")
 
@@ -418,61 +425,3 @@ def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], s
         time.sleep(_POLL_SECONDS)
     # It may have written its part and ended between the two.
     return part or read_part(directory, rank)
-
-
-def check_best(
-    run_dir: Path,
-    progress: TrainerProgress,
-    metric: str | None,
-    data: str,
-    dist: DistributedContext,
-    log: Log,
-) -> None:
-    """Make the best evaluation of a resumed run agree with the configuration and with the run's directory.
-
-    metric: eval.best_metric; None: evaluations are not compared, and the best checkpoint so far is still kept. data: as
-    in BestTracker.
-    """
-    best, again = progress.best, "the search for the best checkpoint starts again"
-    if metric is not None and best.metric not in ("", metric):
-        log(f"eval.best_metric was {best.metric} and is {metric} now; {again}")
-        best = BestTracker()
-    elif metric is not None and best.value is not None and best.data not in ("", data):
-        log(f"data.eval, or how answers to it are generated, has changed; {again}")
-        best = BestTracker()
-    else:
-        best = existing_best(run_dir, progress, dist, log)
-    progress.best = best
-    # The directory may be ahead of the checkpoint, or the last run may have been killed between writing the two.
-    if dist.is_main and best.value is not None:
-        write_best(run_dir, best.step, best.metric, best.value)
-    elif dist.is_main:
-        (run_dir / BEST_FILE).unlink(missing_ok=True)
-
-
-def existing_best(
-    run_dir: Path, progress: TrainerProgress, dist: DistributedContext, log: Log
-) -> BestTracker:
-    """The best evaluation with a checkpoint: that of `progress`, or else the one before it, which best.json names.
-
-    All processes call it together.
-    """
-    best = progress.best
-    if best.value is None:
-        return best
-    missing = run_dir / checkpoint_name(best.step)
-    found: list[Any] = [best.step, best.value]
-    if not missing.is_dir():
-        recorded = recorded_best(run_dir, best.metric)
-        # The directory may be ahead of a checkpoint that is resumed.
-        is_before = recorded is not None and recorded[0] <= progress.step
-        found = [*recorded] if recorded is not None and is_before else [0, None]
-    step, value = dist.all_gather_object(found)[0]
-    if step != best.step:
-        instead = (
-            "the next evaluation is the best"
-            if value is None
-            else f"the best is {checkpoint_name(step)} again"
-        )
-        log(f"{missing}, the best checkpoint, does not exist; {instead}")
-    return replace(best, step=step, value=value)

@@ -20,6 +20,8 @@ from erniekit.train.plan import RunPlan
 from erniekit.train.recompute import BackwardPlan
 
 _NAMED_SAMPLES = 5
+# Of so many steps a note says that nothing is saved before the end.
+_MANY_STEPS = 1000
 
 
 def describe_data(name: str, stats: DataStats, task: str = "sft") -> list[str]:
@@ -121,6 +123,11 @@ def _describe_intervals(total: int, config: Config) -> list[str]:
         )
         if every is not None and every > total
     ]
+    if config.checkpoint.save_every is None and total >= _MANY_STEPS:
+        lines.append(
+            f"note: checkpoint.save_every is not set: the {steps} are saved at the end or an interrupt only, and are "
+            "lost with the machine or the process"
+        )
     profiled = config.train.profile_steps
     if profiled is not None and profiled[1] > total:
         lines.append(

@@ -17,6 +17,7 @@ from erniekit.config import Config, dump_config
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import replacing
+from erniekit.train.describe import format_bytes
 from erniekit.train.ending import CONFIG_FILE, REPORT_FILE
 from erniekit.train.hooks.profiler import PROFILE_DIR
 from erniekit.train.metrics_writer import LOG_FILE
@@ -145,6 +146,27 @@ def write_config(config: Config) -> None:
     """Write the resolved configuration into the run's directory."""
     with replacing(Path(config.train.output_dir) / CONFIG_FILE) as file:
         file.write(dump_config(config))
+
+
+def check_space(
+    config: Config, nbytes: int, *, is_new: bool, dist: DistributedContext, log: Callable[[str], None]
+) -> None:
+    """Check that the disk of a run has room for its checkpoints. All processes call it together.
+
+    nbytes: of one. Raises ConfigError where a new run cannot save even one: it would end without a model.
+    """
+    run, keep = Path(config.train.output_dir), config.checkpoint.keep + (config.eval.best_metric is not None)
+    needed = nbytes * max(1, keep + 1 - len(find_checkpoints(run)))
+    free = dist.all_gather_object(shutil.disk_usage(run).free)[0]
+    size = format_bytes(nbytes)
+    room = f"{run.absolute()} has {format_bytes(free)} of free disk space, and a checkpoint takes {size}"
+    if is_new and free < nbytes:
+        raise ConfigError(f"train.output_dir: {room}; make room, or choose another directory")
+    if free < needed:
+        log(
+            f"note: {room}: the {keep} that are kept, and the next one beside them, need {format_bytes(needed)}. "
+            "Without room a checkpoint is not saved; see checkpoint.keep"
+        )
 
 
 @contextmanager

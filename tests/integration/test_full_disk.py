@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,6 +119,33 @@ def test_output_that_cannot_be_written_ends_nothing(
     monkeypatch.setattr(sys, "stderr", Full())
     assert run_training(make_config(tmp_path / "run", model, data, train__max_steps=1)) == 0
     assert "model.embed_tokens.weight" in tensors(tmp_path / "run")
+
+
+def test_a_disk_that_is_too_small_for_a_checkpoint(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Said before training, and not days later."""
+    free = 10**6
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    config = make_config(tmp_path / "run", model, data, train__max_steps=1)
+    with pytest.raises(
+        ConfigError, match=r"has 976\.6 KiB of free disk space, and a checkpoint takes 21\.. MiB"
+    ):
+        run_training(config)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    free = 50 * 10**6
+    assert run_training(config) == 0
+    kept = "the 2 that are kept, and the next one beside them, need 63."
+    assert kept in capsys.readouterr().out
+    free = 10**6
+    assert run_training(config, resume=True) == 0, "nothing is left to save"
+    free = 100 * 10**6
+    run_training(make_config(tmp_path / "other", model, data, train__max_steps=1))
+    assert kept not in capsys.readouterr().out
 
 
 def test_a_directory_that_is_removed_during_a_run(

@@ -238,12 +238,18 @@ class Workers:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.count,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start,
-                initargs=(self._spec, self._reader),
-            )
+            try:
+                self._pool = ProcessPoolExecutor(
+                    self.count,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_start,
+                    initargs=(self._spec, self._reader),
+                )
+            except OSError as error:
+                raise DataError(
+                    f"the worker processes of the data cannot be started: {error.strerror}. Their locks lie in "
+                    "/dev/shm, which must have room; data.workers: 0 needs none"
+                ) from error
         return self._pool
 
 

@@ -28,6 +28,7 @@ from erniekit.checkpoint.state import (
     outdated_checkpoints,
     read_side_files,
     read_state,
+    remove_checkpoint,
     set_aside_newer,
     write_side_files,
 )
@@ -345,3 +346,16 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path, monkeypatch: py
     record = {"model.safetensors": file_records(checkpoint)["model.safetensors"]}
     problems = checksum_problems(checkpoint, record.items())
     assert problems == ["model.safetensors cannot be read: Input/output error"]
+
+
+def test_a_checkpoint_that_was_moved_and_linked(tmp_path: Path) -> None:
+    """The link is replaced or removed; what it leads to is not touched."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    write(run, 1).rename(elsewhere)
+    (run / "checkpoint-000001").symlink_to(elsewhere)
+    assert newest_checkpoint(run) == run / "checkpoint-000001"
+    remove_checkpoint(run / "checkpoint-000001")
+    assert list(run.iterdir()) == []
+    (run / "checkpoint-000001").symlink_to(elsewhere)
+    assert not write(run, 1).is_symlink()
+    assert file_records(elsewhere)

@@ -41,6 +41,17 @@ def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:
     assert len(describe_run(plan_run(settings, Rows(4)), settings, "ernie")) == 3
 
 
+def test_a_long_run_that_saves_at_its_end_only_is_noted(tmp_path: Path) -> None:
+    for settings, noted in (
+        (["train.max_steps=999"], False),
+        (["train.max_steps=1000"], True),
+        (["train.max_steps=1000", "checkpoint.save_every=500"], False),
+    ):
+        chosen = config(tmp_path, *settings)
+        lines = describe_run(plan_run(chosen, Rows(8)), chosen, "ernie")[3:]
+        assert any("checkpoint.save_every is not set: the 1,000 steps" in line for line in lines) == noted
+
+
 def test_the_run_in_words(tmp_path: Path) -> None:
     settings = config(tmp_path, "train.max_steps=7", "train.rows_per_step=2", "schedule.type=constant")
     assert describe_run(plan_run(settings, Rows(2)), settings, "ernie_vl") == [

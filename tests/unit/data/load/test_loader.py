@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -386,6 +387,16 @@ def test_a_worker_that_always_dies_is_an_error_and_not_a_hang() -> None:
         next(results)
     workers.close()
     assert len(lines) == 2
+
+
+def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workers_module, "ProcessPoolExecutor", fail)
+    results = Workers(1, None)._run([0], str, str, lambda number: True, str)
+    with pytest.raises(DataError, match=r"cannot be started: No space left on device.* lie in /dev/shm"):
+        next(results)
 
 
 def _die_at_7(number: int) -> str:
