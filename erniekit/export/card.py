@@ -83,7 +83,7 @@ def read_metrics(log: Path, last_step: int) -> dict[str, tuple[float, int]]:
     found: dict[str, tuple[float, int]] = {}
     if log.is_file():
         for entry in read_json_lines(log):
-            if entry["step"] > last_step:
+            if entry.get("step", 0) > last_step:
                 continue
             for name, value in entry.items():
                 if name == "train/loss" or (name.startswith("eval/") and name != "eval/seconds"):
