@@ -23,7 +23,9 @@ from erniekit.cli.train_options import (
 )
 
 if TYPE_CHECKING:
+    from erniekit.config import Config
     from erniekit.launch.launch import LaunchPlan
+    from erniekit.train.planner.gpus import Gpu
 
 
 def train(
@@ -59,11 +61,8 @@ def train(
       erniekit train run.yaml --devices cpu:4
       erniekit train run.yaml --nodes 2 --node-rank 0 --master 10.0.0.1:6170    (--node-rank 1 on the other machine)
     """
-    needs_dry_run = {"--no-weights": no_weights, "--all": show_all, "--gpus": gpus or gpu}
-    for option, given in needs_dry_run.items():
-        if given and not dry_run:
-            instead = "; --devices 0,1,2,3 names the GPUs of a run" if option == "--gpus" else ""
-            raise typer.BadParameter(f"it can only be used with --dry-run{instead}", param_hint=option)
+    if not dry_run:
+        _refuse_options_of_dry_run(no_weights, show_all, gpus is not None or gpu is not None)
 
     from erniekit.checkpoint.download import locate_model
     from erniekit.config import load_config
@@ -83,11 +82,7 @@ def train(
     if (places.rank if worker is None else worker.rank) == 0:
         check_installed(settings.log)
     if dry_run:
-        found = locate_model(settings, weights=not no_weights, download=False, resume=resume)
-        if found is settings and not no_weights:
-            # Not the weights, which may be hundreds of GB.
-            found = locate_model(settings, weights=False, resume=resume)
-        settings = found
+        settings = _locate_for_dry_run(settings, weights=not no_weights, resume=resume)
     else:
         settings = locate_model(settings, resume=resume)
     processes = 1 if worker is None else worker.world
@@ -100,25 +95,23 @@ def train(
             check_before_launch(settings, processes, resume=resume, is_main=places.rank == 0)
             commit = settings.model.revision
             arguments = [
-                *(str(config), *(overrides or [])),
+                *("train", str(config), *(overrides or [])),
                 *([f"model.revision={commit}"] if commit else []),
                 *(["--devices", devices] if devices else []),
+                *(["--force"] if force else []),
             ]
-            if force:
-                arguments.append("--force")
             raise typer.Exit(_run_processes(plan, arguments, resume, Path(settings.train.output_dir)))
         launch.use_device(plan.devices)
 
     if dry_run:
         from erniekit.train.dry_run import dry_run_training
 
-        target = None
-        if gpus is not None or gpu is not None:
-            from erniekit.train.planner.gpus import find_gpu
-
-            target = (gpus or 1, find_gpu(gpu or DEFAULT_GPU))
         dry_run_training(
-            settings, processes=processes, no_weights=no_weights, show_all=show_all, target=target
+            settings,
+            processes=processes,
+            no_weights=no_weights,
+            show_all=show_all,
+            target=_planned_gpus(gpus, gpu),
         )
         return
     from erniekit.train.run import run_training
@@ -126,14 +119,39 @@ def train(
     raise typer.Exit(run_training(settings, resume=resume, force=force))
 
 
+def _refuse_options_of_dry_run(no_weights: bool, show_all: bool, plans_gpus: bool) -> None:
+    """Raises BadParameter if an option is given that only --dry-run has."""
+    for option, given in {"--no-weights": no_weights, "--all": show_all, "--gpus": plans_gpus}.items():
+        if given:
+            instead = "; --devices 0,1,2,3 names the GPUs of a run" if option == "--gpus" else ""
+            raise typer.BadParameter(f"it can only be used with --dry-run{instead}", param_hint=option)
+
+
+def _locate_for_dry_run(settings: "Config", *, weights: bool, resume: bool) -> "Config":
+    """As `locate_model`, but without downloading weights, which may be hundreds of GB."""
+    from erniekit.checkpoint.download import locate_model
+
+    found = locate_model(settings, weights=weights, download=False, resume=resume)
+    if found is settings and weights:
+        found = locate_model(settings, weights=False, resume=resume)
+    return found
+
+
+def _planned_gpus(gpus: int | None, gpu: str | None) -> "tuple[int, Gpu] | None":
+    """Number and kind of the GPUs that --dry-run plans for; None for the devices of this machine."""
+    from erniekit.train.planner.gpus import find_gpu
+
+    return None if gpus is None and gpu is None else (gpus or 1, find_gpu(gpu or DEFAULT_GPU))
+
+
 def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:
+    """Runs `erniekit arguments` on all devices of this machine; returns the exit status."""
     from erniekit.checkpoint.parts import is_saving
     from erniekit.launch import launch
     from erniekit.train.run_lock import refuse_second_run
 
-    # Before the logs of that run are written to.
+    # Before this run writes to the logs of the other run.
     refuse_second_run(run)
-    arguments = ["train", *arguments]
     resume_command = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])
     return launch.run_processes(
         plan,
