@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub as local directories: from its cache, else downloaded through huggingface_hub.
 
 The cache is huggingface_hub's own (HF_HOME), so that models that other libraries have downloaded are found. A model in
-the cache is used without asking the hub; `download_model` asks. Files of a model are the ones at the top of its
+the cache is used without asking the Hub; `download_model` asks. Files of a model are the ones at the top of its
 repository: safetensors, their index, configurations, tokenizer, processor, licence. Python files come along because
 exports carry them for engines; nothing here runs them.
 """
@@ -45,7 +45,7 @@ _LINE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class LocalModel:
-    """The directory of a model. commit: of its repository on the hub; None for a directory of the user's."""
+    """The directory of a model. commit: of its repository on the Hub; None for a directory of the user's."""
 
     directory: Path
     commit: str | None = None
@@ -53,7 +53,7 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository of the hub. revision: None for the main branch; to: a directory to use instead of the cache.
+    """A repository of the Hub. revision: None for the main branch; to: a directory to use instead of the cache.
 
     weights: whether to download the weights, too.
     """
@@ -82,17 +82,17 @@ def download_command(name: str, revision: str | None) -> str:
 
 
 def is_repository_name(name: str) -> bool:
-    """Whether a text has the form of a repository of the hub, owner/name."""
+    """Whether a text has the form of a repository of the Hub, owner/name."""
     return _REPOSITORY.fullmatch(name) is not None
 
 
 def names_repository(name: str | Path) -> bool:
-    """Whether a model is named as a repository of the hub, owner/name, and no directory has this name."""
+    """Whether a model is named as a repository of the Hub, owner/name, and no directory has this name."""
     return is_repository_name(str(name)) and not Path(name).is_dir()
 
 
 def model_directory(path: Path) -> Path:
-    """The directory of a model that a user names: the path itself, or the repository of the hub that it names.
+    """The directory of a model that a user names: the path itself, or the repository of the Hub that it names.
 
     Raises CheckpointError, see `local_model`.
     """
@@ -102,7 +102,7 @@ def model_directory(path: Path) -> Path:
 
 
 def local_model(name: str, revision: str | None = None, *, weights: bool = True) -> LocalModel:
-    """A directory, or the repository of the hub with this name, which is downloaded unless the cache holds it.
+    """A directory, or the repository of the Hub with this name, which is downloaded unless the cache holds it.
 
     weights: False downloads configuration, tokenizer and processor only. One process of a machine downloads, and the
     others wait. Progress goes to standard error. Raises CheckpointError.
@@ -113,7 +113,7 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
         what = "is a file" if Path(name).exists() else "no such directory"
         raise CheckpointError(
             f"{name}: {what}; give the directory of a model, a checkpoint or a run (its train.output_dir), or a "
-            "repository of the hub as owner/name"
+            "repository of the Hub as owner/name"
         )
     found = cached_model(name, revision, weights=weights)
     if found is not None:
@@ -169,13 +169,13 @@ def _is_complete(directory: Path, *, weights: bool) -> bool:
 def download_model(
     name: str, revision: str | None = None, *, to: Path | None = None, weights: bool = True
 ) -> LocalModel:
-    """Download a repository of the hub, at the newest commit of its revision, into the cache or the directory `to`.
+    """Download a repository of the Hub, at the newest commit of its revision, into the cache or the directory `to`.
 
     Complete files that are there are kept, so the same call continues a download that was interrupted. Raises
-    CheckpointError for a repository, revision or disk that cannot be used, and where the hub cannot be reached.
+    CheckpointError for a repository, revision or disk that cannot be used, and where the Hub cannot be reached.
     """
     if _REPOSITORY.fullmatch(name) is None:
-        raise CheckpointError(f"{name}: a repository of the hub is named owner/name")
+        raise CheckpointError(f"{name}: a repository of the Hub is named owner/name")
     from huggingface_hub import HfApi, snapshot_download
 
     # Importing Paddle makes loggers print; the client that huggingface_hub uses logs every request.
@@ -184,7 +184,7 @@ def download_model(
     silent = _bar_class(lambda count: None, threading.Event())
     snapshot: Any = partial(snapshot_download, name, local_dir=to, ignore_patterns=_BELOW, tqdm_class=silent)
     with _explaining_errors(repository):
-        # Before `snapshot_download`, which uses the cache if the hub does not answer.
+        # Before `snapshot_download`, which uses the cache if the Hub does not answer.
         commit = str(HfApi().model_info(name, revision=revision).sha)
         # With the revision, so that the cache records its commit.
         small = snapshot(revision=revision if to is None else commit, allow_patterns=list(_SMALL))
@@ -207,7 +207,7 @@ def download_model(
 def locate_model(
     config: Config, *, weights: bool = True, download: bool = True, resume: bool = False
 ) -> Config:
-    """The configuration with the directory of its model, and model.revision as a commit if the model is on the hub.
+    """The configuration with the directory of its model, and model.revision as a commit if the model is on the Hub.
 
     download: False only looks into the cache, and returns the configuration unchanged where the model is not in it.
     resume: without model.revision, the commit is the one that the run in train.output_dir began with. Raises
@@ -217,7 +217,7 @@ def locate_model(
     if not names_repository(model.path):
         if model.revision is not None:
             raise ConfigError(
-                f"model.revision is {model.revision}, but model.path ({model.path}) is not a repository of the hub; "
+                f"model.revision is {model.revision}, but model.path ({model.path}) is not a repository of the Hub; "
                 "remove one of them"
             )
         return config

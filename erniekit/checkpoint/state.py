@@ -58,7 +58,7 @@ class TrainerState:
     `step`, `rows`, `tokens`, `loss_tokens`: optimizer steps, packed rows, tokens and loss tokens so far. `loader`: the
     position in the data. `window`: metrics not yet logged. `identity`: config keys and values that must not change when
     the run is resumed. `config`: the resolved configuration, and `schedule`: the inputs of the learning rate, both to
-    report changes. `base_model`: directory of the base model, or its repository on the hub. `best`: the best evaluation
+    report changes. `base_model`: directory of the base model, or its repository on the Hub. `best`: the best evaluation
     so far, empty in checkpoints of versions before it existed. `skipped_steps`, `skipped_in_row`, `losses`,
     `pending_evaluation`: as in `TrainerProgress`.
     """

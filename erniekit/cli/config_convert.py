@@ -39,7 +39,8 @@ def convert(
             "--gpus",
             metavar="N",
             min=1,
-            help="Number of GPUs of the old run, for train.rows_per_step. Default: the fewest that its degrees allow.",
+            help="Number of GPUs of the old run, for train.rows_per_step. Default: the fewest that its degrees of "
+            "parallelism allow.",
             show_default=False,
         ),
     ] = None,

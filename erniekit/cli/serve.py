@@ -80,7 +80,7 @@ Cors = Annotated[
     typer.Option(
         "--cors",
         metavar="ORIGIN",
-        help="Origin of web pages that may use the server, such as http://localhost:3000. Repeatable; *: all.",
+        help="Origin of web pages that may use the server, such as http://localhost:3000; *: all. Can be repeated.",
         show_default=False,
     ),
 ]

@@ -86,7 +86,9 @@ ShowAll = Annotated[
 ]
 
 DEFAULT_GPU = "h100-80gb"
-Force = Annotated[bool, typer.Option("--force", help="Start even if the run cannot fit by the memory plan.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start even if the run cannot fit according to the memory plan.")
+]
 Gpus = Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs, one process each.")]
 GpuKind = Annotated[
     str,

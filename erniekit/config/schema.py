@@ -72,11 +72,11 @@ class ModelConfig(Section):
 
     @property
     def directory(self) -> Path:
-        """The directory of the checkpoint: of a repository of the hub after `located`, else `path`."""
+        """The directory of the checkpoint: of a repository of the Hub after `located`, else `path`."""
         return self._directory or Path(self.path)
 
     def located(self, directory: Path, commit: str | None) -> Self:
-        """A copy with its files in a directory; commit: of its repository on the hub, as its revision."""
+        """A copy with its files in a directory; commit: of its repository on the Hub, as its revision."""
         found = self.model_copy(update={"revision": commit})
         found._directory = directory
         return found

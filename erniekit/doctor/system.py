@@ -43,7 +43,7 @@ def system_checks(device: str, directory: Path) -> list[Check]:
         Check("system", "CPU and memory", check_memory),
         Check("system", "disk of the working directory", lambda: check_disk(directory)),
         Check("system", "disk of the data cache", lambda: check_disk(user_cache_dir())),
-        Check("system", "disk of the hub's cache", lambda: check_disk(_hub_cache())),
+        Check("system", "disk of the Hub's cache", lambda: check_disk(_hub_cache())),
         Check("system", "shared memory", check_shared_memory),
         Check("system", "limits", check_limits),
     ]

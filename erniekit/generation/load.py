@@ -116,7 +116,7 @@ def find_model(path: str | Path) -> ModelSource:
 
 
 def base_directory(adapter: Path) -> Path:
-    """The directory of an adapter's base model, which is downloaded if it is a repository of the hub.
+    """The directory of an adapter's base model, which is downloaded if it is a repository of the Hub.
 
     The directory need not exist. Raises CheckpointError for a repository that cannot be downloaded.
     """
@@ -169,7 +169,7 @@ def run_quantize(state: TrainerState) -> Quantize:
 def find_checkpoint(path: Path) -> Path:
     """The directory that holds weights or an adapter: `path` itself, or a run's newest complete checkpoint.
 
-    RUN/best is the run's best checkpoint. A repository of the hub is downloaded. Raises CheckpointError where there is
+    RUN/best is the run's best checkpoint. A repository of the Hub is downloaded. Raises CheckpointError where there is
     none.
     """
     if not path.is_dir():

@@ -37,7 +37,7 @@ _RESAMPLER = {"0": "fc1", "2": "fc2"}
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The configuration of an adapter. `base_path` is the directory of its base model, or its repository on the hub.
+    """The configuration of an adapter. `base_path` is the directory of its base model, or its repository on the Hub.
 
     base_revision: branch, tag or commit of that repository.
     expert_rank: the rank of experts, None: `rank`. When an adapter is read, the rank of a module is that of its

@@ -1,4 +1,4 @@
-"""Every command that takes a model, with the model on the hub."""
+"""Every command that takes a model, with the model on the Hub."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def hub(work: Path, text_models: dict[str, Path]) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def config(work: Path, hub: Hub) -> Path:
-    """The configuration of a run that trains adapters of the model on the hub."""
+    """The configuration of a run that trains adapters of the model on the Hub."""
     data = write_chats(work / "chats.jsonl", chats(4, images=False))
     settings = {"lora__enabled": True, "lora__rank": 2, "train__max_steps": 1}
     resolved = make_config(work / "run", Path(NAME), data, **settings).model_dump(exclude_defaults=True)

@@ -94,7 +94,7 @@ def _files(path: Path, use: Use, log: Log | None) -> list[Path]:
             return files
         found = "no data files" if matches else "nothing"
         raise DataError(f"{path}: the pattern matches {found} ({', '.join(_SUFFIXES)}){_near(path)}")
-    hub = "; a dataset of the hub is named hub:owner/name" if HUB_NAME.fullmatch(str(path)) else ""
+    hub = "; a dataset of the Hub is named hub:owner/name" if HUB_NAME.fullmatch(str(path)) else ""
     raise DataError(f"{path}: cannot read the data file: No such file or directory{_near(path) or hub}")
 
 

@@ -38,7 +38,7 @@ def hub_file(entry: str, cache_dir: Path, use: Use = "train", log: Log | None = 
     """
     match = HUB_NAME.fullmatch(entry.removeprefix(HUB))
     if match is None:
-        raise DataError(f"{entry}: a dataset of the hub is named hub:owner/name or hub:owner/name:split")
+        raise DataError(f"{entry}: a dataset of the Hub is named hub:owner/name or hub:owner/name:split")
     name, split = match["name"], match["split"] or use
     is_sought = match["split"] is None and use == "eval"
     # The digest distinguishes names with the same readable part, such as a/b--c and a--b/c.
@@ -92,7 +92,7 @@ def _hub(entry: str) -> Iterator[Any]:
     try:
         yield datasets
     except ConnectionError as error:
-        detail = f"the hub cannot be reached, and the dataset is not in its cache: {_first_line(error)}"
+        detail = f"the Hub cannot be reached, and the dataset is not in its cache: {_first_line(error)}"
         raise DataError(f"{entry}: {detail}") from error
     except Exception as error:  # it raises many types of errors, also of its dependencies
         raise DataError(f"{entry}: datasets cannot load it: {_first_line(error)}") from error

@@ -223,7 +223,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "there is no directory with this name, and .* no such repository, or it is private: .*TOKEN.$",
         ),
         (NAME, "v9", f"{NAME}: the repository has no branch, tag or commit v9"),
-        ("a/b/c", None, "no such directory; give .* or a repository of the hub as owner/name"),
+        ("a/b/c", None, "no such directory; give .* or a repository of the Hub as owner/name"),
     ],
 )
 def test_names_that_are_wrong(hub: Hub, name: str, revision: str | None, words: str) -> None:
@@ -233,7 +233,7 @@ def test_names_that_are_wrong(hub: Hub, name: str, revision: str | None, words: 
 
 
 def test_the_command_wants_a_repository(hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match=r"^\./here: a repository of the hub is named owner/name$"):
+    with pytest.raises(CheckpointError, match=r"^\./here: a repository of the Hub is named owner/name$"):
         download_model("./here")
 
 

@@ -12,7 +12,7 @@ from tests.command import erniekit
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 MODEL = (
-    "give the directory of a model, a checkpoint or a run (its train.output_dir), or a repository of the hub"
+    "give the directory of a model, a checkpoint or a run (its train.output_dir), or a repository of the Hub"
 )
 NO_MODEL = "emptydir: holds no model (config.json), no adapter and no checkpoint of a run"
 NO_CONFIG = "config.json: not found; a model directory holds config.json beside its weights"

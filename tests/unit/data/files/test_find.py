@@ -85,7 +85,7 @@ def test_what_means_no_file_is_named(tree: Path, entry: str, message: str) -> No
 
 def test_a_name_of_the_hub_error_shows_how_to_write_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    with pytest.raises(DataError, match=r"No such file.*; a dataset of the hub is named hub:owner/name$"):
+    with pytest.raises(DataError, match=r"No such file.*; a dataset of the Hub is named hub:owner/name$"):
         expand(["owner/chats"])
 
 
@@ -159,7 +159,7 @@ def test_names_of_hub_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         (
             ConnectionError("Couldn't reach"),
-            "hub:a/b: the hub cannot be reached, and the dataset is not in its cache",
+            "hub:a/b: the Hub cannot be reached, and the dataset is not in its cache",
         ),
         (
             FileNotFoundError("Dataset 'a/b' doesn't exist\nmore"),
@@ -197,7 +197,7 @@ def test_a_half_written_file_is_not_left(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_real_package_says_that_it_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="hub:nobody/nothing: the hub cannot be reached"):
+    with pytest.raises(DataError, match="hub:nobody/nothing: the Hub cannot be reached"):
         hub_file("hub:nobody/nothing", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Directories that hold several splits of a dataset, as the hub and `datasets` lay them out."""
+"""Directories that hold several splits of a dataset, as the Hub and `datasets` lay them out."""
 
 import json
 from pathlib import Path
