@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shlex
 import stat
 from collections import Counter
@@ -224,8 +225,9 @@ def replacing(target: Path) -> Iterator[TextIO]:
 
     Until then `target` stays as it is, also on a full disk. Creates the directory. Raises OSError.
     """
-    # Hidden: a process that is killed leaves it, and a run's directory may hold hidden files of anybody.
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # Hidden: a process that is killed leaves it, and a run's directory may hold hidden files of anybody. Random:
+    # processes of several containers have the same id.
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.errors import DataError
-from erniekit.local_files import open_regular
+from erniekit.local_files import open_regular, replacing
 
 # File systems store times in steps of up to 2 s. If a file was written within the last step, it may be written again
 # without a change of its times.
@@ -98,12 +98,9 @@ def _read(index: Path) -> dict[str, Any]:
 
 
 def _write(index: Path, known: dict[str, Any]) -> None:
-    part = index.with_name(f"{index.name}.{os.getpid()}.part")
-    # A shared cache may be read-only. Then the files are read again in the next run.
-    with suppress(OSError):
-        index.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(index)
+    # A shared cache may be read-only. Then the files are read again next time.
+    with suppress(OSError), replacing(index) as file:
+        file.write(json.dumps(known))
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -35,6 +35,8 @@ class ReferenceFile:
                 self.values[:] = found.reshape(-1, 2)
             else:  # a new file, or one that was not written to its full size
                 os.pwrite(self._descriptor, self.values.tobytes(), 0)
+                # Where a machine loses power, parts that were not written to the disk read as zeros, which are values.
+                os.fsync(self._descriptor)
         except OSError as error:
             raise self._failed(error) from error
 

@@ -42,10 +42,10 @@ class StoreWriter:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._draft = directory.with_name(f"{directory.name}.{os.getpid()}{_DRAFT}")
+        # Not the process's id: several containers may share the cache, and have the same ids.
+        self._draft = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{_DRAFT}")
         _remove_abandoned(directory.parent)
         try:
-            shutil.rmtree(self._draft, ignore_errors=True)
             self._draft.mkdir(parents=True)
             self._files: dict[str, BinaryIO] = {name: (self._draft / name).open("wb") for name in _FILES}
         except OSError as error:

@@ -36,7 +36,6 @@ class ProfilerHook(Hook):
         if self._profiler is not None:
             self._profiler.step()
         elif trainer.progress.step + 1 == self._first:
-            self._directory.mkdir(exist_ok=True)
             self._profiler = Profiler(on_trace_ready=self._write)
             self._profiler.start()
 
@@ -59,8 +58,14 @@ class ProfilerHook(Hook):
             return
         last = self._first + self._steps - 1
         file = self._directory / f"steps-{self._first}-{last}.json"
-        profiler.export(str(file), format="json")
-        for line in describe_trace(file, self._steps):
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            profiler.export(str(file), format="json")
+            lines = describe_trace(file, self._steps)
+        except (OSError, ValueError) as error:
+            # ValueError: Paddle cuts the file off where a disk is full. A run is worth more than its trace.
+            lines = [f"note: {file} cannot be written: {error}. The run goes on"]
+        for line in lines:
             self._console.log(line)
 
 

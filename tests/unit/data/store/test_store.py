@@ -72,6 +72,27 @@ def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert DocumentStore.find(tmp_path / "store") is None
 
 
+def test_containers_with_the_same_process_id_may_write_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    documents = [document(name, length) for name, length in (("a", 5), ("b", 9), ("c", 3))]
+    first = StoreWriter(tmp_path / "store")
+    first.add(documents[0])
+    with StoreWriter(tmp_path / "store") as second:
+        second.add(documents[0])
+        with first:
+            for item in documents[1:]:
+                first.add(item)
+            first.finish({})
+        store = DocumentStore(tmp_path / "store")
+        assert store[2].input_ids.tolist() == documents[2].input_ids.tolist()
+        for item in documents[1:]:
+            second.add(item)
+        second.finish({})
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
 def test_two_runs_may_write_the_same_store(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store") as writer:
         writer.add(document("a", 3))

@@ -1,10 +1,12 @@
 """The profiler records the steps that it is asked for, and its table counts kernels once."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paddle.profiler import Profiler
 
 from erniekit.train.hooks import profiler as module
 from erniekit.train.hooks.profiler import ProfilerHook, describe_trace
@@ -54,6 +56,22 @@ def test_an_error_ends_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Another profiler can start.
     run(make(Plain(), hooks=[ProfilerHook(1, 1, tmp_path, log)])[0])
     assert traces(tmp_path) == ["steps-1-1.json"]
+
+
+def test_a_trace_that_cannot_be_written_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk cuts the file off."""
+    export = Profiler.export
+
+    def cut(profiler: Profiler, path: str, format: str) -> None:
+        export(profiler, path, format)
+        os.truncate(path, 100)
+
+    monkeypatch.setattr(Profiler, "export", cut)
+    log: Any = Log()
+    trainer, _, saved = make(Plain(), total_steps=3, hooks=[ProfilerHook(1, 1, tmp_path, log)])
+    run(trainer)
+    assert saved == [3]
+    assert log.lines[0].startswith(f"note: {tmp_path / 'profile' / 'steps-1-1.json'} cannot be written: ")
 
 
 def event(name: str, kind: str, milliseconds: float) -> dict[str, Any]:
