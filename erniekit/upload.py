@@ -1,4 +1,4 @@
-"""Copying arrays to the device without waiting for it."""
+"""Copies arrays to the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Upload = Callable[[np.ndarray], Tensor]
 class AsyncUpload:
     """An `Upload` that does not wait: on a GPU through pinned memory, behind the kernels in flight.
 
-    Pinned memory may be used again as soon as its tensor is gone, so this object holds all of it. Keep it until the
+    Pinned memory may be reused as soon as its tensor is freed, so this object keeps all of it. Keep it until the
     host has waited for the device after the last copy.
     """
 

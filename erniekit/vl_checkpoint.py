@@ -36,8 +36,8 @@ class MediaTokens:
 def read_media_tokens(config: Mapping[str, Any], *, nested: bool) -> MediaTokens:
     """The media tokens in config.json, which is flat (Hub) or nested (transformers).
 
-    The flat layout has one placeholder for images and videos. Files of `-Paddle` releases leave all ids to the
-    tokenizer: it is that of all released models. Raises ValueError for missing ids.
+    The flat layout has one placeholder for images and videos. Files of `-Paddle` releases have no ids: these are
+    in the tokenizer, the same for all released models. Raises ValueError for missing ids.
     """
     image, video = ("image_token_id", "video_token_id") if nested else ("im_patch_id", "im_patch_id")
     size = config.get("vocab_size")

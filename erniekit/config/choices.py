@@ -1,4 +1,4 @@
-"""Every list of choices, once: the schema, command-line options and checks take theirs from here.
+"""Every list of choices, shared by the schema, command-line options and checks.
 
 The schema and the command-line options document each choice.
 """

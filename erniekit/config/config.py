@@ -24,7 +24,7 @@ class Config(Schema):
     def num_rows(self, ranks: int = 1) -> int:
         """Packed sequences per optimizer step with `ranks` data-parallel ranks.
 
-        A train.rows_per_step may be no multiple of them: `erniekit.train.distributed` checks it.
+        train.rows_per_step may not be a multiple of `ranks`: `erniekit.train.distributed` checks it.
         """
         train = self.train
         if train.rows_per_step is not None:

@@ -171,5 +171,5 @@ class DataConfig(Section):
 
     @classmethod
     def without_sources(cls, **values: Any) -> "DataConfig":
-        """The section where no run names sources, such as for a chat: `values`, not checked again, or defaults."""
+        """The section without sources, such as for a chat: `values`, which are not checked again, or defaults."""
         return cls.model_construct(**{**values, "train": [], "eval": []})

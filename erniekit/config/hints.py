@@ -105,7 +105,7 @@ def _unwrap(annotation: Any, constraints: tuple[Any, ...] = ()) -> tuple[Any, tu
 
 
 def target_of(path: KeyPath) -> Target | None:
-    """The schema at a key path; None where the path leads nowhere."""
+    """The schema at a key path; None if there is no such path."""
     target = Target(Schema)
     for part in path:
         kind, _, _ = _unwrap(target.annotation)

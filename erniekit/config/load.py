@@ -61,7 +61,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def dump_config(config: Config, *, defaults: bool = True) -> str:
     """The configuration as YAML that `load_config` reads back to an equal configuration.
 
-    defaults: False leaves out what is the default.
+    defaults: False leaves out settings with their default.
     """
     return dump_yaml(config.model_dump(context=AS_WRITTEN, exclude_defaults=not defaults))
 
@@ -89,7 +89,7 @@ def _read_new_file(origin: str, chain: tuple[str, ...], read: dict[str, LocatedV
         # A section with all keys commented out is null in YAML.
         if name in own.values and own.values[name] is None:
             own.values[name] = {}
-    # A top-level key used only for anchors, such as `defaults: &defaults`, is no setting.
+    # A top-level key used only for anchors, such as `defaults: &defaults`, is not a setting.
     for name in own.shared - set(Config.model_fields) - {"extends"}:
         own.values.pop(name, None)
 

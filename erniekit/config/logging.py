@@ -1,4 +1,4 @@
-"""The section `log`, and its sections of services that show the metrics of runs."""
+"""The section `log`, with a section for each service that shows metrics of runs."""
 
 from typing import Annotated, Any
 

@@ -22,10 +22,10 @@ COMMAND_LINE = "command line"
 KeyPath = tuple[str | int, ...]
 _Entry = tuple[yaml.Node, yaml.Node]
 _MERGE = "<<"
-# Data files that no configuration has the name of; another trainer's may be .json.
+# Extensions of data files, which are never configurations; another trainer's configuration may be .json.
 _DATA_SUFFIXES = (".jsonl", ".parquet", ".arrow", ".csv", ".tsv")
-_MAX_BYTES = 256 << 10  # PyYAML takes seconds for as much
-# Aliases repeat what they name: a few lines may say more values than memory holds.
+_MAX_BYTES = 256 << 10  # PyYAML takes seconds for this size
+# Aliases repeat values: a few lines may have more values than fit in memory.
 _MAX_VALUES = 50_000
 _MAX_KEY, _MAX_MESSAGE = 200, 1000  # characters shown
 _MAX_DEPTH = 50
@@ -97,7 +97,7 @@ class LocatedValues:
 
 
 def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
-    """The path of a value, and of all that is in it."""
+    """The path of a value and of everything in it."""
     yield path
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inner:
@@ -160,7 +160,7 @@ def dump_yaml(values: dict[str, Any]) -> str:
 
 
 def inline_yaml(value: Any) -> str:
-    """A value as YAML on one line. Numbers are as people write them: 3 for 3.0 and 1e-5 for 1e-05."""
+    """A value as YAML on one line. Numbers are in short form: 3 for 3.0 and 1e-5 for 1e-05."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
         return str(int(value))
     if isinstance(value, float) and abs(value) < 1e-2:
@@ -173,7 +173,7 @@ def inline_yaml(value: Any) -> str:
 
 
 def read_text(origin: str) -> str:
-    """The text of a file. Raises ConfigError if it is not there, too long, or not UTF-8 text."""
+    """The text of a file. Raises ConfigError if it does not exist, is too long, or is not UTF-8 text."""
     if Path(origin).suffix in _DATA_SUFFIXES:
         raise ConfigError(
             f"{origin}: is a data file; a configuration is a YAML file, with data.train: {origin} in it"

@@ -1,1 +1,1 @@
-"""New models of a named shape, with a tokenizer of their own (`erniekit init`)."""
+"""New models of a named shape, with a new tokenizer (`erniekit init`)."""

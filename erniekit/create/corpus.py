@@ -1,4 +1,4 @@
-"""Texts to train a tokenizer on, out of plain text files and data files."""
+"""Texts to train a tokenizer on, from plain text files and data files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from erniekit.data.files.reader import BadLine, read_records
 from erniekit.errors import DataError
 
 DATA_SUFFIXES = (".json", ".jsonl")
-# What data files say about a text, not the text: names, tags, and images, which may be base64.
+# Keys of names, tags and images (possibly base64) in data files, not of texts.
 _NOT_TEXT = frozenset(
     {
         *("role", "type", "tag", "id", "url", "path", "bytes"),
@@ -23,7 +23,7 @@ _NOT_TEXT = frozenset(
 def read_texts(files: Sequence[Path]) -> list[str]:
     """Every text of the files: all string values of .json and .jsonl files, the whole content of any other.
 
-    Values of the keys that name roles, tags and media are left out. Raises DataError ("file:line: ...") where a file
+    Values of the keys that name roles, tags and media are left out. Raises DataError ("file:line: ...") if a file
     cannot be read or is not valid.
     """
     texts: list[str] = []
@@ -53,7 +53,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _read(file: Path) -> str:
     try:
-        # newline="": a tokenizer must see line ends as the file has them.
+        # newline="": a tokenizer must see the line endings of the file.
         with file.open(encoding="utf-8", newline="") as stream:
             return stream.read()
     except UnicodeDecodeError as error:

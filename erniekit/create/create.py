@@ -29,7 +29,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class CreatedModel:
-    """What `create_model` wrote: the size of its tokenizer, the number of its weights, and their bytes on disk."""
+    """The result of `create_model`: size of the tokenizer, number of weights, and their bytes on disk."""
 
     config: ErnieConfig
     num_parameters: int
@@ -50,11 +50,11 @@ def create_model(
 ) -> CreatedModel:
     """Write a model of a named shape into `output`, which must be absent or empty.
 
-    `vocab_size` is the number of embedding rows and the most tokens that the tokenizer may have (default:
+    `vocab_size` is the number of embedding rows and the maximum size of the tokenizer (default:
     the shape's). `std` is the standard deviation of the weights (default: 1 / sqrt(hidden_size), which is
     0.02 for the released MoE models, and keeps the logits of tied embeddings near 1). The same arguments
-    give the same bytes. Memory: one tensor. Without `weights` all but the shards is written.
-    Raises ConfigError, DataError or CheckpointError; `output` is then as it was.
+    give the same bytes. Memory: one tensor. Without `weights`, everything except the shards is written.
+    Raises ConfigError, DataError or CheckpointError; `output` is then unchanged.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -82,7 +82,7 @@ def create_model(
         raise CheckpointError(f"{output}: cannot be created: {error.strerror}") from None
     if weights:
         _check_space(output.parent, nbytes)
-    # Written aside and renamed, so that a directory of that name is always whole.
+    # Written to another name and renamed, so that the directory is always complete.
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         aside.chmod(0o755)
@@ -102,7 +102,7 @@ def _drawer(specs: Sequence[TensorSpec], seed: int, std: float) -> Callable[[str
 
 
 def initial_value(spec: TensorSpec, seed: int, std: float) -> np.ndarray:
-    """The first value of a tensor, in the numpy form of its element type; a function of the arguments alone.
+    """The first value of a tensor, in the numpy form of its element type; depends only on the arguments.
 
     Norms are 1, biases and the routers' correction 0, all else is normal with standard deviation `std`.
     """
@@ -111,7 +111,7 @@ def initial_value(spec: TensorSpec, seed: int, std: float) -> np.ndarray:
         return np.zeros(spec.shape, dtype)
     if len(spec.shape) == 1:
         return as_dtype(np.ones(spec.shape, np.float32), "F32", spec.dtype)
-    # A generator for each name: a tensor more or less leaves the others as they are.
+    # A generator for each name: the values of a tensor do not depend on which others exist.
     digest = hashlib.sha256(f"{seed}/{spec.name}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(np.frombuffer(digest, "<u4")))
     result = np.empty(spec.size, dtype)

@@ -91,7 +91,7 @@ def _experts(number: Any, top_k: int, intermediate: Any, start: Any) -> dict[str
 
 
 # hidden_size / num_attention_heads is 128 in every VL shape: the real mrope_section adds up to half of that.
-# In MoE shapes intermediate_size / num_key_value_heads is the width of the shared experts, if there are some, as in
+# In MoE shapes intermediate_size / num_key_value_heads is the width of the shared experts, if there are any, as in
 # 21B-A3B: llama.cpp's converter computes it so.
 _LARGE = {
     **_RELEASED,
@@ -166,7 +166,7 @@ def shape_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         _override(config, name, override)
     if "moe_num_experts" in config:
-        # Not -1 ("the last"): FastDeploy and vLLM's remote-code path read the number as it stands.
+        # Not -1 ("the last"): FastDeploy and vLLM's remote-code path use the number unchanged.
         last = config["num_hidden_layers"] - 1
         start = config["moe_layer_start_index"]
         config["moe_layer_end_index"] = [last] * len(start) if isinstance(start, list) else last
@@ -191,7 +191,7 @@ def _override(config: dict[str, Any], name: str, override: str) -> None:
 
 
 def _as_type_of(old: Any, text: str, override: str) -> Any:
-    """`text` read as JSON, else as a plain word; a number may become a float, nothing else changes its type."""
+    """`text` parsed as JSON, or else a string. A whole number may become a float; other types must match."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A tokenizer trained on given text, in both forms that engines read: `tokenizer.json` and `tokenizer.model`.
+"""Trains a tokenizer, and writes both forms that engines read: `tokenizer.json` and `tokenizer.model`.
 
 It is byte-pair encoding with byte fallback over text whose spaces are written as U+2581, as in the released models.
 The two forms must give the same ids for any text. sentencepiece merges two neighbours wherever their concatenation is
@@ -75,7 +75,7 @@ _FRAME = ("User:", "Assistant:", "Picture 1:", "Video 1:")
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """One vocabulary in both forms. `sentencepiece_proto` is the content of `tokenizer.model`."""
+    """A vocabulary in both forms. `sentencepiece_proto` is the content of `tokenizer.model`."""
 
     tokenizer: Tokenizer
     sentencepiece_proto: bytes
@@ -114,10 +114,10 @@ class TrainedTokenizer:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
-    """Train on `texts`; the result has at most `vocab_size` tokens, fewer where the texts hold too few words.
+    """Train on `texts`; the result has at most `vocab_size` tokens, fewer if the texts have too few words.
 
-    The same texts give the same tokenizer. Raises ConfigError where `vocab_size` is too small, DataError where there
-    is no text or where the two forms of the tokenizer disagree on it.
+    The same texts give the same tokenizer. Raises ConfigError if `vocab_size` is too small, DataError if there is
+    no text or the two forms of the tokenizer give different ids for it.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         fixed = MIN_VOCAB_SIZE - MIN_PIECES
@@ -137,7 +137,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TrainedTokenizer:
 
 
 def _train_pieces(texts: Sequence[str], limit: int) -> list[str]:
-    """At most `limit` pieces: the alphabet, then merges in the order of their learning."""
+    """At most `limit` pieces: the alphabet, then merges in the order of training."""
     alphabet = _alphabet(texts, limit)
     characters = set("".join(alphabet)) | {" "}
     rare = {ord(c): "\n" for c in set().union(*map(set, texts)) - characters}
@@ -164,7 +164,7 @@ def _train_pieces(texts: Sequence[str], limit: int) -> list[str]:
 
 
 def _alphabet(texts: Sequence[str], limit: int) -> list[str]:
-    """The most frequent characters, digits always among them; half of the pieces are left for merges."""
+    """The most frequent characters and all digits; half of the pieces are left for merges."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -234,7 +234,7 @@ def _check_agreement(trained: TrainedTokenizer, texts: Iterable[str]) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_proto=trained.sentencepiece_proto)
     for text in texts:
         for control in CONTROL_TOKENS:
-            # sentencepiece never reads control tokens from text; tokenizer.json does, as transformers expects.
+            # sentencepiece never parses control tokens in text; tokenizer.json does, as transformers expects.
             text = text.replace(control, "\n")
         ours = trained.tokenizer.encode(text, add_special_tokens=False).ids
         theirs = processor.encode(text)

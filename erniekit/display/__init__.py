@@ -1,1 +1,1 @@
-"""Output for people that several commands share: progress, tables, escaped text and HTML pages."""
+"""Output shared by several commands: progress, tables, escaped text and HTML pages."""

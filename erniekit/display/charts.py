@@ -1,4 +1,4 @@
-"""Line charts as SVG paths, for HTML pages without scripts. The page's template draws what is computed here."""
+"""Computes line charts as SVG paths, for HTML pages without scripts. The page's template draws them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. points: (x, y) by rising x; those that are not finite are left out."""
+    """A named line. points: (x, y) in ascending order of x; points that are not finite are left out."""
 
     name: str
     points: Sequence[Point]
@@ -68,7 +68,7 @@ def line_chart(
 ) -> LineChart | None:
     """A chart of the series that have a point; None if there are none.
 
-    may_be_log: values of several orders of magnitude get a logarithmic axis, which the unit says.
+    may_be_log: values of several orders of magnitude get a logarithmic axis, which is noted in the unit.
     """
     finite = [Series(one.name, [point for point in one.points if math.isfinite(point[1])]) for one in series]
     shown = [one for one in finite if one.points]

@@ -24,7 +24,7 @@ class DiffPiece:
 def difference(first: str, second: str) -> tuple[list[DiffPiece], list[DiffPiece]]:
     """Both texts in pieces, marked as common or different; texts that are too long to compare are one piece each.
 
-    White space between two differences is a part of them, so that a changed phrase is marked as one.
+    White space between two differences counts as different, so that a changed phrase is marked as one.
     """
     if first == second:
         return _pieces([(first, True)]), _pieces([(second, True)])
@@ -43,7 +43,7 @@ def difference(first: str, second: str) -> tuple[list[DiffPiece], list[DiffPiece
 
 
 def _pieces(marked: list[tuple[str, bool]]) -> list[DiffPiece]:
-    """The texts, without empty ones, adjacent texts of one kind joined."""
+    """The texts without empty ones; adjacent texts of one kind are joined."""
     pieces: list[DiffPiece] = []
     for text, same in marked:
         if pieces and pieces[-1].same == same:

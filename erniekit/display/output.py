@@ -1,4 +1,4 @@
-"""Standard output that may go away during a run: a closed terminal, a reader that has ended, a full disk."""
+"""Standard output that may fail during a run: a closed terminal, a reader that has ended, a full disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 
 class _ForgivingStream:
-    """A text stream without errors of writing: what cannot be written is lost. All else is the stream's."""
+    """A text stream that drops what cannot be written instead of raising an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -37,9 +37,9 @@ class _ForgivingStream:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Inside, a standard output or error that cannot be written to is no error: the work is worth more than its lines.
+    """Context in which errors of writing to standard output and error are ignored: the run matters more than its lines.
 
-    Lines are written again as soon as that is possible, such as when a disk has room again.
+    Lines are written again as soon as possible, such as when a disk has space again.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _ForgivingStream(stream)) for stream in before)

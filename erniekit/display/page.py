@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: styles and images are in the page, and there is no script."""
+"""Self-contained HTML pages: styles and images are in the page, and there is no script."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from rich.progress import (
 
 from erniekit.interrupt import InterruptGuard
 
-# (name of the phase, units done, units in all)
+# (name of the phase, units done, units in total)
 OnProgress = Callable[[str, int, int], None]
 _LINE_SECONDS = 5.0
 

@@ -1,12 +1,12 @@
-"""Plain text for people: tables, numbers with their nouns, and text from data that is safe to print."""
+"""Plain text for people: tables, numbers with nouns, and text from data that is safe to print."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_FIRST_SYMBOL = 0x2400  # of U+0000; the others follow
+_FIRST_SYMBOL = 0x2400  # the symbol of U+0000; the others follow
 _DELETE, _DELETE_SYMBOL = 0x7F, "␡"
-# Marks that change the direction of text, which would show another order than the model sees.
+# Marks that change the direction of text: it would be shown in another order than the model sees.
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _VISIBLE = {
     **{code: chr(_FIRST_SYMBOL + code) for code in range(0x20) if chr(code) not in "\n\t"},

@@ -2,7 +2,7 @@
 
 Every rank of a group calls the same functions in the same order, also with tensors that have no rows. A group of
 one rank gets its input back. Reductions are sums or maxima; callers compute means. The dtypes are float32, float64,
-bfloat16, int32 and int64, and int8 and uint8 of quantized weights, which are only gathered. float16 is refused, since
+bfloat16, int32 and int64, and for quantized weights, which are only gathered, int8 and uint8. float16 is refused, since
 gloo silently turns it into infinities.
 """
 
@@ -197,7 +197,7 @@ def barrier(group: ProcessGroup) -> None:
 def _collective(
     name: str, group: ProcessGroup, tensor: Tensor | None = None
 ) -> Iterator[tuple[PaddleCollectives, Collective]]:
-    """Inside is one tracked collective; on gloo, all ranks have entered it. Raises PeerError if another has ended."""
+    """Context of one tracked collective. On gloo, waits for all ranks first. Raises PeerError if another has ended."""
     if tensor is not None and tensor.dtype not in _DTYPES:
         raise ValueError(f"{name}: tensors of {tensor.dtype} are not supported")
     with track_collective(name, group) as call:

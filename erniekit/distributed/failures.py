@@ -1,4 +1,4 @@
-"""Python exceptions that were raised inside a backward pass."""
+"""Finds the cause of an error: exceptions inside a backward pass, and errors of other processes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 from erniekit.distributed.watchdog import PEER_LOST, PeerError
 from erniekit.errors import ErnieKitError
 
-# Paddle turns an exception that Python code raises in a backward pass into an OSError with the exception's text.
+# Paddle converts an exception of Python code in a backward pass into an OSError with the exception's text.
 _PEER = re.compile(r"PeerError: (.+)")
 _OF_ALL = "_is_of_all_processes"
 _INTERRUPT = re.compile(r"\bKeyboardInterrupt\b")
 
 
 def error_of_all(error: ErnieKitError | None) -> ErnieKitError:
-    """The error to raise on this process where all processes raise one together.
+    """The error to raise on this process when all processes raise an error together.
 
     error: of this process; None: another one has failed.
     """
@@ -24,7 +24,7 @@ def error_of_all(error: ErnieKitError | None) -> ErnieKitError:
 
 
 def is_of_all(error: BaseException) -> bool:
-    """Whether all processes raise an error together: they can still exchange messages."""
+    """Whether all processes raise an error together, so that they can still communicate."""
     return _OF_ALL in vars(error)
 
 

@@ -66,7 +66,7 @@ class Mesh:
             self.connection.watchdog.before_abort = callback
 
     def close(self) -> None:
-        """Wait for all ranks and disconnect. Not for runs that end with an error: the other ranks would not come."""
+        """Wait for all ranks and disconnect. Not after an error: the other ranks would never enter it."""
         if self.connection is not None:
             self.connection.close()
 
@@ -136,14 +136,14 @@ class Communicator:
         world = self._groups[tuple(range(self.worker.world))]
         barrier(world)
         self.watchdog.close()
-        # The store ends with rank 0; every watchdog must have stopped before.
+        # The store ends with rank 0, so every watchdog must stop before that.
         barrier(world)
         for group in self._groups.values():
             if group.rendezvous is not None:
                 group.rendezvous.close()
 
     def _add(self, ranks: tuple[int, ...]) -> None:
-        """Create a group unless it exists. Ranks outside of it call this, too: they count groups as well."""
+        """Create a group unless it exists. Ranks outside the group call this, too, since they count groups."""
         if ranks in self._groups:
             return
         rank = self.worker.rank

@@ -84,7 +84,7 @@ def processes_text(number: int) -> str:
 def _divides_heads(processes: int, heads: int, kv_heads: int) -> bool:
     """Whether each process gets the same number of attention heads and whole key/value heads for them.
 
-    A process has several key/value heads, or shares one with other processes.
+    A process has one or more key/value heads, or shares one with other processes.
     """
     return heads % processes == 0 and (kv_heads % processes == 0 or processes % kv_heads == 0)
 

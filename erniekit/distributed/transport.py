@@ -104,7 +104,7 @@ class GlooCollectives(PaddleCollectives):
         return paddle.concat(exchange(parts, [[count, *tensor.shape[1:]] for count in recv], group.handle))
 
     def barrier(self, group: ProcessGroup, call: Collective) -> None:
-        """Nothing: all ranks have entered the call."""
+        """Does nothing: all ranks have entered the call."""
 
 
 _PADDLE, _GLOO = PaddleCollectives(), GlooCollectives()

@@ -93,7 +93,7 @@ class CollectiveTracker:
     def exit(self, call: Collective) -> None:
         """Record that the call has returned; without a task it is complete."""
         with self._lock:
-            # On gloo the task was there until now, and the watchdog may have seen that it is complete.
+            # On gloo the task was set until now, and the watchdog may have seen that it is complete.
             if call.task is None and self._pending and self._pending[-1] is call:
                 self._pending.pop()
 

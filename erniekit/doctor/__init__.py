@@ -1,1 +1,1 @@
-"""Checks of a machine: what is installed, kernels, a training step, processes, and times (`erniekit doctor`)."""
+"""Checks of a machine: installed software, kernels, a training step, processes, and speed (`erniekit doctor`)."""

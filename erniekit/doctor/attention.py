@@ -1,4 +1,4 @@
-"""Paddle's fused attention at real shapes, against the plain form in float32."""
+"""Compares Paddle's fused attention at real shapes with the plain form in float32."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def attention_checks() -> list[Check]:
 
 
 def check_attention(form: str, sequence: PackedSequence, dtype: str = "bfloat16") -> Result:
-    """Values and gradients of a form in a dtype, against the plain form in float32 over the same numbers."""
+    """Compares values and gradients of a form in a dtype with the plain form in float32 on the same inputs."""
     case = sequence.case()
     rounded = [paddle.to_tensor(array).astype(dtype).astype("float32").numpy() for array in case.inputs]
     with use_forms(attention="plain"):

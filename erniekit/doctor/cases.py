@@ -102,7 +102,7 @@ class Case:
 
 
 def _differentiate(function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Calls a function, and takes the gradient of a sum of its outputs with fixed factors."""
+    """Calls a function, and computes the gradients of a weighted sum of its outputs."""
     for tensor in inputs:
         tensor.stop_gradient = False
     found = function(*inputs)
@@ -221,7 +221,7 @@ def _permutations(sizes: Sizes, tokens: int) -> Iterator[Case]:
 
 
 def _experts(sizes: Sizes, tokens: int) -> np.ndarray:
-    """[tokens, top_k] different experts of each token, unevenly: the last one gets none."""
+    """[tokens, top_k] distinct experts for each token, unevenly distributed: the last expert gets no token."""
     chances = _numbers(5).uniform(0, 1, (tokens, sizes.experts)) * np.arange(sizes.experts, 0, -1)
     chances[:, -1] = -1
     return np.argsort(-chances, axis=1)[:, : sizes.top_k].astype(np.int64)
@@ -320,7 +320,7 @@ def _losses(sizes: Sizes, tokens: int) -> Iterator[Case]:
 
 def _embeddings(sizes: Sizes, tokens: int) -> Iterator[Case]:
     ids = _numbers(0).integers(0, sizes.vocab, tokens)
-    # One token in half of the places: its gradients are added.
+    # Half of the positions have the same token: its gradients are added.
     ids[::2] = 3
     weight = _random(sizes.vocab, sizes.hidden, seed=1)
     yield Case(

@@ -35,26 +35,26 @@ def ok(detail: str) -> Result:
 
 
 def warning(detail: str) -> Result:
-    """Training works, but slowly, or not in every case."""
+    """Training works, but is slow or has limits."""
     return Result("warning", detail)
 
 
 def failed(detail: str) -> Result:
-    """Training does not work, or computes something else."""
+    """Training does not work, or gives wrong results."""
     return Result("failed", detail)
 
 
 def skipped(reason: str) -> Result:
-    """It cannot be checked here."""
+    """The check does not apply to this machine."""
     return Result("skipped", reason)
 
 
 def run_check(check: Check) -> Result:
-    """The result of a check; of an exception its first line."""
+    """The result of a check; for an exception, its first line."""
     try:
         return check.run()
     except ErnieKitError as error:
         return failed(str(error))
-    except Exception as error:  # a check that cannot run is what the doctor looks for
+    except Exception as error:  # any exception is a finding
         first = (str(error).strip() or "without a message").splitlines()[0]
         return Result("failed", f"{type(error).__name__}: {first}", traceback.format_exc())

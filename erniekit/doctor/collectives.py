@@ -1,4 +1,4 @@
-"""Collectives of all processes against what they must give."""
+"""Compares collectives of all processes with the expected results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_collectives(group: ProcessGroup) -> tuple[list[str], list[str]]:
 
 
 def all_reduce_speed(group: ProcessGroup, size: int) -> str:
-    """How fast a float32 sum of `size` bytes is, as NCCL's bus bandwidth."""
+    """The speed of an all-reduce of `size` bytes of float32, as NCCL's bus bandwidth."""
     tensor = paddle.zeros([size // 4], "float32")
     times = []
     for _ in range(_REPEATS):
@@ -88,7 +88,7 @@ def _reduce_scatter(group: ProcessGroup, dtype: str) -> bool:
 
 
 def _all_to_all(group: ProcessGroup, dtype: str) -> bool:
-    """Uneven; rank 0 sends nothing to itself, and the last rank sends nothing to any."""
+    """An uneven all-to-all; rank 0 sends nothing to itself, and the last rank sends nothing at all."""
 
     def sent(source: int, target: int) -> int:
         return 0 if source == group.size - 1 else source + target

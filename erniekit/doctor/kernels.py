@@ -1,4 +1,4 @@
-"""Every form of every kernel against a formula in float64, in values and gradients."""
+"""Compares values and gradients of every form of every kernel with a formula in float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_form(kernel: str, form: str, dtype: str, sizes: Sizes) -> Result:
         for number, (value, wanted) in enumerate(zip(found, expected, strict=True)):
             error = relative_error(value, wanted)
             count += 1
-            # A NaN stays.
+            # Keeps NaN.
             if worst <= error or math.isnan(error):
                 worst, where = error, f"{case.name}, result {number}"
     allowed = TOLERANCE[dtype]
@@ -59,7 +59,7 @@ def check_form(kernel: str, form: str, dtype: str, sizes: Sizes) -> Result:
 
 
 def check_no_rows(kernel: str, form: str, dtype: str, sizes: Sizes) -> Result:
-    """Without rows a kernel returns none, and gradients of weights are zeros."""
+    """Without rows a kernel returns no rows, and gradients of weights are zeros."""
     names = []
     for case in CASES[kernel](sizes, 0):
         with use_forms(**{kernel: form}):

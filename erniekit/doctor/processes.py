@@ -1,6 +1,6 @@
-"""Two processes: collectives, and training in every parallel layout against one process.
+"""Checks with two processes: collectives, and training in every parallel layout, compared with one process.
 
-This module is also the program of these processes: `python -m erniekit.doctor.processes DIRECTORY`. They write their
+This module is also the program of the processes: `python -m erniekit.doctor.processes DIRECTORY`. They write their
 results into the directory.
 """
 
@@ -33,7 +33,7 @@ LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 _SECONDS = 600
 _TOLERANCE = {"cpu": 1e-4, "gpu": 2e-2}
-# Bytes of the sum that is timed.
+# Bytes of the all-reduce that is timed.
 _SUMMED = {"cpu": 1 << 20, "gpu": 256 << 20}
 _RESULTS = "results-{rank}.json"
 
@@ -49,7 +49,7 @@ def process_checks(device: str, model: SmallModel) -> list[Check]:
 
 
 class _Pair:
-    """Two processes that run once, and the results that they leave."""
+    """Two processes that run once, and their results."""
 
     def __init__(self, device: str, model: SmallModel) -> None:
         self.device, self.model = device, model
@@ -130,7 +130,7 @@ def _on(settings: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> set[int]:
-    """Wait until all have ended. After one has failed, or the time is over, kills the others; returns their ranks."""
+    """Waits until all have ended. If one fails, or the time is over, kills the others and returns their ranks."""
     end, killed = time.monotonic() + seconds, set()
     try:
         while any(process.poll() is None for process in processes):

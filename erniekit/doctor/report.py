@@ -1,4 +1,4 @@
-"""The lines of results on a terminal, and the file for a bug report, which holds no secrets."""
+"""Lines of results for a terminal, and the file for a bug report, without secrets."""
 
 from __future__ import annotations
 

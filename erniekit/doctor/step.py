@@ -26,7 +26,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.train.inputs import load_inputs
 
 _RATE, _DECAY, _BETAS, _EPSILON = 1e-2, 0.1, (0.9, 0.95), 1e-8
-# Of a whole model: relative to the loss, and the norm of all gradients.
+# Tolerances for a whole model, relative to the loss and to the norm of all gradients.
 _LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 _GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 # Two heads of keys, so that two processes can share them.
@@ -130,7 +130,7 @@ def step_checks(device: str, model: SmallModel) -> list[Check]:
 
 
 def check_adamw(form: str, dtype: str) -> Result:
-    """Three steps against the formula in float64; a bfloat16 parameter is its master, rounded."""
+    """Compares three steps with the formula in float64; a bfloat16 parameter is its master weight, rounded."""
     numbers = np.random.default_rng(0)
     start = numbers.standard_normal(5000).astype("float32")
     value = start.astype("float64")
@@ -158,7 +158,7 @@ def check_adamw(form: str, dtype: str) -> Result:
 
 
 def check_step(model: SmallModel, dtype: str) -> Result:
-    """The loss and all gradients with the chosen kernels, against plain kernels in float32."""
+    """Compares loss and gradients of the chosen kernels with plain kernels in float32."""
     loss, gradients = model.loss_and_gradients(dtype)
     with use_forms(**dict.fromkeys(FORMS, "plain")):
         plain_loss, plain = model.loss_and_gradients("float32")

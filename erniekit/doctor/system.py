@@ -22,7 +22,7 @@ from erniekit.paths import user_cache_dir
 from erniekit.runtime import usable_cores
 from erniekit.train.device_memory import device_memory
 
-# Bytes that are written to see how fast a disk is, and MB/s below which checkpoints and data wait for it.
+# Bytes to write for measuring a disk's speed, and MB/s below which it slows down checkpoints and data.
 _WRITTEN, _SLOW, _FAST = 64 << 20, 100, 1000
 _SPACE = 20 << 30
 _SHARED_MEMORY = 1 << 30

@@ -1,4 +1,4 @@
-"""Times on a GPU: copies, products, experts, attention. They say whether a device runs at its usual speed."""
+"""Times on a GPU: copies, products, experts, attention, which show whether it runs at its usual speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REPEATS = 10
 
 
 def timing_checks() -> list[Check]:
-    """The times of one GPU."""
+    """The measurements on one GPU."""
     return [
         Check("timings", "copy on the device", time_copy),
         Check("timings", "copy from pinned memory", time_upload),
@@ -65,7 +65,7 @@ def time_attention(sizes: Sizes = REAL, dtype: str = "bfloat16") -> Result:
 
 
 def measure(run: Callable[[], object]) -> float:
-    """Median seconds of a call, after two that are not measured, with the device's work."""
+    """Median seconds of a call including its work on the device, after two calls for warm-up."""
     times = []
     for number in range(_REPEATS + 2):
         _wait()

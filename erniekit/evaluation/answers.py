@@ -101,7 +101,7 @@ class AnswerEvaluator:
             stop()
             report(phase, done, total)
 
-        # Each process computes whole prompts, also where processes share the rows of training.
+        # Each process computes whole prompts, even if processes share rows in training.
         with unsharded_rows(self._model):
             return evaluate_generation(
                 self._generator,

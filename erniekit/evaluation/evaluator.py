@@ -38,7 +38,7 @@ class EvalRows:
     ranks: int
 
     def once(self) -> Iterator[PackedBatch]:
-        """Every row of this process, in an order that never changes."""
+        """Every row of this process, always in the same order."""
         return self.loader.once(self.rows.once(self.rank, self.ranks))
 
     @property
@@ -94,7 +94,7 @@ class Evaluator:
         return dict(zip(metrics, values.tolist(), strict=True))
 
     def _rows(self, is_stopping: Callable[[], bool], report: Callable[[int], None]) -> Iterator[PackedBatch]:
-        """The rows of this process: each has the same number. An error of one process is one of all."""
+        """The rows of this process, the same number for each process. An error on one process is raised on all."""
         rows = self._eval_rows.once()
         for done in itertools.count():
             row, error = None, None

@@ -1,4 +1,4 @@
-"""The norm of gradients, and clipping by it."""
+"""The norm of gradients, and clipping by norm."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Schedule:
       cosine m = (1 + cos(pi t)) / 2; linear m = 1 - t; constant m = 1 (`minimum` is not used);
       wsd (warm-up, stable, decay) m = 1 until the last D = round(decay_ratio * N) steps and there
       m = 1 - sqrt((step - (N - D)) / D) (Haegele et al. 2024, arXiv 2405.18392, section 4).
-    Step N would be the first one at `minimum`; no step of the run is spent at a rate of exactly zero.
+    Step N would be the first one at `minimum`, so no step of the run has a rate of exactly zero.
     """
 
     type: ScheduleType

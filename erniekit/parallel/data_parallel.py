@@ -115,7 +115,7 @@ class DataParallelReducer:
         return math.sqrt(squared_norm([g for _, g in dense]) + float(all_experts[0]))
 
     def all_gather_params(self) -> None:
-        """Nothing: every process has made the same update."""
+        """Does nothing: every process has made the same update."""
 
     def shard_of(self, name: str) -> TensorShard | None:
         """None."""

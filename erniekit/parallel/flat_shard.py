@@ -175,7 +175,7 @@ def shard_buckets(
     """Buckets of tensors, each with the group over which it is sharded."""
     dtypes = dict.fromkeys(tensor.dtype for tensor in tensors.values())
     for (group, experts), dtype in product(((mesh.world, False), (mesh.replicas, True)), dtypes):
-        # A bucket has one dtype. Codes and scales of quantized weights alternate: each kind comes together here.
+        # A bucket has one dtype. Codes and scales of quantized weights alternate, so they are grouped by dtype here.
         members = [
             (name, tensor)
             for name, tensor in tensors.items()

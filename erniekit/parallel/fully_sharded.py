@@ -95,7 +95,7 @@ class FullyShardedLayers:
         del self._gathered[number]
 
     def done(self, number: int) -> None:
-        """Nothing: `gradients` returns the gradients on request."""
+        """Does nothing: `gradients` returns the gradients on request."""
 
     def gradients(self, number: int) -> Mapping[str, Tensor | None]:
         """The gradient of each weight of a layer; between `enter` and `leave`."""

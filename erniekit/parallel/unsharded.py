@@ -1,4 +1,4 @@
-"""A model computed by one process alone, where processes share its rows otherwise."""
+"""Computes whole rows on one process with a model that otherwise shares rows between processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may use the server: clients with its key, and without a key the programs of this machine."""
+"""Checks who may use the server: clients with its key, or without a key only programs on this machine."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def is_local(host: str) -> bool:
 
 
 def access_notes(host: str, api_key: str, cors_origins: Sequence[str], *, on_command_line: bool) -> list[str]:
-    """Warnings: who can use a server without a key, where that is more than this machine's programs; a visible key.
+    """Warnings about a server without a key that other machines can use, and about a visible key.
 
-    host: the address on which it listens; on_command_line: whether the key was given there.
+    host: the address it listens on; on_command_line: whether the key was given on the command line.
     """
     notes = []
     if not api_key and not ipaddress.ip_address(host).is_loopback:

@@ -55,7 +55,7 @@ def make_app(
 
     api_key: the bearer token that clients must send, "" for none; local_only: whether requests must name this machine
     as their host, see `check_host`; cors_origins: the origins of web pages that may use the server, from
-    `parse_origins`; log: gets a line for each request.
+    `parse_origins`; log: is called with a line for each request.
     """
     endpoints = _Endpoints(service, api_key)
     middleware = [
@@ -90,7 +90,7 @@ def make_app(
 
 
 class _Endpoints:
-    """What the routes lead to. `request.state.note` is for the log."""
+    """The handlers of the routes. `request.state.note` is for the log."""
 
     def __init__(self, service: ChatService, api_key: str) -> None:
         self._service = service
@@ -226,7 +226,7 @@ class _RequestLog:
         request = Request(scope)
         note = getattr(request.state, "note", "")
         if hasattr(request.state, "disconnected"):
-            status, note = 499, "the client disconnected"  # nginx's number for it
+            status, note = 499, "the client disconnected"  # nginx's status for a client that is gone
         elif not note:
             note = self._preflight_note(request)
         path, seconds = scope["raw_path"].decode(), time.perf_counter() - began

@@ -15,7 +15,7 @@ _FULL = (
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's connection with the limits that it lacks. A byte now and then extends none of them.
+    """uvicorn's connection with additional limits, which slow transfers do not extend.
 
     max_connections: further ones are refused; head_seconds, body_seconds: for a request up to its body, and for the
     body; write_seconds: for a client that does not read. Heads are limited to 16 KiB by h11.
@@ -56,7 +56,7 @@ class BoundedConnection(H11Protocol):
             self._write_timer.cancel()
 
     def _watch(self) -> None:
-        """Start the time of the part of a request that is being received, if it is another one than before."""
+        """Start the time limit of the part of a request that is being received, if that is a new part."""
         state = self.conn.their_state
         receiving: Literal["head", "body"] | None = None
         if state is h11.IDLE:

@@ -1,4 +1,4 @@
-"""From the messages and tools of a request to a conversation for the encoder."""
+"""Converts the messages and tools of a request to a conversation for the encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def to_conversation(
 
     messages: as in the format "messages", but `<image>`, `<video>` and paths in tags are plain text, and there are no
     columns with media; tools: as in OpenAI's API. base_dir: the directory for relative paths of media; sample_id: the
-    name of the chat in errors; access: what media may be. Raises SampleError.
+    name of the chat in errors; access: which media may be read. Raises SampleError.
     """
     record = {"messages": [_plain(message) for message in messages], "tools": list(tools or ())}
     return parse_record(record, format="messages", base_dir=base_dir, sample_id=sample_id, access=access)

@@ -2,7 +2,7 @@
 
 A null value is the same as no field. Otherwise a field is supported (`ChatRequest`), or ignored whatever its value
 (IGNORED), or accepted with values that change nothing (NEUTRAL), or refused with its name and value. Fields in none of
-these lists are refused too. So no client mistakes another answer for the one that it asked for.
+these lists are refused, too, so that no request is answered differently from what it asks for.
 Sources: OpenAI's API reference; the chat requests of vLLM, FastDeploy and SGLang; llama.cpp's server.
 """
 
@@ -18,9 +18,9 @@ from erniekit.errors import ErnieKitError
 
 
 class RequestError(ErnieKitError):
-    """An error response: HTTP `status`, and OpenAI's `param` and `code`. What it repeats of a request is cut.
+    """An error response: HTTP `status`, and OpenAI's `param` and `code`. Values from a request are shortened.
 
-    logged: what only the server's log says.
+    logged: details that only the server's log shows.
     """
 
     def __init__(

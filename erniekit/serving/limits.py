@@ -1,4 +1,4 @@
-"""How much a request may hold, checked before it costs memory or time."""
+"""Limits the size of a request, before it takes memory or time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEDIA_TOKENS = 3  # the fewest that an image takes, with its markers
 class BodyLimits:
     """Middleware: bounds each body, and all bodies of requests that are received or answered at a time.
 
-    Endpoints call `request.state.hold` with the bytes that they get for a request from elsewhere.
+    Endpoints call `request.state.hold` with the number of bytes that they download for a request.
     """
 
     def __init__(self, app: ASGIApp, *, body_bytes: int, held_bytes: int) -> None:
@@ -63,7 +63,7 @@ class BodyLimits:
 
 
 def check_values(body: bytes) -> None:
-    """Raise RequestError for JSON of more values than a request has, before it is parsed."""
+    """Raise RequestError for JSON with too many values, before it is parsed."""
     if most_values(body) > _MAX_VALUES:
         raise RequestError(f"the body has more than {_MAX_VALUES:,} JSON values, the limit", status=413)
 

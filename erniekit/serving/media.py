@@ -1,4 +1,4 @@
-"""The images and videos of a request that are URLs: downloaded into memory, as if the client had sent them."""
+"""Downloads the images and videos of a request that are URLs into memory, as if the client had sent them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def has_urls(conversation: Conversation) -> bool:
 def with_media(
     conversation: Conversation, *, max_bytes: int = MAX_BODY_BYTES, seconds: float = _SECONDS
 ) -> tuple[Conversation, int]:
-    """The conversation with the bytes of its URLs in their place, and their number.
+    """The conversation with URLs replaced by their contents, and the number of bytes.
 
     max_bytes, seconds: for all of them. Raises RequestError, which does not say why a URL cannot be used: the answers
     to many URLs would tell a client what this machine can reach. The server's log has the reason.

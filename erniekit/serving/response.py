@@ -126,7 +126,7 @@ def event(content: dict[str, Any]) -> bytes:
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """JSON in UTF-8. Unpaired surrogates, which an error may repeat from a request, stay escaped."""
+    """JSON in UTF-8. Unpaired surrogates, which an error may quote from a request, remain escaped."""
     return json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 

@@ -53,7 +53,7 @@ def listens_locally(listener: socket.socket) -> bool:
 
 
 def curl_command(url: str, model_name: str, api_key: str) -> str:
-    """A command that asks the model something."""
+    """An example command for a request."""
     question = {"model": model_name, "messages": [{"role": "user", "content": "Hello"}]}
     command = ["curl", url + COMPLETIONS_PATH, "-H", "Content-Type: application/json"]
     command += ["-H", "Authorization: Bearer KEY"] if api_key else []

@@ -56,7 +56,7 @@ class QueuedRequest:
 class ChatService:
     """One model under a name.
 
-    defaults: used for what a request leaves out; without a seed, each answer is sampled with another one. access:
+    defaults: for fields that a request leaves out; without a seed, each answer is sampled with a new one. access:
     whether images and videos may be http(s) URLs, see `erniekit.serving.media`.
     """
 
@@ -110,13 +110,13 @@ class ChatService:
         return queued, Completion(self.name, template, request.may_call)
 
     def check_name(self, name: str | None) -> None:
-        """Raises RequestError for another model than this one; a request may also name none."""
+        """Raises RequestError for another model; a request need not name one."""
         if name and name != self.name:
             message = f"there is no model {name!r}; this server has {self.name!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
 
     def run(self) -> None:
-        """Answers requests until `stop`; those that are left get an error then."""
+        """Answers requests until `stop`; the remaining ones then get an error."""
         try:
             while (queued := self._next()) is not None:
                 self._answer(queued)
@@ -131,7 +131,7 @@ class ChatService:
                 return self._queue.get(timeout=_SIGNAL_SECONDS)
 
     def stop(self) -> None:
-        """Ends `run`, after the next token. From anywhere, also a signal handler."""
+        """Ends `run` after the next token. May be called from any thread and from signal handlers."""
         self._stopped = True
         self._queue.put(None)
 
@@ -154,7 +154,7 @@ class ChatService:
             queued.on_event(_stopping())
             raise
         except Exception as error:
-            # A bug, or no memory for this prompt: the next one may still be answered.
+            # A bug, or too little memory for this prompt: others may still be answered.
             traceback.print_exc()
             queued.on_event(RequestError(f"the answer failed: {type(error).__name__}: {error}", status=500))
 

@@ -1,4 +1,4 @@
-"""Settings that several old keys make together: batch size, sources, adapters, parallelism, intervals.
+"""Settings that depend on several old keys: batch size, sources, adapters, parallelism, intervals.
 
 Each function reads roles (`erniekit.config.others.table.Key.role`) and yields the settings that follow from them.
 """
@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Unconverted:
-    """Old keys that make no setting, and why, or what to do."""
+    """Old keys without a setting here, and the reason or what to do instead."""
 
     old: tuple[str, ...]
     outcome: NotNeeded | NoEquivalent
@@ -57,7 +57,7 @@ class Roles:
     gpus: int | None
 
     def get(self, role: str, otherwise: Any = None) -> Any:
-        """The value in the file, or the other trainer's default; `otherwise` where there is neither, or it is off."""
+        """The value in the file, or the other trainer's default; `otherwise` if there is neither, or it is off."""
         found = self.values.get(role, self.table.roles.get(role))
         return otherwise if found is None or found is OFF else found
 
@@ -180,7 +180,7 @@ def _mix_of(roles: Roles) -> str:
 
 
 def _weights(roles: Roles, paths: int, texts: int) -> list[float] | None:
-    """The weight of each path, of texts after the others; None where their number is another."""
+    """The weight of each path, with texts after the others; None if the number of weights does not match."""
     weights, text_weights = roles.get("weights", [1.0] * paths), roles.get("text_weights", [1.0] * texts)
     if paths and texts:
         ratio = roles.get("modality_ratio", [1.0, 1.0])
@@ -196,7 +196,7 @@ def _as_source(path: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(sources: list[dict[str, Any]]) -> Any:
-    """A single path alone, and paths without other keys, as plain strings."""
+    """A single path without a list, and paths without other keys as plain strings."""
     plain = [source["path"] if list(source) == ["path"] else source for source in sources]
     return plain[0] if len(plain) == 1 and isinstance(plain[0], str) else plain
 

@@ -44,7 +44,7 @@ class Conversion:
     """The settings of the new file in its order, and all old keys.
 
     trainer: the name of the old trainer; keys: the number of old keys; written: settings of the file; mapped: all
-    settings that old keys make, also those that are our default; unconverted: old keys that make none.
+    settings from old keys, including those that are our default; unconverted: old keys without a setting.
     """
 
     trainer: str
@@ -143,7 +143,7 @@ def _table(values: Mapping[str, Any], path: Path, name: TrainerName | None) -> K
 
 
 class _Read:
-    """What the keys of a file are by the table, one by one. Keys with a role wait for `combine`."""
+    """The keys of a file, looked up in the table one by one. Keys with a role are left to `combine`."""
 
     def __init__(self, table: KeyTable) -> None:
         self.rules, self.name = table.rules, table.name
@@ -187,7 +187,7 @@ class _Read:
             self.role_keys[role] += (key,)
 
     def _converted(self, key: str, value: Any, read: Any) -> Any:
-        """The value here; None for one that is reported instead."""
+        """The converted value; None if the key is reported instead."""
         try:
             found = read(value)
         except UnreadableError as error:
@@ -214,7 +214,7 @@ def _default_of(table: KeyTable) -> str:
 def _remove_invalid(settings: dict[str, Setting]) -> Iterator[Unconverted]:
     """Remove settings that the schema or its rules refuse, until the rest is valid. Yields them with the reason.
 
-    A required setting gets a stand-in that the comment asks to replace.
+    A required setting gets a placeholder, with a comment that asks to replace it.
     """
     for key, stand_in in _PLACEHOLDERS.items():
         settings.setdefault(key, stand_in)

@@ -1,4 +1,4 @@
-"""Data sets of LLaMA-Factory, which a file names and dataset_info.json describes."""
+"""Datasets of LLaMA-Factory: the configuration has their names, dataset_info.json describes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = {
 
 
 def name_sources(roles: dict[str, Any]) -> None:
-    """Set the roles `paths` and `eval_paths` from names of data sets, where a file has names.
+    """Set the roles `paths` and `eval_paths` from the names of datasets, if a file has names.
 
     The role `undescribed` gets the names that are not in dataset_info.json.
     """
@@ -31,7 +31,7 @@ def name_sources(roles: dict[str, Any]) -> None:
 
 
 def _described(directory: Path) -> dict[str, dict[str, Any]]:
-    """The data sets in dataset_info.json; none without a readable file."""
+    """The datasets in dataset_info.json; none without a readable file."""
     try:
         found = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -41,7 +41,7 @@ def _described(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _source(name: str, entry: Mapping[str, Any] | None, directory: Path) -> dict[str, Any]:
-    """A source of data.train. entry: the description of the data set."""
+    """A source of data.train. entry: the description of the dataset."""
     entry = entry or {}
     path = directory / str(entry.get("file_name", f"{name}.json"))
     source = {"path": f"hub:{entry['hf_hub_url']}" if "hf_hub_url" in entry else escape_path(str(path))}

@@ -1,4 +1,4 @@
-"""The options of `swift sft` in a shell script: most runs of ms-swift are scripts."""
+"""Reads the options of `swift sft` from a shell script, the usual form of runs of ms-swift."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_script(text: str, origin: str) -> tuple[dict[str, Any], int | None]:
     """
     for line in text.replace("\\\n", " ").splitlines():
         try:
-            # shlex would take a # inside of a word, as in data.jsonl#500, for the start of a comment.
+            # shlex would read a # inside a word, as in data.jsonl#500, as the start of a comment.
             words = [*takewhile(lambda word: not word.startswith("#"), shlex.split(line))]
         except ValueError:
             continue
@@ -33,7 +33,7 @@ def read_script(text: str, origin: str) -> tuple[dict[str, Any], int | None]:
 def _options(words: Sequence[str]) -> dict[str, Any]:
     """`--key value`, `--key=value` and `--key a b` as values, a list for several; a key alone is true.
 
-    `$(...)` is one value, which no reader takes for a number.
+    `$(...)` is one value, which is never a number.
     """
     found: dict[str, list[str]] = {}
     values: list[str] = []

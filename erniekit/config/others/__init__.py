@@ -1,1 +1,1 @@
-"""The keys of other trainers' configurations, as tables: what each one is called here, or why it has no place."""
+"""The keys of other trainers' configurations, as tables: the name of each one here, or why it has none."""

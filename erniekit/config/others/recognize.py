@@ -1,4 +1,4 @@
-"""Tells which trainer a flat configuration file is for, and what an old key is here."""
+"""Recognizes the trainer of a flat configuration file, and finds our key for an old one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def recognize(values: Mapping[str, Any], sections: Collection[str]) -> KeyTable 
 
 
 def check_trains(values: Mapping[str, Any], table: KeyTable, origin: str) -> None:
-    """Raise ConfigError for a file with settings of other commands than train, and without training data."""
+    """Raise ConfigError for a file of another command than train, or without training data."""
     rules = [table.rules[key] for key in values if key in table.rules]
     names = {rule.name for rule in rules if isinstance(rule, Key)}
     serves = any(isinstance(rule, Dropped) and rule.outcome is SERVING for rule in rules)
@@ -47,7 +47,7 @@ def check_trains(values: Mapping[str, Any], table: KeyTable, origin: str) -> Non
 
 
 def rule_of(key: str) -> Rule | None:
-    """What a key of any trainer is here: our key where one of the tables has one."""
+    """The rule for a key of any trainer; rules with a key of ours take precedence."""
     tables = (erniekit.SFT, erniekit.VL, LLAMAFACTORY, swift.SWIFT)
     found = [table.rules[key] for table in tables if key in table.rules]
     return next((rule for rule in found if isinstance(rule, Key)), found[0] if found else None)

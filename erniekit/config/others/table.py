@@ -16,13 +16,13 @@ class NotNeeded:
 
 @dataclass(frozen=True)
 class NoEquivalent:
-    """A setting that cannot be made here. advice: what to do instead, one sentence without a full stop."""
+    """A setting that does not exist here. advice: what to do instead, one sentence without a full stop."""
 
     advice: str
 
 
 class Off:
-    """The reading of a value that switches its setting off, as it is here without the key."""
+    """The result of reading a value that disables its setting, which is the default here."""
 
 
 OFF = Off()
@@ -43,9 +43,9 @@ Reader = Callable[[Any], Any]
 class Key:
     """A key with an equivalent here.
 
-    name: our key, section.key; read: converts the value. role: set where several old keys make one setting, which
-    `erniekit.config.convert.combine` reads by this name. comment: for the line of the written setting. hint: what an
-    error says about the key, where the description of our key does not tell enough. essential: without an equivalent of
+    name: our key, section.key; read: converts the value. role: set if a setting depends on several old keys;
+    `erniekit.config.convert.combine` reads it by this name. comment: for the line of the written setting. hint: what an
+    error says about the key, if the description of our key is not enough. essential: without an equivalent of
     its value, there is nothing to convert.
     """
 
@@ -61,8 +61,8 @@ class Key:
 class Dropped:
     """A key without an equivalent here. outcome: the reason, or what to do.
 
-    off: values that switch it off in the other trainer, and are not worth a word. role: as in Key, for a key that other
-    settings follow from; then `read` converts its value.
+    off: values that disable it in the other trainer, and are not reported. role: as in Key, for a key that other
+    settings depend on; then `read` converts its value.
     """
 
     outcome: NotNeeded | NoEquivalent
@@ -79,7 +79,7 @@ LORA_PLUS_HINT = "LoRA+ is a group with match: '*.lora_B.*' and the ratio as lea
 
 @dataclass(frozen=True)
 class Default:
-    """A setting of ours that the other trainer makes without a key. comment: for its line; lora: only with LoRA."""
+    """A setting to write because the other trainer's default differs. comment: for its line; lora: only with LoRA."""
 
     value: Any
     comment: str = ""
@@ -90,9 +90,9 @@ class Default:
 class KeyTable:
     """A trainer and the keys of its configuration files, flat.
 
-    name: as people know it. rules: by old key. defaults: by our key, where the other trainer's default is another.
-    roles: values of roles that the file does not set. auto_batch: rows per step where the file leaves accumulation to
-    the trainer; rslora_alpha: alpha with rsLoRA where the file has none (None: twice the rank). sample_counts: a
+    name: for messages. rules: by old key. defaults: by our key, if the other trainer's default differs.
+    roles: values of roles that the file does not set. auto_batch: rows per step if the file leaves accumulation to
+    the trainer; rslora_alpha: alpha with rsLoRA if the file has none (None: twice the rank). sample_counts: a
     path may end with #COUNT, a number of samples.
     """
 

@@ -56,7 +56,7 @@ def boolean(value: Any) -> bool:
 
 
 def when_true(result: Any, otherwise: Any = OFF) -> Reader:
-    """A reader of a switch: `result` where it is on."""
+    """A reader of a switch: `result` if it is on."""
     return lambda value: result if value is not None and boolean(value) else otherwise
 
 
@@ -100,9 +100,9 @@ def path(value: Any) -> str:
 
 
 def checkpoint(value: Any) -> str:
-    """The path of a checkpoint: of two releases of a model the one that ends in -PT, which states all token ids.
+    """The path of a checkpoint, with the -PT release of a model instead of -Paddle: its config.json has all token ids.
 
-    A directory that is here keeps its name.
+    The name of an existing directory is not changed.
     """
     found = path(value)
     return found if Path(text(value)).is_dir() else re.sub(r"-Paddle\Z", "-PT", found)
