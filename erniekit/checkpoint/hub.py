@@ -69,13 +69,19 @@ def weight_files(directory: Path) -> list[Path]:
     return shards
 
 
-def stray_weights(directory: Path) -> list[str]:
-    """Names of weight files that are not read: engines may load them instead, or as well.
+def weights_problem(directory: Path) -> str | None:
+    """Why engines would load other weights of a directory than those that are read here, or none; None if they do not.
 
-    transformers takes `model.safetensors` before an index, and converters take every file with such a name.
+    transformers takes `model.safetensors` before an index, and needs one of the two; converters take every file with
+    such a name.
     """
     read = weight_files(directory)
-    return sorted(file.name for file in directory.glob("model*.safetensors") if file not in read)
+    stray = sorted(file.name for file in directory.glob("model*.safetensors") if file not in read)
+    if stray:
+        return f"the index does not name {stray[0]}, which engines may load instead; remove it"
+    if not (directory / INDEX_FILE).is_file() and read != [directory / SINGLE_FILE]:
+        return f"there is no {INDEX_FILE}, without which engines do not find {read[0].name}; export or convert it again"
+    return None
 
 
 def _weight_map(directory: Path) -> dict[str, str]:

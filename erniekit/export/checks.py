@@ -15,8 +15,8 @@ from erniekit.checkpoint.hub import (
     read_array,
     read_header,
     read_index,
-    stray_weights,
     weight_files,
+    weights_problem,
 )
 from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
 from erniekit.checkpoint.model_files import check_tensors, refuse_undownloaded
@@ -138,6 +138,8 @@ def _check_files(directory: Path, config: ErnieConfig, layout: CheckpointLayout)
         missing.append("tokenizer.json or tokenizer.model")
     if missing:
         yield Check("FAIL", f"missing files: {', '.join(missing)}")
+    elif read_json_object(directory / "generation_config.json").get("eos_token_id") is None:
+        yield Check("FAIL", "generation_config.json has no eos_token_id: transformers would never stop")
     else:
         yield Check("ok", f"files: config.json, {', '.join(needed)}, tokenizer")
     if not (directory / "tokenizer.json").is_file():
@@ -274,11 +276,9 @@ def _check_shards(directory: Path, wanted: str) -> Iterator[Check]:
         if read_metadata(file).get("format") != wanted:
             yield Check("FAIL", f"{file.name}: its metadata has no format = {wanted}, which loaders require")
         where |= dict.fromkeys(read_header(file), file.name)
-    stray = stray_weights(directory)
-    if stray:
-        yield Check(
-            "FAIL", f"the index does not name {some(stray)}, which engines may load instead; remove them"
-        )
+    problem = weights_problem(directory)
+    if problem is not None:
+        yield Check("FAIL", problem)
     index = directory / INDEX_FILE
     if not index.is_file():
         yield Check("ok", f"{len(where)} tensors in one file")

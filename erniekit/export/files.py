@@ -96,11 +96,16 @@ def carry_files(
             if content != before:
                 write_json(target / name, content)
     warnings = _warnings(target, config, layout)
-    if not (target / "generation_config.json").is_file():
-        write_json(target / "generation_config.json", _generation_config(target, config))
+    generation = target / "generation_config.json"
+    if not generation.is_file():
+        write_json(generation, _generation_config(target, config))
         warnings.append(
             "the base model has no generation_config.json: made one with the end token of its config"
         )
+    elif (content := read_json_object(generation)).get("eos_token_id") is None:
+        stated = {key: value for key, value in content.items() if value is not None}
+        write_json(generation, _generation_config(target, config) | stated)
+        warnings.append("generation_config.json of the base model has no end token: added that of its config")
     return warnings
 
 

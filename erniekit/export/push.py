@@ -12,7 +12,7 @@ from pathlib import Path
 
 from erniekit.checkpoint.best import BEST_NAME
 from erniekit.checkpoint.download import is_repository_name, local_model, names_repository
-from erniekit.checkpoint.hub import read_index, stray_weights
+from erniekit.checkpoint.hub import read_index, weights_problem
 from erniekit.checkpoint.manifest import CHECKSUMS_FILE, checksum_problems, records_from
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.state import STATE_FILE, find_checkpoints, read_state
@@ -237,11 +237,9 @@ def _read_model(directory: Path) -> Artifact:
     else:
         config, _ = open_model(directory)
         kind = "paddle" if layout_of(read_index(directory), config) == "paddle" else "model"
-    stray = stray_weights(directory)
-    if stray:
-        raise CheckpointError(
-            f"{directory}: the index does not name {stray[0]}, which engines may load instead; remove it"
-        )
+    problem = weights_problem(directory)
+    if problem is not None:
+        raise CheckpointError(f"{directory}: {problem}")
     return Artifact(kind, config.family, config.raw["model_type"], quantized=quantization is not None)
 
 

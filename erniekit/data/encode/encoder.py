@@ -276,7 +276,13 @@ class Encoder:
         counts = np.ones(len(ids), np.int64)
         media: list[Media] = []
         kinds = (self.media_tokens.image_placeholder, self.media_tokens.video_placeholder)
-        for index, part in zip(np.flatnonzero(np.isin(ids, kinds)), parts, strict=True):
+        places = np.flatnonzero(np.isin(ids, kinds))
+        if len(places) != len(parts):
+            raise CheckpointError(
+                f"config.json names {' and '.join(map(str, sorted(set(kinds))))} as the ids of image and video "
+                "placeholders, but text has these tokens, too"
+            )
+        for index, part in zip(places, parts, strict=True):
             item = dataclasses.replace(measure(part, self.media_spec, sample_id), start=offset + int(index))
             media.append(item)
             counts[index] = item.tokens

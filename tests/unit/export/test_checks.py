@@ -90,6 +90,16 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "prediction head": ("moe", config(num_nextn_predict_layers=1), "multi-token-prediction"),
     "rope": ("vl", config(rope_scaling={"type": "default"}), "no mrope_section"),
     "key": ("vl", config(use_temporal_conv=None), "use_temporal_conv"),
+    "no end token": (
+        "dense",
+        write("generation_config.json", "{}"),
+        "generation_config.json has no eos_token_id: transformers would never stop",
+    ),
+    "no index": (
+        "moe",
+        remove("model.safetensors.index.json"),
+        "there is no model.safetensors.index.json, without which engines do not find",
+    ),
     "a second file": (
         "dense",
         write("model.safetensors", "old"),

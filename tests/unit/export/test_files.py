@@ -178,6 +178,16 @@ def test_missing_generation_config_is_written(copy: Copy, tmp_path: Path) -> Non
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
+    # One without an end token keeps what it states.
+    (source / "generation_config.json").write_text('{"top_p": 0.8, "bos_token_id": 7, "eos_token_id": null}')
+    assert any("has no end token" in warning for warning in carry(source, tmp_path / "stated"))
+    assert read_json_object(tmp_path / "stated" / "generation_config.json") == {
+        "top_p": 0.8,
+        "bos_token_id": 7,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    (source / "generation_config.json").unlink()
     change_json(source / "config.json", eos_token_id=None)
     carry(source, tmp_path / "b")
     assert (

@@ -12,6 +12,7 @@ from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import Conversation, ImagePart, Message, SampleError, TextPart, VideoPart
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.encoder import Encoder, make_encoder
+from erniekit.errors import CheckpointError
 from tests.unit.data.helpers import (
     SHARED,
     SPECIAL,
@@ -81,6 +82,15 @@ def test_a_video_token_of_its_own(tmp_path: Path) -> None:
     clip, still = document.media
     assert (document.input_ids[clip.start : clip.start + clip.tokens] == video_token).all()
     assert (document.input_ids[still.start : still.start + still.tokens] == image).all()
+
+
+def test_a_placeholder_that_is_a_token_of_text(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, "vl")
+    (word,) = make_tokenizer(None).encode("User:", add_special_tokens=False)
+    config = json.loads((directory / "config.json").read_text())
+    write_json(directory / "config.json", config | {"im_patch_id": word})
+    with pytest.raises(CheckpointError, match=rf"{word} as the ids of .* placeholders, but text has these"):
+        make_encoder(directory).encode(chat(("user", [SMALL, "a"]), ("assistant", "b")))
 
 
 def test_options_of_videos(vl_checkpoint: Path) -> None:
