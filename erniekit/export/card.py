@@ -144,9 +144,10 @@ def model_card(
         tags=tags,
         datasets=datasets or None,
     )
-    start = "" if shown_base is None else f" of {shown_base}"
-    kind = "An adapter" if artifact.is_adapter else "A fine-tuned model" if run is not None else "A copy"
-    lines = [f"# {name.partition('/')[2]}", "", f"{kind}{start}{_FORMS[artifact.kind]}, made with erniekit."]
+    # Without a run nothing says whether the model was trained.
+    kind = "An adapter" if artifact.is_adapter else "A model" if run is None else "A fine-tuned model"
+    origin = "" if shown_base is None else f" from {shown_base}"
+    lines = [f"# {name.partition('/')[2]}", "", f"{kind}{_FORMS[artifact.kind]}, made with erniekit{origin}."]
     if run is not None:
         lines += [
             "",

@@ -100,7 +100,7 @@ def test_a_run_is_exported_and_uploaded_with_its_card(hub: Hub, run: Path, tmp_p
         "datasets": ["open/chats"],
     }
     for words in (
-        "A fine-tuned model of baidu/ERNIE-4.5-0.3B-PT",
+        "A fine-tuned model, made with erniekit from baidu/ERNIE-4.5-0.3B-PT.",
         "| method | all weights |",
         "| steps | 7 |",
         "| tokens | 12,345, 678 of them trained |",
@@ -196,7 +196,7 @@ def test_gguf_files(run: Path, models: dict[str, Path], tmp_path: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["erniekit", "ernie4_5_moe", "gguf"],
     }
-    assert "A copy of me/digits in GGUF, for llama.cpp, made with erniekit." in found.card
+    assert "A model in GGUF, for llama.cpp, made with erniekit from me/digits." in found.card
     with prepare_upload(tmp_path / "gguf", NAME, run=run) as found:
         assert found.card is not None
         assert front_matter(found.card)["base_model_relation"] == "finetune"
@@ -222,7 +222,7 @@ def test_the_paddle_layout(models: dict[str, Path], tmp_path: Path) -> None:
     with prepare_upload(tmp_path / "paddle", NAME) as found:
         assert found.card is not None
     assert front_matter(found.card)["library_name"] == "PaddlePaddle"
-    assert "A copy in the layout of the -Paddle releases, made with erniekit." in found.card
+    assert "A model in the layout of the -Paddle releases, made with erniekit." in found.card
 
 
 def test_an_adapter_for_paddle(models: dict[str, Path], tmp_path: Path) -> None:
