@@ -1,4 +1,4 @@
-"""Fields of a model's JSON files, with types and ranges checked: others wrote them, and memory is asked for by them."""
+"""Reads fields of a model's JSON files. Types and ranges are checked: untrusted files determine memory use."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_number(source: Mapping[str, Any], key: str, default: float, most: float
 
 def above_zero(name: str, value: Any, most: float = 1e12) -> float:
     """A value that must be a number above 0. Raises ValueError."""
-    # Numbers so small are 0 in float32.
+    # Smaller numbers are 0 in float32.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= most:
         raise ValueError(f"{name} must be a number above 0 and at most {most:g}, not {_shown(value)}")
     return float(value)

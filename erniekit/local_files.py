@@ -26,14 +26,14 @@ _MANY = 4
 _JSON_BYTES = 256 << 20  # of a JSON file of a model: tokenizers have tens of MB
 _JSON_DEPTH = 100
 _JSON_VALUES = 10_000_000
-# Left by huggingface_hub, aria2, wget-like tools and browsers during a download.
+# Files of huggingface_hub, aria2, wget-like tools and browsers during a download.
 _UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload", "*.tmp")
 
 
 def most_values(text: bytes | str) -> int:
-    """At most so many values are in JSON: a value of two bytes takes a hundred in memory.
+    """An upper bound of the number of values in JSON; a value of two bytes takes a hundred in memory.
 
-    Counts commas and brackets, in texts too. Few texts have many.
+    Counts commas and brackets, including those in strings, which have few.
     """
     if isinstance(text, bytes):
         return sum(text.count(mark) for mark in (b",", b"[", b"{"))
@@ -41,7 +41,7 @@ def most_values(text: bytes | str) -> int:
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON of others: UTF-8, no key twice in an object, no half surrogate pairs, neither deep nor of many values.
+    """Parses untrusted JSON: UTF-8 without duplicate keys, half surrogate pairs, deep nesting or too many values.
 
     Raises ValueError in words; a syntax error is a JSONDecodeError, with its line.
     """
@@ -194,7 +194,7 @@ def require_model(directory: Path) -> None:
 
 
 def missing_model(path: Path) -> str:
-    """Why a path that a user gives is no directory of a model, and what to do. For a path without a config.json."""
+    """Why a path without a config.json is not a directory of a model, and what to do."""
     export = f"export it first:\n  {shlex.join(['erniekit', 'export', str(path), '--output', 'DIR'])}"
     if path.suffix == ".gguf" or any(path.glob("*.gguf")):
         return (
@@ -210,7 +210,7 @@ def missing_model(path: Path) -> str:
             f"{path}: holds an adapter for Baidu's tools, which erniekit writes and does not read: name the run that "
             "it was exported from"
         )
-    # RUN/best is no directory: best.json names the checkpoint.
+    # RUN/best is not a directory: best.json has the name of the checkpoint.
     run = path.parent if path.name == "best" and not path.exists() else path
     if any(run.glob("checkpoint-*")):
         return f"{path}: is a run, not a model; {export}"
@@ -223,17 +223,17 @@ def missing_model(path: Path) -> str:
 def replacing(target: Path) -> Iterator[TextIO]:
     """A text file that becomes `target` when the block ends without an error; otherwise it is removed.
 
-    Until then `target` stays as it is, also on a full disk. Creates the directory. Raises OSError.
+    Until then `target` is unchanged, also on a full disk. Creates the directory. Raises OSError.
     """
-    # Hidden: a process that is killed leaves it, and a run's directory may hold hidden files of anybody. Random:
-    # processes of several containers have the same id.
+    # Hidden: a process that is killed leaves it, and a run's directory may contain any hidden files. Random: processes
+    # of several containers may have the same id.
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
-            # Without it, a machine that loses power may keep the new name and lose the content.
+            # Without it, a power failure may keep the new name but not the content.
             os.fsync(file.fileno())
         part.replace(target)
     except BaseException:

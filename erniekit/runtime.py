@@ -49,7 +49,7 @@ def tune_malloc() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # glibc before 2.35 rejects thresholds above 32 MiB.
     mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-    kept = mallopt(_M_TRIM_THRESHOLD, -1)  # never give the top of the heap back
+    kept = mallopt(_M_TRIM_THRESHOLD, -1)  # never return the top of the heap
     padded = mallopt(_M_TOP_PAD, 256 << 20)  # grow in large steps; untouched pages cost nothing
     return bool(mapped and kept and padded)
 

@@ -1,6 +1,6 @@
-"""Checksums of the base model of a run, for checkpoints that do not hold its weights: adapters, and references.
+"""Checksums of the base model of a run, for checkpoints without its weights (adapters) and for reference models.
 
-A run computes them when it begins, while the weights are loaded, and keeps them in its directory. A resumed run and an
+A run computes them at its start, while the weights are loaded, and saves them in its directory. A resumed run and an
 export compare them.
 """
 
@@ -23,8 +23,8 @@ BASE_FILE = "base_checksums.json"
 class BaseChecksums:
     """Reads the weight files of a base model in a thread; the processes of a machine share them.
 
-    All processes of a run create it before they load the model, and call `check` together afterwards. The thread is
-    ahead of the loader or behind it, so that one of the two mostly reads from the page cache.
+    All processes of a run create it before they load the model, and call `check` together afterwards. Either the
+    thread or the loader comes first, so that the other one mostly reads from the page cache.
     """
 
     def __init__(self, directory: Path, dist: DistributedContext) -> None:
@@ -70,13 +70,13 @@ class BaseChecksums:
 
 
 def write_base_checksums(run: Path, records: Mapping[str, FileRecord]) -> None:
-    """Keep the records in the directory of a run."""
+    """Save the records in the directory of a run."""
     with replacing(run / BASE_FILE) as file:
         file.write(json.dumps({"files": records}, indent=1) + "\n")
 
 
 def read_base_checksums(run: Path) -> dict[str, FileRecord]:
-    """The records that a run has kept; empty for runs of versions before they existed. Raises CheckpointError."""
+    """The saved records of a run; empty for runs of older versions. Raises CheckpointError."""
     file = run / BASE_FILE
     if not file.is_file():
         return {}
@@ -87,7 +87,7 @@ def read_base_checksums(run: Path) -> dict[str, FileRecord]:
 
 
 def check_base(directory: Path, run: Path) -> None:
-    """Raise CheckpointError where the base model is not the one that a run has trained adapters on. Reads it whole."""
+    """Raise CheckpointError if a base model is not the one of a run. Reads all of its files."""
     for name, record in read_base_checksums(run).items():
         if checksum_problems(directory, [(name, record)]):
             raise CheckpointError(_changed(directory / name))

@@ -1,7 +1,7 @@
-"""The best checkpoint of a run, which `best.json` in the run's directory names.
+"""The best checkpoint of a run, whose name is in `best.json` in the run's directory.
 
-It is a file and not a symbolic link, since not every disk has links. The path RUN/best means the best checkpoint,
-though there is no such directory entry.
+This is not a symbolic link, since some disks have none. The path RUN/best means the best checkpoint, although there is
+no such directory entry.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BEST_NAME = "best"
 
 
 def write_best(run: Path, step: int, metric: str, value: float) -> None:
-    """Record the checkpoint after `step` steps as the best. Raises CheckpointError where it cannot be written."""
+    """Record the checkpoint after `step` steps as the best. Raises CheckpointError if it cannot be written."""
     content = {"checkpoint": checkpoint_name(step), "step": step, "metric": metric, "value": value}
     try:
         with replacing(run / BEST_FILE) as file:
@@ -28,7 +28,7 @@ def write_best(run: Path, step: int, metric: str, value: float) -> None:
 
 
 def recorded_best(run: Path, metric: str) -> tuple[int, float] | None:
-    """Step and value of the best checkpoint that a run has recorded; None where there is none by this metric."""
+    """Step and value of the recorded best checkpoint of a run; None if there is none by this metric."""
     try:
         content = json.loads((run / BEST_FILE).read_text(encoding="utf-8"))
         step, value = int(content["step"]), float(content["value"])
@@ -39,7 +39,7 @@ def recorded_best(run: Path, metric: str) -> tuple[int, float] | None:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run. Raises CheckpointError where none is recorded, or where it does not exist."""
+    """The best checkpoint of a run. Raises CheckpointError if none is recorded, or if it does not exist."""
     file = run / BEST_FILE
     try:
         name = str(json.loads(file.read_text(encoding="utf-8"))["checkpoint"])

@@ -1,6 +1,6 @@
-"""Models of the Hugging Face hub as local directories: from its cache, else downloaded through huggingface_hub.
+"""Models of the Hugging Face Hub as local directories: from its cache, or downloaded through huggingface_hub.
 
-The cache is huggingface_hub's own (HF_HOME), so that models that other libraries have downloaded are found. A model in
+The cache is huggingface_hub's own (HF_HOME), so that models downloaded by other libraries are found. A model in
 the cache is used without asking the Hub; `download_model` asks. Files of a model are the ones at the top of its
 repository: safetensors, their index, configurations, tokenizer, processor, licence. Python files come along because
 exports carry them for engines; nothing here runs them.
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.ttf", "*.py", "LICENSE*", "NOTICE*")
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
-_BELOW = "*/*"  # Files in folders of a repository are not the model's.
+_BELOW = "*/*"  # Files in folders of a repository do not belong to the model.
 _FILES_AT_ONCE = 4
 _LINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """The directory of a model. commit: of its repository on the Hub; None for a directory of the user's."""
+    """The directory of a model. commit: of its repository on the Hub; None for a local directory."""
 
     directory: Path
     commit: str | None = None
@@ -132,7 +132,7 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
 
 
 def cached_model(name: str, revision: str | None = None, *, weights: bool = True) -> LocalModel | None:
-    """The model of a repository in huggingface_hub's cache; None where files are missing. Asks no server."""
+    """The model of a repository in huggingface_hub's cache; None if files are missing. Without network access."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -172,7 +172,7 @@ def download_model(
     """Download a repository of the Hub, at the newest commit of its revision, into the cache or the directory `to`.
 
     Complete files that are there are kept, so the same call continues a download that was interrupted. Raises
-    CheckpointError for a repository, revision or disk that cannot be used, and where the Hub cannot be reached.
+    CheckpointError for a repository, revision or disk that cannot be used, and if the Hub cannot be reached.
     """
     if _REPOSITORY.fullmatch(name) is None:
         raise CheckpointError(f"{name}: a repository of the Hub is named owner/name")
@@ -209,7 +209,7 @@ def locate_model(
 ) -> Config:
     """The configuration with the directory of its model, and model.revision as a commit if the model is on the Hub.
 
-    download: False only looks into the cache, and returns the configuration unchanged where the model is not in it.
+    download: False only looks into the cache, and returns the configuration unchanged if the model is not in it.
     resume: without model.revision, the commit is the one that the run in train.output_dir began with. Raises
     CheckpointError, and ConfigError for a revision of a directory.
     """
@@ -371,7 +371,7 @@ def _explaining_errors(repository: _Repository) -> Iterator[None]:
             f"{repository}: {absent}it is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set. "
             f"Download it without HF_HUB_OFFLINE, or on a machine with the same cache:\n  {repository.command}"
         ) from error
-    except Exception as error:  # of its many kinds some are of the libraries below huggingface_hub
+    except Exception as error:  # of many types, some from libraries that huggingface_hub uses
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise CheckpointError(f"{error.filename}: cannot be written: {error.strerror}") from error
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, checked before anything is read by it.
+"""Reads and checks the header of a safetensors file.
 
 A file is 8 bytes of length, a JSON header of that length, and data (https://huggingface.co/docs/safetensors). A header
-comes from others, so each value is checked: the ranges of the tensors must cover the data exactly, without overlaps,
+is untrusted, so each value is checked: the ranges of the tensors must cover the data exactly, without overlaps,
 gaps or bytes that belong to no tensor, and each must have the size of its shape and element type.
 """
 
@@ -52,8 +52,8 @@ class Columns:
 class TensorInfo:
     """The place of a tensor on disk. `offset` is in bytes from the start of `file`; `nbytes` is the tensor's own size.
 
-    columns: the tensor is these columns of the matrix at `offset`; None: its values follow each other. parts: the
-    tensor is these, one after the other along the first axis.
+    columns: the tensor is these columns of the matrix at `offset`; None: its values are contiguous. parts: the tensor
+    is the concatenation of these along the first axis.
     """
 
     name: str
@@ -140,7 +140,7 @@ def _tensor(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
         raise _damaged(file, f"{shown} has the data_offsets {_shown(offsets)}")
     width = np.dtype(NUMPY_TYPES[dtype]).itemsize
     begin, end = offsets
-    # Without zeros: a shape such as [0, 2^60] has no bytes, and is no shape of an array.
+    # Without zeros: a shape such as [0, 2^60] has no bytes, but cannot be the shape of an array.
     if math.prod(side for side in shape if side) * width > _MAX_BYTES:
         raise _damaged(file, f"{shown} has the shape {_shown(shape)}")
     if end - begin != math.prod(shape) * width:
@@ -153,7 +153,7 @@ def _tensor(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
 
 
 def _are_sizes(value: Any) -> TypeGuard[list[int]]:
-    """Whether it is a list of whole numbers that a tensor may have as sides or offsets."""
+    """Whether a value is a list of whole numbers in the range of shapes and offsets."""
     return isinstance(value, list) and all(type(each) is int and 0 <= each <= _MAX_BYTES for each in value)
 
 

@@ -1,7 +1,7 @@
 """Safetensors in the Hub's layout, read and written one tensor at a time.
 
-Besides the model, only one tensor is in memory at any time, whatever the size of the checkpoint: the JSON header of
-the format (https://huggingface.co/docs/safetensors) holds all names, shapes and offsets. Arrays keep the element type
+Apart from the model, only one tensor is in memory at any time, for checkpoints of any size: the JSON header of the
+format (https://huggingface.co/docs/safetensors) holds all names, shapes and offsets. Arrays keep the element type
 of the file; bfloat16, which numpy lacks, is represented as uint16.
 """
 
@@ -190,10 +190,10 @@ def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _read_columns(info: TensorInfo, columns: Columns, start: int, stop: int) -> np.ndarray:
-    """Rows `start` to `stop` of a tensor that is columns of a stored matrix, which is read block by block."""
+    """Rows `start` to `stop` of a tensor that consists of columns of a stored matrix, which is read block by block."""
     array = np.empty((stop - start, info.shape[1]), NUMPY_TYPES[info.dtype])
     row_bytes = columns.width * array.itemsize
-    # Rows of the stored matrix, and columns of it that are wanted.
+    # Rows and columns of the stored matrix.
     first, last = (0, info.shape[1]) if columns.transposed else (start, stop)
     wanted = slice(start, stop) if columns.transposed else slice(0, info.shape[1])
     most = max(_TRANSPOSED_ROWS, _BLOCK // max(row_bytes, 1) // _TRANSPOSED_ROWS * _TRANSPOSED_ROWS)
@@ -352,7 +352,7 @@ def write_safetensors(
                     f"{spec.name}: got {array.dtype} {list(array.shape)} for {spec.dtype} {list(spec.shape)}"
                 )
             output.write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
-            # Its memory, before `get` makes the next one.
+            # Frees its memory before `get` makes the next one.
             del array
     return output.record
 

@@ -14,7 +14,7 @@ import xxhash
 from erniekit.local_files import placeholder_problem
 
 CHECKSUMS_FILE = "checksums.json"
-# Bytes that are hashed and written at a time, so that the second finds them in the processor's cache.
+# Bytes that are hashed and then written at a time, so that they are still in the processor's cache.
 _CHUNK = 4 << 20
 
 
@@ -26,7 +26,7 @@ class FileRecord(NamedTuple):
 
 
 class RecordedFile:
-    """A new file. Once closed it is on the disk, and `record` describes it."""
+    """A new file. When it is closed, it is synced to disk, and `record` describes it."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("wb")
@@ -92,7 +92,7 @@ def checksum_problems(directory: Path, records: Iterable[tuple[str, FileRecord]]
             if problem is None and record.checksum and read_record(file) != record:
                 problem = f"{name} is damaged: its checksum differs from the one that was written"
         except OSError as error:
-            # A disk that fails, or a file of another user.
+            # A failing disk, or a file of another user.
             problem = f"{name} cannot be read: {error.strerror}"
         if problem is not None:
             problems.append(problem)

@@ -22,7 +22,7 @@ _REPOSITORY_MARK = "--"
 EMBEDDING = "model.embed_tokens.weight"
 _READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".ttf")
 _BLOCK = 1 << 22
-# The repositories that can be fine-tuned in the Hub's layout. Those without -PT in their names have it, too.
+# Repositories of fine-tunable models in the Hub's layout, some without -PT in their names.
 RELEASES = (
     "baidu/ERNIE-4.5-0.3B-PT",
     "baidu/ERNIE-4.5-21B-A3B-PT",

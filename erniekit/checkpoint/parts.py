@@ -25,7 +25,7 @@ class PartFile:
     """
 
     def __init__(self, directory: Path, rank: int) -> None:
-        """Create and lock the file. Raises OSError where it cannot be created."""
+        """Create and lock the file. Raises OSError if it cannot be created."""
         self._stream = part_file(directory, rank).open("w")
         try:
             fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -81,7 +81,7 @@ def doctor(
 
 
 def _import_paddle() -> None:
-    """Raise ConfigError where Paddle cannot be imported, for example without the libraries of CUDA."""
+    """Raise ConfigError if Paddle cannot be imported, for example without the libraries of CUDA."""
     try:
         import paddle  # noqa: F401
     except (ImportError, OSError) as error:

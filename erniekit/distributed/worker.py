@@ -41,7 +41,7 @@ class Worker:
 
 
 def worker_from(environment: Mapping[str, str]) -> Worker | None:
-    """The worker that Paddle's variables describe; None where they are not set.
+    """The worker that Paddle's variables describe; None if they are not set.
 
     Raises ConfigError for variables that contradict each other.
     """

@@ -1,4 +1,4 @@
-"""From generated token ids to text: at once, or token by token."""
+"""Decodes generated token ids to text: at once, or token by token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_PENDING = 16
 
 
 class Tokenizer(Protocol):
-    """What is needed of a fast tokenizer of transformers."""
+    """The part of transformers' fast tokenizers that is used."""
 
     backend_tokenizer: Any
 

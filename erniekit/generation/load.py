@@ -130,9 +130,9 @@ def base_directory(adapter: Path) -> Path:
 
 
 def run_data(state: TrainerState) -> DataConfig:
-    """The section data of a run; keys that a run of an older version lacks have their defaults.
+    """The section data of a run; keys that are missing in runs of older versions have their defaults.
 
-    Raises CheckpointError for values that no run has.
+    Raises CheckpointError for invalid values.
     """
     try:
         return DataConfig.without_sources(**state.config.get("data", {}))
@@ -141,7 +141,7 @@ def run_data(state: TrainerState) -> DataConfig:
 
 
 def run_dpo(state: TrainerState) -> DpoConfig | None:
-    """The section dpo of a run of task dpo. Raises CheckpointError for values that no run has."""
+    """The section dpo of a run of task dpo. Raises CheckpointError for invalid values."""
     if state.config.get("task") != "dpo":
         return None
     try:
@@ -151,7 +151,7 @@ def run_dpo(state: TrainerState) -> DpoConfig | None:
 
 
 def run_max_positions(state: TrainerState) -> int | None:
-    """Positions that a run gave its model; None: the checkpoint's."""
+    """model.max_position_embeddings of a run; None: the checkpoint's."""
     positions: int | None = state.config.get("model", {}).get("max_position_embeddings")
     if positions is not None and type(positions) is not int:
         raise CheckpointError(f"{STATE_FILE}: config.model.max_position_embeddings is no number")
@@ -169,7 +169,7 @@ def run_quantize(state: TrainerState) -> Quantize:
 def find_checkpoint(path: Path) -> Path:
     """The directory that holds weights or an adapter: `path` itself, or a run's newest complete checkpoint.
 
-    RUN/best is the run's best checkpoint. A repository of the Hub is downloaded. Raises CheckpointError where there is
+    RUN/best is the run's best checkpoint. A repository of the Hub is downloaded. Raises CheckpointError if there is
     none.
     """
     if not path.is_dir():

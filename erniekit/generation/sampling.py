@@ -58,7 +58,7 @@ class Sampling:
 def chat_sampling(sampling: Sampling, template: Template) -> Sampling:
     """`sampling` for a chat: the template's terminator also ends an answer.
 
-    Models without fine-tuning may go on with a turn of the user after it.
+    Models without fine-tuning may continue with a turn of the user after it.
     """
     return replace(sampling, stop=(*sampling.stop, template.terminator))
 

@@ -129,7 +129,7 @@ def _chunks(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Losses of tokens, float32 [N], and the gradients of their sum weighted with `factors`, float32 [N] or None.
 
-    The gradients are [N, H] in the dtype of `hidden`, and float32 [V, H]; None where they are not wanted.
+    The gradients are [N, H] in the dtype of `hidden`, and float32 [V, H]; None if they are not needed.
     """
     losses: list[Tensor] = []
     grad_hidden: list[Tensor] = []

@@ -25,7 +25,7 @@ class TokensById(NamedTuple):
 
 
 def sort_by_id(ids: np.ndarray, weight: Tensor, upload: Upload = paddle.to_tensor) -> TokensById | None:
-    """What the gradient of `weight` needs for the tokens `ids` of a row; None where it needs nothing.
+    """The sorted tokens `ids` of a row, for the gradient of `weight`; None if the gradient does not need them.
 
     Sorted on the host, so that the device neither sorts nor searches.
     """

@@ -1,4 +1,4 @@
-"""rank_pattern and alpha_pattern of `adapter_config.json`: regular expressions of others, matched in bounded time."""
+"""rank_pattern and alpha_pattern of `adapter_config.json`: untrusted regular expressions, matched in bounded time."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class _Pattern:
 class ModulePatterns:
     """Values by patterns over module names. The first one that matches counts, also after a prefix with a dot.
 
-    Names without special characters are compared; the dot in them is one.
+    Patterns without special characters other than dots are compared as plain names.
     """
 
     def __init__(self, file: Path, key: str, values: Mapping[str, float]) -> None:
-        """Raises CheckpointError for a pattern that is none, or that may take very long."""
+        """Raises CheckpointError for a pattern that is invalid, or that may take very long."""
         self._where = f"{file}: {key}"
         self._values = list(values.values())
         self._plain: dict[str, int] = {}
@@ -56,7 +56,7 @@ class ModulePatterns:
                 self._patterns.append(self._compile(text, place))
 
     def value(self, name: str, default: float) -> float:
-        """The value for a module. Raises CheckpointError where matching takes too many steps for all names."""
+        """The value for a module. Raises CheckpointError if matching takes too many steps for all names."""
         parts = name.split(".") if len(name) <= _LONGEST_NAME else []
         places = [self._plain.get(".".join(parts[start:])) for start in range(len(parts))]
         first = min((place for place in places if place is not None), default=len(self._values))

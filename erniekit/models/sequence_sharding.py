@@ -1,4 +1,4 @@
-"""The interface through which context parallelism reaches the model: how a row is split over processes."""
+"""The interface of context parallelism to the model: how a row is split over processes."""
 
 from __future__ import annotations
 

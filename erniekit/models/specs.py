@@ -34,9 +34,9 @@ def is_router_tensor(name: str) -> bool:
 
 
 def is_quantized_tensor(name: str) -> bool:
-    """Whether model.quantize covers a tensor: a linear layer of a decoder layer, of an expert too, but no router.
+    """Whether model.quantize covers a tensor: a linear layer of a decoder layer, including experts, but no router.
 
-    Vision tower and resampler, a few percent of the weights, stay as they are: errors in features reach every layer.
+    Vision tower and resampler, a few percent of the weights, are not quantized: errors in features affect every layer.
     """
     return name.startswith("model.layers.") and name.endswith("_proj.weight")
 

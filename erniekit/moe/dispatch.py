@@ -1,4 +1,4 @@
-"""Moving tokens to their experts and back. Expert parallelism replaces the dispatcher, nothing else."""
+"""Moves tokens to their experts and back. Expert parallelism only replaces the dispatcher."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from erniekit.train.memory import USABLE
 from erniekit.train.planner.job import Job
 from erniekit.train.planner.remedies import find_remedies
 
-# Paddle raises MemoryError where an allocation fails, and OSError with its text where that was in a backward pass.
+# Paddle raises MemoryError if an allocation fails, and OSError with its text where that was in a backward pass.
 _TEXT = re.compile(r"ResourceExhausted|\bMemoryError\b|[Oo]ut of memory")
 _SAYS_WHAT = re.compile(r"[Oo]ut of memory|(Cannot|Unable to|Fail to) alloc")
 _NAMED_SAMPLES = 5

@@ -61,7 +61,7 @@ def replay_rows(
     """Compute the rows in `directory`, which a run has saved, and log the results. See `erniekit replay --help`.
 
     checkpoint: a checkpoint of the run; None: the newest one before the step, or the base model. Raises DataError for
-    a directory without rows, and CheckpointError and ConfigError where the run's model cannot be loaded.
+    a directory without rows, and CheckpointError and ConfigError if the run's model cannot be loaded.
     """
     saved = load_rows(directory)
     run = directory.absolute().parents[1]

@@ -69,7 +69,7 @@ def check_run_directory(config: Config, *, resume: bool) -> None:
 
 
 def refuse_moved_run(file: Path, config: Config) -> None:
-    """Raise ConfigError where `file` is the configuration in a run's directory, and train.output_dir is another one.
+    """Raise ConfigError if `file` is the configuration in a run's directory, and train.output_dir is another one.
 
     --resume would continue another run then, or begin a new one. The run was moved or copied, or its train.output_dir
     is relative to another working directory.
@@ -153,7 +153,7 @@ def check_space(
 ) -> None:
     """Check that the disk of a run has room for its checkpoints. All processes call it together.
 
-    nbytes: of one. Raises ConfigError where a new run cannot save even one: it would end without a model.
+    nbytes: of one. Raises ConfigError if a new run cannot save even one: it would end without a model.
     """
     run, keep = Path(config.train.output_dir), config.checkpoint.keep + (config.eval.best_metric is not None)
     needed = nbytes * max(1, keep + 1 - len(find_checkpoints(run)))

@@ -35,7 +35,7 @@ def memory_parts(memory: MemoryPlan) -> dict[str, int]:
 def plan_lines(job: Job, gpu: Gpu, *, search: bool = False) -> list[str]:
     """The plan of a run on GPUs of one kind, with what makes it fit, or with the fastest layouts.
 
-    Raises ConfigError where the layout of the run is not possible on these GPUs, unless another one is searched for.
+    Raises ConfigError if the layout of the run is not possible on these GPUs, unless another one is searched for.
     """
     try:
         lines = [*_memory_lines(job, gpu), *_time_lines(job, gpu)]
