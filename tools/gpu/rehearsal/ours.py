@@ -54,10 +54,15 @@ class TrainingStep:
         """FLOPs of the forward and backward pass."""
         return make_flop_counter(self.model.config, self._specs, self._trained)(self.batch)
 
-    def compute(self) -> tuple[Any, AsyncUpload]:
-        """Forward and backward pass."""
+    def upload(self) -> tuple[Any, AsyncUpload]:
+        """The row on the device."""
         upload = AsyncUpload()
-        output = self._objective(self._objective.upload(self.batch, upload), self.totals)
+        return self._objective.upload(self.batch, upload), upload
+
+    def compute(self, uploaded: tuple[Any, AsyncUpload] | None = None) -> tuple[Any, AsyncUpload]:
+        """Forward and backward pass."""
+        row, upload = uploaded or self.upload()
+        output = self._objective(row, self.totals)
         output.total.backward()
         return output, upload
 
