@@ -125,10 +125,14 @@ def finish_checkpoint(aside: Path, state: TrainerState, files: Mapping[str, File
     (aside / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _sync(aside / STATE_FILE)
     _sync(aside)
+    replaced = None
     if final.exists():
-        remove_checkpoint(final)
+        # Removing it takes long: a run that is killed meanwhile has the new one.
+        replaced = final.rename(run / f".{final.name}.replaced.tmp")
     aside.rename(final)
     _sync(run)
+    if replaced is not None:
+        remove_checkpoint(replaced)
     # Last: a launcher that ends the run waits for the locks on them.
     for file in part_files(final):
         file.unlink()

@@ -22,7 +22,7 @@ class CheckpointHook(Hook):
 
     def __init__(self, checkpointer: Checkpointer, every: int | None, writer: MetricsWriter) -> None:
         self._checkpointer, self._every, self._writer = checkpointer, every, writer
-        self._saved_at = 0
+        self._saved_at: int | None = None
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._saved_at = trainer.progress.step
@@ -43,7 +43,7 @@ class CheckpointHook(Hook):
             self._save(trainer.progress)
 
     def on_error(self, trainer: Trainer) -> None:
-        if trainer.progress.step != self._saved_at:
+        if self._saved_at not in (None, trainer.progress.step):
             self._writer.flush()
             self._checkpointer.save_after_error(trainer.progress)
             self._saved_at = trainer.progress.step

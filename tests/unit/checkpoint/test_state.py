@@ -161,10 +161,20 @@ def test_an_error_of_the_program_in_the_thread_is_raised(tmp_path: Path) -> None
         writer.join()
 
 
-def test_the_same_step_may_be_written_again(tmp_path: Path) -> None:
+def test_the_same_step_may_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may be killed while the one before is removed."""
+    found = []
+    remove = module.remove_checkpoint
+
+    def remove_late(path: Path) -> None:
+        found.append(newest_checkpoint(tmp_path))
+        remove(path)
+
+    monkeypatch.setattr(module, "remove_checkpoint", remove_late)
     write(tmp_path, 3)
     write(tmp_path, 3)
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+    assert found == [tmp_path / "checkpoint-000003"]
+    assert list(tmp_path.iterdir()) == found
 
 
 def test_newest_ignores_what_is_incomplete(tmp_path: Path) -> None:

@@ -560,6 +560,17 @@ def test_an_error_before_the_first_step_saves_nothing() -> None:
     assert saved == []
 
 
+def test_a_resumed_run_that_fails_at_its_start_writes_no_checkpoint_again() -> None:
+    def fail(step: int, is_stopping: Any) -> dict[str, float]:
+        raise DataError("cannot be read")
+
+    progress = TrainerProgress(step=2, pending_evaluation=True)
+    trainer, _, saved = make(Plain(), total_steps=5, eval_every=2, evaluate=fail, progress=progress)
+    with pytest.raises(DataError):
+        run(trainer)
+    assert saved == []
+
+
 def test_an_evaluation_that_is_interrupted_is_left_for_the_resumed_run() -> None:
     def stopped(step: int, is_stopping: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
