@@ -376,7 +376,8 @@ class CheckpointConfig(Section):
     """Checkpoints of the run."""
 
     save_every: Positive | None = Field(
-        None, description="Steps between checkpoints. null: only at the end and on an interrupt."
+        None,
+        description="Steps between checkpoints. null: only at the end, and after an interrupt or an error.",
     )
     keep: Positive = Field(
         2,

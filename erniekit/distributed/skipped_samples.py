@@ -5,6 +5,8 @@ from __future__ import annotations
 from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.distributed.context import DistributedContext
+from erniekit.distributed.failures import error_of_all
+from erniekit.errors import DataError
 
 
 class SkippedSampleSync:
@@ -27,5 +29,8 @@ class SkippedSampleSync:
         )
         for errors in gathered:
             for error in errors:
-                self._budget.spend(SampleError(*error))
+                try:
+                    self._budget.spend(SampleError(*error))
+                except DataError as too_many:
+                    raise error_of_all(too_many) from None
         self._num_shared = len(self._budget.errors)

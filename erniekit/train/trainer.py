@@ -316,7 +316,7 @@ class Trainer:
             num_rows, totals = self._count(batches, error)
             if totals.loss_tokens:
                 return batches, num_rows, totals
-        raise DataError(f"none of the last {_MAX_EMPTY_STEPS} steps has a trained token")
+        raise error_of_all(DataError(f"none of the last {_MAX_EMPTY_STEPS} steps has a trained token"))
 
     def _draw_rows(self) -> list[PackedBatch]:
         rows_per_process = self.settings.rows_per_step // (self.dist.size if self.dist is not None else 1)
