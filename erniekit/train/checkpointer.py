@@ -132,15 +132,16 @@ class Checkpointer:
         directory = self._run_dir / unfinished_name(progress.step)
         files, tensors = self._files(directory)
         in_background = self._config.checkpoint.background and self._fits_in_memory(files)
-        values = (array_of(tensor.read()) for tensor in tensors)
-        arrays = self._copy.start(tensors) if in_background else values
         rank = self._dist.mesh.rank
-        waited_for = rank in self._writers()
-        writer = FileWriter(directory, files, arrays, rank if waited_for else None)
-        if in_background:
-            writer.start()
-        else:
-            with self._dist.mesh.long_operation("writing a checkpoint"):
+        waited_for = rank if rank in self._writers() else None
+        with self._dist.mesh.long_operation("writing a checkpoint"):
+            if in_background:
+                # The first copy allocates its memory, which takes long.
+                writer = FileWriter(directory, files, self._copy.start(tensors), waited_for)
+                writer.start()
+            else:
+                arrays = (array_of(tensor.read()) for tensor in tensors)
+                writer = FileWriter(directory, files, arrays, waited_for)
                 writer.run()
         self._unfinished = _Save(state, directory, writer, started, time.perf_counter() - started)
         if needed or not self._anywhere(in_background):
