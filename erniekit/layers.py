@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -17,7 +15,7 @@ from erniekit.kernels.swiglu import swiglu
 class QuantizedParameter(nn.Layer):
     """A frozen weight [..., out, in] in 8 or 4 bits, which replaces a parameter. See `QuantizedWeight`."""
 
-    def __init__(self, shape: list[int], bits: int, dtype: Any) -> None:
+    def __init__(self, shape: list[int], bits: int, dtype: paddle.dtype) -> None:
         super().__init__()
         codes, scales = quantized_shapes(shape, bits)
         self.codes = _zeros(self, codes, "uint8" if bits == 4 else "int8")
@@ -35,7 +33,7 @@ class QuantizedParameter(nn.Layer):
         return self.value.shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> paddle.dtype:
         """The dtype of the weight before quantization, which the model computes in."""
         return self.scales.dtype
 
@@ -123,5 +121,5 @@ class Mlp(nn.Layer):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
-def _zeros(layer: nn.Layer, shape: list[int], dtype: Any) -> Tensor:
+def _zeros(layer: nn.Layer, shape: list[int], dtype: paddle.dtype | str) -> Tensor:
     return layer.create_parameter(shape, dtype=dtype, default_initializer=nn.initializer.Constant(0.0))

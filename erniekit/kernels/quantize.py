@@ -71,7 +71,7 @@ def quantize(weight: Tensor, bits: int) -> QuantizedWeight:
     return QuantizedWeight(codes.reshape(shapes[0]), scales.reshape(shapes[1]))
 
 
-def dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
+def dequantize(quantized: QuantizedWeight, dtype: paddle.dtype) -> Tensor:
     """The weight [..., N, K] in `dtype`."""
     form = _triton_dequantize if form_of("dequantize") == "triton" else _plain_dequantize
     return form(quantized, dtype)
@@ -96,7 +96,7 @@ class _QuantizedLinear(paddle.autograd.PyLayer):
         return paddle.matmul(dy, dequantize(ctx.weight, dy.dtype))
 
 
-def _plain_dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
+def _plain_dequantize(quantized: QuantizedWeight, dtype: paddle.dtype) -> Tensor:
     codes = quantized.codes
     if quantized.bits == 4:
         low = paddle.bitwise_and(codes, paddle.full([], 15, "uint8"))
@@ -106,7 +106,7 @@ def _plain_dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
     return _ungrouped(groups * quantized.scales.astype(dtype).unsqueeze(-1), quantized.shape[-1])
 
 
-def _triton_dequantize(quantized: QuantizedWeight, dtype: Any) -> Tensor:
+def _triton_dequantize(quantized: QuantizedWeight, dtype: paddle.dtype) -> Tensor:
     from erniekit.kernels.triton.quantize import dequantize
 
     codes, scales = quantized.codes.contiguous(), quantized.scales.contiguous()
