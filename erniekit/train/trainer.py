@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
@@ -19,17 +18,16 @@ from erniekit.distributed.skipped_samples import SkippedSampleSync
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.interrupt import InterruptGuard
 from erniekit.objectives.objective import Objective
-from erniekit.objectives.pairs import RowPairs
-from erniekit.objectives.routing import RowRouting
 from erniekit.objectives.totals import MODALITIES, StepTotals, count_pairs, count_rows, is_filler
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.clip import clip_scale, gradient_norm
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
-from erniekit.train.metrics import RowLoss, StepMetrics
+from erniekit.train.metrics import StepMetrics
 from erniekit.train.nonfinite import NonFiniteError, NonFinitePolicy, StepNumbers
 from erniekit.train.out_of_memory import naming_rows
 from erniekit.train.progress import TrainerProgress
+from erniekit.train.step_sums import RowResult, row_losses, sum_step
 from erniekit.upload import AsyncUpload
 
 _MAX_EMPTY_STEPS = 1000
@@ -215,7 +213,8 @@ class Trainer:
         with naming_rows(self.progress.step + 1, batches):
             results = self._forward_backward(batches, totals)
         data_seconds += self._prefetch()
-        sums = self._reduce_metrics(results, batches)
+        # Here the host waits for the device for the first time in the step.
+        sums = sum_step(results, self._flops(batches), self._all_reduce)
         norm, router_losses = self._reduce_gradients()
 
         numbers = StepNumbers(self.progress.step + 1, batches, sums.row_losses, sums.loss, norm)
@@ -249,30 +248,7 @@ class Trainer:
             router_losses=router_losses,
             pair_sums=sums.pair_sums,
             is_skipped=not is_applied,
-            rows=_row_losses(batches, sums.row_losses),
-        )
-
-    def _reduce_metrics(self, results: Sequence[_RowResult], batches: Sequence[PackedBatch]) -> _StepSums:
-        """Read the metrics of the rows, and sum them over all processes.
-
-        Here the host waits for the device for the first time in the step.
-        """
-        losses = [float(result.loss_sum.item()) for result in results]
-        routings = [result.routing for result in results if result.routing is not None]
-        pairs = [result.pairs for result in results if result.pairs is not None]
-        expert_counts = self._all_reduce(_sum_by_name(routing.expert_counts() for routing in routings))
-        is_finite = all(map(math.isfinite, losses))
-        own = {"loss": math.fsum(losses) if is_finite else math.nan, "flops": self._flops(batches)}
-        own |= _sum_by_name(routing.router_sums() for routing in routings)
-        sums = {name: float(value) for name, value in self._all_reduce(own).items()}
-        pair_sums = self._all_reduce(_sum_by_name(row_pairs.sums() for row_pairs in pairs))
-        return _StepSums(
-            row_losses=losses,
-            loss=sums.pop("loss"),
-            flops=sums.pop("flops"),
-            expert_counts=expert_counts,
-            router_sums=sums,
-            pair_sums={name: float(value) for name, value in pair_sums.items()},
+            rows=row_losses(batches, sums.row_losses),
         )
 
     def _reduce_gradients(self) -> tuple[float, dict[str, float]]:
@@ -367,11 +343,11 @@ class Trainer:
             return 0.0
         return sum(self.count_flops(batch) for batch in self._counted(batches) if not is_filler(batch))
 
-    def _forward_backward(self, batches: Sequence[PackedBatch], totals: StepTotals) -> list[_RowResult]:
+    def _forward_backward(self, batches: Sequence[PackedBatch], totals: StepTotals) -> list[RowResult]:
         """Losses and gradients of the rows of this process. The host uploads the next row while a GPU computes."""
         rank, part = (self.dist.rank, self.dist.part) if self.dist is not None else (0, 0)
         upload = AsyncUpload()
-        results: list[_RowResult] = []
+        results: list[RowResult] = []
         row = self.objective.upload(batches[0], upload)
         for index in range(len(batches)):
             is_last = index + 1 == len(batches)
@@ -389,7 +365,7 @@ class Trainer:
                 self.reducer.end_row()
             elif len(batches) > 1:
                 self.optimizer.collect_gradients()
-            results.append(_RowResult(output.loss_sum.detach(), output.routing, output.pairs, upload))
+            results.append(RowResult(output.loss_sum.detach(), output.routing, output.pairs, upload))
         return results
 
     def _all_reduce(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -405,27 +381,6 @@ class Trainer:
         }
 
 
-class _StepSums(NamedTuple):
-    """Metrics of a step: row_losses of the rows of this process, all others over all processes."""
-
-    row_losses: list[float]
-    loss: float
-    flops: float
-    expert_counts: dict[str, np.ndarray]
-    router_sums: dict[str, float]
-    pair_sums: dict[str, float]
-
-
-class _RowResult(NamedTuple):
-    """The output of an objective without the graph, and the upload of the row: its memory is in use until the host has
-    read the output."""
-
-    loss_sum: paddle.Tensor
-    routing: RowRouting | None
-    pairs: RowPairs | None
-    upload: AsyncUpload
-
-
 def seed_row(seed: int, row: int, part: int = 0) -> None:
     """Seed Paddle's generators (dropout) for one row of the run, or one process's part of it.
 
@@ -433,20 +388,3 @@ def seed_row(seed: int, row: int, part: int = 0) -> None:
     with the randomness of one that never stopped, from two numbers instead of the state of generators.
     """
     paddle.seed(int(np.random.SeedSequence((seed, row, part)).generate_state(1, np.uint64)[0] >> 1))
-
-
-def _row_losses(batches: Sequence[PackedBatch], losses: Sequence[float]) -> list[RowLoss]:
-    counts = [len(batch.branches) or batch.num_loss_tokens for batch in batches]
-    return [
-        RowLoss(loss / count, batch.sample_ids)
-        for batch, loss, count in zip(batches, losses, counts, strict=True)
-        if count
-    ]
-
-
-def _sum_by_name(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total[name] + value if name in total else value
-    return total
