@@ -88,8 +88,8 @@ class InterruptGuard:
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit with status 143, so that files which are not complete are removed.
+def exit_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise SystemExit with status 143 or 129, so that incomplete files are removed.
 
     Has no effect outside the main thread, where signals are not handled.
     """
@@ -100,8 +100,9 @@ def exit_on_sigterm() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
+    previous = {number: signal.signal(number, leave) for number in handled((signal.SIGTERM, signal.SIGHUP))}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from erniekit.errors import CheckpointError
-from erniekit.interrupt import exit_on_sigterm
+from erniekit.interrupt import exit_on_signals
 
 # Tokenizer, configurations and the index of shards.
 _SIDE_BYTES = 64 << 20
@@ -58,14 +58,14 @@ def replacing(output: Path, nbytes: int) -> Iterator[Path]:
 def staging(output: Path) -> Iterator[Path]:
     """A new hidden directory on the disk of `output`: in it if it is there, else beside it.
 
-    It is removed at the end of the block, also after Ctrl-C and SIGTERM. What killed commands left for the same output
-    is removed first. Raises CheckpointError for a directory that cannot be written.
+    It is removed at the end of the block, also after Ctrl-C, SIGTERM and SIGHUP. What killed commands left for the same
+    output is removed first. Raises CheckpointError for a directory that cannot be written.
     """
     parent = output if output.is_dir() else output.parent
     locked: tuple[Path, int] | None = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with exit_on_sigterm():
+        with exit_on_signals():
             _remove_abandoned(parent, output.absolute().name)
             locked = _locked_directory(parent, output.absolute().name)
             yield locked[0]

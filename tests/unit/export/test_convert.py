@@ -277,18 +277,21 @@ def test_a_disk_that_is_too_small(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_conversion_that_is_terminated_leaves_nothing(models: dict[str, Path], tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_conversion_that_is_terminated_leaves_nothing(
+    models: dict[str, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         convert_model(
             models["dense"],
             tmp_path / "out",
             "hub",
-            progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM),
+            progress=lambda *_: os.kill(os.getpid(), number),
         )
-    assert stopped.value.code == 143
+    assert stopped.value.code == 128 + number
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_an_interrupted_conversion_leaves_nothing(models: dict[str, Path], tmp_path: Path) -> None:
