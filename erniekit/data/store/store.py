@@ -263,7 +263,13 @@ class DocumentStore:
 
     def _read(self, name: str, start: int, end: int) -> bytes:
         # pread, not a memory map: the pages of a map count as memory of the process, which would grow with the data.
-        return os.pread(self._descriptors[name], end - start, start)
+        try:
+            data = os.pread(self._descriptors[name], end - start, start)
+        except OSError as error:
+            raise DataError(f"{self.directory / name}: cannot be read: {error.strerror}") from error
+        if len(data) != end - start:
+            raise DataError(f"{self.directory / name}: was cut off during the run; remove {self.directory}")
+        return data
 
 
 def _remove_abandoned(cache: Path) -> None:

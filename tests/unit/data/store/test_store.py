@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import time
@@ -138,6 +139,23 @@ def test_a_file_that_was_cut_off_is_an_error(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(DataError, match=r"labels\.bin: has 52 bytes instead of 56; remove .*store"):
         DocumentStore(store.directory)
+
+
+def test_a_file_that_is_cut_off_or_fails_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write(tmp_path / "store", [document("a", 5), document("b", 9)])
+    os.truncate(store.directory / "labels.bin", 30)
+    assert len(store[0]) == 5
+    with pytest.raises(DataError, match=r"labels\.bin: was cut off during the run; remove .*store"):
+        store[1]
+
+    def fail(*arguments: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(DataError, match=r"media\.bin: cannot be read: Input/output error"):
+        store[0]
 
 
 def test_drafts_of_processes_that_were_killed_are_removed(tmp_path: Path) -> None:
