@@ -25,6 +25,8 @@ PEER_LOST = "lost the other ranks"
 """Starts every message of a process that ends because another one did, so that the cause is searched elsewhere."""
 
 _LONGEST_INTERVAL = 5.0
+# A wait of so many intervals was none: the process was stopped.
+_PAUSE_INTERVALS = 3.0
 _FAILED, _REASON = "erniekit/failed", "erniekit/reason"
 
 
@@ -159,6 +161,8 @@ class Watchdog:
         self._heartbeat = 0
         self._last_heartbeats: dict[int, tuple[int, float]] = {}
         self._reported: set[tuple[str, int]] = set()
+        # The end and the length of times in which this process was stopped.
+        self._pauses: list[tuple[float, float]] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -205,17 +209,32 @@ class Watchdog:
             return
         for tracker in list(self._trackers):
             call = tracker.oldest_pending()
-            if call is None or time.monotonic() - call.entered_at < self.timeout / 2:
+            if call is None or self._seconds_since(call.entered_at) < self.timeout / 2:
                 continue
             others = {rank: self._read(rank) for rank in tracker.ranks if rank != self.rank}
-            if time.monotonic() - call.entered_at > self.timeout:
+            if self._seconds_since(call.entered_at) > self.timeout:
                 self._handle_timeout(tracker, call, others)
+
+    def note_wait(self, seconds: float) -> None:
+        """Note how long a wait of one interval took. A much longer one means that all processes were stopped.
+
+        Schedulers suspend jobs (SIGSTOP), containers are paused, and machines sleep. Nobody was late then.
+        """
+        if seconds > _PAUSE_INTERVALS * self._interval:
+            self._pauses.append((time.monotonic(), seconds - self._interval))
+
+    def _seconds_since(self, then: float) -> float:
+        """Seconds since a time, without those in which this process was stopped."""
+        return time.monotonic() - then - sum(seconds for ended, seconds in self._pauses if ended > then)
 
     def _run(self) -> None:
         try:
+            started = time.monotonic()
             while not self._closing.wait(self._interval):
+                self.note_wait(time.monotonic() - started)
                 self.publish()
                 self.check()
+                started = time.monotonic()
         except Exception as error:
             # Any error of the store means that rank 0, which serves it, has ended.
             if not self._closing.is_set():
@@ -240,7 +259,7 @@ class Watchdog:
             operations = ", ".join(f"rank {rank}: {others[rank]['operation']}" for rank in missing)
             self._report_wait_once(tracker, call, operations)
             return
-        waited = time.monotonic() - call.entered_at
+        waited = self._seconds_since(call.entered_at)
         reason = f"rank {self.rank} has waited {waited:.0f} s in {call_text(call.name, call.number, tracker.ranks)}"
         if missing:
             reason += f"; did not enter it: {ranks_text(missing)}"
@@ -275,7 +294,7 @@ class Watchdog:
 
     def _silent_seconds(self, rank: int) -> float:
         """Seconds since this rank first read the last heartbeat of `rank`; 0 for a short time."""
-        seconds = time.monotonic() - self._last_heartbeats[rank][1]
+        seconds = self._seconds_since(self._last_heartbeats[rank][1])
         # A long call into a library may keep a healthy process from publishing for a while.
         return seconds if seconds > max(3 * self._interval, self.timeout / 4) else 0.0
 

@@ -101,8 +101,8 @@ class Child:
         return True
 
     def signal(self, number: int) -> None:
-        """Send a signal: SIGKILL to its whole process group, others to the process alone."""
-        send = os.killpg if number == signal.SIGKILL else os.kill
+        """Send a signal: to its whole process group if it kills, stops or continues, others to the process alone."""
+        send = os.killpg if number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT) else os.kill
         try:
             send(self._process.pid, number)
         except ProcessLookupError:
@@ -180,7 +180,7 @@ class Supervisor:
         0, or 128 + the number of a signal after which all ranks ended cleanly. Otherwise the exit status of the
         rank that failed, 1 if a signal killed it.
         """
-        with _record_signals(self._signals, self._timeouts.same):
+        with _record_signals(self._signals, self._timeouts.same), _stop_together(self._alive):
             try:
                 for spec in self._specs:
                     self._children.append(Child(spec, show=not self._children))
@@ -296,6 +296,27 @@ def _record_signals(received: list[int], same: float) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _stop_together(alive: Callable[[], Sequence[Child]]) -> Iterator[None]:
+    """Inside, Ctrl-Z stops the processes, too, until this one continues: in other sessions, they do not receive it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped = alive()
+        for child in stopped:
+            child.signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        for child in stopped:
+            child.signal(signal.SIGCONT)
+
+    previous = signal.getsignal(signal.SIGTSTP)
+    if previous == signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, previous)
 
 
 def _bind_to_parent() -> Callable[[], None] | None:

@@ -230,6 +230,26 @@ def test_a_signal_reaches_every_rank_once(tmp_path: Path, number: signal.Signals
         assert log(tmp_path, rank) == f"ready\nsaved after {int(number)}\ndone\n"
 
 
+def test_ranks_stop_and_continue_with_the_launcher(tmp_path: Path) -> None:
+    """Ctrl-Z: ranks that went on would wait for ever when nobody reads their output."""
+    code = f"import os; print(os.getpid(), flush=True); {SLEEP}"
+    process = start([code] * 2, tmp_path)
+    ranks = pids(tmp_path, 2)
+
+    def states() -> set[str]:
+        return {
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            for pid in (process.pid, *ranks)
+        }
+
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: states() == {"T"})
+    process.send_signal(signal.SIGCONT)
+    until(lambda: "T" not in states())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+
+
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     endless = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('ready', flush=True); "
     # Another rank is lost with it, which is no failure.

@@ -133,6 +133,22 @@ def test_nothing_is_reported_in_time(clock: Clock) -> None:
     second.watchdog.check()
 
 
+def test_time_in_which_all_processes_were_stopped_does_not_count(clock: Clock) -> None:
+    """A scheduler has suspended the job for an hour; the watchdog of each process notices a wait of an interval."""
+    first, _ = members(2, MemoryStore(), timeout=40)
+    with inside(first, "barrier"):
+        clock.now += 10
+        first.watchdog.note_wait(5)
+        clock.now += 3605
+        first.watchdog.note_wait(3605)
+        first.watchdog.check()
+        clock.now += 20
+        first.watchdog.note_wait(12)
+        first.watchdog.check()
+        clock.now += 10
+        assert verdict(first).startswith("rank 0 has waited 45 s in barrier (call 1 of ranks 0, 1)")
+
+
 def test_all_ranks_have_entered_but_not_the_same_collective(clock: Clock) -> None:
     first, second = members(2, MemoryStore())
     with inside(first, "all_reduce"), inside(second, "all_gather"):
