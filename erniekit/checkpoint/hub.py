@@ -49,9 +49,17 @@ _NOT_TRAINED = re.compile(r"(^|\.)mtp_")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The shards of a checkpoint directory: the files named by its index, or its single safetensors file."""
+    """The shards of a checkpoint directory: the files named by its index, or its single safetensors file.
+
+    Raises CheckpointError where there are none, and for an index beside a single file that it does not name.
+    """
     if (directory / INDEX_FILE).is_file():
         names = sorted(set(_weight_map(directory).values()))
+        if SINGLE_FILE not in names and (directory / SINGLE_FILE).is_file():
+            raise CheckpointError(
+                f"{directory}: there are {SINGLE_FILE} and {INDEX_FILE}, which does not name it. transformers loads "
+                "the first, other engines the files of the index: remove what is out of date"
+            )
         _refuse_missing(directory, names, "the index names shards that are not there")
         return [directory / name for name in names]
     if (directory / SINGLE_FILE).is_file():
@@ -72,8 +80,7 @@ def weight_files(directory: Path) -> list[Path]:
 def weights_problem(directory: Path) -> str | None:
     """Why engines would load other weights of a directory than those that are read here, or none; None if they do not.
 
-    transformers takes `model.safetensors` before an index, and needs one of the two; converters take every file with
-    such a name.
+    transformers needs `model.safetensors` or an index; converters take every file with such a name.
     """
     read = weight_files(directory)
     stray = sorted(file.name for file in directory.glob("model*.safetensors") if file not in read)

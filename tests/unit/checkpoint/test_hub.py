@@ -41,6 +41,12 @@ def test_shards_are_read_back_and_by_the_library(tmp_path: Path) -> None:
 def test_one_file_without_index_is_read(tmp_path: Path) -> None:
     save_file(ARRAYS, tmp_path / "model.safetensors")
     assert set(hub.read_index(tmp_path)) == set(ARRAYS)
+    # Of two sets of weights each reader would take another one.
+    hub.write_shards(tmp_path, SPECS, lambda name: ARRAYS[name])
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors and .*index\.json, which does not name it"
+    ):
+        hub.read_index(tmp_path)
 
 
 @pytest.mark.slow

@@ -102,8 +102,13 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "a second file": (
         "dense",
+        write("model-00002-of-00002.safetensors", "old"),
+        "the index does not name model-00002-of-00002.safetensors, which engines may load instead",
+    ),
+    "a single file and an index": (
+        "moe",
         write("model.safetensors", "old"),
-        "the index does not name model.safetensors, which engines may load instead",
+        "there are model.safetensors and model.safetensors.index.json, which does not name it",
     ),
     "not JSON": ("vl", write("config.json", "{"), "not valid JSON"),
     "other layers": ("dense", config(num_hidden_layers=3), "tensors are missing"),

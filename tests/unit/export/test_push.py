@@ -335,7 +335,7 @@ def test_a_hub_that_refuses_or_is_not_there(
 def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     mixed = shutil.copytree(models["dense"], tmp_path / "mixed")
-    (mixed / "model.safetensors").write_bytes(b"old")
+    (mixed / "model-00002-of-00002.safetensors").write_bytes(b"old")
     broken = shutil.copytree(models["dense"], tmp_path / "broken")
     next(broken.glob("*.safetensors")).unlink()
     for path, options, error, words in (
@@ -346,7 +346,7 @@ def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Pat
         (models["dense"], {"run": models["moe"]}, CheckpointError, "not a run or a checkpoint"),
         (run, {"run": run}, ConfigError, "--run is for an exported directory"),
         (run, {"layout": "adapter"}, CheckpointError, "holds a whole model, no adapter"),
-        (mixed, {}, CheckpointError, "the index does not name model.safetensors"),
+        (mixed, {}, CheckpointError, "the index does not name model-00002-of-00002"),
         (broken, {}, CheckpointError, "the index names shards that are not there"),
         (tmp_path / "none", {}, CheckpointError, "no such directory"),
         (tmp_path / "file", {}, CheckpointError, "is a file; give a run, a checkpoint or an exported"),
