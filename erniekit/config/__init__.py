@@ -4,12 +4,11 @@ from erniekit.config.config import Config
 from erniekit.config.data import DataConfig, SourceConfig
 from erniekit.config.evaluation import EvalConfig
 from erniekit.config.load import dump_config, load_config
+from erniekit.config.logging import LogConfig
+from erniekit.config.model import LoraConfig, ModelConfig
 from erniekit.config.schema import (
     CheckpointConfig,
-    LogConfig,
-    LoraConfig,
     LossConfig,
-    ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     ParameterGroup,
