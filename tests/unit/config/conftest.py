@@ -1,11 +1,27 @@
-"""A fixture that writes configuration files."""
+"""Configuration files for tests, and the errors that they give."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from erniekit.config import load_config
+from erniekit.errors import ConfigError
+
 Write = Callable[[str, str], Path]
+
+MINIMAL = "model: {path: m}\ndata: {train: a.jsonl}\ntrain: {output_dir: out}\n"
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    """The lines of the error, without the heading of several problems."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    lines = str(caught.value).split("\n  ")
+    if len(lines) > 1:
+        assert lines[0] == f"{path}: {len(lines) - 1} problems"
+        return lines[1:]
+    return lines
 
 
 @pytest.fixture
