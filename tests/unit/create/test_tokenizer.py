@@ -110,7 +110,8 @@ def test_a_large_alphabet_leaves_room_for_words() -> None:
 
 
 def test_control_tokens_in_the_text_are_no_obstacle() -> None:
-    train_tokenizer(["old <s>price</s> new <unk> price, old price"] * 3, MIN_VOCAB_SIZE)
+    trained = train_tokenizer(["old <s>price</s> new <unk> price, old price"] * 3, MIN_VOCAB_SIZE)
+    assert trained.tokenizer.decode(encode(trained, "old price")) == "old price"
 
 
 def test_too_small_empty_and_disagreeing(monkeypatch: pytest.MonkeyPatch) -> None:

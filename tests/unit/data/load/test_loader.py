@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,10 @@ def test_moved_data_may_go_on(vl_encoder: Encoder, tmp_path: Path) -> None:
         path = write_lines(tmp_path / name / "f.jsonl", [qa("<image>", images=["x.png"]), qa("q")])
         loaders.append(make_loader(load(vl_encoder, path, max_length=ROOM)))
     loaders[1].load_state_dict(loaders[0].state_dict())
+    rows = [loader.next_row() for loader in loaders]
+    # Only the paths differ.
+    paths = {"sample_ids": rows[1].sample_ids, "media_names": rows[1].media_names}
+    assert_same(rows[1], replace(rows[0], **paths))
 
 
 def test_evaluation_rows_are_fixed_and_leave_the_place_alone(dataset: Dataset) -> None:
