@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,16 @@ def test_compute_dtype(dtype: str, device: str, computed: str) -> None:
 def test_bfloat16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="bfloat16 needs a GPU"):
         runtime.compute_dtype("bfloat16", "cpu")
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        runtime.raise_open_files()
+        most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
+        runtime.raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
