@@ -142,7 +142,7 @@ engines: $(ENGINES:%=.venv-%/.stamp)
 	@touch $@
 
 .venv-llmcompressor/.stamp: requirements/engines-llmcompressor.txt
-	@echo "Installing llm-compressor into .venv-llmcompressor (0.4 GB to download, 1.4 GB on disk) ..."
+	@echo "Installing llm-compressor into .venv-llmcompressor (0.4 GB to download, 1.5 GB on disk) ..."
 	@$(PYTHON) -m venv .venv-llmcompressor
 	@.venv-llmcompressor/bin/python -m pip --disable-pip-version-check install --quiet -r $< $(TORCH_ARGS)
 	@touch $@

