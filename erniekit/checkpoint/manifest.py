@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -73,13 +75,19 @@ def read_record(path: Path) -> FileRecord:
 
 def size_problem(file: Path, record: FileRecord) -> str | None:
     """Why a file cannot be the one of `record`, by its size alone; None if it can."""
-    if not file.is_file():
+    try:
+        # Once: a run may remove the checkpoint meanwhile.
+        status = file.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return f"{file.name} is missing"
+        return f"{file.name} cannot be read: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
         return f"{file.name} is missing"
-    size = file.stat().st_size
-    if size == record.size:
+    if status.st_size == record.size:
         return None
     pointer = placeholder_problem(file)
-    return f"{file.name} {pointer or f'has {size} bytes instead of {record.size}'}"
+    return f"{file.name} {pointer or f'has {status.st_size} bytes instead of {record.size}'}"
 
 
 def checksum_problems(directory: Path, records: Iterable[tuple[str, FileRecord]]) -> list[str]:

@@ -82,4 +82,8 @@ def part_files(directory: Path) -> list[Path]:
 
 def is_saving(run: Path) -> bool:
     """Whether a process writes a checkpoint of a run in the background."""
-    return any(is_locked(file) for file in run.glob(f"*checkpoint-*/{_PATTERN}"))
+    try:
+        return any(is_locked(file) for file in run.glob(f"*checkpoint-*/{_PATTERN}"))
+    except FileNotFoundError:
+        # A checkpoint got its name, or was removed, meanwhile: a process is at work.
+        return True

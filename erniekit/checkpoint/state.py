@@ -331,6 +331,15 @@ def write_side_files(files: Mapping[str, bytes], target: Path) -> None:
 
 
 def _problem(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not complete; None if it is."""
+    try:
+        return _find_problem(checkpoint)
+    except OSError as error:
+        # Such as of a checkpoint that a run removes meanwhile.
+        return f"it cannot be read: {error.strerror}"
+
+
+def _find_problem(checkpoint: Path) -> str | None:
     file = checkpoint / STATE_FILE
     if not file.exists():
         return f"{STATE_FILE} is missing"

@@ -340,6 +340,9 @@ class Checkpointer:
             for directory in directories:
                 try:
                     remove_checkpoint(directory)
+                except FileNotFoundError:
+                    # It was being removed when it was listed.
+                    continue
                 except OSError as error:
                     self._log(f"{directory}: cannot be removed: {error.strerror}")
 

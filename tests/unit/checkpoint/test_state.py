@@ -369,3 +369,25 @@ def test_a_checkpoint_that_was_moved_and_linked(tmp_path: Path) -> None:
     (run / "checkpoint-000001").symlink_to(elsewhere)
     assert not write(run, 1).is_symlink()
     assert file_records(elsewhere)
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run removes old checkpoints in the background: they are incomplete, and no error, after each look at a file."""
+    write(tmp_path, 3)
+    look, problems = Path.stat, []
+    for left in range(30):
+
+        def vanish(path: Path, **options: Any) -> os.stat_result:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            return look(path, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", vanish)
+            problems += [found.problem for found in find_checkpoints(tmp_path)]
+    assert "model.safetensors is missing" in problems
+    assert problems[-1] is None, "the last ones looked to the end"
