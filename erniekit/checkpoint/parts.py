@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from erniekit.checkpoint.manifest import FileRecord, records_from
 
 _PATTERN = "part-*.json"
+POLL_SECONDS = 0.1
 
 
 class PartFile:
@@ -61,6 +63,14 @@ def read_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], str | 
         return records_from(content["files"]), content["error"]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], str | None] | None:
+    """The part of another process, once it is written; None if that process ends before."""
+    while (part := read_part(directory, rank)) is None and is_locked(part_file(directory, rank)):
+        time.sleep(POLL_SECONDS)
+    # It may have written its part and ended between the two.
+    return part or read_part(directory, rank)
 
 
 def is_locked(file: Path) -> bool:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ STATE_FILE = "trainer_state.json"
 FORMAT = 2
 # Format 1 has the optimizer's state in one file, and no checksums.
 _READABLE = (1, FORMAT)
-_NAME = re.compile(r"checkpoint-(\d{6,})")
-_SET_ASIDE = ".damaged"
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{6,})")
+SET_ASIDE = ".damaged"
 _SIDE_FILE = re.compile(r"\.(json|jinja|model|py|ttf|txt)$|^(LICEN[CS]E|NOTICE)")
 _NOT_SIDE_FILES = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json$")
 _FINGERPRINT_BYTES = 1 << 20
@@ -145,7 +145,7 @@ def find_checkpoints(run: Path) -> list[FoundCheckpoint]:
         return []
     found = []
     for path in run.iterdir():
-        match = _NAME.fullmatch(path.name)
+        match = CHECKPOINT_NAME.fullmatch(path.name)
         if match and path.is_dir():
             found.append(FoundCheckpoint(path, int(match[1]), _problem(path)))
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
@@ -165,7 +165,7 @@ def set_aside_newer(run: Path, step: int) -> list[Path]:
     renamed = []
     for found in find_checkpoints(run):
         if found.step > step:
-            target = found.path.with_name(f"{found.path.name}{_SET_ASIDE}")
+            target = found.path.with_name(f"{found.path.name}{SET_ASIDE}")
             if target.exists():
                 remove_checkpoint(target)
             renamed.append(found.path.rename(target))
@@ -178,32 +178,6 @@ def remove_checkpoint(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
-
-
-def outdated_checkpoints(
-    run: Path, keep: int, spare: Collection[int] = (), keep_every: int | None = None
-) -> list[Path]:
-    """All but the `keep` newest complete checkpoints, and unfinished `.tmp` directories; the oldest first.
-
-    Checkpoints that were set aside are outdated once a newer one is complete. Nothing is outdated without a newer
-    checkpoint with all files in the sizes that were written and synced to disk. spare: steps of further checkpoints to
-    keep. keep_every: checkpoints after multiples of this many steps stay, too.
-    """
-    found = find_checkpoints(run)
-    complete = [checkpoint for checkpoint in found if checkpoint.problem is None][:keep]
-    if not complete:
-        return []
-    outdated = list(run.glob(".checkpoint-*.tmp"))
-    for path in sorted(run.glob(f"checkpoint-*{_SET_ASIDE}")):
-        match = _NAME.fullmatch(path.name.removesuffix(_SET_ASIDE))
-        if match and int(match[1]) <= complete[0].step:
-            outdated.append(path)
-    for checkpoint in reversed(found):
-        kept = checkpoint in complete or checkpoint.step in spare
-        kept = kept or (keep_every is not None and checkpoint.step % keep_every == 0)
-        if not kept and checkpoint.step < complete[0].step:
-            outdated.append(checkpoint.path)
-    return outdated
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -351,7 +325,7 @@ def _find_problem(checkpoint: Path) -> str | None:
     # Checkpoints of versions before it existed have none.
     if content.get("checksum", _checksum(content)) != _checksum(content):
         return f"{STATE_FILE} is damaged, or was edited: its checksum differs from the one that was written"
-    match = _NAME.fullmatch(checkpoint.name)
+    match = CHECKPOINT_NAME.fullmatch(checkpoint.name)
     if match and content.get("step") != int(match[1]):
         return f"{STATE_FILE} is of another checkpoint: it says step {clipped(repr(content.get('step')))}"
     unlisted = [path.name for path in checkpoint.glob("*.safetensors") if path.name not in records]

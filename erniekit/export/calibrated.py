@@ -22,9 +22,10 @@ from erniekit.display.text import counted
 from erniekit.errors import ConfigError, DataError
 from erniekit.evaluation.dataset import EvalDataset, find_files
 from erniekit.export.engines.process import LLM_COMPRESSOR, find_python, run_script
-from erniekit.export.export import ExportReport, export_model, resolve_source
+from erniekit.export.export import ExportReport, export_model
 from erniekit.export.output import check_output, staging
 from erniekit.export.quantized import Quantization, Rounded, check_quantized_layout
+from erniekit.export.source import resolve_source
 from erniekit.generation.load import find_model
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import is_quantized_tensor, parameter_specs

@@ -20,15 +20,14 @@ from erniekit.checkpoint.hub import read_header, shard_name, spec_bytes, split_s
 from erniekit.checkpoint.manifest import FileRecord, size_problem
 from erniekit.checkpoint.names import HubTensor, assemble, by_parameter
 from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file
-from erniekit.checkpoint.parts import is_locked, part_file, read_part
+from erniekit.checkpoint.parts import POLL_SECONDS, is_locked, part_file, wait_for_part
+from erniekit.checkpoint.retention import BackgroundRemoval, outdated_checkpoints
 from erniekit.checkpoint.state import (
     STATE_FILE,
     TrainerState,
     finish_checkpoint,
     newest_checkpoint,
-    outdated_checkpoints,
     read_side_files,
-    remove_checkpoint,
     unfinished_name,
     write_side_files,
 )
@@ -55,7 +54,6 @@ from erniekit.train.progress import BestTracker, TrainerProgress, restored, rest
 from erniekit.train.selection import lora_alpha, lora_expert_rank
 
 Log = Callable[[str], None]
-_POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -106,7 +104,7 @@ class Checkpointer:
         self._side_files = read_side_files(config.model.directory) if whole else {}
         self._unfinished: _Save | None = None
         self._copy = host_copy()
-        self._removal: threading.Thread | None = None
+        self._removal = BackgroundRemoval(log)
         # Finishing a save takes no messages; after an error the watchdog's thread may do it.
         self._finishing = threading.Lock()
         dist.mesh.before_abort(self.finish_after_error)
@@ -219,13 +217,13 @@ class Checkpointer:
             if not self._dist.is_main:
                 main = part_file(save.directory, 0)
                 while save.writer.is_running and is_locked(main):
-                    save.writer.wait(_POLL_SECONDS)
+                    save.writer.wait(POLL_SECONDS)
                 return
             self._log(f"finishing the checkpoint of step {save.state.step}, which is being written")
             save.writer.join()
             parts = {0: (save.writer.records, save.writer.error)}
             for rank in self._writers()[1:]:
-                part = _wait_for_part(save.directory, rank)
+                part = wait_for_part(save.directory, rank)
                 parts[rank] = part or ({}, f"rank {rank} ended before it had written its part")
             errors = [error for _, error in parts.values() if error is not None]
             files = {name: record for records, _ in parts.values() for name, record in records.items()}
@@ -257,8 +255,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Wait until old checkpoints are removed."""
-        if self._removal is not None:
-            self._removal.join()
+        self._removal.join()
 
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
@@ -327,28 +324,11 @@ class Checkpointer:
         # Also the one before, while the best one has no checkpoint.
         recorded = recorded_best(run_dir, best.metric)
         spare = [best.step, *([] if recorded is None else [recorded[0]])]
-        self._remove(outdated_checkpoints(run_dir, keep.keep, spare, keep.keep_every))
+        self._removal.start(outdated_checkpoints(run_dir, keep.keep, spare, keep.keep_every))
         now = time.perf_counter()
         waited = save.waited + now - started
         size = format_bytes(sum(record.size for record in files.values()))
         self._log(f"saved {path}: {size} in {now - save.started:.1f} s; training waited {waited:.2f} s")
-
-    def _remove(self, directories: Sequence[Path]) -> None:
-        """Remove old checkpoints in the background: disks take seconds to free hundreds of gigabytes."""
-
-        def remove() -> None:
-            for directory in directories:
-                try:
-                    remove_checkpoint(directory)
-                except FileNotFoundError:
-                    # It was being removed when it was listed.
-                    continue
-                except OSError as error:
-                    self._log(f"{directory}: cannot be removed: {error.strerror}")
-
-        self.close()
-        self._removal = threading.Thread(target=remove, name="old checkpoints", daemon=True)
-        self._removal.start()
 
     def _state(self, progress: TrainerProgress) -> TrainerState:
         config = self._config
@@ -421,11 +401,3 @@ class Checkpointer:
     def _anywhere(self, flag: bool) -> bool:
         """Whether `flag` holds for any process."""
         return bool(self._dist.all_reduce(np.array([flag], np.int64))[0])
-
-
-def _wait_for_part(directory: Path, rank: int) -> tuple[dict[str, FileRecord], str | None] | None:
-    """The part of another process, once it is written; None if that process ends before."""
-    while (part := read_part(directory, rank)) is None and is_locked(part_file(directory, rank)):
-        time.sleep(_POLL_SECONDS)
-    # It may have written its part and ended between the two.
-    return part or read_part(directory, rank)

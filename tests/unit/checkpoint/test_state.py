@@ -16,6 +16,7 @@ from erniekit.checkpoint import writer as writer_module
 from erniekit.checkpoint.hub import write_safetensors
 from erniekit.checkpoint.manifest import checksum_problems, read_record
 from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file, part_name
+from erniekit.checkpoint.retention import outdated_checkpoints
 from erniekit.checkpoint.state import (
     STATE_FILE,
     TrainerState,
@@ -25,7 +26,6 @@ from erniekit.checkpoint.state import (
     fingerprint,
     model_fingerprint,
     newest_checkpoint,
-    outdated_checkpoints,
     read_side_files,
     read_state,
     remove_checkpoint,
