@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.hub import TensorInfo, as_dtype, check_against, read_index, read_span
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, check_against, read_index, read_span
 from erniekit.checkpoint.tensor_layouts import OUTPUT, hub_index
 from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError

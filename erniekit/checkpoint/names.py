@@ -12,7 +12,8 @@ from itertools import groupby
 import numpy as np
 from paddle import Tensor, nn
 
-from erniekit.checkpoint.hub import NUMPY_TYPES, as_dtype
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import NUMPY_TYPES
 from erniekit.layers import QuantizedParameter
 from erniekit.models.specs import is_expert_tensor
 from erniekit.moe.experts import StackedLinear

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, read_array
 from erniekit.models.config import ErnieConfig, is_paddle_config
 
 

@@ -11,11 +11,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from erniekit.checkpoint.hub import (
-    TensorInfo,
-    as_dtype,
-    read_span,
-)
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, read_span
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.names import (
     HubTensor,

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.hub import NUMPY_TYPES, as_dtype, spec_bytes, write_shards
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import NUMPY_TYPES, spec_bytes, write_shards
 from erniekit.create.corpus import read_texts
 from erniekit.create.shapes import shape_config
 from erniekit.create.tokenizer import TrainedTokenizer, train_tokenizer

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array, read_span
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, read_array, read_span
 from erniekit.checkpoint.model_files import check_tensors, model_index
 from erniekit.errors import CheckpointError
 from erniekit.export.check import Check, some

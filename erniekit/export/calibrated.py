@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from erniekit.checkpoint.element_types import as_dtype
 from erniekit.checkpoint.header import read_header
-from erniekit.checkpoint.hub import DEFAULT_SHARD_BYTES, as_dtype, read_array, read_index
+from erniekit.checkpoint.hub import DEFAULT_SHARD_BYTES, read_array, read_index
 from erniekit.config.choices import ChatTemplateSource, CheckpointLayout, Dtype
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.display.progress import OnProgress, no_progress

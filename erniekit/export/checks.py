@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from erniekit.checkpoint.element_types import as_dtype, is_finite
 from erniekit.checkpoint.header import read_metadata
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
-    as_dtype,
-    is_finite,
     read_array,
     read_header,
     read_index,

@@ -16,13 +16,8 @@ import numpy as np
 import paddle
 
 from erniekit.checkpoint.base import check_base
-from erniekit.checkpoint.hub import (
-    DEFAULT_SHARD_BYTES,
-    TensorInfo,
-    as_dtype,
-    is_finite,
-    read_array,
-)
+from erniekit.checkpoint.element_types import as_dtype, is_finite
+from erniekit.checkpoint.hub import DEFAULT_SHARD_BYTES, TensorInfo, read_array
 from erniekit.checkpoint.model_files import check_tensors, model_index
 from erniekit.checkpoint.quantizer import Quantizer, make_quantizer, relative_error
 from erniekit.checkpoint.state import check_weights

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from erniekit.checkpoint.download import model_directory
-from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, read_array
 from erniekit.checkpoint.model_files import open_model
 from erniekit.checkpoint.state import STATE_FILE
 from erniekit.config.choices import ChatTemplateSource, GgufType

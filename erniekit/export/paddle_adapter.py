@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from erniekit.checkpoint.element_types import as_dtype
 from erniekit.checkpoint.header import NUMPY_TYPES, TensorInfo, read_header
-from erniekit.checkpoint.hub import as_dtype, read_array, write_safetensors
+from erniekit.checkpoint.hub import read_array, write_safetensors
 from erniekit.checkpoint.manifest import write_checksums
 from erniekit.checkpoint.tensor_layouts import StoredTensor, stored_tensors
 from erniekit.display.text import clipped

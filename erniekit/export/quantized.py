@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from erniekit.checkpoint.hub import TensorInfo, as_dtype, check_against, read_array, read_index
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, check_against, read_array, read_index
 from erniekit.checkpoint.names import assemble, by_parameter, hub_tensors
 from erniekit.checkpoint.tensor_layouts import StoredTensor
 from erniekit.checkpoint.weights import assign

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from erniekit.checkpoint.hub import as_dtype, read_array, read_header
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import read_array, read_header
 from erniekit.checkpoint.names import hub_tensors, take
 from erniekit.checkpoint.weights import array_of, load_model
 from erniekit.data.encode.positions import media_positions, text_positions

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from erniekit.checkpoint.hub import TensorInfo, as_dtype, read_array
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import TensorInfo, read_array
 from erniekit.checkpoint.tensor_layouts import OUTPUT
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import read_adapter, refuse_untied

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from erniekit.checkpoint import hub
+from erniekit.checkpoint import element_types, hub
 from erniekit.errors import CheckpointError
 from erniekit.models.specs import TensorSpec
 
@@ -54,9 +54,11 @@ def test_bfloat16_rounds_to_nearest_even_and_widens_exactly() -> None:
     torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).standard_normal(5000).astype(np.float32) * 1e3
     values[:6] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.00390625]
-    narrow = hub.float32_to_bfloat16(values)
+    narrow = element_types.float32_to_bfloat16(values)
     expected = torch.tensor(values).to(torch.bfloat16)
-    np.testing.assert_array_equal(hub.bfloat16_to_float32(narrow), expected.to(torch.float32).numpy())
+    np.testing.assert_array_equal(
+        element_types.bfloat16_to_float32(narrow), expected.to(torch.float32).numpy()
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut header", "cut data", "not json", "empty"])
@@ -156,20 +158,20 @@ _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 def test_values_that_are_not_finite(dtype: str) -> None:
     def array(values: list[float]) -> np.ndarray:
         if dtype == "BF16":
-            return hub.float32_to_bfloat16(np.array(values, np.float32))
+            return element_types.float32_to_bfloat16(np.array(values, np.float32))
         return np.array(values, _TYPES[dtype])
 
     limit = 3.3e38 if dtype == "BF16" else float(np.finfo(_TYPES[dtype]).max)
-    assert hub.is_finite(array([0.0, -0.0, limit, -limit, 1e-40]), dtype)
-    assert hub.is_finite(array([]), dtype)
-    assert hub.is_finite(array([1.0]).reshape(()), dtype)
+    assert element_types.is_finite(array([0.0, -0.0, limit, -limit, 1e-40]), dtype)
+    assert element_types.is_finite(array([]), dtype)
+    assert element_types.is_finite(array([1.0]).reshape(()), dtype)
     for value in (np.nan, -np.nan, np.inf, -np.inf):
-        assert not hub.is_finite(array([1.0, value]), dtype)
+        assert not element_types.is_finite(array([1.0, value]), dtype)
         # Beyond the first block that is compared, and not contiguous.
         many = array([1.0] * 300_000)
         many[200_000] = array([value])[0]
-        assert not hub.is_finite(many.reshape(2, -1).T, dtype)
-    assert hub.is_finite(np.array([0x7FF0], np.uint16), "U16")
+        assert not element_types.is_finite(many.reshape(2, -1).T, dtype)
+    assert element_types.is_finite(np.array([0x7FF0], np.uint16), "U16")
 
 
 def test_nan_is_refused_with_tensor_and_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint import hub
+from erniekit.checkpoint import element_types, hub
 from erniekit.checkpoint.model_files import (
     EMBEDDING,
     OUTPUT,
@@ -95,17 +95,17 @@ def test_untied_as_asked_for(write: Write) -> None:
 
 def test_equal_values_of_another_element_type_are_equal(write: Write, tmp_path: Path) -> None:
     def rounded(arrays: Arrays) -> None:
-        narrow = hub.float32_to_bfloat16(arrays[EMBEDDING])
-        arrays[EMBEDDING] = hub.bfloat16_to_float32(narrow)
+        narrow = element_types.float32_to_bfloat16(arrays[EMBEDDING])
+        arrays[EMBEDDING] = element_types.bfloat16_to_float32(narrow)
 
     directory = write(change=rounded)
     embedding = hub.read_array(hub.read_index(directory)[EMBEDDING])
     (directory / hub.INDEX_FILE).unlink()
     spec = TensorSpec(OUTPUT, "BF16", embedding.shape)
     head = directory / "model-head.safetensors"
-    hub.write_safetensors(head, [spec], lambda _: hub.float32_to_bfloat16(embedding))
+    hub.write_safetensors(head, [spec], lambda _: element_types.float32_to_bfloat16(embedding))
     open_model(directory)
-    hub.write_safetensors(head, [spec], lambda _: hub.float32_to_bfloat16(embedding * 1.5))
+    hub.write_safetensors(head, [spec], lambda _: element_types.float32_to_bfloat16(embedding * 1.5))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight \(model-head\.safetensors\) is not equal"):
         open_model(directory)
     smaller = TensorSpec(OUTPUT, "F32", (4, 16))

@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 import pytest
 
-from erniekit.checkpoint.hub import bfloat16_to_float32, float32_to_bfloat16, read_index
+from erniekit.checkpoint.element_types import bfloat16_to_float32, float32_to_bfloat16
+from erniekit.checkpoint.hub import read_index
 from erniekit.checkpoint.quantizer import Quantizer
 from erniekit.checkpoint.weights import load_model
 from erniekit.errors import CheckpointError

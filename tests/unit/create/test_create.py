@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erniekit.checkpoint.hub import bfloat16_to_float32, read_array, read_index
+from erniekit.checkpoint.element_types import bfloat16_to_float32
+from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.create import create as module
 from erniekit.create.create import create_model, initial_value
 from erniekit.data.media.patches import ImageSpec, patchify

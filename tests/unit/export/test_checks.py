@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.hub import INDEX_FILE, SINGLE_FILE, float32_to_bfloat16, read_array, read_index
+from erniekit.checkpoint.element_types import float32_to_bfloat16
+from erniekit.checkpoint.hub import INDEX_FILE, SINGLE_FILE, read_array, read_index
 from erniekit.checkpoint.hub import write_safetensors as write_file
 from erniekit.export.checks import check_directory
 from erniekit.export.export import export_model

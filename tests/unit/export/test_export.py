@@ -9,12 +9,11 @@ import numpy as np
 import paddle
 import pytest
 
+from erniekit.checkpoint.element_types import as_dtype, float32_to_bfloat16
 from erniekit.checkpoint.header import read_header
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
     TensorInfo,
-    as_dtype,
-    float32_to_bfloat16,
     read_array,
     read_index,
     write_safetensors,

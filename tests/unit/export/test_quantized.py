@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.hub import as_dtype, read_array, read_index
+from erniekit.checkpoint.element_types import as_dtype
+from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.weights import load_model
 from erniekit.cli.export import export
 from erniekit.cli.verify import verify
