@@ -116,7 +116,7 @@ def trainer_state(rng: random.Random, directory: Path) -> None:
         },
         "base_model": "base",
         "erniekit_version": "0",
-        "best": BestTracker("loss", 4, 1.5).as_dict(),
+        "best": BestTracker(metric="loss", step=4, value=1.5).as_dict(),
         "skipped_steps": 0,
         "skipped_in_row": 0,
         "losses": [2.5, 2.25],
