@@ -128,6 +128,8 @@ def _measure(directory: Path, data: Path, processes: int, *, every: int, backgro
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(finished.stdout[-2000:] + finished.stderr[-2000:])
+    if background and "training waits while this one is written" in finished.stdout:
+        raise SystemExit(f"{processes} processes: too little memory for saves in the background")
     saves = _SAVED.findall(finished.stdout)
     counted = saves[1:-1]
     seconds, waited = (statistics.median(float(save[place]) for save in counted) for place in (1, 2))
