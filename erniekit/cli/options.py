@@ -67,3 +67,11 @@ MaxShardSize = Annotated[
         show_default=False,
     ),
 ]
+GgufType = Annotated[
+    choices.GgufType | None,
+    typer.Option(
+        "--gguf-type",
+        help="With --layout gguf: the type of the matrices. Default: f16.",
+        show_default=False,
+    ),
+]

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from erniekit.config.choices import ExportLayout, GgufType
+from erniekit.cli.options import GgufType
+from erniekit.config.choices import ExportLayout
 
 
 def push(
@@ -41,14 +42,7 @@ def push(
         ExportLayout | None,
         typer.Option("--layout", help="With a run: layout of the export. Default: hub.", show_default=False),
     ] = None,
-    gguf_type: Annotated[
-        GgufType | None,
-        typer.Option(
-            "--gguf-type",
-            help="With --layout gguf: the type of the matrices. Default: f16.",
-            show_default=False,
-        ),
-    ] = None,
+    gguf_type: GgufType = None,
     base: Annotated[
         str | None,
         typer.Option(

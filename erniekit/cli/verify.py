@@ -1,109 +1,27 @@
 """`erniekit verify`: verifies that a model directory loads and computes correctly."""
 
-from pathlib import Path
-from typing import Annotated, get_args
+from typing import get_args
 
 import typer
 
+from erniekit.cli import verify_options as opt
 from erniekit.config.choices import Engine
 
 
 def verify(
-    directory: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model directory, such as an export, or a repository of the Hub.",
-            show_default=False,
-        ),
-    ],
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            "--base",
-            metavar="MODEL",
-            help="Base model. Compares names, shapes and dtypes, and finds weights in the wrong place.",
-        ),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            "--source",
-            metavar="MODEL",
-            help="The run or checkpoint that was exported. Compares its logits with the export's.",
-        ),
-    ] = None,
-    transformers: Annotated[
-        bool | None,
-        typer.Option(
-            "--transformers/--no-transformers",
-            help="Load in transformers and compare logits with Paddle. Default: if torch is installed.",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--engine",
-            metavar="NAME",
-            help="Compare greedy answers and log-probabilities with an engine; repeat it for several. transformers; "
-            "vllm and llama.cpp, in the environments of `make engines`; sglang, fastdeploy and paddleformers are not "
-            "run, only their loaders' rules are checked.",
-            show_default=False,
-        ),
-    ] = None,
-    engine_python: Annotated[
-        Path | None,
-        typer.Option(
-            "--engine-python", metavar="FILE", help="Python of another environment with the engine."
-        ),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Let vLLM run the Python files of the model directory, which it needs for vision-language models.",
-        ),
-    ] = False,
-    workarounds: Annotated[
-        bool,
-        typer.Option(
-            "--workarounds/--no-workarounds", help="Correct known faults of the engine before it is compared."
-        ),
-    ] = True,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            metavar="FILE",
-            help=".npz file with inputs and expected logits, loss and gradient norms.",
-        ),
-    ] = None,
-    gradients: Annotated[
-        Path | None,
-        typer.Option(
-            "--gradients",
-            metavar="FILE",
-            help=".safetensors file with expected gradients, in addition to --reference.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="Data file with chats. Greedy answers must be the same in Paddle and transformers.",
-        ),
-    ] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=1, help="With --data: use the first N chats.")
-    ] = 8,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens", metavar="N", min=1, help="With --data: maximum number of tokens in an answer."
-        ),
-    ] = 64,
+    directory: opt.Directory,
+    base: opt.Base = None,
+    source: opt.Source = None,
+    transformers: opt.Transformers = None,
+    engine: opt.Engine = None,
+    engine_python: opt.EnginePython = None,
+    trust_remote_code: opt.TrustRemoteCode = False,
+    workarounds: opt.Workarounds = True,
+    reference: opt.Reference = None,
+    gradients: opt.Gradients = None,
+    data: opt.Data = None,
+    samples: opt.Samples = 8,
+    max_new_tokens: opt.MaxNewTokens = 64,
 ) -> None:
     """Verify that a model directory loads and computes correctly.
 
