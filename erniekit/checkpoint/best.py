@@ -1,4 +1,4 @@
-"""The best checkpoint of a run, whose name is in `best.json` in the run's directory.
+"""The best checkpoint of a run, named by `best.json` in its directory.
 
 This is not a symbolic link, since some disks have none. The path RUN/best means the best checkpoint, although there is
 no such directory entry.

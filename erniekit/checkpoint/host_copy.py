@@ -170,7 +170,7 @@ class _ThreadCopy(NamedTuple):
 
 
 class GpuCopy(HostCopy):
-    """Copies into pinned memory on a stream of its own, beside the kernels of training. Paddle keeps pinned memory.
+    """Copies to pinned memory on a separate stream, in parallel with training. Paddle caches pinned memory.
 
     Run on a GPU with torch in place of Paddle (tools/gpu/rehearsal/saves.py). That Paddle does the same was read in its
     sources.

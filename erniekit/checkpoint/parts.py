@@ -23,7 +23,7 @@ POLL_SECONDS = 0.1
 class PartFile:
     """The file of this process, opened before it writes its part of a checkpoint.
 
-    Locks belong to the process: closing a second handle of its own file would release the lock.
+    POSIX locks belong to the process: closing any other handle of the file releases the lock.
     """
 
     def __init__(self, directory: Path, rank: int) -> None:

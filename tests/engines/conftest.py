@@ -8,4 +8,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if "engines" in item.path.parts:
-            item.add_marker(pytest.mark.skip(reason="engines run in `make test-engines`"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason="needs the environments of `make engines`; run with `make test-engines`"
+                )
+            )

@@ -11,7 +11,7 @@ from erniekit.data.chat.conversation import Message
 
 @dataclass(frozen=True, slots=True)
 class LossPolicy:
-    """Which tokens carry loss. A message whose loss the data switches off is never trained.
+    """Which tokens carry loss. The data can switch off the loss of single messages, whatever the policy.
 
     reasoning: "train", "mask" (kept as context) or "drop" (left out). loss_on: "all": all answers; "last_turn": the
     answers after the last user message, including the calls of a tool loop; "each_turn": every answer, each in a

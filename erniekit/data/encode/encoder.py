@@ -67,7 +67,7 @@ _VERSION = 3
 class Segment:
     """A segment of a document: its kind, its text, and the number of tokens that start in it.
 
-    part: the image or video of a "media" segment, whose text is the markers with a single placeholder.
+    part: the image or video of a "media" segment. Its text consists of the markers and a single placeholder.
     """
 
     kind: SpanKind | Literal["media"]

@@ -136,7 +136,7 @@ def _own_rows(batch: Any, first: int, is_own: IsOwn) -> Iterator[dict[str, Any] 
 
 
 def _size_of(array: Any) -> tuple[int, int]:
-    """(bytes, values) of an Arrow array as Python values; an upper bound for types whose rows may share values."""
+    """(bytes, values) of an Arrow array as Python values; an upper bound if rows may share values."""
     from pyarrow import types
 
     kind = array.type
