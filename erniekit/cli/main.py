@@ -1,13 +1,15 @@
 """The `erniekit` command: finds the subcommand, imports only that one, and turns errors into exit statuses.
 
-0: success. 1: an error that the user can fix, printed as `error: ...` on stderr. 2: wrong usage. 130: interrupted.
-Anything else is a bug and keeps its traceback.
+0: success. 1: an error that the user can fix. 2: wrong usage. 130: interrupted. Errors are printed as `error: ...` on
+stderr. Anything else is a bug and keeps its traceback.
 """
 
 import errno
 import functools
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -209,7 +211,10 @@ def main() -> None:
         prepare_environment()
     print_error = _error_printer(arguments)
     try:
-        build_app(arguments)(arguments, prog_name="erniekit")
+        sys.exit(build_app(arguments)(arguments, prog_name="erniekit", standalone_mode=False))
+    except typer.TyperException as error:
+        print(_usage_error(error), end="", file=sys.stderr)
+        sys.exit(error.exit_code)
     except ErnieKitError as error:
         print_error("\n".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(1)
@@ -219,6 +224,15 @@ def main() -> None:
         where = "" if error.filename is None else f"{error.filename}: "
         print_error(f"{where}{error.strerror}")
         sys.exit(1)
+
+
+def _usage_error(error: typer.TyperException) -> str:
+    """typer's text of an error on the command line, with the message in the style of all other errors."""
+    text = io.StringIO()
+    error.show(text)  # type: ignore[attr-defined]  # a method of click's exceptions, which are private to typer
+    return re.sub(
+        r"^Error: (.)", lambda found: f"error: {found[1].lower()}", text.getvalue(), flags=re.MULTILINE
+    )
 
 
 def _error_printer(arguments: Sequence[str]) -> Callable[[str], None]:

@@ -80,7 +80,7 @@ def test_version_and_module_form() -> None:
 def test_wrong_usage_exits_2() -> None:
     unknown = erniekit("trian")
     assert unknown.returncode == 2
-    assert "No such command 'trian'. Did you mean 'train'?" in unknown.stderr
+    assert "\nerror: no such command 'trian'. Did you mean 'train'?\n" in unknown.stderr
     assert erniekit().returncode == 2
     assert erniekit("train").returncode == 2
     weights = erniekit("train", "x.yaml", "--no-weights")

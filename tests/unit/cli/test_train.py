@@ -71,7 +71,7 @@ def test_nothing_starts_with_a_wrong_configuration(calls: list[dict[str, Any]], 
         ("--do_train", "it is not needed here"),
         ("--nproc_per_node=8", "--devices 0,1,2,3 names the GPUs"),
         ("--gpus", "--devices 0,1,2,3 names the GPUs"),
-        ("--dryrun", "No such option: --dryrun (Possible options: --dry-run)"),
+        ("--dryrun", "\nerror: no such option: --dryrun (Possible options: --dry-run)"),
         ("--frobnicate", "settings are KEY=VALUE: allowed here: task, model"),
     ],
 )
