@@ -123,7 +123,7 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
     if folder.is_dir():
         raise CheckpointError(
             f"{name}: no such directory. There is a directory {folder}, so it is not taken for a repository of the "
-            f"hub. If it is one, download it first:\n  {repository.command}"
+            f"Hub. If it is one, download it first:\n  {repository.command}"
         )
     with _download_lock(repository):
         return cached_model(name, revision, weights=weights) or download_model(

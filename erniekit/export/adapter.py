@@ -124,7 +124,7 @@ def open_adapter(
     if base is not None:  # the revision is one of the base model that the adapter names
         adapter = replace(adapter, base_path=str(base), base_revision=None)
     if not names_repository(adapter.base_path):
-        # A relative path would be a repository of the hub in another working directory.
+        # A relative path would be a repository of the Hub in another working directory.
         adapter = replace(adapter, base_path=str(Path(adapter.base_path).absolute()))
     return source, adapter, tensors
 

@@ -17,7 +17,7 @@ from erniekit.models.config_keys import Family
 Kind = Literal["model", "paddle", "adapter", "paddle-adapter", "gguf"]
 """What a directory holds: a model in the layout hub or transformers, or what its name says."""
 
-# Names of libraries on the hub. Baidu's own -Paddle releases have this one.
+# Names of libraries on the Hub. Baidu's own -Paddle releases have this one.
 _LIBRARIES: dict[Kind, str] = {
     "model": "transformers",
     "paddle": "PaddlePaddle",
@@ -36,7 +36,7 @@ _SECTIONS = ("model", "lora", "loss", "dpo", "optimizer", "train")
 # Settings of the machine that trained.
 _LOCAL = ("output_dir", "directory", "revision", "peak_tflops", "profile_steps")
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-# The first words of licences -> their names on the hub.
+# The first words of licences -> their names on the Hub.
 _LICENCES = (("Apache License", "apache-2.0"), ("MIT License", "mit"))
 _HUB_DATA = "hub:"
 
@@ -56,7 +56,7 @@ class Artifact:
         return self.kind in ("adapter", "paddle-adapter")
 
     def relation(self, trained: bool) -> str:
-        """`base_model_relation` of the hub."""
+        """`base_model_relation` of the Hub."""
         if self.is_adapter:
             return "adapter"
         return "quantized" if not trained and (self.quantized or self.kind == "gguf") else "finetune"
@@ -71,7 +71,7 @@ class RunFacts:
 
     @property
     def hub_base(self) -> str | None:
-        """The base model, if it is a repository of the hub: runs record its commit."""
+        """The base model, if it is a repository of the Hub: runs record its commit."""
         return self.state.base_model if self.state.config["model"].get("revision") else None
 
 
@@ -92,7 +92,7 @@ def read_metrics(log: Path, last_step: int) -> dict[str, tuple[float, int]]:
 
 
 def find_licence(directories: Iterable[Path]) -> str | None:
-    """The licence of a base model by its name on the hub, from its card or its licence file; None if neither says."""
+    """The licence of a base model by its name on the Hub, from its card or its licence file; None if neither says."""
     for directory in directories:
         card = directory / "README.md"
         if card.is_file() and (front := _FRONT.match(_text(card))):
@@ -119,7 +119,7 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    name: the repository; base: the base model on the hub, None: as the run names it.
+    name: the repository; base: the base model on the Hub, None: as the run names it.
     """
     from huggingface_hub import ModelCardData
 
@@ -226,7 +226,7 @@ def _portable(value: Any) -> Any:
 
 
 def _shown(path: str) -> str:
-    """A data set of the hub, or the name of a file or directory."""
+    """A data set of the Hub, or the name of a file or directory."""
     return path if path.startswith(_HUB_DATA) else Path(path.rstrip("/")).name
 
 

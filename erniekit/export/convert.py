@@ -49,7 +49,7 @@ def convert_model(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: OnProgress = no_progress,
 ) -> ConversionReport:
-    """Write a model directory, a checkpoint of all weights or a repository of the hub in another layout to `output`.
+    """Write a model directory, a checkpoint of all weights or a repository of the Hub in another layout to `output`.
 
     Every tensor keeps its values and its element type; those that training leaves out (multi-token prediction, a copy
     of tied weights) are converted, too. Of a checkpoint, chat template and processor are set as an export does it.

@@ -107,7 +107,7 @@ def write_gguf(directory: Path, file: Path, kind: GgufType, progress: OnProgress
 def convert_to_gguf(
     path: str | Path, output: str | Path, kind: GgufType, progress: OnProgress = no_progress
 ) -> GgufReport:
-    """Write a model directory, a checkpoint or a repository of the hub as `output`/model-KIND.gguf.
+    """Write a model directory, a checkpoint or a repository of the Hub as `output`/model-KIND.gguf.
 
     See `write_gguf`. A checkpoint gets the chat template of training first, in a copy that is removed.
     """

@@ -86,12 +86,12 @@ def prepare_upload(
     """The upload of an exported directory, or of a run or checkpoint, which is exported to a temporary directory first.
 
     run: the run that an exported directory is from, for its card. layout, gguf_type: of the export of a run. base: the
-    base model's name on the hub, for the card. licence: its name on the hub; None: that of the base model's files.
+    base model's name on the Hub, for the card. licence: its name on the Hub; None: that of the base model's files.
     Raises ConfigError for options that do not fit, and CheckpointError for a directory that is not a complete model.
     """
     for option, name in (("", repository), ("--base ", base)):
         if name is not None and not is_repository_name(name):
-            raise ConfigError(f"{option}{name}: a repository of the hub is named owner/name")
+            raise ConfigError(f"{option}{name}: a repository of the Hub is named owner/name")
     path = Path(path)
     is_run = (path / STATE_FILE).is_file() or path.name == BEST_NAME or bool(find_checkpoints(path))
     if not is_run and not path.is_dir():
@@ -129,7 +129,7 @@ def upload(
     private: of a repository that is created. revision: a branch, None: main. Weight files of earlier uploads that the
     new ones do not replace are removed in the same commit, since some engines would load them. Returns the address of
     the commit, and the names of these files. Raises CheckpointError for damaged weight files, for a model in a
-    repository of an adapter and the reverse, and where the hub refuses or cannot be reached.
+    repository of an adapter and the reverse, and where the Hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -244,7 +244,7 @@ def _read_model(directory: Path) -> Artifact:
 
 
 def _read_adapter(file: Path, base: str | None, files: dict[str, Path | bytes]) -> tuple[Artifact, str, Path]:
-    """What the directory of an adapter holds, its base model on the hub, and a directory with the files of that.
+    """What the directory of an adapter holds, its base model on the Hub, and a directory with the files of that.
 
     file: its settings, which name the base model; `files` gets settings that name `base` if it is given.
     """
@@ -257,7 +257,7 @@ def _read_adapter(file: Path, base: str | None, files: dict[str, Path | bytes]) 
     if base is None and not names_repository(stated):
         raise ConfigError(
             f"the adapter names {stated} as its base model, a directory of this machine; give the base model on "
-            "the hub with --base owner/name"
+            "the Hub with --base owner/name"
         )
     place = Path(stated)
     if not (place / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""What `push` uploads to a stand-in of the hub: files, the model card, and errors."""
+"""What `push` uploads to a stand-in of the Hub: files, the model card, and errors."""
 
 from __future__ import annotations
 
