@@ -57,7 +57,7 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
     base = None if base is None else model_directory(base)
     state = read_state(path) if (path / STATE_FILE).is_file() else None
     data = DataConfig.without_sources() if state is None else run_data(state)
-    max_positions = None if state is None else run_max_positions(state)
+    max_positions = None if state is None else run_max_positions(state, path)
     changes = ModelChanges(max_position_embeddings=max_positions)
     if base is not None and not (base / "config.json").is_file():
         raise CheckpointError(f"--base {missing_model(base)}")
@@ -71,9 +71,9 @@ def resolve_source(path: Path, base: Path | None = None) -> ExportSource:
         changes = replace(changes, vocab_size=adapter_vocab_size(path))
         config = changes.apply(ErnieConfig.from_dir(base))
         source = ExportSource(path, base, config, path, base, True, data, max_positions)
-        if state is None or run_quantize(state) == "none":
+        if state is None or run_quantize(state, path) == "none":
             return source
-        return replace(source, quantize=run_quantize(state), dtype=state.identity["model.dtype"])
+        return replace(source, quantize=run_quantize(state, path), dtype=state.identity["model.dtype"])
     if base is None and state is not None:
         base = known_base(state)
     for directory in (path, base):

@@ -106,10 +106,10 @@ def find_model(path: str | Path) -> ModelSource:
             source,
             data=run_data(state),
             seed=state.seed,
-            max_positions=run_max_positions(state),
-            quantize=run_quantize(state),
+            max_positions=run_max_positions(state, checkpoint),
+            quantize=run_quantize(state, checkpoint),
             base=state.base_model,
-            dpo=run_dpo(state),
+            dpo=run_dpo(state, checkpoint),
         )
     open_model(directory)
     return source
@@ -130,40 +130,40 @@ def base_directory(adapter: Path) -> Path:
 
 
 def run_data(state: TrainerState) -> DataConfig:
-    """The section data of a run; keys that are missing in runs of older versions have their defaults.
-
-    Raises CheckpointError for invalid values.
-    """
-    try:
-        return DataConfig.without_sources(**state.config.get("data", {}))
-    except (ValidationError, TypeError):
-        raise CheckpointError(f"{STATE_FILE}: config.data is no section of a run") from None
+    """The section data of a run; keys that are missing in runs of older versions have their defaults."""
+    return DataConfig.without_sources(**state.config.get("data", {}))
 
 
-def run_dpo(state: TrainerState) -> DpoConfig | None:
+def run_dpo(state: TrainerState, checkpoint: Path) -> DpoConfig | None:
     """The section dpo of a run of task dpo. Raises CheckpointError for invalid values."""
     if state.config.get("task") != "dpo":
         return None
     try:
         return DpoConfig(**state.config.get("dpo", {}))
     except (ValidationError, TypeError):
-        raise CheckpointError(f"{STATE_FILE}: config.dpo is no section of a run") from None
+        raise _invalid(checkpoint, "dpo") from None
 
 
-def run_max_positions(state: TrainerState) -> int | None:
-    """model.max_position_embeddings of a run; None: the checkpoint's."""
+def run_max_positions(state: TrainerState, checkpoint: Path) -> int | None:
+    """model.max_position_embeddings of a run; None: the checkpoint's. Raises CheckpointError for invalid values."""
     positions: int | None = state.config.get("model", {}).get("max_position_embeddings")
     if positions is not None and type(positions) is not int:
-        raise CheckpointError(f"{STATE_FILE}: config.model.max_position_embeddings is no number")
+        raise _invalid(checkpoint, "model.max_position_embeddings")
     return positions
 
 
-def run_quantize(state: TrainerState) -> Quantize:
-    """How a run quantized its base model."""
+def run_quantize(state: TrainerState, checkpoint: Path) -> Quantize:
+    """How a run quantized its base model. Raises CheckpointError for invalid values."""
     choice: Quantize = state.config.get("model", {}).get("quantize", "none")
     if choice not in get_args(Quantize):
-        raise CheckpointError(f"{STATE_FILE}: config.model.quantize is no choice")
+        raise _invalid(checkpoint, "model.quantize")
     return choice
+
+
+def _invalid(checkpoint: Path, key: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint / STATE_FILE}: its config.{key} is not valid; use another checkpoint"
+    )
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -23,7 +23,9 @@ def restored(kind: type[T], values: dict[str, Any], where: Path) -> T:
         found: T = _ADAPTERS[kind].validate_json(json.dumps(values), strict=True)
         return found
     except (TypeError, ValidationError):
-        raise CheckpointError(f"{where}: holds no {kind.__name__}") from None
+        raise CheckpointError(
+            f"{where}: its {_KEYS[kind]} is not valid; use an older checkpoint of the run"
+        ) from None
 
 
 @dataclass
@@ -76,10 +78,9 @@ class TrainerProgress:
 def restored_losses(values: list[Any], where: Path) -> list[float]:
     """`TrainerProgress.losses` from a checkpoint. Raises CheckpointError for values that are none."""
     if not all(type(value) is float and math.isfinite(value) for value in values):
-        raise CheckpointError(f"{where}: its losses are not a list of numbers")
+        raise CheckpointError(f"{where}: its losses are not valid; use an older checkpoint of the run")
     return values
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (MetricsAccumulator, BestTracker)
-}
+_KEYS: dict[type, str] = {MetricsAccumulator: "window", BestTracker: "best"}
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KEYS}

@@ -132,7 +132,7 @@ def trainer_state(rng: random.Random, directory: Path) -> None:
     find_checkpoints(directory)
     found = read_state(checkpoint)
     checksum_problems(checkpoint, file_records(checkpoint).items())
-    run_data(found), run_max_positions(found), run_quantize(found)
+    run_data(found), run_max_positions(found, checkpoint), run_quantize(found, checkpoint)
     changed_settings(with_defaults(found.config), {"train": {"seed": 1}, "data": {}})
     check_identity(
         saved_identity(found, ["lora.rank"]), {"lora.rank": 8, "data.train": {"digest": "f"}}, checkpoint

@@ -36,7 +36,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _save(
-    run: Path, step: int, base: Path, write: Callable[[Path], None], data: dict[str, Any] = DATA
+    run: Path,
+    step: int,
+    base: Path,
+    write: Callable[[Path], None],
+    data: dict[str, Any] = DATA,
+    **sections: Any,
 ) -> Path:
     state = TrainerState(
         step=step,
@@ -48,7 +53,7 @@ def _save(
         window={},
         schedule={},
         identity={},
-        config={"data": data},
+        config={"data": data, **sections},
         base_model=str(base),
         erniekit_version="0",
     )
@@ -168,3 +173,20 @@ def test_what_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its base model .*gone does not exist"):
         find_model(adapter)
     shutil.rmtree(adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("dpo", {"task": "dpo", "dpo": {"beta": -1}}),
+        ("model.quantize", {"model": {"quantize": "int3"}}),
+        ("model.max_position_embeddings", {"model": {"max_position_embeddings": "9"}}),
+    ],
+)
+def test_an_invalid_setting_of_a_checkpoint_is_named(
+    base: Path, tmp_path: Path, key: str, sections: dict[str, Any]
+) -> None:
+    checkpoint = _save(tmp_path / "run", 1, base, _writer(base, load_model(base)), **sections)
+    with pytest.raises(CheckpointError) as caught:
+        find_model(tmp_path / "run")
+    assert str(caught.value).startswith(f"{checkpoint / STATE_FILE}: its config.{key} is not valid; ")

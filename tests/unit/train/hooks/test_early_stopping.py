@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from erniekit.config.choices import ANSWER_METRICS, EVAL_LOSS, PAIR_METRICS
+from erniekit.errors import CheckpointError
 from erniekit.objectives.pairs import METRIC_DIVISORS
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
-from erniekit.train.progress import BestTracker
+from erniekit.train.progress import BestTracker, restored
 from tests.unit.train.test_trainer import Plain, make, run
 
 
@@ -91,3 +93,9 @@ def test_training_ends_with_a_log_line_and_the_best_step_is_saved() -> None:
     )
     run(again)
     assert (again.progress.step, log.written, saved) == (6, [], [])
+
+
+def test_the_best_of_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    assert restored(BestTracker, BestTracker(EVAL_LOSS, step=2).as_dict(), tmp_path).step == 2
+    with pytest.raises(CheckpointError, match="its best is not valid"):
+        restored(BestTracker, {"step": "2"}, tmp_path)

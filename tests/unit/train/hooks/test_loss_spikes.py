@@ -87,7 +87,7 @@ def test_a_resumed_run_reports_what_one_that_never_stopped_does(tmp_path: Path, 
 
 @pytest.mark.parametrize("values", [[1.0, "2"], [1.0, float("nan")], [1.0, None], [1.0, 1]])
 def test_losses_of_a_damaged_checkpoint(tmp_path: Path, values: list[Any]) -> None:
-    with pytest.raises(CheckpointError, match="its losses are not a list of numbers"):
+    with pytest.raises(CheckpointError, match="its losses are not valid"):
         restored_losses(values, tmp_path)
 
 
