@@ -55,6 +55,39 @@ def test_a_skipped_image_may_be_gone_when_the_run_is_resumed(
         assert re.search(rf"data\.train: the data files.* {problem}.*; {lost}", str(error.value))
 
 
+def test_streamed_images_that_vanish_or_appear_do_not_change_the_rows_in_silence(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = photo_chats(tmp_path)
+    (tmp_path / "1.png").rename(tmp_path / "away.png")
+    streamed = {"data__streaming": True, "data__buffer": 12, "data__max_length": 60, "data__on_error": "skip"}
+    settings = {**SETTINGS, **streamed, "train__rows_per_step": 1}
+    whole, appeared, vanished, other = (
+        tmp_path / name for name in ("whole", "appeared", "vanished", "other")
+    )
+    run_training(make_config(whole, model, data, **settings))
+    for part in (appeared, vanished, other):
+        copy_at(whole, part, 2)
+    (tmp_path / "away.png").rename(tmp_path / "1.png")
+    capsys.readouterr()
+    # The rows of the checkpoint were packed without it, and so are those that follow them in the buffer.
+    assert run_training(make_config(appeared, model, data, **settings), resume=True) == 0
+    assert re.search(r"skipped: .*photos\.jsonl:2: no such image: .*1\.png", capsys.readouterr().out)
+    assert_same_run(whole, appeared)
+    (tmp_path / "4.png").rename(tmp_path / "away.png")
+    with pytest.raises(
+        ErnieKitError, match=r"1 sample .*photos\.jsonl:5: no such image: .*4\.png; put them back"
+    ):
+        run_training(make_config(vanished, model, data, **settings), resume=True)
+    noise(84, 56).save(tmp_path / "4.png")
+    with pytest.raises(ErnieKitError, match=r"images or data files have changed .*photos\.jsonl:12"):
+        run_training(make_config(other, model, data, **settings), resume=True)
+    # The error has not cost the checkpoint: with its image, the run continues.
+    (tmp_path / "away.png").rename(tmp_path / "4.png")
+    assert run_training(make_config(vanished, model, data, **settings), resume=True) == 0
+    assert_same_run(whole, vanished)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_that_differ_are_named(tmp_path: Path, model: Path, streaming: bool) -> None:
     files = [write_chats(tmp_path / f"{name}.jsonl", chats(8, seed)) for seed, name in enumerate("abc")]

@@ -2,6 +2,8 @@
 
 Samples are read in order, one buffer at a time. The samples of a buffer are shuffled and packed together. The state is
 the position of each source at the start of the buffer, and the next row of the buffer; resuming reads one buffer again.
+Rows of one buffer depend on all its samples, so inside a buffer the state also has the samples that were skipped and a
+digest of the others: images may appear or vanish before the run is resumed.
 
 Several processes share each source record by record, in turn, from one pass to the next. Each process mixes and encodes
 its own records, and has its own buffers, rows and state.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, groupby
@@ -21,20 +23,24 @@ from typing import Any
 
 import numpy as np
 
+from erniekit.data.chat.conversation import SampleError
 from erniekit.data.encode.document import Document
-from erniekit.data.encode.samples import Sample, SampleReader
+from erniekit.data.encode.samples import TOO_LONG, Sample, SampleReader
 from erniekit.data.encode.stats import DataStats, ErrorBudget
 from erniekit.data.encode.workers import Batch, Workers
 from erniekit.data.files.reader import BadLine, Cursor, Passed, Record, read_share
 from erniekit.data.load.mixture import Mixture, next_source, permutation
 from erniekit.data.load.packing import plan_rows
-from erniekit.data.load.rows import PlannedRow, State, mixture_settings
+from erniekit.data.load.rows import NEW_RUN, PlannedRow, State, mixture_settings
 from erniekit.data.store.dataset import SourceFiles
+from erniekit.data.store.store import document_digest
+from erniekit.display.text import counted, listed
 from erniekit.errors import DataError
 from erniekit.local_files import open_regular
 
 _END = 1 << 14  # bytes of a file's beginning and end that its digest covers
 _BATCH = 64  # records that a worker encodes at a time
+_NAMED = 5
 
 _Origin = tuple[Path, str]  # directory of the file, format
 
@@ -68,6 +74,34 @@ class _Buffer:
     def of(cls, state: State) -> _Buffer:
         places = tuple(_Place(**{**place, "cursor": Cursor(**place["cursor"])}) for place in state["places"])
         return cls(state["buffer"], places, tuple(state["drawn"]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """The samples of a buffer. errors: of the samples without documents, by the number of the sample in the buffer."""
+
+    documents: list[Document]
+    errors: dict[int, SampleError]
+
+    def state(self) -> State:
+        digest = hashlib.blake2b(digest_size=16)
+        for document in self.documents:
+            digest.update(document_digest(document))
+        skipped = [
+            [number, error.sample_id, error.reason, error.detail] for number, error in self.errors.items()
+        ]
+        return {"digest": digest.hexdigest(), "skipped": skipped}
+
+    def changed(self, skipped: Mapping[int, SampleError]) -> DataError:
+        """The error if the contents differ from those of a state. skipped: in the state."""
+        new = [str(error) for number, error in self.errors.items() if number not in skipped]
+        first, last = self.documents[0].sample_id, self.documents[-1].sample_id
+        found = (
+            f"{counted(len(new), 'sample')} of the rows in the checkpoint cannot be used now: {listed(new, _NAMED)}"
+            if new
+            else f"images or data files have changed since the checkpoint, between samples {first} and {last}"
+        )
+        return DataError(f"cannot continue: {found}; put them back, or {NEW_RUN}")
 
 
 class StreamedRows:
@@ -124,7 +158,8 @@ class StreamedRows:
         """See `PlannedRows`. Does not check the row, which takes reading the buffer."""
         try:
             known = len(_Buffer.of(state).places) == len(self.sources)
-        except (KeyError, TypeError):
+            _skipped(state)
+        except (KeyError, TypeError, ValueError):
             known = False
         if not known:
             raise DataError("cannot continue: the checkpoint's position is not one in these streamed sources")
@@ -132,7 +167,11 @@ class StreamedRows:
     def rows(self, state: State) -> Iterator[PlannedRow]:
         buffer, row = _Buffer.of(state), int(state["row"])
         while True:
-            documents, following = self._read(buffer)
+            skipped = _skipped(state)
+            contents, following = self._read(buffer, skipped)
+            documents, summary = contents.documents, contents.state()
+            if "digest" in state and state["digest"] != summary["digest"]:
+                raise contents.changed(skipped)
             plan = self._plan(buffer.number, documents)
             if row >= len(plan):
                 raise DataError(
@@ -140,11 +179,11 @@ class StreamedRows:
                 )
             for index in range(row, len(plan)):
                 last = index + 1 == len(plan)
-                after = following.state(0) if last else buffer.state(index + 1)
+                after = following.state(0) if last else buffer.state(index + 1) | summary
                 row_documents = [documents[number] for number in plan[index]]
                 patches = sum(document.num_patches for document in row_documents)
                 yield PlannedRow(patches, partial(list, row_documents), after)
-            buffer, row = following, 0
+            buffer, row, state = following, 0, {}
 
     def epoch(self, state: State) -> int:
         """The number of times that all sources were read to their end."""
@@ -164,8 +203,8 @@ class StreamedRows:
         patches = np.asarray([document.num_patches for document in documents], np.int64)
         return self.mixture.order_rows(plan_rows(order, lengths, patches, self._max_length), number)
 
-    def _read(self, buffer: _Buffer) -> tuple[list[Document], _Buffer]:
-        """The documents of a buffer, and the buffer that follows."""
+    def _read(self, buffer: _Buffer, skipped: Mapping[int, SampleError]) -> tuple[_Contents, _Buffer]:
+        """The contents of a buffer, and the buffer that follows. skipped: samples to skip again, by number."""
         if self._open is not None and self._open[0] == buffer:
             reading = self._open[1]
         else:
@@ -175,9 +214,15 @@ class StreamedRows:
             ]
         drawn = list(buffer.drawn)
         documents: list[Document] = []
-        for sample in chain.from_iterable(self._workers.encode(self._batches(reading, drawn))):
+        errors: dict[int, SampleError] = {}
+        encoded = chain.from_iterable(self._workers.encode(self._batches(reading, drawn)))
+        for number, found in enumerate(encoded):
+            sample = Sample(errors=(skipped[number],)) if number in skipped else found
             for error in sample.errors:
                 self.budget.spend(error)
+            # With data.on_long drop, samples that are too long may be many, and they stay too long.
+            if sample.errors and not sample.documents and sample.errors[0].reason != TOO_LONG:
+                errors[number] = sample.errors[0]
             documents += sample.documents
             self._add(sample)
         if not documents:
@@ -187,7 +232,7 @@ class StreamedRows:
         places = tuple(source.place for source in reading)
         following = _Buffer(buffer.number + 1, places, tuple(drawn))
         self._open = following, reading
-        return documents, following
+        return _Contents(documents, errors), following
 
     def _add(self, sample: Sample) -> None:
         known = set(self.stats.notices.counts) if sample.notices else ()
@@ -216,6 +261,11 @@ class StreamedRows:
         if self.mixture.mix == "interleave":
             return sum(drawn) % len(reading)
         return next_source(self.mixture.weights, drawn)
+
+
+def _skipped(state: State) -> dict[int, SampleError]:
+    """The skipped samples in a state, by their number in the buffer."""
+    return {number: SampleError(*error) for number, *error in state.get("skipped", ())}
 
 
 def files_digest(files: Sequence[Path]) -> str:

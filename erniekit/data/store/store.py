@@ -70,7 +70,7 @@ class StoreWriter:
         except OSError as error:
             raise self._failed(error) from error
         self._patches.append(document.num_patches)
-        self._digest.update(_digest(document))
+        self._digest.update(document_digest(document))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Complete the store. summary: JSON values to store with the documents."""
@@ -293,7 +293,8 @@ def _stamp(path: str) -> list[int] | None:
     return [sum(item.st_size for item in found), max(item.st_mtime_ns for item in found)]
 
 
-def _digest(document: Document) -> bytes:
+def document_digest(document: Document) -> bytes:
+    """A digest of tokens, labels, and the sizes and names of images and videos; not of the pixels of their files."""
     digest = hashlib.blake2b(np.int64(len(document)).tobytes(), digest_size=16)
     digest.update(document.input_ids.tobytes())
     digest.update(document.labels.tobytes())
