@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ import paddle
 from paddle import Tensor
 
 from erniekit.checkpoint.weights import array_of
-from erniekit.parallel.tensor_stream import CompleteTensor, view
+from erniekit.parallel.tensor_stream import AwaitedTensor, CompleteTensor, view
 
 _THREADS = 4
 _POLL_SECONDS = 0.002
@@ -31,6 +31,9 @@ class HostCopy(ABC):
 
     memory_share: float
 
+    def __init__(self) -> None:
+        self._awaited: dict[str, _AwaitedCopy] = {}
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -38,20 +41,31 @@ class HostCopy(ABC):
 
     @abstractmethod
     def wait(self) -> None:
-        """Wait until everything is copied. Live tensors must not change before."""
+        """Wait until everything is copied that has come. Live tensors must not change before."""
 
-    def start(self, tensors: Iterable[CompleteTensor]) -> Iterator[np.ndarray]:
+    @property
+    def awaited(self) -> Set[str]:
+        """The names of the tensors that have not come."""
+        return self._awaited.keys()
+
+    def start(self, tensors: Iterable[CompleteTensor | AwaitedTensor]) -> Iterator[np.ndarray]:
         """Begin to copy; returns the values in order, each of them as soon as it is copied.
 
         The iterator may be read by another thread. A tensor that is not live is copied before the next one is taken, so
-        that one of them is in memory at a time.
+        that one of them is in memory at a time. `supply` brings those that are awaited.
         """
         self._prepare()
+        self._awaited = {}
         places: list[_Place] = []
         copies: list[_Copy | None] = []
         live: list[tuple[int, CompleteTensor]] = []
         for number, tensor in enumerate(tensors):
-            if tensor.is_live:
+            if isinstance(tensor, AwaitedTensor):
+                awaited = _AwaitedCopy(Future())
+                self._awaited[tensor.spec.name] = awaited
+                places.append(_Place(len(copies), 0, tensor.spec.shape))
+                copies.append(awaited)
+            elif tensor.is_live:
                 live.append((number, tensor))
                 places.append(_Place(-1, 0, tensor.spec.shape))
             else:
@@ -64,6 +78,25 @@ class HostCopy(ABC):
             copies.append(self._begin(first.values, first.start, last.start + last.spec.size, is_live=True))
         return _arrays(places, copies)
 
+    def supply(self, tensors: Iterable[CompleteTensor]) -> None:
+        """Begin to copy tensors that are awaited, and let go of those that were supplied before: call it once more at
+        the end.
+
+        They are copied beside the live ones, not after them: a layer's memory is wanted for the layers after it.
+        """
+        self._let_go()
+        for tensor in tensors:
+            awaited = self._awaited.pop(tensor.spec.name, None)
+            if awaited is not None:
+                copy = self._begin_supplied(tensor.values, tensor.start, tensor.start + tensor.spec.size)
+                awaited.copy.set_result(copy)
+
+    def give_up(self, error: Exception) -> None:
+        """Raise an error where the values of a tensor are read that has not come. Another thread may call this."""
+        while self._awaited:
+            _, awaited = self._awaited.popitem()
+            awaited.copy.set_exception(error)
+
     @abstractmethod
     def _prepare(self) -> None:
         """Before the first copy."""
@@ -71,6 +104,14 @@ class HostCopy(ABC):
     @abstractmethod
     def _begin(self, values: Tensor, start: int, stop: int, *, is_live: bool) -> _Copy:
         """Begin to copy elements of a tensor, and wait for them unless it is live."""
+
+    @abstractmethod
+    def _begin_supplied(self, values: Tensor, start: int, stop: int) -> _Copy:
+        """Begin to copy elements of a tensor that is kept until `_let_go`."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Let go of the tensors supplied before, once they are copied."""
 
 
 def host_copy() -> HostCopy:
@@ -89,6 +130,13 @@ class _Place(NamedTuple):
 class _Copy(Protocol):
     def array(self) -> np.ndarray:
         """The elements, 1-D, once they are copied."""
+
+
+class _AwaitedCopy(NamedTuple):
+    copy: Future[_Copy]
+
+    def array(self) -> np.ndarray:
+        return self.copy.result().array()
 
 
 def _runs(tensors: Sequence[tuple[int, CompleteTensor]]) -> Iterator[list[tuple[int, CompleteTensor]]]:
@@ -129,9 +177,12 @@ class CpuCopy(HostCopy):
     memory_share = 0.8
 
     def __init__(self) -> None:
+        super().__init__()
         self._buffers: list[np.ndarray] = []
         self._running: list[_ThreadCopy] = []
+        self._supplied: list[_ThreadCopy] = []
         self._threads = ThreadPoolExecutor(_THREADS, "host copy")
+        self._supplied_threads = ThreadPoolExecutor(_THREADS, "host copy of a layer")
 
     @property
     def nbytes(self) -> int:
@@ -142,14 +193,28 @@ class CpuCopy(HostCopy):
             copy.future.result()
 
     def _prepare(self) -> None:
-        self._running = []
+        self._running, self._supplied = [], []
 
     def _begin(self, values: Tensor, start: int, stop: int, *, is_live: bool) -> _Copy:
+        copy = self._submit(self._threads, values, start, stop)
+        if not is_live:
+            copy.future.result()
+        return copy
+
+    def _begin_supplied(self, values: Tensor, start: int, stop: int) -> _Copy:
+        self._supplied.append(self._submit(self._supplied_threads, values, start, stop))
+        return self._supplied[-1]
+
+    def _let_go(self) -> None:
+        # A thread keeps the values until it has copied them.
+        for copy in self._supplied:
+            copy.future.result()
+        self._supplied = []
+
+    def _submit(self, threads: ThreadPoolExecutor, values: Tensor, start: int, stop: int) -> _ThreadCopy:
         array = array_of(view(values, start, [stop - start]))
         target = self._buffer(len(self._running), array)
-        self._running.append(_ThreadCopy(target, self._threads.submit(np.copyto, target, array)))
-        if not is_live:
-            self._running[-1].future.result()
+        self._running.append(_ThreadCopy(target, threads.submit(np.copyto, target, array)))
         return self._running[-1]
 
     def _buffer(self, number: int, array: np.ndarray) -> np.ndarray:
@@ -180,9 +245,11 @@ class GpuCopy(HostCopy):
     memory_share = 0.5
 
     def __init__(self) -> None:
-        self._stream = paddle.device.Stream()
+        super().__init__()
+        self._stream, self._supplied_stream = paddle.device.Stream(), paddle.device.Stream()
         # Memory that is copied must not be used for anything else.
         self._sources: list[Tensor] = []
+        self._supplied: list[Tensor] = []
         self._nbytes = 0
 
     @property
@@ -191,10 +258,11 @@ class GpuCopy(HostCopy):
 
     def wait(self) -> None:
         _wait_for(self._stream)
-        self._sources = []
+        _wait_for(self._supplied_stream)
+        self._sources, self._supplied = [], []
 
     def _prepare(self) -> None:
-        self._nbytes, self._sources = 0, []
+        self._nbytes, self._sources, self._supplied = 0, [], []
         # What the kernels in flight still write is copied after them.
         self._stream.wait_stream(paddle.device.current_stream())
 
@@ -203,15 +271,30 @@ class GpuCopy(HostCopy):
         if not is_live:
             # It was gathered after `_prepare`.
             self._stream.wait_stream(paddle.device.current_stream())
-        with paddle.device.stream_guard(self._stream):
-            pinned = source.pin_memory(blocking=False)
-        self._nbytes += source.size * source.element_size()
-        copy = _StreamCopy(pinned, self._stream.record_event())
+        copy = self._copy(source, self._stream)
         if is_live:
             self._sources.append(source)
         else:
             _wait_for(copy.event)
         return copy
+
+    def _begin_supplied(self, values: Tensor, start: int, stop: int) -> _Copy:
+        source = view(values, start, [stop - start])
+        if not self._supplied:
+            self._supplied_stream.wait_stream(paddle.device.current_stream())
+        self._supplied.append(source)
+        return self._copy(source, self._supplied_stream)
+
+    def _let_go(self) -> None:
+        # Kernels that use the memory again run after the copies; the host does not wait.
+        paddle.device.current_stream().wait_stream(self._supplied_stream)
+        self._supplied = []
+
+    def _copy(self, source: Tensor, stream: paddle.device.Stream) -> _StreamCopy:
+        with paddle.device.stream_guard(stream):
+            pinned = source.pin_memory(blocking=False)
+        self._nbytes += source.size * source.element_size()
+        return _StreamCopy(pinned, stream.record_event())
 
 
 class _StreamCopy(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 from erniekit.checkpoint.hub import spec_bytes, write_safetensors
 from erniekit.checkpoint.manifest import FileRecord
 from erniekit.checkpoint.parts import PartFile
+from erniekit.errors import CheckpointError
 from erniekit.models.specs import TensorSpec
 
 
@@ -58,7 +59,7 @@ class FileWriter:
             for file in self.files:
                 path = self._directory / file.name
                 self.records[file.name] = write_safetensors(path, file.specs, lambda _: next(self._arrays))
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             self._fail(error)
         finally:
             for _ in self._arrays:
@@ -114,5 +115,6 @@ class FileWriter:
         if self.files or self._rank is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
 
-    def _fail(self, error: OSError) -> None:
-        self.error = f"{self._directory}: the checkpoint cannot be written: {error.strerror}"
+    def _fail(self, error: OSError | CheckpointError) -> None:
+        reason = error.strerror if isinstance(error, OSError) else error
+        self.error = f"{self._directory}: the checkpoint cannot be written: {reason}"

@@ -5,7 +5,7 @@ Rajbhandari et al., ZeRO, arXiv 1910.02054, section 5.3, with a decoder layer as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from paddle import Tensor, nn
 
@@ -36,10 +36,14 @@ class FullyShardedLayers:
 
     lowest: int
     """The lowest layer with a backward pass: none below it is prefetched there."""
+    on_gather: Callable[[Mapping[str, Tensor]], None] | None
+    """Called with the complete weights of a layer before its forward and its backward pass, and before the weights of
+    the next layer take memory. They do not change."""
 
     def __init__(self, model: ErnieModel, mesh: Mesh, read: ReadSpan) -> None:
         """model: created under `paddle.LazyGuard`, with layers that have no values yet; `read` returns them."""
         self.lowest = 0
+        self.on_gather = None
         self._layers: list[nn.Layer] = list(model.model.layers)
         weights = _weights(model, mesh)
         self._shards = [_read(named, mesh, read) for named in weights]
@@ -63,6 +67,11 @@ class FullyShardedLayers:
         return next((tensor_shard(shard, name) for shard in self.all_shards if name in shard.parts), None)
 
     @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self._layers)
+
+    @property
     def all_shards(self) -> list[FlatShard]:
         """The shards of all layers."""
         return [shard for of_layer in self._shards for shard in of_layer]
@@ -74,7 +83,9 @@ class FullyShardedLayers:
     def enter(self, number: int, *, backward: bool) -> None:
         """Gather the weights of a layer, and prefetch the next layer. See `erniekit.models.layer_runner.LayerHooks`."""
         waits = self._prefetched.pop(number, None) or self._start_all_gather(number)
-        gathered = {name: tensor for wait in waits for name, tensor in wait().items()}
+        gathered = _wait(waits)
+        if self.on_gather is not None:
+            self.on_gather(gathered)
         next_number = number - 1 if backward else number + 1
         first = self.lowest if backward else 0
         if first <= next_number < len(self._layers) and next_number not in self._prefetched:
@@ -87,6 +98,10 @@ class FullyShardedLayers:
 
     def _start_all_gather(self, number: int) -> list[Callable[[], dict[str, Tensor]]]:
         return [shard.start_all_gather() for shard in self._shards[number]]
+
+    def gather(self, number: int) -> dict[str, Tensor]:
+        """The complete weights of a layer. All ranks call this."""
+        return _wait(self._start_all_gather(number))
 
     def leave(self, number: int) -> None:
         """Free the gathered weights of a layer."""
@@ -116,6 +131,10 @@ class FullyShardedLayers:
                 for layer in self._layers
             ]
         return self._slots[number]
+
+
+def _wait(waits: Sequence[Callable[[], dict[str, Tensor]]]) -> dict[str, Tensor]:
+    return {name: tensor for wait in waits for name, tensor in wait().items()}
 
 
 def is_fully_sharded(name: str) -> bool:

@@ -55,6 +55,12 @@ class CompleteTensor(NamedTuple):
         return view(self.values, self.start, self.spec.shape)
 
 
+class AwaitedTensor(NamedTuple):
+    """A tensor that this process writes, and whose complete values come later."""
+
+    spec: TensorSpec
+
+
 def view(values: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     """Elements of a tensor from `start` on, in row-major order, without a copy (but in bfloat16 on a CPU)."""
     values, size = values.detach(), math.prod(shape)
@@ -101,6 +107,15 @@ class TensorStream:
                 complete = self._to_main(spec, complete)
             if is_own and complete is not None:
                 yield CompleteTensor(spec, complete, is_live=False)
+
+    def without_gathering(self) -> Iterator[CompleteTensor | AwaitedTensor]:
+        """The same, with an `AwaitedTensor` for each sharded tensor. Takes no messages; not with `to_main`."""
+        for spec in self.specs:
+            tensor = self._tensors[spec.name]
+            if tensor.shard is None:
+                yield CompleteTensor(spec, tensor.values, tensor.start)
+            else:
+                yield AwaitedTensor(spec)
 
     def _own_share(self) -> list[TensorSpec]:
         """The tensors that this process writes: each goes to the holder that has the fewest elements so far."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 from paddle import Tensor
 
-from erniekit.checkpoint.names import HubTensor, hub_tensors
-from erniekit.checkpoint.optimizer_state import part_name
+from erniekit.checkpoint.host_copy import HostCopy
+from erniekit.checkpoint.names import HubTensor, assemble, by_parameter, hub_tensors
+from erniekit.checkpoint.optimizer_state import OptimizerState, part_name
 from erniekit.checkpoint.weights import local_tensor
 from erniekit.distributed.mesh import Mesh
 from erniekit.lora.adapters import adapter_parameters
+from erniekit.models.specs import is_expert_tensor
 from erniekit.optim.adamw import STATES, AdamW
 from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.parallel.flat_shard import TensorShard
 from erniekit.parallel.tensor_stream import LocalTensor, TensorStream
+from erniekit.train.forward_weights import ForwardWeights
 from erniekit.train.model import PreparedModel
 
 ShardOf = Callable[[str], TensorShard | None]
@@ -72,6 +77,39 @@ class CheckpointTensors:
             for state in STATES
             if f"{tensor.parameter}.{state}" in own
         ]
+
+    def forward_weights(self, copy: HostCopy) -> ForwardWeights | None:
+        """What supplies a copy with sharded weights; None if none are saved, or the main process writes everything."""
+        layers = self._prepared.fully_sharded
+        if layers is None or self._adapters or not self._shared:
+            return None
+        return ForwardWeights(layers, hub_tensors(self._prepared.model), copy)
+
+    def load_optimizer(self, checkpoint: Path, step: int) -> None:
+        """Bring the optimizer to the state of a checkpoint. step: number of updates. Raises CheckpointError."""
+        saved = OptimizerState(checkpoint)
+        states = by_parameter(self.optimizer_tensors())
+        whole = {part.name for parts in states.values() for part in parts}
+        # The state of experts held by other processes is read there.
+        others = [
+            name
+            for name in saved.names
+            if name not in whole and (not is_expert_tensor(name) or self._mesh.expert.size == 1)
+        ]
+        names = set(saved.names)
+        complete = [name for name, parts in states.items() if all(part.name in names for part in parts)]
+
+        def read_part(part: HubTensor, start: int, stop: int) -> tuple[np.ndarray, str]:
+            return saved.read(part.name, part.shape, start, stop)
+
+        def read(name: str) -> np.ndarray:
+            parts, shard = states[name], self.shard_of(name)
+            if shard is not None:
+                return assemble(parts, read_part, "F32", (shard.span.start, shard.span.stop))
+            return assemble(parts, read_part, "F32", (0, parts[-1].stop)).reshape(own[name].shape)
+
+        own = self._optimizer.state_tensors()
+        self._optimizer.load_state(step, [*complete, *others], read)
 
     def shard_of(self, name: str) -> TensorShard | None:
         """The sharding of a tensor of the optimizer's state, such as "lm_head.weight.moment1"."""

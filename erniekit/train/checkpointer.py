@@ -18,8 +18,7 @@ from erniekit.checkpoint.best import recorded_best, write_best
 from erniekit.checkpoint.host_copy import host_copy
 from erniekit.checkpoint.hub import read_header, shard_name, spec_bytes, split_shards, write_index
 from erniekit.checkpoint.manifest import FileRecord, size_problem
-from erniekit.checkpoint.names import HubTensor, assemble, by_parameter
-from erniekit.checkpoint.optimizer_state import OptimizerState, optimizer_file
+from erniekit.checkpoint.optimizer_state import optimizer_file
 from erniekit.checkpoint.parts import POLL_SECONDS, is_locked, part_file, wait_for_part
 from erniekit.checkpoint.retention import BackgroundRemoval, outdated_checkpoints
 from erniekit.checkpoint.state import (
@@ -39,11 +38,11 @@ from erniekit.distributed.context import DistributedContext
 from erniekit.errors import CheckpointError
 from erniekit.lora.adapters import WEIGHTS_FILE, stored_adapter, write_adapter_settings
 from erniekit.lora.peft import AdapterConfig
-from erniekit.models.specs import TensorSpec, is_expert_tensor
+from erniekit.models.specs import TensorSpec
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.schedule import Schedule
 from erniekit.parallel.data_parallel import GradientReducer
-from erniekit.parallel.tensor_stream import CompleteTensor
+from erniekit.parallel.tensor_stream import TensorStream
 from erniekit.train.best import existing_best
 from erniekit.train.checkpoint_tensors import CheckpointTensors
 from erniekit.train.describe import format_bytes
@@ -104,6 +103,7 @@ class Checkpointer:
         self._side_files = read_side_files(config.model.directory) if whole else {}
         self._unfinished: _Save | None = None
         self._copy = host_copy()
+        self._forward_weights = self._tensors.forward_weights(self._copy)
         self._removal = BackgroundRemoval(log)
         # Finishing a save takes no messages; after an error the watchdog's thread may do it.
         self._finishing = threading.Lock()
@@ -128,21 +128,23 @@ class Checkpointer:
         self.saving_step = progress.step
         state = self._state(progress)
         directory = self._run_dir / unfinished_name(progress.step)
-        files, tensors = self._files(directory)
+        files, weights, optimizer = self._files(directory)
         in_background = self._config.checkpoint.background and self._fits_in_memory(files)
         rank = self._dist.mesh.rank
         waited_for = rank if rank in self._writers() else None
         with self._dist.mesh.long_operation("writing a checkpoint"):
             if in_background:
                 # The first copy allocates its memory, which takes long.
-                writer = FileWriter(directory, files, self._copy.start(tensors), waited_for)
+                writer = FileWriter(directory, files, self._start_copy(weights, optimizer), waited_for)
                 writer.start()
             else:
-                arrays = (array_of(tensor.read()) for tensor in tensors)
+                arrays = (array_of(tensor.read()) for tensor in chain(weights, optimizer))
                 writer = FileWriter(directory, files, arrays, waited_for)
                 writer.run()
         self._unfinished = _Save(state, directory, writer, started, time.perf_counter() - started)
-        if needed or not self._anywhere(in_background):
+        # A process that fails from here on finds the part files of the others.
+        self._dist.barrier()
+        if needed or not in_background:
             self.wait(needed=needed)
 
     def forget_lost_best(self, progress: TrainerProgress) -> None:
@@ -151,11 +153,17 @@ class Checkpointer:
         if step is not None and progress.best.is_at(step):
             progress.best = existing_best(self._run_dir, progress, self._dist, self._log)
 
-    def save_after_error(self, progress: TrainerProgress) -> None:
-        """Write a checkpoint of the last whole step while an error ends the run. What goes wrong is logged."""
-        self._log(f"saving step {progress.step} after an error")
+    def save_after_error(self, progress: TrainerProgress, *, is_begun: bool = False) -> None:
+        """Write a checkpoint of the last whole step while an error ends the run. What goes wrong is logged.
+
+        is_begun: it is saved, or being written in the background; then `finish_after_error` does what is left.
+        """
         try:
-            self.save(progress, needed=True)
+            if is_begun:
+                self._gather_rest()
+            else:
+                self._log(f"saving step {progress.step} after an error")
+                self.save(progress, needed=True)
         except Exception as error:  # such as of a device that has failed, which must not hide the first one
             self._log(f"step {progress.step} cannot be saved: {error}")
 
@@ -163,6 +171,9 @@ class Checkpointer:
         """Wait until the tensors of the save in the background are copied: an update changes them."""
         if self._unfinished is not None:
             started = time.perf_counter()
+            if self._forward_weights is not None:
+                self._unfinished.waited += self._forward_weights.take_seconds()
+            self._gather_rest()
             self._copy.wait()
             self._unfinished.waited += time.perf_counter() - started
 
@@ -181,6 +192,7 @@ class Checkpointer:
         if save is None:
             return
         started = time.perf_counter()
+        self._gather_rest()
         with self._dist.mesh.long_operation("writing a checkpoint"):
             save.writer.join()
         # An error of another process ends the exchange: `finish_after_error` does what is left then.
@@ -214,6 +226,9 @@ class Checkpointer:
             if save is None:
                 return
             started = time.perf_counter()
+            self._copy.give_up(
+                CheckpointError("training ended before all processes had passed on their weights")
+            )
             if not self._dist.is_main:
                 main = part_file(save.directory, 0)
                 while save.writer.is_running and is_locked(main):
@@ -232,6 +247,18 @@ class Checkpointer:
                 self._log(f"the checkpoint of step {save.state.step} is lost: {errors[0]}")
             else:
                 self.saving_step = None
+
+    def _start_copy(self, weights: TensorStream, optimizer: TensorStream) -> Iterator[np.ndarray]:
+        if self._forward_weights is None:
+            return self._copy.start(chain(weights, optimizer))
+        arrays = self._copy.start(chain(weights.without_gathering(), optimizer))
+        self._forward_weights.begin()
+        return arrays
+
+    def _gather_rest(self) -> None:
+        """Gather the weights that the save in the background awaits from a forward pass."""
+        if self._forward_weights is not None and self._anywhere(bool(self._copy.awaited)):
+            self._forward_weights.gather_rest()
 
     def _writers(self) -> Sequence[int]:
         """The ranks that write a checkpoint, the main process first."""
@@ -259,29 +286,7 @@ class Checkpointer:
 
     def load(self, checkpoint: Path, state: TrainerState) -> TrainerProgress:
         """Bring optimizer and loader to the state of a checkpoint. Raises CheckpointError or DataError."""
-        saved = OptimizerState(checkpoint)
-        states = by_parameter(self._tensors.optimizer_tensors())
-        whole = {part.name for parts in states.values() for part in parts}
-        # The state of experts held by other processes is read there.
-        others = [
-            name
-            for name in saved.names
-            if name not in whole and (not is_expert_tensor(name) or self._dist.mesh.expert.size == 1)
-        ]
-        names = set(saved.names)
-        complete = [name for name, parts in states.items() if all(part.name in names for part in parts)]
-
-        def read_part(part: HubTensor, start: int, stop: int) -> tuple[np.ndarray, str]:
-            return saved.read(part.name, part.shape, start, stop)
-
-        def read(name: str) -> np.ndarray:
-            parts, shard = states[name], self._tensors.shard_of(name)
-            if shard is not None:
-                return assemble(parts, read_part, "F32", (shard.span.start, shard.span.stop))
-            return assemble(parts, read_part, "F32", (0, parts[-1].stop)).reshape(own[name].shape)
-
-        own = self._optimizer.state_tensors()
-        self._optimizer.load_state(state.step - state.skipped_steps, [*complete, *others], read)
+        self._tensors.load_optimizer(checkpoint, state.step - state.skipped_steps)
         self._loader.load_state_dict(state.loader)
         return TrainerProgress(
             state.step,
@@ -354,8 +359,8 @@ class Checkpointer:
             pending_evaluation=progress.pending_evaluation,
         )
 
-    def _files(self, directory: Path) -> tuple[list[PlannedFile], Iterator[CompleteTensor]]:
-        """The files that this process writes, and their tensors, file by file."""
+    def _files(self, directory: Path) -> tuple[list[PlannedFile], TensorStream, TensorStream]:
+        """The files that this process writes, and their tensors, file by file: weights and optimizer state."""
         shared, world = self._config.checkpoint.shared, self._dist.mesh.world
         weights, optimizer = self._tensors.weights(), self._tensors.optimizer_state()
         if self._dist.is_main:
@@ -373,7 +378,7 @@ class Checkpointer:
         if optimizer.specs:
             name = optimizer_file(world.rank, world.size) if shared else optimizer_file(0, 1)
             files.append(PlannedFile(name, optimizer.specs))
-        return files, chain(weights, optimizer)
+        return files, weights, optimizer
 
     def _write_adapter_settings(self, directory: Path, specs: Sequence[TensorSpec]) -> None:
         lora, model, architecture = self._config.lora, self._config.model, self._prepared.model.config
@@ -388,9 +393,11 @@ class Checkpointer:
         write_adapter_settings(directory, specs, adapter, architecture)
 
     def _fits_in_memory(self, files: Sequence[PlannedFile]) -> bool:
-        """Whether the files of this process fit into the memory of the machine; says so if they do not."""
+        """Whether the files of each process fit into the memory of its machine; says so if they do not."""
         needed = sum(file.size for file in files) - self._copy.nbytes
         free = int(host_memory(self._dist.mesh.local_size) * self._copy.memory_share)
+        everywhere = self._dist.all_gather_object([needed, free])
+        needed, free = max(everywhere, key=lambda memory: memory[0] - memory[1])
         if needed > free:
             self._log(
                 f"a checkpoint in the background needs {format_bytes(needed)} of memory per process, and "

@@ -14,6 +14,9 @@ from erniekit.checkpoint import writer
 from erniekit.data.load.loader import RowLoader
 from erniekit.errors import DataError, ErnieKitError
 from erniekit.evaluation.evaluator import EvalRows
+from erniekit.parallel import tensor_stream
+from erniekit.parallel.fully_sharded import FullyShardedLayers
+from erniekit.train.hooks.checkpoint import CheckpointHook
 from erniekit.train.trainer import Trainer
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import OTHERS_HANG
@@ -44,8 +47,37 @@ def fails_to_read(settings: dict[str, Any], what: str) -> None:
             os._exit(1)
 
 
+def saves_what_is_gathered_anyway(settings: dict[str, Any], is_late: bool) -> dict[str, Any]:
+    """Train. Returns the layers that are gathered for saves alone; no tensor is gathered by itself.
+
+    is_late: the update after the first step comes without a forward pass.
+    """
+    gather, step = FullyShardedLayers.gather, Trainer.train_step
+    gathered: list[int] = []
+
+    def note(layers: FullyShardedLayers, number: int) -> Any:
+        gathered.append(number)
+        return gather(layers, number)
+
+    def update_first(trainer: Trainer) -> Any:
+        if is_late and trainer.progress.step == 1:
+            for hook in trainer.hooks:
+                if isinstance(hook, CheckpointHook):
+                    hook.before_optimizer_step(trainer.optimizer)
+        return step(trainer)
+
+    with (
+        mock.patch.object(FullyShardedLayers, "gather", note),
+        mock.patch.object(Trainer, "train_step", update_first),
+        mock.patch.object(tensor_stream, "gather_uneven", None),
+        mock.patch.object(tensor_stream, "all_gather_uneven", None),
+    ):
+        trainings(2, [settings])
+    return {"gathered": gathered}
+
+
 def fails_while_saving(settings: dict[str, Any], how: str) -> None:
-    """Train, and fail in the step after the second one on rank 1: "error", or "killed".
+    """Train, and fail at the start of the step after the second one on rank 1: "error", or "killed".
 
     Nothing of the checkpoint of the second step is written before that, and nothing of rank 1 where it is killed.
     """

@@ -43,10 +43,11 @@ class CheckpointHook(Hook):
             self._save(trainer.progress)
 
     def on_error(self, trainer: Trainer) -> None:
-        if self._saved_at not in (None, trainer.progress.step):
+        if self._saved_at is not None:
             self._writer.flush()
-            self._checkpointer.save_after_error(trainer.progress)
-            self._saved_at = trainer.progress.step
+            step = trainer.progress.step
+            self._checkpointer.save_after_error(trainer.progress, is_begun=self._saved_at == step)
+            self._saved_at = step
 
     def on_train_end(self, trainer: Trainer) -> None:
         self._checkpointer.wait()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 from erniekit.checkpoint import host_copy as module
 from erniekit.checkpoint.host_copy import host_copy
 from erniekit.checkpoint.weights import array_of
+from erniekit.errors import CheckpointError
 from erniekit.models.specs import TensorSpec
-from erniekit.parallel.tensor_stream import CompleteTensor
+from erniekit.parallel.tensor_stream import AwaitedTensor, CompleteTensor
 
 _SHAPES = ((3, 4), (), (0, 2), (5,))
 
@@ -118,15 +121,86 @@ def test_live_tensors_are_copied_later_and_others_one_by_one(monkeypatch: pytest
     assert [float(array[0]) for array in arrays] == [-1.0, 1.0, 2.0]
 
 
+def test_awaited_tensors_are_read_when_they_have_come() -> None:
+    spec = TensorSpec("layer", "F32", (2, 3))
+    tensors = [
+        AwaitedTensor(TensorSpec("scale", "F32", ())),
+        _complete(paddle.ones([4])),
+        AwaitedTensor(spec),
+    ]
+    memory = host_copy()
+    arrays = memory.start(tensors)
+    assert memory.awaited == {"layer", "scale"}
+    found: list[np.ndarray] = []
+    reader = threading.Thread(target=lambda: found.extend(arrays))
+    reader.start()
+    flat = paddle.arange(12, dtype="float32")
+    values = weakref.ref(flat)
+    memory.supply([CompleteTensor(spec, flat, 4)])
+    assert memory.awaited == {"scale"}
+    memory.wait()
+    # The one that is read first has not come.
+    assert not found
+    del flat
+    memory.supply([_complete(paddle.full([], 7.0))._replace(spec=TensorSpec("scale", "F32", ()))])
+    gc.collect()
+    assert values() is None
+    reader.join(60)
+    assert not memory.awaited
+    memory.wait()
+    assert [array.tolist() for array in found] == [7.0, [1.0] * 4, [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]]
+    # Nobody waits for it any more.
+    memory.supply([CompleteTensor(spec, paddle.zeros([6]))])
+    assert memory.nbytes == 4 * (6 + 1 + 4)
+
+
+def test_a_layer_is_let_go_only_when_it_is_copied_and_does_not_wait_for_live_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_copy, copied = {value: threading.Event() for value in (1.0, 2.0)}, []
+
+    def copy(target: np.ndarray, source: np.ndarray) -> None:
+        assert may_copy[float(source[0])].wait(60)
+        copied.append(float(source[0]))
+
+    monkeypatch.setattr(module.np, "copyto", copy)
+    memory = host_copy()
+    spec = TensorSpec("layer", "F32", (1,))
+    memory.start([*(_complete(paddle.full([1], 1.0)) for _ in range(9)), AwaitedTensor(spec)])
+    memory.supply([CompleteTensor(spec, paddle.full([1], 2.0))])
+    next_layer = threading.Thread(target=memory.supply, args=([],))
+    next_layer.start()
+    next_layer.join(0.05)
+    assert next_layer.is_alive()
+    may_copy[2.0].set()
+    next_layer.join(60)
+    assert copied == [2.0]
+    may_copy[1.0].set()
+    memory.wait()
+
+
+def test_awaited_tensors_that_do_not_come_are_an_error_where_they_are_read() -> None:
+    memory = host_copy()
+    awaited = [AwaitedTensor(TensorSpec(name, "F32", (1,))) for name in "ab"]
+    arrays = memory.start([_complete(paddle.ones([1])), *awaited])
+    assert next(arrays).tolist() == [1.0]
+    memory.give_up(CheckpointError("training ended"))
+    with pytest.raises(CheckpointError, match="training ended"):
+        next(arrays)
+    assert not memory.awaited
+
+
 class _Stream:
     """A stream of a GPU, whose work ends when `run` is called."""
 
     def __init__(self) -> None:
         self.work: list[Any] = []
         self.order: list[str] = []
+        self.waited_for: _Stream | None = None
 
-    def wait_stream(self, other: str) -> None:
-        self.order.append(f"after {other}")
+    def wait_stream(self, other: _Stream) -> None:
+        self.order.append("waits")
+        self.waited_for = other
 
     def record_event(self) -> _Stream:
         return self
@@ -164,35 +238,51 @@ class _GpuTensor:
 
 
 def test_on_a_gpu_a_stream_copies_to_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = _Stream()
+    stream, layers, kernels = _Stream(), _Stream(), _Stream()
 
     class Guard:
         def __init__(self, guarded: _Stream) -> None:
-            assert guarded is stream
+            self.stream = guarded
 
         def __enter__(self) -> None:
-            stream.order.append("entered")
+            self.stream.order.append("entered")
 
         def __exit__(self, *_: object) -> None:
-            stream.order.append("left")
+            self.stream.order.append("left")
 
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
-    monkeypatch.setattr(paddle.device, "Stream", lambda: stream)
-    monkeypatch.setattr(paddle.device, "current_stream", lambda: "the kernels")
+    streams = iter([stream, layers])
+    monkeypatch.setattr(paddle.device, "Stream", lambda: next(streams))
+    monkeypatch.setattr(paddle.device, "current_stream", lambda: kernels)
     monkeypatch.setattr(paddle.device, "stream_guard", Guard)
     polls: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: (polls.append(seconds), stream.run()))
+    monkeypatch.setattr(
+        module.time, "sleep", lambda seconds: (polls.append(seconds), stream.run(), layers.run())
+    )
 
     live, gathered = _GpuTensor(stream, [1.0, 2.0]), _GpuTensor(stream, [3.0])
     memory = host_copy()
-    arrays = memory.start([_complete(live), _complete(gathered, is_live=False), _complete(live)])
+    specs = [TensorSpec(name, "F32", (1,)) for name in "ab"]
+    tensors = [_complete(live), _complete(gathered, is_live=False), _complete(live)]
+    arrays = memory.start([*tensors, *map(AwaitedTensor, specs)])
     guarded = ["entered", "left"]
-    assert stream.order == ["after the kernels"] * 2 + guarded * 3
+    assert stream.order == ["waits"] * 2 + guarded * 3
+    assert stream.waited_for is kernels
     # The gathered tensor was waited for, and the live ones are in flight.
     assert len(polls) == 1
     assert len(stream.work) == 2
     assert memory.nbytes == 4 * 5
+    # Layers have a stream of their own, for which their kernels wait before they use the memory again.
+    for number, spec in enumerate(specs):
+        memory.supply([CompleteTensor(spec, _GpuTensor(layers, [4.0 + number]))])  # type: ignore[arg-type]
+    assert layers.order == ["waits", *guarded] * 2
+    assert layers.waited_for is kernels
+    assert kernels.order == ["waits"] * 2
+    assert kernels.waited_for is layers
+    assert (len(stream.work), len(layers.work), len(polls)) == (2, 2, 1)
+    assert memory.nbytes == 4 * 7
     memory.wait()
     assert not stream.work
+    assert not layers.work
     live.values[:] = [9.0, 9.0]
-    assert [array.tolist() for array in arrays] == [[1.0, 2.0], [3.0], [1.0, 2.0]]
+    assert [array.tolist() for array in arrays] == [[1.0, 2.0], [3.0], [1.0, 2.0], [4.0], [5.0]]
