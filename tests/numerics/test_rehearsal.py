@@ -86,16 +86,20 @@ def test_measurements_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
-    """Exchanged tokens, sharded gradients and gathered weights give one loss."""
+    """Exchanged tokens, sharded gradients and gathered weights give one loss; copies for saves are compared."""
     file = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "tools.gpu.rehearsal.parallel", "--device", "cpu", "--tiny"]
-    command += ["--layers", "2", "--steps", "1", "--out", str(file)]
+    command += ["--layers", "2", "--steps", "1", "--saves", "--out", str(file)]
     run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [record["layout"] for record in records] == ["expert", "gradients", "parameters"]
     for record in records:
         assert record["loss"] == pytest.approx(records[1]["loss"], rel=BFLOAT16)
+    assert {name: save["passes"] > 0 for name, save in records[2]["saves"].items()} == {
+        "gathered first": False,
+        "forward": True,
+    }
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@
 
 expert: experts are divided over both (parallel.expert: 2), and tokens are exchanged; gradients, parameters:
 parallel.shard, over both. Each process has a row of its own. The table gives the time of a step, that of NCCL's
-kernels, and how much of that the device computed beside.
+kernels, and how much of that the device computed beside. With --saves, parameters is measured with a copy of the state
+for a checkpoint beside the step, too: see parallel_saves.py.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=8192, help="of a row")
     parser.add_argument("--steps", type=int, default=4, help="timed steps, after two")
+    parser.add_argument("--saves", action="store_true", help="also copies for checkpoints, of parameters")
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--tiny", action="store_true", help="small widths and rows of 64 tokens")
     parser.add_argument("--out", type=Path, help="a file for lines of JSON")
@@ -70,7 +72,8 @@ def _worker(options: argparse.Namespace) -> None:
     from erniekit.runtime import configure
 
     from .adapter.attention import use_documents
-    from .parallel_run import build
+    from .parallel_run import ParallelStep
+    from .parallel_saves import measure_saves
 
     use_documents("cudnn")
     if on_gpu:
@@ -80,8 +83,10 @@ def _worker(options: argparse.Namespace) -> None:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     sizes = Sizes(64 if options.tiny else options.tokens, options.tiny)
     for layout in options.layouts:
-        step = build(layout, Case.of(options.case), options.layers, sizes, rank, _WORLD)
+        step = ParallelStep(layout, Case.of(options.case), options.layers, sizes, rank, _WORLD)
         figures = _measure(step, options.steps, on_gpu)
+        if options.saves and layout == "parameters":
+            figures["saves"] = measure_saves(step, options.steps)
         del step
         if on_gpu:
             torch.cuda.empty_cache()

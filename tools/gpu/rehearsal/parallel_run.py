@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.models.specs import is_expert_tensor
-from erniekit.objectives.sft import SftObjective
+from erniekit.objectives.sft import SftObjective, SftOutput
 from erniekit.objectives.totals import StepTotals, count_rows
 from erniekit.optim.adamw import AdamW
 from erniekit.optim.clip import clip_scale
@@ -39,41 +38,53 @@ from .weights import values
 _RATE = 1e-6
 
 
-def build(layout: str, case: Case, layers: int, sizes: Sizes, rank: int, world: int) -> Callable[[], float]:
-    """A whole step, which returns the loss of this process's row. layout: expert, or a stage of parallel.shard."""
-    mesh = _mesh(ParallelDims(world, world if layout == "expert" else 1), rank)
-    model = _model(case, layers, sizes, mesh)
-    fully_sharded = _fully_sharded(model, mesh) if layout == "parameters" else None
-    trained = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
-    reducer: GradientReducer = (
-        DataParallelReducer(mesh, trained)
-        if layout == "expert"
-        else ZeroReducer(mesh, trained, layout, fully_sharded)  # type: ignore[arg-type]
-    )
-    wanted = {name for name, _ in trained}
-    plan = backward_plan(model.config, [t.name for t in hub_tensors(model) if t.parameter in wanted])
-    if fully_sharded is not None:
-        fully_sharded.lowest = plan.layers.start
-    replace(plan, num_recomputed=plan.size if case.recompute else 0).apply(model, reducer.hooks)
-    optimizer = AdamW(reducer.parameters, shapes=reducer.shapes)
-    batch = make_batch(case, sizes, seed=rank)
-    _, loss_tokens, text, vision = (world * count_rows([batch])).tolist()
-    objective = SftObjective(model)
-    totals = StepTotals(loss_tokens, world * len(batch.labels), (text, vision))
+class ParallelStep:
+    """A whole step of this process's row. layout: expert, or a stage of parallel.shard."""
 
-    def step() -> float:
+    def __init__(self, layout: str, case: Case, layers: int, sizes: Sizes, rank: int, world: int) -> None:
+        self.mesh = _mesh(ParallelDims(world, world if layout == "expert" else 1), rank)
+        self.model = _model(case, layers, sizes, self.mesh)
+        self.fully_sharded = _fully_sharded(self.model, self.mesh) if layout == "parameters" else None
+        trained = [(name, p) for name, p in self.model.named_parameters() if not p.stop_gradient]
+        self.reducer: GradientReducer = (
+            DataParallelReducer(self.mesh, trained)
+            if layout == "expert"
+            else ZeroReducer(self.mesh, trained, layout, self.fully_sharded)  # type: ignore[arg-type]
+        )
+        wanted = {name for name, _ in trained}
+        tensors = [t.name for t in hub_tensors(self.model) if t.parameter in wanted]
+        plan = backward_plan(self.model.config, tensors)
+        if self.fully_sharded is not None:
+            self.fully_sharded.lowest = plan.layers.start
+        plan = replace(plan, num_recomputed=plan.size if case.recompute else 0)
+        plan.apply(self.model, self.reducer.hooks)
+        self.optimizer = AdamW(self.reducer.parameters, shapes=self.reducer.shapes)
+        self._batch = make_batch(case, sizes, seed=rank)
+        _, loss_tokens, text, vision = (world * count_rows([self._batch])).tolist()
+        self._objective = SftObjective(self.model)
+        self._totals = StepTotals(loss_tokens, world * len(self._batch.labels), (text, vision))
+
+    def compute(self) -> SftOutput:
+        """The losses; their gradients are reduced."""
         upload = AsyncUpload()
-        output = objective(objective.upload(batch, upload), totals)
-        reducer.begin_row(optimizer, last=True)
+        output = self._objective(self._objective.upload(self._batch, upload), self._totals)
+        self.reducer.begin_row(self.optimizer, last=True)
         output.total.backward()
-        reducer.end_row()
-        reducer.reduce()
-        optimizer.step(_RATE, clip_scale(reducer.norm(), 1.0))
-        optimizer.clear_gradients()
-        reducer.all_gather_params()
-        return float(output.loss_sum.item()) / output.num_loss_tokens
+        self.reducer.end_row()
+        self.reducer.reduce()
+        return output
 
-    return step
+    def update(self) -> None:
+        """Apply the gradients."""
+        self.optimizer.step(_RATE, clip_scale(self.reducer.norm(), 1.0))
+        self.optimizer.clear_gradients()
+        self.reducer.all_gather_params()
+
+    def __call__(self) -> float:
+        """A step; returns the loss of this process's row."""
+        output = self.compute()
+        self.update()
+        return float(output.loss_sum.item()) / output.num_loss_tokens
 
 
 class _Tracker(CollectiveTracker):
