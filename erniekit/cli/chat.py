@@ -10,6 +10,7 @@ from erniekit.cli.options import (
     Dtype,
     MaxNewTokens,
     MinP,
+    Model,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -22,15 +23,7 @@ from erniekit.cli.options import (
 
 
 def chat(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="A base model (a directory, or a repository of the Hub), an export, a checkpoint (adapters too), or a "
-            "run's output directory (its newest checkpoint; RUN/best: its best).",
-            show_default=False,
-        ),
-    ],
+    model: Model,
     system: Annotated[str, typer.Option("--system", metavar="TEXT", help="System message.")] = "",
     tools: Annotated[
         Path | None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from erniekit.cli.options import Limit, SampleFormat
 from erniekit.config import choices
 
 if TYPE_CHECKING:
@@ -38,10 +39,6 @@ Run = Annotated[
         help="The config of a run: its model, sources and settings. Other options override it.",
     ),
 ]
-FormatOption = Annotated[
-    choices.DataFormat | None,
-    typer.Option("--format", help="Format of the samples. Default: the run's, else auto."),
-]
 TemplateOption = Annotated[
     choices.TemplateName | None,
     typer.Option("--template", help="Chat template. Default: the run's, else detected from the model."),
@@ -68,13 +65,11 @@ def check(
     files: Files = None,
     model: Model = None,
     config: Run = None,
-    format: FormatOption = None,
+    format: SampleFormat = None,
     template: TemplateOption = None,
     max_length: MaxLength = None,
     on_long: OnLong = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")
-    ] = None,
+    limit: Limit = None,
     all_errors: Annotated[
         bool, typer.Option("--all-errors", help="List every error, not only the first 20.")
     ] = False,

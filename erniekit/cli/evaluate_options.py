@@ -34,11 +34,6 @@ Run = Annotated[
         help="The config of a run: its output directory, data.eval and settings. Other options override it.",
     ),
 ]
-SampleFormat = Annotated[
-    choices.DataFormat | None,
-    typer.Option("--format", help="Format of the samples. Default: the run's, else auto."),
-]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")]
 OnError = Annotated[
     choices.OnError | None,
     typer.Option(

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from erniekit.cli import export_options as opt
-from erniekit.cli.options import GgufType, MaxShardSize
+from erniekit.cli.options import GgufType, MaxShardSize, Output
 from erniekit.config import choices
 from erniekit.errors import ConfigError
 
@@ -16,7 +16,7 @@ _ONE_FILE = ("adapter", "paddle-adapter", "gguf")
 
 def export(
     source: opt.Source,
-    output: opt.Output,
+    output: Output,
     layout: opt.Layout = "hub",
     gguf_type: GgufType = None,
     dtype: opt.Dtype = "auto",
@@ -48,22 +48,11 @@ def export(
     if quantize == "none" and (quantize_group is not None or eval_files or quantize_method != "rtn"):
         raise ConfigError("--quantize-group, --quantize-method and --eval need --quantize int8 or int4")
     _check_calibration(quantize_method, calibration_files, calibration_samples, quantize_python)
-    if quantize != "none" and layout in _ONE_FILE:
-        raise ConfigError(f"--quantize does not apply to --layout {layout}; GGUF has --gguf-type q8_0")
-    if gguf_type is not None and layout != "gguf":
-        raise ConfigError("--gguf-type needs --layout gguf")
-    if max_shard_size is not None and layout in _ONE_FILE:
-        raise ConfigError(f"--max-shard-size does not apply to --layout {layout}, which has one weight file")
+    _check_layout(layout, quantize, gguf_type, dtype, chat_template, max_shard_size)
     if layout == "adapter" or layout == "paddle-adapter":
-        if dtype != "auto" or chat_template != "auto":
-            raise ConfigError(
-                f"--layout {layout} copies the adapter: it takes neither --dtype nor --chat-template"
-            )
         _export_adapter(source, output, layout, base)
         return
     if layout == "gguf":
-        if dtype != "auto":
-            raise ConfigError("--layout gguf has its own types: choose one with --gguf-type, not --dtype")
         _export_gguf(source, output, gguf_type or "f16", base, chat_template)
         return
 
@@ -115,6 +104,29 @@ def _check_calibration(
             f"--quantize-method {method} needs data to calibrate with: name a file with --calibration, such "
             "as the training data"
         )
+
+
+def _check_layout(
+    layout: choices.ExportLayout,
+    quantize: choices.Quantize,
+    gguf_type: choices.GgufType | None,
+    dtype: choices.Dtype,
+    chat_template: choices.ChatTemplateSource,
+    max_shard_size: str | None,
+) -> None:
+    """Raises ConfigError for an option that the layout has not."""
+    if quantize != "none" and layout in _ONE_FILE:
+        raise ConfigError(f"--quantize does not apply to --layout {layout}; GGUF has --gguf-type q8_0")
+    if gguf_type is not None and layout != "gguf":
+        raise ConfigError("--gguf-type needs --layout gguf")
+    if max_shard_size is not None and layout in _ONE_FILE:
+        raise ConfigError(f"--max-shard-size does not apply to --layout {layout}, which has one weight file")
+    if layout in ("adapter", "paddle-adapter") and (dtype != "auto" or chat_template != "auto"):
+        raise ConfigError(
+            f"--layout {layout} copies the adapter: it takes neither --dtype nor --chat-template"
+        )
+    if layout == "gguf" and dtype != "auto":
+        raise ConfigError("--layout gguf has its own types: choose one with --gguf-type, not --dtype")
 
 
 def _export_adapter(source: Path, output: Path, layout: choices.ExportLayout, base: Path | None) -> None:

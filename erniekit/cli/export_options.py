@@ -16,12 +16,6 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output", metavar="DIR", help="Output directory. Must be new or empty.", show_default=False
-    ),
-]
 Layout = Annotated[
     choices.ExportLayout,
     typer.Option(

@@ -5,60 +5,62 @@ from typing import Annotated
 
 import typer
 
+from erniekit.cli.options import Output
 from erniekit.create.shapes import SHAPES
+
+Shape = Annotated[
+    str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.", show_default=False)
+]
+TokenizerText = Annotated[
+    list[Path],
+    typer.Option(
+        "--tokenizer-text",
+        metavar="FILE",
+        help="File to train the tokenizer on: plain text, .json or .jsonl. Can be repeated.",
+        show_default=False,
+    ),
+]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(
+        "--vocab-size",
+        metavar="N",
+        help="Vocabulary size: rows of the embedding, and maximum number of tokens. Default: from the shape "
+        "(512 for tiny shapes).",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random weights.")]
+Std = Annotated[
+    float | None,
+    typer.Option(
+        "--std",
+        metavar="X",
+        help="Standard deviation of the initial weights. Default: 1 / sqrt(hidden_size).",
+        show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of config.json, such as num_hidden_layers=4 or vision_config.depth=3. Can be repeated.",
+        show_default=False,
+    ),
+]
+NoWeights = Annotated[bool, typer.Option("--no-weights", help="Write only config.json and the tokenizer.")]
 
 
 def init(
-    shape: Annotated[
-        str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.", show_default=False)
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", metavar="DIR", help="Output directory. Must be new or empty.", show_default=False
-        ),
-    ],
-    tokenizer_text: Annotated[
-        list[Path],
-        typer.Option(
-            "--tokenizer-text",
-            metavar="FILE",
-            help="File to train the tokenizer on: plain text, .json or .jsonl. Can be repeated.",
-            show_default=False,
-        ),
-    ],
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            "--vocab-size",
-            metavar="N",
-            help="Vocabulary size: rows of the embedding, and maximum number of tokens. Default: from the shape "
-            "(512 for tiny shapes).",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random weights.")] = 0,
-    std: Annotated[
-        float | None,
-        typer.Option(
-            "--std",
-            metavar="X",
-            help="Standard deviation of the initial weights. Default: 1 / sqrt(hidden_size).",
-            show_default=False,
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of config.json, such as num_hidden_layers=4 or vision_config.depth=3. Can be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    no_weights: Annotated[
-        bool, typer.Option("--no-weights", help="Write only config.json and the tokenizer.")
-    ] = False,
+    shape: Shape,
+    output: Output,
+    tokenizer_text: TokenizerText,
+    vocab_size: VocabSize = None,
+    seed: Seed = 0,
+    std: Std = None,
+    settings: Settings = None,
+    no_weights: NoWeights = False,
 ) -> None:
     """Create a small model with random weights and a tokenizer.
 

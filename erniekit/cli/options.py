@@ -1,11 +1,32 @@
 """Options that several commands have."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from erniekit.config import choices
 
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A base model (a directory, or a repository of the Hub), an export, a checkpoint (adapters too), or a "
+        "run's output directory (its newest checkpoint; RUN/best: its best).",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", metavar="DIR", help="Output directory. Must be new or empty.", show_default=False
+    ),
+]
+SampleFormat = Annotated[
+    choices.DataFormat | None,
+    typer.Option("--format", help="Format of the samples. Default: the run's, else auto."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N samples.")]
 Template = Annotated[
     choices.TemplateName | None,
     typer.Option(

@@ -8,64 +8,63 @@ import typer
 from erniekit.cli.options import GgufType
 from erniekit.config.choices import ExportLayout
 
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="An exported directory; or a run or checkpoint, which is exported to a temporary directory first.",
+        show_default=False,
+    ),
+]
+Repository = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO",
+        help="A repository of the Hub, owner/name. It is created if needed.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the files and the model card, and upload nothing.")
+]
+Private = Annotated[bool, typer.Option("--private", help="If the repository is created, make it private.")]
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="RUN", help="Run that the exported directory comes from, for the model card."
+    ),
+]
+Layout = Annotated[
+    ExportLayout | None,
+    typer.Option("--layout", help="With a run: layout of the export. Default: hub.", show_default=False),
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="REPO", help="Base model on the Hub, if the run used a local directory."),
+]
+License = Annotated[
+    str | None,
+    typer.Option("--license", metavar="ID", help="License, such as apache-2.0. Default: the base model's."),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="BRANCH", help="Branch; it is created if needed. Default: main."),
+]
+Message = Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")]
+
 
 def push(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="An exported directory; or a run or checkpoint, which is exported to a temporary directory first.",
-            show_default=False,
-        ),
-    ],
-    repository: Annotated[
-        str,
-        typer.Argument(
-            metavar="REPO",
-            help="A repository of the Hub, owner/name. It is created if needed.",
-            show_default=False,
-        ),
-    ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the files and the model card, and upload nothing.")
-    ] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="If the repository is created, make it private.")
-    ] = False,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run", metavar="RUN", help="Run that the exported directory comes from, for the model card."
-        ),
-    ] = None,
-    layout: Annotated[
-        ExportLayout | None,
-        typer.Option("--layout", help="With a run: layout of the export. Default: hub.", show_default=False),
-    ] = None,
+    source: Source,
+    repository: Repository,
+    dry_run: DryRun = False,
+    private: Private = False,
+    run: Run = None,
+    layout: Layout = None,
     gguf_type: GgufType = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="REPO",
-            help="Base model on the Hub, if the run used a local directory.",
-        ),
-    ] = None,
-    licence: Annotated[
-        str | None,
-        typer.Option(
-            "--license",
-            metavar="ID",
-            help="License, such as apache-2.0. Default: the base model's.",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option("--revision", metavar="BRANCH", help="Branch; it is created if needed. Default: main."),
-    ] = None,
-    message: Annotated[
-        str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")
-    ] = None,
+    base: Base = None,
+    licence: License = None,
+    revision: Revision = None,
+    message: Message = None,
 ) -> None:
     """Upload a model or an adapter to the Hugging Face Hub, with a model card.
 

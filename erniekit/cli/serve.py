@@ -1,8 +1,10 @@
 """`erniekit serve`: a small server with OpenAI's API, to try a model."""
 
 import functools
+import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,7 @@ from erniekit.cli.options import (
     Dtype,
     MaxNewTokens,
     MinP,
+    Model,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -21,15 +24,9 @@ from erniekit.cli.options import (
     TopP,
 )
 
-Model = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL",
-        help="A base model (a directory, or a repository of the Hub), an export, a checkpoint (adapters too), or a "
-        "run's output directory.",
-        show_default=False,
-    ),
-]
+if TYPE_CHECKING:
+    from erniekit.serving.service import ChatService
+
 Host = Annotated[
     str,
     typer.Option(
@@ -152,10 +149,9 @@ def serve(
     from erniekit.generation.detokenizer import Detokenizer
     from erniekit.generation.sampling import Sampling
     from erniekit.runtime import compute_dtype, configure
-    from erniekit.serving.access import access_notes, read_key
-    from erniekit.serving.app import make_app
+    from erniekit.serving.access import read_key
     from erniekit.serving.cors import parse_origins
-    from erniekit.serving.server import curl_command, listen, listens_locally, run_server, server_url
+    from erniekit.serving.server import listen
     from erniekit.serving.service import ChatService
 
     computed = compute_dtype(dtype, configure(device, threads, seed=0))
@@ -172,14 +168,32 @@ def serve(
     shown = name or model.resolve().name
     key, origins = read_key(api_key, api_key_file), parse_origins(cors or ())
     listener = listen(host, port)
-    url, log = server_url(listener), functools.partial(typer.echo, err=True)
     detokenizer = Detokenizer.from_checkpoint(source.directory)
     access = MediaAccess("any" if allow_private_urls else "public" if allow_urls else "none")
     service = ChatService(shown, source.load(computed), encoder, detokenizer, defaults, access=access)
     typer.echo(f'{source.title} as "{shown}": template {encoder.template.name}')
-    typer.echo("\n".join(["try it:", f"  {curl_command(url, shown, key)}", *production]))
     visible = on_command_line(context, "api_key")
-    for note in access_notes(listener.getsockname()[0], key, origins, on_command_line=visible):
+    _run(listener, service, production, key=key, key_on_command_line=visible, origins=origins)
+
+
+def _run(
+    listener: socket.socket,
+    service: "ChatService",
+    production: Sequence[str],
+    *,
+    key: str,
+    key_on_command_line: bool,
+    origins: Sequence[str],
+) -> None:
+    """Prints how to use the server and the commands for production, and runs it until Ctrl-C."""
+    from erniekit.serving.access import access_notes
+    from erniekit.serving.app import make_app
+    from erniekit.serving.server import curl_command, listens_locally, run_server, server_url
+
+    url, log = server_url(listener), functools.partial(typer.echo, err=True)
+    typer.echo("\n".join(["try it:", f"  {curl_command(url, service.name, key)}", *production]))
+    address = listener.getsockname()[0]
+    for note in access_notes(address, key, origins, on_command_line=key_on_command_line):
         typer.echo(f"warning: {note}")
     typer.echo(f"listening on {url}/v1; Ctrl-C stops it")
     local_only = not key and listens_locally(listener)

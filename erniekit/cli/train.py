@@ -65,19 +65,12 @@ def train(
         _refuse_options_of_dry_run(no_weights, show_all, gpus is not None or gpu is not None)
 
     from erniekit.checkpoint.download import locate_model
-    from erniekit.config import load_config
     from erniekit.launch import launch
     from erniekit.train.trackers.installed import check_installed
 
     chosen = launch.parse_devices(devices) if devices is not None else None
     places = launch.parse_nodes(nodes, node_rank, master)
-    settings = load_config(
-        config, [*(overrides or []), *([f"parallel.device={chosen.kind}"] if chosen else [])]
-    )
-    if resume and not any(text.startswith("train.output_dir=") for text in overrides or []):
-        from erniekit.train.run_directory import refuse_moved_run
-
-        refuse_moved_run(config, settings)
+    settings = _load_settings(config, overrides or [], None if chosen is None else chosen.kind, resume)
     worker = launch.launched_worker(places, chosen, settings.parallel.device)
     if (places.rank if worker is None else worker.rank) == 0:
         check_installed(settings.log)
@@ -85,22 +78,16 @@ def train(
         settings = _locate_for_dry_run(settings, weights=not no_weights, resume=resume)
     else:
         settings = locate_model(settings, resume=resume)
-    processes = 1 if worker is None else worker.world
     if worker is None:
         plan = launch.plan_launch(chosen, places, settings.parallel.device)
-        processes = plan.world
-        if processes > 1 and not dry_run:
-            from erniekit.train.preflight import check_before_launch
-
-            check_before_launch(settings, processes, resume=resume, is_main=places.rank == 0)
-            commit = settings.model.revision
+        if plan.world > 1 and not dry_run:
             arguments = [
                 *("train", str(config), *(overrides or [])),
-                *([f"model.revision={commit}"] if commit else []),
+                *([f"model.revision={settings.model.revision}"] if settings.model.revision else []),
                 *(["--devices", devices] if devices else []),
                 *(["--force"] if force else []),
             ]
-            raise typer.Exit(_run_processes(plan, arguments, resume, Path(settings.train.output_dir)))
+            raise typer.Exit(_run_processes(plan, settings, arguments, resume))
         launch.use_device(plan.devices)
 
     if dry_run:
@@ -108,7 +95,7 @@ def train(
 
         dry_run_training(
             settings,
-            processes=processes,
+            processes=plan.world if worker is None else worker.world,
             no_weights=no_weights,
             show_all=show_all,
             target=_planned_gpus(gpus, gpu),
@@ -125,6 +112,18 @@ def _refuse_options_of_dry_run(no_weights: bool, show_all: bool, plans_gpus: boo
         if given:
             instead = "; --devices 0,1,2,3 names the GPUs of a run" if option == "--gpus" else ""
             raise typer.BadParameter(f"it can only be used with --dry-run{instead}", param_hint=option)
+
+
+def _load_settings(config: Path, overrides: list[str], device: str | None, resume: bool) -> "Config":
+    """The configuration, for --devices of a kind. Raises ConfigError for a moved run that is to be resumed."""
+    from erniekit.config import load_config
+
+    settings = load_config(config, [*overrides, *([] if device is None else [f"parallel.device={device}"])])
+    if resume and not any(text.startswith("train.output_dir=") for text in overrides):
+        from erniekit.train.run_directory import refuse_moved_run
+
+        refuse_moved_run(config, settings)
+    return settings
 
 
 def _locate_for_dry_run(settings: "Config", *, weights: bool, resume: bool) -> "Config":
@@ -144,12 +143,15 @@ def _planned_gpus(gpus: int | None, gpu: str | None) -> "tuple[int, Gpu] | None"
     return None if gpus is None and gpu is None else (gpus or 1, find_gpu(gpu or DEFAULT_GPU))
 
 
-def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:
+def _run_processes(plan: "LaunchPlan", settings: "Config", arguments: list[str], resume: bool) -> int:
     """Runs `erniekit arguments` on all devices of this machine; returns the exit status."""
     from erniekit.checkpoint.parts import is_saving
     from erniekit.launch import launch
+    from erniekit.train.preflight import check_before_launch
     from erniekit.train.run_lock import refuse_second_run
 
+    check_before_launch(settings, plan.world, resume=resume, is_main=plan.nodes.rank == 0)
+    run = Path(settings.train.output_dir)
     # Before this run writes to the logs of the other run.
     refuse_second_run(run)
     resume_command = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])
