@@ -162,9 +162,9 @@ def main(directory: Path) -> None:
     from erniekit.distributed.parallel_dims import ParallelDims
     from erniekit.doctor.collectives import all_reduce_speed, check_collectives
     from erniekit.runtime import configure
-    from erniekit.train.build import RunContext
     from erniekit.train.console import make_console
     from erniekit.train.run import train_together
+    from erniekit.train.run_context import RunContext
 
     device = configure(plan["device"], worker.threads, seed=0)
     connection = Communicator(worker, _SECONDS)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from erniekit.checkpoint.best import BEST_FILE, recorded_best, write_best
-from erniekit.checkpoint.state import checkpoint_name
+from erniekit.checkpoint.state import checkpoint_name, fingerprint
+from erniekit.config import Config
+from erniekit.config.choices import ANSWER_METRICS
 from erniekit.distributed.context import DistributedContext
+from erniekit.train.inputs import Inputs
 from erniekit.train.progress import BestTracker, TrainerProgress
 
 Log = Callable[[str], None]
@@ -71,3 +75,11 @@ def existing_best(
         )
         log(f"{missing}, the best checkpoint, does not exist; {instead}")
     return replace(best, step=step, value=value)
+
+
+def best_data(config: Config, inputs: Inputs) -> str:
+    """A digest of what eval.best_metric is computed from: values of other data cannot be compared."""
+    parts = ["" if inputs.eval_rows is None else inputs.eval_rows.rows.dataset.fingerprint]
+    if config.eval.best_metric in ANSWER_METRICS:
+        parts.append(json.dumps([config.eval.samples, config.eval.max_new_tokens, config.eval.temperature]))
+    return fingerprint(part.encode() for part in parts)["digest"]

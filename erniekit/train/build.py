@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,14 +13,11 @@ from erniekit.checkpoint.manifest import FileRecord
 from erniekit.checkpoint.names import by_parameter, hub_tensors
 from erniekit.checkpoint.quantizer import make_quantizer
 from erniekit.checkpoint.resize import ModelChanges
-from erniekit.checkpoint.state import TrainerState, check_identity, fingerprint, read_state, set_aside_newer
+from erniekit.checkpoint.state import TrainerState, check_identity, read_state, set_aside_newer
 from erniekit.config import Config
-from erniekit.config.choices import ANSWER_METRICS
 from erniekit.data.load.batch import PackedBatch
 from erniekit.data.store.dataset import Dataset
-from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.skipped_samples import SkippedSampleSync
-from erniekit.evaluation.evaluator import Evaluator
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.objectives.dpo import DpoObjective
@@ -29,25 +25,15 @@ from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.sft import SftObjective
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.parallel.data_parallel import GradientReducer, collect_by_layer
-from erniekit.runtime import compute_dtype
-from erniekit.train.best import check_best
+from erniekit.train.best import best_data, check_best
 from erniekit.train.build_dpo import build_dpo_objective, build_reference, needs_base
-from erniekit.train.build_log import build_evaluator, build_report_hook, open_writer
+from erniekit.train.build_hooks import build_hooks
 from erniekit.train.checkpointer import Checkpointer
-from erniekit.train.console import Console
 from erniekit.train.describe import describe_rounding, describe_run
 from erniekit.train.distributed import fix_rows
 from erniekit.train.flops import device_peak_flops, make_flop_counter
-from erniekit.train.hooks.checkpoint import CheckpointHook
-from erniekit.train.hooks.early_stopping import EarlyStoppingHook
-from erniekit.train.hooks.evaluation import EvaluationHook
-from erniekit.train.hooks.logging import LoggingHook
-from erniekit.train.hooks.loss_spikes import LossSpikeHook
-from erniekit.train.hooks.profiler import ProfilerHook
-from erniekit.train.hooks.routers import RouterHook
 from erniekit.train.identity import changed_settings, run_identity, saved_identity, with_defaults
 from erniekit.train.inputs import Inputs, load_inputs
-from erniekit.train.metrics_writer import MetricsWriter
 from erniekit.train.model import (
     PreparedModel,
     build_gradient_reducer,
@@ -57,6 +43,7 @@ from erniekit.train.model import (
 from erniekit.train.nonfinite import NONFINITE_DIR, NonFinitePolicy
 from erniekit.train.plan import RunPlan, plan_run
 from erniekit.train.progress import TrainerProgress
+from erniekit.train.run_context import RunContext
 from erniekit.train.run_directory import (
     begin_run,
     check_space,
@@ -67,32 +54,7 @@ from erniekit.train.run_directory import (
 )
 from erniekit.train.run_lock import lock_run_directory
 from erniekit.train.selection import select_parameters
-from erniekit.train.trackers.layout import run_layout
-from erniekit.train.trainer import Hook, Trainer, TrainerSettings
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What every part of a run is built from: the configuration, "cpu" or "gpu", the processes, and the console.
-
-    force: start even if the run cannot fit into memory.
-    """
-
-    config: Config
-    device: str
-    dist: DistributedContext
-    console: Console
-    force: bool = False
-
-    @property
-    def run_dir(self) -> Path:
-        """The directory of the run."""
-        return Path(self.config.train.output_dir)
-
-    @property
-    def log(self) -> Callable[[str], None]:
-        """Prints a line."""
-        return self.console.log
+from erniekit.train.trainer import Trainer, TrainerSettings
 
 
 @dataclass(frozen=True)
@@ -119,7 +81,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     saved = _find_saved_run(context) if resume else None
     context, inputs, plan = _load_data(context, saved, stack)
     config, dist, log = context.config, context.dist, context.log
-    dtype = compute_dtype(config.model.dtype, context.device)
+    dtype, peers = context.dtype, context.peers
     limits = inputs.encoder.limits
     changes = ModelChanges(limits.vocab_size, limits.max_positions)
     identity = run_identity(config, dtype, str(inputs.rows.settings["fingerprint"]), changes)
@@ -138,7 +100,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         inputs.largest_row(config.data.max_length),
         force=context.force,
     )
-    objective = build_objective(context, prepared, inputs.datasets, dtype)
+    objective = build_objective(context, prepared, inputs.datasets)
     records = None if base is None else base.check(context.run_dir if saved is not None else None)
     reducer = build_gradient_reducer(config, prepared, dist.mesh)
     optimizer = build_optimizer(config, prepared, reducer)
@@ -150,19 +112,10 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
         _take_run_directory(context, lock, saved, records, is_locked=is_locked)
     if progress.step < plan.total_steps:
         check_space(config, checkpointer.checkpoint_bytes(), is_new=saved is None, dist=dist, log=log)
-    peak_flops = find_peak_flops(context, dtype)
-    layout = run_layout(config, prepared.model.config.moe, has_mfu=peak_flops is not None)
-    with writing_to(context.run_dir):
-        writer = open_writer(config, inputs, layout, dist, log, progress.step)
-    stack.push(lambda kind, *_: writer.close(failed=kind is not None))
-    evaluator = build_evaluator(config, inputs, prepared.model, objective, writer, dist, log)
-    several = dist if dist.mesh.world.size > 1 else None
-    hooks = build_hooks(context, inputs, prepared.model, evaluator, checkpointer, writer, peak_flops)
-    if config.log.report and dist.is_main:
-        report = build_report_hook(
-            config, inputs, plan, layout, evaluator, writer, dist, dtype, context.device, context.console
-        )
-        hooks.append(report)
+    peak_flops = find_peak_flops(context)
+    hooks = build_hooks(
+        context, inputs, plan, prepared.model, objective, checkpointer, peak_flops, progress.step, stack
+    )
     trainer = Trainer(
         model=prepared.model,
         objective=objective,
@@ -177,76 +130,19 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
             seed=config.train.seed,
         ),
         hooks=hooks,
-        dist=several,
+        dist=peers,
         reducer=reducer,
-        skipped_samples=None if several is None else SkippedSampleSync(inputs.train.budget, several),
-        nonfinite=NonFinitePolicy(config.train.on_nonfinite, context.run_dir / NONFINITE_DIR, log, several),
+        skipped_samples=None if peers is None else SkippedSampleSync(inputs.train.budget, peers),
+        nonfinite=NonFinitePolicy(config.train.on_nonfinite, context.run_dir / NONFINITE_DIR, log, peers),
         count_flops=None if peak_flops is None else build_flop_counter(config, dtype, changes),
         progress=progress,
     )
     return trainer, checkpointer
 
 
-def build_hooks(
-    context: RunContext,
-    inputs: Inputs,
-    model: ErnieModel,
-    evaluator: Evaluator | None,
-    checkpointer: Checkpointer,
-    writer: MetricsWriter,
-    peak_flops: float | None,
-) -> list[Hook]:
-    """The hooks of a run, in the order in which the trainer calls them.
-
-    A step is logged, then evaluated, then saved. Early stopping comes before them, so that after an evaluation the
-    log knows whether training ends, and checkpoints know whether it is the best evaluation. The profiler comes first:
-    it records none of them.
-    """
-    config, console = context.config, context.console
-    settings, loss = config.eval, config.loss
-    hooks: list[Hook] = []
-    if config.train.profile_steps is not None and context.dist.is_main:
-        first, last = config.train.profile_steps
-        hooks.append(ProfilerHook(first, last, context.run_dir, console))
-    hooks.append(
-        RouterHook(
-            model,
-            orthogonal_weight=loss.orthogonal_weight,
-            orthogonal_mode=loss.orthogonal_mode,
-            bias_update_rate=loss.bias_update_rate,
-        )
-    )
-    if settings.best_metric is not None:
-        data = best_data(config, inputs)
-        hooks.append(EarlyStoppingHook(settings.best_metric, settings.patience, settings.min_delta, data))
-    hooks.append(
-        LoggingHook(
-            writer,
-            console,
-            config.log.every,
-            lambda: inputs.train.epochs_done,
-            peak_flops,
-            router_detail=config.log.router_detail,
-        )
-    )
-    several = context.dist if context.dist.mesh.world.size > 1 else None
-    hooks.append(LossSpikeHook(writer, console.log, several))
-    if evaluator is not None:
-        hooks.append(EvaluationHook(evaluator, config.train.eval_every, writer, console))
-    hooks.append(CheckpointHook(checkpointer, config.checkpoint.save_every, writer))
-    return hooks
-
-
-def best_data(config: Config, inputs: Inputs) -> str:
-    """A digest of what eval.best_metric is computed from: values of other data cannot be compared."""
-    parts = ["" if inputs.eval_rows is None else inputs.eval_rows.rows.dataset.fingerprint]
-    if config.eval.best_metric in ANSWER_METRICS:
-        parts.append(json.dumps([config.eval.samples, config.eval.max_new_tokens, config.eval.temperature]))
-    return fingerprint(part.encode() for part in parts)["digest"]
-
-
-def find_peak_flops(context: RunContext, dtype: str) -> float | None:
+def find_peak_flops(context: RunContext) -> float | None:
     """FLOP/s of all devices of the run, None where the peak of a device is not known; says which on a GPU."""
+    dtype = context.dtype
     peak, name = device_peak_flops(dtype, context.config.train.peak_tflops, context.device)
     if peak is not None:
         context.log(f"peak of {name}: {peak / 1e12:,g} TFLOP/s in {dtype}, for train/mfu")
@@ -288,11 +184,11 @@ def build_optimizer(config: Config, prepared: PreparedModel, reducer: GradientRe
 
 
 def build_objective(
-    context: RunContext, prepared: PreparedModel, datasets: Sequence[Dataset], dtype: str
+    context: RunContext, prepared: PreparedModel, datasets: Sequence[Dataset]
 ) -> SftObjective | DpoObjective:
     """The loss of the run's task, with the reference model of preference training, which may be cached for all pairs
     of `datasets`."""
-    config, dist, model = context.config, context.dist, prepared.model
+    config, dist, model, dtype = context.config, context.dist, prepared.model, context.dtype
     if config.task == "dpo":
 
         def load_base() -> ErnieModel:

@@ -28,10 +28,11 @@ from erniekit.objectives.dpo import DpoObjective
 from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.optim.clip import gradient_norm
-from erniekit.runtime import compute_dtype, configure
-from erniekit.train.build import RunContext, build_objective
+from erniekit.runtime import configure
+from erniekit.train.build import build_objective
 from erniekit.train.console import PlainConsole
 from erniekit.train.model import prepare_model
+from erniekit.train.run_context import RunContext
 from erniekit.train.run_directory import CONFIG_FILE
 from erniekit.train.saved_rows import load_rows
 
@@ -116,15 +117,14 @@ def _load(config: Config, checkpoint: Path | None) -> tuple[ErnieModel, SftObjec
         attention=config.kernels.attention,
         deterministic=config.train.deterministic,
     )
-    dtype = compute_dtype(config.model.dtype, device)
+    context = RunContext(config, device, DistributedContext(local_mesh()), PlainConsole())
     changes = ModelChanges(*enlarged_limits(config.model))
     image_spec = None
     if ErnieConfig.from_dir(config.model.directory).vision is not None:
         data = config.data
         image_spec = ImageSpec.from_checkpoint(config.model.directory, data.min_pixels, data.max_pixels)
-    prepared = prepare_model(config, dtype, image_spec, checkpoint, _quiet, changes=changes)
-    context = RunContext(config, device, DistributedContext(local_mesh()), PlainConsole())
-    objective = build_objective(context, prepared, [], dtype)
+    prepared = prepare_model(config, context.dtype, image_spec, checkpoint, _quiet, changes=changes)
+    objective = build_objective(context, prepared, [])
     prepared.model.eval()
     return prepared.model, objective
 

@@ -15,13 +15,14 @@ from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.kernels.choice import describe_forms
 from erniekit.runtime import compute_dtype, configure
-from erniekit.train.build import RunContext, build_trainer
+from erniekit.train.build import build_trainer
 from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import make_console
 from erniekit.train.distributed import check_same_model, init_distributed
 from erniekit.train.ending import describe_end, describe_failure, resume_command
 from erniekit.train.model import check_model, check_start
 from erniekit.train.out_of_memory import explain_out_of_memory, is_out_of_memory
+from erniekit.train.run_context import RunContext
 from erniekit.train.run_directory import check_run_directory
 from erniekit.train.trackers.installed import check_installed
 from erniekit.train.trainer import Trainer

@@ -56,7 +56,7 @@ class RowSource(Protocol):
 class Hook:
     """Actions around the steps of training. Each method does nothing by default.
 
-    The trainer calls its hooks in the order of its list, which `erniekit.train.build.build_hooks` states. All
+    The trainer calls its hooks in the order of its list, which `erniekit.train.build_hooks` states. All
     processes of a run have the same hooks, except for those that call no collectives.
     """
 

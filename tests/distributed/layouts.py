@@ -15,9 +15,9 @@ from erniekit.distributed.context import DistributedContext
 from erniekit.distributed.mesh import Communicator, local_mesh
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.distributed.worker import worker_from
-from erniekit.train.build import RunContext
 from erniekit.train.console import make_console
 from erniekit.train.run import train_together
+from erniekit.train.run_context import RunContext
 from tests.distributed.processes import OTHERS_HANG
 
 

@@ -1,1 +1,1 @@
-"""Hooks around the steps of training, one concern per file. `erniekit.train.build.build_hooks` states their order."""
+"""Hooks around the steps of training, one concern per file. `erniekit.train.build_hooks` states their order."""

@@ -34,10 +34,11 @@ from erniekit.lora.adapters import (
     write_adapter_settings,
 )
 from erniekit.lora.peft import AdapterConfig
-from erniekit.train.build import RunContext, build_trainer
+from erniekit.train.build import build_trainer
 from erniekit.train.console import PlainConsole
 from erniekit.train.distributed import init_distributed
 from erniekit.train.inputs import load_inputs
+from erniekit.train.run_context import RunContext
 from erniekit.train.trainer import Trainer
 from tools.bench.peers import workloads
 from tools.bench.peers.data import write_samples
