@@ -1,4 +1,4 @@
-"""A small stand-in for the server of the Hugging Face hub: what huggingface_hub asks of it in downloads and uploads."""
+"""A small stand-in for the server of the Hugging Face Hub: what huggingface_hub asks of it in downloads and uploads."""
 
 from __future__ import annotations
 

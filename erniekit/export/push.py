@@ -1,4 +1,4 @@
-"""Uploading a model or an adapter to the Hugging Face hub, with a model card."""
+"""Uploading a model or an adapter to the Hugging Face Hub, with a model card."""
 
 from __future__ import annotations
 

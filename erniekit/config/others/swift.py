@@ -150,7 +150,7 @@ _RULES: dict[str, Rule] = {
         "the model's chat template applies (data.template); samples have their own system message",
     ),
     **not_needed("attn_impl tuner_backend", "the fastest kernels are chosen automatically"),
-    **not_needed("model_type use_hf", "model.path names the checkpoint, on the Hugging Face hub or on disk"),
+    **not_needed("model_type use_hf", "model.path names the checkpoint, on the Hugging Face Hub or on disk"),
     **not_needed(
         "dataset_num_proc load_from_cache_file lazy_tokenize", "data.workers processes encode samples, once"
     ),

@@ -14,7 +14,7 @@ from typing import Literal
 from erniekit.display.text import listed
 from erniekit.errors import DataError
 
-# The name of a dataset of the Hugging Face hub, after "hub:".
+# The name of a dataset of the Hugging Face Hub, after "hub:".
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\-+%:\[\]]+))?")
 Use = Literal["train", "eval"]
 Log = Callable[[str], None]
