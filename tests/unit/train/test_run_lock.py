@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,8 +77,13 @@ def test_a_container_of_another_name_is_gone_where_one_kernel_has_the_lock(
 ) -> None:
     on("local")
     write(tmp_path, ELSEWHERE)
-    with lock_run_directory(tmp_path, print):
-        pass
+    lines: list[str] = []
+    with lock_run_directory(tmp_path, lines.append):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert lines == [
+        f"{tmp_path}: process 71 on gpu-node-7, since 2026-01-02 03:04:05 UTC, has ended without releasing its lock; "
+        "this run takes it over"
+    ]
 
 
 def test_a_living_process_without_locks(tmp_path: Path, on: Callable[[str], None]) -> None:
@@ -92,13 +98,20 @@ def test_a_living_process_without_locks(tmp_path: Path, on: Callable[[str], None
     "text", ["", "{", "[]", '{"host": 1}', '{"host": 1, "pid": -1, "started": []}', "x" * 10_000, "[" * 4000]
 )
 def test_text_that_no_run_has_written(tmp_path: Path, on: Callable[[str], None], text: str) -> None:
+    """It is the lock of nobody."""
     on("network")
     (tmp_path / LOCK_FILE).write_text(text)
-    with lock_run_directory(tmp_path, print):
-        pass
+    lines: list[str] = []
+    with lock_run_directory(tmp_path, lines.append):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert lines == []
 
 
 def test_a_directory_that_goes_away(tmp_path: Path) -> None:
-    with lock_run_directory(tmp_path, print):
-        (tmp_path / LOCK_FILE).unlink()
-    refuse_second_run(tmp_path / "none")
+    """A run ends without an error, and a new run can have its directory."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with lock_run_directory(run, print):
+        shutil.rmtree(run)
+    refuse_second_run(run)
+    assert not run.exists()

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -456,17 +455,23 @@ def test_a_panic_of_the_tokenizer_is_an_error_of_the_sample() -> None:
         raise KeyboardInterrupt
 
 
+_NESTED = '{"a": ' + "[" * 100_000
+
+
 @pytest.mark.parametrize(
-    "content", ["[]", "1", '{"model": 1}', '{"a": ' + "[" * 100_000, "{}", '{"version": []}']
+    ("name", "content"),
+    [
+        *(("tokenizer.json", content) for content in ("{}", '{"model": 1}', '{"version": []}')),
+        *((f"tokenizer{end}.json", content) for end in ("", "_config") for content in ("[]", "1", _NESTED)),
+    ],
 )
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_tokenizer_files_of_wrong_types(
     text_checkpoint: Path, tmp_path: Path, name: str, content: str
 ) -> None:
     directory = tmp_path / "model"
     shutil.copytree(text_checkpoint, directory)
     (directory / name).write_text(content)
-    with suppress(CheckpointError, DataError):
+    with pytest.raises(CheckpointError, match=rf"^{directory}: cannot load the tokenizer: "):
         make_encoder(directory)
 
 
