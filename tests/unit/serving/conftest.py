@@ -31,6 +31,7 @@ from tests.unit.generation.scripted import Script
 
 HANGS = 600  # seconds: whatever takes so long, on a machine however busy
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Which digit?"}]}
+SEVEN = 60  # a token of text
 Stream = Callable[[Document, Sampling], Iterator[int]]
 
 
