@@ -10,7 +10,7 @@ from erniekit.objectives.totals import StepTotals
 from erniekit.optim.adamw import AdamW
 from erniekit.train.progress import TrainerProgress
 from erniekit.train.trainer import Hook
-from tests.unit.train.test_trainer import ROWS, Before, Plain, Row, make, run
+from tests.unit.train.toy_trainer import ROWS, Before, Plain, Row, make, run
 
 
 def test_totals_of_the_step_are_known_to_every_row() -> None:

@@ -12,7 +12,7 @@ from erniekit.errors import CheckpointError
 from erniekit.objectives.pairs import METRIC_DIVISORS
 from erniekit.train.hooks.early_stopping import EarlyStoppingHook
 from erniekit.train.progress import BestTracker, restored
-from tests.unit.train.test_trainer import Plain, make, run
+from tests.unit.train.toy_trainer import Plain, make, run
 
 
 def seen(hook: EarlyStoppingHook, *values: float) -> tuple[list[int], list[int], BestTracker]:

@@ -10,7 +10,7 @@ from paddle.profiler import Profiler
 
 from erniekit.train.hooks import profiler as module
 from erniekit.train.hooks.profiler import ProfilerHook, describe_trace
-from tests.unit.train.test_trainer import Log, Plain, make, run
+from tests.unit.train.toy_trainer import Log, Plain, make, run
 
 
 def traces(directory: Path) -> list[str]:
