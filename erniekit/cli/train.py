@@ -64,30 +64,34 @@ def train(
     if not dry_run:
         _refuse_options_of_dry_run(no_weights, show_all, gpus is not None or gpu is not None)
 
-    from erniekit.checkpoint.download import locate_model
+    from erniekit.distributed.startup import reporting_failure
     from erniekit.launch import launch
     from erniekit.train.trackers.installed import check_installed
 
     chosen = launch.parse_devices(devices) if devices is not None else None
     places = launch.parse_nodes(nodes, node_rank, master)
-    settings = _load_settings(config, overrides or [], None if chosen is None else chosen.kind, resume)
-    worker = launch.launched_worker(places, chosen, settings.parallel.device)
-    if (places.rank if worker is None else worker.rank) == 0:
-        check_installed(settings.log)
-    if dry_run:
-        settings = _locate_for_dry_run(settings, weights=not no_weights, resume=resume)
-    else:
-        settings = locate_model(settings, resume=resume)
-    if worker is None:
-        plan = launch.plan_launch(chosen, places, settings.parallel.device)
-        if plan.world > 1 and not dry_run:
-            arguments = [
-                *("train", str(config), *(overrides or [])),
-                *([f"model.revision={settings.model.revision}"] if settings.model.revision else []),
-                *(["--devices", devices] if devices else []),
-                *(["--force"] if force else []),
-            ]
-            raise typer.Exit(_run_processes(plan, settings, arguments, resume))
+    worker = launch.launched_worker(places, chosen)
+    ranks = launch.node_workers(places, chosen) if worker is None else [worker]
+    with reporting_failure([] if dry_run else ranks, f"machine {places.rank}" if worker is None else ""):
+        settings = _load_settings(config, overrides or [], None if chosen is None else chosen.kind, resume)
+        if (places.rank if worker is None else worker.rank) == 0:
+            check_installed(settings.log)
+        if worker is not None:
+            launch.set_worker_variables(worker, settings.parallel.device)
+        settings = _locate(settings, dry_run=dry_run, weights=not no_weights, resume=resume)
+        plan = launch.plan_launch(chosen, places, settings.parallel.device) if worker is None else None
+        several = plan if plan is not None and plan.world > 1 and not dry_run else None
+        if several is not None:
+            _check_before_launch(settings, several, resume=resume)
+    if several is not None:
+        arguments = [
+            *("train", str(config), *(overrides or [])),
+            *([f"model.revision={settings.model.revision}"] if settings.model.revision else []),
+            *(["--devices", devices] if devices else []),
+            *(["--force"] if force else []),
+        ]
+        raise typer.Exit(_run_processes(several, arguments, resume, Path(settings.train.output_dir)))
+    if plan is not None:
         launch.use_device(plan.devices)
 
     if dry_run:
@@ -95,7 +99,7 @@ def train(
 
         dry_run_training(
             settings,
-            processes=plan.world if worker is None else worker.world,
+            processes=plan.world if plan is not None else ranks[0].world,
             no_weights=no_weights,
             show_all=show_all,
             target=_planned_gpus(gpus, gpu),
@@ -126,10 +130,12 @@ def _load_settings(config: Path, overrides: list[str], device: str | None, resum
     return settings
 
 
-def _locate_for_dry_run(settings: "Config", *, weights: bool, resume: bool) -> "Config":
-    """As `locate_model`, but without downloading weights, which may be hundreds of GB."""
+def _locate(settings: "Config", *, dry_run: bool, weights: bool, resume: bool) -> "Config":
+    """As `locate_model`. A dry run does not download weights, which may be hundreds of GB."""
     from erniekit.checkpoint.download import locate_model
 
+    if not dry_run:
+        return locate_model(settings, resume=resume)
     found = locate_model(settings, weights=weights, download=False, resume=resume)
     if found is settings and weights:
         found = locate_model(settings, weights=False, resume=resume)
@@ -143,17 +149,21 @@ def _planned_gpus(gpus: int | None, gpu: str | None) -> "tuple[int, Gpu] | None"
     return None if gpus is None and gpu is None else (gpus or 1, find_gpu(gpu or DEFAULT_GPU))
 
 
-def _run_processes(plan: "LaunchPlan", settings: "Config", arguments: list[str], resume: bool) -> int:
-    """Runs `erniekit arguments` on all devices of this machine; returns the exit status."""
-    from erniekit.checkpoint.parts import is_saving
-    from erniekit.launch import launch
+def _check_before_launch(settings: "Config", plan: "LaunchPlan", *, resume: bool) -> None:
+    """Raises ErnieKitError for what can be known before the processes start."""
     from erniekit.train.preflight import check_before_launch
     from erniekit.train.run_lock import refuse_second_run
 
     check_before_launch(settings, plan.world, resume=resume, is_main=plan.nodes.rank == 0)
-    run = Path(settings.train.output_dir)
     # Before this run writes to the logs of the other run.
-    refuse_second_run(run)
+    refuse_second_run(Path(settings.train.output_dir))
+
+
+def _run_processes(plan: "LaunchPlan", arguments: list[str], resume: bool, run: Path) -> int:
+    """Runs `erniekit arguments` on all devices of this machine; returns the exit status."""
+    from erniekit.checkpoint.parts import is_saving
+    from erniekit.launch import launch
+
     resume_command = launch.command_line([*arguments, *launch.node_options(plan.nodes), "--resume"])
     return launch.run_processes(
         plan,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -162,20 +161,6 @@ def partner(rank: int, turn: int, size: int) -> int:
         return turn * (size // 2) % last
     other = (turn - rank) % last
     return last if other == rank else other
-
-
-def wait_for_port(address: tuple[str, int], seconds: float) -> bool:
-    """Whether a server listens at the address within that time."""
-    # Paddle's client waits 3 s between two attempts.
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(address, timeout=5).close()
-            return True
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

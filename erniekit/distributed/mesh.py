@@ -10,12 +10,13 @@ from typing import Any
 
 from erniekit.distributed.parallel_dims import ParallelDims, processes_text
 from erniekit.distributed.process_group import ProcessGroup
-from erniekit.distributed.watchdog import Watchdog
+from erniekit.distributed.startup import wait_for_port, wait_for_ranks
+from erniekit.distributed.watchdog import PEER_LOST, PeerError, Watchdog
 from erniekit.distributed.worker import Worker, worker_from
 from erniekit.errors import ConfigError
 
 DEFAULT_TIMEOUT = 600.0
-_STORE_SECONDS = 300
+_STORE_SECONDS, _PORT_SECONDS = 300, 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,8 @@ def connect(dims: ParallelDims, *, timeout: float = DEFAULT_TIMEOUT) -> Mesh:
     """Connect to the other processes of the run by the launcher's variables; `local_mesh` for a single process.
 
     Uses gloo if Paddle's device is the CPU, NCCL if it is a GPU. timeout: seconds that a collective may wait for other
-    ranks. Raises ConfigError if the parallel degrees do not fit or rank 0 cannot be reached.
+    ranks. Raises ConfigError if the parallel degrees do not fit or rank 0 cannot be reached, PeerError if another rank
+    has failed.
     """
     dims.validate()
     worker = worker_from(os.environ)
@@ -102,13 +104,13 @@ class Communicator:
         import paddle
         from paddle.base import core
 
-        from erniekit.distributed.gloo import GlooBackend, wait_for_port
+        from erniekit.distributed.gloo import GlooBackend
 
         host, port = worker.master
-        if worker.rank and not wait_for_port(worker.master, _STORE_SECONDS):
-            raise ConfigError(
-                f"no answer from {host}:{port} for {_STORE_SECONDS} s. Check that rank 0 is running there and that "
-                "this machine can reach it"
+        wait_for_ranks(worker)
+        if worker.rank and not wait_for_port(worker.master, _PORT_SECONDS):
+            raise PeerError(
+                f"{PEER_LOST}: rank 0 has ended before it served the store of the run at {host}:{port}"
             )
         self.worker = worker
         store = core.create_or_get_global_tcp_store()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erniekit.display.output import forgiving_output
+from erniekit.distributed.startup import wait_for_port
 from erniekit.distributed.watchdog import publish_failure
 from erniekit.distributed.worker import (
     LOCALHOST,
@@ -105,13 +106,12 @@ def parse_nodes(count: int, rank: int | None, master: str | None) -> Nodes:
     return Nodes(count, rank, address)
 
 
-def launched_worker(nodes: Nodes, devices: Devices | None, device: str) -> Worker | None:
+def launched_worker(nodes: Nodes, devices: Devices | None) -> Worker | None:
     """This process among those that another program started; None where this command starts the processes itself.
 
     The first of these decides: the variables of paddle.distributed (set by paddle.distributed.launch and by this
-    launcher), --nodes, the variables of a Slurm step with several tasks. Slurm's are translated into Paddle's, which
-    Paddle reads, too; before Paddle is imported. device: parallel.device of the configuration. Raises ConfigError for
-    variables or options that contradict each other.
+    launcher), --nodes, the variables of a Slurm step with several tasks. Raises ConfigError for variables or options
+    that contradict each other.
     """
     worker = worker_from(os.environ)
     if worker is not None or nodes.count > 1:
@@ -125,9 +125,24 @@ def launched_worker(nodes: Nodes, devices: Devices | None, device: str) -> Worke
             "each task takes the GPU of its SLURM_LOCALID (parallel.device=cpu: the CPU). Or let srun start one task "
             "on each node, and add --nodes, --node-rank and --master"
         )
-    gpu = None if device == "cpu" else slurm_gpu(os.environ)
-    os.environ.update(_quiet(os.environ) | worker_environment(worker, gpu))
     return worker
+
+
+def node_workers(nodes: Nodes, devices: Devices | None) -> list[Worker]:
+    """The workers that this command starts as one of several machines, as far as known without Paddle; else empty."""
+    if nodes.master is None:
+        return []
+    return LaunchPlan(devices or Devices((None,)), nodes).workers(nodes.master)
+
+
+def set_worker_variables(worker: Worker, device: str) -> None:
+    """Translate Slurm's variables into Paddle's, which Paddle reads, too; before Paddle is imported.
+
+    device: parallel.device of the configuration. Changes nothing where Paddle's are set.
+    """
+    if worker_from(os.environ) is None:
+        gpu = None if device == "cpu" else slurm_gpu(os.environ)
+        os.environ.update(_quiet(os.environ) | worker_environment(worker, gpu))
 
 
 def plan_launch(devices: Devices | None, nodes: Nodes, device: str) -> LaunchPlan:
@@ -245,8 +260,11 @@ def end_other_nodes(master: tuple[str, int], reason: str) -> None:
     from paddle.base import core
 
     host, port = master
+    if not wait_for_port(master, 0.0):
+        # Rank 0 has ended with its store; the watchdogs of the other ranks notice that.
+        print(f"could not notify the other machines: no answer from {host}:{port}", file=sys.stderr)
+        return
     try:
         publish_failure(core.TCPStore(host, port, False, 0, _STORE_SECONDS), reason)
     except (RuntimeError, ValueError) as error:
-        # Rank 0 has ended with its store; the watchdogs of the other ranks notice that.
         print(f"could not notify the other machines: {str(error).splitlines()[0]}", file=sys.stderr)

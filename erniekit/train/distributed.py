@@ -71,9 +71,8 @@ def check_same_model(config: Config, dist: DistributedContext) -> None:
         )
 
 
-def init_distributed(config: Config, worker: Worker | None) -> DistributedContext:
-    """Connect the processes of the run. worker: None for a single process. Raises ConfigError."""
-    dims = plan_parallel_dims(config, 1 if worker is None else worker.world)
+def init_distributed(config: Config, dims: ParallelDims, worker: Worker | None) -> DistributedContext:
+    """Connect the processes of the run; see `connect`. worker: None for a single process."""
     return DistributedContext(
         local_mesh() if worker is None else connect(dims, timeout=config.parallel.timeout)
     )

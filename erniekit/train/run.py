@@ -11,6 +11,7 @@ from pathlib import Path
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.config import Config
 from erniekit.display.output import forgiving_output
+from erniekit.distributed.startup import reporting_failure
 from erniekit.distributed.worker import worker_from
 from erniekit.interrupt import SAME_REQUEST_SECONDS, InterruptGuard
 from erniekit.kernels.choice import describe_forms
@@ -18,7 +19,7 @@ from erniekit.runtime import compute_dtype, configure
 from erniekit.train.build import build_trainer
 from erniekit.train.checkpointer import Checkpointer
 from erniekit.train.console import make_console
-from erniekit.train.distributed import check_same_model, init_distributed
+from erniekit.train.distributed import check_same_model, init_distributed, plan_parallel_dims
 from erniekit.train.ending import describe_end, describe_failure, resume_command
 from erniekit.train.model import check_model, check_start
 from erniekit.train.out_of_memory import explain_out_of_memory, is_out_of_memory
@@ -54,23 +55,25 @@ def run_training(config: Config, *, resume: bool = False, force: bool = False) -
 def _run_training(config: Config, *, resume: bool, force: bool) -> int:
     console = make_console()
     worker = worker_from(os.environ)
-    if worker is None or worker.rank == 0:
-        check_installed(config.log)
-    check_model(config.model.directory, console.log)
-    if not resume:
-        check_start(config)
-    if worker is None or worker.rank == 0:
-        check_run_directory(config, resume=resume)
-    threads = config.parallel.threads or (worker.threads if worker is not None else None)
-    device = configure(
-        config.parallel.device,
-        threads,
-        config.train.seed,
-        kernels=config.kernels.backend,
-        attention=config.kernels.attention,
-        deterministic=config.train.deterministic,
-    )
-    dist = init_distributed(config, worker)
+    with reporting_failure([] if worker is None else [worker]):
+        if worker is None or worker.rank == 0:
+            check_installed(config.log)
+        check_model(config.model.directory, console.log)
+        if not resume:
+            check_start(config)
+        if worker is None or worker.rank == 0:
+            check_run_directory(config, resume=resume)
+        threads = config.parallel.threads or (worker.threads if worker is not None else None)
+        device = configure(
+            config.parallel.device,
+            threads,
+            config.train.seed,
+            kernels=config.kernels.backend,
+            attention=config.kernels.attention,
+            deterministic=config.train.deterministic,
+        )
+        dims = plan_parallel_dims(config, 1 if worker is None else worker.world)
+    dist = init_distributed(config, dims, worker)
     check_same_model(config, dist)
     console.log(describe_forms(compute_dtype(config.model.dtype, device)))
     try:

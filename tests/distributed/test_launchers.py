@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from erniekit.checkpoint.state import read_state
+from erniekit.distributed.watchdog import PEER_LOST
 from tests.distributed.processes import ROOT, free_port
 from tests.integration.training_setup import chats, make_model, write_chats
 
@@ -91,6 +92,13 @@ def write_command(file: Path, text: str) -> None:
     file.chmod(0o755)
 
 
+def task_variables(rank: int, port: int) -> dict[str, str]:
+    """Those of one of two tasks on this machine."""
+    step = {"STEP_ID": "0", "STEP_NUM_TASKS": "2", "STEP_TASKS_PER_NODE": "2", "STEP_NODELIST": "localhost"}
+    task = {"NODEID": "0", "PROCID": f"{rank}", "LOCALID": f"{rank}", "JOB_ID": "7"}
+    return {f"SLURM_{name}": value for name, value in (step | task).items()} | {"MASTER_PORT": f"{port}"}
+
+
 def slurm_variables(commands: Path) -> dict[str, str]:
     """Those of a job, with stand-ins for Slurm's commands."""
     job = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "MASTER_PORT": str(free_port())}
@@ -134,6 +142,34 @@ def test_an_error_of_all_tasks_is_printed_once(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.count("train.epochs") == 1, result.stderr
     assert result.stderr.endswith("error: rank 1: the same error as on rank 0\n")
+
+
+@pytest.mark.parametrize(("launcher", "failed"), [("tasks", 0), ("tasks", 1), ("machines", 1)])
+def test_a_process_that_fails_before_it_connects_ends_the_others(
+    tmp_path: Path, launcher: str, failed: int
+) -> None:
+    """Neither Slurm nor a launcher of the same machine ends the other process here."""
+    arguments, port = write_run(tmp_path), free_port()
+    started = []
+    for rank in range(2):
+        options = [*arguments, *(["model.path=/none"] if rank == failed else [])]
+        variables = task_variables(rank, port)
+        if launcher == "machines":
+            variables = {}
+            options += ["--devices", "cpu", "--nodes", "2", "--node-rank", f"{rank}"]
+            options += ["--master", f"127.0.0.1:{port}"]
+        process = subprocess.Popen(
+            ["erniekit", "train", *options],
+            env=environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+    texts = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [1, 1], texts
+    assert "error: " in texts[failed] and "/none" in texts[failed], texts
+    assert f"{PEER_LOST}: " in texts[1 - failed] and "/none" in texts[1 - failed], texts
 
 
 def test_a_job_that_saved_before_its_time_limit_is_queued_again(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from erniekit.checkpoint.names import hub_tensors
 from erniekit.checkpoint.weights import array_of, local_tensor
 from erniekit.config import Config, load_config
 from erniekit.create.create import create_model
+from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.export.export import export_model
 from erniekit.lora.adapters import (
     PREFIX,
@@ -117,7 +118,7 @@ def config_text(workload: Workload, directory: Path) -> str:
 def make_trainer(config: Config, stack: ExitStack) -> Trainer:
     """The trainer of `erniekit train`."""
     device = runtime.configure(config.parallel.device, config.parallel.threads, config.train.seed)
-    context = RunContext(config, device, init_distributed(config, None), PlainConsole())
+    context = RunContext(config, device, init_distributed(config, ParallelDims(), None), PlainConsole())
     return build_trainer(context, resume=False, stack=stack)[0]
 
 
