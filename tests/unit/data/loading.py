@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+
+import numpy as np
 
 from erniekit.config.choices import OnError, OnLong
 from erniekit.data.encode.document import Document
@@ -12,10 +15,13 @@ from erniekit.data.encode.encoder import Encoder
 from erniekit.data.encode.samples import SampleReader
 from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.encode.workers import Workers
+from erniekit.data.load.batch import PackedBatch
 from erniekit.data.load.loader import RowLoader
 from erniekit.data.load.mixture import Mixture
 from erniekit.data.load.rows import StoredRows
 from erniekit.data.store.dataset import Dataset, SourceFiles, load_source
+
+ROOM = 160  # tokens of a row
 
 
 def load(
@@ -68,3 +74,18 @@ def make_loader(
     return RowLoader(
         rows, dataset.budget, pool, rows_per_step=rows_per_step, epochs=epochs, rank=rank, ranks=ranks
     )
+
+
+def rows_of(loader: RowLoader) -> StoredRows:
+    assert isinstance(loader.source, StoredRows)
+    return loader.source
+
+
+def assert_same(one: PackedBatch, other: PackedBatch) -> None:
+    for item in fields(PackedBatch):
+        a, b = getattr(one, item.name), getattr(other, item.name)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a == b
