@@ -18,7 +18,7 @@ from erniekit.errors import CheckpointError, ConfigError
 from erniekit.evaluation import answers, evaluator
 from erniekit.generation.load import find_checkpoint
 from erniekit.train.run import run_training
-from tests.integration.test_resume import assert_same_run, at_step, copy_at
+from tests.integration.runs import assert_same_run, at_step, copy_at
 from tests.integration.training_setup import (
     COLOURS,
     chats,

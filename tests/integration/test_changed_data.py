@@ -8,7 +8,7 @@ import pytest
 
 from erniekit.errors import CheckpointError, ErnieKitError
 from erniekit.train.run import run_training
-from tests.integration.test_resume import assert_same_run, copy_at
+from tests.integration.runs import assert_same_run, copy_at
 from tests.integration.training_setup import chats, make_config, write_chats
 from tests.unit.data.helpers import noise
 

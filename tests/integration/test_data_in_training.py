@@ -11,7 +11,7 @@ import pytest
 from erniekit.errors import ErnieKitError
 from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
-from tests.integration.test_resume import assert_same_run, copy_at
+from tests.integration.runs import assert_same_run, copy_at
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 from tests.unit.data.helpers import SHARED
 

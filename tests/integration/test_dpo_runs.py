@@ -14,7 +14,7 @@ from erniekit.errors import CheckpointError, DataError
 from erniekit.train.run import run_training
 from tests.closeness import MODEL, assert_close
 from tests.command import erniekit
-from tests.integration.test_resume import assert_same_run, copy_at
+from tests.integration.runs import assert_same_run, copy_at
 from tests.integration.training_setup import chats, make_config, read_log, write_chats
 
 

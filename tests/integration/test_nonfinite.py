@@ -15,7 +15,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.train.replay import replay_rows
 from erniekit.train.run import run_training
 from erniekit.train.saved_rows import load_rows
-from tests.integration.test_resume import assert_same_run, copy_at
+from tests.integration.runs import assert_same_run, copy_at
 from tests.integration.training_setup import losses, make_config, read_log
 
 BAD = "train.jsonl:3"

@@ -22,8 +22,8 @@ from erniekit.models.specs import is_quantized_tensor
 from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
 from tests.closeness import FLOAT32, assert_close, relative_difference
+from tests.integration.runs import assert_same_run
 from tests.integration.test_export import sample_logits
-from tests.integration.test_resume import assert_same_run
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 STEPS = 6

@@ -13,7 +13,7 @@ from erniekit.errors import ConfigError
 from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
 from tests.closeness import assert_close
-from tests.integration.test_resume import assert_same_run, copy_at
+from tests.integration.runs import assert_same_run, copy_at
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 ALL: dict[str, Any] = {
