@@ -29,7 +29,7 @@ from erniekit.objectives.sft import SftObjective
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from erniekit.parallel.context_parallel import ContextParallel
 from tests.closeness import assert_all_close, assert_close
-from tests.unit.models.test_config import FLAT
+from tests.model_configs import FLAT
 from tests.unit.objectives.pairs import make_answers, pair_row
 from tests.unit.objectives.rows import END, PLACEHOLDER, START
 

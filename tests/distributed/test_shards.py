@@ -7,8 +7,8 @@ import pytest
 
 from tests.distributed.processes import run
 from tests.distributed.shard_checks import shard_checks, stored_checks
+from tests.model_configs import FLAT
 from tests.models import save_weights
-from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.rows import make_model
 
 

@@ -15,7 +15,7 @@ from erniekit.data.media.item import MediaSpec
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import parameter_specs
 from tests.fuzz.driver import mutated_bytes, mutated_value, put
-from tests.unit.models.test_config import DENSE, FLAT, MOE, _nested
+from tests.model_configs import DENSE, FLAT, MOE, nested_config
 
 _PROCESSOR = {
     "image_mean": [0.48, 0.46, 0.41],
@@ -37,7 +37,7 @@ _VIDEO = {
 def model_files(rng: random.Random, directory: Path) -> None:
     """config.json, the files of the processor and generation_config.json."""
     files: dict[str, Mapping[str, Any]] = {
-        "config.json": rng.choice([DENSE, MOE, FLAT, _nested()]),
+        "config.json": rng.choice([DENSE, MOE, FLAT, nested_config()]),
         "preprocessor_config.json": _PROCESSOR,
         "video_preprocessor_config.json": _VIDEO,
         "generation_config.json": {"eos_token_id": [2, 3], "pad_token_id": 0},

@@ -26,8 +26,8 @@ from erniekit.lora.adapters import PREFIX, add_adapter, read_adapter_index
 from erniekit.lora.peft import linear_modules, read_adapter_config, targets_of
 from erniekit.models.config import ErnieConfig
 from tests.adapters import write_adapter
+from tests.model_configs import FLAT
 from tests.models import apply_lora
-from tests.unit.models.test_config import FLAT
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATTERNS = ["model.layers.1.self_attn.*", "*shared_experts.*", "model.layers.0.mlp.*", "vision_model.*"]

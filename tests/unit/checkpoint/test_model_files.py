@@ -21,7 +21,7 @@ from erniekit.checkpoint.model_files import (
 from erniekit.errors import CheckpointError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, parameter_specs
-from tests.unit.models.test_config import DENSE, FLAT, MOE
+from tests.model_configs import DENSE, FLAT, MOE
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 Arrays = dict[str, np.ndarray]

@@ -11,7 +11,7 @@ from erniekit.lora.targets import add_adapters
 from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model, parameter_specs
-from tests.unit.models.test_config import FLAT
+from tests.model_configs import FLAT
 
 EXPERTS = "model.layers.1.mlp.experts"
 

@@ -33,8 +33,8 @@ from erniekit.models.quantize import quantize_layers
 from erniekit.models.specs import is_quantized_tensor, parameter_specs
 from erniekit.objectives.sft import SftObjective
 from tests.closeness import assert_all_close, assert_close
+from tests.model_configs import FLAT
 from tests.models import apply_lora, save_weights
-from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.rows import make_model, make_row, totals_of
 
 CHOICES: tuple[Quantize, ...] = ("int8", "int4")

@@ -17,8 +17,8 @@ from erniekit.errors import CheckpointError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.factory import build_model
 from erniekit.models.specs import is_router_tensor
+from tests.model_configs import FLAT
 from tests.models import save_weights
-from tests.unit.models.test_config import FLAT
 
 
 @pytest.fixture

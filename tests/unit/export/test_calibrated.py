@@ -22,7 +22,7 @@ from erniekit.generation.load import find_model
 from erniekit.models.specs import is_quantized_tensor
 from tests.models import hub_values
 from tests.unit.export.conftest import Copy
-from tests.unit.export.test_export import train_adapter
+from tests.unit.export.weights import train_adapter
 
 INT4 = Quantization(4, 32)
 SCALE = 0.0078125

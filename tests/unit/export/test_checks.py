@@ -16,7 +16,7 @@ from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
 from erniekit.models.specs import TensorSpec
 from tests.unit.export.conftest import FAMILIES, Copy, change_json
-from tests.unit.export.test_export import rewrite, to_bfloat16
+from tests.unit.export.weights import rewrite, to_bfloat16
 
 
 def failures(directory: Path, base: Path | None = None) -> list[str]:

@@ -23,7 +23,7 @@ from erniekit.export.convert import convert_model, describe
 from erniekit.export.export import export_model
 from erniekit.models.specs import TensorSpec
 from tests.unit.export.conftest import FAMILIES, Copy, write_state
-from tests.unit.export.test_export import logits, rewrite, to_bfloat16, train_adapter
+from tests.unit.export.weights import logits, rewrite, to_bfloat16, train_adapter
 
 
 def contents(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
 
 from erniekit.checkpoint.element_types import as_dtype, float32_to_bfloat16
 from erniekit.checkpoint.header import read_header
 from erniekit.checkpoint.hub import (
     INDEX_FILE,
-    TensorInfo,
     read_array,
     read_index,
     write_safetensors,
@@ -29,13 +27,10 @@ from erniekit.export.export import describe, export_model, parse_size
 from erniekit.export.paddle_adapter import export_paddle_adapter
 from erniekit.export.source import resolve_source
 from erniekit.models.config import ErnieConfig
-from erniekit.models.ernie import ErnieModel
-from erniekit.models.row import RowInputs
 from erniekit.models.specs import TensorSpec, is_router_tensor, parameter_specs
-from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close
-from tests.models import apply_lora
 from tests.unit.export.conftest import FAMILIES, Copy, change_json, write_state
+from tests.unit.export.weights import logits, rewrite, to_bfloat16, train_adapter
 
 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -43,54 +38,6 @@ def arrays(directory: Path) -> dict[str, np.ndarray]:
     return {
         name: as_dtype(read_array(info), info.dtype, "F32") for name, info in read_index(directory).items()
     }
-
-
-def rewrite(directory: Path, change: Any) -> None:
-    """Write the weights of a model again: `change(name, info, array)` gives the new (dtype, array), or None."""
-    tensors: dict[str, TensorInfo] = read_index(directory)
-    new = {name: change(name, info, read_array(info)) for name, info in tensors.items()}
-    new = {name: value for name, value in new.items() if value is not None}
-    for file in directory.glob("*.safetensors"):
-        file.unlink()
-    specs = [TensorSpec(name, dtype, array.shape) for name, (dtype, array) in new.items()]
-    write_shards(directory, specs, lambda name: new[name][1])
-
-
-def to_bfloat16(name: str, info: TensorInfo, array: np.ndarray) -> tuple[str, np.ndarray]:
-    return ("F32", array) if is_router_tensor(name) else ("BF16", float32_to_bfloat16(array))
-
-
-def logits(model: ErnieModel) -> np.ndarray:
-    """Logits of a row of two documents, the second with an image in VL models."""
-    config = model.config
-    rng = np.random.default_rng(0)
-    ids = rng.integers(10, 300, 12)
-    patches = rng.integers(0, 255, (16 if config.vision else 0, 588), dtype=np.uint8)
-    media = np.arange(6, 10) if config.vision else np.zeros(0, int)
-    modality = np.zeros(12, np.int8)
-    modality[media] = 1
-    grid = np.array([[1, 4, 4]] if config.vision else np.zeros((0, 3)), np.int32)
-    positions = np.tile(np.concatenate([np.arange(5), np.arange(7)]), (3, 1))
-    row = RowInputs(ids, positions, modality, np.array([0, 5, 12], np.int32), patches, grid, media)
-    with paddle.no_grad():
-        return model.logits(model(row).hidden).numpy()
-
-
-def train_adapter(base: Path, directory: Path, targets: list[str], router: bool = False) -> np.ndarray:
-    """Write an adapter with values of its own; returns the logits of the model that it makes."""
-    model = load_model(base)
-    apply_lora(model, rank=4, alpha=12.0, dropout=0.0, targets=targets, seed=0)
-    rng = np.random.default_rng(1)
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            parameter.set_value(paddle.to_tensor(rng.normal(0, 0.1, parameter.shape).astype(np.float32)))
-        if router and name.endswith("gate.weight"):
-            parameter.stop_gradient = False
-            parameter.set_value(parameter + 0.1)
-    directory.mkdir()
-    write_adapter(directory, model, base_path=str(base), rank=4, alpha=12.0, dropout=0.0)
-    model.eval()
-    return logits(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,8 +20,7 @@ from erniekit.export.gguf import convert_to_gguf, export_to_gguf, write_gguf
 from erniekit.local_files import missing_model
 from erniekit.models.config import ErnieConfig
 from tests.unit.export.conftest import Copy, write_state
-from tests.unit.export.test_export import train_adapter
-from tests.unit.export.test_wrong_exports import change
+from tests.unit.export.weights import change, train_adapter
 
 gguf = pytest.importorskip("gguf")
 TOLERANCE = {"f32": 0.0, "f16": 1e-3, "q8_0": 1e-2}

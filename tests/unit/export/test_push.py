@@ -27,7 +27,7 @@ from erniekit.models.specs import TensorSpec
 from tests.command import erniekit
 from tests.hub_server import Hub, files_of, serving
 from tests.unit.export.conftest import Copy, change_json, write_state
-from tests.unit.export.test_export import train_adapter
+from tests.unit.export.weights import train_adapter
 
 NAME = "me/digits"
 

@@ -25,8 +25,7 @@ from erniekit.export.quantized import (
 )
 from erniekit.models.specs import is_quantized_tensor
 from tests.unit.export.conftest import Copy, change_json
-from tests.unit.export.test_export import logits, train_adapter
-from tests.unit.export.test_wrong_exports import change
+from tests.unit.export.weights import change, logits, train_adapter
 
 
 def test_words_have_the_first_column_in_their_lowest_bits() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniekit.checkpoint.hub import read_array, read_index, write_shards
 from erniekit.config.choices import CheckpointLayout
 from erniekit.data.chat.families import TEMPLATES
 from erniekit.data.chat.jinja import chat_template
@@ -17,23 +16,11 @@ from erniekit.export.export import export_model
 from erniekit.export.files import write_chat_template
 from erniekit.export.processors import set_image_bounds
 from erniekit.export.source_check import check_source
-from erniekit.models.specs import TensorSpec
 from tests.unit.export.conftest import Copy, change_json, write_state
-from tests.unit.export.test_export import rewrite, train_adapter
+from tests.unit.export.weights import Arrays, change, rewrite, train_adapter
 
-Arrays = dict[str, np.ndarray]
 LAYER = "model.layers.1.mlp"
 BIAS = f"{LAYER}.moe_statics.e_score_correction_bias"
-
-
-def change(directory: Path, edit: Callable[[Arrays], Any]) -> None:
-    """Rewrite the weights of a model, float32, after `edit` of them by name."""
-    arrays = {name: read_array(info) for name, info in read_index(directory).items()}
-    edit(arrays)
-    for file in directory.glob("*.safetensors"):
-        file.unlink()
-    specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
-    write_shards(directory, specs, lambda name: np.ascontiguousarray(arrays[name]))
 
 
 def failures(directory: Path, base: Path | None = None) -> str:

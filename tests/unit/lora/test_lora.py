@@ -20,8 +20,8 @@ from erniekit.models.factory import build_model
 from erniekit.models.row import RowInputs
 from tests.adapters import write_adapter
 from tests.closeness import MODEL, assert_close
+from tests.model_configs import FLAT
 from tests.models import apply_lora, hub_values, save_weights
-from tests.unit.models.test_config import FLAT
 
 TARGETS = ["q_proj", "model.layers.*.mlp.experts.*", "model.resampler_model.spatial_linear.0"]
 

@@ -12,7 +12,7 @@ from erniekit.models.config import ErnieConfig
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.factory import build_model
 from erniekit.objectives.totals import StepTotals, count_rows
-from tests.unit.models.test_config import FLAT
+from tests.model_configs import FLAT
 
 ROOM = 32
 START, PLACEHOLDER, END = 14, 9, 15

@@ -20,7 +20,7 @@ from erniekit.objectives.preference import PreferenceSettings
 from erniekit.objectives.routing import RouterWeights
 from erniekit.objectives.totals import StepTotals, count_pairs, count_rows
 from tests.closeness import MODEL, assert_all_close, assert_close
-from tests.unit.models.test_config import DENSE
+from tests.model_configs import DENSE
 from tests.unit.objectives.pairs import answer_row, make_answers, pair_row
 from tests.unit.objectives.rows import ROOM, filler, gradients_of, make_model
 

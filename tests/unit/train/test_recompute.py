@@ -21,8 +21,8 @@ from erniekit.train.memory import USABLE, TrainingPlan, plan_training
 from erniekit.train.recompute import BackwardPlan, backward_plan
 from erniekit.train.selection import select_parameters
 from tests.closeness import assert_all_close
+from tests.model_configs import FLAT
 from tests.models import apply_lora
-from tests.unit.models.test_config import FLAT
 from tests.unit.objectives.rows import filler, gradients_of, make_model, make_row, totals_of
 
 ROWS = [make_row([9, 6, 4], images=2), make_row([7, 8], seed=1), filler()]

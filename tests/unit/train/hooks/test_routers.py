@@ -15,7 +15,7 @@ from erniekit.models.factory import build_model
 from erniekit.optim.adamw import AdamW, GroupRule
 from erniekit.train.hooks.routers import RouterHook
 from tests.closeness import assert_close
-from tests.unit.models.test_config import FLAT, MOE
+from tests.model_configs import FLAT, MOE
 from tests.unit.moe import oracle
 from tests.unit.objectives.rows import make_model
 
