@@ -1,15 +1,24 @@
-"""Reads fields of a model's JSON files. Types and ranges are checked: untrusted files determine memory use."""
+"""Reads JSON strictly, and fields of a model's JSON files with checks: untrusted files determine memory use."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Never
 
 from erniekit.display.text import clipped
 
 MOST = 1 << 24
 """The largest size that a field may have, unless it says another: of a vocabulary, a width, a number of positions."""
+
+
+def _refuse_constant(constant: str) -> Never:
+    raise ValueError(f"{constant} is not JSON")
+
+
+STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+"""Refuses NaN and Infinity, which Python reads and other parsers of a model's answer do not."""
 
 
 def read_object(source: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -353,7 +353,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def _type_problem(state: TrainerState) -> str | None:
-    """The first value of another type than `TrainerState` says, of a count below 0, or of no section."""
+    """The first value of another type than `TrainerState` says, a negative count, or a section that is not one."""
     for name, value in asdict(state).items():
         wanted = type(_EXAMPLE[name])
         if type(value) is not wanted:
@@ -364,7 +364,7 @@ def _type_problem(state: TrainerState) -> str | None:
         name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
     )
     bad = next((name for name in sections if not isinstance(state.config.get(name, {}), dict)), None)
-    return None if bad is None else f"config.{bad} is no section"
+    return None if bad is None else f"config.{bad} is not a section"
 
 
 def _short(value: Any) -> str:

@@ -321,7 +321,7 @@ class _Reader:
                 continue
             key = key_node.value
             if not _is_text(key):
-                self._problem(key_node, path, "a key has half a surrogate pair, which is no text")
+                self._problem(key_node, path, "a key has half a surrogate pair, which is not text")
                 continue
             if key in first_line:
                 self._problem(key_node, (*path, key), f"is set twice, first on line {first_line[key]}")
@@ -353,7 +353,7 @@ class _Reader:
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if not _is_text(text):
-            self._problem(node, path, "has half a surrogate pair, which is no text")
+            self._problem(node, path, "has half a surrogate pair, which is not text")
             return None
         try:
             if kind == "float":

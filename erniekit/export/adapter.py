@@ -108,7 +108,7 @@ def open_adapter(
     source = resolve_source(Path(path), None if base is None else Path(base))
     if source.adapter is None:
         raise CheckpointError(
-            f"{source.checkpoint}: it holds a whole model, no adapter; choose another --layout"
+            f"{source.checkpoint}: it holds a whole model, not an adapter; choose another --layout"
         )
     check_weights(source.checkpoint)
     adapter, tensors = read_adapter(source.adapter)

@@ -172,7 +172,7 @@ def read_family(files: Sequence[Path]) -> Family:
         found = found if stated is None else stated.contents()
     if found not in _FAMILIES:
         raise CheckpointError(
-            f"{files[0]}: its architecture is {found!r}, which is no ERNIE 4.5 model ({', '.join(_FAMILIES)})"
+            f"{files[0]}: its architecture is {found!r}, which is not an ERNIE 4.5 model ({', '.join(_FAMILIES)})"
         )
     return _FAMILIES[found]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Never
+from typing import Any, Literal
 
 from erniekit.data.chat.template import END_THINK, THINK, Template
 from erniekit.generation.detokenizer import Detokenizer, partial_match
+from erniekit.json_fields import STRICT_JSON
 
 DeltaKind = Literal["reasoning", "text", "tool_call"]
 # The error of a call without its end tag.
@@ -215,7 +216,7 @@ def _parse_call(raw: str) -> Delta:
     raw = raw.strip()
     name = ""
     try:
-        call = _STRICT.decode(raw)
+        call = STRICT_JSON.decode(raw)
         if not isinstance(call, dict):
             raise ValueError('it is not an object with "name" and "arguments"')
         if not isinstance(call.get("name"), str) or not call["name"]:
@@ -223,7 +224,7 @@ def _parse_call(raw: str) -> Delta:
         json.dumps(call, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
         name, arguments = call["name"], call.get("arguments")
         if isinstance(arguments, str):
-            arguments = _STRICT.decode(arguments) if arguments.strip() else None
+            arguments = STRICT_JSON.decode(arguments) if arguments.strip() else None
         if arguments is None:  # the same as {}, as in data
             arguments = {}
         if not isinstance(arguments, dict):
@@ -244,17 +245,9 @@ def _reason(error: Exception) -> str:
 def _ends_in_string(json_text: str) -> bool:
     """Whether JSON breaks off inside a string. A string has no newline, so the newline before a tag ends it."""
     try:
-        _STRICT.decode(json_text)
+        STRICT_JSON.decode(json_text)
     except json.JSONDecodeError as error:
         return error.msg.startswith("Unterminated string")
     except (ValueError, RecursionError):
         return False
     return False
-
-
-def _refuse(constant: str) -> Never:
-    raise ValueError(f"{constant} is not JSON")
-
-
-# NaN and Infinity, which Python accepts, are not JSON: other parsers of the arguments reject them.
-_STRICT = json.JSONDecoder(parse_constant=_refuse)

@@ -90,7 +90,7 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
             found = list(unstack(info, name, leaf, int(ranks.value(module, config.rank))))
         elif (".lora_" in name and not _HALF.search(name)) or ".base_layer." in name:
             raise CheckpointError(
-                f"{file}: {PREFIX}{theirs} is no lora_A or lora_B of a linear module, which cannot be read; merge the "
+                f"{file}: {PREFIX}{theirs} is not lora_A or lora_B of a linear module, which cannot be read; merge the "
                 "adapter with PEFT (merge_and_unload) and use the merged model"
             )
         for one in found:

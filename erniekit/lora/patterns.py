@@ -91,7 +91,7 @@ class ModulePatterns:
                 f"{_MOST_REPEATS} repeated characters such as \\d+"
             ) from None
         except (re.error, RecursionError, OverflowError) as error:
-            raise CheckpointError(f"{self._where}: {shown} is no pattern: {error}") from None
+            raise CheckpointError(f"{self._where}: {shown} is not a valid pattern: {error}") from None
 
 
 def read_patterns(file: Path, raw: Mapping[str, Any], key: str) -> ModulePatterns:

@@ -52,7 +52,7 @@ def unstack(info: TensorInfo, name: str, leaf: str, rank: int) -> Iterator[Tenso
     experts, remainder = divmod(total, max(rank, 1))
     if rank < 1 or not experts or remainder or (half == "B" and info.shape[0] % len(leaves)):
         raise CheckpointError(
-            f"{info.file}: {name} is {list(info.shape)}, which is no adapter of rank {rank} on {leaf} of experts"
+            f"{info.file}: {name} is {list(info.shape)}, which is not an adapter of rank {rank} on {leaf} of experts"
         )
     first = experts if found["kind"] == "vision_moe." else 0
     itemsize = np.dtype(NUMPY_TYPES[info.dtype]).itemsize

@@ -179,10 +179,10 @@ def test_what_cannot_be_computed_is_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.layers.1.mlp.experts.lora_A.weight", "is no adapter of rank 4 on down_proj of experts"),
-        ("model.embed_tokens.lora_embedding_A", "no lora_A or lora_B of a linear module"),
-        ("model.layers.0.self_attn.q_proj.lora_B.bias", "no lora_A or lora_B of a linear module"),
-        ("lm_head.base_layer.weight", "no lora_A or lora_B of a linear module"),
+        ("model.layers.1.mlp.experts.lora_A.weight", "is not an adapter of rank 4 on down_proj of experts"),
+        ("model.embed_tokens.lora_embedding_A", "is not lora_A or lora_B of a linear module"),
+        ("model.layers.0.self_attn.q_proj.lora_B.bias", "is not lora_A or lora_B of a linear module"),
+        ("lm_head.base_layer.weight", "is not lora_A or lora_B of a linear module"),
     ],
 )
 def test_tensors_that_are_no_adapter_of_a_linear_module(
@@ -233,7 +233,7 @@ def test_stacked_experts_of_impossible_shapes(
     name = f"{PREFIX}model.layers.1.mlp.experts.lora_A.weight"
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     write_safetensors(file, [TensorSpec(name, "F32", shape)], lambda _: np.zeros(shape, np.float32))
-    with pytest.raises(CheckpointError, match="which is no adapter of rank 4"):
+    with pytest.raises(CheckpointError, match="which is not an adapter of rank 4"):
         read_adapter_index(tmp_path / "adapter")
 
 
@@ -416,7 +416,9 @@ def test_the_adapter_for_paddle_gives_the_merged_weights(
 
 
 def test_adapters_that_are_not_exported(tmp_path: Path, models: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"holds a whole model, no adapter; choose another --layout"):
+    with pytest.raises(
+        CheckpointError, match=r"holds a whole model, not an adapter; choose another --layout"
+    ):
         export_adapter(models["moe"], tmp_path / "out")
     model = load_model(models["moe"])
     apply_lora(model, rank=2, alpha=4.0, dropout=0.0, targets=["q_proj"], seed=0)

@@ -178,7 +178,7 @@ class RowLoader:
         return ", ".join(lines[:_NAMED] + more)
 
     def _describe_contents(self, *, are_same: bool) -> str:
-        """What may differ where no file is known to. are_same: all files are known to be the same."""
+        """What may have changed if no file is known to differ. are_same: all files are known to be the same."""
         others = "images, the template or the tokenizer have changed"
         text = f"the data files are the same, but {others}"
         if not are_same:

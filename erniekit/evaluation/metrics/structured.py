@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
+
+from erniekit.json_fields import STRICT_JSON
 
 _FENCED = re.compile(r"\s*```[a-zA-Z]*\n(.*?)\n?```\s*", re.DOTALL)
 
@@ -17,7 +18,7 @@ def read_json(text: str) -> Any:
     """The value of a JSON text (RFC 8259: no NaN), with or without a code fence. Raises NotJson."""
     fenced = _FENCED.fullmatch(text)
     try:
-        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
+        return STRICT_JSON.decode(fenced[1] if fenced else text)
     except (ValueError, RecursionError) as error:
         raise NotJson(str(error)) from error
 
@@ -61,7 +62,3 @@ def same_json(first: Any, second: Any) -> bool:
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
     return bool(first == second)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")

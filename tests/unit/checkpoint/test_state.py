@@ -247,7 +247,7 @@ def test_damaged_states_are_errors(tmp_path: Path) -> None:
         ({"rows": True}, "rows is True, expected int"),
         ({"tokens": -1}, "tokens is -1"),
         ({"loader": []}, r"loader is \[\], expected dict"),
-        ({"config": {"data": 3}}, r"config\.data is no section"),
+        ({"config": {"data": 3}}, r"config\.data is not a section"),
     ):
         (path / STATE_FILE).write_text(json.dumps({**content, **change}))
         with pytest.raises(CheckpointError, match=message):

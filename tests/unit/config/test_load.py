@@ -200,8 +200,8 @@ def test_null_characters_in_paths(write: Write, name: str) -> None:
 
 def test_text_that_cannot_be_printed(write: Write) -> None:
     assert problems(write("run.yaml", MINIMAL + 'log: {"\\ud800": 1, every: "\\udfff"}\n')) == [
-        "run.yaml:4: log: a key has half a surrogate pair, which is no text",
-        "run.yaml:4: log.every: has half a surrogate pair, which is no text",
+        "run.yaml:4: log: a key has half a surrogate pair, which is not text",
+        "run.yaml:4: log.every: has half a surrogate pair, which is not text",
         "run.yaml:4: log.every: must be a whole number above 0, got null",
     ]
 

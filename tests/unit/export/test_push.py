@@ -209,7 +209,7 @@ def test_gguf_files(run: Path, models: dict[str, Path], tmp_path: Path) -> None:
         (b"no GGUF", "damaged, or not complete"),
         (
             whole.replace(b"ernie4_5-moe", b"otherarch-ok"),
-            "architecture is 'otherarch-ok', which is no ERNIE",
+            "architecture is 'otherarch-ok', which is not an ERNIE",
         ),
     ):
         file.write_bytes(content)
@@ -345,7 +345,7 @@ def test_what_cannot_be_pushed(models: dict[str, Path], run: Path, tmp_path: Pat
         (run, {"gguf_type": "f16"}, ConfigError, "--gguf-type needs .* --layout gguf"),
         (models["dense"], {"run": models["moe"]}, CheckpointError, "not a run or a checkpoint"),
         (run, {"run": run}, ConfigError, "--run is for an exported directory"),
-        (run, {"layout": "adapter"}, CheckpointError, "holds a whole model, no adapter"),
+        (run, {"layout": "adapter"}, CheckpointError, "holds a whole model, not an adapter"),
         (mixed, {}, CheckpointError, "the index does not name model-00002-of-00002"),
         (broken, {}, CheckpointError, "the index names shards that are not there"),
         (tmp_path / "none", {}, CheckpointError, "no such directory"),

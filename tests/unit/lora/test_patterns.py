@@ -76,7 +76,7 @@ def test_values_that_are_no_numbers(found: object) -> None:
 
 @pytest.mark.parametrize("pattern", ["(", "[", "*", "(?<n>a)", "a)|(b"])
 def test_what_is_no_pattern(pattern: str) -> None:
-    with pytest.raises(CheckpointError, match="is no pattern"):
+    with pytest.raises(CheckpointError, match="is not a valid pattern"):
         read_patterns(FILE, {"rank_pattern": {pattern: 1}}, "rank_pattern")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Never
+from typing import Any
 
 from erniekit.data.formats.fields.arrow_nulls import clean_schema
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
+from erniekit.json_fields import STRICT_JSON
 
 # Keys of a record that list its tools.
 TOOL_KEYS = ("tools", "functions")
@@ -114,17 +115,9 @@ def parsed(value: Any, what: str, reason: str, sample: SampleContext) -> Any:
     if not value.strip():
         return None
     try:
-        return _STRICT.decode(value)
+        return STRICT_JSON.decode(value)
     except json.JSONDecodeError as error:
         detail = f"{what}: not valid JSON: {error.msg} (character {error.pos + 1} of {quoted(value)})"
         raise sample.error(reason, detail) from error
     except (ValueError, RecursionError) as error:
         raise sample.error(reason, f"{what}: not valid JSON: {error}") from error
-
-
-def _refuse(constant: str) -> Never:
-    raise ValueError(f"{constant} is not JSON")
-
-
-# Python reads NaN and Infinity, but other parsers of the model's output do not.
-_STRICT = json.JSONDecoder(parse_constant=_refuse)
