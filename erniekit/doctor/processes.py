@@ -174,7 +174,7 @@ def main(directory: Path) -> None:
     for settings in plan["runs"]:
         config = Config.model_validate(settings)
         mesh = connection.mesh(ParallelDims(PROCESSES, config.parallel.expert, config.parallel.context))
-        context = RunContext(config, device, DistributedContext(mesh), make_console())
+        context = RunContext(config, device, DistributedContext(mesh), make_console(mesh.rank))
         train_together(context, resume=False)
     (directory / _RESULTS.format(rank=worker.rank)).write_text(json.dumps(results), encoding="utf-8")
     connection.close()

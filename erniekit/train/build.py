@@ -221,7 +221,9 @@ def _load_data(
     """Read all data and plan the run, and log both. Also returns the context with the number of rows of a step."""
     rows = None if saved is None else saved.state.identity.get("train.rows_per_step")
     config = fix_rows(context.config, context.dist.mesh.dims, rows)
-    inputs = load_inputs(config, context.log, context.dist, is_resumed=saved is not None)
+    inputs = load_inputs(
+        config, context.log, context.dist, is_resumed=saved is not None, warn=context.console.warn
+    )
     stack.callback(inputs.close)
     plan = plan_run(config, inputs.rows)
     lines = describe_run(plan, config, inputs.encoder.template.name)

@@ -16,10 +16,13 @@ LINE_SECONDS = 5.0
 
 
 class Console(Protocol):
-    """Shows the progress of a run. `log` may be called at any time."""
+    """Shows the progress of a run. `log` and `warn` may be called at any time."""
 
     def log(self, text: str) -> None:
-        """Print a line."""
+        """Print a line about the run, which every process logs."""
+
+    def warn(self, text: str) -> None:
+        """Print a line that concerns this process alone, such as a sample that it skips."""
 
     def begin(self, done: int, total: int) -> None:
         """Training begins after `done` of `total` steps."""
@@ -64,6 +67,9 @@ class PlainConsole:
     def log(self, text: str) -> None:
         print(text, flush=True)
 
+    def warn(self, text: str) -> None:
+        self.log(text)
+
     def begin(self, done: int, total: int) -> None:
         self._times = _Times(done, total)
 
@@ -89,6 +95,9 @@ class TerminalConsole:
     def log(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        self.log(text)
+
     def begin(self, done: int, total: int) -> None:
         self._times = _Times(done, total)
         self._progress = make_bar(self._console, transient=True)
@@ -108,8 +117,32 @@ class TerminalConsole:
             self._progress = None
 
 
-def make_console() -> Console:
-    """A progress bar if standard output is a terminal, else plain lines."""
+class RankConsole:
+    """The console of another rank than 0, which prints the log of the run for all: they may share a terminal."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def log(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        print(f"rank {self._rank}: {text}", file=sys.stderr, flush=True)
+
+    def begin(self, done: int, total: int) -> None:
+        pass
+
+    def step(self, done: int, scalars: Mapping[str, float], epoch: float) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def make_console(rank: int = 0) -> Console:
+    """For rank 0 a progress bar if standard output is a terminal, else plain lines."""
+    if rank:
+        return RankConsole(rank)
     return TerminalConsole() if sys.stdout.isatty() else PlainConsole()
 
 

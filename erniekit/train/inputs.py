@@ -120,15 +120,20 @@ class Inputs:
 
 
 def load_inputs(
-    config: Config, log: Log, processes: DataProcesses | None = None, *, is_resumed: bool = False
+    config: Config,
+    log: Log,
+    processes: DataProcesses | None = None,
+    *,
+    is_resumed: bool = False,
+    warn: Log | None = None,
 ) -> Inputs:
     """Read and encode all data, and log its statistics. Raises ErnieKitError for errors in the data.
 
     processes: the processes that share the rows. One of them encodes the data, and the others open the result.
     is_resumed: whether a run is resumed. Its rows must stay the same, so with data.on_error skip, samples with deleted
-    images are only skipped when they are loaded.
+    images are only skipped when they are loaded. warn: prints what concerns this process alone; default `log`.
     """
-    data, processes = config.data, processes or _OneProcess()
+    data, processes, warn = config.data, processes or _OneProcess(), warn or log
     check_sources(data)
     encoder = run_encoder(config)
     for note in encoder.limits.notes():
@@ -142,7 +147,7 @@ def load_inputs(
         )
         budget = _budget(data)
         reader = _reader(config, encoder)
-        workers = Workers(data.workers, encoder.media_spec, reader, log=log)
+        workers = Workers(data.workers, encoder.media_spec, reader, log=warn)
         stack.callback(workers.close)
         rows: StoredRows | StreamedRows
         if data.streaming:
@@ -164,8 +169,9 @@ def load_inputs(
             eval_budget = _budget(data)
             dataset = _open(sources["eval"], encoder, eval_budget, stack)
             eval_rows = _eval_rows(config, dataset, eval_budget, workers, processes)
-            eval_budget.on_skip = lambda error: log(f"skipped: {error}")
-        # From now on, samples are skipped when their images cannot be decoded, or while they are streamed.
+            eval_budget.on_skip = lambda error: warn(f"skipped: {error}")
+        # From now on, samples are skipped when their images cannot be decoded, or while they are streamed. Rank 0 hears
+        # of all of them (`SkippedSampleSync`).
         budget.on_skip = lambda error: log(f"skipped: {error}")
         return Inputs(encoder, loader, rows, eval_rows, stack.pop_all())
 

@@ -53,8 +53,8 @@ def run_training(config: Config, *, resume: bool = False, force: bool = False) -
 
 
 def _run_training(config: Config, *, resume: bool, force: bool) -> int:
-    console = make_console()
     worker = worker_from(os.environ)
+    console = make_console(0 if worker is None else worker.rank)
     with reporting_failure([] if worker is None else [worker]):
         if worker is None or worker.rank == 0:
             check_installed(config.log)

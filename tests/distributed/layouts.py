@@ -32,7 +32,9 @@ def trainings(world: int, runs: list[dict[str, Any]], resume: bool = False) -> d
         config = load_config(file, overrides(settings))
         dims = ParallelDims(world, config.parallel.expert, config.parallel.context)
         dist = DistributedContext(local_mesh() if connection is None else connection.mesh(dims))
-        assert train_together(RunContext(config, "cpu", dist, make_console()), resume=resume) == 0
+        assert (
+            train_together(RunContext(config, "cpu", dist, make_console(dist.mesh.rank)), resume=resume) == 0
+        )
     if connection is not None:
         connection.close()
     return {"runs": len(runs)}

@@ -112,6 +112,9 @@ def test_a_run_goes_on_with_another_launcher(tmp_path: Path) -> None:
     script = ["bash", str(EXAMPLES / "slurm.sbatch"), *arguments]
     shown = finish(script, tmp_path, slurm_variables(tmp_path / "bin"))
     assert "--kill-on-bad-exit=1" in shown and "--distribution=block" in shown
+    # Both tasks share an output, and rank 0 writes the log of the run.
+    lines = [line for line in shown.splitlines() if not line.startswith("srun ")]
+    assert [line for line in lines if lines.count(line) > 1] == []
     assert "processes: 2" in shown
     assert "there is no checkpoint to resume from yet" in shown
     assert read_state(tmp_path / "run" / "checkpoint-000001").step == 1

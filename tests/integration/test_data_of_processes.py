@@ -16,6 +16,7 @@ from erniekit.train import inputs as inputs_module
 from erniekit.train.inputs import Inputs, Sources, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats
 from tests.unit.data.files.test_find import FakeHub, install
+from tests.unit.data.helpers import noise
 
 
 class Process:
@@ -80,6 +81,33 @@ def rows(inputs: Inputs) -> list[str]:
     while inputs.train.epoch == 0:
         found += inputs.train.next_row().sample_ids
     return found
+
+
+def test_a_process_warns_of_its_own_eval_samples(tmp_path: Path, model: Path) -> None:
+    """The other one does not hear of samples that are skipped in an evaluation."""
+    image = tmp_path / "a.png"
+    noise(56, 56).save(image)
+    content = [
+        {"type": "image_url", "image_url": {"url": str(image)}},
+        {"type": "text", "text": "Which colour?"},
+    ]
+    answer = {"role": "assistant", "content": "It is red."}
+    held_out = write_chats(
+        tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": content}, answer]}]
+    )
+    config = make_config(
+        tmp_path / "run", model, write_chats(tmp_path / "a.jsonl", chats(8)), data__eval=str(held_out),
+        data__on_error="skip", data__cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    logged: list[str] = []
+    warned: list[str] = []
+    inputs = load_inputs(config, logged.append, warn=warned.append)
+    image.write_bytes(image.read_bytes()[:200])
+    assert inputs.eval_rows is not None
+    list(inputs.eval_rows.once())
+    inputs.close()
+    assert len(warned) == 1 and warned[0].startswith(f"skipped: {held_out}:1: ")
+    assert not any("skipped" in line for line in logged)
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -67,6 +67,18 @@ def test_no_terminal_means_plain_lines() -> None:
     assert isinstance(make_console(), PlainConsole)
 
 
+def test_other_ranks_print_what_concerns_them_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """`srun` shows the output of all ranks in one terminal."""
+    console = make_console(3)
+    console.begin(0, 1)
+    console.log("model: loading")
+    console.step(1, FIGURES, 0.5)
+    console.warn("skipped: a.jsonl:3: no such image")
+    console.end()
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "rank 3: skipped: a.jsonl:3: no such image\n")
+
+
 def test_mfu_and_preferences_are_shown_where_they_are_logged() -> None:
     assert describe_step(FIGURES, 0.5) == STEP
     assert describe_step(FIGURES | {"train/mfu": 0.4123}, 0.5) == f"{STEP}  MFU 41.2%"
