@@ -25,6 +25,11 @@ _CLEAN_STATUSES = (0, *(128 + number for number in _STOP_SIGNALS))
 _POLL_SECONDS = 0.1
 _RELAY_SECONDS = 2.0
 _TAIL_LINES = 12
+_KILLED = (
+    "The system ends a process like this when the memory of the machine, or of its container or job, runs out (see "
+    "dmesg). Fewer data.workers and checkpoint.background: false need less; memory/resident_gib in log.jsonl shows how "
+    "it grew"
+)
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -253,7 +258,9 @@ class Supervisor:
             cause, shown = self._cause(), self._children[0]
             others = "" if len(self._children) == 1 else ", so the other ranks were terminated"
             lines = cause.last_lines()
-            if lines and lines == shown.last_lines():
+            if not lines:
+                _print(f"error: {cause.exit_text()}{others}. Its log, {cause.spec.log}, is empty")
+            elif lines == shown.last_lines():
                 _print(
                     f"error: {cause.exit_text()}{others}. Its last lines are above; its log is {cause.spec.log}"
                 )
@@ -261,6 +268,8 @@ class Supervisor:
                 _print(f"error: {cause.exit_text()}{others}. The end of its log, {cause.spec.log}:")
                 for line in lines:
                     _print(f"  {line}")
+            if cause.status == -signal.SIGKILL:
+                _print(_KILLED)
             command = self._resume_command()
             _print(f"Continue with:\n  {command}" if command else "Nothing was saved yet.")
             return max(1, cause.status or 0)

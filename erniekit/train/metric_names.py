@@ -78,8 +78,8 @@ _STEPS = (
 )
 _MEMORY = (
     Metric("memory/device_peak_gib", "GiB", "Peak of the memory that Paddle allocated on the GPU."),
-    Metric("memory/peak_gib", "GiB", "On a CPU: peak of the memory of the main process."),
-    Metric("memory/resident_gib", "GiB", "On a CPU: memory of the main process now (Linux only)."),
+    Metric("memory/peak_gib", "GiB", "Peak of the host memory of the main process."),
+    Metric("memory/resident_gib", "GiB", "Host memory of the main process now (Linux only)."),
 )
 _PAIRS = (
     Metric("loss/preference", "nats", "Preference loss (dpo.loss), mean over the pairs."),

@@ -128,9 +128,7 @@ def truncate_log(file: Path, last_step: int) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Peak memory in GiB: of the device on a GPU, else of this process, also its current memory (Linux only)."""
-    if paddle.get_device().startswith("gpu"):
-        return {"memory/device_peak_gib": paddle.device.cuda.max_memory_allocated() / _GIB}
+    """Memory in GiB: the peak of this process and what it has now (Linux only), on a GPU also the device's peak."""
     # Linux counts the peak in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     scalars = {"memory/peak_gib": peak / _GIB}
@@ -138,4 +136,6 @@ def memory() -> dict[str, float]:
     if statm.exists():
         pages = int(statm.read_text().split()[1])
         scalars["memory/resident_gib"] = pages * resource.getpagesize() / _GIB
+    if paddle.get_device().startswith("gpu"):
+        scalars["memory/device_peak_gib"] = paddle.device.cuda.max_memory_allocated() / _GIB
     return scalars

@@ -185,9 +185,20 @@ def test_a_rank_that_is_killed_is_reported(tmp_path: Path) -> None:
     os.kill(found[1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert "error: rank 1 was killed by SIGKILL" in err
+    assert (
+        "error: rank 1 was killed by SIGKILL, so the other ranks were terminated. The end of its log, " in err
+    )
+    assert "memory of the machine, or of its container or job, runs out" in err
     assert err.endswith("Nothing was saved yet.\n")
     assert not any(map(alive, found))
+
+
+def test_a_rank_without_output_is_reported_with_its_log(tmp_path: Path) -> None:
+    process = start([SLEEP, "import sys; sys.exit(3)"], tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 3
+    assert f"terminated. Its log, {tmp_path / 'rank-1.log'}, is empty\n" in err
+    assert "runs out" not in err
 
 
 def test_the_cause_is_reported_of_ranks_that_fail_together(tmp_path: Path) -> None:
