@@ -15,6 +15,13 @@ from tests.checkpoints import tensors
 from tests.integration.training_setup import losses
 
 
+def final(run: Path) -> Path:
+    """The newest checkpoint of a run that has one."""
+    found = newest_checkpoint(run)
+    assert found is not None
+    return found
+
+
 def copy_at(source: Path, target: Path, step: int) -> None:
     """The run directory as a machine that failed some time after `step` leaves it."""
     shutil.copytree(source, target)

@@ -1,13 +1,8 @@
 """Whole runs of small models: what they learn, leave behind, tell and refuse."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +11,24 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from erniekit.checkpoint.hub import read_array, read_index
-from erniekit.checkpoint.state import STATE_FILE, newest_checkpoint, read_state
+from erniekit.checkpoint.state import STATE_FILE, read_state
 from erniekit.checkpoint.weights import load_model
-from erniekit.config import dump_config, load_config
+from erniekit.config import load_config
 from erniekit.data.encode.encoder import make_encoder
-from erniekit.distributed.context import DistributedContext
-from erniekit.errors import CheckpointError, ConfigError
+from erniekit.errors import ConfigError
 from erniekit.lora.adapters import read_adapter_index
 from erniekit.lora.peft import read_adapter_config
 from erniekit.models.config import ErnieConfig
-from erniekit.models.factory import parameter_specs
 from erniekit.models.specs import is_expert_tensor
 from erniekit.train.dry_run import dry_run_training
 from erniekit.train.run import run_training
-from erniekit.train.trainer import Trainer
 from tests.closeness import assert_close
-from tests.command import erniekit
+from tests.integration.runs import final
 from tests.integration.training_setup import chats, losses, make_config, read_log, write_chats
 
 
 def weights(directory: Path) -> dict[str, np.ndarray]:
     return {name: read_array(info) for name, info in read_index(directory).items()}
-
-
-def final(run: Path) -> Path:
-    found = newest_checkpoint(run)
-    assert found is not None
-    return found
 
 
 def test_full_training_end_to_end(
@@ -226,126 +212,6 @@ def test_recompute_changes_nothing(tmp_path: Path, model: Path, data: Path) -> N
     assert losses(tmp_path / "kept") == losses(tmp_path / "again")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(
-    tmp_path: Path,
-    model: Path,
-    data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run_training(make_config(tmp_path / "whole", model, data, train__max_steps=4))
-    step = Trainer.train_step
-
-    def interrupted(trainer: Trainer) -> Any:
-        if trainer.progress.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(trainer)
-
-    run = tmp_path / "run"
-    config = make_config(run, model, data, train__max_steps=4)
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-    assert run_training(config) == 130
-    printed = capsys.readouterr().out
-    assert "SIGINT: finishing this step" in printed
-    assert (
-        f"Stopped after step 2 of 4. The report is {run}/report.html\nThe checkpoint is {run}/checkpoint-000002. "
-        f"Continue with:\n  erniekit train {run}/config.yaml --resume\n" in printed
-    )
-    assert final(run).name == "checkpoint-000002"
-    assert "interrupted after step 2 of 4" in (run / "report.html").read_text(encoding="utf-8")
-
-    monkeypatch.setattr(Trainer, "train_step", step)
-    assert run_training(load_config(run / "config.yaml"), resume=True) == 0
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert "<dd>finished</dd>" in page and "<dd>4 of 4</dd>" in page
-    assert page.count("<circle") % 4 == 0  # every chart has the steps before the interrupt, too
-    assert losses(run) == losses(tmp_path / "whole")
-
-
-def test_sigterm_to_the_command(tmp_path: Path, model: Path, data: Path) -> None:
-    run = tmp_path / "run"
-    file = tmp_path / "config.yaml"
-    file.write_text(dump_config(make_config(run, model, data, train__max_steps=2000)))
-    command = [sys.executable, "-m", "erniekit", "train"]
-    process = subprocess.Popen([*command, str(file)], stdout=subprocess.PIPE, text=True)
-    log = run / "log.jsonl"
-    try:
-        while not (log.exists() and log.read_text()):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        printed, _ = process.communicate()
-    finally:
-        process.kill()
-    assert process.returncode == 143
-    done = read_state(final(run)).step
-    assert f"Stopped after step {done} of 2000." in printed
-    hint = printed.splitlines()[-1].split()
-    assert hint[:2] == ["erniekit", "train"]
-    assert hint[-1] == "--resume"
-    again = erniekit(*hint[1:], f"train.max_steps={done + 1}")
-    assert again.returncode == 0, again.stderr
-    assert [step for step, *_ in losses(run)] == list(range(1, done + 2))
-
-
-def test_a_second_ctrl_c_stops_at_once(
-    tmp_path: Path,
-    model: Path,
-    data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    step = Trainer.train_step
-
-    def interrupted(trainer: Trainer) -> Any:
-        if trainer.progress.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(
-                os.getpid(), signal.SIGTERM
-            )  # the same signal would be taken for the same request for a while
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-    # Other processes stand elsewhere, and would be waited for.
-    monkeypatch.setattr(DistributedContext, "close", lambda dist: pytest.fail("the team was closed"))
-    run = tmp_path / "run"
-    # A checkpoint that is still written in the background would be lost.
-    saved: dict[str, Any] = {"checkpoint__save_every": 1, "checkpoint__background": False}
-    assert run_training(make_config(run, model, data, train__max_steps=4, **saved)) == 130
-    assert final(run).name == "checkpoint-000001"
-    assert (
-        "The newest complete checkpoint is checkpoint-000001; steps after it are lost"
-        in capsys.readouterr().out
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (np.nan, r"safetensors: model\.norm\.weight holds NaN or infinity"),
-        (3e38, r"step 1: the (loss|gradient norm) is .*train\.jsonl:\d+"),
-    ],
-    ids=["in the model", "computed"],
-)
-def test_weights_that_are_not_finite_stop_the_run(
-    tmp_path: Path, model: Path, data: Path, value: float, message: str
-) -> None:
-    broken = shutil.copytree(model, tmp_path / "base")
-    info = read_index(broken)["model.norm.weight"]
-    with info.file.open("r+b") as file:
-        file.seek(info.offset)
-        file.write(np.full(info.nbytes // 4, value, np.float32).tobytes())
-    run = tmp_path / "run"
-    config = make_config(run, broken, data, train__max_steps=2)
-    (tmp_path / "run.yaml").write_text(dump_config(config))
-    ended = erniekit("train", tmp_path / "run.yaml")
-    assert ended.returncode == 1
-    assert re.search(message, ended.stderr)
-    assert newest_checkpoint(run) is None
-    if run.exists():
-        assert ended.stderr.endswith("Nothing was saved yet.\n")
-
-
 def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) -> None:
     run = tmp_path / "run"
     for settings, message in (
@@ -364,74 +230,6 @@ def test_mistakes_leave_no_directory(tmp_path: Path, model: Path, data: Path) ->
                 start(make_config(run, model, data, **settings))
             assert message in str(caught.value)
             assert not run.exists()
-
-
-def test_dry_run_tells_everything_and_writes_nothing(
-    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    config = make_config(run, model, data, train__epochs=3, schedule__warmup_ratio=0.1)
-    before = sorted(tmp_path.rglob("*"))
-    dry_run_training(config)
-    printed = capsys.readouterr().out
-    assert sorted(tmp_path.rglob("*")) == before
-    assert "  learning_rate: 0.001" in printed
-    assert "training data: 16 samples" in printed
-    assert "template ernie_vl" in printed
-    assert "(3 epochs), 2 rows each" in printed
-    specs = parameter_specs(ErnieConfig.from_dir(model))
-    assert f"parameters: {sum(spec.size for spec in specs):,}, trained" in printed
-    assert "memory: weights" in printed
-
-
-def test_dry_run_with_lora_says_what_training_says(
-    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make_config(
-        tmp_path / "run", model, data, train__max_steps=1, lora__enabled=True, model__freeze=["vision"]
-    )
-    dry_run_training(config)
-    planned = capsys.readouterr().out.splitlines()
-    run_training(config)
-    done = capsys.readouterr().out.splitlines()
-    table = [line for line in done if line.startswith(("LoRA", "  model.", "parameters", "memory", "steps"))]
-    assert len(table) > 8
-    assert set(table) <= set(planned)
-
-
-def test_dry_run_for_several_processes(
-    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shared = {"parallel__expert": 2, "train__rows_per_step": 4}
-    printed = []
-    for shard in ("none", "optimizer"):
-        config = make_config(tmp_path / "run", model, data, parallel__shard=shard, **shared)
-        dry_run_training(config, processes=4)
-        printed.append(capsys.readouterr().out)
-        assert "processes: 4; expert parallel degree 2\n" in printed[-1]
-        assert "memory of each of 4 processes: weights" in printed[-1]
-    assert printed[0].split("optimizer ")[-1] != printed[1].split("optimizer ")[-1]
-    with pytest.raises(ConfigError, match=r"parallel\.expert is 2, which does not divide the 3 processes"):
-        dry_run_training(config, processes=3)
-
-
-def test_dry_run_without_model_and_data(
-    tmp_path: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    absent = make_config(tmp_path / "run", tmp_path / "no-model", tmp_path / "no.jsonl", train__max_steps=5)
-    dry_run_training(absent, no_weights=True)
-    printed = capsys.readouterr().out
-    assert "not checked: the model" in printed
-    assert "not checked: the data" in printed
-    with pytest.raises(CheckpointError, match="no-model"):
-        dry_run_training(absent)
-
-    some = make_config(tmp_path / "run", model, tmp_path / "no.jsonl", train__max_steps=5)
-    dry_run_training(some, no_weights=True)
-    printed = capsys.readouterr().out
-    assert "parameters: " in printed
-    assert "no.jsonl not there" in printed
-    assert "not checked: the weights" in printed
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path, model: Path, data: Path) -> None:

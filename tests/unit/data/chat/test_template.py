@@ -1,63 +1,29 @@
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from erniekit.data.chat.conversation import (
     Conversation,
-    ImagePart,
     ReasoningPart,
     SampleError,
     TextPart,
     ToolCallPart,
     VideoPart,
 )
-from erniekit.data.chat.families import TEMPLATES, resolve_template
+from erniekit.data.chat.families import TEMPLATES
 from erniekit.data.chat.loss_policy import LossPolicy
-from erniekit.data.chat.template import MediaSpan, Template, TextSpan
-from erniekit.errors import DataError
+from tests.unit.data.chat.spans import TOOLS, shown
 from tests.unit.data.helpers import (
-    TEXT_TEMPLATE,
-    TEXT_THINKING_TEMPLATE,
-    THINKING_TEMPLATE,
-    VL_TEMPLATE,
     chat,
-    make_tokenizer,
-    openai,
 )
 
 BOS, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 PNG = b"image"
 CLIP = VideoPart("/clip.mp4")
-TOOLS = ({"type": "function", "function": {"name": "time", "description": "北京 time"}},)
 TOOL_LIST = '[{"type": "function", "function": {"name": "time", "description": "北京 time"}}]'
 CALL = ToolCallPart("time", '{"zone": "Asia/北京"}')
 CALL_TEXT = '<tool_call>\n{"name": "time", "arguments": {"zone": "Asia/北京"}}\n</tool_call>\n'
 ALL = tuple(TEMPLATES)
-
-
-def shown(
-    template: Template | str,
-    conversation: Conversation,
-    prompt: bool = False,
-    policy: LossPolicy | None = None,
-) -> str:
-    """Spans as text: [trained], (image), (video)."""
-    template = TEMPLATES[template] if isinstance(template, str) else template
-    render = template.render_prompt if prompt else template.render
-    pieces = []
-    for span in render(conversation, policy or LossPolicy()):
-        if isinstance(span, MediaSpan):
-            pieces.append((False, "(image)" if isinstance(span.part, ImagePart) else "(video)"))
-        else:
-            assert isinstance(span, TextSpan)
-            pieces.append((span.trained, span.text))
-    out = ""
-    for trained, group in groupby((piece for piece in pieces if piece[1]), key=lambda piece: piece[0]):
-        text = "".join(piece[1] for piece in group)
-        out += f"[{text}]" if trained else text
-    return out
 
 
 TWO_TURNS = chat(
@@ -359,91 +325,6 @@ def test_masked_reasoning_in_a_text_has_no_place_where_it_is_plain_text() -> Non
 def test_a_prompt_ends_with_a_question(last: tuple[str, str], message: str) -> None:
     with pytest.raises(SampleError, match=f"must not end with {message}"):
         shown("ernie", chat(("user", "q"), last), prompt=True)
-
-
-@pytest.mark.parametrize(
-    ("chat_template", "is_vl", "name"),
-    [
-        (TEXT_TEMPLATE, False, "ernie"),
-        (TEXT_THINKING_TEMPLATE, False, "ernie_thinking"),
-        (VL_TEMPLATE, True, "ernie_vl"),
-        (THINKING_TEMPLATE, True, "ernie_vl_thinking"),
-        (None, False, "ernie"),
-        (None, True, "ernie_vl"),
-    ],
-)
-def test_auto_finds_the_template_of_the_tokenizer(chat_template: str | None, is_vl: bool, name: str) -> None:
-    assert resolve_template("auto", make_tokenizer(chat_template), is_vl) == TEMPLATES[name]
-
-
-def test_a_default_system_prompt_of_the_tokenizer_is_kept() -> None:
-    default = THINKING_TEMPLATE.replace(
-        "{%- set n = namespace",
-        "{%- if messages[0].role != 'system' -%}{{ 'You are ERNIE.\\n' }}{%- endif -%}{%- set n = namespace",
-        1,
-    )
-    tokenizer = make_tokenizer(default)
-    template = resolve_template("auto", tokenizer, True)
-    for turns in ([("user", "q")], [("system", "s"), ("user", "q")]):
-        for tools in ((), TOOLS):
-            question = chat(*turns, tools=tools)
-            expected = tokenizer.apply_chat_template(
-                openai(question), tools=list(tools) or None, add_generation_prompt=True, tokenize=False
-            )
-            assert shown(template, question, prompt=True) == expected
-    assert template.default_system == "You are ERNIE.\n"
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("{{ '<|im_start|>assistant\\n<think>\\n' }}", "{{ '\\n <|im_start|>assistant\\n<think>\\n' }}"),
-        ("think_mode=True\\n", "think_mode=True\\nlevel=3\\n"),
-        ("{{ '<|im_start|>system\\n' }}", "{{ '\\n<|im_start|>system\\nToday is Monday.\\n' }}"),
-        ("{{ '<|im_end|>\\n\\n' }}{%- for", "{{ ' <|im_end|>\\n' }}{%- for"),
-    ],
-)
-def test_what_a_thinking_tokenizer_writes_otherwise_is_kept(old: str, new: str) -> None:
-    assert TEXT_THINKING_TEMPLATE.count(old) == 1
-    tokenizer = make_tokenizer(TEXT_THINKING_TEMPLATE.replace(old, new))
-    template = resolve_template("auto", tokenizer, False)
-    assert template.name == "ernie_thinking"
-    assert template != TEMPLATES["ernie_thinking"]
-    turns = [("user", "q"), ("assistant", "a"), ("user", "r")]
-    for tools in ((), TOOLS):
-        question = chat(*turns, tools=tools)
-        expected = tokenizer.apply_chat_template(
-            openai(question), tools=list(tools) or None, add_generation_prompt=True, tokenize=False
-        )
-        assert shown(template, question, prompt=True) == expected
-    trained = shown(template, chat(*turns, ("assistant", "b"))).translate(str.maketrans("", "", "[]"))
-    assert trained.startswith(shown(template, chat(*turns), prompt=True))
-
-
-@pytest.mark.parametrize(
-    ("chat_template", "message"),
-    [
-        ("{{ '<|im_start|>' + messages[0].content }}", "is not known to erniekit"),
-        ("{{ raise_exception('no') }}", "fails on a simple question: no"),
-        (TEXT_TEMPLATE.replace("User: ", "Human: "), "is not known to erniekit"),
-        (TEXT_THINKING_TEMPLATE.replace("think_mode=True", "think_mode=False"), "is not known to erniekit"),
-        (TEXT_THINKING_TEMPLATE.replace("<|im_start|>user", "<|im_start|>human"), "is not known to erniekit"),
-    ],
-)
-def test_an_unknown_chat_template_is_an_error_that_names_the_choices(
-    chat_template: str, message: str
-) -> None:
-    with pytest.raises(
-        DataError,
-        match=f"(?s){message}.*set data.template to one of ernie, ernie_thinking, ernie_vl, ernie_vl_thinking",
-    ):
-        resolve_template("auto", make_tokenizer(chat_template), True)
-
-
-def test_an_explicit_template_is_taken_whatever_the_tokenizer_says(tmp_path: Path) -> None:
-    assert resolve_template("ernie", make_tokenizer(VL_TEMPLATE), True) is TEMPLATES["ernie"]
-    with pytest.raises(DataError, match=r"unknown data\.template 'llama'; the templates are ernie"):
-        resolve_template("llama", make_tokenizer(None), False)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import pickle
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from erniekit.config import DataConfig
@@ -27,32 +24,16 @@ from erniekit.data.chat.conversation import (
 from erniekit.data.encode import encoder
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.encode.encoder import Encoder, make_encoder
-from erniekit.data.encode.tokenizer import stop_token_ids
-from erniekit.errors import CheckpointError, DataError
+from tests.unit.data.encode.chats import CHATS, END, IMAGE_CHATS, SMALL, WIDE
 from tests.unit.data.helpers import (
     SHARED,
     chat,
-    encoded,
     make_checkpoint,
-    noise,
     openai,
     video,
     write_json,
 )
 
-END = "<|end_of_sentence|>"
-SMALL = encoded(noise(8, 8))  # 2 x 2 tokens
-WIDE = encoded(noise(56, 140))  # 2 x 5 tokens
-CHATS = [
-    chat(("user", "what is one plus two?"), ("assistant", "Paris is seven.")),
-    chat(
-        ("system", "be brief"),
-        ("user", "q"),
-        ("assistant", "Paris"),
-        ("user", "北京 ?\n"),
-        ("assistant", "seven"),
-    ),
-]
 TOOLS = ({"type": "function", "function": {"name": "time", "description": '北京 "time"'}},)
 CALL = ToolCallPart("time", '{"zone": "Paris"}')
 TOOL_CHAT = chat(
@@ -66,15 +47,6 @@ TOOL_CHAT = chat(
 # 4 frames of 56 x 84 pixels, enlarged to 420 x 616: 15 x 22 tokens for each two frames.
 CLIP = video(56, 84, 4)
 CLIP_TOKENS = 2 * 15 * 22
-IMAGE_CHATS = [
-    chat(("user", [SMALL, "what is in the picture?"]), ("assistant", "a cat")),
-    chat(
-        ("user", ["a", WIDE, "b", SMALL]),
-        ("assistant", "Paris"),
-        ("user", [SMALL, WIDE]),
-        ("assistant", "seven"),
-    ),
-]
 
 
 def reference_ids(directory: Path, conversation: Conversation, **options: Any) -> list[int]:
@@ -250,139 +222,6 @@ def test_reasoning_is_trained(thinking_checkpoint: Path, thinking_encoder: Encod
     assert tokenizer.decode(document.input_ids[trained + 1]) == f"two and two\n</think>\n\nParis{END}"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "x<|IMAGE_PLACEHOLDER|>",
-        "<|IMAGE_START|>",
-        "<|VIDEO_END|>",
-        "<|image@placeholder|>",
-        END,
-        "<|begin_of_sentence|>",
-    ],
-)
-def test_tokens_of_the_template_in_a_text_are_refused(vl_encoder: Encoder, text: str) -> None:
-    for turns in ([("user", text), ("assistant", "a")], [("user", "q"), ("assistant", text)]):
-        with pytest.raises(
-            SampleError,
-            match=r"message \d \((user|assistant)\) contains <\|.*, which only the template may write",
-        ) as caught:
-            vl_encoder.encode(chat(*turns))
-        assert caught.value.reason == "reserved token"
-
-
-RESERVED = f"x{END}"
-
-
-@pytest.mark.parametrize(
-    ("conversation", "where"),
-    [
-        (chat(("user", "q"), ("assistant", [ReasoningPart(RESERVED), "a"])), "message 2 (assistant)"),
-        (chat(("user", "q"), ("assistant", ToolCallPart(RESERVED, "{}"))), "message 2 (assistant)"),
-        (
-            chat(("user", "q"), ("assistant", ToolCallPart("f", f'{{"a": "{RESERVED}"}}'))),
-            "message 2 (assistant)",
-        ),
-        (chat(("user", ["q <|end_of", "_sentence|>"]), ("assistant", "a")), "message 1 (user)"),
-        (chat(("user", "q"), ("tool", RESERVED), ("assistant", "a")), "message 2 (tool)"),
-        (
-            chat(("user", "q"), ("assistant", "a"), tools=[{"name": "f", "description": RESERVED}]),
-            "the list of tools",
-        ),
-        (chat(("text", RESERVED)), "message 1 (text)"),
-    ],
-)
-def test_tokens_of_the_template_are_refused_everywhere(
-    thinking_encoder: Encoder, conversation: Conversation, where: str
-) -> None:
-    for encode in (thinking_encoder.encode, thinking_encoder.segments):
-        with pytest.raises(SampleError, match=re.escape(f"f:1: {where} contains {END}, which only")):
-            encode(conversation)
-
-
-def test_tokens_of_the_template_in_the_rejected_answer_are_refused(text_encoder: Encoder) -> None:
-    pair = dataclasses.replace(CHATS[0], rejected=chat(("assistant", RESERVED)).messages)
-    with pytest.raises(SampleError, match=r"rejected message 1 \(assistant\) contains <\|end_of_sentence\|>"):
-        text_encoder.encode(pair)
-
-
-def test_tokens_of_another_template_are_plain_text(
-    text_encoder: Encoder, text_thinking_encoder: Encoder
-) -> None:
-    for turns in ([("user", "<|im_end|>"), ("assistant", "a")], [("text", "<|im_start|>")]):
-        assert len(text_encoder.encode(chat(*turns)))
-        with pytest.raises(SampleError, match=r"contains <\|im_"):
-            text_thinking_encoder.encode(chat(*turns))
-
-
-def test_bad_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: not found"):
-        make_encoder(tmp_path)
-    write_json(tmp_path / "config.json", {"model_type": "ernie4_5"})
-    with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
-        make_encoder(tmp_path)
-    directory = make_checkpoint(tmp_path / "vl", "vl")
-    write_json(directory / "config.json", {"model_type": "ernie4_5_moe_vl", "im_patch_id": 6})
-    with pytest.raises(CheckpointError, match="needs the token ids image_start_token_id, image_end_token_id"):
-        make_encoder(directory)
-    ids = {key: 3 for key in ("image_start_token_id", "image_end_token_id", "video_start_token_id")}
-    write_json(
-        directory / "config.json",
-        {"model_type": "ernie4_5_moe_vl", "im_patch_id": 99999, "video_end_token_id": 3, **ids},
-    )
-    with pytest.raises(CheckpointError, match="99999 as the id of a media token"):
-        make_encoder(directory)
-    plain = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>").save_pretrained(tmp_path / "plain")
-    write_json(tmp_path / "plain" / "config.json", {"model_type": "ernie4_5"})
-    with pytest.raises(CheckpointError, match=r"the tokenizer has no token <\|begin_of_sentence\|>"):
-        make_encoder(tmp_path / "plain")
-
-
-def test_nested_config_and_missing_generation_config(tmp_path: Path) -> None:
-    directory = make_checkpoint(tmp_path, "vl")
-    flat = make_encoder(directory)
-    assert flat.media_tokens is not None
-    tokens = flat.media_tokens
-    write_json(
-        directory / "config.json",
-        {
-            "model_type": "ernie4_5_vl_moe",
-            "image_token_id": tokens.image_placeholder,
-            "image_start_token_id": tokens.image_start,
-            "image_end_token_id": tokens.image_end,
-            "video_token_id": tokens.image_placeholder,
-            "video_start_token_id": tokens.video_start,
-            "video_end_token_id": tokens.video_end,
-        },
-    )
-    (directory / "generation_config.json").unlink()
-    nested = make_encoder(directory)
-    assert nested.media_tokens == tokens
-    for conversation in IMAGE_CHATS:
-        one, other = flat.encode(conversation), nested.encode(conversation)
-        np.testing.assert_array_equal(one.labels, other.labels)
-        np.testing.assert_array_equal(one.input_ids, other.input_ids)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/reference_models")
-def test_tokenizer_model_alone_is_enough(tmp_path: Path) -> None:
-    source = SHARED / "reference_models" / "vl_hub"
-    for name in (
-        "config.json",
-        "preprocessor_config.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ):
-        (tmp_path / name).write_bytes((source / name).read_bytes())
-    one, other = make_encoder(source), make_encoder(tmp_path)
-    for conversation in (CHATS[0], *IMAGE_CHATS):
-        np.testing.assert_array_equal(
-            one.encode(conversation).input_ids, other.encode(conversation).input_ids
-        )
-
-
 _READ_AND_ENCODE = """
 import pickle, sys
 encoder, conversations = pickle.load(sys.stdin.buffer)
@@ -438,11 +277,6 @@ def test_identity_is_equal_as_long_as_encoding_is(vl_checkpoint: Path, tmp_path:
     assert identity not in found
 
 
-def test_an_unknown_template_is_an_error(text_checkpoint: Path) -> None:
-    with pytest.raises(DataError, match=r"unknown data\.template 'llama'"):
-        make_encoder(text_checkpoint, DataConfig.without_sources(template="llama"))
-
-
 def test_a_panic_of_the_tokenizer_is_an_error_of_the_sample() -> None:
     class PanicException(BaseException):
         """As Rust's, which tokenizers raises for texts of gigabytes."""
@@ -453,30 +287,3 @@ def test_a_panic_of_the_tokenizer_is_an_error_of_the_sample() -> None:
     assert caught.value.reason == "not tokenized"
     with pytest.raises(KeyboardInterrupt), encoder._no_panic("f:1"):
         raise KeyboardInterrupt
-
-
-_NESTED = '{"a": ' + "[" * 100_000
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        *(("tokenizer.json", content) for content in ("{}", '{"model": 1}', '{"version": []}')),
-        *((f"tokenizer{end}.json", content) for end in ("", "_config") for content in ("[]", "1", _NESTED)),
-    ],
-)
-def test_tokenizer_files_of_wrong_types(
-    text_checkpoint: Path, tmp_path: Path, name: str, content: str
-) -> None:
-    directory = tmp_path / "model"
-    shutil.copytree(text_checkpoint, directory)
-    (directory / name).write_text(content)
-    with pytest.raises(CheckpointError, match=rf"^{directory}: cannot load the tokenizer: "):
-        make_encoder(directory)
-
-
-@pytest.mark.parametrize("found", ["2", -1, [2, "3"], {}, True, 10**30])
-def test_stop_tokens_of_wrong_types(tmp_path: Path, found: object) -> None:
-    write_json(tmp_path / "generation_config.json", {"eos_token_id": found})
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id must be a token id"):
-        stop_token_ids(tmp_path, None)
