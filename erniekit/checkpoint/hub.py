@@ -120,7 +120,10 @@ def _download_hint(directory: Path) -> str:
 
 
 def read_index(directory: str | Path) -> dict[str, TensorInfo]:
-    """Name -> place of every tensor of a checkpoint directory, from the headers of its shards."""
+    """Name -> place of every tensor of a checkpoint directory, from the headers of its shards.
+
+    Raises CheckpointError for missing or damaged files, and for an index that does not agree with them.
+    """
     directory = Path(directory)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(directory):

@@ -55,7 +55,10 @@ class OptimizerState:
         return self._parts.keys()
 
     def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> tuple[np.ndarray, str]:
-        """Elements `start` to `stop` of a tensor of this shape, 1-D, and their element type."""
+        """Elements `start` to `stop` of a tensor of this shape, 1-D, and their element type.
+
+        Raises CheckpointError for a tensor of another shape, and for elements that are missing.
+        """
         parts = self._parts[name]
         size = sum(int(np.prod(info.shape, dtype=np.int64)) for _, info in parts)
         whole = parts[0][1].shape if len(parts) == 1 and not _PART.fullmatch(parts[0][1].name) else None

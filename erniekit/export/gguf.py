@@ -109,7 +109,8 @@ def convert_to_gguf(
 ) -> GgufReport:
     """Write a model directory, a checkpoint or a repository of the Hub as `output`/model-KIND.gguf.
 
-    See `write_gguf`. A checkpoint gets the chat template of training first, in a copy that is removed.
+    See `write_gguf`. A checkpoint gets the chat template of training first, in a copy that is removed. Raises
+    CheckpointError, also for an adapter.
     """
     output = Path(output)
     check_output(output)

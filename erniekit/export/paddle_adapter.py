@@ -41,7 +41,7 @@ def export_paddle_adapter(
 ) -> AdapterReport:
     """Write the adapter of a run or a checkpoint to `output` for Baidu's tools.
 
-    Arguments and errors are those of `export_adapter`.
+    Arguments and errors are those of `export_adapter`. Also raises CheckpointError for tensors that were trained whole.
     """
     output = Path(output)
     check_output(output)

@@ -112,7 +112,10 @@ def compare_model(model: ErnieModel, stored: Arrays, gradients: Path | None, whe
 
 
 def reference_row(stored: Arrays, vision: VisionConfig | None, where: str) -> tuple[RowInputs, np.ndarray]:
-    """The batch of a reference as one packed row, and a mask of the positions that are not padding, bool [B, T]."""
+    """The batch of a reference as one packed row, and a mask of the positions that are not padding, bool [B, T].
+
+    Raises VerifyError for arrays that are missing or do not fit together.
+    """
     ids = _of(stored, "in_input_ids", where)
     kept = stored.get("in_attention_mask", np.ones_like(ids)).astype(bool)
     media = any(grid in stored for _, grid in _MEDIA.values())

@@ -115,7 +115,10 @@ class Template:
         return self._chat(conversation, policy, policy.trained(messages))
 
     def render_prompt(self, conversation: Conversation, policy: LossPolicy = DEFAULT_POLICY) -> list[Span]:
-        """A chat up to the generation prompt for the assistant's next answer; nothing is trained."""
+        """A chat up to the generation prompt for the assistant's next answer; nothing is trained.
+
+        Raises SampleError for a chat that ends with an answer or text.
+        """
         last = conversation.messages[-1].role
         if last in ("assistant", "text"):
             found = "an assistant message" if last == "assistant" else "plain text"

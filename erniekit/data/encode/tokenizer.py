@@ -79,7 +79,10 @@ def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:
 
 
 def stop_token_ids(directory: str | Path, tokenizer_eos: int | None) -> tuple[int, ...]:
-    """The ids at which engines stop: from generation_config.json, else config.json, else the tokenizer; () for none."""
+    """The ids at which engines stop: from generation_config.json, else config.json, else the tokenizer; () for none.
+
+    Raises CheckpointError for values that are not token ids.
+    """
     for name in ("generation_config.json", "config.json"):
         file = Path(directory) / name
         found = read_json_object(file).get("eos_token_id") if file.is_file() else None

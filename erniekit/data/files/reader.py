@@ -56,7 +56,10 @@ def read_records(path: Path, after: Cursor = _START, columns: Columns = ()) -> I
 def read_share(
     path: Path, after: Cursor, is_own: IsOwn, columns: Columns = ()
 ) -> Iterator[Record | BadLine | Passed]:
-    """`read_records` with a Passed for each record of another process. Most kinds of files are not parsed there."""
+    """`read_records` with a Passed for each record of another process. Most kinds of files are not parsed there.
+
+    Raises DataError as `read_records` does.
+    """
     problem = placeholder_problem(path)
     if problem is not None:
         raise DataError(f"{path}: {problem}")

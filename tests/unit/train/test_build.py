@@ -13,7 +13,7 @@ from erniekit.train.model import PreparedModel
 from erniekit.train.recompute import backward_plan
 from tests.models import hub_values
 from tests.unit.objectives.rows import make_model
-from tests.unit.train.test_plan import config
+from tests.unit.train.plans import config
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -18,7 +18,7 @@ from erniekit.train.describe import (
     format_bytes,
 )
 from erniekit.train.plan import plan_run
-from tests.unit.train.test_plan import Rows, config
+from tests.unit.train.plans import Rows, config
 
 
 def test_intervals_longer_than_the_run_are_noted(tmp_path: Path) -> None:

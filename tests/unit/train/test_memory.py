@@ -12,7 +12,7 @@ from erniekit.train.describe import (
     describe_model,
 )
 from erniekit.train.memory import ShardingPlan, plan_model
-from tests.unit.train.test_plan import config
+from tests.unit.train.plans import config
 
 SPECS = [TensorSpec("a", "BF16", (10, 10)), TensorSpec("b", "BF16", (50,)), TensorSpec("router", "F32", (5,))]
 
