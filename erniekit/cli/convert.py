@@ -56,7 +56,7 @@ def convert(
     """
     from erniekit.display.progress import show_file_progress
     from erniekit.export import gguf
-    from erniekit.export.convert import convert_model, describe
+    from erniekit.export.convert import convert_model, describe_conversion
     from erniekit.export.export import shard_bytes
 
     if gguf_type is not None and to != "gguf":
@@ -66,12 +66,12 @@ def convert(
     if to == "gguf":
         with show_file_progress() as progress:
             written = gguf.convert_to_gguf(source, output, gguf_type or "f16", progress)
-        for line in gguf.describe(written):
+        for line in gguf.describe_gguf(written):
             typer.echo(line)
         return
     with show_file_progress() as progress:
         report = convert_model(
             source, output, to, max_shard_bytes=shard_bytes(max_shard_size), progress=progress
         )
-    for line in describe(report):
+    for line in describe_conversion(report):
         typer.echo(line)

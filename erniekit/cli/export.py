@@ -59,7 +59,7 @@ def export(
     from erniekit.display.progress import show_file_progress
     from erniekit.display.text import format_table
     from erniekit.export.calibrated import DEFAULT_SAMPLES, Calibration, export_calibrated
-    from erniekit.export.export import describe, export_model, shard_bytes
+    from erniekit.export.export import describe_export, export_model, shard_bytes
     from erniekit.export.quantization_loss import quantization_loss
     from erniekit.export.quantized import chosen_quantization
 
@@ -84,7 +84,7 @@ def export(
             template=chat_template,
             progress=progress,
         )
-    for line in describe(report):
+    for line in describe_export(report):
         typer.echo(line)
     if eval_files:
         for line in format_table(quantization_loss(report, eval_files, dtype), indent=2):
@@ -130,11 +130,11 @@ def _check_layout(
 
 
 def _export_adapter(source: Path, output: Path, layout: choices.ExportLayout, base: Path | None) -> None:
-    from erniekit.export.adapter import describe, export_adapter
+    from erniekit.export.adapter import describe_adapter, export_adapter
     from erniekit.export.paddle_adapter import export_paddle_adapter
 
     export_files = export_adapter if layout == "adapter" else export_paddle_adapter
-    for line in describe(export_files(source, output, base=base)):
+    for line in describe_adapter(export_files(source, output, base=base)):
         typer.echo(line)
 
 
@@ -147,11 +147,11 @@ def _export_gguf(
 ) -> None:
     from erniekit.display.progress import show_file_progress
     from erniekit.export import gguf
-    from erniekit.export.export import describe
+    from erniekit.export.export import describe_export
 
     with show_file_progress() as progress:
         merged, written = gguf.export_to_gguf(
             source, output, gguf_type, base=base, template=template, progress=progress
         )
-    for line in [*describe(merged), *gguf.describe(written)]:
+    for line in [*describe_export(merged), *gguf.describe_gguf(written)]:
         typer.echo(line)

@@ -141,7 +141,7 @@ def count_experts(modules: Iterable[str]) -> int:
     return sum(_EXPERT.match(module) is not None for module in modules)
 
 
-def describe(report: AdapterReport) -> list[str]:
+def describe_adapter(report: AdapterReport) -> list[str]:
     """The report as lines of text."""
     lines = [
         f"exported the adapter of {report.source.checkpoint} to {report.directory}",

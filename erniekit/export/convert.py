@@ -89,7 +89,7 @@ def convert_model(
     )
 
 
-def describe(report: ConversionReport) -> list[str]:
+def describe_conversion(report: ConversionReport) -> list[str]:
     """The report as lines of text."""
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report.dtypes.items()))
     files = "1 file" if report.shards == 1 else f"{report.shards} files"

@@ -161,7 +161,7 @@ def merged_values(source: ExportSource, dtype: Dtype = "auto") -> Callable[[str]
     return lambda name: as_dtype(read(name), types[name], "F32")
 
 
-def describe(report: ExportReport) -> list[str]:
+def describe_export(report: ExportReport) -> list[str]:
     """The report as lines of text."""
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report.dtypes.items()))
     files = "1 file" if report.shards == 1 else f"{report.shards} files"

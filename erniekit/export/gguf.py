@@ -178,7 +178,7 @@ def read_family(files: Sequence[Path]) -> Family:
     return _FAMILIES[found]
 
 
-def describe(report: GgufReport) -> list[str]:
+def describe_gguf(report: GgufReport) -> list[str]:
     """The report as lines of text."""
     kinds = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
     lines = [

@@ -14,7 +14,7 @@ import pytest
 from erniekit.checkpoint.hub import read_array, read_index
 from erniekit.checkpoint.state import newest_checkpoint
 from erniekit.errors import CheckpointError
-from erniekit.export.export import describe, export_model
+from erniekit.export.export import describe_export, export_model
 from erniekit.generation.load import find_model
 from erniekit.layers import QuantizedParameter
 from erniekit.lora.merge import AdapterMerge
@@ -127,7 +127,7 @@ def test_an_export_merges_into_the_base_and_says_how_far_that_is(
         )
     quantized = [name for name in before if is_quantized_tensor(name)]
     assert report.quantized == report.merged == len(quantized) == 38
-    (line,) = [line for line in describe(report) if "quantized to int4" in line]
+    (line,) = [line for line in describe_export(report) if "quantized to int4" in line]
     assert re.fullmatch(
         r"  38 weights quantized to int4 in training, exported from the base model's original values: "
         rf"relative difference {report.difference:.2%}",
@@ -160,7 +160,7 @@ def test_an_adapter_alone_tells_nothing_of_the_base(tmp_path: Path, runs: dict[s
         shutil.copy(checkpoint / name, tmp_path / "adapter" / name)
     assert find_model(tmp_path / "adapter").quantize == "none"
     report = export_model(tmp_path / "adapter", tmp_path / "out")
-    assert report.quantized == 0 and not any("int4 values" in line for line in describe(report))
+    assert report.quantized == 0 and not any("int4 values" in line for line in describe_export(report))
 
 
 @pytest.mark.parametrize("reference", ["auto", "copy", "cached"])

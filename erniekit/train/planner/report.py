@@ -13,7 +13,7 @@ from erniekit.train.planner.gpus import Gpu
 from erniekit.train.planner.job import Job
 from erniekit.train.planner.remedies import Remedy, find_remedies
 from erniekit.train.planner.roofline import MEASURED, step_time
-from erniekit.train.planner.search import Layout, search_layouts
+from erniekit.train.planner.search import FittingLayout, search_layouts
 
 _HALF = 0.5
 
@@ -162,7 +162,7 @@ def _time_lines(job: Job, gpu: Gpu) -> list[str]:
     return lines
 
 
-def _search_lines(layouts: Sequence[Layout], job: Job, gpu: Gpu) -> list[str]:
+def _search_lines(layouts: Sequence[FittingLayout], job: Job, gpu: Gpu) -> list[str]:
     if not layouts:
         return ["", "No layout of these GPUs fits.", *remedy_lines(find_remedies(job, gpu=gpu), gpu)]
     lines = ["", f"The fastest layouts of {counted(job.processes, 'GPU')} that fit:"]

@@ -17,7 +17,7 @@ _MOST_FOUND = 5
 
 
 @dataclass(frozen=True)
-class Layout:
+class FittingLayout:
     """A layout that fits. changes: the settings that differ from the run's."""
 
     changes: Settings
@@ -30,7 +30,7 @@ class Layout:
         return overrides(self.changes)
 
 
-def search_layouts(job: Job, gpu: Gpu) -> list[Layout]:
+def search_layouts(job: Job, gpu: Gpu) -> list[FittingLayout]:
     """The layouts that fit, fastest by the roofline first; at most five.
 
     Tries all combinations of parallel.expert, parallel.context, parallel.shard and train.recompute that the
@@ -60,7 +60,7 @@ def search_layouts(job: Job, gpu: Gpu) -> list[Layout]:
     return found[:_MOST_FOUND]
 
 
-def _layout(job: Job, gpu: Gpu, settings: Settings) -> Layout | None:
+def _layout(job: Job, gpu: Gpu, settings: Settings) -> FittingLayout | None:
     """The layout of these settings; None if it breaks a rule or does not fit."""
     try:
         changed = job.changed(settings)
@@ -77,4 +77,4 @@ def _layout(job: Job, gpu: Gpu, settings: Settings) -> Layout | None:
         section, _, name = key.rpartition(".")
         if before[section][name] != value:
             changes[key] = value
-    return Layout(changes, changed, step_time(changed, gpu))
+    return FittingLayout(changes, changed, step_time(changed, gpu))

@@ -16,7 +16,7 @@ from erniekit.export import calibrated
 from erniekit.export.calibrated import Calibration, export_calibrated
 from erniekit.export.engines import process
 from erniekit.export.engines.process import LLM_COMPRESSOR, Environment
-from erniekit.export.export import describe, export_model
+from erniekit.export.export import describe_export, export_model
 from erniekit.export.quantized import Quantization, read_quantization, read_quantized_model
 from erniekit.generation.load import find_model
 from erniekit.models.specs import is_quantized_tensor
@@ -117,7 +117,7 @@ def test_codes_of_gptq_are_written_as_they_are(
     assert len(request["samples"]) == 2 and len(request["samples"][0]) == 32
     (chat,) = load_samples([data], find_model(tmp_path / "adapter").encoder())[1:2]
     assert request["samples"][1] == chat.whole.input_ids.tolist()
-    lines = describe(report)
+    lines = describe_export(report)
     assert (report.merged, report.source.adapter) == (nearest.merged, tmp_path / "adapter")
     assert (
         "  linear layers quantized: int4, groups of 32, by GPTQ of llm-compressor 1 with 2 samples" in lines

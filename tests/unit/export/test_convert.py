@@ -19,7 +19,7 @@ from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError
 from erniekit.export import output
-from erniekit.export.convert import convert_model, describe
+from erniekit.export.convert import convert_model, describe_conversion
 from erniekit.export.export import export_model
 from erniekit.models.specs import TensorSpec
 from tests.unit.export.conftest import FAMILIES, Copy, write_state
@@ -81,7 +81,7 @@ def test_a_model_is_byte_identical_after_paddle_and_back(copy: Copy, tmp_path: P
     convert_model(model, tmp_path / "hub", "hub")
     for file in ("model-00001-of-00001.safetensors", "config.json"):
         assert (tmp_path / "hub" / file).read_bytes() == (tmp_path / "back" / file).read_bytes()
-    assert "paddle layout) to" in "\n".join(describe(back))
+    assert "paddle layout) to" in "\n".join(describe_conversion(back))
     # The head that predicts several tokens is stated where it is, and only there.
     for name in ("paddle", "hub"):
         raw = json.loads((tmp_path / name / "config.json").read_text())

@@ -23,7 +23,7 @@ from erniekit.data.media.patches import ImageSpec
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.export.adapter import export_adapter
 from erniekit.export.checks import check_directory
-from erniekit.export.export import describe, export_model, parse_size
+from erniekit.export.export import describe_export, export_model, parse_size
 from erniekit.export.paddle_adapter import export_paddle_adapter
 from erniekit.export.source import resolve_source
 from erniekit.models.config import ErnieConfig
@@ -70,7 +70,7 @@ def test_merged_adapters_give_the_adapted_models_logits(
     changed = [name for name, array in arrays(tmp_path / "out").items() if (array != base[name]).any()]
     assert len(changed) == report.merged + report.replaced
     assert report.replaced == {"dense": 0, "moe": 1, "vl": 1}[family]
-    assert f"{report.merged} adapters merged" in "\n".join(describe(report))
+    assert f"{report.merged} adapters merged" in "\n".join(describe_export(report))
 
 
 def test_adapters_of_another_base(models: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
