@@ -114,7 +114,7 @@ def _check_layout(
     chat_template: choices.ChatTemplateSource,
     max_shard_size: str | None,
 ) -> None:
-    """Raises ConfigError for an option that the layout has not."""
+    """Raises ConfigError for an option that does not apply to the layout."""
     if quantize != "none" and layout in _ONE_FILE:
         raise ConfigError(f"--quantize does not apply to --layout {layout}; GGUF has --gguf-type q8_0")
     if gguf_type is not None and layout != "gguf":

@@ -119,7 +119,7 @@ def _refuse_options_of_dry_run(no_weights: bool, show_all: bool, plans_gpus: boo
 
 
 def _load_settings(config: Path, overrides: list[str], device: str | None, resume: bool) -> "Config":
-    """The configuration, for --devices of a kind. Raises ConfigError for a moved run that is to be resumed."""
+    """Loads the configuration; `device` replaces parallel.device. Raises ConfigError to resume a run that was moved."""
     from erniekit.config import load_config
 
     settings = load_config(config, [*overrides, *([] if device is None else [f"parallel.device={device}"])])

@@ -45,9 +45,9 @@ class CheckOptions:
     """Settings of a check.
 
     encoder: of the model that will see the data; None: lengths are in characters, and encoding errors are not found.
-    max_length, on_long: as in the config section `data`. access: what media may be. limit: check only so many samples.
-    decode: decode images and videos in full, not only their headers. most_errors: errors kept by name (None: all);
-    every error is counted. pairs: as in `SampleReader`.
+    max_length, on_long: as in the config section `data`. access: which media may be read. limit: number of samples to
+    check. decode: decode images and videos in full, not only their headers. most_errors: errors kept by name (None:
+    all); every error is counted. pairs: as in `SampleReader`.
     """
 
     encoder: Encoder | None

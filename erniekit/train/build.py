@@ -69,7 +69,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     """Load data and model, lock the run's directory, and build a trainer that is ready to train.
 
     All processes of the run call it together. stack: closes what is opened here. resume: continue from the newest
-    complete checkpoint, or start where there is none. Raises ErnieKitError for whatever is wrong with configuration,
+    complete checkpoint, or start where there is none. Raises ErnieKitError for an invalid configuration,
     data or files.
     """
     # Released after everything else is closed.

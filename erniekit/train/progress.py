@@ -76,7 +76,7 @@ class TrainerProgress:
 
 
 def restored_losses(values: list[Any], where: Path) -> list[float]:
-    """`TrainerProgress.losses` from a checkpoint. Raises CheckpointError for values that are none."""
+    """`TrainerProgress.losses` from a checkpoint. Raises CheckpointError for other values."""
     if not all(type(value) is float and math.isfinite(value) for value in values):
         raise CheckpointError(f"{where}: its losses are not valid; use an older checkpoint of the run")
     return values
