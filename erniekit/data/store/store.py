@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -44,9 +43,9 @@ class StoreWriter:
         self.directory = directory
         # Not the process's id: several containers may share the cache, and have the same ids.
         self._draft = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{_DRAFT}")
-        _remove_abandoned(directory.parent)
         try:
             self._draft.mkdir(parents=True)
+            _remove_abandoned(directory.parent, self._draft.stat().st_mtime)
             self._files: dict[str, BinaryIO] = {name: (self._draft / name).open("wb") for name in _FILES}
         except OSError as error:
             raise self._failed(error) from error
@@ -272,12 +271,15 @@ class DocumentStore:
         return data
 
 
-def _remove_abandoned(cache: Path) -> None:
-    """Remove drafts of processes that were killed: nothing was written to them for a day."""
+def _remove_abandoned(cache: Path, now: float) -> None:
+    """Remove drafts of processes that were killed: nothing was written to them for a day.
+
+    now: by the clock of the disk, which may be another one than this machine's.
+    """
     for draft in cache.glob(f"*{_DRAFT}"):
         with suppress(OSError):
             newest = max(path.stat().st_mtime for path in (draft, *draft.iterdir()))
-            if newest < time.time() - _ABANDONED_SECONDS:
+            if newest < now - _ABANDONED_SECONDS:
                 shutil.rmtree(draft)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,7 +19,7 @@ from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.plugins.text import metadata as text_metadata
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from erniekit.train.metric_names import describe_metric
@@ -25,7 +28,7 @@ from erniekit.train.trackers.pictures import draw_answer
 from erniekit.train.trackers.tracker import ShownAnswer
 
 TENSORBOARD_DIR = "tensorboard"
-_FLUSH_SECONDS = 10
+_NUMBER = re.compile(r"events\.out\.tfevents\.(\d+)")
 
 
 class TensorBoardTracker:
@@ -40,11 +43,12 @@ class TensorBoardTracker:
     def __init__(self, run_dir: Path, layout: Sequence[Category] = (), start_step: int = 0) -> None:
         directory = run_dir / TENSORBOARD_DIR
         is_restart = start_step > 0 or directory.exists()
-        self._events = EventFileWriter(str(directory), flush_secs=_FLUSH_SECONDS)
+        self._events = RecordWriter(_new_event_file(directory).open("xb"))
         self._described: set[str] = set()
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if is_restart:
             start = SessionLog(status=SessionLog.START)
-            self._events.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=start))
+            self._write(Event(wall_time=time.time(), step=start_step + 1, session_log=start))
         if layout:
             self._add(start_step, [_layout_value(layout)])
 
@@ -95,7 +99,23 @@ class TensorBoardTracker:
 
     def _add(self, step: int, values: Sequence[Summary.Value]) -> None:
         if values:
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        self._events.write(event.SerializeToString())
+        # TensorBoard's own writer flushes by the clock: no more for hours after the clock is set back.
+        self._events.flush()
+
+
+def _new_event_file(directory: Path) -> Path:
+    """The path of a new event file, which TensorBoard reads after the others.
+
+    It reads them by name, and its own writer names them by the time, which may be earlier on another machine.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    found = [match for name in os.listdir(directory) if (match := _NUMBER.match(name))]
+    number = max([int(time.time()), *(int(match[1]) + 1 for match in found)])
+    return directory / f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
 def answers_table(answers: Sequence[ShownAnswer]) -> str:

@@ -158,12 +158,18 @@ def test_a_file_that_is_cut_off_or_fails_while_it_is_read(
         store[0]
 
 
-def test_drafts_of_processes_that_were_killed_are_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong_by", [0.0, -1e6, 1e6])
+def test_drafts_of_processes_that_were_killed_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong_by: float
+) -> None:
+    """The clock of the disk decides, not this machine's, which may be wrong."""
     for name, hours in (("a.1.draft", 25), ("b.2.draft", 23)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "ids.bin").write_bytes(b"half")
         then = time.time() - hours * 3600
         for path in (tmp_path / name / "ids.bin", tmp_path / name):
             os.utime(path, (then, then))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + wrong_by)
     write(tmp_path / "c", [document("a", 5)]).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.2.draft", "c"]

@@ -1,6 +1,7 @@
 """TensorBoard reads what is written, and shows it as meant."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,20 @@ def test_long_answers_and_other_scripts_are_drawn() -> None:
         assert draw_answer(answer).width > 390
 
 
-def test_a_run_that_starts_again_hides_the_earlier_events(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [0.0, -7200.0, 7200.0], ids=["same second", "set back", "set ahead"])
+def test_a_run_that_starts_again_hides_the_earlier_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    """Whatever has become of the clock, such as on another machine."""
+    now = time.time()
     for start_step in (0, 1):
+        monkeypatch.setattr(time, "time", lambda by=change * start_step: now + by)
         tracker = TensorBoardTracker(tmp_path, start_step=start_step)
         for step in range(start_step + 1, 4):
             tracker.log_scalars(step, {"train/loss": float(10 * start_step + step)}, None)
+        # Events can be seen at once, although the clock is not advancing.
+        seen = EventAccumulator(str(tmp_path / TENSORBOARD_DIR)).Reload().Scalars("train/loss")
+        assert seen[-1].value == 10 * start_step + 3
         tracker.close(failed=False)
     found = EventAccumulator(str(tmp_path / TENSORBOARD_DIR)).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in found] == [(1, 1.0), (2, 12.0), (3, 13.0)]
