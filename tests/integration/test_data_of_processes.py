@@ -15,7 +15,7 @@ from erniekit.inspection.data_files import eval_files
 from erniekit.train import inputs as inputs_module
 from erniekit.train.inputs import Inputs, Sources, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats
-from tests.unit.data.files.test_find import FakeHub, install
+from tests.unit.data.files.fake_hub import FakeHub, install
 from tests.unit.data.helpers import noise
 
 

@@ -1,11 +1,7 @@
 import json
 import os
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import pyarrow
 import pytest
 
 from erniekit.data.chat.conversation import ImagePart
@@ -14,6 +10,7 @@ from erniekit.data.files.hub import hub_file
 from erniekit.data.files.reader import Record, read_records
 from erniekit.data.formats import parse_record
 from erniekit.errors import DataError
+from tests.unit.data.files.fake_hub import FakeHub, install
 from tests.unit.data.helpers import encoded, noise, qa
 
 
@@ -87,33 +84,6 @@ def test_a_name_of_the_hub_error_shows_how_to_write_it(tree: Path, monkeypatch: 
     monkeypatch.chdir(tree)
     with pytest.raises(DataError, match=r"No such file.*; a dataset of the Hub is named hub:owner/name$"):
         expand(["owner/chats"])
-
-
-class FakeHub:
-    """Stands for the package datasets."""
-
-    def __init__(self, rows: list[dict[str, Any]], error: Exception | None = None) -> None:
-        self.rows = rows
-        self.error = error
-        self.asked: list[tuple[str, str]] = []
-
-    def load_dataset(self, name: str, split: str) -> Any:
-        self.asked.append((name, split))
-        if self.error is not None:
-            raise self.error
-        return self
-
-    def with_format(self, format: str) -> Any:
-        assert format == "arrow"
-        return SimpleNamespace(iter=self.iter)
-
-    def iter(self, batch_size: int) -> Any:
-        for start in range(0, len(self.rows), batch_size):
-            yield pyarrow.Table.from_pylist(self.rows[start : start + batch_size])
-
-
-def install(monkeypatch: pytest.MonkeyPatch, hub: FakeHub) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", hub)  # type: ignore[arg-type]
 
 
 def test_a_hub_dataset_becomes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

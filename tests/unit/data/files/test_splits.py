@@ -13,7 +13,7 @@ from erniekit.data.files.find import Use, expand, split_of
 from erniekit.data.files.hub import hub_file
 from erniekit.data.files.reader import Cursor, Record, read_records
 from erniekit.errors import DataError
-from tests.unit.data.files.test_find import FakeHub, install
+from tests.unit.data.files.fake_hub import FakeHub, install
 
 
 def make(root: Path, *names: str) -> Path:
