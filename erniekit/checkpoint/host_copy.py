@@ -93,9 +93,10 @@ class HostCopy(ABC):
 
     def give_up(self, error: Exception) -> None:
         """Raise an error where the values of a tensor are read that has not come. Another thread may call this."""
-        while self._awaited:
-            _, awaited = self._awaited.popitem()
-            awaited.copy.set_exception(error)
+        for name in list(self._awaited):
+            awaited = self._awaited.pop(name, None)
+            if awaited is not None:
+                awaited.copy.set_exception(error)
 
     @abstractmethod
     def _prepare(self) -> None:
