@@ -165,7 +165,8 @@ def refusal(name: str, message: str, value: Any, neutral: Sequence[Any] = ()) ->
 
 def unknown_field(name: str, known: Collection[str]) -> RequestError:
     """The error for an unknown field. known: the names of the known ones."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    # Names of megabytes are like none, but comparing them takes seconds and gigabytes.
+    close = difflib.get_close_matches(name[:_MAX_SHOWN], sorted(known), n=1, cutoff=0.75)
     meant = f"; did you mean {close[0]}?" if close else ""
     return RequestError(f"{name}: this server does not know this field{meant}", param=name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,8 @@ _SOURCES = frozenset(
     (*_MEDIA, "image", "images", "video", "videos", "frames", "url", "path", "value", "bytes")
 )
 _TOOL_CHOICES = ("auto", "none")
+# Every token of an answer is compared with every stop text.
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 64, 10_000
 
 
 def _whole(value: Any) -> Any:
@@ -52,6 +55,8 @@ def _limit(value: Any) -> Any:
 
 _Whole = Annotated[int | None, BeforeValidator(_whole)]
 _Limit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_limit)]
+# fail_fast: 500,000 wrong items would take 500 MB, with an error for each.
+_Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class _Part(BaseModel):
@@ -73,8 +78,8 @@ class ChatRequest(_Part):
     """
 
     model: str | None = None
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[_Objects, Field(min_length=1)]
+    tools: _Objects | None = None
     tool_choice: str | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -83,7 +88,7 @@ class ChatRequest(_Part):
     repetition_penalty: float | None = None
     max_tokens: _Limit = None
     max_completion_tokens: _Limit = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     seed: _Whole = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -118,6 +123,10 @@ def read_request(body: bytes) -> ChatRequest:
     if "tool_choice" in fields and fields["tool_choice"] not in _TOOL_CHOICES:
         message = 'must be "auto" or "none": the model cannot be forced to call a tool'
         raise refusal("tool_choice", message, fields["tool_choice"])
+    _refuse_unknown(fields, ChatRequest.model_fields, _KNOWN)
+    options = fields.get("stream_options")
+    if isinstance(options, dict):
+        _refuse_unknown(options, StreamOptions.model_fields, StreamOptions.model_fields, "stream_options.")
     try:
         return ChatRequest.model_validate({**fields, "thinking": thinking})
     except ValidationError as error:
@@ -148,13 +157,19 @@ def _spread(fields: dict[str, Any]) -> dict[str, Any]:
 _KNOWN = (frozenset(ChatRequest.model_fields) | NEUTRAL.keys() | IGNORED | THINKING_FIELDS) - {"metadata"}
 
 
+def _refuse_unknown(
+    fields: Iterable[str], supported: Container[str], known: Collection[str], prefix: str = ""
+) -> None:
+    """Raise RequestError for the first field that is not supported. Pydantic would make an error for each of them."""
+    for name in fields:
+        if name not in supported:
+            raise unknown_field(prefix + name, known)
+
+
 def _wrong_field(error: ValidationError) -> RequestError:
     details = error.errors(include_url=False)
     name = _name(details[0])
-    error_type = details[0]["type"]
-    if error_type == "extra_forbidden":
-        return unknown_field(name, StreamOptions.model_fields if "." in name else _KNOWN)
-    if error_type == "missing":
+    if details[0]["type"] == "missing":
         return RequestError(f"{name}: is missing", param=name)
     # A value that may have several types has an error for each of them.
     found = " or ".join(
@@ -267,5 +282,9 @@ def read_sampling(request: ChatRequest, defaults: Sampling, prompt_tokens: int, 
 
 
 def _texts(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Stop texts without empty ones, which stop nothing."""
-    return tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
+    """Stop texts without empty ones, which stop nothing. Raises RequestError for too many."""
+    texts = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
+    if len(texts) > _MAX_STOPS or sum(map(len, texts)) > _MAX_STOP_CHARACTERS:
+        message = f"stop: at most {_MAX_STOPS} texts, of {_MAX_STOP_CHARACTERS:,} characters together"
+        raise RequestError(message, param="stop")
+    return texts

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from erniekit.data.chat.conversation import (
     ImagePart,
@@ -216,6 +218,33 @@ def test_what_would_change_the_answer_is_refused(name: str, value: Any, message:
     assert str(error).startswith(message)
     assert (error.status, error.code) == (400, None)
     assert (error.param or "").partition(".")[0] == name
+
+
+def test_many_mistakes_are_one_error() -> None:
+    for fields in (
+        {"messages": [0] * 1000},
+        {"tools": [0] * 1000},
+        {"stop": [0] * 1000},
+        {"stream_options": {f"new{number}": 1 for number in range(1000)}},
+        {f"new{number}": 1 for number in range(1000)},
+    ):
+        cause = _refused(**fields).__cause__
+        assert cause is None or (isinstance(cause, ValidationError) and cause.error_count() <= 2)
+
+
+def test_an_endless_name_is_compared_with_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda name, *_, **__: compared.append(name) or [])
+    assert str(_refused(**{"y" * 100_000: 1})).startswith("yyy")
+    assert [len(name) for name in compared] == [60]
+
+
+def test_stop_texts_are_bounded() -> None:
+    """Each token of the answer is compared with each of them."""
+    for stop in (["x"] * 65, "x" * 10_001, ["x" * 5_000] * 3):
+        with pytest.raises(RequestError, match="stop: at most 64 texts, of 10,000 characters together"):
+            read_sampling(_request(stop=stop), Sampling(), 10, 100)
+    assert len(read_sampling(_request(stop=["x", ""] * 64), Sampling(), 10, 100).stop) == 64
 
 
 @pytest.mark.parametrize(
