@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from erniekit.data.encode.document import Document
+from erniekit.data.media.images import image_size
+from erniekit.data.media.video import video_info
 from erniekit.local_files import most_values
 from erniekit.serving.fields import RequestError
 
@@ -17,6 +21,9 @@ _MAX_VALUES = 500_000  # of JSON in a body
 # No text has so few tokens: English has 4 characters a token, and runs of spaces or dashes are rare.
 _CHARACTERS_PER_TOKEN = 16
 _MEDIA_TOKENS = 3  # the fewest that an image takes, with its markers
+# Decoding 89 million pixels takes up to 3 s, and a file of 34 bytes may have so many. Videos take less for a pixel.
+_MAX_PIXELS = 1 << 30
+_VIDEO_PIXELS = 16
 
 
 class BodyLimits:
@@ -78,6 +85,23 @@ def check_text(messages: Any, tools: Any, positions: int) -> None:
             f"{positions:,} positions",
             param="messages",
             code="context_length_exceeded",
+        )
+
+
+def check_media(prompt: Document) -> None:
+    """Raise RequestError for images and videos that take too long to decode. Reads their headers only."""
+    pixels = 0
+    for item in prompt.media:
+        if isinstance(item.source, tuple) or item.is_video:
+            info = video_info(item.source, prompt.sample_id)
+            pixels += info.frames * info.height * info.width // _VIDEO_PIXELS
+        else:
+            pixels += math.prod(image_size(item.source, prompt.sample_id))
+    if pixels > _MAX_PIXELS:
+        raise RequestError(
+            f"its images have more than {_MAX_PIXELS:,} pixels together, the limit; all frames of a video file count, "
+            f"with a {_VIDEO_PIXELS}th of their pixels: make them smaller",
+            param="messages",
         )
 
 

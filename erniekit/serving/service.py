@@ -25,7 +25,7 @@ from erniekit.generation.generate import Generator
 from erniekit.generation.sampling import Sampling, chat_sampling
 from erniekit.models.ernie import ErnieModel
 from erniekit.serving.fields import RequestError
-from erniekit.serving.limits import check_text
+from erniekit.serving.limits import check_media, check_text
 from erniekit.serving.request import (
     ChatRequest,
     read_conversation,
@@ -98,6 +98,7 @@ class ChatService:
         template, number = self._encoder.template, next(self._numbers)
         try:
             prompt = self._encoder.encode_prompt(conversation)
+            check_media(prompt)
         except SampleError as error:
             raise RequestError(error.detail, param="messages") from error
         defaults = replace(self._defaults, seed=self._defaults.seed + number)

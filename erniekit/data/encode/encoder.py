@@ -45,7 +45,7 @@ from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits,
 from erniekit.data.encode.text_runs import text_runs, trained_tokens
 from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop_token_ids
 from erniekit.data.media.images import source_name
-from erniekit.data.media.item import Media, MediaSpec, measure
+from erniekit.data.media.item import MAX_TOKENS, Media, MediaSpec, measure
 from erniekit.data.media.patches import ImageSpec
 from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
@@ -230,8 +230,7 @@ class Encoder:
                 if not plain:
                     target[-1] = self._terminator_label
             else:
-                chunk, placed = self._place(self._ids(text, sample_id), string, length, sample_id)
-                media += placed
+                chunk = self._place(self._ids(text, sample_id), string, length, media, sample_id)
                 target = np.full(len(chunk), IGNORE, np.int32)
             ids.append(chunk)
             targets.append(target)
@@ -267,14 +266,14 @@ class Encoder:
             raise SampleError(sample_id, "not supported", detail)
         return self._marks[kind]
 
-    def _place(self, ids: Ids, spans: list[Span], offset: int, sample_id: str) -> tuple[Ids, list[Media]]:
-        """Repeat each placeholder for all tokens of its image or video."""
+    def _place(self, ids: Ids, spans: list[Span], offset: int, media: list[Media], sample_id: str) -> Ids:
+        """Repeat each placeholder for all tokens of its image or video, which is appended to `media`."""
         parts = [span.part for span in spans if isinstance(span, MediaSpan)]
         if not parts:
-            return ids, []
+            return ids
         assert self.media_tokens is not None and self.media_spec is not None
         counts = np.ones(len(ids), np.int64)
-        media: list[Media] = []
+        taken = sum(item.tokens for item in media)
         kinds = (self.media_tokens.image_placeholder, self.media_tokens.video_placeholder)
         places = np.flatnonzero(np.isin(ids, kinds))
         if len(places) != len(parts):
@@ -287,7 +286,11 @@ class Encoder:
             media.append(item)
             counts[index] = item.tokens
             offset += item.tokens - 1
-        return np.repeat(ids, counts), media
+            taken += item.tokens
+            if taken > MAX_TOKENS:  # before they are in memory
+                detail = f"its images and videos take more than {MAX_TOKENS:,} tokens, the limit"
+                raise SampleError(sample_id, "too long", detail)
+        return np.repeat(ids, counts)
 
     def _refuse_reserved(self, conversation: Conversation) -> None:
         for name, messages in (

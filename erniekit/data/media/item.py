@@ -12,7 +12,7 @@ from typing import TypeVar
 from erniekit.config import DataConfig
 from erniekit.data.chat.conversation import ImagePart, SampleError, VideoPart
 from erniekit.data.media.frames import VideoInfo
-from erniekit.data.media.images import image_size, open_image, source_name
+from erniekit.data.media.images import MAX_PIXELS, image_size, open_image, source_name
 from erniekit.data.media.patches import (
     PIXELS_APART,
     ImageSpec,
@@ -34,6 +34,8 @@ from erniekit.data.media.video import (
 from erniekit.display.text import counted
 
 Spec = TypeVar("Spec", ImageSpec, VideoSpec)
+MAX_TOKENS = 1 << 19
+"""Limit of the placeholders of a document. A sample's min_pixels may ask for any number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,13 @@ def measure(part: ImagePart | VideoPart, spec: MediaSpec, sample_id: str) -> Med
             frames, times = _frames(part, info, video)
             grid = video_grid(info, frames, video)
             tokens = video_tokens(grid, video)
-        merge_size = spec.image.merge_size if isinstance(part, ImagePart) else spec.video.merge_size
+        spec_used: ImageSpec | VideoSpec = spec.image if isinstance(part, ImagePart) else spec.video
+        if grid[1] * grid[2] * spec_used.patch_size**2 > MAX_PIXELS:
+            raise ValueError(f"its min_pixels enlarges it to more than {MAX_PIXELS:,} pixels")
+        if tokens > MAX_TOKENS:
+            raise ValueError(f"it takes {tokens:,} tokens, more than {MAX_TOKENS:,}, the limit")
         return Media(
-            *(part.source, grid, 0, tokens, merge_size, frames),
+            *(part.source, grid, 0, tokens, spec_used.merge_size, frames),
             min_pixels=part.min_pixels,
             max_pixels=part.max_pixels,
             times=times,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 
 from erniekit.data.chat.conversation import Conversation, ImagePart, SampleError
 from erniekit.data.media.access import PUBLIC_URLS
+from erniekit.serving import limits as limits_of
 from erniekit.serving import media
 from erniekit.serving.conversations import to_conversation
 from erniekit.serving.fields import RequestError
 from erniekit.serving.media import has_urls, with_media
 from tests.unit.data.helpers import encoded, noise
+from tests.unit.data.videos import HEIGHT, WIDTH, video
 from tests.unit.generation.scripted import END
 from tests.unit.serving.conftest import ASKED, HANGS, Served
 
@@ -86,3 +89,25 @@ def test_a_real_download_is_refused_on_this_machine(start: Callable[..., Served]
         status, answer = served.completion({**ASKED, "messages": [{"role": "user", "content": [part]}]})
         assert status == 400 and "at a public address" in answer["error"]["message"]
         assert "not a public address" in served.lines.get(timeout=HANGS)
+
+
+def test_what_takes_long_to_decode_is_refused(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = start(answers=[f"seven{END}"] * 2)
+    image, clip = (
+        {"type": kind, kind: {"url": f"data:{media};base64,{base64.b64encode(content).decode()}"}}
+        for kind, media, content in (("image_url", "image/png", PNG), ("video_url", "video/mp4", video(20)))
+    )
+
+    def ask(*parts: object, **limits: int) -> tuple[int, str]:
+        for name, value in limits.items():
+            monkeypatch.setattr(limits_of, name, value)
+        status, answer = served.completion({**ASKED, "messages": [{"role": "user", "content": parts}]})
+        return status, answer["error"]["message"] if "error" in answer else ""
+
+    assert ask(image, image, _MAX_PIXELS=2 * 56 * 56) == (200, "")
+    status, message = ask(image, image, image)
+    assert status == 400 and message.startswith("its images have more than 6,272 pixels together, the limit")
+    assert ask(clip, _MAX_PIXELS=20 * HEIGHT * WIDTH, _VIDEO_PIXELS=1) == (200, "")
+    assert ask(clip, _MAX_PIXELS=20 * HEIGHT * WIDTH - 1)[0] == 400

@@ -98,6 +98,26 @@ def test_what_a_video_cannot_give(encoder: Encoder, clip: str, options: dict[str
         encoder.encode(asked(VideoPart(clip, **options)))
 
 
+@pytest.mark.parametrize("pixels", [10**9, 10**30])
+@pytest.mark.parametrize("is_video", [False, True])
+def test_sizes_that_do_not_fit_into_memory(encoder: Encoder, clip: str, is_video: bool, pixels: int) -> None:
+    part = VideoPart(clip, min_pixels=pixels) if is_video else ImagePart(frame(1), min_pixels=pixels)
+    with pytest.raises(SampleError, match="its min_pixels enlarges it to more than 89,478,485 pixels"):
+        encoder.encode(asked(part))
+
+
+def test_the_tokens_of_all_media_together_are_bounded(encoder: Encoder, clip: str) -> None:
+    pixels = 80_000_000
+    with pytest.raises(SampleError, match="it takes 612,912 tokens, more than 524,288, the limit"):
+        encoder.encode(asked(VideoPart(clip, min_pixels=pixels, min_frames=12, max_frames=12)))
+    large = TextPart("a"), ImagePart(frame(1), min_pixels=pixels)
+    question = Message("user", large * 3, False), Message("assistant", (TextPart("a"),), True)
+    for messages in (question * 2, (Message("user", large * 6, False), question[1])):
+        with pytest.raises(SampleError, match="its images and videos take more than 524,288 tokens") as error:
+            encoder.encode(Conversation(messages, "f:1"))
+        assert error.value.reason == "too long"
+
+
 @pytest.mark.parametrize("is_video", [False, True])
 def test_bounds_of_pixels_shape_tokens_and_patches(
     encoder: Encoder, clip: str, tmp_path: Path, is_video: bool
