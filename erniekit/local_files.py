@@ -45,8 +45,7 @@ def parse_json(content: bytes) -> Any:
 
     Raises ValueError in words; a syntax error is a JSONDecodeError, with its line.
     """
-    if most_values(content) > _JSON_VALUES:
-        raise ValueError(f"more than {_JSON_VALUES:,} values")
+    check_json_values(content)
     try:
         found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
         if b"\\u" in content:
@@ -63,6 +62,12 @@ def parse_json(content: bytes) -> Any:
         if not level:
             return found
     raise ValueError(f"nested more than {_JSON_DEPTH} levels")
+
+
+def check_json_values(text: bytes | str) -> None:
+    """Raise ValueError for JSON with too many values for the memory, before it is parsed."""
+    if most_values(text) > _JSON_VALUES:
+        raise ValueError(f"more than {_JSON_VALUES:,} values")
 
 
 def _inner(value: Any) -> Iterable[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.files.parquet_pages import ColumnPages, read_pages
-from erniekit.data.files.records import MAX_RECORD_BYTES, Cursor, IsOwn, Passed, Record
+from erniekit.data.files.records import MAX_EMPTY_LINES, MAX_RECORD_BYTES, Cursor, IsOwn, Passed, Record
 from erniekit.errors import DataError
 
 ARROW = b"ARROW1"  # magic number of the file format; the stream format has none
@@ -102,9 +102,11 @@ def _records(
 ) -> Iterator[Record | Passed]:
     import pyarrow
 
-    number = 0
+    number = empty = 0
     try:
         for batch, bytes_read in batches:
+            if len(set(batch.schema.names)) < len(batch.schema.names):
+                raise ValueError("two columns have the same name")
             skipped = min(max(after.records - number, 0), len(batch))
             number += skipped
             for row in _own_rows(batch.slice(skipped), number, is_own):
@@ -112,6 +114,9 @@ def _records(
                 if row is None:
                     yield Passed(Cursor(number))
                 else:
+                    empty = 0 if any(value is not None for value in row.values()) else empty + 1
+                    if empty > MAX_EMPTY_LINES:
+                        raise ValueError(f"{MAX_EMPTY_LINES:,} rows without a value in a row")
                     yield Record(plain(row), f"{path}:row {number}", bytes_read, Cursor(number))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         detail = " ".join(str(error).split())[:200]

@@ -160,7 +160,6 @@ class _Window:
         line, _ = self.place(self.position)
         if len(self._text) - self.position > MAX_RECORD_BYTES:
             raise too_large(f"{self._path}:{line}")
-        check_values(f"{self._path}:{line}", self._text)
         self._text, self.position, self._mark = self._text[self.position :], 0, 0
         data = self._stream.file.read(max(_CHUNK, len(self._text)))
         self._fed += len(data)
@@ -170,4 +169,5 @@ class _Window:
         except UnicodeDecodeError as error:
             line = self.place(len(self._text))[0] + error.object.count(b"\n", 0, error.start)
             raise DataError(f"{self._path}:{line}: not UTF-8 text: save the file as UTF-8") from error
+        check_values(f"{self._path}:{line}", self._text)
         return True

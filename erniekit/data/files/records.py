@@ -16,7 +16,7 @@ MAX_RECORD_BYTES = 256 << 20
 """Limit of one record: enough for a video in base64. Damaged or malicious files may have lines without end."""
 _MAX_VALUES = 4_000_000
 _MANY_BYTES = 16 << 20
-_MAX_EMPTY_LINES = 1_000_000
+MAX_EMPTY_LINES = 1_000_000
 
 # Whether this process reads the record of a number, counted from 0.
 IsOwn = Callable[[int], bool]
@@ -87,10 +87,8 @@ def bounded_lines(path: Path, stream: Stream, number: int = 0) -> Iterator[bytes
         if len(line) > MAX_RECORD_BYTES:
             raise too_large(f"{path}:{number}")
         empty = empty + 1 if line.isspace() else 0
-        if empty > _MAX_EMPTY_LINES:
-            raise DataError(
-                f"{path}:{number}: {_MAX_EMPTY_LINES:,} empty lines in a row: the file is damaged"
-            )
+        if empty > MAX_EMPTY_LINES:
+            raise DataError(f"{path}:{number}: {MAX_EMPTY_LINES:,} empty lines in a row: the file is damaged")
         yield line
 
 
@@ -101,7 +99,13 @@ def too_large(place: str) -> DataError:
 
 def check_values(place: str, text: bytes | str) -> None:
     """Raise DataError for the JSON of a record with too many values for the memory."""
-    if len(text) <= _MANY_BYTES:  # true for nearly all records
-        return
-    if most_values(text) > _MAX_VALUES:
-        raise DataError(f"{place}: the record has more than {_MAX_VALUES:,} JSON values, the limit")
+    if len(text) > _MANY_BYTES:  # which nearly no record has
+        check_size(place, 0, most_values(text))
+
+
+def check_size(place: str, size: int, values: int) -> None:
+    """Raise DataError for a record of so many bytes and values."""
+    if size > MAX_RECORD_BYTES:
+        raise too_large(place)
+    if values > _MAX_VALUES:
+        raise DataError(f"{place}: the record has more than {_MAX_VALUES:,} values, the limit")

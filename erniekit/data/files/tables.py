@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.files.records import MAX_RECORD_BYTES, BadLine, Cursor, Record, Stream, bounded_lines
+from erniekit.data.files.records import (
+    MAX_RECORD_BYTES,
+    BadLine,
+    Cursor,
+    Record,
+    Stream,
+    bounded_lines,
+    check_size,
+)
 from erniekit.data.formats import detect
 from erniekit.data.formats.fields.columns import Columns
 from erniekit.display.text import counted
 from erniekit.errors import DataError
+from erniekit.local_files import check_json_values
 
 # Columns with lists and objects, which cells contain as JSON text.
 _ANSWERS = ("chosen", "rejected", "rejected_response")
@@ -33,9 +42,9 @@ def read_table(
     """
     # The limit is global to the module. A cell may contain an image or a whole chat.
     csv.field_size_limit(MAX_RECORD_BYTES)
-    lines = _Lines(path, stream)
+    lines = _Lines(path, stream, delimiter)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = _next(path, rows)
+    header = _next(path, rows, lines)
     if header is None:
         return
     names = {name: key for key, name in columns}
@@ -43,7 +52,7 @@ def read_table(
     records = 0
     while True:
         number = rows.line_num + 1
-        row = _next(path, rows)
+        row = _next(path, rows, lines)
         if row is None:
             return
         if not row:
@@ -63,10 +72,12 @@ def read_table(
 
 
 class _Lines:
-    """The lines of a file as text, counted."""
+    """The lines of a file as text, counted. Bounds each row: of quoted cells, it may have lines without end."""
 
-    def __init__(self, path: Path, stream: Stream) -> None:
+    def __init__(self, path: Path, stream: Stream, delimiter: str) -> None:
         self.offset = 0
+        self._row_bytes = self._row_cells = 0
+        self._delimiter = delimiter.encode()
         self._number = 0
         self._path = path
         self._lines = bounded_lines(path, stream)
@@ -74,10 +85,17 @@ class _Lines:
     def __iter__(self) -> _Lines:
         return self
 
+    def begin_row(self) -> None:
+        """The next line is the first one of a row."""
+        self._row_bytes = self._row_cells = 0
+
     def __next__(self) -> str:
         line = next(self._lines)
         self.offset += len(line)
         self._number += 1
+        self._row_bytes += len(line)
+        self._row_cells += line.count(self._delimiter)
+        check_size(f"{self._path}:{self._number}", self._row_bytes, self._row_cells)
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -85,7 +103,8 @@ class _Lines:
             raise DataError(f"{self._path}:{self._number}: {detail}") from error
 
 
-def _next(path: Path, rows: Any) -> list[str] | None:
+def _next(path: Path, rows: Any, lines: _Lines) -> list[str] | None:
+    lines.begin_row()
     try:
         row: list[str] | None = next(rows, None)
         return row
@@ -113,6 +132,7 @@ def _cell(name: str, text: str) -> Any:
     if text.lstrip()[:1] not in ("[", "{"):
         return text
     try:
+        check_json_values(text)
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text

@@ -96,6 +96,13 @@ def parse_record(
     if format != "auto" and format not in FORMATS:
         raise DataError(f'unknown data format "{format}": it must be auto, {", ".join(FORMATS)}')
     sample = SampleContext(base_dir, sample_id, access)
+    try:
+        return _parse(record, format, sample)
+    except RecursionError:
+        raise sample.bad("it is nested too deeply") from None
+
+
+def _parse(record: Any, format: str, sample: SampleContext) -> Conversation:
     if not isinstance(record, dict):
         raise sample.bad(f"a sample must be a JSON object, this is {describe_value(record)}")
     name = detect(record) if format == "auto" else format

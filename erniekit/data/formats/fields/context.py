@@ -13,6 +13,7 @@ from erniekit.data.formats.fields.keys import HARMLESS, LOSS_SWITCHES, REASONING
 from erniekit.data.formats.fields.media_options import IMAGE_KEYS, VIDEO_KEYS, with_options
 from erniekit.data.media.access import MediaAccess
 from erniekit.data.media.images import resolve_source
+from erniekit.local_files import check_json_values
 
 _LONGEST_QUOTE = 80  # characters
 _MOST_KEYS = 10  # named in an error
@@ -182,6 +183,7 @@ def _is_json_text(text: str) -> bool:
     if not text.lstrip().startswith(("[", "{")):
         return False
     try:
+        check_json_values(text)
         json.loads(text)
     except (ValueError, RecursionError):
         return False

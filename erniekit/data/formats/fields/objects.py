@@ -27,6 +27,7 @@ from erniekit.data.chat.conversation import (
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.data.media.images import image_size
 from erniekit.display.text import counted
+from erniekit.local_files import check_json_values
 
 _MARK = re.compile("<ref-object>|<bbox>")
 _TAG = re.compile(r"<img>[^<>\n]+</img>")
@@ -177,6 +178,7 @@ def _read(record: dict[str, Any], key: str, chats: Sequence[Chat], sample: Sampl
     value = record.get(key)
     if isinstance(value, str) and value:
         try:
+            check_json_values(value)
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise sample.bad(f'"{key}" is not valid JSON: {error}') from error

@@ -11,6 +11,7 @@ from typing import Any
 from erniekit.data.chat.conversation import Message, SampleError, TextPart, ToolCallPart
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.display.text import counted
+from erniekit.local_files import check_json_values
 
 # How calls begin in data that has them as text.
 _WRITTEN_CALLS = ("<tool_call>", "<functioncall>")
@@ -165,8 +166,11 @@ def _split_message(results: Sequence[Turn], calls: int, sample: SampleContext) -
     if len(results) != 1 or calls < 2 or results[0].call_id or len(results[0].message.parts) != 1:
         return results
     part = results[0].message.parts[0]
+    if not isinstance(part, TextPart):
+        return results
     try:
-        values = json.loads(part.text) if isinstance(part, TextPart) else None
+        check_json_values(part.text)
+        values = json.loads(part.text)
     except (ValueError, RecursionError):
         return results
     if not isinstance(values, list) or len(values) != calls:

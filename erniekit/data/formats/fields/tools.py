@@ -8,6 +8,7 @@ from typing import Any
 from erniekit.data.formats.fields.arrow_nulls import clean_schema
 from erniekit.data.formats.fields.context import SampleContext, describe_value, quoted
 from erniekit.json_fields import STRICT_JSON
+from erniekit.local_files import check_json_values
 
 # Keys of a record that list its tools.
 TOOL_KEYS = ("tools", "functions")
@@ -115,6 +116,7 @@ def parsed(value: Any, what: str, reason: str, sample: SampleContext) -> Any:
     if not value.strip():
         return None
     try:
+        check_json_values(value)
         return STRICT_JSON.decode(value)
     except json.JSONDecodeError as error:
         detail = f"{what}: not valid JSON: {error.msg} (character {error.pos + 1} of {quoted(value)})"

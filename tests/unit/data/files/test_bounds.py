@@ -16,9 +16,12 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from erniekit import local_files
+from erniekit.data.chat.conversation import SampleError
 from erniekit.data.files import arrow, json_values, reader, records
 from erniekit.data.files.parquet_pages import ColumnPages, read_pages
-from erniekit.data.files.reader import read_records
+from erniekit.data.files.reader import Record, read_records
+from erniekit.data.formats import parse_record
 from erniekit.data.load.stream import files_digest
 from erniekit.data.store.digests import content_digests
 from erniekit.errors import DataError
@@ -31,7 +34,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1 << 21)
     monkeypatch.setattr(records, "_MANY_BYTES", 1000)
     monkeypatch.setattr(records, "_MAX_VALUES", 1000)
-    monkeypatch.setattr(records, "_MAX_EMPTY_LINES", 1000)
+    monkeypatch.setattr(local_files, "_JSON_VALUES", 500)
+    for module in (records, arrow):
+        monkeypatch.setattr(module, "MAX_EMPTY_LINES", 1000)
     monkeypatch.setattr(reader, "_MAX_TEXT_BYTES", 1000)
 
 
@@ -46,10 +51,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "a.jsonl",
             b'{"text": [' + b"[]," * 2000 + b"[]]}\n",
-            "1: the record has more than 1,000 JSON values",
+            "1: the record has more than 1,000 values",
         ),
+        ("a.csv", b"text,a\n" + b"," * 2000, "2: the record has more than 1,000 values"),
+        ("a.csv", b"," * 2000, "1: the record has more than 1,000 values"),
+        ("a.csv", b'text,a\n"' + b"x\n" * (1 << 20), r"\d+: the record has more than 2 MiB"),
+        ("a.csv", b"text,a\n" + b'"x\n",' * 2000, r"\d+: the record has more than 1,000 values"),
         ("a.json", b'[{"text": "' + b"x" * (1 << 23), "1: the record has more than 2 MiB"),
-        ("a.json", b'[{"text": [' + b"[]," * (1 << 19), "1: the record has more than 1,000 JSON values"),
+        ("a.json", b'[{"text": [' + b"[]," * (1 << 19), "1: the record has more than 1,000 values"),
         ("a.json", b"[\n" + b" \n" * (1 << 21), r"\d+: [\d,]+ spaces in a row"),
         ("a.txt", b"x" * 2000, "has more than 0 MiB, the limit for one text"),
     ],
@@ -62,6 +71,87 @@ def test_records_without_end(
     path.write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(DataError, match=message):
         list(read_records(path))
+
+
+def test_values_after_a_long_text(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window doubles: its new half is checked before it is parsed."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"text": "' + b"x" * (1 << 20) + b'", "a": [' + b"[]," * 2000 + b"[]]}]")
+    decoded: list[int] = []
+    decoder = json.JSONDecoder()
+
+    def raw_decode(text: str, start: int) -> tuple[Any, int]:
+        decoded.append(len(text))
+        return decoder.raw_decode(text, start)
+
+    monkeypatch.setattr(json_values, "_DECODER", SimpleNamespace(raw_decode=raw_decode))
+    with pytest.raises(DataError, match="the record has more than 1,000 values"):
+        list(read_records(path))
+    assert max(decoded) <= 1 << 20
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": '
+        '[{"function": {"name": "t", "arguments": JSON}}]}]}',
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": JSON}',
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "objects": JSON}',
+    ],
+)
+def test_json_text_of_many_values_in_a_record(tmp_path: Path, small: None, record: str) -> None:
+    """A parquet file of a kilobyte may repeat it: it has no commas to count."""
+    value = json.loads(record.replace("JSON", json.dumps('{"a": [' + "[]," * 900 + "[]]}")))
+    with pytest.raises(SampleError, match="not valid JSON: more than 500 values"):
+        parse_record(value, format="auto", base_dir=tmp_path, sample_id="f:1")
+
+
+def test_a_cell_of_many_values_stays_text(tmp_path: Path, small: None) -> None:
+    path = tmp_path / "a.csv"
+    cell = "[" + "[]," * 900 + "[]]"
+    path.write_text(f'messages\n"{cell}"\n')
+    (record,) = read_records(path)
+    assert isinstance(record, Record) and record.value == {"messages": cell}
+
+
+@pytest.mark.parametrize("depth", [300, 700])
+@pytest.mark.parametrize("inner", ["[]", '{"a": }'])
+def test_deep_values_of_a_record(tmp_path: Path, depth: int, inner: str) -> None:
+    begin, end = inner[:-1], inner[-1]
+    value = begin * depth + "1" + end * depth
+    tool = f'{{"type": "function", "function": {{"name": "t", "parameters": {value}}}}}'
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        f'{{"query": "a", "answers": [{{"name": "t", "arguments": {{"q": {value}}}}}], "tools": [{tool}]}}'
+    )
+    (record,) = read_records(path)
+    assert isinstance(record, Record)
+    with suppress(SampleError):  # the depth that is accepted depends on the stack
+        parse_record(record.value, format="auto", base_dir=tmp_path, sample_id="f:1")
+
+
+def test_rows_without_values(tmp_path: Path, small: None) -> None:
+    """A batch of nulls has any number of rows in a hundred bytes."""
+    path = tmp_path / "a.arrow"
+    write_arrow(path, pa.table({"text": pa.nulls(1 << 30)}))
+    with pytest.raises(
+        DataError, match="row 1002: the Arrow file cannot be read: 1,000 rows without a value"
+    ):
+        list(read_records(path))
+
+
+def test_columns_with_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    write_arrow(tmp_path / "a.arrow", table)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for name in ("a.arrow", "a.parquet"):
+        with pytest.raises(DataError, match="two columns have the same name"):
+            list(read_records(tmp_path / name))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def test_a_text_with_many_commas_is_no_bomb(tmp_path: Path) -> None:
@@ -211,8 +301,7 @@ def test_the_size_of_rows(column: pa.Array, size: int | None, values: int) -> No
 def test_an_arrow_file_with_offsets_beyond_its_buffers(tmp_path: Path) -> None:
     path = tmp_path / "a.arrow"
     table = pa.table({"text": ["ab", "cd"]})
-    with pa.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
+    write_arrow(path, table)
     content = path.read_bytes()
     offsets = np.array([0, 2, 4], np.int32).tobytes()
     assert content.count(offsets) == 1
