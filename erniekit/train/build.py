@@ -105,7 +105,7 @@ def build_trainer(context: RunContext, *, resume: bool, stack: ExitStack) -> tup
     reducer = build_gradient_reducer(config, prepared, dist.mesh)
     optimizer = build_optimizer(config, prepared, reducer)
     checkpointer = Checkpointer(
-        config, prepared, optimizer, inputs.train, plan.schedule, identity, log, dist, reducer
+        config, prepared, optimizer, inputs.train, plan.schedule, identity, context.console, dist, reducer
     )
     progress = TrainerProgress() if saved is None else _resume(saved, checkpointer, inputs, context)
     with writing_to(context.run_dir):

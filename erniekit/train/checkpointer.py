@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -45,14 +45,13 @@ from erniekit.parallel.data_parallel import GradientReducer
 from erniekit.parallel.tensor_stream import TensorStream
 from erniekit.train.best import existing_best
 from erniekit.train.checkpoint_tensors import CheckpointTensors
+from erniekit.train.console import Console
 from erniekit.train.describe import format_bytes
 from erniekit.train.device_memory import host_memory
 from erniekit.train.metrics import MetricsAccumulator
 from erniekit.train.model import PreparedModel
 from erniekit.train.progress import BestTracker, TrainerProgress, restored, restored_losses
 from erniekit.train.selection import lora_alpha, lora_expert_rank
-
-Log = Callable[[str], None]
 
 
 @dataclass
@@ -81,13 +80,14 @@ class Checkpointer:
         loader: RowLoader,
         schedule: Schedule,
         identity: dict[str, Any],
-        log: Log,
+        console: Console,
         dist: DistributedContext,
         reducer: GradientReducer | None = None,
     ) -> None:
         """identity: `run_identity` of the run."""
         self._config, self._prepared, self._optimizer, self._loader = config, prepared, optimizer, loader
-        self._schedule, self._identity, self._log = schedule, identity, log
+        self._schedule, self._identity = schedule, identity
+        self._log, self._warn = console.log, console.warn
         self._dist = dist
         self._tensors = CheckpointTensors(
             prepared,
@@ -104,7 +104,7 @@ class Checkpointer:
         self._unfinished: _Save | None = None
         self._copy = host_copy()
         self._forward_weights = self._tensors.forward_weights(self._copy)
-        self._removal = BackgroundRemoval(log)
+        self._removal = BackgroundRemoval(self._log)
         # Finishing a save takes no messages; after an error the watchdog's thread may do it.
         self._finishing = threading.Lock()
         dist.mesh.before_abort(self.finish_after_error)
@@ -165,7 +165,7 @@ class Checkpointer:
                 self._log(f"saving step {progress.step} after an error")
                 self.save(progress, needed=True)
         except Exception as error:  # such as of a device that has failed, which must not hide the first one
-            self._log(f"step {progress.step} cannot be saved: {error}")
+            self._warn(f"step {progress.step} cannot be saved: {error}")
 
     def before_update(self) -> None:
         """Wait until the tensors of the save in the background are copied: an update changes them."""
