@@ -63,7 +63,7 @@ def trained_names(
     frozen = frozen_names(names, freeze)
     routers = {name for name in names if part_of(name) == "router"}
     if train_router and not routers:
-        raise ConfigError("lora.train_router: this model has no router")
+        raise ConfigError("lora.train_router: this model has no router; remove it")
     chosen = []
     for name in names:
         if adapters:

@@ -139,7 +139,8 @@ def select_parameters(
         untrained = [name for name in names if is_vocab_tensor(name) and name not in trained]
         if untrained:
             raise ConfigError(
-                f"model.freeze covers {untrained[0]}: its new rows (model.resize_vocab) would stay untrained"
+                f"model.freeze covers {untrained[0]}: its new rows (model.resize_vocab) would stay untrained; leave "
+                "it out of model.freeze"
             )
     check_routers(names, trained, router_settings(config))
     if architecture.moe is not None:
