@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from erniekit.create.tokenizer import TrainedTokenizer, train_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, parameter_specs
+from erniekit.scratch import UNFINISHED, scratch_directory
 from erniekit.vl_checkpoint import CLIP_MEAN, CLIP_STD
 
 _SAFETENSORS_TYPES = {"float32": "F32", "bfloat16": "BF16"}
@@ -84,16 +84,11 @@ def create_model(
     if weights:
         _check_space(output.parent, nbytes)
     # Written to another name and renamed, so that the directory is always complete.
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        aside.chmod(0o755)
+    with scratch_directory(output.parent, f".{output.name}.", UNFINISHED) as aside:
         _write_side_files(aside, config, tokenizer)
         if weights:
             write_shards(aside, specs, _drawer(specs, seed, config.hidden_size**-0.5 if std is None else std))
         aside.replace(output)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return CreatedModel(config, sum(spec.size for spec in specs), len(tokenizer), nbytes)
 
 

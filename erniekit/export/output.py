@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from erniekit.errors import CheckpointError
 from erniekit.interrupt import exit_on_signals
+from erniekit.scratch import UNFINISHED, scratch_directory
 
 # Tokenizer, configurations and the index of shards.
 _SIDE_BYTES = 64 << 20
-# Ends the names of hidden directories for files that are not complete.
-_STAGING = ".unfinished"
 
 
 def check_output(output: Path) -> None:
@@ -62,49 +58,14 @@ def staging(output: Path) -> Iterator[Path]:
     output is removed first. Raises CheckpointError for a directory that cannot be written.
     """
     parent = output if output.is_dir() else output.parent
-    locked: tuple[Path, int] | None = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with exit_on_signals():
-            _remove_abandoned(parent, output.absolute().name)
-            locked = _locked_directory(parent, output.absolute().name)
-            yield locked[0]
+        with exit_on_signals(), scratch_directory(parent, f".{output.absolute().name}.", UNFINISHED) as aside:
+            yield aside
     except OSError as error:
         file = "" if error.filename is None else f" ({error.filename})"
         raise CheckpointError(f"{output}: it cannot be written: {error.strerror or error}{file}") from error
-    finally:
-        if locked is not None:
-            shutil.rmtree(locked[0], ignore_errors=True)
-            os.close(locked[1])
-
-
-def _locked_directory(parent: Path, name: str) -> tuple[Path, int]:
-    """A new directory, and a descriptor with a lock on it, by which others see that it is in use."""
-    while True:
-        directory = parent / f".{name}.{secrets.token_hex(4)}{_STAGING}"
-        directory.mkdir()
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        # Network disks may have no locks on directories, and then nobody removes it.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if directory.exists():  # nobody removed it before it was locked
-            return directory, descriptor
-        os.close(descriptor)
-
-
-def _remove_abandoned(parent: Path, name: str) -> None:
-    """Remove directories of `_locked_directory` without a living process."""
-    for directory in parent.iterdir():
-        if not _is_staging(directory) or directory.name.rpartition(".")[0].rpartition(".")[0] != f".{name}":
-            continue
-        with suppress(OSError):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(directory, ignore_errors=True)
-            finally:
-                os.close(descriptor)
 
 
 def _is_staging(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(_STAGING)
+    return path.name.startswith(".") and path.name.endswith(UNFINISHED)

@@ -28,7 +28,6 @@ from erniekit.data.store.dataset import (
     SourceFiles,
     load_source,
     open_source,
-    temporary_cache,
 )
 from erniekit.data.store.store import DocumentStore
 from erniekit.display.progress import log_progress
@@ -36,6 +35,7 @@ from erniekit.errors import DataError
 from erniekit.evaluation.evaluator import EvalRows
 from erniekit.local_files import placeholder_problem
 from erniekit.paths import HUB, data_cache_dir
+from erniekit.scratch import temporary_directory
 from erniekit.train.activations import RowShape
 from erniekit.train.describe import describe_data, describe_skipped
 from erniekit.train.plan import largest_row
@@ -342,5 +342,5 @@ def _reader(config: Config, encoder: Encoder) -> SampleReader:
 
 def _cache_dir(data: DataConfig, stack: ExitStack) -> Path:
     if not data.cache:
-        return Path(stack.enter_context(temporary_cache()))
+        return stack.enter_context(temporary_directory("erniekit-data-"))
     return data_cache_dir(data.cache_dir)

@@ -1,5 +1,6 @@
 """What several processes of a run do with its data: one of them makes what is kept on disk, the others find it."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,21 @@ def test_the_second_process_reads_no_data_files(
     other.close()
     one.close()
     assert store.exists() is cache
+
+
+def test_samples_that_a_killed_run_left_are_removed_by_the_next(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a cache they are in the directory of temporary files."""
+    left = tmp_path / "tmp" / "erniekit-data-0123abcd"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(left.parent))
+    data = write_chats(tmp_path / "a.jsonl", chats(8))
+    inputs = load_inputs(make_config(tmp_path / "run", model, data, data__cache=False), silent)
+    (directory,) = left.parent.iterdir()
+    assert directory != left and any(directory.iterdir())
+    inputs.close()
+    assert not any(left.parent.iterdir())
 
 
 def test_a_process_that_sees_another_disk_encodes_too(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -184,11 +183,6 @@ def load_source(
 def open_source(name: str, directory: Path, budget: ErrorBudget) -> Source:
     """Open a source that is already encoded; its data files are not read. Raises as `load_source`."""
     return _found(name, DocumentStore(directory), budget)
-
-
-def temporary_cache() -> tempfile.TemporaryDirectory[str]:
-    """A directory for encoded data, which is deleted when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="erniekit-data-")
 
 
 def read_batches(source: SourceFiles, progress: Progress | None = None) -> Iterator[Batch]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from erniekit.checkpoint.hub import read_index
 from erniekit.config.choices import Engine
@@ -34,6 +33,7 @@ from erniekit.export.gguf import write_gguf
 from erniekit.export.quantized import model_config, read_quantization, read_quantized_model
 from erniekit.generation.load import find_model
 from erniekit.models.specs import is_router_tensor
+from erniekit.scratch import temporary_directory
 
 _NEW_TOKENS = 16
 # Engines that need a GPU of their own, or an installation that this project does not make.
@@ -134,8 +134,8 @@ class _Comparison:
         """llama.cpp on a GGUF file with the values of the directory."""
         # Before the file is written: without an environment there is nothing to do.
         find_python(LLAMA, self.options.python)
-        with TemporaryDirectory(prefix="erniekit-gguf-") as folder:
-            written = write_gguf(self.directory, Path(folder) / "model.gguf", "f32")
+        with temporary_directory("erniekit-gguf-") as folder:
+            written = write_gguf(self.directory, folder / "model.gguf", "f32")
             return self._ask(LLAMA, written.file)
 
     def _ask(self, environment: Environment, model: Path) -> Response:
