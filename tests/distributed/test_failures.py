@@ -9,11 +9,7 @@ import pytest
 
 from erniekit.checkpoint.state import newest_checkpoint, read_state
 from erniekit.distributed.watchdog import PEER_LOST
-from tests.distributed.failures import (
-    fails_to_read,
-    fails_while_saving,
-    saves_what_is_gathered_anyway,
-)
+from tests.distributed.failures import fails_to_read, fails_while_saving, saves_what_is_gathered_anyway
 from tests.distributed.layouts import trainings
 from tests.distributed.processes import run, run_to_end
 from tests.distributed.settings import vl_setting

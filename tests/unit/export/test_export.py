@@ -10,13 +10,7 @@ import pytest
 
 from erniekit.checkpoint.element_types import as_dtype, float32_to_bfloat16
 from erniekit.checkpoint.header import read_header
-from erniekit.checkpoint.hub import (
-    INDEX_FILE,
-    read_array,
-    read_index,
-    write_safetensors,
-    write_shards,
-)
+from erniekit.checkpoint.hub import INDEX_FILE, read_array, read_index, write_safetensors, write_shards
 from erniekit.checkpoint.weights import load_model
 from erniekit.config.choices import CheckpointLayout
 from erniekit.data.media.patches import ImageSpec

@@ -8,12 +8,7 @@ import numpy as np
 import paddle
 
 from erniekit.checkpoint.element_types import float32_to_bfloat16
-from erniekit.checkpoint.hub import (
-    TensorInfo,
-    read_array,
-    read_index,
-    write_shards,
-)
+from erniekit.checkpoint.hub import TensorInfo, read_array, read_index, write_shards
 from erniekit.checkpoint.weights import load_model
 from erniekit.models.ernie import ErnieModel
 from erniekit.models.row import RowInputs

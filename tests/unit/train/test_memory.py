@@ -8,9 +8,7 @@ import pytest
 from erniekit.config.choices import SHARDS
 from erniekit.models.specs import TensorSpec
 from erniekit.train.build_dpo import keeps_reference_copy
-from erniekit.train.describe import (
-    describe_model,
-)
+from erniekit.train.describe import describe_model
 from erniekit.train.memory import ShardingPlan, plan_model
 from tests.unit.train.plans import config
 

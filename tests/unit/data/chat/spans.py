@@ -2,10 +2,7 @@
 
 from itertools import groupby
 
-from erniekit.data.chat.conversation import (
-    Conversation,
-    ImagePart,
-)
+from erniekit.data.chat.conversation import Conversation, ImagePart
 from erniekit.data.chat.families import TEMPLATES
 from erniekit.data.chat.loss_policy import LossPolicy
 from erniekit.data.chat.template import MediaSpan, Template, TextSpan

@@ -13,9 +13,7 @@ from erniekit.data.chat.conversation import (
 from erniekit.data.chat.families import TEMPLATES
 from erniekit.data.chat.loss_policy import LossPolicy
 from tests.unit.data.chat.spans import TOOLS, shown
-from tests.unit.data.helpers import (
-    chat,
-)
+from tests.unit.data.helpers import chat
 
 BOS, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 PNG = b"image"

@@ -1,10 +1,6 @@
 """Chats to encode, some with images of known sizes."""
 
-from tests.unit.data.helpers import (
-    chat,
-    encoded,
-    noise,
-)
+from tests.unit.data.helpers import chat, encoded, noise
 
 END = "<|end_of_sentence|>"
 SMALL = encoded(noise(8, 8))  # 2 x 2 tokens

@@ -25,14 +25,7 @@ from erniekit.data.encode import encoder
 from erniekit.data.encode.document import IGNORE
 from erniekit.data.encode.encoder import Encoder, make_encoder
 from tests.unit.data.encode.chats import CHATS, END, IMAGE_CHATS, SMALL, WIDE
-from tests.unit.data.helpers import (
-    SHARED,
-    chat,
-    make_checkpoint,
-    openai,
-    video,
-    write_json,
-)
+from tests.unit.data.helpers import SHARED, chat, make_checkpoint, openai, video, write_json
 
 TOOLS = ({"type": "function", "function": {"name": "time", "description": '北京 "time"'}},)
 CALL = ToolCallPart("time", '{"zone": "Paris"}')

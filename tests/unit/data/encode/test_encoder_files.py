@@ -13,11 +13,7 @@ from erniekit.data.encode.encoder import make_encoder
 from erniekit.data.encode.tokenizer import stop_token_ids
 from erniekit.errors import CheckpointError, DataError
 from tests.unit.data.encode.chats import CHATS, IMAGE_CHATS
-from tests.unit.data.helpers import (
-    SHARED,
-    make_checkpoint,
-    write_json,
-)
+from tests.unit.data.helpers import SHARED, make_checkpoint, write_json
 
 
 def test_bad_checkpoints(tmp_path: Path) -> None:

@@ -5,17 +5,10 @@ import re
 
 import pytest
 
-from erniekit.data.chat.conversation import (
-    Conversation,
-    ReasoningPart,
-    SampleError,
-    ToolCallPart,
-)
+from erniekit.data.chat.conversation import Conversation, ReasoningPart, SampleError, ToolCallPart
 from erniekit.data.encode.encoder import Encoder
 from tests.unit.data.encode.chats import CHATS, END
-from tests.unit.data.helpers import (
-    chat,
-)
+from tests.unit.data.helpers import chat
 
 
 @pytest.mark.parametrize(
