@@ -153,17 +153,20 @@ def _set_known_class(tokenizer: Json, target: Path) -> None:
 
 
 def token_id(directory: Path, token: str) -> int | None:
-    """The id of a token in `tokenizer.json`; None without the file or the token."""
+    """The id of a token in `tokenizer.json`; None without the file or the token. Raises CheckpointError."""
     file = directory / "tokenizer.json"
     if not file.is_file():
         return None
     content = read_json_object(file)
-    for added in content.get("added_tokens", []):
-        if added["content"] == token:
-            return int(added["id"])
-    vocabulary = content.get("model", {}).get("vocab")
-    found = vocabulary.get(token) if isinstance(vocabulary, dict) else None
-    return None if found is None else int(found)
+    try:
+        for added in content.get("added_tokens") or []:
+            if added["content"] == token:
+                return int(added["id"])
+        vocabulary = content.get("model", {}).get("vocab")
+        found = vocabulary.get(token) if isinstance(vocabulary, dict) else None
+        return None if found is None else int(found)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise CheckpointError(f"{file}: its tokens are not those of a tokenizer: download it again") from None
 
 
 def write_json(file: Path, content: Json) -> None:
@@ -331,7 +334,7 @@ def _generation_config(target: Path, config: ErnieConfig) -> Json:
     }
     if "eos_token_id" not in result:
         name = read_json_object(target / "tokenizer_config.json").get("eos_token")
-        found = token_id(target, name["content"] if isinstance(name, dict) else str(name))
+        found = token_id(target, str(name.get("content") if isinstance(name, dict) else name))
         if found is None:
             raise CheckpointError(
                 "the model has no generation_config.json, and neither its config.json nor its tokenizer "

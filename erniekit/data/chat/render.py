@@ -33,6 +33,8 @@ def render_chat(
     tokens: Mapping[str, str] | None = None,
 ) -> str:
     """The prompt for the assistant's next answer. tokens: special tokens by name. Raises RenderError."""
+    if len(program) > _MAX_CHARACTERS:
+        raise RenderError(f"it has more than {_MAX_CHARACTERS:,} characters")
     values = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
     request = {"program": program, "values": {**(tokens or {}), **values}, "seconds": _CPU_SECONDS}
     return _render(json.dumps(request))

@@ -43,7 +43,7 @@ from erniekit.data.chat.template import MediaSpan, Span, SpanKind, Template, Tex
 from erniekit.data.encode.document import IGNORE, Document
 from erniekit.data.encode.limits import NO_LIMITS, ModelLimits, enlarged_limits, read_limits
 from erniekit.data.encode.text_runs import text_runs, trained_tokens
-from erniekit.data.encode.tokenizer import load_tokenizer, media_token_ids, stop_token_ids
+from erniekit.data.encode.tokenizer import is_panic, load_tokenizer, media_token_ids, stop_token_ids
 from erniekit.data.media.images import source_name
 from erniekit.data.media.item import MAX_TOKENS, Media, MediaSpec, measure
 from erniekit.data.media.patches import ImageSpec
@@ -316,7 +316,7 @@ def _no_panic(sample_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not is_panic(error):
             raise
         detail = f"the tokenizer failed, which it does for texts of gigabytes: {clipped(str(error), 200)}"
         raise SampleError(sample_id, "not tokenized", detail) from None

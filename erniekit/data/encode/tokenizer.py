@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +42,9 @@ class FastTokenizer(Protocol):
 
 
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
+_MAX_BYTES = 256 << 20  # of a file; those of large vocabularies have tens of MB
+# A normalizer or decoder that replaces texts, several times in a row, may make gigabytes of a word.
+_MAX_GROWTH = 1000
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
@@ -51,13 +56,52 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     refuse_placeholders(Path(directory), _SUFFIXES)
+    for file in sorted(Path(directory).glob("*")):
+        if file.suffix in _SUFFIXES and file.is_file() and file.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{file}: has more than {_MAX_BYTES:,} bytes, the limit for such a file")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        backend = tokenizer.backend_tokenizer
+        # Settings of the program that saved the tokenizer: texts would be cut or padded without a word.
+        backend.no_truncation()
+        backend.no_padding()
+        growth = max(_growth(backend.normalizer), _growth(backend.decoder))
     except MemoryError:
         raise
-    except Exception as error:  # the library raises many types of errors for damaged files
+    except BaseException as error:  # the library raises many types of errors for damaged files
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         what = clipped(f"{type(error).__name__}: {error}", 400)
         raise CheckpointError(f"{directory}: cannot load the tokenizer: {what}") from error
+    if growth > _MAX_GROWTH:
+        raise CheckpointError(
+            f"{directory}: the normalizer or decoder in tokenizer.json may write {growth:,.0f} characters for one, "
+            f"more than {_MAX_GROWTH:,}, the limit"
+        )
+    return tokenizer
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of the tokenizer, which is written in Rust. It is no subclass of Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def _growth(component: Any) -> float:
+    """How many characters a normalizer or decoder may write for one. component: None for none."""
+    return 1.0 if component is None else _growth_of(json.loads(component.__getstate__()))
+
+
+def _growth_of(step: dict[str, Any]) -> float:
+    kind = step["type"]
+    if kind == "Sequence":
+        return math.prod(map(_growth_of, step.get("normalizers") or step.get("decoders") or ()))
+    if kind == "Prepend":
+        return 1.0 + len(step["prepend"])
+    if kind == "Replace":
+        # An empty text and a regular expression may match between all characters.
+        length = len(step["pattern"].get("String", ""))
+        return max(1.0, len(step["content"]) / length if length else 1.0 + len(step["content"]))
+    return 1.0
 
 
 def control_tokens(tokenizer: FastTokenizer) -> dict[int, str]:

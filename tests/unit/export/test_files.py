@@ -255,3 +255,18 @@ def test_token_ids(models: dict[str, Path], tmp_path: Path) -> None:
     assert token_id(models["vl"], "<|IMAGE_START|>") == ids["image_start_token_id"]
     assert token_id(models["vl"], "no such token") is None
     assert token_id(tmp_path, "<s>") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"added_tokens": tokens} for tokens in (["x"], 1, {"a": 1}, [{"content": "x"}])),
+        {"added_tokens": [{"content": "x", "id": "one"}]},
+        {"model": []},
+        {"model": {"vocab": {"x": 1e999}}},
+    ],
+)
+def test_tokens_of_wrong_types(tmp_path: Path, content: object) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: its tokens are not those of a tokenizer"):
+        token_id(tmp_path, "x")

@@ -52,6 +52,7 @@ def test_programs_see_what_transformers_gives_them() -> None:
         ("{{ raise_exception('no') }}", "^no$"),
         ("{% for %}", "TemplateSyntaxError"),
         ("{% include 'a' %}", "Error"),
+        pytest.param("x" * (1 << 20) + "x", "has more than 1,048,576 characters", id="long"),
     ],
 )
 def test_programs_that_take_too_much(monkeypatch: pytest.MonkeyPatch, program: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """Files of a checkpoint that the encoder reads: which are needed, and errors that name them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,73 @@ def test_tokenizer_files_of_wrong_types(
     shutil.copytree(text_checkpoint, directory)
     (directory / name).write_text(content)
     with pytest.raises(CheckpointError, match=rf"^{directory}: cannot load the tokenizer: "):
+        make_encoder(directory)
+
+
+def with_tokenizer(model: Path, directory: Path, **settings: object) -> Path:
+    """A copy of a model with other settings in tokenizer.json."""
+    shutil.copytree(model, directory)
+    found = json.loads((directory / "tokenizer.json").read_text())
+    write_json(directory / "tokenizer.json", {**found, **settings})
+    return directory
+
+
+def test_lengths_in_tokenizer_json_do_not_apply(text_checkpoint: Path, tmp_path: Path) -> None:
+    """A program that trained with them leaves them there, and texts would be cut or padded without a word."""
+    lengths = {
+        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            **{"strategy": {"Fixed": 999}, "direction": "Right", "pad_to_multiple_of": None},
+            **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+        },
+    }
+    changed = with_tokenizer(text_checkpoint, tmp_path / "model", **lengths)
+    found, usual = (make_encoder(directory).encode(CHATS[0]) for directory in (changed, text_checkpoint))
+    np.testing.assert_array_equal(found.input_ids, usual.input_ids)
+
+
+_DOUBLES = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+            "cannot load the tokenizer: PanicException: Precompiled",
+        ),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [_DOUBLES] * 10}},
+            "may write 1,024 characters for one",
+        ),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 1000}}, "may write 1,001 characters for one"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 1000}},
+            "may write 1,001 characters for one",
+        ),
+        ({"decoder": {"type": "Sequence", "decoders": [_DOUBLES] * 10}}, "may write 1,024 characters"),
+    ],
+)
+def test_tokenizers_that_fail_or_write_gigabytes(
+    text_checkpoint: Path, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        make_encoder(with_tokenizer(text_checkpoint, tmp_path / "model", **settings))
+
+
+def test_normalizers_of_common_tokenizers(text_checkpoint: Path, tmp_path: Path) -> None:
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    steps = [{"type": "NFKC"}, {"type": "Prepend", "prepend": "\u2581"}, space, spaces]
+    normalizer = {"type": "Sequence", "normalizers": steps}
+    make_encoder(with_tokenizer(text_checkpoint, tmp_path / "model", normalizer=normalizer))
+
+
+def test_tokenizer_files_of_gigabytes(text_checkpoint: Path, tmp_path: Path) -> None:
+    directory = with_tokenizer(text_checkpoint, tmp_path / "model")
+    with (directory / "special_tokens_map.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(CheckpointError, match=r"special_tokens_map\.json: has more than 268,435,456 bytes"):
         make_encoder(directory)
 
 
