@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from erniekit.checkpoint.hub import spec_bytes
 from erniekit.checkpoint.quantizer import stored_bytes
 from erniekit.config import Config
 from erniekit.config.choices import Quantize, Recompute
-from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.stats import DataStats
+from erniekit.data.encode.stats import DataStats, ErrorBudget
 from erniekit.display.text import counted
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch, group_matches
@@ -61,16 +59,15 @@ def describe_data(name: str, stats: DataStats, task: str = "sft") -> list[str]:
     return lines + [f"  {line}" for line in stats.notices.lines()]
 
 
-def describe_skipped(errors: Sequence[SampleError]) -> list[str]:
+def describe_skipped(budget: ErrorBudget) -> list[str]:
     """The number of skipped samples by reason, and the first few by name."""
-    if not errors:
+    count = budget.num_left_out
+    if not count:
         return []
-    counts = Counter(error.reason for error in errors)
-    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())
-    lines = [f"  {counted(len(errors), 'sample')} skipped ({reasons})"]
-    lines += [f"    {error}" for error in errors[:_NAMED_SAMPLES]]
-    if len(errors) > _NAMED_SAMPLES:
-        lines.append(f"    and {len(errors) - _NAMED_SAMPLES:,} more; `erniekit data check` names them all")
+    lines = [f"  {counted(count, 'sample')} skipped ({budget.by_reason()})"]
+    lines += [f"    {error}" for error in budget.left_out()[:_NAMED_SAMPLES]]
+    if count > _NAMED_SAMPLES:
+        lines.append(f"    and {count - _NAMED_SAMPLES:,} more; `erniekit data check` names them all")
     return lines
 
 

@@ -322,7 +322,7 @@ def _encode(
     lines = describe_data(_NAMES[use], dataset.stats, config.task)
     if all(source.cached for source in loaded):
         lines[0] += " (encoded before)"
-    for line in [*lines, *describe_skipped(budget.left_out())]:
+    for line in [*lines, *describe_skipped(budget)]:
         log(line)
     return [
         {"name": path, "store": str(found.store.directory), "id": found.store.id}

@@ -14,6 +14,7 @@ from erniekit.display.text import counted
 from erniekit.errors import DataError
 
 _MOST_NOTICES = 50
+_MOST_DROPPED = 100_000
 _MORE_NOTICES = "more notices"
 
 
@@ -157,13 +158,18 @@ class ErrorBudget:
         # By sample id: a sample that fails in every epoch counts once.
         self.errors: dict[str, SampleError] = {}
         self.dropped: dict[str, SampleError] = {}
+        # Number of further ones, which count again in every epoch: a stream may have so many that they fill the memory.
+        self.more_dropped = 0
         # Called once for each skipped sample. Set during training, when images are decoded.
         self.on_skip: Callable[[SampleError], None] | None = None
 
     def spend(self, error: SampleError) -> None:
         """Record the error of a sample, or raise it. Raises DataError for too many errors."""
         if self.on_long == "drop" and error.reason == TOO_LONG:
-            self.dropped.setdefault(error.sample_id, error)
+            if len(self.dropped) < _MOST_DROPPED:
+                self.dropped.setdefault(error.sample_id, error)
+            elif error.sample_id not in self.dropped:
+                self.more_dropped += 1
             return
         if self.on_error == "raise":
             if self._skip is None and error.reason not in _MEDIA_REASONS:
@@ -183,10 +189,17 @@ class ErrorBudget:
             raise DataError(f"{counts}; the last: {error}") from error
 
     def left_out(self) -> list[SampleError]:
-        """The errors of all skipped samples: first errors, then samples that are too long."""
+        """The errors of skipped samples: first errors, then samples that are too long, 100,000 at most."""
         return [*self.errors.values(), *self.dropped.values()]
+
+    @property
+    def num_left_out(self) -> int:
+        """The number of all skipped samples."""
+        return len(self.errors) + len(self.dropped) + self.more_dropped
 
     def by_reason(self) -> str:
         """The number of skipped samples by reason, most frequent first, such as "too long: 12, bad image: 3"."""
         counts = Counter(error.reason for error in self.left_out())
+        if self.more_dropped:
+            counts[TOO_LONG] += self.more_dropped
         return ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())

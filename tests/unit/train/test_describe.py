@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from erniekit.data.chat.conversation import SampleError
-from erniekit.data.encode.stats import DataStats
+from erniekit.data.encode import stats
+from erniekit.data.encode.stats import DataStats, ErrorBudget
 from erniekit.distributed.parallel_dims import ParallelDims
 from erniekit.lora.targets import LoraMatch
 from erniekit.train.describe import (
@@ -119,13 +120,27 @@ def test_data_in_words() -> None:
 
 
 def test_what_was_left_out_in_words() -> None:
-    assert describe_skipped([]) == []
-    errors = [SampleError(f"f:{number}", "too long", "9 tokens") for number in range(6)]
-    assert describe_skipped([*errors, SampleError("f:9", "bad image", "no")]) == [
+    budget = ErrorBudget("skip", 1, "drop")
+    assert describe_skipped(budget) == []
+    budget.spend(SampleError("f:9", "bad image", "no"))
+    for number in [*range(6), 0]:
+        budget.spend(SampleError(f"f:{number}", "too long", "9 tokens"))
+    assert describe_skipped(budget) == [
         "  7 samples skipped (too long: 6, bad image: 1)",
-        *(f"    f:{number}: 9 tokens" for number in range(5)),
+        "    f:9: no",
+        *(f"    f:{number}: 9 tokens" for number in range(4)),
         "    and 2 more; `erniekit data check` names them all",
     ]
+
+
+def test_samples_that_are_too_long_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may drop any number of them."""
+    monkeypatch.setattr(stats, "_MOST_DROPPED", 3)
+    budget = ErrorBudget("raise", 0, "drop")
+    for number in [*range(8), 0]:
+        budget.spend(SampleError(f"f:{number}", "too long", "9 tokens"))
+    assert [error.sample_id for error in budget.left_out()] == ["f:0", "f:1", "f:2"]
+    assert describe_skipped(budget)[0] == "  8 samples skipped (too long: 8)"
 
 
 def test_adapters_in_a_table() -> None:
