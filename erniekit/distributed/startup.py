@@ -103,12 +103,15 @@ def _lead(worker: Worker, own: _Report, seconds: float) -> _Report | None:
     """As rank 0: hear from every other rank."""
     failure = own if own.reason else None
     missing = set(range(worker.world)) - set(own.ranks)
-    waiting: list[socket.socket] = []
+    waiting: dict[socket.socket, _Report] = {}
     deadline = time.monotonic() + seconds
     notice = _Notice(own.reason)
     with _listen(worker) as server:
         server.settimeout(_POLL_SECONDS)
-        while missing and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            missing |= _drop_ended(waiting)
+            if not missing:
+                break
             notice.show(f"{ranks_text(sorted(missing))} to start")
             try:
                 connection, _ = server.accept()
@@ -119,7 +122,7 @@ def _lead(worker: Worker, own: _Report, seconds: float) -> _Report | None:
                 connection.close()
                 continue
             missing -= set(report.ranks)
-            waiting.append(connection)
+            waiting[connection] = report
             if report.reason and failure is None:
                 failure = report
                 deadline = min(deadline, time.monotonic() + _FAILED_SECONDS)
@@ -183,10 +186,29 @@ def _hear(connection: socket.socket) -> _Report | None:
         return None
 
 
-def _answer(waiting: list[socket.socket], failure: _Report | None) -> None:
+def _drop_ended(waiting: dict[socket.socket, _Report]) -> set[int]:
+    """Drop connections of ranks that were ready and have ended since, such as for lack of memory; returns the ranks."""
+    ended = set[int]()
+    for connection, report in list(waiting.items()):
+        connection.settimeout(0)
+        try:
+            if connection.recv(1, socket.MSG_PEEK):
+                continue
+        except BlockingIOError:
+            continue
+        except OSError:
+            pass
+        connection.close()
+        del waiting[connection]
+        ended.update(report.ranks)
+    return ended
+
+
+def _answer(waiting: dict[socket.socket, _Report], failure: _Report | None) -> None:
     """Send all waiting ranks the failure, or None, and close their connections."""
     for connection in waiting:
         with suppress(OSError), connection:
+            connection.settimeout(_TALK_SECONDS)
             connection.sendall(_line(failure))
             # The side that closes first keeps the port busy for a while.
             connection.recv(1)

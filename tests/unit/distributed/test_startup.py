@@ -140,6 +140,29 @@ def test_rank_0_may_be_killed_while_the_others_wait() -> None:
     thread.join()
 
 
+def test_a_rank_that_ends_while_it_waits_is_missing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and may be started again."""
+    workers, heard, hear = ranks(3), threading.Event(), startup._hear
+
+    def hear_rank(connection: socket.socket) -> startup._Report | None:
+        report = hear(connection)
+        if report is not None and report.ranks == (2,):
+            heard.set()
+        return report
+
+    monkeypatch.setattr(startup, "_hear", hear_rank)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(wait_for_ranks, workers[0], LONG, LONG)]
+        assert wait_for_port(workers[0].master, LONG)
+        with socket.create_connection(workers[0].master) as killed, killed.makefile("rb") as lines:
+            assert lines.readline() == startup._HELLO
+            killed.sendall(b'{"ranks": [1], "who": "rank 1", "reason": ""}\n')
+        waiting.append(pool.submit(wait_for_ranks, workers[2], LONG, LONG))
+        assert heard.wait(LONG)
+        wait_for_ranks(workers[1], LONG, LONG)
+        assert [each.result() for each in waiting] == [None] * 2
+
+
 def test_what_else_connects_or_listens_there_is_no_rank() -> None:
     main, other = ranks(2)
     with socket.create_server(main.master) as server:
