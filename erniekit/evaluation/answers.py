@@ -15,7 +15,7 @@ from erniekit.data.encode.stats import ErrorBudget
 from erniekit.data.media.access import MediaAccess
 from erniekit.data.media.item import decode
 from erniekit.display.progress import OnProgress, log_progress
-from erniekit.display.text import counted
+from erniekit.display.text import counted, listed
 from erniekit.distributed.context import DistributedContext
 from erniekit.errors import ConfigError, ErnieKitError
 from erniekit.evaluation.dataset import EvalDataset, EvalSample, find_files, make_plan
@@ -31,6 +31,7 @@ from erniekit.parallel.unsharded import unsharded_rows
 
 ANSWERS_DIR = "eval"
 _PROGRESS_SECONDS = 10.0
+_NAMED = 3
 Log = Callable[[str], None]
 # Called by the main process after `step` steps with all chats and their answers.
 OnAnswers = Callable[[int, Sequence[tuple[EvalSample, Prediction]]], None]
@@ -156,7 +157,7 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log
             budget.spend(error)
             continue
         samples.append(sample)
-    _check_same(samples, dist)
+    _check_same(samples, budget, dist)
     if not samples:
         raise ConfigError(
             "eval.samples: data.eval has no chat that can be answered, which is a chat of at most data.max_length "
@@ -165,9 +166,10 @@ def draw_samples(config: Config, encoder: Encoder, dist: DistributedContext, log
     return samples
 
 
-def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None:
+def _check_same(samples: Sequence[EvalSample], budget: ErrorBudget, dist: DistributedContext) -> None:
     """Raises ErnieKitError if the processes have drawn different chats: answers would be assigned to wrong chats."""
     drawn = dist.all_gather_object([[sample.sample_id, len(sample.prompt)] for sample in samples])
+    skipped = dist.all_gather_object([str(error) for error in budget.left_out()])
     for rank, theirs in enumerate(drawn):
         if theirs == drawn[0]:
             continue
@@ -176,11 +178,17 @@ def _check_same(samples: Sequence[EvalSample], dist: DistributedContext) -> None
             for number, pair in enumerate(zip_longest(drawn[0], theirs), 1)
             if pair[0] != pair[1]
         )
+        differing = [
+            error
+            for error in dict.fromkeys([*skipped[0], *skipped[rank]])
+            if (error in skipped[0]) != (error in skipped[rank])
+        ]
+        one = f" One of them has skipped {listed(differing, _NAMED)}." if differing else ""
         raise ErnieKitError(
             f"eval.samples: the processes have drawn different chats of data.eval: chat {number} is {_describe(here)} "
             f"on rank 0, but {_describe(there)} on rank {rank}. Is there an image or video that only some processes "
-            "can read, or do they read different files? Skipped samples are named above, or in logs/rank-*.log. Give "
-            "all processes the same readable files, or leave those samples out of data.eval"
+            f"can read, or do they read different files?{one} Give all processes the same readable files, or leave "
+            "those samples out of data.eval"
         )
 
 

@@ -169,7 +169,7 @@ def load_inputs(
             eval_budget = _budget(data)
             dataset = _open(sources["eval"], encoder, eval_budget, stack)
             eval_rows = _eval_rows(config, dataset, eval_budget, workers, processes)
-            eval_budget.on_skip = lambda error: warn(f"skipped: {error}")
+            eval_budget.on_skip = lambda error: log(f"skipped: {error}")
         # From now on, samples are skipped when their images cannot be decoded, or while they are streamed. Rank 0 hears
         # of all of them (`SkippedSampleSync`).
         budget.on_skip = lambda error: log(f"skipped: {error}")

@@ -1,5 +1,6 @@
 """What several processes of a run do with its data: one of them makes what is kept on disk, the others find it."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from erniekit.train import inputs as inputs_module
 from erniekit.train.inputs import Inputs, Sources, load_inputs
 from tests.integration.training_setup import chats, make_config, write_chats
 from tests.unit.data.files.fake_hub import FakeHub, install
-from tests.unit.data.helpers import noise
 
 
 class Process:
@@ -84,31 +84,24 @@ def rows(inputs: Inputs) -> list[str]:
     return found
 
 
-def test_a_process_warns_of_its_own_eval_samples(tmp_path: Path, model: Path) -> None:
-    """The other one does not hear of samples that are skipped in an evaluation."""
-    image = tmp_path / "a.png"
-    noise(56, 56).save(image)
-    content = [
-        {"type": "image_url", "image_url": {"url": str(image)}},
-        {"type": "text", "text": "Which colour?"},
-    ]
-    answer = {"role": "assistant", "content": "It is red."}
-    held_out = write_chats(
-        tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": content}, answer]}]
-    )
+def test_a_process_warns_of_its_own_data_workers(tmp_path: Path, model: Path) -> None:
+    """The main process, which logs for all, knows nothing of them."""
+    data = write_chats(tmp_path / "a.jsonl", chats(24))
     config = make_config(
-        tmp_path / "run", model, write_chats(tmp_path / "a.jsonl", chats(8)), data__eval=str(held_out),
-        data__on_error="skip", data__cache_dir=str(tmp_path / "cache"),
-    )  # fmt: skip
+        tmp_path / "run", model, data, data__workers=1, data__cache_dir=str(tmp_path / "cache")
+    )
     logged: list[str] = []
     warned: list[str] = []
     inputs = load_inputs(config, logged.append, warn=warned.append)
-    image.write_bytes(image.read_bytes()[:200])
-    assert inputs.eval_rows is not None
-    list(inputs.eval_rows.once())
+    inputs.train.next_row()
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    while not warned:
+        inputs.train.next_row()
     inputs.close()
-    assert len(warned) == 1 and warned[0].startswith(f"skipped: {held_out}:1: ")
-    assert not any("skipped" in line for line in logged)
+    assert warned[0].startswith("a worker process of the data died")
+    assert not any("died" in line for line in logged)
 
 
 @pytest.mark.parametrize("cache", [True, False])
