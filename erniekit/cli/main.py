@@ -18,6 +18,7 @@ import typer
 
 from erniekit import __version__
 from erniekit.cli.train_options import explain_option, resume_as_flag
+from erniekit.display.text import clipped
 from erniekit.errors import ErnieKitError
 from erniekit.paths import expand_argument
 from erniekit.runtime import prepare_environment
@@ -121,10 +122,14 @@ _COMPLETE = "_ERNIEKIT_COMPLETE"
 """Set by the script of --install-completion."""
 
 
-# A full disk or quota, a disk that is read-only, fails or has gone, too many open files: no traceback helps.
+# A full disk or quota, a disk that is read-only, fails or has gone, too many open files, a path that is too long: no
+# traceback helps.
 _OF_THE_MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+    errno.ENAMETOOLONG,
 }
+
+_LONGEST_PATH = 300  # characters
 
 
 def _version(wanted: bool) -> None:
@@ -221,7 +226,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
-        where = "" if error.filename is None else f"{error.filename}: "
+        where = "" if error.filename is None else f"{clipped(str(error.filename), _LONGEST_PATH)}: "
         print_error(f"{where}{error.strerror}")
         sys.exit(1)
 

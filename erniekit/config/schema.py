@@ -175,7 +175,10 @@ class TrainConfig(Section):
         description="Directory for the checkpoints and logs of the run. Relative to the working directory."
     )
     epochs: float = Field(
-        1, gt=0, description="Passes over the training data. 1.5 ends in the middle of the second pass."
+        1,
+        gt=0,
+        le=10_000,  # the rows of each epoch are planned before the run
+        description="Passes over the training data. 1.5 ends in the middle of the second pass.",
     )
     max_steps: Positive | None = Field(
         None, description="Optimizer steps. Overrides epochs. null: epochs decides."

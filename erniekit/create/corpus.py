@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from erniekit.data.files.reader import BadLine, read_records
+from erniekit.data.files.reader import MAX_TEXT_BYTES, BadLine, read_records
 from erniekit.errors import DataError
+from erniekit.local_files import open_regular
 
 DATA_SUFFIXES = (".json", ".jsonl")
 # Keys of names, tags and images (possibly base64) in data files, not of texts.
@@ -53,9 +55,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _read(file: Path) -> str:
     try:
-        # newline="": a tokenizer must see the line endings of the file.
-        with file.open(encoding="utf-8", newline="") as stream:
-            return stream.read()
+        with open_regular(file) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_TEXT_BYTES:
+                raise DataError(f"{file}: has more than {MAX_TEXT_BYTES >> 20} MiB, the limit for one text")
+            # Not as text: a tokenizer must see the line endings of the file.
+            return stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start + 1}): save it as UTF-8") from error
     except OSError as error:

@@ -19,6 +19,7 @@ from erniekit.create.corpus import read_texts
 from erniekit.create.shapes import shape_config
 from erniekit.create.tokenizer import TrainedTokenizer, train_tokenizer
 from erniekit.errors import CheckpointError, ConfigError
+from erniekit.json_fields import read_integer
 from erniekit.models.config import ErnieConfig
 from erniekit.models.specs import TensorSpec, parameter_specs
 from erniekit.scratch import UNFINISHED, scratch_directory
@@ -67,11 +68,15 @@ def create_model(
     raw = shape_config(shape, overrides)
     if vocab_size is not None:
         raw["vocab_size"] = vocab_size
+    try:
+        rows = read_integer(raw, "vocab_size")  # the trainer of the tokenizer allocates memory for it
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"shape {shape}: {error}") from None
     dtype = _SAFETENSORS_TYPES.get(raw["torch_dtype"])
     if dtype is None:
         known = " or ".join(_SAFETENSORS_TYPES)
         raise ConfigError(f"--set torch_dtype={raw['torch_dtype']}: the element type must be {known}")
-    tokenizer = train_tokenizer(read_texts(tokenizer_text), raw["vocab_size"])
+    tokenizer = train_tokenizer(read_texts(tokenizer_text), rows)
     if "vision_config" in raw:
         raw.update(_media_token_ids(tokenizer))
     config = ErnieConfig.from_json(raw, where=f"shape {shape}")

@@ -31,7 +31,7 @@ from erniekit.local_files import open_regular, placeholder_problem
 __all__ = ["BadLine", "Cursor", "Passed", "Record", "read_records", "read_share"]
 
 _HEAD = 1 << 16  # bytes to read for detecting the kind of a file
-_MAX_TEXT_BYTES = 1 << 30
+MAX_TEXT_BYTES = 1 << 30
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _START = Cursor()
@@ -150,8 +150,8 @@ def _whole(path: Path, stream: Stream, after: Cursor) -> Iterator[Record]:
     data = bytearray()
     while piece := stream.file.read(_HEAD):  # read(limit) would allocate the limit
         data += piece
-        if len(data) > _MAX_TEXT_BYTES:
-            limit = f"{_MAX_TEXT_BYTES >> 20} MiB, the limit for one text"
+        if len(data) > MAX_TEXT_BYTES:
+            limit = f"{MAX_TEXT_BYTES >> 20} MiB, the limit for one text"
             raise DataError(f"{path}: has more than {limit}: split it into several files, or use JSON lines")
     try:
         text = data.decode("utf-8")

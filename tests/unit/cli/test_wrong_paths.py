@@ -103,7 +103,15 @@ CASES = [
     ("data convert chats.jsonl PATH", "emptydir", "emptydir: cannot be written: Is a directory"),
     ("train run.yaml train.output_dir=PATH", "chats.jsonl", "chats.jsonl is not a directory; choose another one"),
     ("init tiny-dense --tokenizer-text chats.jsonl --output PATH", "chats.jsonl/m", "m: cannot be created: "),
-    ("init tiny-dense --output m --tokenizer-text PATH", "emptydir", "cannot read the tokenizer text: Is a directory"),
+    ("init tiny-dense --output m --tokenizer-text PATH", "/dev/zero", "it is a pipe or a device, not a regular file"),
+    ("init tiny-dense --output m --tokenizer-text PATH", "emptydir", "tokenizer text: it is a directory"),
+    *(
+        (command, "a" * 5000, "a" * 300 + "...: File name too long")
+        for command in (
+            *("chat PATH", "serve PATH", "verify PATH"),
+            *("export model --output PATH", "train run.yaml model.path=PATH"),
+        )
+    ),
     ("chat model --tools PATH", "nothing", "nothing: cannot be read: No such file"),
 ]  # fmt: skip
 

@@ -271,7 +271,7 @@ model: {path: m}
 data: {train: a.jsonl}
 """
     assert problems(write("run.yaml", text), "log.every=0") == [
-        'run.yaml:2: train.epochs: must be a number above 0, got "many"',
+        'run.yaml:2: train.epochs: must be a number above 0 and of at most 10000, got "many"',
         "run.yaml:4: train.eval_every: needs data.eval, which is empty",
         "run.yaml:5: lora: must be a section with keys, got true; did you mean `lora.enabled`?",
         "run.yaml:8: schedule.warmup_ratio: cannot be combined with schedule.warmup_steps; "

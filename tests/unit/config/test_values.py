@@ -14,12 +14,12 @@ MAX_LENGTH = "Maximum number of tokens in a packed sequence, which is one micro-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train: {epochs: abc}", 'train.epochs: must be a number above 0, got "abc"'),
-        ("train: {epochs: '3'}", 'train.epochs: must be a number above 0, got "3"'),
-        ("train: {epochs: true}", "train.epochs: must be a number above 0, got true"),
-        ("train: {epochs: 0}", "train.epochs: must be a number above 0, got 0"),
-        ("train: {epochs: null}", "train.epochs: must be a number above 0, got null"),
-        ("train: {epochs: [1]}", "train.epochs: must be a number above 0, got a list"),
+        ("train: {epochs: abc}", 'train.epochs: must be a number above 0 and of at most 10000, got "abc"'),
+        ("train: {epochs: '3'}", 'train.epochs: must be a number above 0 and of at most 10000, got "3"'),
+        ("train: {epochs: true}", "train.epochs: must be a number above 0 and of at most 10000, got true"),
+        ("train: {epochs: 0}", "train.epochs: must be a number above 0 and of at most 10000, got 0"),
+        ("train: {epochs: null}", "train.epochs: must be a number above 0 and of at most 10000, got null"),
+        ("train: {epochs: [1]}", "train.epochs: must be a number above 0 and of at most 10000, got a list"),
         ("train: {max_steps: 1.5}", "train.max_steps: must be a whole number above 0 or null, got 1.5"),
         ("train: {max_steps: 0.0}", "train.max_steps: must be a whole number above 0 or null, got 0"),
         (
@@ -58,6 +58,7 @@ MAX_LENGTH = "Maximum number of tokens in a packed sequence, which is one micro-
             "schedule.type: must be one of cosine, linear, constant, wsd, "
             'got "cosin"; did you mean `cosine`?',
         ),
+        ("train: {epochs: 1e300}", "train.epochs: must be a number above 0 and of at most 10000, got 1e+300"),
         ("schedule: {type: 3}", "schedule.type: must be one of cosine, linear, constant, wsd, got 3"),
         (
             "schedule: {warmup_ratio: 2}",

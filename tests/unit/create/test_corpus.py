@@ -54,3 +54,10 @@ def test_wrong_files_are_named(name: str, content: bytes | None, message: str, t
     with pytest.raises(DataError) as caught:
         read_texts([tmp_path / name])
     assert message in str(caught.value)
+
+
+def test_a_text_without_end(tmp_path: Path) -> None:
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(DataError, match=r"a\.txt: has more than 1024 MiB, the limit for one text"):
+        read_texts([tmp_path / "a.txt"])

@@ -169,3 +169,10 @@ def test_images_are_read_as_transformers_reads_them(tiny: Callable[[str], Path])
     patches, grid = patchify(image, ImageSpec.from_checkpoint(tiny("tiny-vl")))
     assert tuple(theirs["image_grid_thw"][0]) == grid == (1, 4, 4)
     assert theirs["pixel_values"].shape == patches.shape
+
+
+@pytest.mark.parametrize("size", [0, 10**9])
+def test_absurd_vocabularies(tmp_path: Path, text_file: Path, size: int) -> None:
+    with pytest.raises(ConfigError, match="vocab_size must be a whole number from 1 to 16,777,216"):
+        create_model("tiny-dense", tmp_path / "model", [text_file], vocab_size=size)
+    assert not (tmp_path / "model").exists()

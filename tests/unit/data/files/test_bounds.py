@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_files, "_JSON_VALUES", 500)
     for module in (records, arrow):
         monkeypatch.setattr(module, "MAX_EMPTY_LINES", 1000)
-    monkeypatch.setattr(reader, "_MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(reader, "MAX_TEXT_BYTES", 1000)
 
 
 @pytest.mark.parametrize(
