@@ -29,6 +29,7 @@ from erniekit.checkpoint.model_files import RELEASES, refuse_undownloaded
 from erniekit.checkpoint.state import newest_checkpoint, read_state
 from erniekit.config import Config
 from erniekit.display.progress import log_progress, show_file_progress
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError, ConfigError
 from erniekit.local_files import missing_model
 
@@ -134,7 +135,7 @@ def local_model(name: str, revision: str | None = None, *, weights: bool = True)
 def cached_model(name: str, revision: str | None = None, *, weights: bool = True) -> LocalModel | None:
     """The model of a repository in huggingface_hub's cache; None if files are missing. Without network access."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         directory = Path(
@@ -148,6 +149,8 @@ def cached_model(name: str, revision: str | None = None, *, weights: bool = True
         )
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise CheckpointError(f"{clipped(name)}: is no name of a repository of the Hub: {error}") from None
     return LocalModel(directory, directory.name) if _is_complete(directory, weights=weights) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -82,6 +83,8 @@ def read_adapter(directory: str | Path) -> tuple[AdapterConfig, dict[str, Tensor
         name = theirs
         for old, new in TRANSFORMERS_NAMES:
             name = name.replace(old, new)
+        if not math.prod(info.shape):
+            raise CheckpointError(f"{file}: {PREFIX}{theirs} is empty: its shape is {list(info.shape)}")
         module, _, _ = theirs.partition(".lora_")
         found = [replace(info, name=name)]
         if STACKED_NAME.match(name):

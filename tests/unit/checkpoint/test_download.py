@@ -68,6 +68,13 @@ def test_names_of_repositories(name: str, expected: bool) -> None:
     assert names_repository(name) is expected
 
 
+def test_names_that_no_repository_has() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"x/y+\.\.\.: is no name of a repository of the Hub: Repo id must"
+    ):
+        local_model("x/" + "y" * 99)
+
+
 def test_a_directory_comes_first(hub: Hub, tmp_path: Path) -> None:
     Path(NAME).mkdir(parents=True)
     assert local_model(NAME) == download.LocalModel(Path(NAME))

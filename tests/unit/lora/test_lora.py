@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from safetensors.numpy import save_file
 
 from erniekit.checkpoint import hub
 from erniekit.checkpoint.weights import load_model
 from erniekit.errors import CheckpointError, ConfigError
-from erniekit.lora.adapters import load_adapter, read_adapter_index
+from erniekit.lora.adapters import load_adapter, read_adapter, read_adapter_index
 from erniekit.lora.merge import AdapterMerge
 from erniekit.lora.targets import group_matches
 from erniekit.models.config import ErnieConfig
@@ -162,3 +164,16 @@ def _save_base(model: ErnieModel, directory: Path) -> None:
 
     save_weights(model, directory)
     (directory / "config.json").write_text(json.dumps(FLAT))
+
+
+def test_an_empty_adapter_is_refused(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "base_model_name_or_path": "m", "r": 4, "lora_alpha": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    halves = {"A": np.zeros((0, 64), np.float32), "B": np.zeros((64, 0), np.float32)}
+    save_file(
+        {f"{name}{half}.weight": array for half, array in halves.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"lora_A\.weight is empty: its shape is \[0, 64\]"):
+        read_adapter(tmp_path)
