@@ -105,7 +105,7 @@ def evaluate(
 
     from erniekit.display.text import counted
     from erniekit.evaluation.dataset import make_plan
-    from erniekit.evaluation.report import EvalSettings, check_minimums
+    from erniekit.evaluation.report import EvalSettings, check_result
     from erniekit.generation.sampling import Sampling
     from erniekit.kernels.choice import describe_forms
     from erniekit.runtime import compute_dtype, configure
@@ -136,7 +136,7 @@ def evaluate(
         str(source.checkpoint), encoder.template.name, sampling if generate else None, pairs
     )
     _report(result, settings, budget, outputs)
-    check_minimums(result, minimums)
+    check_result(result, minimums)
 
 
 def _model_and_config(

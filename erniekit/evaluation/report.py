@@ -100,10 +100,14 @@ def format_skipped(budget: ErrorBudget) -> list[str]:
     return [*lines, f"  ... and {len(errors) - 3:,} more"] if len(errors) > 3 else lines
 
 
-def check_minimums(evaluation: Evaluation, minimums: Mapping[str, float]) -> None:
-    """Raises VerifyError if a metric is below its minimum, or applies to no answer."""
-    metrics = evaluation.scores.overall.metrics
+def check_result(evaluation: Evaluation, minimums: Mapping[str, float]) -> None:
+    """Raises VerifyError if the loss is NaN or infinite, or a metric is below its minimum or applies to no answer."""
+    loss, metrics = evaluation.scores.overall.loss, evaluation.scores.overall.metrics
     failures = []
+    if loss is not None and not math.isfinite(loss):
+        failures.append(
+            f"the loss is {loss}: the model's weights or its adapter are too large for its numbers"
+        )
     for name, minimum in minimums.items():
         label = "exact match" if name == "exact_match" else name
         if name not in metrics:

@@ -11,7 +11,7 @@ from erniekit.data.encode.stats import ErrorBudget
 from erniekit.errors import ErnieKitError, VerifyError
 from erniekit.evaluation.report import (
     EvalSettings,
-    check_minimums,
+    check_result,
     format_mistakes,
     format_skipped,
     format_summary,
@@ -88,10 +88,10 @@ def test_skipped_samples_are_listed() -> None:
 
 def test_too_low_a_metric_is_an_error() -> None:
     result = evaluation_of(*TWO)
-    check_minimums(result, {})
-    check_minimums(result, {"token_f1": 0.5, "numeric_match": 1.0})
+    check_result(result, {})
+    check_result(result, {"token_f1": 0.5, "numeric_match": 1.0})
     with pytest.raises(VerifyError) as error:
-        check_minimums(result, {"exact_match": 0.9, "token_f1": 0.51, "anls": 0.1})
+        check_result(result, {"exact_match": 0.9, "token_f1": 0.51, "anls": 0.1})
     assert str(error.value) == (
         "exact match 33.33% is below the minimum 90.00%; token_f1 50.00% is below the minimum 51.00%; "
         "anls applies to none of the references"
@@ -209,3 +209,10 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write(TWO[0][1])
         raise RuntimeError
     assert not list(tmp_path.glob("half*"))
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_an_error(total: float) -> None:
+    check_result(evaluation_of(*TWO, a=(1, 9999.0, 1)), {})
+    with pytest.raises(VerifyError, match=r"the loss is (nan|inf): the model's weights"):
+        check_result(evaluation_of(*TWO, a=(1, total, 2)), {})
