@@ -26,6 +26,7 @@ _MANY = 4
 _JSON_BYTES = 256 << 20  # of a JSON file of a model: tokenizers have tens of MB
 _JSON_DEPTH = 100
 _JSON_VALUES = 10_000_000
+_LINE_BYTES = 64 << 20  # of a log or of the answers of an evaluation
 # Files of huggingface_hub, aria2, wget-like tools and browsers during a download.
 _UNFINISHED = ("*.incomplete", "*.aria2", "*.part", "*.partial", "*.crdownload", "*.tmp")
 
@@ -182,11 +183,12 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
     Raises OSError.
     """
-    with file.open("rb") as stream:
-        for line in stream:
+    with open_regular(file) as stream:
+        # Zeros of a crash may be one line of gigabytes: its pieces are no JSON either.
+        for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
                 yield found

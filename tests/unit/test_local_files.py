@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,15 @@ def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     file.write_bytes(b'{"step": 1}\n{"st{"step": 2}\n3\n\0\0\xff\n{"step": 4, "x": NaN}\n{"step": 5')
     assert [line["step"] for line in read_json_lines(file)] == [1, 4]
+
+
+def test_lines_that_nothing_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "_LINE_BYTES", 1000)
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + b'{"a":' * 100_000 + b"\n" + b"\0" * 10_000 + b'\n{"step": 2}\n')
+    assert [line["step"] for line in read_json_lines(file)] == [1, 2]
+    monkeypatch.setattr(local_files, "_LINE_BYTES", 1 << 20)
+    assert [line["step"] for line in read_json_lines(file)] == [1, 2]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a pipe or a device"):
+        list(read_json_lines(tmp_path / "pipe"))
