@@ -242,7 +242,7 @@ def check_identity(
         change = f"was {_short(before)}, is now {_short(now)}"
         if isinstance(now, dict) or isinstance(before, dict):
             change = (changes or {}).get(key, "the content has changed since the run began")
-        lines.append(f"  {key}: {change}")
+        lines.append(f"  {clipped(key)}: {change}")
     if lines:
         raise CheckpointError(
             f"{where}: cannot be resumed with this configuration:\n" + "\n".join(lines) + "\n"
@@ -368,8 +368,7 @@ def _type_problem(state: TrainerState) -> str | None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return clipped(json.dumps(value), 120)
 
 
 def _sync(path: Path) -> None:

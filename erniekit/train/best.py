@@ -12,6 +12,7 @@ from erniekit.checkpoint.best import BEST_FILE, recorded_best, write_best
 from erniekit.checkpoint.state import checkpoint_name, fingerprint
 from erniekit.config import Config
 from erniekit.config.choices import ANSWER_METRICS
+from erniekit.display.text import clipped
 from erniekit.distributed.context import DistributedContext
 from erniekit.train.inputs import Inputs
 from erniekit.train.progress import BestTracker, TrainerProgress
@@ -34,7 +35,7 @@ def check_best(
     """
     best, again = progress.best, "the search for the best checkpoint starts again"
     if metric is not None and best.metric not in ("", metric):
-        log(f"eval.best_metric was {best.metric} and is {metric} now; {again}")
+        log(f"eval.best_metric was {clipped(best.metric)} and is {metric} now; {again}")
         best = BestTracker()
     elif metric is not None and best.value is not None and best.data not in ("", data):
         log(f"data.eval, or how answers to it are generated, has changed; {again}")

@@ -9,6 +9,7 @@ from erniekit.checkpoint.resize import NO_CHANGES, ModelChanges
 from erniekit.checkpoint.state import TrainerState, model_fingerprint
 from erniekit.config import Config
 from erniekit.config.schema import as_recompute
+from erniekit.display.text import clipped
 
 _ROW_SETTINGS = ("max_length", "shuffle", "mix", "stop", "streaming", "buffer")
 
@@ -78,5 +79,5 @@ def changed_settings(saved: dict[str, Any], current: dict[str, Any], prefix: str
         if isinstance(now, dict) and isinstance(before, dict):
             lines += changed_settings(before, now, f"{prefix}{key}.")
         elif before != now:
-            lines.append(f"{prefix}{key}: {before} -> {now}")
+            lines.append(f"{prefix}{key}: {clipped(str(before))} -> {clipped(str(now))}")
     return lines

@@ -16,12 +16,13 @@ from erniekit.data.load.rows import NEW_RUN, PlannedRow, PlannedRows, State
 from erniekit.data.media.item import MediaSpec, decode
 from erniekit.data.media.patches import Patches
 from erniekit.data.store.digests import differ
-from erniekit.display.text import counted
+from erniekit.display.text import clipped, counted
 from erniekit.errors import DataError, ErnieKitError
 
 # Give up after this many consecutive rows without a sample that can be decoded.
 _EMPTY_ROWS = 1000
 _NAMED = 5
+_LONGEST_NAME = 300
 EPOCH_TOLERANCE = 1e-9
 """Tolerance of the comparison with a number of epochs: sums of floats may be slightly too small."""
 # Descriptions of the settings of a source that have no key in the configuration.
@@ -155,7 +156,8 @@ class RowLoader:
             if name in ("fingerprint", "files") or before.get(name) == value:
                 continue
             what = _SETTINGS.get(name, name)
-            changed = f"{what} was {before.get(name)!r} and is now {value!r}, which changes every row"
+            was = clipped(repr(before.get(name)))
+            changed = f"{what} was {was} and is now {value!r}, which changes every row"
             raise DataError(f"cannot continue: {changed}; set it back, or {NEW_RUN}")
         if before.get("fingerprint") != self.source.settings["fingerprint"]:
             raise DataError(
@@ -170,7 +172,11 @@ class RowLoader:
         if not before or not now:
             return "the training data, its template or its tokenizer have changed"
         lines = [f"{name} has changed" for name in now if name in before and differ(before[name], now[name])]
-        lines += [f"{name} is not in data.train any more" for name in before if name not in now]
+        lines += [
+            f"{clipped(name, _LONGEST_NAME)} is not in data.train any more"
+            for name in before
+            if name not in now
+        ]
         lines += [f"{name} is new in data.train" for name in now if name not in before]
         if not lines:
             return self._describe_contents(are_same=before == now)

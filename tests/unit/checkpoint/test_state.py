@@ -281,6 +281,9 @@ def test_identity_names_every_key_that_differs() -> None:
     assert "  data.train: the content has changed since the run began" in text
     assert '  model.freeze: was null, is now ["vision"]' in text
     assert "max_length" not in text
+    with pytest.raises(CheckpointError) as caught:
+        check_identity({"x" * 5000: "y" * 5000}, {}, Path("run/checkpoint-000001"))
+    assert len(str(caught.value)) < 500
 
 
 def test_fingerprint_depends_on_content_and_its_division() -> None:

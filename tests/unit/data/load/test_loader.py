@@ -126,6 +126,16 @@ def test_a_state_of_other_data_or_settings_is_refused(
             make_loader(dataset).load_state_dict({**state, "place": place})
 
 
+def test_what_a_state_says_is_cut_in_messages(dataset: Dataset) -> None:
+    for section in ({"seed": "7" * 5000}, {"fingerprint": "", "files": {"x" * 5000: ["digest"]}}):
+        state = make_loader(dataset).state_dict()
+        state["settings"] = {**state["settings"], **section}
+        with pytest.raises(DataError) as refused:
+            make_loader(dataset).load_state_dict(state)
+        assert "77777..." in str(refused.value) or "xxxxx... is not in data.train" in str(refused.value)
+        assert len(str(refused.value)) < 600
+
+
 def test_moved_data_may_go_on(vl_encoder: Encoder, tmp_path: Path) -> None:
     loaders = []
     for name in ("a", "b"):
