@@ -154,6 +154,19 @@ def _logits(x: Tensor, index: ModalityIndex, gate: Gate) -> Tensor:
     return paddle.where(index.is_vision, gate.logits(wide, 1), gate.logits(wide, 0))
 
 
+def selection_margins(x: Tensor, index: ModalityIndex, gate: Gate, bias: Tensor, moe: MoeConfig) -> Tensor:
+    """How far the last chosen expert of each token is ahead of the next one, as a share of its own p + bias.
+
+    float32 [T]. Where it is near zero, rounding decides.
+    """
+    scores = F.softmax(_logits(x, index, gate), axis=-1) + _of_token(index, bias)
+    if moe.top_k == moe.num_experts:
+        return paddle.ones([x.shape[0]])
+    best, _ = paddle.topk(scores, moe.top_k + 1, axis=-1)
+    last, following = best[:, moe.top_k - 1], best[:, moe.top_k]
+    return (last - following) / last.abs()
+
+
 def _of_token(index: ModalityIndex, bias: Tensor) -> Tensor:
     """The row of `bias` [modalities, experts] of each token's modality, [T, experts] or [experts]."""
     if index.only is not None:

@@ -1,5 +1,6 @@
 """`erniekit verify`: the same logits and answers in Paddle and transformers, and a status that says so."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,18 @@ import typer
 
 from erniekit.checkpoint.hub import read_array, read_index, write_shards
 from erniekit.cli.verify import verify
+from erniekit.data.encode.encoder import make_encoder
+from erniekit.data.load.loader import load_row
 from erniekit.errors import CheckpointError, VerifyError
 from erniekit.export import verify as verify_module
+from erniekit.export.engines.prompts import make_prompts
+from erniekit.export.engines.router_ties import noting_ties
 from erniekit.export.export import export_model
 from erniekit.export.verify import VerifyOptions, verify_model
+from erniekit.generation.load import find_model
 from erniekit.models.specs import TensorSpec
+from erniekit.moe.layer import MoeLayer
+from erniekit.objectives.device_batch import row_inputs
 from tests.integration.training_setup import COLOURS, chats, image_uri, make_model, write_chats
 
 REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "reference_models"
@@ -91,7 +99,8 @@ def test_a_difference_between_the_two_fails(
     from erniekit.export import verify_transformers
 
     def shifted(results: verify_transformers.Results) -> verify_transformers.Results:
-        return verify_transformers.Results([x * 1.001 for x in results.logits], [[5], *results.answers[1:]])
+        logits, answers = [x * 1.001 for x in results.logits], [[5], *results.answers[1:]]
+        return dataclasses.replace(results, logits=logits, answers=answers)
 
     run = verify_transformers._run_paddle
     monkeypatch.setattr(verify_transformers, "_run_paddle", lambda *inputs: shifted(run(*inputs)))
@@ -101,6 +110,37 @@ def test_a_difference_between_the_two_fails(
     printed = capsys.readouterr().out
     assert "result: FAIL, 5 checks failed" in printed
     assert "1 of 2 greedy answers are the same" in printed and f"{data}:1" in printed
+
+
+def test_logits_may_part_where_two_experts_are_equally_probable() -> None:
+    pytest.importorskip("torch")
+    from erniekit.export.verify_transformers import _compare_logits
+
+    theirs = np.ones((4, 3), np.float32)
+    ours = theirs * np.array([[1], [1], [1.01], [1.02]], np.float32)
+
+    def compared(tie: int | None) -> tuple[str, str]:
+        check = _compare_logits("text", ours, theirs, tie)
+        return check.status, check.text.rpartition("(allowed 0.0001)")[2]
+
+    assert compared(None) == compared(0) == ("FAIL", "")
+    assert compared(2) == ("ok", " in the first 2 tokens of 4, before two experts are equally probable")
+    assert compared(3)[0] == "FAIL"
+    same = _compare_logits("text", theirs, theirs, 2)
+    assert same.status == "ok" and same.text.endswith("(allowed 0.0001)")
+
+
+def test_where_two_experts_are_equally_probable(models: dict[str, Path]) -> None:
+    model = find_model(models["moe"]).load()
+    row = row_inputs(load_row([make_prompts(make_encoder(models["moe"]))[0].document], None))
+    gate = next(layer for layer in model.sublayers() if isinstance(layer, MoeLayer)).gate
+    weight = gate.weight.numpy()
+    for copied, expected in ((False, None), (True, 0)):
+        if copied:
+            gate.weight.set_value(np.repeat(weight[1:2], len(weight), 0))
+        with noting_ties(model) as tie:
+            model(row)
+        assert tie.position == expected
 
 
 def test_answers_may_part_where_two_tokens_are_equally_probable() -> None:

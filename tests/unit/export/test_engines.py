@@ -85,6 +85,18 @@ def test_differences_between_two_answers(prompts: dict[str, Prompt]) -> None:
     assert compared(dataclasses.replace(own.answer, input_ids=[1, 2, 4]))[2].endswith(
         "reads other tokens than training"
     )
+    # From the second token on, two experts are equally probable: all but the first log-probability may differ.
+    tied = dataclasses.replace(own, router_tie=1)
+    for found in (answer([4, 7], -0.5, -0.9), answer([6, 1], -0.6, -1.0)):
+        row = compare("engine", prompts["text"], tied, found, 1e-3)
+        assert (row.status, row.difference) == ("ok", 0.0)
+        assert "up to token 1 of prompt and answer: then two experts are equally" in row.remark
+    first = dataclasses.replace(own.answer, prompt_logprobs=[-1.1, -2.0])
+    assert compare("engine", prompts["text"], tied, first, 1e-3).status == "FAIL"
+    assert (
+        compare("engine", prompts["text"], tied, own.answer, 1e-3)
+        == compare("engine", prompts["text"], own, own.answer, 1e-3)
+    )  # fmt: skip
     row = compare("engine 1.0", prompts["text"], own, own.answer, 1e-3)
     assert table([row])[1] == ["engine 1.0", "text", "2 of 2", "0.0e+00", "ok"]
 

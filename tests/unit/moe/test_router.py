@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import paddle
 import pytest
 
 from erniekit.moe.config import MoeConfig
 from erniekit.moe.layer import MoeLayer
-from erniekit.moe.router import ModalityIndex, RouterLossFlags
+from erniekit.moe.router import ModalityIndex, RouterLossFlags, selection_margins
 from tests.closeness import assert_close
 from tests.unit.moe import oracle
 
@@ -97,6 +99,19 @@ def test_a_modality_that_is_absent_adds_nothing(kind: int) -> None:
     for sums in router.sums:
         assert float(sums[1 - kind]) == 0.0
         assert float(sums[kind]) != 0.0
+
+
+def test_how_far_the_last_chosen_expert_is_ahead() -> None:
+    layer, x, index = make_layer(), make_x(), ModalityIndex(MODALITY)
+    bias = layer.moe_statics.e_score_correction_bias
+    margins = selection_margins(paddle.to_tensor(x), index, layer.gate, bias, VL).numpy()
+    for number, modality in enumerate(MODALITY):
+        logits = gate_logits(layer, x[number : number + 1], modality)[0]
+        scores = np.sort(np.exp(logits) / np.exp(logits).sum() + bias.numpy()[modality].astype(np.float64))
+        last, following = scores[-TOP_K], scores[-TOP_K - 1]
+        assert_close(margins[number], (last - following) / last, scale=1.0)
+    all_chosen = dataclasses.replace(VL, top_k=EXPERTS)
+    assert (selection_margins(paddle.to_tensor(x), index, layer.gate, bias, all_chosen).numpy() == 1).all()
 
 
 def test_a_frozen_router_has_statistics_and_no_loss() -> None:
