@@ -57,5 +57,5 @@ def _write_config(run: Path, model: Path, data: Path, settings: dict[str, Any]) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_ends_like_one_that_nobody_killed(tmp_path: Path, method: str) -> None:
-    # A run that ends before its kill is not killed.
-    assert soak(tmp_path, method, 2, seed=1).attempts >= 1
+    # Two processes take longer to start. A run that ends before its kill is not killed.
+    assert soak(tmp_path, method, 2 if METHODS[method].processes == 1 else 1, seed=1).attempts >= 1
