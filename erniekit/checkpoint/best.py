@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from erniekit.checkpoint.state import checkpoint_name
+from erniekit.checkpoint.state import CHECKPOINT_NAME, checkpoint_name
+from erniekit.display.text import clipped
 from erniekit.errors import CheckpointError
 from erniekit.local_files import replacing
 
@@ -49,6 +50,8 @@ def best_checkpoint(run: Path) -> Path:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    if not CHECKPOINT_NAME.fullmatch(name):
+        raise CheckpointError(f"{file}: {clipped(name)!r} is not the name of a checkpoint of this run")
     if not (run / name).is_dir():
         raise CheckpointError(f"{run / name}: the best checkpoint according to {file}, does not exist")
     return run / name
