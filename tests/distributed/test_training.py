@@ -142,7 +142,8 @@ def test_a_second_interrupt_stops_all_processes_at_once(setting: dict[str, Any],
         process.send_signal(signal.SIGTERM)  # another signal is another request, however soon it comes
 
     status, output = signalled(tmp_path, setting | LONG | {"train.rows_per_step": 32}, send)
-    assert status == 130, output
+    # Two signals at once come in any order: each may reach another thread.
+    assert status in (130, 143), output
     assert output.rstrip().endswith("Stopped at once. There is no complete checkpoint."), output
 
 
