@@ -19,7 +19,7 @@ _TOKEN_BYTES = 4
 
 @contextmanager
 def scratch_directory(parent: Path, prefix: str, suffix: str = "", mode: int = 0o777) -> Iterator[Path]:
-    """A new directory in `parent`, whose name begins and ends so. It is removed at the end of the block.
+    """A new directory in `parent` with this prefix and suffix, removed at the end of the block.
 
     Directories of the same prefix and suffix that belong to no living process are removed first. mode: as in
     `Path.mkdir`. Raises OSError.

@@ -166,7 +166,7 @@ def token_id(directory: Path, token: str) -> int | None:
         found = vocabulary.get(token) if isinstance(vocabulary, dict) else None
         return None if found is None else int(found)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-        raise CheckpointError(f"{file}: its tokens are not those of a tokenizer: download it again") from None
+        raise CheckpointError(f"{file}: its tokens are not valid: download it again") from None
 
 
 def write_json(file: Path, content: Json) -> None:

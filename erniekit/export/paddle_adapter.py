@@ -41,7 +41,8 @@ def export_paddle_adapter(
 ) -> AdapterReport:
     """Write the adapter of a run or a checkpoint to `output` for Baidu's tools.
 
-    Arguments and errors are those of `export_adapter`. Also raises CheckpointError for tensors that were trained whole.
+    Takes the arguments of `export_adapter` and raises the same errors. Also raises CheckpointError for tensors that
+    were trained whole.
     """
     output = Path(output)
     check_output(output)

@@ -155,7 +155,7 @@ def _logits(x: Tensor, index: ModalityIndex, gate: Gate) -> Tensor:
 
 
 def selection_margins(x: Tensor, index: ModalityIndex, gate: Gate, bias: Tensor, moe: MoeConfig) -> Tensor:
-    """How far the last chosen expert of each token is ahead of the next one, as a share of its own p + bias.
+    """The margin between each token's last chosen expert and the next one, relative to p + bias of the chosen one.
 
     float32 [T]. Where it is near zero, rounding decides.
     """

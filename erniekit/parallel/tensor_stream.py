@@ -56,7 +56,7 @@ class CompleteTensor(NamedTuple):
 
 
 class AwaitedTensor(NamedTuple):
-    """A tensor that this process writes, and whose complete values come later."""
+    """A tensor that this process writes; its complete values come later."""
 
     spec: TensorSpec
 

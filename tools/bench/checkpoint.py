@@ -9,11 +9,11 @@ before the next one begins, and overlaps only with steps. The last one is left o
 is the first one, which allocates the memory of the copy; its time is in parentheses.
 
 The rates are those of all processes together, beside that of a plain copy of the checkpoint to the same disk, which is
-synced as well. "Training waited" is what the log states: the start of a save, the wait for the copy before the next
-update, and the work of the main process at the end. A save in the background also takes processor time and memory
-bandwidth from the steps beside it: "slower" is the time of the steps up to the next save beyond that of steps beside
-which nothing is written, with the wait before the update. Memory is the peak of the largest process; all of them need
-about 2.5 times the size of a checkpoint.
+synced as well. "Training waited" is what the log states: the start of a save, the waits for copies in the next forward
+pass (sharded weights) and before the next update, and the work of the main process at the end. A save in the background
+also takes processor time and memory bandwidth from the steps beside it: "slower" is the time of the steps up to the
+next save beyond that of steps beside which nothing is written, with the wait before the update. Memory is the peak of
+the largest process; all of them need about 2.5 times the size of a checkpoint.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class FastTokenizer(Protocol):
 
 
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
-_MAX_BYTES = 256 << 20  # of a file; those of large vocabularies have tens of MB
+_MAX_BYTES = 256 << 20  # of a file; a large vocabulary takes tens of MB
 # A normalizer or decoder that replaces texts, several times in a row, may make gigabytes of a word.
 _MAX_GROWTH = 1000
 

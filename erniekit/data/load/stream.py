@@ -93,7 +93,7 @@ class _Contents:
         return {"digest": digest.hexdigest(), "skipped": skipped}
 
     def changed(self, skipped: Mapping[int, SampleError]) -> DataError:
-        """The error if the contents differ from those of a state. skipped: in the state."""
+        """The error to raise if the contents differ from a saved state, which had skipped the samples `skipped`."""
         new = [str(error) for number, error in self.errors.items() if number not in skipped]
         first, last = self.documents[0].sample_id, self.documents[-1].sample_id
         found = (

@@ -1,4 +1,4 @@
-"""Tokens whose experts are chosen by rounding: two implementations may differ from there on."""
+"""Tokens for which rounding decides between two experts: implementations may differ from there on."""
 
 from __future__ import annotations
 
